@@ -1,0 +1,1 @@
+"""pyflannel: a plugin-based overlay network daemon for Linux."""

@@ -1,0 +1,247 @@
+"""The contract for backends (public API).
+
+A backend is a *planner*. From this node's place in the network (:class:`Node`) and one peer's lease it says which
+kernel objects this node should hold; the core compares that with the kernel and writes the difference, again and
+again, for as long as the daemon runs. A backend therefore has no code for creating, repairing or removing anything:
+no event, no retry, no netlink.
+
+Planning is split by peer so that one changed lease among thousands costs the work of one: :meth:`Backend.plan_node`
+gives what the node needs for itself, :meth:`Backend.plan_peer` what it needs for one peer. Both are pure: same
+arguments, same result, no clock, no socket, no state. Two peers whose plans claim one kernel key are settled by the
+core (the lower lease key wins, the other is shown as skipped).
+
+A backend whose packets are moved by a process of its own returns a :class:`DataPlane` from :meth:`Backend.start`.
+
+To write one: subclass :class:`Backend`, register it in the entry point group ``pyflannel.backends`` under the name
+that ``Backend.Type`` has in the network document, and run the conformance kit in :mod:`pyflannel.testing`.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Final, Generic, TypeVar
+
+from pyflannel.errors import ConfigError, PeerRejected
+from pyflannel.kernel.model import (
+    Address,
+    DesiredState,
+    FdbEntry,
+    KernelObject,
+    Link,
+    Neighbour,
+    Route,
+    Sysctl,
+    TunInfo,
+    VxlanInfo,
+)
+from pyflannel.lease import JSON, IPAddress, IPNetwork, Lease, LeaseAttributes, Subnets
+from pyflannel.network import NetworkConfig
+from pyflannel.underlay import Underlay
+
+__all__ = [
+    "API_VERSION",
+    "JSON",
+    "Address",
+    "Backend",
+    "Capabilities",
+    "DataPlane",
+    "DesiredState",
+    "FdbEntry",
+    "IPAddress",
+    "IPNetwork",
+    "KernelObject",
+    "Lease",
+    "LeaseAttributes",
+    "Link",
+    "Neighbour",
+    "NetworkConfig",
+    "NoOptions",
+    "Node",
+    "PeerRejected",
+    "Published",
+    "Route",
+    "Subnets",
+    "Sysctl",
+    "TunInfo",
+    "Underlay",
+    "VxlanInfo",
+    "option",
+    "parse_options",
+]
+
+API_VERSION: Final = 1
+"""The version of this contract. A plugin states the one it was built for as ``api_version``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend can do and needs; the core refuses a network that asks for more.
+
+    :param ipv4: carries IPv4 subnets.
+    :param ipv6: carries IPv6 subnets.
+    :param interface_public_ip: the public address must be the underlay interface's own (no NAT in between).
+    :param untyped_leases: leases without a ``BackendType`` are this backend's (flannel's udp and alloc).
+    :param encrypts: packets on the underlay are unreadable and unforgeable without the nodes' keys.
+    """
+
+    ipv4: bool = True
+    ipv6: bool = False
+    interface_public_ip: bool = False
+    untyped_leases: bool = False
+    encrypts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """This node's place in the network: all that a planner may know of it.
+
+    ``state_dir`` is for what must outlive reboots (private keys). ``node_id`` is stable over reboots and
+    reinstallation of pyflannel.
+    """
+
+    node_id: str
+    network: NetworkConfig
+    underlay: Underlay
+    subnets: Subnets
+    state_dir: Path = Path("/var/lib/pyflannel")
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a node's own lease says to peers: ``BackendData`` and ``BackendV6Data``, each JSON or ``None``."""
+
+    data: JSON = None
+    v6_data: JSON = None
+
+
+@dataclass(frozen=True, slots=True)
+class NoOptions:
+    """The options of a backend that has none."""
+
+
+O = TypeVar("O")  # noqa: E741 - the options of a backend
+
+
+class DataPlane(ABC):
+    """Packets moved by a process of the backend's own; the core feeds it the peers and watches over it.
+
+    Called from the core's loop only. A method must return at once; what takes long happens in the backend's own
+    thread or process.
+    """
+
+    @abstractmethod
+    def put(self, peer: Lease) -> None:
+        """Reach ``peer`` from now on, or in another way than before."""
+
+    @abstractmethod
+    def remove(self, subnets: Subnets) -> None:
+        """Forget the peer that held ``subnets``."""
+
+    @abstractmethod
+    def check(self) -> Mapping[str, str]:
+        """Lease key to reason for every peer that can't be served now; restarts what has died. Called every second."""
+
+    def counters(self) -> Mapping[str, int]:
+        """Named totals since the start, for ``status`` and metrics."""
+        return {}
+
+    @abstractmethod
+    def stop(self) -> None:
+        """The daemon is going away: leave packets flowing if that is possible, else end cleanly. Idempotent."""
+
+
+class Backend(ABC, Generic[O]):
+    """A planner for one kind of overlay.
+
+    Class attributes a backend sets:
+
+    * ``api_version``: the :data:`API_VERSION` it was built for;
+    * ``name``: as in ``Backend.Type``, equal to its entry point's name;
+    * ``Options``: a frozen dataclass for the keys of the ``Backend`` dictionary (see :func:`option`);
+    * ``capabilities``.
+    """
+
+    api_version: ClassVar[int] = API_VERSION
+    name: ClassVar[str]
+    Options: ClassVar[type[Any]] = NoOptions
+    capabilities: ClassVar[Capabilities] = Capabilities()
+
+    def __init__(self, options: O) -> None:
+        self.options = options
+
+    def publish(self, node: Node) -> Published:
+        """What our own lease should carry for peers to reach us."""
+        return Published()
+
+    @abstractmethod
+    def mtu(self, underlay: Underlay) -> int:
+        """The largest packet, in bytes, that containers may send over this overlay without fragmentation."""
+
+    def plan_node(self, node: Node) -> DesiredState:
+        """The kernel objects this node needs whoever its peers are."""
+        return DesiredState()
+
+    def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
+        """The kernel objects that make ``peer`` reachable. Its subnets lie in the network and overlap nobody's.
+
+        :raises PeerRejected: ``peer``'s lease is unusable; the message says why.
+        """
+        return DesiredState()
+
+    def start(self, node: Node) -> DataPlane | None:
+        """Start or take over the backend's own data plane; ``None`` where the kernel moves the packets."""
+        return None
+
+
+def option(key: str, default: Any, doc: str, *, minimum: int | None = None, maximum: int | None = None) -> Any:
+    """A field of a backend's ``Options``: its key in the ``Backend`` dictionary, default, meaning and bounds."""
+    return field(default=default, metadata={"key": key, "doc": doc, "minimum": minimum, "maximum": maximum})
+
+
+def parse_options(
+    kind: type[O], values: Mapping[str, JSON], source: str = "network config"
+) -> tuple[O, tuple[str, ...]]:
+    """Fill a backend's ``Options`` from the ``Backend`` dictionary; keys match without regard to case.
+
+    Fields may be ``bool``, ``int``, ``str`` or one of these ``| None``.
+
+    :returns: the options, and the keys that are unknown (reported, not refused: a newer flannel may know them).
+    :raises ConfigError: a value has the wrong type or is out of bounds.
+    """
+    hints = typing.get_type_hints(kind)
+    declared = {str(item.metadata["key"]).lower(): item for item in fields(kind) if "key" in item.metadata}  # type: ignore[arg-type]
+    arguments: dict[str, JSON] = {}
+    unknown = []
+    for name, value in values.items():
+        item = declared.get(name.lower())
+        if item is None:
+            unknown.append(name)
+            continue
+        if value is None and item.default is not MISSING:
+            continue
+        key, minimum, maximum = (item.metadata[part] for part in ("key", "minimum", "maximum"))
+        accepted = _accepted_type(hints[item.name])
+        if type(value) is not accepted:
+            expected = _TYPE_NAMES.get(accepted, accepted.__name__)
+            raise ConfigError(f"{source}: Backend.{key} is {json.dumps(value)}: must be {expected}")
+        if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
+            bounds = f"between {minimum} and {maximum}" if maximum is not None else f"{minimum} or more"
+            raise ConfigError(f"{source}: Backend.{key} is {value}: must be {bounds}")
+        arguments[item.name] = value
+    return kind(**arguments), tuple(unknown)
+
+
+_TYPE_NAMES = {bool: "true or false", int: "a whole number", str: "a string"}
+
+
+def _accepted_type(hint: Any) -> type:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+    accepted: type = hint
+    return accepted

@@ -1,0 +1,220 @@
+"""What a node's kernel should hold, as frozen values.
+
+Every value has a ``key``: the tuple by which the kernel tells two such objects apart. Two values with one key can't
+both be there; a value that differs from the actual one under the same key is a change in place. Links are named, not
+numbered: an interface index belongs to one life of a device, a name to what we want.
+
+The order of :class:`Kind` is the order of creation (a route needs its link); deletion runs backwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from ipaddress import IPv4Interface, IPv6Interface
+from typing import ClassVar, TypeAlias
+
+from pyflannel.lease import IPAddress, IPNetwork
+
+__all__ = [
+    "Address",
+    "DesiredState",
+    "FdbEntry",
+    "KernelObject",
+    "Key",
+    "Kind",
+    "Link",
+    "LinkInfo",
+    "Neighbour",
+    "Route",
+    "Sysctl",
+    "TunInfo",
+    "VxlanInfo",
+]
+
+IPInterface: TypeAlias = IPv4Interface | IPv6Interface
+
+
+class Kind(IntEnum):
+    """The kinds of kernel objects, in order of creation."""
+
+    LINK = 0
+    SYSCTL = 1
+    ADDRESS = 2
+    NEIGHBOUR = 3
+    FDB = 4
+    ROUTE = 5
+
+
+Key: TypeAlias = tuple[Kind, object, object]
+"""``(kind, ...)``: hashable, comparable only for equality."""
+
+
+@dataclass(frozen=True, slots=True)
+class VxlanInfo:
+    """A VXLAN device (RFC 7348; ``ip-link(8)``, type vxlan).
+
+    ``underlay`` names the interface that carries the encapsulated packets. A device can change ``local`` (within its
+    family) and ``learning`` in place; the other fields need a new device.
+    """
+
+    kind: ClassVar[str] = "vxlan"
+    vni: int
+    port: int
+    local: IPAddress
+    underlay: str
+    gbp: bool = False
+    learning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TunInfo:
+    """A persistent TUN device (``tun.rst`` in the kernel's documentation) that a userspace data plane attaches to."""
+
+    kind: ClassVar[str] = "tun"
+    vnet_hdr: bool = False
+    multi_queue: bool = False
+
+
+LinkInfo: TypeAlias = VxlanInfo | TunInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network device of ours, administratively up.
+
+    ``mac`` is ``xx:xx:xx:xx:xx:xx`` in lower case, ``None`` where the device has none or any will do; ``mtu`` in bytes.
+    """
+
+    name: str
+    info: LinkInfo
+    mtu: int
+    mac: str | None = None
+
+    @property
+    def key(self) -> Key:
+        """By name."""
+        return (Kind.LINK, self.name, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Sysctl:
+    """A kernel parameter, named by its path below ``/proc/sys`` (``net/ipv4/ip_forward``)."""
+
+    path: str
+    value: str
+
+    @property
+    def key(self) -> Key:
+        """By path."""
+        return (Kind.SYSCTL, self.path, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An address on a link of ours."""
+
+    link: str
+    interface: IPInterface
+
+    @property
+    def key(self) -> Key:
+        """By link, address and prefix length."""
+        return (Kind.ADDRESS, self.link, self.interface)
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A permanent neighbour: who has ``address`` on ``link`` (ARP or NDP table)."""
+
+    link: str
+    address: IPAddress
+    mac: str
+
+    @property
+    def key(self) -> Key:
+        """By link and address."""
+        return (Kind.NEIGHBOUR, self.link, self.address)
+
+
+@dataclass(frozen=True, slots=True)
+class FdbEntry:
+    """A permanent forwarding entry of a VXLAN device: frames to ``mac`` go to the VTEP at ``remote``."""
+
+    link: str
+    mac: str
+    remote: IPAddress
+
+    @property
+    def key(self) -> Key:
+        """By link and MAC address."""
+        return (Kind.FDB, self.link, self.mac)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route in the main table.
+
+    ``link`` is ``None`` for a blackhole. ``onlink`` makes the kernel believe that ``gateway`` is on the link.
+    ``metric`` is the route's priority, ``None`` for the family's default (IPv4 0, IPv6 1024).
+    """
+
+    destination: IPNetwork
+    link: str | None
+    gateway: IPAddress | None = None
+    onlink: bool = False
+    source: IPAddress | None = None
+    metric: int | None = None
+
+    @property
+    def effective_metric(self) -> int:
+        """The priority the kernel stores."""
+        if self.metric is not None:
+            return self.metric
+        return 0 if self.destination.version == 4 else 1024
+
+    @property
+    def key(self) -> Key:
+        """By destination and metric."""
+        return (Kind.ROUTE, self.destination, self.effective_metric)
+
+
+KernelObject: TypeAlias = Link | Sysctl | Address | Neighbour | FdbEntry | Route
+
+
+class DesiredState:
+    """A set of kernel objects in which every key occurs once. Immutable; compares by content.
+
+    :raises ValueError: two different objects have one key.
+    """
+
+    __slots__ = ("_objects",)
+
+    def __init__(self, objects: Iterable[KernelObject] = ()) -> None:
+        self._objects: dict[Key, KernelObject] = {}
+        for item in objects:
+            if self._objects.setdefault(item.key, item) != item:
+                raise ValueError(f"two objects for one key: {self._objects[item.key]} and {item}")
+
+    def __iter__(self) -> Iterator[KernelObject]:
+        return iter(self._objects.values())
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DesiredState) and self._objects == other._objects
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"DesiredState({list(self._objects.values())!r})"
+
+    def get(self, key: Key) -> KernelObject | None:
+        """The object under ``key``, if any."""
+        return self._objects.get(key)
+
+    def keys(self) -> Iterable[Key]:
+        """The keys of all objects."""
+        return self._objects.keys()

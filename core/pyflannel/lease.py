@@ -1,0 +1,203 @@
+"""Leases as values: the subnets a node holds, how it can be reached, and the text both have in a store.
+
+A lease is one record of the store. Its *key* names the subnets (``172.16.68.0-24``, dual-stack
+``172.16.68.0-24&fd00:10:0:1::-64``, IPv6-only ``fd00:10:0:1::-64``), its *value* is flannel's JSON document of
+attributes. Both directions live here, so that stores carry opaque text and nothing else knows the schema. Unknown
+attributes are kept and written back: a newer flannel's fields survive a renewal by us.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, NetmaskValueError
+from typing import Any, TypeAlias
+
+from pyflannel.errors import MalformedError
+
+__all__ = ["JSON", "IPAddress", "IPNetwork", "Lease", "LeaseAttributes", "Subnets"]
+
+IPAddress: TypeAlias = IPv4Address | IPv6Address
+IPNetwork: TypeAlias = IPv4Network | IPv6Network
+JSON: TypeAlias = Any
+"""A value as :func:`json.loads` returns it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subnets:
+    """The subnets one lease covers: an IPv4 network, an IPv6 network, or one of each."""
+
+    ipv4: IPv4Network | None = None
+    ipv6: IPv6Network | None = None
+
+    def __post_init__(self) -> None:
+        if self.ipv4 is None and self.ipv6 is None:
+            raise MalformedError("a lease needs an IPv4 or an IPv6 subnet")
+
+    def __str__(self) -> str:
+        return " ".join(str(subnet) for subnet in self.each)
+
+    @property
+    def each(self) -> tuple[IPNetwork, ...]:
+        """The subnets that are present, IPv4 first."""
+        return tuple(subnet for subnet in (self.ipv4, self.ipv6) if subnet is not None)
+
+    @property
+    def key(self) -> str:
+        """The lease's key in a store, as flannel writes it."""
+        return "&".join(f"{subnet.network_address}-{subnet.prefixlen}" for subnet in self.each)
+
+    @classmethod
+    def from_key(cls, key: str) -> Subnets:
+        """Parse a lease's key.
+
+        :raises MalformedError: it is not a subnet key, or its addresses have host bits set.
+        """
+        first, separator, second = key.partition("&")
+        try:
+            if separator:
+                return cls(_ipv4_from_key(first), _ipv6_from_key(second))
+            if ":" in first:
+                return cls(None, _ipv6_from_key(first))
+            return cls(_ipv4_from_key(first), None)
+        except (AddressValueError, NetmaskValueError, ValueError) as error:
+            raise MalformedError(
+                f"lease key {key!r}: {error}; expected a subnet such as 172.16.68.0-24 or 172.16.68.0-24&fd00:10:0:1::-64"
+            ) from None
+
+    def overlaps(self, other: Subnets) -> bool:
+        """Whether any address belongs to both."""
+        return (self.ipv4 is not None and other.ipv4 is not None and self.ipv4.overlaps(other.ipv4)) or (
+            self.ipv6 is not None and other.ipv6 is not None and self.ipv6.overlaps(other.ipv6)
+        )
+
+
+def _split_key(part: str) -> tuple[str, int]:
+    address, separator, length = part.rpartition("-")
+    if not separator or not (length.isascii() and length.isdigit()):
+        raise ValueError(f"{part!r} has no prefix length")
+    return address, int(length)
+
+
+def _ipv4_from_key(part: str) -> IPv4Network:
+    address, length = _split_key(part)
+    return IPv4Network((IPv4Address(address), length))
+
+
+def _ipv6_from_key(part: str) -> IPv6Network:
+    address, length = _split_key(part)
+    if "%" in address:
+        raise ValueError(f"{address!r} has a scope")
+    return IPv6Network((IPv6Address(address), length))
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseAttributes:
+    """How a node can be reached: the value of its lease.
+
+    ``backend_type`` is ``None`` where the document has none (flannel's udp and alloc backends). ``backend_data`` and
+    ``backend_v6_data`` are whatever the backend published. ``node_id`` is pyflannel's own addition, ``None`` on a
+    lease that flanneld wrote. ``extra`` keeps the keys we don't know.
+    """
+
+    public_ip: IPv4Address | None = None
+    public_ipv6: IPv6Address | None = None
+    backend_type: str | None = None
+    backend_data: JSON = None
+    backend_v6_data: JSON = None
+    node_id: str | None = None
+    extra: Mapping[str, JSON] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, text: str) -> LeaseAttributes:
+        """Parse a lease's value.
+
+        :raises MalformedError: not a JSON object, or a field has the wrong type.
+        """
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise MalformedError(f"lease value is not JSON: {error}") from None
+        if not isinstance(document, dict):
+            raise MalformedError(f"lease value is not a JSON object but {type(document).__name__}")
+        known = {_KNOWN[name.lower()]: value for name, value in document.items() if name.lower() in _KNOWN}
+        try:
+            return cls(
+                public_ip=_optional(IPv4Address, known, "PublicIP"),
+                public_ipv6=_optional(IPv6Address, known, "PublicIPv6"),
+                backend_type=_optional(str, known, "BackendType"),
+                backend_data=known.get("BackendData"),
+                backend_v6_data=known.get("BackendV6Data"),
+                node_id=_optional(str, known, "NodeID"),
+                extra={name: value for name, value in document.items() if name.lower() not in _KNOWN},
+            )
+        except AddressValueError as error:
+            raise MalformedError(f"lease value has a bad address: {error}") from None
+
+    def to_json(self) -> str:
+        """The document as flannel writes it: one line, both public addresses always present, the rest when set."""
+        document: dict[str, JSON] = {
+            "PublicIP": str(self.public_ip) if self.public_ip else None,
+            "PublicIPv6": str(self.public_ipv6) if self.public_ipv6 else None,
+        }
+        optional = {
+            "BackendType": self.backend_type,
+            "BackendData": self.backend_data,
+            "BackendV6Data": self.backend_v6_data,
+            "NodeID": self.node_id,
+        }
+        document.update((name, value) for name, value in optional.items() if value is not None)
+        document.update(self.extra)
+        return json.dumps(document, separators=(",", ":"))
+
+    def same_node(self, other: LeaseAttributes) -> bool:
+        """Whether two leases were written by one node, as far as one can tell.
+
+        The node id decides when both carry one. flanneld writes none and takes the public address for the identity,
+        so that is what is compared otherwise.
+        """
+        if self.node_id is not None and other.node_id is not None:
+            return self.node_id == other.node_id
+        if self.public_ip is not None and other.public_ip is not None:
+            return self.public_ip == other.public_ip
+        return self.public_ipv6 is not None and self.public_ipv6 == other.public_ipv6
+
+
+_KNOWN = {
+    name.lower(): name for name in ("PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "NodeID")
+}
+
+
+def _optional(make: Any, document: Mapping[str, JSON], name: str) -> Any:
+    value = document.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise MalformedError(f"lease value: {name} is {value!r}, expected a string")
+    return make(value) if value or make is str else None
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One node's place in the overlay: its subnets and how to reach them."""
+
+    subnets: Subnets
+    attributes: LeaseAttributes
+
+    @property
+    def key(self) -> str:
+        """The lease's key in a store."""
+        return self.subnets.key
+
+    @classmethod
+    def from_record(cls, key: str, value: str) -> Lease:
+        """Read a lease from a store's key and value.
+
+        :raises MalformedError: either can't be read.
+        """
+        return cls(Subnets.from_key(key), LeaseAttributes.from_json(value))
+
+    def with_attributes(self, attributes: LeaseAttributes) -> Lease:
+        """The same subnets, reachable in another way."""
+        return replace(self, attributes=attributes)

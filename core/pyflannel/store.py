@@ -1,0 +1,271 @@
+"""The contract for stores (public API).
+
+A store keeps two things for a whole cluster: the *network document* and one *record* per lease. Records are a key, a
+text and an expiry; their meaning (JSON, subnets, backends) is the core's business, so a driver is a thin, honest
+adapter to its server:
+
+* it never parses a value, and never drops a record because its key or text looks odd;
+* it changes a record only if nobody else has (compare-and-swap on ``Record.version``);
+* it says exactly which of "refused", "unreachable" and "somebody else was first" happened.
+
+Threads: the core calls every method from one thread at a time, except that an open :class:`Watch` is iterated in a
+thread of its own, and that ``close()`` of a store or a watch may come from any thread and must end a blocked iteration.
+Every call must come back within :data:`CALL_TIMEOUT` seconds or raise
+:class:`~pyflannel.errors.StoreUnavailableError`; the core does all waiting and retrying.
+
+To write one: subclass :class:`Store`, register it in the entry point group ``pyflannel.stores`` under its URL scheme,
+and run the conformance kit in :mod:`pyflannel.testing`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import ClassVar, Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from pyflannel.errors import ConfigError
+
+__all__ = [
+    "API_VERSION",
+    "CALL_TIMEOUT",
+    "CONFIG_KEY",
+    "Batch",
+    "Change",
+    "Record",
+    "Snapshot",
+    "Store",
+    "StoreLocation",
+    "Watch",
+]
+
+API_VERSION: Final = 1
+"""The version of this contract. A plugin states the one it was built for as ``api_version``."""
+
+CALL_TIMEOUT: Final = 5.0
+"""Seconds within which every call of a driver must have an answer or raise."""
+
+CONFIG_KEY: Final = "config"
+"""The key of the network document in a :class:`Change`; no lease has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A key, its text, and what the driver needs to change it safely.
+
+    :param key: the lease's key (``172.16.68.0-24``), or :data:`CONFIG_KEY`; no path, no prefix.
+    :param value: the text, exactly as stored.
+    :param version: an opaque token that differs after every change of the value; compared, never ordered.
+    :param permanent: the record has no expiry: the network document, or a reservation.
+    :param ttl: seconds the record still lives, where the driver knows without asking for each record; else ``None``.
+    :param handle: the driver's own name for the expiry (an etcd lease, a Consul session); opaque to the core.
+    """
+
+    key: str
+    value: str
+    version: str
+    permanent: bool = False
+    ttl: float | None = None
+    handle: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that a store holds, as of one moment: ``watch(revision)`` continues without a gap."""
+
+    revision: str
+    config: Record | None
+    leases: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One key's new state; ``record`` is ``None`` when it was deleted or has expired."""
+
+    key: str
+    record: Record | None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Changes in the order they happened. May be empty, when only the revision moved on.
+
+    Several changes of one key may be folded into its last. A renewal that leaves the value alone need not appear.
+    """
+
+    revision: str
+    changes: tuple[Change, ...] = ()
+
+
+class Watch(ABC):
+    """An open stream of changes. Iterating blocks until there is a batch; ``close()`` ends it from any thread."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    @abstractmethod
+    def __next__(self) -> Batch:
+        """Wait for the next batch.
+
+        :raises StopIteration: the watch was closed.
+        :raises HistoryGoneError: changes were missed; take a new snapshot.
+        :raises StoreUnavailableError: the stream broke; opening a watch at the last revision may go on without a gap.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the stream. Idempotent, callable from any thread."""
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Store(ABC):
+    """A driver for one kind of store.
+
+    Class attributes a driver sets:
+
+    * ``api_version``: the :data:`API_VERSION` it was built for;
+    * ``scheme``: the URL scheme it answers to, equal to its entry point's name;
+    * ``options``: option name to one line of help, for ``?name=value`` in the URL and keys of the ``[store]`` table;
+    * ``secret_options``: those that must never be shown.
+
+    Constructing a driver validates the location and may not touch the network: ``ConfigError`` is all it may raise.
+    """
+
+    api_version: ClassVar[int] = API_VERSION
+    scheme: ClassVar[str]
+    options: ClassVar[Mapping[str, str]] = {}
+    secret_options: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, location: StoreLocation) -> None:
+        location.check_options(self.options)
+        self.location = location
+
+    @abstractmethod
+    def read_config(self) -> Record | None:
+        """The network document, or ``None`` if there is none."""
+
+    @abstractmethod
+    def write_config(self, value: str, expected: Record | None) -> Record:
+        """Write the network document if it is still ``expected`` (``None``: absent).
+
+        :raises ConflictError: it is not.
+        """
+
+    @abstractmethod
+    def snapshot(self) -> Snapshot:
+        """Everything, in one round trip where the server can: never a call per lease."""
+
+    @abstractmethod
+    def create(self, key: str, value: str, ttl: float | None) -> Record:
+        """Create a lease's record if the key is absent; it expires in ``ttl`` seconds, never if ``None``.
+
+        An answer that got lost is settled here by reading back: if the key holds what we wrote, we wrote it.
+
+        :raises ConflictError: the key exists.
+        """
+
+    @abstractmethod
+    def update(self, record: Record, value: str, ttl: float | None) -> Record:
+        """Replace ``record``'s value and expiry if it is unchanged. A permanent record stays permanent.
+
+        :raises ConflictError: it was changed, deleted or has expired.
+        """
+
+    @abstractmethod
+    def renew(self, record: Record, ttl: float) -> Record:
+        """Put off ``record``'s expiry to ``ttl`` seconds from now, leaving the value alone.
+
+        A permanent record is returned as it is.
+
+        :raises ConflictError: it was deleted, has expired, or belongs to somebody else now.
+        """
+
+    @abstractmethod
+    def delete(self, record: Record) -> None:
+        """Delete ``record`` if it is unchanged; it is no error if it is already gone.
+
+        :raises ConflictError: it was changed.
+        """
+
+    @abstractmethod
+    def watch(self, revision: str) -> Watch:
+        """Changes after ``revision``, which came from a snapshot or a batch of this object or, where
+        the server keeps history, of another one. Errors come from iterating."""
+
+    def time_to_live(self, records: Iterable[Record]) -> Mapping[str, float | None]:
+        """Key to remaining seconds (``None``: permanent or unknown). May cost a call each: for display and migration."""
+        return {record.key: record.ttl for record in records}
+
+    def close(self) -> None:  # noqa: B027 - a driver that holds nothing has nothing to do
+        """Let go of connections and files; ends all watches. Idempotent."""
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLocation:
+    """Where a store is: ``scheme://host:port,host:port/path?option=value``, or the same as a table.
+
+    ``hosts`` are ``host[:port]`` texts as written; ``path`` begins with ``/`` or is empty.
+    """
+
+    scheme: str
+    hosts: tuple[str, ...] = ()
+    path: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, url: str, options: Mapping[str, str] | None = None) -> StoreLocation:
+        """Read a URL; ``options`` are added to those of its query and win over them.
+
+        :raises ConfigError: it is not a URL, or carries a password (that is an option: from a file or the environment).
+        """
+        parts = urlsplit(url)
+        if not parts.scheme or "://" not in url:
+            raise ConfigError(
+                f"store {url!r}: expected a URL such as file:///var/lib/pyflannel or etcd://127.0.0.1:2379/coreos.com/network"
+            )
+        if "@" in parts.netloc:
+            raise ConfigError(
+                f"store {parts.scheme}://...@{parts.netloc.rpartition('@')[2]}: credentials don't belong in a URL, "
+                "which process lists show; use the driver's options (a password file, or the environment)"
+            )
+        if parts.fragment:
+            raise ConfigError(f"store {url!r}: {'#' + parts.fragment!r} has no meaning here")
+        hosts = tuple(host for host in parts.netloc.split(",") if host)
+        try:
+            query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+        except ValueError:
+            raise ConfigError(f"store {url!r}: {parts.query!r} is not of the form name=value&name=value") from None
+        return cls(parts.scheme, hosts, unquote(parts.path), {**query, **(options or {})})
+
+    def check_options(self, known: Mapping[str, str]) -> None:
+        """Refuse options that ``known`` does not name.
+
+        :raises ConfigError: naming the option and the nearest known one.
+        """
+        for name in self.options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are: {', '.join(sorted(known)) or 'none'}"
+                raise ConfigError(f"store {self.scheme}: unknown option {name!r}; {hint}")
+
+    def __str__(self) -> str:
+        """The URL without its options, which may hold secrets."""
+        return f"{self.scheme}://{','.join(self.hosts)}{self.path}"

@@ -1,0 +1,57 @@
+"""Three source roots, one distribution: the framework (core), the in-tree backends and the in-tree stores."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOTS = {"pyflannel": "core", "pyflannel_backends": "backends", "pyflannel_stores": "stores"}
+
+EXTRAS = {
+    "consul": ["py-consul>=1.5"],
+    "udp": ["numpy>=1.24"],
+    "metrics": ["prometheus-client>=0.20"],
+}
+
+setup(
+    name="pyflannel",
+    version="0.1.0",
+    description="A plugin-based overlay network daemon for Linux, wire-compatible with flannel",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    package_dir={package: f"{root}/{package}" for package, root in ROOTS.items()},
+    packages=[package for root in ROOTS.values() for package in find_packages(root, include=["pyflannel*"])],
+    package_data={package: ["py.typed"] for package in ROOTS},
+    install_requires=[
+        "click>=8.1",
+        "cryptography>=41",
+        "etcd3>=0.12.0",
+        "grpcio>=1.60",
+        "protobuf>=3.20.3",
+        "pyroute2>=0.9.1",
+        "rich>=13",
+        "stevedore>=5.1",
+        "tomli>=2; python_version < '3.11'",
+    ],
+    extras_require={**EXTRAS, "all": sorted({item for items in EXTRAS.values() for item in items})},
+    entry_points={
+        "console_scripts": ["pyflannel = pyflannel.cli:main"],
+        "pyflannel.backends": [
+            "vxlan = pyflannel_backends.vxlan:VxlanBackend",
+        ],
+        "pyflannel.stores": [
+            "file = pyflannel_stores.file:FileStore",
+        ],
+    },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: No Input/Output (Daemon)",
+        "Intended Audience :: System Administrators",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: System :: Networking",
+        "Typing :: Typed",
+    ],
+)
