@@ -63,7 +63,7 @@ class Subnets:
             return cls(_ipv4_from_key(first), None)
         except (AddressValueError, NetmaskValueError, ValueError) as error:
             raise MalformedError(
-                f"lease key {key!r}: {error}; expected a subnet such as 172.16.68.0-24 or 172.16.68.0-24&fd00:10:0:1::-64"
+                f"lease key {key!r}: {error}; expected 172.16.68.0-24, fd00:10:0:1::-64 or both joined by '&'"
             ) from None
 
     def overlaps(self, other: Subnets) -> bool:

@@ -226,7 +226,7 @@ def _family(document: _Document, prefix: str, kind: type[N], rules: _Rules) -> F
     network = _network(document, network_key, kind, rules)
     length = document.integer(len_key)
     if length is None:
-        length = rules.subnet_len if network.prefixlen <= rules.subnet_len - 2 else network.prefixlen + 2
+        length = max(rules.subnet_len, network.prefixlen + 2)
     elif not network.prefixlen + 2 <= length <= rules.bits - 2:
         raise document.error(
             len_key,

@@ -203,7 +203,7 @@ class Store(ABC):
         the server keeps history, of another one. Errors come from iterating."""
 
     def time_to_live(self, records: Iterable[Record]) -> Mapping[str, float | None]:
-        """Key to remaining seconds (``None``: permanent or unknown). May cost a call each: for display and migration."""
+        """Key to remaining seconds (``None``: permanent or unknown). May cost a call each: display and migration."""
         return {record.key: record.ttl for record in records}
 
     def close(self) -> None:  # noqa: B027 - a driver that holds nothing has nothing to do

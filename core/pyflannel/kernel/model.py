@@ -13,14 +13,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Interface, IPv6Interface
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Final, TypeAlias
 
 from pyflannel.lease import IPAddress, IPNetwork
 
 __all__ = [
+    "OWNER",
+    "ROUTE_PROTOCOL",
     "Address",
     "DesiredState",
     "FdbEntry",
+    "ForeignInfo",
     "KernelObject",
     "Key",
     "Kind",
@@ -32,6 +35,12 @@ __all__ = [
     "TunInfo",
     "VxlanInfo",
 ]
+
+OWNER: Final = "pyflannel"
+"""The alias (``ip link set alias``) by which we recognise devices that we made."""
+
+ROUTE_PROTOCOL: Final = 241
+"""The routing protocol number (``rtnetlink(7)``, rtm_protocol) of every route that we write."""
 
 IPInterface: TypeAlias = IPv4Interface | IPv6Interface
 
@@ -77,20 +86,31 @@ class TunInfo:
     multi_queue: bool = False
 
 
-LinkInfo: TypeAlias = VxlanInfo | TunInfo
+@dataclass(frozen=True, slots=True)
+class ForeignInfo:
+    """A device of a kind that we don't create; only ever actual, never desired."""
+
+    kind: str
+
+
+LinkInfo: TypeAlias = VxlanInfo | TunInfo | ForeignInfo
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network device of ours, administratively up.
+    """A network device of ours.
 
     ``mac`` is ``xx:xx:xx:xx:xx:xx`` in lower case, ``None`` where the device has none or any will do; ``mtu`` in bytes.
+    ``up`` is the administrative state. ``marked`` says that the device carries our mark (its alias, see
+    :data:`OWNER`): a device of the right kind that flanneld left unmarked is adopted by marking it.
     """
 
     name: str
     info: LinkInfo
     mtu: int
     mac: str | None = None
+    up: bool = True
+    marked: bool = True
 
     @property
     def key(self) -> Key:

@@ -1,0 +1,91 @@
+"""The port through which the tracker sees and changes a kernel: dump, write, and be told.
+
+Two implementations: :mod:`~pyflannel.kernel.netlink` talks to the real kernel, :mod:`~pyflannel.kernel.twin` is a
+kernel in memory whose calls can be made to fail. Both pass one test suite.
+
+What a port reports as *actual* are the same frozen values that planners produce, restricted to what is ours or stands
+in our way: links that carry our mark or have a name in the :class:`Scope`; all addresses, permanent neighbours and
+permanent FDB entries with a remote on those links; routes of the main table that have our protocol number or leave
+through those links. Link-local addresses and what the kernel makes by itself (multicast, local table, connected
+routes) are not reported.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pyflannel.errors import KernelError
+from pyflannel.kernel.model import KernelObject, Key
+
+__all__ = ["KernelPort", "Notice", "Scope", "Write"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """The names we want to have, whether or not they carry our mark yet."""
+
+    links: frozenset[str] = frozenset()
+    sysctls: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One change: create (no ``old``), replace in place, or delete (no ``new``). Both have the same key."""
+
+    old: KernelObject | None
+    new: KernelObject | None
+
+    @property
+    def key(self) -> Key:
+        """The key that changes."""
+        item = self.new or self.old
+        if item is None:
+            raise ValueError("a write needs an object")
+        return item.key
+
+
+@dataclass(slots=True)
+class Notice:
+    """What the kernel told since the last :meth:`KernelPort.poll`.
+
+    ``changes`` maps the key of an object in scope to its new state, ``None`` when it is gone. ``interfaces`` are the
+    names of links that were created, deleted, renamed, set up or down, or changed in MTU, MAC or addresses, and of
+    those whose foreign routes changed. ``resync`` asks for a new dump: messages were lost, or a link of ours came, went
+    or went down, which takes objects along without a word about each.
+    """
+
+    changes: dict[Key, KernelObject | None] = field(default_factory=dict)
+    interfaces: set[str] = field(default_factory=set)
+    resync: bool = False
+
+
+class KernelPort(ABC):
+    """See the module's docstring. Used from one thread."""
+
+    @abstractmethod
+    def dump(self, scope: Scope) -> dict[Key, KernelObject]:
+        """Everything of ours that is there now. ``scope`` holds for later notifications too.
+
+        :raises KernelError: the kernel can't be read (a missing right, no netlink).
+        """
+
+    @abstractmethod
+    def apply(self, writes: Sequence[Write]) -> Mapping[Key, KernelError]:
+        """Make the changes: deletions first, in reverse order of kind, then the rest in order of kind.
+
+        :returns: the keys that failed, each with the reason; all others are done. Deleting what is gone is done.
+        """
+
+    @abstractmethod
+    def fileno(self) -> int:
+        """Readable when :meth:`poll` has something to tell."""
+
+    @abstractmethod
+    def poll(self) -> Notice:
+        """Collect what was notified; never blocks."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the kernel, leaving everything as it is. Idempotent."""
