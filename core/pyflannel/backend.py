@@ -71,8 +71,10 @@ __all__ = [
     "TunInfo",
     "Underlay",
     "VxlanInfo",
+    "forwarding",
     "option",
     "parse_options",
+    "route_via_underlay",
 ]
 
 API_VERSION: Final = 1
@@ -199,6 +201,16 @@ class Backend(ABC, Generic[O]):
         return None
 
 
+def forwarding(version: int) -> Sysctl:
+    """The kernel parameter that lets a node forward packets of IP version 4 or 6."""
+    return Sysctl("net/ipv4/ip_forward" if version == 4 else "net/ipv6/conf/all/forwarding", "1")
+
+
+def route_via_underlay(node: Node, subnet: IPNetwork, gateway: IPAddress) -> Route:
+    """An unencapsulated route to a peer's ``subnet`` through its address on the underlay's link."""
+    return Route(subnet, node.underlay.interface, gateway)
+
+
 def option(key: str, default: Any, doc: str, *, minimum: int | None = None, maximum: int | None = None) -> Any:
     """A field of a backend's ``Options``: its key in the ``Backend`` dictionary, default, meaning and bounds."""
     return field(default=default, metadata={"key": key, "doc": doc, "minimum": minimum, "maximum": maximum})
@@ -231,10 +243,15 @@ def parse_options(
             expected = _TYPE_NAMES.get(accepted, accepted.__name__)
             raise ConfigError(f"{source}: Backend.{key} is {json.dumps(value)}: must be {expected}")
         if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
-            bounds = f"between {minimum} and {maximum}" if maximum is not None else f"{minimum} or more"
-            raise ConfigError(f"{source}: Backend.{key} is {value}: must be {bounds}")
+            raise ConfigError(f"{source}: Backend.{key} is {value}: must be {_bounds(minimum, maximum)}")
         arguments[item.name] = value
     return kind(**arguments), tuple(unknown)
+
+
+def _bounds(minimum: int | None, maximum: int | None) -> str:
+    if minimum is None:
+        return f"{maximum} or less"
+    return f"{minimum} or more" if maximum is None else f"between {minimum} and {maximum}"
 
 
 _TYPE_NAMES = {bool: "true or false", int: "a whole number", str: "a string"}

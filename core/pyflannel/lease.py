@@ -43,6 +43,10 @@ class Subnets:
         """The subnets that are present, IPv4 first."""
         return tuple(subnet for subnet in (self.ipv4, self.ipv6) if subnet is not None)
 
+    def of(self, version: int) -> IPNetwork | None:
+        """The subnet of IP version 4 or 6."""
+        return self.ipv4 if version == 4 else self.ipv6
+
     @property
     def key(self) -> str:
         """The lease's key in a store, as flannel writes it."""
@@ -108,6 +112,14 @@ class LeaseAttributes:
     backend_v6_data: JSON = None
     node_id: str | None = None
     extra: Mapping[str, JSON] = field(default_factory=dict)
+
+    def public(self, version: int) -> IPAddress | None:
+        """The public address of IP version 4 or 6."""
+        return self.public_ip if version == 4 else self.public_ipv6
+
+    def data(self, version: int) -> JSON:
+        """What the backend published for IP version 4 or 6."""
+        return self.backend_data if version == 4 else self.backend_v6_data
 
     @classmethod
     def from_json(cls, text: str) -> LeaseAttributes:
@@ -175,7 +187,9 @@ def _optional(make: Any, document: Mapping[str, JSON], name: str) -> Any:
         return None
     if not isinstance(value, str):
         raise MalformedError(f"lease value: {name} is {value!r}, expected a string")
-    return make(value) if value or make is str else None
+    if "%" in value and make is IPv6Address:
+        raise MalformedError(f"lease value: {name} is {value!r}, an address with a scope")
+    return make(value) if value else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -86,6 +87,15 @@ class NetworkConfig:
     def families(self) -> tuple[FamilyConfig[IPv4Network] | FamilyConfig[IPv6Network], ...]:
         """The families in use, IPv4 first."""
         return tuple(family for family in (self.ipv4, self.ipv6) if family is not None)
+
+    def family(self, version: int) -> FamilyConfig[IPv4Network] | FamilyConfig[IPv6Network] | None:
+        """The half for IP version 4 or 6; ``None`` if it is switched off."""
+        return self.ipv4 if version == 4 else self.ipv6
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The IP versions in use, 4 first."""
+        return tuple(version for version in (4, 6) if self.family(version) is not None)
 
     def contains(self, subnets: Subnets) -> bool:
         """Whether ``subnets`` lie inside this network, in just the families it uses."""
@@ -199,12 +209,16 @@ class _Document:
         if value is None:
             return None
         try:
-            address = ip_address(value) if isinstance(value, str) else None
+            address = ip_address(value) if isinstance(value, str) and "%" not in value else None
         except ValueError:
             address = None
         if address is None or address.version != version:
             raise self.error(key, value, f"must be an IPv{version} address")
         return address
+
+
+_CIDR = re.compile(r"[0-9A-Fa-f.:]+/[0-9]+")
+"""What Go reads as a network; :mod:`ipaddress` would take netmasks and scopes too, and flanneld would not start."""
 
 
 class _Rules(NamedTuple):
@@ -225,7 +239,7 @@ def _family(document: _Document, prefix: str, kind: type[N], rules: _Rules) -> F
     network_key, len_key = f"{prefix}Network", f"{prefix}SubnetLen"
     network = _network(document, network_key, kind, rules)
     length = document.integer(len_key)
-    if length is None:
+    if not length:  # 0 is Go's way of saying absent
         length = max(rules.subnet_len, network.prefixlen + 2)
     elif not network.prefixlen + 2 <= length <= rules.bits - 2:
         raise document.error(
@@ -250,7 +264,7 @@ def _network(document: _Document, key: str, kind: type[N], rules: _Rules) -> N:
     if text is None:
         raise document.missing(key, f"EnableIPv{rules.version} needs the overlay's network, such as {rules.example}")
     try:
-        network = ip_network(text, strict=False) if isinstance(text, str) and "/" in text else None
+        network = ip_network(text, strict=False) if isinstance(text, str) and _CIDR.fullmatch(text) else None
     except ValueError:
         network = None
     if not isinstance(network, kind):

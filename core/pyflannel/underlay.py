@@ -38,6 +38,14 @@ class Underlay:
     public_ipv6: IPv6Address | None = None
     routes: tuple[UnderlayRoute, ...] = ()
 
+    def public(self, version: int) -> IPAddress | None:
+        """The public address of IP version 4 or 6."""
+        return self.public_ipv4 if version == 4 else self.public_ipv6
+
+    def local(self, version: int) -> IPAddress | None:
+        """The interface's own address of IP version 4 or 6."""
+        return self.ipv4 if version == 4 else self.ipv6
+
     def is_onlink(self, address: IPAddress) -> bool:
         """Whether ``address`` is a neighbour on the underlay: its most specific route has no gateway."""
         matching = [

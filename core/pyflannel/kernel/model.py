@@ -10,7 +10,7 @@ The order of :class:`Kind` is the order of creation (a route needs its link); de
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import ClassVar, Final, TypeAlias
@@ -120,10 +120,14 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Sysctl:
-    """A kernel parameter, named by its path below ``/proc/sys`` (``net/ipv4/ip_forward``)."""
+    """A kernel parameter, named by its path below ``/proc/sys`` (``net/ipv4/ip_forward``).
+
+    An ``optional`` one is left alone where the kernel has no such parameter.
+    """
 
     path: str
     value: str
+    optional: bool = field(default=False, compare=False)
 
     @property
     def key(self) -> Key:

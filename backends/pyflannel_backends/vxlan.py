@@ -1,0 +1,154 @@
+"""vxlan, the reference backend: one VXLAN device per address family, all peers in its forwarding table.
+
+A node is its own VTEP. For every peer the kernel gets three entries, and never has to ask anybody: the *route* sends
+the peer's subnet to the subnet's own network address as a gateway on the device; a permanent *neighbour* says which
+MAC address that gateway has; a permanent *FDB* entry says behind which underlay address that MAC lives. With
+``DirectRouting`` a peer on the same link needs none of this, only a route through its public address.
+
+The MAC address of our VTEP is computed from the node's identity and subnet: it survives restarts and reboots without
+being written down anywhere, and no two nodes share it, not even clones with one machine id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_interface
+from typing import Final
+
+from pyflannel.backend import (
+    Address,
+    Backend,
+    Capabilities,
+    DesiredState,
+    FdbEntry,
+    KernelObject,
+    Lease,
+    Link,
+    Neighbour,
+    Node,
+    PeerRejected,
+    Published,
+    Route,
+    Sysctl,
+    Underlay,
+    VxlanInfo,
+    forwarding,
+    option,
+    route_via_underlay,
+)
+
+OVERHEAD: Final = {4: 50, 6: 70}
+"""Bytes that VXLAN adds: outer IP header, UDP (8), VXLAN (8) and the inner Ethernet header (14); RFC 7348, 5."""
+
+
+@dataclass(frozen=True, slots=True)
+class VxlanOptions:
+    """The keys of ``Backend`` in the network document."""
+
+    vni: int = option("VNI", 1, "VXLAN network identifier", minimum=0, maximum=0xFFFFFF)
+    port: int = option("Port", 8472, "UDP port of the encapsulated packets; 0: the kernel's", minimum=0, maximum=65535)
+    gbp: bool = option("GBP", False, "carry VXLAN group-based policy marks")
+    learning: bool = option("Learning", False, "let the device learn MAC addresses from traffic")
+    direct_routing: bool = option("DirectRouting", False, "route to peers on the same link without encapsulation")
+    mtu: int | None = option("MTU", None, "largest underlay packet to use, instead of the interface's", minimum=576)
+
+
+class VxlanBackend(Backend[VxlanOptions]):
+    """Containers' packets in VXLAN (RFC 7348), as flannel's backend of this name sends them."""
+
+    name = "vxlan"
+    Options = VxlanOptions
+    capabilities = Capabilities(ipv4=True, ipv6=True)
+
+    def device(self, version: int) -> str:
+        """The device's name for IP version 4 or 6."""
+        return f"flannel.{self.options.vni}" if version == 4 else f"flannel-v6.{self.options.vni}"
+
+    def mac(self, node: Node, version: int) -> str:
+        """The MAC address of this node's VTEP: locally administered, unicast (IEEE 802)."""
+        seed = f"pyflannel vtep {node.node_id} {self.device(version)} {node.subnets.of(version)}"
+        digest = bytearray(hashlib.sha256(seed.encode()).digest()[:6])
+        digest[0] = digest[0] & 0xFC | 0x02
+        return digest.hex(":")
+
+    def mtu(self, underlay: Underlay) -> int:
+        """Of the device that a container's packets meet first: IPv4's where there is one."""
+        return self._device_mtu(underlay, 4 if underlay.ipv4 is not None else 6)
+
+    def _device_mtu(self, underlay: Underlay, version: int) -> int:
+        return (self.options.mtu or underlay.mtu) - OVERHEAD[version]
+
+    def publish(self, node: Node) -> Published:
+        """Our VNI and VTEP MAC, for each family in use."""
+        data = {
+            version: {"VNI": self.options.vni, "VtepMAC": self.mac(node, version)}
+            for version in node.network.versions
+            if node.subnets.of(version) is not None
+        }
+        return Published(data.get(4), data.get(6))
+
+    def plan_node(self, node: Node) -> DesiredState:
+        """The devices, each with the subnet's network address, and forwarding."""
+        return DesiredState(item for version in node.network.versions for item in self._own(node, version))
+
+    def _own(self, node: Node, version: int) -> Iterator[KernelObject]:
+        subnet, local = node.subnets.of(version), node.underlay.local(version)
+        if subnet is None or local is None:
+            return
+        device = self.device(version)
+        yield Link(
+            name=device,
+            info=VxlanInfo(
+                vni=self.options.vni,
+                port=self.options.port,
+                local=local,
+                underlay=node.underlay.interface,
+                gbp=self.options.gbp,
+                learning=self.options.learning,
+            ),
+            mtu=self._device_mtu(node.underlay, version),
+            mac=self.mac(node, version),
+        )
+        yield Address(device, ip_interface(f"{subnet.network_address}/{subnet.max_prefixlen}"))
+        yield forwarding(version)
+        yield Sysctl(f"net/ipv6/conf/{device}/accept_ra", "0", optional=True)
+
+    def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
+        """Route, neighbour and FDB entry, or one direct route."""
+        return DesiredState(item for version in node.network.versions for item in self._peer(node, peer, version))
+
+    def _peer(self, node: Node, peer: Lease, version: int) -> Iterator[KernelObject]:
+        subnet, remote = peer.subnets.of(version), peer.attributes.public(version)
+        if subnet is None or remote is None:
+            return
+        mac = self._vtep_mac(node, peer, version)
+        if self.options.direct_routing and node.underlay.is_onlink(remote):
+            yield route_via_underlay(node, subnet, remote)
+            return
+        device = self.device(version)
+        yield Neighbour(device, subnet.network_address, mac)
+        yield FdbEntry(device, mac, remote)
+        yield Route(subnet, device, subnet.network_address, onlink=True)
+
+    def _vtep_mac(self, node: Node, peer: Lease, version: int) -> str:
+        key, data = ("BackendData" if version == 4 else "BackendV6Data"), peer.attributes.data(version)
+        if not isinstance(data, dict):
+            raise PeerRejected(f"{key} is {data!r}, expected an object with VtepMAC")
+        fields = {str(name).lower(): value for name, value in data.items()}
+        mac, vni = fields.get("vtepmac"), fields.get("vni", self.options.vni)
+        if not isinstance(mac, str) or not _MAC.fullmatch(mac):
+            raise PeerRejected(f"{key}.VtepMAC is {mac!r}, expected xx:xx:xx:xx:xx:xx")
+        mac = mac.lower()
+        if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
+            raise PeerRejected(f"{key}.VtepMAC {mac} is not a unicast address")
+        if mac == self.mac(node, version):
+            raise PeerRejected(f"{key}.VtepMAC {mac} is this node's own")
+        if vni != self.options.vni:
+            raise PeerRejected(f"{key}.VNI is {vni!r}, this network's is {self.options.vni}")
+        return mac
+
+
+_MAC = re.compile("[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}")

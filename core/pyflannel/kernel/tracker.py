@@ -1,0 +1,238 @@
+"""The tracker: what should be, what is, and the writes that turn one into the other.
+
+It is level-triggered. Whatever happens (a changed plan, a notification, a lost message, a failed write) only marks
+keys dirty; :meth:`Tracker.reconcile` compares desired with actual under these keys and writes the difference. Nothing
+remembers *why* a key is dirty, so a deleted route, a re-created device and a first start are one case.
+
+* Links go first and alone: when one was written, everything on it may be gone, so the kernel is dumped again before
+  the rest is compared.
+* An object that the kernel refuses stays dirty by itself and is tried again with growing pauses; the others go on.
+* Objects that nobody wants are deleted only once sweeping is allowed, that is after the first complete snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from pyflannel.errors import KernelError
+from pyflannel.kernel.model import KernelObject, Key, Kind, Link, Sysctl
+from pyflannel.kernel.port import KernelPort, Notice, Scope, Write
+
+__all__ = ["Failure", "ObjectState", "ObjectStatus", "Outcome", "Tracker"]
+
+FIRST_RETRY = 1.0
+"""Seconds until a refused object is tried again; doubles with every refusal."""
+
+LAST_RETRY = 60.0
+"""The longest such pause, in seconds."""
+
+
+class ObjectState(str, Enum):
+    """Where one object stands."""
+
+    DONE = "done"
+    PENDING = "pending"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A refused write: the reason, since when it has been refused, how often, and when it is tried again."""
+
+    error: KernelError
+    since: float
+    attempts: int
+    retry_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStatus:
+    """One wanted object, its state, the time of that state's beginning, and the reason of a failure."""
+
+    item: KernelObject
+    state: ObjectState
+    since: float
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one reconciliation did: writes that the kernel took, and how many of them put right what others changed."""
+
+    written: int = 0
+    repaired: int = 0
+    failed: int = 0
+
+
+class Tracker:
+    """Keeps one kernel as it should be. ``clock`` gives seconds on any scale that never jumps backwards."""
+
+    def __init__(self, port: KernelPort, clock: Callable[[], float]) -> None:
+        self.port = port
+        self.sweep = False
+        """Whether objects of ours that nobody wants may be deleted. Set after the first complete snapshot."""
+        self._clock = clock
+        self._desired: dict[Key, KernelObject] = {}
+        self._actual: dict[Key, KernelObject] = {}
+        self._dirty: set[Key] = set()
+        self._drifted: set[Key] = set()
+        self._failures: dict[Key, Failure] = {}
+        self._since: dict[Key, float] = {}
+        self._resync = True
+
+    # what should be
+
+    def want(self, changes: Mapping[Key, KernelObject | None]) -> None:
+        """Change the desired state under some keys; ``None``: no longer wanted."""
+        now = self._clock()
+        for key, item in changes.items():
+            if item == self._desired.get(key):
+                continue
+            if item is None:
+                del self._desired[key]
+                self._since.pop(key, None)
+            else:
+                self._desired[key] = item
+                self._since[key] = now
+            self._failures.pop(key, None)
+            self._drifted.discard(key)
+            self._dirty.add(key)
+            if key[0] in (Kind.LINK, Kind.SYSCTL):
+                self._resync = True  # the port's scope changes with these
+
+    def want_exactly(self, objects: Iterable[KernelObject]) -> None:
+        """Replace the whole desired state; keys that stay as they are don't become dirty."""
+        wanted = {item.key: item for item in objects}
+        gone: dict[Key, KernelObject | None] = {key: None for key in self._desired if key not in wanted}
+        self.want(gone | wanted)
+
+    # what is
+
+    def observe(self, notice: Notice) -> None:
+        """Take in what the kernel has told."""
+        self._resync |= notice.resync
+        for key, item in notice.changes.items():
+            self._see(key, item)
+
+    def request_resync(self) -> None:
+        """Have everything compared with a fresh dump at the next reconciliation."""
+        self._resync = True
+
+    def _see(self, key: Key, item: KernelObject | None) -> None:
+        wanted = self._desired.get(key)
+        if item is None:
+            was = self._actual.pop(key, None)
+        else:
+            was = self._actual.get(key)
+            self._actual[key] = wanted if wanted is not None and wanted == item else item
+        if item != wanted:
+            self._dirty.add(key)
+            if wanted is not None and was == wanted:
+                self._drifted.add(key)
+                self._since[key] = self._clock()
+
+    def _dump(self) -> None:
+        scope = Scope(
+            frozenset(item.name for item in self._desired.values() if isinstance(item, Link)),
+            frozenset(item.path for item in self._desired.values() if isinstance(item, Sysctl)),
+        )
+        found = self.port.dump(scope)
+        for key in [key for key in self._actual if key not in found]:
+            self._see(key, None)
+        for key, item in found.items():
+            self._see(key, item)
+        for key, wanted in self._desired.items():
+            if key not in found:
+                if isinstance(wanted, Sysctl) and wanted.optional:
+                    self._actual[key] = wanted
+                else:
+                    self._dirty.add(key)
+        self._resync = False
+
+    # the difference
+
+    def reconcile(self) -> Outcome:
+        """Write what differs. Writes nothing when nothing does.
+
+        :raises KernelError: the kernel can't be read at all; everything stays as dirty as it was.
+        """
+        if self._resync:
+            self._dump()
+        done = self._write(lambda key: key[0] is Kind.LINK)
+        if done.written:
+            self._dump()
+        rest = self._write(lambda key: key[0] is not Kind.LINK)
+        return Outcome(done.written + rest.written, done.repaired + rest.repaired, len(self._failures))
+
+    def _write(self, selected: Callable[[Key], bool]) -> Outcome:
+        now = self._clock()
+        writes = list(self._pending_writes(now, selected))
+        if not writes:
+            return Outcome()
+        refused = self.port.apply(writes)
+        repaired = 0
+        for write in writes:
+            key = write.key
+            error = refused.get(key)
+            if error is not None:
+                self._fail(key, error, now)
+                continue
+            if write.new is None:
+                self._actual.pop(key, None)
+            else:
+                self._actual[key] = write.new
+                self._since[key] = now
+            self._dirty.discard(key)
+            self._failures.pop(key, None)
+            if key in self._drifted:
+                self._drifted.discard(key)
+                repaired += 1
+        return Outcome(len(writes) - len(refused), repaired, len(refused))
+
+    def _pending_writes(self, now: float, selected: Callable[[Key], bool]) -> Iterator[Write]:
+        for key in [key for key in self._dirty if selected(key)]:
+            old, new = self._actual.get(key), self._desired.get(key)
+            if old == new:
+                self._dirty.discard(key)
+                self._drifted.discard(key)
+                self._failures.pop(key, None)
+            elif (new is None and (not self.sweep or key[0] is Kind.SYSCTL)) or self._lacks_link(new):
+                continue
+            elif (failure := self._failures.get(key)) is None or failure.retry_at <= now:
+                yield Write(old, new)
+
+    def _lacks_link(self, item: KernelObject | None) -> bool:
+        """Whether ``item`` has to wait for a link of ours that is not there yet."""
+        name = getattr(item, "link", None)
+        key = (Kind.LINK, name, None)
+        return name is not None and key in self._desired and key not in self._actual
+
+    def _fail(self, key: Key, error: KernelError, now: float) -> None:
+        before = self._failures.get(key)
+        attempts = before.attempts + 1 if before else 1
+        pause = min(LAST_RETRY, FIRST_RETRY * 2 ** min(attempts - 1, 10))
+        self._failures[key] = Failure(error, before.since if before else now, attempts, now + pause)
+
+    # for those who watch
+
+    @property
+    def retry_at(self) -> float | None:
+        """When the next refused object is due, on the clock's scale; ``None`` if there is none."""
+        return min((failure.retry_at for failure in self._failures.values()), default=None)
+
+    @property
+    def failures(self) -> Mapping[Key, Failure]:
+        """What the kernel refuses at present."""
+        return self._failures
+
+    def status(self) -> Iterator[ObjectStatus]:
+        """Every wanted object and where it stands."""
+        for key, item in list(self._desired.items()):
+            failure = self._failures.get(key)
+            if failure is not None:
+                yield ObjectStatus(item, ObjectState.FAILED, failure.since, str(failure.error))
+            else:
+                state = ObjectState.DONE if self._actual.get(key) == item else ObjectState.PENDING
+                yield ObjectStatus(item, state, self._since.get(key, 0.0))
