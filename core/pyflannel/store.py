@@ -228,7 +228,7 @@ class StoreLocation:
     scheme: str
     hosts: tuple[str, ...] = ()
     path: str = ""
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def parse(cls, url: str, options: Mapping[str, str] | None = None) -> StoreLocation:
@@ -236,10 +236,14 @@ class StoreLocation:
 
         :raises ConfigError: it is not a URL, or carries a password (that is an option: from a file or the environment).
         """
-        parts = urlsplit(url)
+        shown = url.partition("?")[0]  # the rest may hold secrets
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise ConfigError(f"store {shown!r}: not a URL: {error}") from None
         if not parts.scheme or "://" not in url:
             raise ConfigError(
-                f"store {url!r}: expected a URL such as file:///var/lib/pyflannel or etcd://127.0.0.1:2379/coreos.com/network"
+                f"store {shown!r}: expected a URL such as file:///var/lib/pyflannel or etcd://127.0.0.1:2379/coreos.com/network"
             )
         if "@" in parts.netloc:
             raise ConfigError(
@@ -247,12 +251,12 @@ class StoreLocation:
                 "which process lists show; use the driver's options (a password file, or the environment)"
             )
         if parts.fragment:
-            raise ConfigError(f"store {url!r}: {'#' + parts.fragment!r} has no meaning here")
+            raise ConfigError(f"store {shown!r}: '#' begins nothing that a store knows; write %23 to mean the character")
         hosts = tuple(host for host in parts.netloc.split(",") if host)
         try:
             query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
         except ValueError:
-            raise ConfigError(f"store {url!r}: {parts.query!r} is not of the form name=value&name=value") from None
+            raise ConfigError(f"store {shown!r}: what follows '?' is not of the form name=value&name=value") from None
         return cls(parts.scheme, hosts, unquote(parts.path), {**query, **(options or {})})
 
     def check_options(self, known: Mapping[str, str]) -> None:
