@@ -18,7 +18,7 @@ from typing import Generic, NamedTuple, TypeVar
 from pyflannel.errors import ConfigError
 from pyflannel.lease import JSON, IPAddress, IPNetwork, Subnets
 
-__all__ = ["FamilyConfig", "NetworkConfig"]
+__all__ = ["KEYS", "FamilyConfig", "NetworkConfig"]
 
 DEFAULT_BACKEND = "vxlan"
 
@@ -155,7 +155,7 @@ class NetworkConfig:
         )
 
 
-_KEYS = (
+KEYS = (
     "Network",
     "SubnetLen",
     "SubnetMin",
@@ -169,6 +169,7 @@ _KEYS = (
     "IPv6SubnetMax",
     "Backend",
 )
+"""The document's keys, as flannel writes them."""
 
 
 class _Document:
@@ -176,7 +177,7 @@ class _Document:
 
     def __init__(self, source: str, document: Mapping[str, JSON]) -> None:
         self.source = source
-        names = {name.lower(): name for name in _KEYS}
+        names = {name.lower(): name for name in KEYS}
         self._values = {names[name.lower()]: value for name, value in document.items() if name.lower() in names}
         self.unknown = tuple(name for name in document if name.lower() not in names)
 
