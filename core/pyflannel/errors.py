@@ -44,6 +44,7 @@ __all__ = [
     "StoreDeniedError",
     "StoreError",
     "StoreUnavailableError",
+    "UnderlayError",
 ]
 
 
@@ -81,6 +82,13 @@ class ConfigError(PyflannelError):
 
 class MalformedError(ConfigError):
     """A text from outside (a lease, a subnet key, an address) can't be read as what it should be."""
+
+
+class UnderlayError(PyflannelError):
+    """No interface can carry the overlay as things are: it is missing, down, or has no address of a needed family."""
+
+    exit_code = ExitCode.CONFIG
+    retryable = True
 
 
 class StoreError(PyflannelError):

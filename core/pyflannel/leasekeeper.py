@@ -1,0 +1,590 @@
+"""The lease keeper: gets this node's lease, keeps it, and tells what the store says about everybody else's.
+
+All calls to the store happen in its one thread, so that nothing the store does (hang, fail, come back) delays the
+kernel side, and nothing a backend does delays a renewal. It works in *sessions*. A session takes a snapshot, decides
+from it what our lease is (:func:`pyflannel.allocation.decide`), makes that so by compare-and-swap, announces the
+complete picture, and then follows the watch and the clock. Whatever it can't explain (history gone, our lease gone,
+another network document) ends the session, and the next one starts from a snapshot again: there is one path to a
+correct state, and start-up, an outage and a day of being cut off all take it.
+
+An outage is not the end of a session. The node goes on forwarding with what it knows; renewals and the watch are
+retried with growing, jittered pauses, and the watch resumes where it broke off when the store still knows the place.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from pyflannel import envfile
+from pyflannel.allocation import Adopt, ConflictPolicy, Contested, Existing, Identity, allocate, decide
+from pyflannel.backend import Backend, Node
+from pyflannel.errors import (
+    ConfigError,
+    ConflictError,
+    HistoryGoneError,
+    LeaseError,
+    MalformedError,
+    PluginError,
+    PyflannelError,
+    StoreError,
+    StoreUnavailableError,
+    UnderlayError,
+)
+from pyflannel.lease import Lease, LeaseAttributes, Subnets
+from pyflannel.network import NetworkConfig
+from pyflannel.settings import NetworkSeed
+from pyflannel.store import CONFIG_KEY, Batch, Change, Record, Snapshot, Store, Watch
+from pyflannel.underlay import Underlay
+
+__all__ = ["Backoff", "Event", "Fatal", "Joined", "KeeperOptions", "LeaseKeeper", "LeaseState", "Moved", "PeersChanged"]
+
+CREATE_ATTEMPTS: Final = 10
+"""How often a session draws another subnet when others were quicker, before it takes a new snapshot."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeeperOptions:
+    """What the operator decided about this node's lease.
+
+    :param seed: the network document to create if the store has none.
+    :param backend: the backend that the network must have, if given.
+    :param ttl: a lease's life in seconds; ``margin``: how long before its end it is renewed.
+    """
+
+    node_id: str
+    subnet_file: Path
+    state_dir: Path
+    ttl: float
+    margin: float
+    policy: ConflictPolicy = ConflictPolicy.REFUSE
+    seed: NetworkSeed | None = None
+    backend: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseState:
+    """How our lease and our view of the store stand; replaced as a whole, readable from any thread.
+
+    Times are on the keeper's clock. ``trouble`` is empty while all is well; ``conflict`` says that the trouble is
+    another node's claim, which nobody but an operator (or time) resolves.
+    """
+
+    lease: Lease | None = None
+    permanent: bool = False
+    expires_at: float | None = None
+    renewed_at: float | None = None
+    trouble: str = ""
+    conflict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """We hold a lease, and this is everything there is: sent at the start of every session."""
+
+    node: Node
+    backend: Backend[Any]
+    lease: Lease
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Our underlay changed under a lease that we keep."""
+
+    node: Node
+
+
+@dataclass(frozen=True, slots=True)
+class PeersChanged:
+    """Other nodes' leases changed, in this order."""
+
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """:attr:`LeaseKeeper.state` has changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fatal:
+    """Nothing will help but another configuration; only ever before the first :class:`Joined`."""
+
+    error: PyflannelError
+
+
+Event: TypeAlias = Joined | Moved | PeersChanged | Reported | Fatal
+
+
+class Backoff:
+    """Growing pauses with full jitter, so that a thousand nodes don't come back in one moment."""
+
+    def __init__(self, rng: random.Random, first: float = 0.5, last: float = 15.0) -> None:
+        self._rng, self._first, self._last = rng, first, last
+        self._attempt = 0
+
+    def reset(self) -> None:
+        """All is well: the next pause is a short one again."""
+        self._attempt = 0
+
+    def next(self) -> float:
+        """The next pause in seconds: at least half of the first, at most the current ceiling."""
+        ceiling = min(self._last, self._first * 2.0 ** min(self._attempt, 16))
+        self._attempt += 1
+        return self._first / 2 + self._rng.random() * (ceiling - self._first / 2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Broken:
+    watcher: _Watcher
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class _Received:
+    watcher: _Watcher
+    batch: Batch
+
+
+_Input: TypeAlias = _Stop | Underlay | _Broken | _Received
+
+
+class _Watcher:
+    """A thread that iterates one watch and passes on what it yields, until it breaks or is closed."""
+
+    def __init__(self, watch: Watch, inbox: queue.SimpleQueue[_Input]) -> None:
+        self._watch, self._inbox = watch, inbox
+        self._closing = False
+        threading.Thread(target=self._run, name="pyflannel-watch", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            for batch in self._watch:
+                self._inbox.put(_Received(self, batch))
+            error: Exception = StoreUnavailableError("the store ended the watch")
+        except Exception as raised:  # the keeper, who asked for the watch, decides what it means
+            error = raised
+        if not self._closing:
+            self._inbox.put(_Broken(self, error))
+
+    def close(self) -> None:
+        self._closing = True
+        self._watch.close()
+
+
+@dataclass(slots=True)
+class _Session:
+    """What one session holds; gone when it ends."""
+
+    document: str
+    node: Node
+    backend: Backend[Any]
+    record: Record
+    lease: Lease
+    revision: str
+    watcher: _Watcher | None = None
+    watch_at: float = 0.0
+    renew_at: float | None = None
+    publish_at: float | None = None
+    over: bool = False
+
+
+class LeaseKeeper:
+    """See the module's docstring. ``post`` is called from the keeper's thread and must not block."""
+
+    def __init__(
+        self,
+        store: Store,
+        options: KeeperOptions,
+        make_backend: Callable[[NetworkConfig], Backend[Any]],
+        post: Callable[[Event], None],
+        clock: Callable[[], float],
+        rng: random.Random,
+    ) -> None:
+        self.state = LeaseState()
+        self._store, self._options, self._make_backend = store, options, make_backend
+        self._post, self._clock, self._rng = post, clock, rng
+        self._inbox: queue.SimpleQueue[_Input] = queue.SimpleQueue()
+        self._backoff = Backoff(rng)
+        self._underlay: Underlay | None = None
+        self._stopping = False
+        self._joined_once = False
+        self._thread = threading.Thread(target=self._run, name="pyflannel-lease", daemon=True)
+
+    # The outside, called from other threads
+
+    def start(self, underlay: Underlay) -> None:
+        """Begin."""
+        self._underlay = underlay
+        self._thread.start()
+
+    def move(self, underlay: Underlay) -> None:
+        """The underlay is another one now: our lease must say so."""
+        self._inbox.put(underlay)
+
+    def stop(self, timeout: float) -> None:
+        """End the thread, waiting ``timeout`` seconds at most. The lease stays in the store, for the next start."""
+        self._inbox.put(_Stop())
+        self._thread.join(timeout)
+
+    # The thread
+
+    def _run(self) -> None:
+        while not self._stopping:
+            try:
+                self._serve()
+                self._backoff.reset()
+                continue
+            except HistoryGoneError:
+                continue
+            except PyflannelError as error:
+                problem = error
+            except Exception as error:  # a driver's or backend's bug must not end renewals for good
+                problem = PluginError(f"unexpected {type(error).__name__} in store or backend: {error}")
+            if not self._joined_once and isinstance(problem, (ConfigError, PluginError)):
+                self._post(Fatal(problem))
+                return
+            self._report(problem)
+            self._sit_out(self._clock() + self._backoff.next())
+
+    def _serve(self) -> None:
+        """One session, from snapshot to whatever ends it."""
+        snapshot = self._store.snapshot()
+        if snapshot.config is None:
+            snapshot = self._create_config()
+        assert snapshot.config is not None
+        session = self._join(snapshot, snapshot.config.value)
+        self._joined_once = True
+        self._backoff.reset()
+        self._report(None)
+        others = tuple(record for record in snapshot.leases if record.key != session.record.key)
+        self._post(Joined(session.node, session.backend, session.lease, others))
+        try:
+            while not (session.over or self._stopping):
+                self._step(session)
+        finally:
+            if session.watcher is not None:
+                session.watcher.close()
+
+    def _create_config(self) -> Snapshot:
+        seed = self._options.seed
+        if seed is None:
+            raise StoreError(
+                f"{self._store.location} has no network config yet; put one there with 'pyflannel config set', "
+                "or start a node with --network"
+            )
+        with suppress(ConflictError):  # another node was first; its document counts
+            self._store.write_config(seed.document, None)
+        snapshot = self._store.snapshot()
+        if snapshot.config is None:
+            raise StoreError(f"{self._store.location}: the network config vanished right after it was written")
+        return snapshot
+
+    # Getting the lease
+
+    def _join(self, snapshot: Snapshot, document: str) -> _Session:
+        network = NetworkConfig.from_json(document, f"network config in {self._store.location}")
+        if self._options.backend is not None and self._options.backend != network.backend_type:
+            raise ConfigError(
+                f"--backend is {self._options.backend!r}, but the network config in {self._store.location} says "
+                f"{network.backend_type!r}; start without --backend, or change the config with 'pyflannel config set'"
+            )
+        seed = self._options.seed
+        if seed is not None and seed.binding and NetworkConfig.from_json(seed.document, seed.source) != network:
+            raise ConfigError(
+                f"the network config in {self._store.location} means something else than {seed.source}; make them "
+                "agree with 'pyflannel config set', or start without that file"
+            )
+        backend = self._make_backend(network)
+        underlay = self._underlay
+        assert underlay is not None
+        _check_underlay(network, underlay)
+        records = {record.key: record for record in snapshot.leases}
+        session_for = _SessionFactory(self._options, network, backend, underlay, document, snapshot.revision)
+        record = self._obtain(network, session_for, records)
+        session = session_for.session(record)
+        self._hold(session, record)
+        return session
+
+    def _obtain(self, network: NetworkConfig, factory: _SessionFactory, records: dict[str, Record]) -> Record:
+        leases = [lease for record in records.values() if (lease := _readable(record)) is not None]
+        existing = [Existing(lease, records[lease.key].permanent) for lease in leases]
+        identity = Identity(self._options.node_id, factory.underlay.public_ipv4, factory.underlay.public_ipv6)
+        previous = self.state.lease.subnets if self.state.lease else None
+        if previous is None:
+            previous = envfile.read_previous(self._options.subnet_file).subnets
+        decision = decide(network, identity, existing, previous, self._options.policy)
+        if isinstance(decision, Contested):
+            raise LeaseError(decision.reason)
+        for lease in decision.stale:
+            self._store.delete(records.pop(lease.key))
+        if isinstance(decision, Adopt):
+            return self._take(records[decision.lease.key], decision.lease, factory)
+        self._refuse_to_lose(network, existing)
+        return self._create(network, factory, [_subnets_of(record) for record in records.values()], previous)
+
+    def _refuse_to_lose(self, network: NetworkConfig, existing: list[Existing]) -> None:
+        """A node whose subnet is another's now must not quietly get a new one: its containers have addresses of it."""
+        held = self.state.lease
+        if held is None or not network.fits(held.subnets):
+            return
+        for item in existing:
+            if item.lease.subnets.overlaps(held.subnets):
+                raise LeaseError(
+                    f"our subnet {held.subnets} was lost and is leased to node {item.lease.attributes.node_id!r} "
+                    f"({item.lease.attributes.public_ip or item.lease.attributes.public_ipv6}) now. Delete that lease, "
+                    "or restart this daemon and its containers to get another subnet"
+                )
+
+    def _take(self, record: Record, lease: Lease, factory: _SessionFactory) -> Record:
+        """Make an existing lease say what we are now, and live on; without a change when nothing differs."""
+        attributes = factory.attributes(lease.subnets, lease.attributes)
+        if attributes == lease.attributes:
+            return self._store.renew(record, self._options.ttl)
+        return self._store.update(record, attributes.to_json(), None if record.permanent else self._options.ttl)
+
+    def _create(
+        self, network: NetworkConfig, factory: _SessionFactory, taken: list[Subnets | None], previous: Subnets | None
+    ) -> Record:
+        held = [subnets for subnets in taken if subnets is not None]
+        for _ in range(CREATE_ATTEMPTS):
+            subnets = allocate(network, held, previous, self._rng)
+            value = factory.attributes(subnets, LeaseAttributes()).to_json()
+            try:
+                return self._store.create(subnets.key, value, self._options.ttl)
+            except ConflictError:
+                held.append(subnets)
+        raise StoreUnavailableError("many nodes are leasing subnets right now; trying again")
+
+    def _hold(self, session: _Session, record: Record) -> None:
+        """Note that ``record`` is ours, as just written or renewed."""
+        now, ttl, margin = self._clock(), self._options.ttl, self._options.margin
+        session.record = record
+        session.lease = Lease.from_record(record.key, record.value)
+        session.renew_at = None if record.permanent else now + ttl - margin * (1 + 0.1 * self._rng.random())
+        self.state = replace(
+            self.state,
+            lease=session.lease,
+            permanent=record.permanent,
+            expires_at=None if record.permanent else now + ttl,
+            renewed_at=now,
+            trouble="",
+            conflict=False,
+        )
+        self._post(Reported())
+
+    # Keeping it
+
+    def _step(self, session: _Session) -> None:
+        """Do what is due, then wait for the next input or the next due time."""
+        now = self._clock()
+        if session.watcher is None and now >= session.watch_at:
+            self._open_watch(session)
+        if session.publish_at is not None and now >= session.publish_at:
+            self._publish(session)
+        if session.renew_at is not None and now >= session.renew_at:
+            self._renew(session)
+        due = [at for at in (session.renew_at, session.publish_at) if at is not None]
+        if session.watcher is None:
+            due.append(session.watch_at)
+        if session.over:
+            return
+        received = self._next(min(due, default=None))
+        if isinstance(received, Underlay):
+            self._moved(session, received)
+        elif isinstance(received, _Broken) and received.watcher is session.watcher:
+            self._watch_broke(session, received.error)
+        elif isinstance(received, _Received) and received.watcher is session.watcher:
+            self._batch(session, received.batch)
+
+    def _next(self, until: float | None) -> _Input | None:
+        timeout = None if until is None else max(0.0, until - self._clock())
+        try:
+            received = self._inbox.get(timeout=timeout)
+        except queue.Empty:
+            return None
+        if isinstance(received, _Stop):
+            self._stopping = True
+        elif isinstance(received, Underlay):
+            self._underlay = received
+        return received
+
+    def _sit_out(self, until: float) -> None:
+        """Wait between two sessions; ends early when told to stop, or when the underlay changed."""
+        while not self._stopping and self._clock() < until:
+            if isinstance(self._next(until), Underlay):
+                return
+
+    def _open_watch(self, session: _Session) -> None:
+        if self.state.trouble:
+            try:
+                self._store.read_config()  # is it back? A watch on a dead store may say nothing for a long time
+            except StoreUnavailableError as error:
+                session.watch_at = self._clock() + self._backoff.next()
+                self._report(error)
+                return
+        session.watcher = _Watcher(self._store.watch(session.revision), self._inbox)
+        self._report(None)
+
+    def _watch_broke(self, session: _Session, error: Exception) -> None:
+        if not isinstance(error, StoreUnavailableError):
+            raise error
+        if session.watcher is not None:
+            session.watcher.close()
+            session.watcher = None
+        session.watch_at = self._clock() + self._backoff.next()
+        self._report(error)
+
+    def _renew(self, session: _Session) -> None:
+        try:
+            self._hold(session, self._store.renew(session.record, self._options.ttl))
+        except ConflictError:
+            session.over = True
+        except StoreUnavailableError as error:
+            session.renew_at = self._clock() + self._backoff.next()
+            self._report(error)
+
+    def _publish(self, session: _Session) -> None:
+        """Write what we are into our lease."""
+        factory = _SessionFactory(
+            self._options, session.node.network, session.backend, session.node.underlay, session.document, ""
+        )
+        try:
+            record = self._take(session.record, session.lease, factory)
+        except ConflictError:
+            session.over = True
+        except StoreUnavailableError as error:
+            session.publish_at = self._clock() + self._backoff.next()
+            self._report(error)
+        else:
+            session.publish_at = None
+            self._hold(session, record)
+
+    def _moved(self, session: _Session, underlay: Underlay) -> None:
+        _check_underlay(session.node.network, underlay)
+        session.node = replace(session.node, underlay=underlay)
+        self._post(Moved(session.node))
+        session.publish_at = self._clock()
+
+    def _batch(self, session: _Session, batch: Batch) -> None:
+        session.revision = batch.revision
+        self._backoff.reset()
+        peers = []
+        for change in batch.changes:
+            if change.key == CONFIG_KEY:
+                self._config_changed(session, change.record)
+            elif change.key == session.record.key:
+                self._own_changed(session, change.record)
+            else:
+                peers.append(change)
+        if peers:
+            self._post(PeersChanged(tuple(peers)))
+
+    def _config_changed(self, session: _Session, record: Record | None) -> None:
+        if record is None or record.value == session.document:
+            return
+        try:
+            NetworkConfig.from_json(record.value, f"network config in {self._store.location}")
+        except ConfigError as error:
+            self._report(error)  # go on with the one we have until this one is mended
+            return
+        session.over = True
+
+    def _own_changed(self, session: _Session, record: Record | None) -> None:
+        """Our record is not what we wrote last: deleted, expired, or written by somebody else."""
+        if record is not None and record.version == session.record.version:
+            return
+        if record is None:
+            session.over = True
+            return
+        lease = _readable(record)
+        ours = session.lease.attributes
+        if lease is not None and lease.attributes.node_id is not None:
+            theirs = lease.attributes
+            if (theirs.node_id, theirs.public_ip, theirs.public_ipv6) != (
+                ours.node_id,
+                ours.public_ip,
+                ours.public_ipv6,
+            ):
+                raise LeaseError(
+                    f"our lease {record.key} was overwritten by node {theirs.node_id!r} at "
+                    f"{theirs.public_ip or theirs.public_ipv6}; two nodes must not share a node id (is one a clone of "
+                    "the other?), an address or a subnet"
+                )
+        session.record = record
+        session.lease = session.lease if lease is None else lease
+        session.publish_at = self._clock()
+
+    def _report(self, error: PyflannelError | None) -> None:
+        trouble, conflict = ("", False) if error is None else (str(error), isinstance(error, LeaseError))
+        if (trouble, conflict) != (self.state.trouble, self.state.conflict):
+            self.state = replace(self.state, trouble=trouble, conflict=conflict)
+            self._post(Reported())
+
+
+@dataclass(frozen=True, slots=True)
+class _SessionFactory:
+    """What a session knows before it has a lease."""
+
+    options: KeeperOptions
+    network: NetworkConfig
+    backend: Backend[Any]
+    underlay: Underlay
+    document: str
+    revision: str
+
+    def node(self, subnets: Subnets) -> Node:
+        return Node(self.options.node_id, self.network, self.underlay, subnets, self.options.state_dir)
+
+    def attributes(self, subnets: Subnets, before: LeaseAttributes) -> LeaseAttributes:
+        """What our lease of ``subnets`` should say; unknown fields of an earlier one are kept."""
+        published = self.backend.publish(self.node(subnets))
+        uses = self.network.family
+        return LeaseAttributes(
+            public_ip=self.underlay.public_ipv4 if uses(4) else None,
+            public_ipv6=self.underlay.public_ipv6 if uses(6) else None,
+            backend_type=None if self.backend.capabilities.untyped_leases else self.backend.name,
+            backend_data=published.data,
+            backend_v6_data=published.v6_data,
+            node_id=self.options.node_id,
+            extra=before.extra,
+        )
+
+    def session(self, record: Record) -> _Session:
+        lease = Lease.from_record(record.key, record.value)
+        return _Session(self.document, self.node(lease.subnets), self.backend, record, lease, self.revision)
+
+
+def _check_underlay(network: NetworkConfig, underlay: Underlay) -> None:
+    for version in network.versions:
+        if underlay.public(version) is None or underlay.local(version) is None:
+            raise UnderlayError(
+                f"the network uses IPv{version}, but interface {underlay.interface} has no usable IPv{version} "
+                f"address; add one, choose another interface with --iface, or set EnableIPv{version} to false"
+            )
+
+
+def _readable(record: Record) -> Lease | None:
+    try:
+        return Lease.from_record(record.key, record.value)
+    except MalformedError:
+        return None
+
+
+def _subnets_of(record: Record) -> Subnets | None:
+    try:
+        return Subnets.from_key(record.key)
+    except MalformedError:
+        return None
