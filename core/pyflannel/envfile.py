@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
@@ -136,8 +137,8 @@ def _parse(text: str, source: str) -> Previous:
         key, _, value = line.partition("=")
         values[key.strip()] = value.strip().strip("\"'")
     try:
-        ipv4 = _subnet(IPv4Network, values.get("FLANNEL_SUBNET"))
-        ipv6 = _subnet(IPv6Network, values.get("FLANNEL_IPV6_SUBNET"))
+        ipv4 = _subnet(IPv4Network, values, "FLANNEL_SUBNET")
+        ipv6 = _subnet(IPv6Network, values, "FLANNEL_IPV6_SUBNET")
     except ValueError as error:
         return Previous(None, f"{source}: {error}")
     if ipv4 is None and ipv6 is None:
@@ -145,5 +146,13 @@ def _parse(text: str, source: str) -> Previous:
     return Previous(Subnets(ipv4, ipv6))
 
 
-def _subnet(kind: type[N], text: str | None) -> N | None:
-    return None if text is None else kind(text, strict=False)
+def _subnet(kind: type[N], values: Mapping[str, str], key: str) -> N | None:
+    text = values.get(key)
+    if text is None:
+        return None
+    try:
+        if "/" not in text or "%" in text:
+            raise ValueError
+        return kind(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{key} is {text!r}, which is no {kind.__name__}") from None
