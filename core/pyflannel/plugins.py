@@ -1,0 +1,199 @@
+"""Which backends and stores are installed, and loading the one that is asked for.
+
+Plugins are entry points; stevedore loads them. Ours and everybody else's are found alike. Three of stevedore's habits
+are worked around here: its cache of entry points on disk (stale after an installation, and it forgets which
+distribution a plugin is from) is bypassed by listing them afresh; a load failure, which it only logs, becomes part of
+the answer; and of two plugins with one name it would take whichever it met last. We take our own distribution's, so
+that nothing that is installed beside pyflannel can replace a part of it by accident, and refuse to choose among others.
+
+A broken plugin thus harms nobody but who asks for it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from pyflannel.errors import PluginError
+
+if TYPE_CHECKING:
+    from pyflannel.backend import Backend
+    from pyflannel.store import Store
+
+__all__ = ["BACKENDS", "STORES", "Plugin", "installed", "load_backend", "load_store"]
+
+BACKENDS: Final = "pyflannel.backends"
+"""The entry point group of backends; a name is a ``Backend.Type``."""
+
+STORES: Final = "pyflannel.stores"
+"""The entry point group of stores; a name is a URL scheme."""
+
+_OURS: Final = "pyflannel"
+_KINDS: Final = {BACKENDS: "backend", STORES: "store"}
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """One installed entry point.
+
+    :param target: where it points to, ``module:Class``.
+    :param problem: why it can't be used; empty if it can.
+    """
+
+    group: str
+    name: str
+    distribution: str
+    version: str
+    target: str
+    problem: str = ""
+
+    @property
+    def loads(self) -> bool:
+        """Whether it can be used."""
+        return not self.problem
+
+
+def load_backend(name: str) -> type[Backend[Any]]:
+    """The backend for the ``Backend.Type`` ``name``.
+
+    :raises PluginError: there is none, or it can't be used.
+    """
+    backend: type[Backend[Any]] = _load(BACKENDS, name)
+    return backend
+
+
+def load_store(scheme: str) -> type[Store]:
+    """The store driver for the URL scheme ``scheme``.
+
+    :raises PluginError: there is none, or it can't be used.
+    """
+    store: type[Store] = _load(STORES, scheme)
+    return store
+
+
+def installed(group: str) -> tuple[Plugin, ...]:
+    """Every plugin of ``group`` by name, each one imported to see whether it works."""
+    entries = _entry_points(group)
+    plugins = []
+    for entry in entries:
+        problem = _shadowed(entry, entries)
+        if not problem:
+            try:
+                _checked(entry)
+            except PluginError as error:
+                problem = str(error)
+        plugins.append(_describe(entry, problem))
+    return tuple(plugins)
+
+
+def _load(group: str, name: str) -> Any:
+    entries = _entry_points(group)
+    named = [entry for entry in entries if entry.name == name]
+    if not named:
+        raise PluginError(_unknown(_KINDS[group], name, [entry.name for entry in entries]))
+    shadowed = {entry.value: problem for entry in named if (problem := _shadowed(entry, entries))}
+    usable = [entry for entry in named if entry.value not in shadowed]
+    if not usable:
+        raise PluginError(shadowed[named[0].value])
+    for problem in shadowed.values():
+        log.warning("%s", problem)
+    return _checked(usable[0])
+
+
+def _entry_points(group: str) -> Sequence[metadata.EntryPoint]:
+    """All of ``group``, sorted; one that is seen twice (a source tree and its installation) counts once."""
+    unique = {(entry.name, entry.value): entry for entry in reversed(tuple(metadata.entry_points(group=group)))}
+    return sorted(unique.values(), key=lambda entry: (entry.name, _distribution(entry) != _OURS, entry.value))
+
+
+def _distribution(entry: metadata.EntryPoint) -> str:
+    return str(entry.dist.name) if entry.dist is not None else "unknown"
+
+
+def _describe(entry: metadata.EntryPoint, problem: str) -> Plugin:
+    version = str(entry.dist.version) if entry.dist is not None else ""
+    return Plugin(entry.group, entry.name, _distribution(entry), version, entry.value, problem)
+
+
+def _shadowed(entry: metadata.EntryPoint, entries: Iterable[metadata.EntryPoint]) -> str:
+    """Why ``entry`` is not the one that its name means; empty if it is."""
+    others = [other for other in entries if other.name == entry.name and other != entry]
+    if not others or _distribution(entry) == _OURS:
+        return ""
+    kind = _KINDS[entry.group]
+    if any(_distribution(other) == _OURS for other in others):
+        return f"{kind} {entry.name!r} of {_distribution(entry)} is not used: the name is pyflannel's own; rename it"
+    named = ", ".join(sorted(f"{_distribution(item)} ({item.value})" for item in (entry, *others)))
+    return f"{kind} {entry.name!r} is provided more than once, by {named}; uninstall all but one"
+
+
+def _unknown(kind: str, name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name.lower(), names, 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    listing = ", ".join(dict.fromkeys(names)) or "none"
+    return f"no {kind} {name!r} is installed; {hint}installed: {listing} (see: pyflannel plugins)"
+
+
+def _checked(entry: metadata.EntryPoint) -> Any:
+    """The class that ``entry`` points to, if it keeps the contract's outward part."""
+    kind = _KINDS[entry.group]
+    who = f"{kind} {entry.name!r} of {_distribution(entry)} ({entry.value})"
+    plugin = _import(entry, who)
+    if entry.group == BACKENDS:
+        from pyflannel.backend import API_VERSION, Backend
+
+        return _keeps_contract(plugin, Backend, "name", API_VERSION, entry.name, who)
+    from pyflannel import store
+
+    return _keeps_contract(plugin, store.Store, "scheme", store.API_VERSION, entry.name, who)
+
+
+def _import(entry: metadata.EntryPoint, who: str) -> Any:
+    from stevedore import ExtensionManager
+
+    class OneEntryPoint(ExtensionManager):  # type: ignore[type-arg, unused-ignore]
+        """Loads just ``entry``, past stevedore's cache."""
+
+        def list_entry_points(self) -> list[metadata.EntryPoint]:
+            return [entry]
+
+    failures: list[BaseException] = []
+    try:
+        manager = OneEntryPoint(
+            entry.group, on_load_failure_callback=lambda _manager, _entry, error: failures.append(error)
+        )
+    except (AssertionError, SystemExit) as error:  # which stevedore lets through
+        failures.append(error)
+    if failures:
+        reason = f"{type(failures[0]).__name__}: {failures[0]}"
+        raise PluginError(f"{who} does not load: {reason}") from failures[0]
+    return manager.extensions[0].plugin
+
+
+def _keeps_contract(plugin: Any, base: type[T], attribute: str, api: int, name: str, who: str) -> type[T]:
+    if not isinstance(plugin, type) or not issubclass(plugin, base):
+        raise PluginError(f"{who} is not a subclass of {base.__module__}.{base.__qualname__}")
+    built_for = getattr(plugin, "api_version", None)
+    if built_for != api:
+        if not isinstance(built_for, int):
+            advice = "api_version must be a whole number"
+        elif built_for < api:
+            advice = "upgrade the plugin"
+        else:
+            advice = "upgrade pyflannel"
+        raise PluginError(f"{who} was built for version {built_for} of the API, this pyflannel has {api}: {advice}")
+    own = getattr(plugin, attribute, None)
+    if own != name:
+        raise PluginError(f"{who} calls itself {own!r} ({attribute}), its entry point {name!r}; they must be equal")
+    missing = ", ".join(sorted(getattr(plugin, "__abstractmethods__", ())))
+    if missing:
+        raise PluginError(f"{who} is incomplete: it lacks {missing}")
+    return plugin
