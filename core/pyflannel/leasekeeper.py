@@ -310,7 +310,7 @@ class LeaseKeeper:
         backend = self._make_backend(network)
         underlay = self._underlay
         assert underlay is not None
-        _check_underlay(network, underlay)
+        _check_underlay(network, underlay, backend)
         records = {record.key: record for record in snapshot.leases}
         session_for = _SessionFactory(self._options, network, backend, underlay, document, snapshot.revision)
         record = self._obtain(network, session_for, records)
@@ -473,7 +473,7 @@ class LeaseKeeper:
             self._hold(session, record)
 
     def _moved(self, session: _Session, underlay: Underlay) -> None:
-        _check_underlay(session.node.network, underlay)
+        _check_underlay(session.node.network, underlay, session.backend)
         session.node = replace(session.node, underlay=underlay)
         self._post(Moved(session.node))
         session.publish_at = self._clock()
@@ -567,12 +567,18 @@ class _SessionFactory:
         return _Session(self.document, self.node(lease.subnets), self.backend, record, lease, self.revision)
 
 
-def _check_underlay(network: NetworkConfig, underlay: Underlay) -> None:
+def _check_underlay(network: NetworkConfig, underlay: Underlay, backend: Backend[Any]) -> None:
     for version in network.versions:
-        if underlay.public(version) is None or underlay.local(version) is None:
+        public, local = underlay.public(version), underlay.local(version)
+        if public is None or local is None:
             raise UnderlayError(
                 f"the network uses IPv{version}, but interface {underlay.interface} has no usable IPv{version} "
                 f"address; add one, choose another interface with --iface, or set EnableIPv{version} to false"
+            )
+        if public != local and backend.capabilities.interface_public_ip:
+            raise ConfigError(
+                f"backend {backend.name} needs the public address on the interface itself, but --public-ip is "
+                f"{public} and {underlay.interface} has {local}; drop --public-ip, or use a backend such as vxlan"
             )
 
 

@@ -1,6 +1,6 @@
 """The overlay as this node sees it: every other lease in the store, as a peer with a plan or with a reason why not.
 
-Feed it records as they come from the store; it parses, checks and plans each on its own, and hands out the changes of
+Feed it leases as they come from the store; it parses, checks and plans each on its own, and hands out the changes of
 the desired state. One changed lease costs the planning of one peer.
 
 The checks here hold for every backend: a lease is used only if it is readable, lies inside the network, overlaps
@@ -20,7 +20,6 @@ from pyflannel.backend import Backend, Node, PeerRejected
 from pyflannel.errors import MalformedError
 from pyflannel.kernel.model import KernelObject, Key
 from pyflannel.lease import IPNetwork, Lease, Subnets
-from pyflannel.store import Record
 
 __all__ = ["Overlay", "Peer"]
 
@@ -55,6 +54,7 @@ class Overlay:
         self._ranges = _Ranges()
         self._waiting: dict[str, set[str]] = {}
         self._changes: dict[Key, KernelObject | None] = {}
+        self._touched: set[str] = set()
         own = tuple(backend.plan_node(node))
         for item in own:
             self._owners[item.key] = _NODE
@@ -82,34 +82,35 @@ class Overlay:
         changes, self._changes = self._changes, {}
         return changes
 
-    def put(self, record: Record) -> bool:
-        """Take in a new or changed lease. Returns whether anything about it is new."""
-        if record.key == self.node.subnets.key or self._texts.get(record.key) == record.value:
-            return False
-        self._release(record.key)
-        self._texts[record.key] = record.value
-        self._settle([record.key])
-        return True
+    def drain_touched(self) -> set[str]:
+        """The keys of leases whose peer came, went, changed or was judged anew since the last call."""
+        touched, self._touched = self._touched, set()
+        return touched
 
-    def remove(self, key: str) -> bool:
-        """Forget a lease that was deleted or has expired. Returns whether it was known."""
-        if self._texts.pop(key, None) is None:
-            return False
-        self._settle(self._release(key))
-        return True
+    def put(self, key: str, value: str) -> None:
+        """Take in a new or changed lease."""
+        if key == self.node.subnets.key or self._texts.get(key) == value:
+            return
+        self._texts[key] = value
+        self._settle([key])
 
-    def replace(self, records: Iterable[Record]) -> None:
-        """Take in a complete snapshot: what is not in it is gone."""
-        current = {record.key: record for record in records}
-        for key in [key for key in self._texts if key not in current]:
-            self.remove(key)
-        for record in current.values():
-            self.put(record)
+    def remove(self, key: str) -> None:
+        """Forget a lease that was deleted or has expired."""
+        if self._texts.pop(key, None) is not None:
+            self._settle(self._release(key))
+
+    def moved(self, node: Node) -> Overlay:
+        """The same leases as ``node`` sees them: our place in the network has changed."""
+        overlay = Overlay(self.backend, node)
+        for key, value in self._texts.items():
+            overlay.put(key, value)
+        return overlay
 
     # settling claims
 
     def _release(self, key: str) -> list[str]:
         """Withdraw ``key``'s plan and claims; returns the leases that waited for it."""
+        self._touched.add(key)
         peer = self._peers.pop(key, None)
         if peer is not None:
             for item in peer.objects:

@@ -2,7 +2,8 @@
 
 Every value has a ``key``: the tuple by which the kernel tells two such objects apart. Two values with one key can't
 both be there; a value that differs from the actual one under the same key is a change in place. Links are named, not
-numbered: an interface index belongs to one life of a device, a name to what we want.
+numbered: an interface index belongs to one life of a device, a name to what we want. As text, a value reads like the
+iproute2 command that would make it.
 
 The order of :class:`Kind` is the order of creation (a route needs its link); deletion runs backwards.
 """
@@ -112,6 +113,9 @@ class Link:
     up: bool = True
     marked: bool = True
 
+    def __str__(self) -> str:
+        return f"link {self.name} type {self.info.kind} mtu {self.mtu}" + (f" address {self.mac}" if self.mac else "")
+
     @property
     def key(self) -> Key:
         """By name."""
@@ -129,6 +133,9 @@ class Sysctl:
     value: str
     optional: bool = field(default=False, compare=False)
 
+    def __str__(self) -> str:
+        return f"sysctl {self.path}={self.value}"
+
     @property
     def key(self) -> Key:
         """By path."""
@@ -141,6 +148,9 @@ class Address:
 
     link: str
     interface: IPInterface
+
+    def __str__(self) -> str:
+        return f"address {self.interface} dev {self.link}"
 
     @property
     def key(self) -> Key:
@@ -156,6 +166,9 @@ class Neighbour:
     address: IPAddress
     mac: str
 
+    def __str__(self) -> str:
+        return f"neighbour {self.address} lladdr {self.mac} dev {self.link}"
+
     @property
     def key(self) -> Key:
         """By link and address."""
@@ -169,6 +182,9 @@ class FdbEntry:
     link: str
     mac: str
     remote: IPAddress
+
+    def __str__(self) -> str:
+        return f"fdb {self.mac} dst {self.remote} dev {self.link}"
 
     @property
     def key(self) -> Key:
@@ -190,6 +206,14 @@ class Route:
     onlink: bool = False
     source: IPAddress | None = None
     metric: int | None = None
+
+    def __str__(self) -> str:
+        words = ["route", "blackhole" if self.link is None else "", str(self.destination)]
+        words += ["via", str(self.gateway)] if self.gateway else []
+        words += ["dev", self.link] if self.link else []
+        words += ["src", str(self.source)] if self.source else []
+        words += ["metric", str(self.metric)] if self.metric is not None else []
+        return " ".join(word for word in [*words, "onlink" if self.onlink else ""] if word)
 
     @property
     def effective_metric(self) -> int:

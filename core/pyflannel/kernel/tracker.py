@@ -227,8 +227,17 @@ class Tracker:
         """What the kernel refuses at present."""
         return self._failures
 
+    @property
+    def link_names(self) -> frozenset[str]:
+        """The names of the links that we want."""
+        return frozenset(item.name for item in self._desired.values() if isinstance(item, Link))
+
+    def in_place(self, keys: Iterable[Key]) -> bool:
+        """Whether the kernel holds what we want under all of ``keys``."""
+        return all(self._actual.get(key) == self._desired.get(key) for key in keys)
+
     def status(self) -> Iterator[ObjectStatus]:
-        """Every wanted object and where it stands."""
+        """Every wanted object and where it stands. May be called from any thread."""
         for key, item in list(self._desired.items()):
             failure = self._failures.get(key)
             if failure is not None:

@@ -1,0 +1,451 @@
+"""The agent: one loop that joins the store's side and the kernel's side, and says how things stand.
+
+Everything that happens arrives as a mark: the lease keeper's events in a mailbox, the kernel's notifications on its
+port, timers. A turn of the loop takes in all that is there, lets the overlay plan and the tracker write, and then
+announces the outcome (``subnet.env``, readiness, status). The loop never talks to the store, so that a store that hangs
+can't delay a repair.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import selectors
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyflannel import envfile, runlock
+from pyflannel.backend import Backend, DataPlane, Node, parse_options
+from pyflannel.errors import KernelError, PluginError, PyflannelError, UnderlayError
+from pyflannel.kernel.model import KernelObject, Route
+from pyflannel.kernel.port import KernelPort, Notice
+from pyflannel.kernel.tracker import Tracker
+from pyflannel.lease import Subnets
+from pyflannel.leasekeeper import Event, Fatal, Joined, KeeperOptions, LeaseKeeper, Moved, PeersChanged
+from pyflannel.network import NetworkConfig
+from pyflannel.nodeid import identify
+from pyflannel.notify import Notifier
+from pyflannel.overlay import Overlay
+from pyflannel.plugins import load_backend, load_store
+from pyflannel.settings import Settings
+from pyflannel.standing import document, standing
+from pyflannel.status import State, Status, StatusServer
+from pyflannel.store import Store
+from pyflannel.underlay import Inventory, Selection, Underlay, choose
+
+__all__ = ["Agent", "run"]
+
+log = logging.getLogger(__name__)
+
+UNDERLAY_PAUSE = 1.0
+"""Seconds between two looks at the underlay while interfaces keep changing (containers come and go)."""
+
+CHECK_INTERVAL = 1.0
+"""Seconds between two looks at a backend's own data plane, and between two tries at a missing underlay."""
+
+BLACKHOLE_METRIC = 0xFFFFFFFE
+"""Behind every other route: what makes a packet to an unused address of ours end here instead of looping."""
+
+
+def run(settings: Settings) -> int:
+    """Run the daemon in the foreground until SIGTERM or SIGINT.
+
+    :returns: the exit code.
+    :raises PyflannelError: it can't start with these settings, on this node, or with this network config.
+    """
+    from pyflannel.kernel.netlink import NetlinkPort, read_inventory
+
+    _require_net_admin()
+    store_class = load_store(settings.store.scheme)
+    with ExitStack() as stack:
+        stack.enter_context(runlock.hold(settings.run_dir))
+        store = stack.enter_context(store_class(settings.store))
+        port = NetlinkPort()
+        stack.callback(port.close)
+        agent = Agent(settings, store, port, read_inventory, Notifier())
+        stack.enter_context(_signals(agent.stop))
+        server = StatusServer(settings.run_dir, agent.status)
+        stack.callback(server.close)
+        agent.run()
+    return 0
+
+
+def _require_net_admin() -> None:
+    cap_net_admin = 12  # linux/capability.h
+    lines = Path("/proc/self/status").read_text().splitlines()
+    effective = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
+    if not effective >> cap_net_admin & 1:
+        raise KernelError("the daemon needs CAP_NET_ADMIN to configure interfaces and routes: run it as root")
+
+
+@contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    def handle(number: int, _: Any) -> None:
+        stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass(slots=True)
+class _Membership:
+    """What we are part of, from the first :class:`Joined` on."""
+
+    backend: Backend[Any]
+    overlay: Overlay
+    extras: tuple[KernelObject, ...] = ()
+    data_plane: DataPlane | None = None
+    data_plane_node: Node | None = None
+
+
+class Agent:
+    """See the module's docstring. ``run`` belongs to one thread; ``stop`` and ``status`` may be called from any."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        port: KernelPort,
+        read_inventory: Callable[[], Inventory],
+        notifier: Notifier,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.settings = settings
+        self.node_id = identify(settings.state_dir, settings.node_id)
+        self.store = store
+        self.clock = clock
+        self.tracker = Tracker(port, clock)
+        self.underlay: Underlay | None = None
+        self.underlay_trouble = ""
+        self.kernel_trouble = ""
+        self.backend_trouble = ""
+        self.repaired = 0
+        self.started = time.time()
+        self.membership: _Membership | None = None
+        self.keeper = LeaseKeeper(
+            store,
+            KeeperOptions(
+                node_id=self.node_id,
+                subnet_file=settings.subnet_file,
+                state_dir=settings.state_dir,
+                ttl=settings.lease_ttl,
+                margin=settings.renew_margin,
+                policy=settings.conflict_policy,
+                seed=settings.read_seed(),
+                backend=settings.backend,
+            ),
+            make_backend,
+            self._post,
+            clock,
+            rng or random.Random(),  # noqa: S311 - jitter and the choice of a subnet need no secrecy
+        )
+        self._port = port
+        self._read_inventory = read_inventory
+        self._notifier = notifier
+        self._mailbox: deque[Event] = deque()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._stopping = threading.Event()
+        self._ready_said = False
+        self._last_state, self._last_message = State.STARTING, ""
+        self.last_error: tuple[float, str] | None = None
+        self.data_plane_problems: Mapping[str, str] = {}
+        self._underlay_due: float | None = clock()
+        self._underlay_seen = clock() - UNDERLAY_PAUSE
+        self._resync_due = clock() + settings.resync_interval
+        self._check_due = clock() + CHECK_INTERVAL
+        self._alive_due = clock()
+
+    # Called from other threads
+
+    def stop(self) -> None:
+        """Make :meth:`run` return soon; forwarding goes on. Safe in a signal handler."""
+        self._stopping.set()
+        os.eventfd_write(self._wake, 1)
+
+    def _post(self, event: Event) -> None:
+        self._mailbox.append(event)
+        os.eventfd_write(self._wake, 1)
+
+    # The loop
+
+    def run(self) -> None:
+        """Work until :meth:`stop`.
+
+        :raises PyflannelError: the first session showed that this configuration can't work.
+        """
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wake, selectors.EVENT_READ)
+            selector.register(self._port.fileno(), selectors.EVENT_READ)
+            try:
+                while not self._stopping.is_set():
+                    self._turn()
+                    for key, _ in selector.select(self._patience()):
+                        if key.fd == self._wake:
+                            os.eventfd_read(self._wake)
+            finally:
+                self._notifier.stopping()
+                if self.membership is not None and self.membership.data_plane is not None:
+                    self.membership.data_plane.stop()
+                self.keeper.stop(timeout=2.0)
+                os.close(self._wake)
+
+    def _turn(self) -> None:
+        now = self.clock()
+        self._hear(self._port.poll(), now)
+        if self._underlay_due is not None and now >= self._underlay_due:
+            self._look_at_underlay(now)
+        while self._mailbox:
+            self._handle(self._mailbox.popleft())
+        if now >= self._resync_due:
+            self.tracker.request_resync()
+            self._resync_due = now + self.settings.resync_interval
+        self._reconcile()
+        self._tend_data_plane(now)
+        self._announce(now)
+
+    def _patience(self) -> float:
+        """Seconds until something is due."""
+        due = [self._resync_due]
+        if self._underlay_due is not None:
+            due.append(self._underlay_due)
+        if self.tracker.retry_at is not None:
+            due.append(self.tracker.retry_at)
+        if self.membership is not None and self.membership.data_plane is not None:
+            due.append(self._check_due)
+        if self._notifier.watchdog_interval is not None:
+            due.append(self._alive_due)
+        if self.keeper.state.expires_at is not None and self.keeper.state.expires_at > self.clock():
+            due.append(self.keeper.state.expires_at)
+        return max(0.0, min(due) - self.clock())
+
+    # The kernel's side
+
+    def _hear(self, notice: Notice, now: float) -> None:
+        self.tracker.observe(notice)
+        ours = self.tracker.link_names
+        if (notice.resync or notice.interfaces - ours) and self._underlay_due is None:
+            self._underlay_due = max(now, self._underlay_seen + UNDERLAY_PAUSE)
+
+    def _look_at_underlay(self, now: float) -> None:
+        self._underlay_seen, self._underlay_due = now, None
+        settings = self.settings
+        selection = Selection(
+            settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip, settings.public_ipv6
+        )
+        try:
+            found = choose(self._read_inventory(), selection)
+        except (UnderlayError, KernelError) as error:
+            self._underlay_due = now + CHECK_INTERVAL
+            self.underlay_trouble = str(error)
+            return
+        self.underlay_trouble = ""
+        if found == self.underlay:
+            return
+        first, self.underlay = self.underlay is None, found
+        log.info("underlay: %s %s, MTU %d", found.interface, found.public_ipv4 or found.public_ipv6, found.mtu)
+        if first:
+            self.keeper.start(found)
+        else:
+            self.keeper.move(found)
+
+    def _reconcile(self) -> None:
+        if self.membership is None:
+            return
+        try:
+            outcome = self.tracker.reconcile()
+        except KernelError as error:
+            self.kernel_trouble = str(error)
+            self.tracker.request_resync()
+            self._resync_due = min(self._resync_due, self.clock() + CHECK_INTERVAL)
+            return
+        self.kernel_trouble = ""
+        if outcome.repaired:
+            self.repaired += outcome.repaired
+            log.warning("put %d kernel objects right that something else had changed", outcome.repaired)
+
+    # The store's side
+
+    def _handle(self, event: Event) -> None:
+        if isinstance(event, Fatal):
+            raise event.error
+        try:
+            if isinstance(event, Joined):
+                self._join(event)
+            elif isinstance(event, Moved):
+                self._move(event.node)
+            elif isinstance(event, PeersChanged):
+                self._peers_changed(event)
+        except PyflannelError as error:
+            self.backend_trouble = str(error)
+            log.error("%s", error)
+
+    def _join(self, event: Joined) -> None:
+        overlay = _plan(event.backend, lambda: Overlay(event.backend, event.node))
+        for record in event.records:
+            overlay.put(record.key, record.value)
+        before = self.membership
+        data_plane = data_plane_node = None
+        if before is not None and before.data_plane is not None:
+            if (before.data_plane_node, before.backend.options) == (event.node, event.backend.options):
+                data_plane, data_plane_node = before.data_plane, before.data_plane_node
+            else:
+                before.data_plane.stop()
+        self.membership = _Membership(event.backend, overlay, (), data_plane, data_plane_node)
+        self._want_exactly()
+        self.tracker.sweep = True
+        self.backend_trouble = ""
+        if before is None or before.overlay.node.subnets != event.node.subnets:
+            log.info("lease: %s (%s)", event.lease.subnets, event.backend.name)
+
+    def _move(self, node: Node) -> None:
+        if self.membership is not None:
+            overlay = self.membership.overlay
+            self.membership.overlay = _plan(self.membership.backend, lambda: overlay.moved(node))
+            self._want_exactly()
+
+    def _want_exactly(self) -> None:
+        """Hand the whole desired state to the tracker: the overlay is a new one."""
+        member = self.membership
+        assert member is not None
+        member.extras = ()
+        if self.settings.blackhole_route:
+            subnets = member.overlay.node.subnets
+            member.extras = tuple(Route(subnet, None, metric=BLACKHOLE_METRIC) for subnet in subnets.each)
+        self.tracker.want_exactly([*member.overlay.objects(), *member.extras])
+        member.overlay.drain()
+
+    def _peers_changed(self, event: PeersChanged) -> None:
+        if self.membership is None:
+            return
+        overlay = self.membership.overlay
+        for change in event.changes:
+            if change.record is None:
+                overlay.remove(change.key)
+            else:
+                overlay.put(change.key, change.record.value)
+        self.tracker.want(overlay.drain())
+
+    # The backend's own data plane
+
+    def _tend_data_plane(self, now: float) -> None:
+        member = self.membership
+        if member is None:
+            return
+        node = member.overlay.node
+        if member.data_plane_node != node:
+            if member.data_plane is not None:
+                member.data_plane.stop()
+            member.data_plane = _plan(member.backend, lambda: member.backend.start(node))
+            member.data_plane_node = node
+            touched = set(member.overlay.peers)
+            member.overlay.drain_touched()
+        else:
+            touched = member.overlay.drain_touched()
+        if member.data_plane is None:
+            return
+        for key in touched:
+            peer = member.overlay.peers.get(key)
+            if peer is not None and peer.lease is not None and not peer.reason:
+                member.data_plane.put(peer.lease)
+            else:
+                member.data_plane.remove(Subnets.from_key(key))
+        if now >= self._check_due:
+            self._check_due = now + CHECK_INTERVAL
+            self.data_plane_problems = dict(member.data_plane.check())
+
+    # What we say about ourselves
+
+    @property
+    def lease_valid(self) -> bool:
+        """Whether we hold a lease that has not expired."""
+        state = self.keeper.state
+        return state.lease is not None and (state.expires_at is None or state.expires_at > self.clock())
+
+    @property
+    def own_in_place(self) -> bool:
+        """Whether the kernel holds all that the node needs for itself."""
+        member = self.membership
+        return member is not None and self.tracker.in_place(item.key for item in member.overlay.own_objects)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether :meth:`stop` was called."""
+        return self._stopping.is_set()
+
+    @property
+    def trouble(self) -> str:
+        """What goes wrong at present, other than single kernel objects."""
+        return self.underlay_trouble or self.kernel_trouble or self.backend_trouble or self.keeper.state.trouble
+
+    def status(self) -> Status:
+        """The status document."""
+        return document(self)
+
+    def _announce(self, now: float) -> None:
+        state, message = standing(self)
+        if state in (State.READY, State.DEGRADED):
+            self._write_subnet_file()
+            if not self._ready_said:
+                self._ready_said = True
+                self._notifier.ready()
+        self._notifier.status(f"{state.value}: {message}")
+        if state in (State.WAITING, State.DEGRADED, State.CONFLICT) and message != self._last_message:
+            self.last_error = (time.time(), message)
+        if (state, message) != (self._last_state, self._last_message) and state is not State.STARTING:
+            good = state in (State.READY, State.STOPPING)
+            if not good or state is not self._last_state:
+                log.log(logging.INFO if good else logging.WARNING, "%s: %s", state.value, message)
+            self._last_state, self._last_message = state, message
+        if self._notifier.watchdog_interval is not None and now >= self._alive_due:
+            self._alive_due = now + self._notifier.watchdog_interval
+            self._notifier.alive()
+
+    def _write_subnet_file(self) -> None:
+        member = self.membership
+        assert member is not None
+        node = member.overlay.node
+        mtu = _plan(member.backend, lambda: member.backend.mtu(node.underlay))
+        envfile.write(self.settings.subnet_file, envfile.render(node.network, node.subnets, mtu, self.settings.ip_masq))
+
+
+def make_backend(network: NetworkConfig) -> Backend[Any]:
+    """The backend that a network document asks for, with its options.
+
+    :raises PluginError: it is not installed, or can't be loaded.
+    :raises ConfigError: its options are wrong, or it can't do what the network asks for.
+    """
+    kind = load_backend(network.backend_type)
+    options, unknown = parse_options(kind.Options, network.backend_options)
+    for key in (*network.unknown_keys, *(f"Backend.{key}" for key in unknown)):
+        log.warning("network config: key %s is not known here and ignored", key)
+    for version, able in ((4, kind.capabilities.ipv4), (6, kind.capabilities.ipv6)):
+        if version in network.versions and not able:
+            raise PluginError(
+                f"backend {kind.name!r} can't carry IPv{version}, which the network config switches on; "
+                f"use another backend, or set EnableIPv{version} to false"
+            )
+    return kind(options)
+
+
+def _plan(backend: Backend[Any], call: Callable[[], Any]) -> Any:
+    """What a backend answers; whatever else it raises is named as its fault."""
+    try:
+        return call()
+    except PyflannelError:
+        raise
+    except Exception as error:
+        log.debug("backend %s failed", backend.name, exc_info=True)
+        raise PluginError(f"backend {backend.name!r} failed: {type(error).__name__}: {error}") from error

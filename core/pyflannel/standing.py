@@ -1,0 +1,186 @@
+"""How the daemon stands, in one word, in one sentence, and as the whole status document.
+
+Everything here reads the agent and its parts, from the loop or from the status server's thread; nothing is changed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+from pyflannel import status
+from pyflannel.kernel.model import Key
+from pyflannel.kernel.tracker import ObjectState
+from pyflannel.kernel.tracker import ObjectStatus as Tracked
+from pyflannel.lease import Lease
+from pyflannel.overlay import Peer
+from pyflannel.status import PeerState, State, Status
+from pyflannel.version import VERSION
+
+if TYPE_CHECKING:
+    from pyflannel.agent import Agent
+
+__all__ = ["document", "standing"]
+
+
+def standing(agent: Agent) -> tuple[State, str]:
+    """The state, and one sentence about it."""
+    keeper, member = agent.keeper.state, agent.membership
+    if agent.stopping:
+        return State.STOPPING, "stopping; forwarding goes on"
+    if keeper.conflict:
+        return State.CONFLICT, keeper.trouble
+    trouble = agent.trouble
+    if member is None:
+        return (State.WAITING, trouble) if trouble else (State.STARTING, "looking for underlay, store and lease")
+    if not agent.lease_valid:
+        return State.WAITING, f"the lease has expired; {trouble or 'renewing it'}"
+    if not agent.own_in_place and not agent.tracker.failures:
+        return State.STARTING, "setting up the kernel"
+    if not agent.own_in_place:
+        return State.WAITING, trouble or _failure(agent)
+    if trouble or agent.tracker.failures:
+        return State.DEGRADED, trouble or _failure(agent)
+    peers = list(member.overlay.peers.values())
+    skipped = sum(bool(peer.reason) for peer in peers)
+    text = f"{member.overlay.node.subnets} on {member.backend.name}, {len(peers) - skipped} peers"
+    return State.READY, text + (f", {skipped} leases skipped" if skipped else "")
+
+
+def _failure(agent: Agent) -> str:
+    failures = list(agent.tracker.failures.values())
+    if not failures:
+        return ""
+    return str(failures[0].error) + (f" (and {len(failures) - 1} more)" if len(failures) > 1 else "")
+
+
+def document(agent: Agent) -> Status:
+    """The status document."""
+    state, message = standing(agent)
+    member, underlay = agent.membership, agent.underlay
+    tracked = list(agent.tracker.status())
+    network = member.overlay.node.network if member is not None else None
+    return Status(
+        version=VERSION,
+        pid=os.getpid(),
+        started=_timestamp(agent.started),
+        state=state,
+        message=message,
+        node_id=agent.node_id,
+        backend=status.BackendStatus(member.backend.name) if member is not None else None,
+        store=status.StoreStatus(str(agent.store.location), not agent.keeper.state.trouble),
+        network=str(network.ipv4.network) if network is not None and network.ipv4 else None,
+        ipv6_network=str(network.ipv6.network) if network is not None and network.ipv6 else None,
+        underlay=None
+        if underlay is None
+        else status.UnderlayStatus(
+            underlay.interface,
+            underlay.mtu,
+            _text(underlay.ipv4),
+            _text(underlay.ipv6),
+            _text(underlay.public_ipv4),
+            _text(underlay.public_ipv6),
+        ),
+        lease=_lease(agent),
+        peers=() if member is None else _peers(agent, list(member.overlay.peers.values()), tracked),
+        objects=_objects(agent, tracked),
+        last_error=None
+        if agent.last_error is None
+        else status.FailureStatus(_timestamp(agent.last_error[0]), agent.last_error[1]),
+        repaired=agent.repaired,
+        data_plane=_counters(agent),
+    )
+
+
+def _last_error(agent: Agent) -> status.FailureStatus | None:
+    if agent.last_error is None:
+        return None
+    when, what = agent.last_error
+    return status.FailureStatus(_timestamp(when), what)
+
+
+def _lease(agent: Agent) -> status.LeaseStatus | None:
+    state = agent.keeper.state
+    if state.lease is None:
+        return None
+    now = agent.clock()
+    return status.LeaseStatus(
+        key=state.lease.key,
+        subnets=_subnets(state.lease),
+        expires_in=None if state.expires_at is None else round(state.expires_at - now, 1),
+        reserved=state.permanent,
+        renewed=None if state.renewed_at is None else _timestamp(time.time() - (now - state.renewed_at)),
+    )
+
+
+def _peers(agent: Agent, peers: list[Peer], tracked: list[Tracked]) -> tuple[status.PeerStatus, ...]:
+    unsettled = {item.item.key: item for item in tracked if item.state is not ObjectState.DONE}
+    return tuple(_peer(peer, unsettled, agent.data_plane_problems) for peer in peers)
+
+
+def _peer(peer: Peer, unsettled: Mapping[Key, Tracked], problems: Mapping[str, str]) -> status.PeerStatus:
+    state, reason = PeerState.OK, peer.reason or problems.get(peer.key, "")
+    if peer.reason:
+        state = PeerState.SKIPPED
+    elif reason:
+        state = PeerState.FAILED
+    else:
+        for item in peer.objects:
+            found = unsettled.get(item.key)
+            if found is not None:
+                state = PeerState.FAILED if found.state is ObjectState.FAILED else PeerState.PENDING
+                reason = found.error
+                break
+    attributes = peer.lease.attributes if peer.lease is not None else None
+    return status.PeerStatus(
+        key=peer.key,
+        subnets=_subnets(peer.lease) if peer.lease is not None else (),
+        state=state,
+        reason=reason,
+        public_ip=_text(attributes.public_ip) if attributes else None,
+        public_ipv6=_text(attributes.public_ipv6) if attributes else None,
+        node_id=attributes.node_id if attributes else None,
+    )
+
+
+def _objects(agent: Agent, tracked: list[Tracked]) -> status.ObjectsStatus:
+    offset = time.time() - agent.clock()
+    counts = Counter((_kind(item), item.state.value) for item in tracked)
+    return status.ObjectsStatus(
+        {
+            kind: status.ObjectCounts(counts[kind, "done"], counts[kind, "pending"], counts[kind, "failed"])
+            for kind in dict.fromkeys(kind for kind, _ in counts)
+        },
+        tuple(
+            status.ObjectStatus(
+                _kind(item), str(item.item), item.state.value, _timestamp(item.since + offset), item.error
+            )
+            for item in tracked
+        ),
+    )
+
+
+def _kind(item: Tracked) -> str:
+    return item.item.key[0].name.lower()
+
+
+def _counters(agent: Agent) -> Mapping[str, int]:
+    if agent.membership is None or agent.membership.data_plane is None:
+        return {}
+    return agent.membership.data_plane.counters()
+
+
+def _subnets(lease: Lease) -> tuple[str, ...]:
+    return tuple(str(subnet) for subnet in lease.subnets.each)
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _timestamp(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
