@@ -1,22 +1,28 @@
 """Three source roots, one distribution: the framework (core), the in-tree backends and the in-tree stores."""
 
+import runpy
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOTS = {"pyflannel": "core", "pyflannel_backends": "backends", "pyflannel_stores": "stores"}
 
+HERE = Path(__file__).resolve().parent
+VERSION = runpy.run_path(str(HERE / "core" / "pyflannel" / "version.py"))["VERSION"]
+
 EXTRAS = {
     "consul": ["py-consul>=1.5"],
     "udp": ["numpy>=1.24"],
     "metrics": ["prometheus-client>=0.20"],
 }
+TEST = ["hypothesis>=6.100", "pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6"]
+DEVELOPMENT = {"test": TEST, "dev": [*TEST, "mypy==2.4.*", "ruff==0.17.*", "tox>=4.30"]}
 
 setup(
     name="pyflannel",
-    version="0.1.0",
+    version=VERSION,
     description="A plugin-based overlay network daemon for Linux, wire-compatible with flannel",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
@@ -35,7 +41,7 @@ setup(
         "stevedore>=5.1",
         "tomli>=2; python_version < '3.11'",
     ],
-    extras_require={**EXTRAS, "all": sorted({item for items in EXTRAS.values() for item in items})},
+    extras_require={**EXTRAS, "all": sorted({item for items in EXTRAS.values() for item in items}), **DEVELOPMENT},
     entry_points={
         "console_scripts": ["pyflannel = pyflannel.cli:main"],
         "pyflannel.backends": [

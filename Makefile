@@ -1,0 +1,30 @@
+# `make` lists what there is. `make demo` and `make test` set up all they need by themselves (tools/bootstrap).
+
+VENV := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## an overlay of three nodes on this machine, from the first packet to the clean-up
+	@tools/bootstrap demo
+	@$(VENV)/pyflannel lab --nodes 3 --backend vxlan --store file
+
+test: ## every check there is: lint, types, unit and integration tests, the package (all of tox.ini)
+	@tools/bootstrap test
+	@rm -rf .tox/junit
+	@status=0; $(VENV)/tox run || status=$$?; $(VENV)/python tools/summary.py .tox/junit || status=1; exit $$status
+
+lint: ## style and types only
+	@tools/bootstrap demo
+	@$(VENV)/tox run -e lint,types
+
+bench: ## measure against iproute2's batch mode and print the ratios
+	@tools/bootstrap test
+	@$(VENV)/python -m benchmarks
+
+clean: ## remove what the other targets made here, .venv too (system packages stay)
+	@rm -rf .venv .tox .cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
