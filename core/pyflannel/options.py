@@ -81,6 +81,17 @@ class Option:
         return f"PYFLANNEL_{name}", f"FLANNELD_{name}"
 
     @property
+    def default_text(self) -> str:
+        """The default as one would write it; empty if there is none, or if ``help`` tells."""
+        if self.default is None or self.default == ():
+            return ""
+        if isinstance(self.default, bool):
+            return str(self.default).lower()
+        if isinstance(self.default, tuple):
+            return ",".join(self.default)
+        return f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
+
+    @property
     def is_boolean(self) -> bool:
         """Whether the flag needs no value: ``--ip-masq`` means ``--ip-masq=true``, as in Go."""
         return self.kind is BOOLEAN
@@ -226,14 +237,6 @@ NETWORK, STORE, UNDERLAY, LEASE, FIREWALL, FILES, HEALTH, LOG, KUBERNETES = (
 
 OPTIONS: Final[tuple[Option, ...]] = (
     Option(
-        "config",
-        PATH,
-        "The config file. /etc/pyflannel/pyflannel.toml is read if it exists; a file named here must.",
-        section=FILES,
-        scope="any",
-        in_file=False,
-    ),
-    Option(
         "backend",
         TEXT,
         "How packets travel between nodes (see: pyflannel plugins). Must agree with Backend.Type in the store's "
@@ -267,8 +270,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "store",
         TEXT,
-        "Where leases are kept, such as file:///var/lib/pyflannel (the default) or "
-        "etcd://192.0.2.10:2379/coreos.com/network.",
+        "Where leases are kept, such as etcd://192.0.2.10:2379/coreos.com/network.",
         "file:///var/lib/pyflannel",
         section=STORE,
         scope="store",
@@ -376,6 +378,14 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "Seconds between full comparisons with the kernel, beside its notifications.",
         300.0,
         section=FIREWALL,
+    ),
+    Option(
+        "config",
+        PATH,
+        "The config file. /etc/pyflannel/pyflannel.toml is read if it exists; a file named here must.",
+        section=FILES,
+        scope="any",
+        in_file=False,
     ),
     Option(
         "run-dir",

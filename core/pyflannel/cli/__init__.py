@@ -1,0 +1,135 @@
+"""The command line: ``pyflannel`` runs the daemon, ``pyflannel COMMAND`` looks at or changes something.
+
+Each command lives in a file of its own that is imported when it is run, so that ``--help`` and shell completion answer
+at once. A failure is one line on standard error and one of the exit codes of :mod:`pyflannel.errors`; only a fault of
+pyflannel's own, or log level debug, shows a traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Final
+
+import click
+
+from pyflannel.cli.flags import FlagGroup, flags, settings
+from pyflannel.errors import ExitCode, PyflannelError
+from pyflannel.version import VERSION
+
+__all__ = ["main", "pyflannel"]
+
+INTERRUPTED: Final = 130
+"""128 + SIGINT, as shells report a command that was interrupted."""
+
+PIPE_CLOSED: Final = 141
+"""128 + SIGPIPE: whoever read our output has seen enough."""
+
+COMMANDS: Final = {
+    "cleanup": ("pyflannel.cli.cleanup:cleanup", "Remove from this node's kernel all that pyflannel made."),
+    "config": ("pyflannel.cli.config:config", "Read, write or check the network config in the store."),
+    "lab": ("pyflannel.cli.lab:lab_command", "Run an overlay of several nodes on this machine."),
+    "leases": ("pyflannel.cli.leases:leases", "List the subnets that nodes hold."),
+    "plugins": ("pyflannel.cli.plugins:plugins", "List backends and stores that are installed, and whether they work."),
+    "status": ("pyflannel.cli.status:status", "Show how this node's daemon is doing."),
+    "version": ("pyflannel.cli.version:version", "Print the version."),
+}
+"""Name to where it is and what it does."""
+
+
+class LazyGroup(FlagGroup):
+    """Imports a command when it is called for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, sorted."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command itself."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        found: click.Command = getattr(importlib.import_module(module), name)
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, importing none."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in sorted(COMMANDS.items())])
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run it; a closed pipe is not click's business, which would end with another exit code."""
+        try:
+            result: object = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise _PipeClosedError from None
+        return result
+
+
+class _PipeClosedError(Exception):
+    """The reader of our output has gone."""
+
+
+@click.group(
+    "pyflannel",
+    cls=LazyGroup,
+    invoke_without_command=True,
+    params=flags("daemon", "store", "node"),
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(VERSION, message="pyflannel %(version)s")
+@click.pass_context
+def pyflannel(ctx: click.Context) -> int:
+    """Run this node's part of an overlay network, in the foreground.
+
+    Every setting can be a flag, with one dash or two (--iface eth0), an environment variable (PYFLANNEL_IFACE, or
+    flannel's FLANNELD_IFACE) or a key of the config file (iface = "eth0"); the first of these that is there holds.
+    """
+    if ctx.invoked_subcommand is not None:
+        return ExitCode.OK
+    wanted = settings(ctx, daemon=True)
+    from pyflannel.agent import run
+
+    return run(wanted)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (default: this process's) and return its exit code."""
+    try:
+        result = pyflannel.main(
+            args=None if arguments is None else list(arguments), prog_name="pyflannel", standalone_mode=False
+        )
+        sys.stdout.flush()
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except (_PipeClosedError, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to fail at exit
+        return PIPE_CLOSED
+    except click.ClickException as error:
+        return _usage(error)
+    except PyflannelError as error:
+        if logging.getLogger("pyflannel").isEnabledFor(logging.DEBUG):
+            traceback.print_exc()
+        return _fail(str(error), error.exit_code)
+    except Exception as error:
+        traceback.print_exc()
+        return _fail(
+            f"internal error: {type(error).__name__}: {error}; please report it with the lines above", ExitCode.INTERNAL
+        )
+    return int(result) if isinstance(result, int) else ExitCode.OK
+
+
+def _usage(error: click.ClickException) -> int:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    hint = f" (see: {context.command_path} --help)" if context is not None else ""
+    return _fail(error.format_message().rstrip(".") + hint, ExitCode.USAGE)
+
+
+def _fail(message: str, code: ExitCode) -> int:
+    sys.stderr.write(f"pyflannel: error: {' '.join(message.split())}\n")
+    return code

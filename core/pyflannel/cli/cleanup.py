@@ -1,0 +1,88 @@
+"""``pyflannel cleanup``: leave this node's kernel as if pyflannel had never run.
+
+What carries our mark goes: devices with our alias and everything on them, routes with our protocol number. What
+flanneld or anybody else made has no mark and stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import click
+
+from pyflannel.cli.flags import FlagCommand, flags, settings
+from pyflannel.cli.output import printable
+from pyflannel.errors import KernelError, MalformedError
+from pyflannel.kernel.model import KernelObject
+from pyflannel.kernel.port import Scope, Write
+from pyflannel.lease import Lease
+from pyflannel.nodeid import identify
+from pyflannel.plugins import load_store
+from pyflannel.runlock import hold
+from pyflannel.settings import Settings
+from pyflannel.store import Record, Store
+
+__all__ = ["cleanup"]
+
+
+@click.command(cls=FlagCommand, params=flags("store", "node"))
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@click.option("--lease", "with_lease", is_flag=True, help="Delete this node's lease from the store, too.")
+@click.pass_context
+def cleanup(ctx: click.Context, dry_run: bool, with_lease: bool) -> None:
+    """Remove from this node's kernel all that pyflannel made.
+
+    Containers on this node lose the overlay. Not while a daemon runs here: it would put everything back.
+    """
+    wanted = settings(ctx)
+    verb = "would remove" if dry_run else "removed"
+    with nullcontext() if dry_run else hold(wanted.run_dir):
+        removed = _sweep(dry_run)
+        for item in removed:
+            click.echo(f"{verb} {item}")
+        if with_lease:
+            for key in _release(wanted, dry_run):
+                click.echo(f"{verb} lease {printable(key)}")
+    if not removed:
+        click.echo("nothing of ours is in the kernel")
+
+
+def _sweep(dry_run: bool) -> list[KernelObject]:
+    """Delete what is ours and return it."""
+    from pyflannel.kernel.netlink import NetlinkPort
+
+    port = NetlinkPort()
+    try:
+        ours = port.dump(Scope())
+        if not dry_run:
+            failures = port.apply([Write(item, None) for item in ours.values()])
+            if failures:
+                reasons = "; ".join(f"{ours[key]}: {error}" for key, error in failures.items())
+                raise KernelError(f"{len(failures)} of {len(ours)} objects could not be removed: {reasons}")
+    finally:
+        port.close()
+    return list(ours.values())
+
+
+def _release(wanted: Settings, dry_run: bool) -> Iterator[str]:
+    """Delete the leases that carry our node id and give their keys; reservations belong to who made them."""
+    node_id = identify(wanted.state_dir, wanted.node_id)
+    with load_store(wanted.store.scheme)(wanted.store) as store:
+        for record in _own(store, node_id):
+            if record.permanent:
+                click.echo(f"kept lease {printable(record.key)}: it is a reservation")
+                continue
+            if not dry_run:
+                store.delete(record)
+            yield record.key
+
+
+def _own(store: Store, node_id: str) -> Iterator[Record]:
+    for record in store.snapshot().leases:
+        try:
+            lease = Lease.from_record(record.key, record.value)
+        except MalformedError:
+            continue  # not a lease, so not ours
+        if lease.attributes.node_id == node_id:
+            yield record

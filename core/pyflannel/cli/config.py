@@ -1,0 +1,147 @@
+"""``pyflannel config``: the network document in the store.
+
+``set`` is the one command that can hurt a running network, so it says what a change means for the nodes that are
+leased now, and writes only if the document is still the one it looked at.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+
+from pyflannel.cli.flags import FlagGroup, flags, settings
+from pyflannel.errors import ConfigError, MalformedError, PluginError, StoreError
+from pyflannel.lease import Subnets
+from pyflannel.network import NetworkConfig
+from pyflannel.plugins import load_backend, load_store
+from pyflannel.store import Record, Snapshot, Store
+
+__all__ = ["config"]
+
+log = logging.getLogger(__name__)
+
+_STDIN: Final = "-"
+
+
+@click.group(cls=FlagGroup, params=flags("store"))
+def config() -> None:
+    """Read, write or check the network config in the store.
+
+    It is the JSON document, the same as flannel's, that all nodes of an overlay share.
+    """
+
+
+@config.command(params=flags("store"))
+@click.pass_context
+def get(ctx: click.Context) -> None:
+    """Print the document as it is stored."""
+    with _open_store(ctx) as store:
+        record = store.read_config()
+    if record is None:
+        raise StoreError(f"{store.location} holds no network config; write one with: pyflannel config set FILE")
+    click.echo(record.value.rstrip("\n"))
+
+
+@config.command("set", params=flags("store"))
+@click.argument("file")
+@click.option("--force", is_flag=True, help="Change the network or the backend although leases exist.")
+@click.pass_context
+def set_(ctx: click.Context, file: str, force: bool) -> None:
+    """Check the document in FILE ("-" for standard input) and write it to the store."""
+    with _open_store(ctx) as store:
+        text = _read(file)
+        network = _check(text, file)
+        snapshot = store.snapshot()
+        consequences = _consequences(snapshot, network)
+        if consequences and not force:
+            raise ConfigError(f"{'; '.join(consequences)}. Nothing was written; --force writes it all the same")
+        for consequence in consequences:
+            log.warning("%s", consequence)
+        store.write_config(text, snapshot.config)
+    click.echo(f"written to {store.location}")
+
+
+@config.command(params=flags())
+@click.argument("file")
+@click.pass_context
+def validate(ctx: click.Context, file: str) -> None:
+    """Check the document in FILE ("-" for standard input), without a store."""
+    settings(ctx)
+    network = _check(_read(file), file)
+    for family in network.families:
+        click.echo(f"{family.network}: {family.size} subnets of /{family.subnet_len}, from {family.subnet_min}")
+    click.echo(f"backend {network.backend_type}")
+
+
+def _open_store(ctx: click.Context) -> Store:
+    location = settings(ctx).store
+    return load_store(location.scheme)(location)
+
+
+def _read(file: str) -> str:
+    try:
+        if file == _STDIN:
+            return sys.stdin.buffer.read().decode("utf-8")
+        return Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file}: is not UTF-8 text") from None
+
+
+def _check(text: str, file: str) -> NetworkConfig:
+    """Validate the document and, if its backend is installed here, the backend's options; warn of unknown keys."""
+    source = "standard input" if file == _STDIN else file
+    network = NetworkConfig.from_json(text, source)
+    unknown = list(network.unknown_keys)
+    try:
+        backend = load_backend(network.backend_type)
+    except PluginError as error:
+        log.warning("the options of backend %r are not checked: %s", network.backend_type, error)
+    else:
+        from pyflannel.backend import parse_options
+
+        _, unknown_options = parse_options(backend.Options, network.backend_options, source)
+        unknown += [f"Backend.{key}" for key in unknown_options]
+    for key in unknown:
+        log.warning("%s: unknown key %s (kept; a newer flannel may know it)", source, key)
+    return network
+
+
+def _consequences(snapshot: Snapshot, new: NetworkConfig) -> list[str]:
+    """What the change from the stored document to ``new`` does to the nodes that hold leases now."""
+    if snapshot.config is None or not snapshot.leases:
+        return []
+    try:
+        old = NetworkConfig.from_json(snapshot.config.value)
+    except ConfigError:  # no daemon runs with a document that is invalid
+        return []
+    total = len(snapshot.leases)
+    consequences = []
+    misfits = sum(not _fits(record, new) for record in snapshot.leases)
+    if (_networks(old), misfits) != (_networks(new), 0):
+        consequences.append(
+            f"the network changes under {total} leases, of which {misfits} don't fit the new one: those nodes get "
+            "other subnets and their containers must be restarted, and every daemon must be restarted"
+        )
+    if (old.backend_type, old.backend_options) != (new.backend_type, new.backend_options):
+        consequences.append(
+            f"the backend changes under {total} leases: nodes that still run the old one ({old.backend_type}) and those "
+            f"that run the new one ({new.backend_type}) don't reach each other until every daemon has been restarted"
+        )
+    return consequences
+
+
+def _networks(network: NetworkConfig) -> list[str]:
+    return [str(family.network) for family in network.families]
+
+
+def _fits(record: Record, network: NetworkConfig) -> bool:
+    try:
+        return network.fits(Subnets.from_key(record.key))
+    except MalformedError:
+        return True  # no node holds it

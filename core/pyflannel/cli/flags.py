@@ -1,0 +1,133 @@
+"""The option table as click sees it, and flannel's way of writing flags.
+
+flannel is a Go program: its users write ``-iface=eth0`` and ``--iface eth0``, ``-ip-masq`` and ``--ip-masq=false``. The
+commands here rewrite what they are given into click's own form before click parses it. Values stay text: the settings
+read them, since they alone know how sources combine.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any, Final
+
+import click
+
+from pyflannel import log
+from pyflannel.options import OPTIONS, Option
+from pyflannel.settings import Settings, load
+
+__all__ = ["FlagCommand", "FlagGroup", "flags", "settings"]
+
+_GIVEN: Final = "pyflannel.flags"
+
+
+class Flag(click.Option):
+    """A row of the option table as a flag of a command."""
+
+    def __init__(self, row: Option) -> None:
+        super().__init__(
+            [row.name.replace("-", "_"), row.flag],
+            multiple=row.repeatable,
+            metavar=row.kind.metavar,
+            help=row.help,
+            hidden=bool(row.unsupported),
+            expose_value=False,
+            callback=self._remember,
+        )
+        self.row = row
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """``--flag METAVAR`` and what it means, with the default."""
+        if self.hidden:
+            return None
+        row = self.row
+        left = f"{row.flag}[=BOOL]" if row.is_boolean else f"{row.flag} {row.kind.metavar}"
+        note = " (Not in this version yet.)" if row.pending else ""
+        default = "" if row.pending else row.default_text
+        return left, row.help + note + (f"  [default: {default}]" if default else "")
+
+    @staticmethod
+    def _remember(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
+        """Keep what was given; a flag behind the subcommand's name wins over one before it."""
+        if value is not None and value != () and isinstance(parameter, Flag):
+            ctx.meta.setdefault(_GIVEN, {})[parameter.row.name] = value
+
+
+class FlagCommand(click.Command):
+    """A command that takes flags as flannel does."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse after rewriting."""
+        return super().parse_args(ctx, self._rewritten(ctx, args))
+
+    def _rewritten(self, ctx: click.Context, args: Sequence[str]) -> list[str]:
+        known = {name.lstrip("-"): option for option in _options(self, ctx) for name in option.opts}
+        result: list[str] = []
+        rest = iter(args)
+        for word in rest:
+            if word == "--" or (not _is_flag(word) and isinstance(self, click.Group)):
+                return [*result, word, *rest]  # what follows belongs to the subcommand
+            name, equals, value = word.lstrip("-").partition("=")
+            option = known.get(name)
+            if not _is_flag(word):
+                result.append(word)
+            elif option is None:
+                result.append("--" + word.lstrip("-"))
+            elif isinstance(option, Flag) and option.row.is_boolean:
+                result.append(f"{option.opts[0]}={value if equals else 'true'}")
+            elif option.is_flag:
+                result.append(option.opts[0] + equals + value)
+            else:
+                result += [option.opts[0], *([value] if equals else itertools.islice(rest, 1))]
+        return result
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The command's own options, then the settings by section."""
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for option in _options(self, ctx):
+            record = option.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(option.row.section if isinstance(option, Flag) else "Options", []).append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+class FlagGroup(FlagCommand, click.Group):
+    """A group that takes flags as flannel does, before and behind its subcommands' names."""
+
+    command_class = FlagCommand
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Commands first: there are many options."""
+        self.format_commands(ctx, formatter)
+        FlagCommand.format_options(self, ctx, formatter)
+
+
+def flags(*scopes: str) -> list[click.Parameter]:
+    """The flags of those scopes (see :class:`~pyflannel.options.Option`) and of scope ``any``."""
+    return [Flag(row) for row in OPTIONS if row.scope in {"any", *scopes}]
+
+
+def settings(ctx: click.Context, *, daemon: bool = False) -> Settings:
+    """The settings that flags, environment and config file make; sets up logging and passes on the warnings.
+
+    :raises ConfigError: they are invalid.
+    """
+    loaded = load(ctx.meta.get(_GIVEN, {}), os.environ, daemon=daemon)
+    log.configure(loaded.settings.log_level, loaded.settings.log_format)
+    for warning in loaded.warnings:
+        logging.getLogger("pyflannel").warning("%s", warning)
+    return loaded.settings
+
+
+def _options(this: click.Command, ctx: click.Context) -> list[click.Option]:
+    return [parameter for parameter in this.get_params(ctx) if isinstance(parameter, click.Option)]
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("-") and word != "-"

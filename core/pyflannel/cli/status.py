@@ -1,0 +1,127 @@
+"""``pyflannel status``: how this node's daemon is doing, trouble first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from typing import Any, Final
+
+import click
+
+from pyflannel.cli.flags import FlagCommand, flags, settings
+from pyflannel.cli.output import duration, printable, show_json
+from pyflannel.lease import JSON
+from pyflannel.status import query
+
+__all__ = ["status"]
+
+_ORDER: Final = {"failed": 0, "skipped": 1, "pending": 2}
+_PEERS_SHOWN: Final = 20
+
+
+@click.command(cls=FlagCommand, params=flags("node"))
+@click.option("--json", "as_json", is_flag=True, help="The whole document, as the daemon gives it.")
+@click.option("--all", "everything", is_flag=True, help="Every peer and every object, not only those with trouble.")
+@click.pass_context
+def status(ctx: click.Context, as_json: bool, everything: bool) -> None:
+    """Show how this node's daemon is doing.
+
+    Peers and kernel objects that are in trouble come first, with the reason and since when.
+    """
+    document = query(settings(ctx).run_dir)
+    if as_json:
+        show_json(document)
+        return
+    now = datetime.now(timezone.utc)
+    for lines in (_summary(document, now), _peers(document, everything), _objects(document, now, everything)):
+        for line in lines:
+            click.echo(printable(line))
+
+
+def _summary(document: JSON, now: datetime) -> Iterator[str]:
+    message = document["message"]
+    yield f"State:     {document['state']}" + (f" ({message})" if message else "")
+    yield f"Daemon:    pyflannel {document['version']}, pid {document['pid']}, up {_since(document['started'], now)}"
+    yield f"Node:      {document['node_id']}"
+    if document["network"] or document["ipv6_network"]:
+        networks = " ".join(filter(None, (document["network"], document["ipv6_network"])))
+        yield f"Network:   {networks}"
+    if document["backend"]:
+        yield f"Backend:   {_plugin(document['backend']['name'], document['backend'])}"
+    if document["store"]:
+        connected = "" if document["store"]["connected"] else ", not connected"
+        yield f"Store:     {_plugin(document['store']['location'], document['store'])}{connected}"
+    if document["underlay"]:
+        yield f"Underlay:  {_underlay(document['underlay'])}"
+    yield f"Lease:     {_lease(document['lease'], now)}"
+    if document["repaired"]:
+        yield f"Repaired:  {document['repaired']} objects that something else had changed"
+    for name, count in sorted(document["data_plane"].items()):
+        yield f"Data plane: {name} {count}"
+    if document["last_error"]:
+        error = document["last_error"]
+        yield f"Last error: {_since(error['when'], now)} ago: {error['what']}"
+
+
+def _plugin(name: str, about: JSON) -> str:
+    return f"{name} ({about['distribution']} {about['version']})" if about["distribution"] else name
+
+
+def _underlay(underlay: JSON) -> str:
+    text = f"{underlay['interface']}, MTU {underlay['mtu']}"
+    for family in ("ipv4", "ipv6"):
+        own, public = underlay[family], underlay[f"public_{family}"]
+        if own or public:
+            text += f", {own or 'no address'}" + (f" (public {public})" if public and public != own else "")
+    return text
+
+
+def _lease(lease: JSON, now: datetime) -> str:
+    if lease is None:
+        return "none"
+    text = " ".join(lease["subnets"])
+    if lease["reserved"]:
+        text += ", a reservation"
+    elif lease["expires_in"] is not None:
+        text += f", expires in {duration(lease['expires_in'])}"
+    return text + (f", renewed {_since(lease['renewed'], now)} ago" if lease["renewed"] else "")
+
+
+def _peers(document: JSON, everything: bool) -> Iterator[str]:
+    peers = document["peers"]
+    trouble = [peer for peer in peers if peer["state"] != "ok"]
+    yield ""
+    yield f"Peers:     {len(peers)}" + (f", {len(trouble)} in trouble" if trouble else "")
+    shown = sorted(peers if everything else trouble, key=lambda peer: (_ORDER.get(peer["state"], 9), peer["key"]))
+    limit = len(shown) if everything else _PEERS_SHOWN
+    for peer in shown[:limit]:
+        addresses = " ".join(filter(None, (peer["public_ip"], peer["public_ipv6"])))
+        reason = f": {peer['reason']}" if peer["reason"] else ""
+        yield f"  {peer['state']:<8} {' '.join(peer['subnets']) or peer['key']} via {addresses or 'nothing'}{reason}"
+    if len(shown) > limit:
+        yield f"  and {len(shown) - limit} more (--all)"
+
+
+def _objects(document: JSON, now: datetime, everything: bool) -> Iterator[str]:
+    objects = document["objects"]
+    yield ""
+    yield "Kernel:    " + (", ".join(map(_count, sorted(objects["counts"].items()))) or "no objects yet")
+    shown = [item for item in objects["list"] if everything or item["state"] != "done"]
+    shown.sort(key=lambda item: _ORDER.get(item["state"], 9))
+    limit = len(shown) if everything else _PEERS_SHOWN
+    for item in shown[:limit]:
+        error = f": {item['error']}" if item["error"] else ""
+        yield f"  {item['state']:<8} {item['object']}, for {_since(item['since'], now)}{error}"
+    if len(shown) > limit:
+        yield f"  and {len(shown) - limit} more (--all)"
+
+
+def _count(item: tuple[str, Any]) -> str:
+    kind, counts = item
+    trouble = "".join(f", {counts[state]} {state}" for state in ("pending", "failed") if counts[state])
+    return f"{kind} {counts['done']}" + (f" ({trouble[2:]})" if trouble else "")
+
+
+def _since(moment: str, now: datetime) -> str:
+    """How long ago an RFC 3339 time was."""
+    return duration((now - datetime.fromisoformat(moment.replace("Z", "+00:00"))).total_seconds())
