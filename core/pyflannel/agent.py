@@ -61,7 +61,8 @@ def run(settings: Settings) -> int:
     :returns: the exit code.
     :raises PyflannelError: it can't start with these settings, on this node, or with this network config.
     """
-    from pyflannel.kernel.netlink import NetlinkPort, read_inventory
+    from pyflannel.kernel.inventory import read_inventory
+    from pyflannel.kernel.netlink import NetlinkPort
 
     _require_net_admin()
     store_class = load_store(settings.store.scheme)

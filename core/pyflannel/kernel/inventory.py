@@ -1,0 +1,93 @@
+"""What this node has to choose an underlay from, read from the kernel in four dumps.
+
+Only foreign things count: our own routes and whatever cannot carry packets between nodes (loopback, link-local,
+tentative and deprecated addresses) is left out.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from ipaddress import ip_address
+from pathlib import Path
+from socket import AF_INET, AF_INET6
+
+from pyflannel.kernel import wire
+from pyflannel.kernel.links import LinkTable, encode_address_dump, encode_link_query, parse_link
+from pyflannel.kernel.model import OWNER, ROUTE_PROTOCOL
+from pyflannel.kernel.netns import call_in
+from pyflannel.kernel.rtnl import messages
+from pyflannel.kernel.rtsocket import RequestSocket
+from pyflannel.lease import IPAddress
+from pyflannel.underlay import Interface, InterfaceRoute, Inventory
+
+__all__ = ["read_inventory"]
+
+_RT_SCOPE_UNIVERSE = 0
+_IFA_F_DEPRECATED = 0x20
+_IFA_F_TENTATIVE = 0x40
+_IFA_F_DADFAILED = 0x08
+_IFA_F_TEMPORARY = 0x01
+_UNUSABLE = _IFA_F_DEPRECATED | _IFA_F_TENTATIVE | _IFA_F_DADFAILED | _IFA_F_TEMPORARY
+
+
+def read_inventory(netns: Path | None = None) -> Inventory:
+    """The interfaces and routes of the current network namespace, or of another.
+
+    :raises KernelError: they can't be read.
+    """
+    requests = RequestSocket() if netns is None else call_in(netns, RequestSocket)
+    try:
+        links = _links(requests)
+        addresses = _addresses(requests)
+        routes = tuple(route for family in (AF_INET, AF_INET6) for route in _routes(requests, family, links))
+    finally:
+        requests.close()
+    return Inventory(
+        tuple(
+            Interface(row.name, row.mtu, row.up, tuple(addresses[row.index]))
+            for row in links.by_index.values()
+            if row.alias != OWNER
+        ),
+        routes,
+    )
+
+
+def _links(requests: RequestSocket) -> LinkTable:
+    table = LinkTable()
+    for answer in requests.dump(encode_link_query(None)):
+        row = parse_link(answer.datagram, answer.start, answer.end)
+        if row is not None:
+            table.put(row)
+    return table
+
+
+def _addresses(requests: RequestSocket) -> dict[int, list[IPAddress]]:
+    found: dict[int, list[IPAddress]] = defaultdict(list)
+    for answer in requests.dump(encode_address_dump(0, strict=False)):
+        message = messages().address(answer.datagram[answer.start - 16 : answer.end])
+        message.decode()
+        attributes = dict(message["attrs"])
+        text = attributes.get("IFA_LOCAL") or attributes.get("IFA_ADDRESS")
+        flags = attributes.get("IFA_FLAGS", message["flags"])
+        if text is None or message["scope"] != _RT_SCOPE_UNIVERSE:
+            continue
+        address = ip_address(text)
+        if address.version == 4 or not flags & _UNUSABLE:  # IFA_F_TEMPORARY means "secondary" for IPv4
+            found[message["index"]].append(address)
+    return found
+
+
+def _routes(requests: RequestSocket, family: int, links: LinkTable) -> list[InterfaceRoute]:
+    found = []
+    for answer in requests.dump(wire.encode_route_dump(family)):
+        row = wire.parse_route(answer.datagram, answer.start, answer.end)
+        if row.table != wire.RT_TABLE_MAIN or row.kind != wire.RTN_UNICAST or row.protocol == ROUTE_PROTOCOL:
+            continue
+        if row.flags & wire.RTM_F_CLONED or row.destination.is_link_local or row.destination.is_multicast:
+            continue
+        ways = row.nexthops or (wire.Nexthop(row.link, row.gateway, row.onlink),)
+        for way in ways:
+            name = links.name(way.link)
+            if name is not None:
+                found.append(InterfaceRoute(row.destination, name, way.gateway, row.metric))
+    return found
