@@ -1,0 +1,140 @@
+"""The direction of imports, read from the source, and what starting up may cost, seen from a fresh interpreter.
+
+Core imports neither of the plugin trees. A plugin tree imports of ours its own package and the public API. That holds
+for imports inside functions and for modules named in a constant string too.
+"""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROOTS = {"pyflannel": "core", "pyflannel_backends": "backends", "pyflannel_stores": "stores"}
+API = {"pyflannel.backend", "pyflannel.store", "pyflannel.errors"}
+DYNAMIC = {"import_module", "__import__", "run_module", "find_spec"}
+HEAVY = {"cryptography", "etcd3", "google.protobuf", "grpc", "numpy", "pyroute2", "rich", "stevedore"}
+
+
+def imported(source: str, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of everything a module's source imports; ``from a import b`` gives ``a.b``."""
+    package = module if is_package else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            prefix = ".".join([*base, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{prefix}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args:
+            function = node.func
+            name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+            argument = node.args[0]
+            if name in DYNAMIC and isinstance(argument, ast.Constant) and isinstance(argument.value, str):
+                yield node.lineno, argument.value
+
+
+def inside(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def allowed(package: str, name: str) -> bool:
+    """Whether a module of the root ``package`` may import ``name``."""
+    ours = [root for root in ROOTS if inside(name, root)]
+    if not ours or inside(name, package):
+        return True
+    return package != "pyflannel" and any(inside(name, module) for module in API)
+
+
+def violations(package: str, source: str, module: str, is_package: bool = False) -> list[str]:
+    return [f"line {line}: {name}" for line, name in imported(source, module, is_package) if not allowed(package, name)]
+
+
+SOURCES = [
+    pytest.param(package, path, id=path.relative_to(ROOT).as_posix())
+    for package, root in ROOTS.items()
+    for path in sorted((ROOT / root / package).rglob("*.py"))
+]
+
+
+@pytest.mark.parametrize(("package", "path"), SOURCES)
+def test_imports_point_from_plugins_to_core(package: str, path: Path) -> None:
+    parts = path.relative_to(ROOT / ROOTS[package]).with_suffix("").parts
+    is_package = parts[-1] == "__init__"
+    module = ".".join(parts[:-1] if is_package else parts)
+    assert violations(package, path.read_text(encoding="utf-8"), module, is_package) == []
+
+
+@pytest.mark.parametrize(
+    ("package", "source"),
+    [
+        ("pyflannel", "import pyflannel_backends"),
+        ("pyflannel", "import os, pyflannel_stores.file"),
+        ("pyflannel", "def f():\n    from pyflannel_backends.vxlan import VxlanBackend"),
+        ("pyflannel", "import importlib\nimportlib.import_module('pyflannel_stores.file')"),
+        ("pyflannel", "from importlib import import_module\nimport_module('pyflannel_stores')"),
+        ("pyflannel", "__import__('pyflannel_backends')"),
+        ("pyflannel_backends", "import pyflannel"),
+        ("pyflannel_backends", "from pyflannel import agent"),
+        ("pyflannel_backends", "from pyflannel.kernel.model import Link"),
+        ("pyflannel_backends", "import pyflannel.backends_private"),
+        ("pyflannel_backends", "import pyflannel_stores"),
+        ("pyflannel_backends", "class A:\n    def f(self):\n        import pyflannel.lease"),
+        ("pyflannel_stores", "from pyflannel_backends import vxlan"),
+        ("pyflannel_stores", "from pyflannel.lease import Lease"),
+        ("pyflannel_stores", "if True:\n    import pyflannel.network as n"),
+    ],
+)
+def test_a_wrong_import_is_found(package: str, source: str) -> None:
+    assert violations(package, source, f"{package}.x")
+
+
+@pytest.mark.parametrize(
+    ("package", "source"),
+    [
+        ("pyflannel", "import os\nfrom pyflannel.lease import Lease\nfrom . import network\nimport pyroute2"),
+        ("pyflannel_backends", "from pyflannel.backend import Backend\nfrom pyflannel import backend, errors"),
+        ("pyflannel_backends", "from . import udp\nfrom .udp import pump\nimport numpy, pyflannel_backends.udp"),
+        ("pyflannel_stores", "from pyflannel.store import Store\nimport grpc\nimport pyflannelish"),
+    ],
+)
+def test_a_right_import_is_no_violation(package: str, source: str) -> None:
+    assert violations(package, source, f"{package}.x") == []
+
+
+def loaded_by(code: str) -> set[str]:
+    """The heavy packages that a fresh interpreter has loaded after ``code``."""
+    report = f"import sys\n{code}\nprint(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return HEAVY & set(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "pyflannel.agent",
+        "pyflannel.backend",
+        "pyflannel.settings",
+        "pyflannel.store",
+        "pyflannel_backends.vxlan",
+        "pyflannel_stores.file",
+    ],
+)
+def test_light_modules_load_nothing_heavy(module: str) -> None:
+    assert loaded_by(f"import {module}") == set()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["lab", "--help"], ["status", "--help"]])
+def test_asking_for_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        f"import runpy\nsys.argv = {['pyflannel', *arguments]!r}\n"
+        "try:\n    runpy.run_module('pyflannel', run_name='__main__')\n"
+        "except SystemExit as end:\n    assert not end.code, end.code"
+    )
+    assert loaded_by(code) == set()
