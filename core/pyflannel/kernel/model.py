@@ -197,7 +197,8 @@ class Route:
     """A route in the main table.
 
     ``link`` is ``None`` for a blackhole. ``onlink`` makes the kernel believe that ``gateway`` is on the link.
-    ``metric`` is the route's priority, ``None`` for the family's default (IPv4 0, IPv6 1024).
+    ``metric`` is the route's priority, ``None`` for the family's default (IPv4 0, IPv6 1024); the default's number
+    becomes ``None``, so that equal routes are equal.
     """
 
     destination: IPNetwork
@@ -206,6 +207,11 @@ class Route:
     onlink: bool = False
     source: IPAddress | None = None
     metric: int | None = None
+
+    def __post_init__(self) -> None:
+        # The kernel stores 1024 where an IPv6 route says 0.
+        if self.metric is not None and self.metric in ((0,) if self.destination.version == 4 else (0, 1024)):
+            object.__setattr__(self, "metric", None)
 
     def __str__(self) -> str:
         words = ["route", "blackhole" if self.link is None else "", str(self.destination)]

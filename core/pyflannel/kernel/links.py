@@ -1,0 +1,271 @@
+"""Links and addresses between the model and netlink, and the table of all links by index and name.
+
+There are few of these messages and their attributes are many, so pyroute2's classes encode and decode them (see
+:mod:`~pyflannel.kernel.rtnl`). The table is different: it follows every device of the machine, containers' included,
+so it reads the four attributes it needs by itself and leaves the decoding to those links that turn out to be ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_interface
+from socket import AF_INET6
+from struct import Struct
+from typing import Any, Final
+
+from pyflannel.kernel import wire
+from pyflannel.kernel.model import OWNER, Address, ForeignInfo, Link, LinkInfo, TunInfo, VxlanInfo
+from pyflannel.kernel.rtnl import messages
+
+__all__ = [
+    "LinkRow",
+    "LinkTable",
+    "address_index",
+    "decode_address",
+    "encode_address",
+    "encode_address_dump",
+    "encode_link",
+    "encode_link_deletion",
+    "encode_link_query",
+    "encode_new_link",
+    "encode_vxlan_change",
+    "parse_link",
+]
+
+IFF_UP: Final = 1
+
+_IFLA_ADDRESS = 1
+_IFLA_IFNAME = 3
+_IFLA_MTU = 4
+_IFLA_LINKINFO = 18
+_IFLA_IFALIAS = 20
+_IFLA_INFO_KIND = 1
+_RTEXT_FILTER_SKIP_STATS = 8
+_IFF_TUN = 1
+_IFA_F_NODAD = 0x02
+_IFA_F_PERMANENT = 0x80
+
+_LINK = Struct("=BxHiII")
+_U32 = Struct("=I")
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRow:
+    """A link as the kernel has it; ``message`` is the whole of its netlink message."""
+
+    index: int
+    name: str
+    up: bool
+    mtu: int
+    mac: str
+    alias: str
+    kind: str
+    message: bytes
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What others may care about, to see whether it changed."""
+        return (self.name, self.up, self.mtu, self.mac)
+
+
+def parse_link(datagram: bytes, start: int, end: int) -> LinkRow | None:
+    """A link from the payload of ``RTM_NEWLINK`` or ``RTM_DELLINK``; ``None`` if the message is about a bridge port."""
+    family, _, index, flags, _ = _LINK.unpack_from(datagram, start)
+    if family != 0:
+        return None
+    found = wire.attributes(datagram, start + 16, end)
+    info = found.get(_IFLA_LINKINFO, b"")
+    mac = found.get(_IFLA_ADDRESS, b"")
+    return LinkRow(
+        index=index,
+        name=_text(found.get(_IFLA_IFNAME, b"")),
+        up=bool(flags & IFF_UP),
+        mtu=_U32.unpack(found[_IFLA_MTU])[0] if _IFLA_MTU in found else 0,
+        mac=mac.hex(":"),
+        alias=_text(found.get(_IFLA_IFALIAS, b"")),
+        kind=_text(wire.attributes(info, 0, len(info)).get(_IFLA_INFO_KIND, b"")),
+        message=datagram[start - 16 : end],
+    )
+
+
+def _text(raw: bytes) -> str:
+    return raw.rstrip(b"\0").decode(errors="surrogateescape")
+
+
+class LinkTable:
+    """Every link of the namespace."""
+
+    def __init__(self) -> None:
+        self.by_index: dict[int, LinkRow] = {}
+        self._by_name: dict[str, int] = {}
+
+    def put(self, row: LinkRow) -> None:
+        """Add a link, or take in its new state."""
+        before = self.by_index.get(row.index)
+        if before is not None and before.name != row.name:
+            self.remove(row.index)
+        self.by_index[row.index] = row
+        self._by_name[row.name] = row.index
+
+    def remove(self, index: int) -> None:
+        """Forget a link."""
+        row = self.by_index.pop(index, None)
+        if row is not None and self._by_name.get(row.name) == index:
+            del self._by_name[row.name]
+
+    def index(self, name: str) -> int | None:
+        """The index of the link that has this name now."""
+        return self._by_name.get(name)
+
+    def named(self, name: str) -> LinkRow | None:
+        """The link that has this name now."""
+        index = self._by_name.get(name)
+        return None if index is None else self.by_index[index]
+
+    def name(self, index: int) -> str | None:
+        """The name that the link with this index has now."""
+        row = self.by_index.get(index)
+        return row.name if row else None
+
+    def link(self, row: LinkRow) -> Link:
+        """A row as the model's value."""
+        info = self._info(row)
+        mac = None if isinstance(info, TunInfo) or not row.mac else row.mac
+        return Link(row.name, info, row.mtu, mac, row.up, row.alias == OWNER)
+
+    def _info(self, row: LinkRow) -> LinkInfo:
+        if row.kind not in ("vxlan", "tun"):
+            return ForeignInfo(row.kind or "physical")
+        message = messages().link(row.message)
+        message.decode()
+        data = dict(message.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA")["attrs"])
+        return self._vxlan(data) if row.kind == "vxlan" else _tun(data)
+
+    def _vxlan(self, data: dict[str, Any]) -> LinkInfo:
+        local = data.get("IFLA_VXLAN_LOCAL") or data.get("IFLA_VXLAN_LOCAL6")
+        if data.get("IFLA_VXLAN_COLLECT_METADATA"):
+            return ForeignInfo("vxlan external")
+        if local is None or "IFLA_VXLAN_GROUP" in data or "IFLA_VXLAN_GROUP6" in data:
+            return ForeignInfo("vxlan with a group or remote, or without a local address")
+        return VxlanInfo(
+            vni=data["IFLA_VXLAN_ID"],
+            port=data["IFLA_VXLAN_PORT"],
+            local=ip_address(local),
+            underlay=self.name(data.get("IFLA_VXLAN_LINK", 0)) or "",
+            gbp="IFLA_VXLAN_GBP" in data,
+            learning=bool(data.get("IFLA_VXLAN_LEARNING")),
+        )
+
+
+def _tun(data: dict[str, Any]) -> LinkInfo:
+    if data.get("IFLA_TUN_TYPE") != _IFF_TUN:
+        return ForeignInfo("tap")
+    return TunInfo(bool(data.get("IFLA_TUN_VNET_HDR")), bool(data.get("IFLA_TUN_MULTI_QUEUE")))
+
+
+def encode_link_query(name: str | None) -> bytes:
+    """``RTM_GETLINK`` for one link by name, or for a dump of all."""
+    attrs: list[tuple[str, Any]] = [("IFLA_EXT_MASK", _RTEXT_FILTER_SKIP_STATS)]
+    if name is not None:
+        attrs.append(("IFLA_IFNAME", name))
+    return _encode(messages().link, wire.RTM_GETLINK, 0 if name is not None else wire.NLM_F_DUMP, {}, attrs)
+
+
+def encode_new_link(link: Link, underlay: int) -> bytes:
+    """``RTM_NEWLINK`` that creates a VXLAN device. It is down and unmarked: the kernel takes both only later."""
+    assert isinstance(link.info, VxlanInfo)
+    local = "IFLA_VXLAN_LOCAL" if link.info.local.version == 4 else "IFLA_VXLAN_LOCAL6"
+    data: list[tuple[str, Any]] = [
+        ("IFLA_VXLAN_ID", link.info.vni),
+        ("IFLA_VXLAN_LINK", underlay),
+        (local, str(link.info.local)),
+        ("IFLA_VXLAN_PORT", link.info.port),
+        ("IFLA_VXLAN_LEARNING", int(link.info.learning)),
+        ("IFLA_VXLAN_UDP_CSUM", 1),
+    ]
+    if link.info.gbp:
+        data.append(("IFLA_VXLAN_GBP", True))
+    attrs = [("IFLA_IFNAME", link.name), *_common(link), _vxlan_info(data)]
+    return _encode(messages().link, wire.RTM_NEWLINK, wire.NLM_F_CREATE | wire.NLM_F_EXCL, {}, attrs)
+
+
+def encode_link(link: Link, index: int) -> bytes:
+    """``RTM_NEWLINK`` that gives the link with ``index`` the MTU, MAC, mark and state of ``link``."""
+    attrs = _common(link)
+    if link.marked:
+        attrs.append(("IFLA_IFALIAS", OWNER))
+    fields = {"index": index, "flags": IFF_UP if link.up else 0, "change": IFF_UP}
+    return _encode(messages().link, wire.RTM_NEWLINK, 0, fields, attrs)
+
+
+def encode_vxlan_change(info: VxlanInfo, index: int) -> bytes:
+    """``RTM_NEWLINK`` that changes what a VXLAN device lets be changed. It refuses an MTU in the same message."""
+    local = "IFLA_VXLAN_LOCAL" if info.local.version == 4 else "IFLA_VXLAN_LOCAL6"
+    attrs = [_vxlan_info([(local, str(info.local)), ("IFLA_VXLAN_LEARNING", int(info.learning))])]
+    return _encode(messages().link, wire.RTM_NEWLINK, 0, {"index": index}, attrs)
+
+
+def encode_link_deletion(index: int) -> bytes:
+    """``RTM_DELLINK``."""
+    return _encode(messages().link, wire.RTM_DELLINK, 0, {"index": index}, [])
+
+
+def _common(link: Link) -> list[tuple[str, Any]]:
+    attrs: list[tuple[str, Any]] = [("IFLA_MTU", link.mtu)]
+    return attrs if link.mac is None else [*attrs, ("IFLA_ADDRESS", link.mac)]
+
+
+def _vxlan_info(data: list[tuple[str, Any]]) -> tuple[str, Any]:
+    return ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "vxlan"), ("IFLA_INFO_DATA", {"attrs": data})]})
+
+
+def encode_address(kind: int, address: Address, index: int, flags: int = 0) -> bytes:
+    """``RTM_NEWADDR`` or ``RTM_DELADDR``. An IPv6 address is usable at once: nobody else can have it on our link."""
+    interface = address.interface
+    text = str(interface.ip)
+    fields = {"family": _family(interface.version), "prefixlen": interface.network.prefixlen, "index": index}
+    attrs: list[tuple[str, Any]] = [("IFA_LOCAL", text), ("IFA_ADDRESS", text)]
+    if interface.version == 6 and kind == wire.RTM_NEWADDR:
+        attrs.append(("IFA_FLAGS", _IFA_F_NODAD))
+    return _encode(messages().address, kind, flags, fields, attrs)
+
+
+def encode_address_dump(index: int, strict: bool) -> bytes:
+    """``RTM_GETADDR`` for both families; of one link where the kernel can select."""
+    return _encode(messages().address, wire.RTM_GETADDR, wire.NLM_F_DUMP, {"index": index if strict else 0}, [])
+
+
+def address_index(datagram: bytes, start: int) -> int:
+    """The interface index in the payload of an address message."""
+    (index,) = _U32.unpack_from(datagram, start + 4)
+    return int(index)
+
+
+def decode_address(link: str, datagram: bytes, start: int, end: int) -> Address | None:
+    """An address from the payload of ``RTM_NEWADDR`` or ``RTM_DELADDR``; ``None`` if it is not somebody's choice.
+
+    Left out are link-local addresses of IPv6 and those with a lifetime, which autoconfiguration makes.
+    """
+    message = messages().address(datagram[start - 16 : end])
+    message.decode()
+    attrs = dict(message["attrs"])
+    text = attrs.get("IFA_LOCAL") or attrs.get("IFA_ADDRESS")
+    if text is None or not attrs.get("IFA_FLAGS", message["flags"]) & _IFA_F_PERMANENT:
+        return None
+    interface = ip_interface(f"{text}/{message['prefixlen']}")
+    return None if interface.version == 6 and interface.is_link_local else Address(link, interface)
+
+
+def _family(version: int) -> int:
+    return 2 if version == 4 else int(AF_INET6)
+
+
+def _encode(message_class: Any, kind: int, flags: int, fields: dict[str, Any], attrs: list[tuple[str, Any]]) -> bytes:
+    message = message_class()
+    message["header"] = {"type": kind, "flags": flags | wire.NLM_F_REQUEST, "sequence_number": 0, "pid": 0}
+    for name, value in fields.items():
+        message[name] = value
+    message["attrs"] = attrs
+    message.encode()
+    data = bytes(message.data)
+    return data + bytes(-len(data) % 4)

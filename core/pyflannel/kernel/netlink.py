@@ -1,0 +1,750 @@
+"""The kernel port over netlink: what the tracker wants, as messages, and what the kernel says, as model values.
+
+Three rules make it fast and safe:
+
+* Writes of one kind go out as one batch; only refusals come back (:mod:`~pyflannel.kernel.rtsocket`).
+* Nothing foreign is touched. A route is created with ``NLM_F_EXCL``, which any route of the same key refuses, and
+  replaced only after a look at what holds its key. A device of another kind under our name stays as it is.
+* What we can't know from a notification is not guessed: a link of ours that goes takes its routes along without a
+  word, and so does an IPv4 address that was its last. Then the notice asks for a new dump.
+
+Order of work in :meth:`NetlinkPort.apply`: deletions of routes, forwarding entries, neighbours and links; then links,
+sysctls, addresses; then deletions of addresses; then neighbours, forwarding entries, routes. Addresses are deleted
+after others were added because the kernel drops all IPv4 routes of a link together with its last address.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import select
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from ipaddress import IPv4Address
+from pathlib import Path
+from socket import AF_INET, AF_INET6
+from struct import Struct
+from typing import Final, TypeVar
+
+from pyflannel.errors import KernelError
+from pyflannel.kernel import wire
+from pyflannel.kernel.links import (
+    LinkRow,
+    LinkTable,
+    address_index,
+    decode_address,
+    encode_address,
+    encode_address_dump,
+    encode_link,
+    encode_link_deletion,
+    encode_link_query,
+    encode_new_link,
+    encode_vxlan_change,
+    parse_link,
+)
+from pyflannel.kernel.model import (
+    OWNER,
+    ROUTE_PROTOCOL,
+    Address,
+    FdbEntry,
+    ForeignInfo,
+    KernelObject,
+    Key,
+    Kind,
+    Link,
+    Neighbour,
+    Route,
+    Sysctl,
+    TunInfo,
+    VxlanInfo,
+)
+from pyflannel.kernel.netns import call_in
+from pyflannel.kernel.port import KernelPort, Notice, Scope, Write
+from pyflannel.kernel.refusal import refusal
+from pyflannel.kernel.rtsocket import NotificationSocket, Refused, RequestSocket
+from pyflannel.kernel.wire import RouteRow
+
+__all__ = ["SEVERAL", "NetlinkPort"]
+
+SEVERAL: Final = IPv4Address(0)
+"""The ``remote`` under which a forwarding entry is reported that has several, or leaves with another port or VNI."""
+
+_GROUPS = (1, 3, 5, 7, 9, 11, 24, 25)
+"""``RTNLGRP_``: LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, IPV4_NETCONF, IPV6_NETCONF."""
+
+_GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL})
+_UNKNOWN = frozenset({errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.EAFNOSUPPORT})
+_ECHOED = frozenset({wire.RTM_NEWROUTE, wire.RTM_DELROUTE, wire.RTM_NEWNEIGH, wire.RTM_DELNEIGH})
+"""Notifications that name their cause and tell us nothing new when that is our own request socket."""
+
+_KERNEL_MADE = frozenset({wire.RTPROT_REDIRECT, wire.RTPROT_KERNEL, wire.RTPROT_RA})
+_NETCONFA_IFINDEX = 1
+_NETCONF_ALL = -1
+_FEW = 8
+"""Up to how many routes are looked for by their bytes in a dump that is otherwise left unread."""
+
+_TUNSETIFF = 0x400454CA
+_TUNSETPERSIST = 0x400454CB
+_IFF_TUN = 0x0001
+_IFF_MULTI_QUEUE = 0x0100
+_IFF_NO_PI = 0x1000
+_IFF_VNET_HDR = 0x4000
+_IFF_TUN_EXCL = 0x8000
+_IFREQ = Struct("=16sH22x")
+_I32 = Struct("=i")
+
+T = TypeVar("T")
+
+
+class NetlinkPort(KernelPort):
+    """The kernel of the network namespace that the calling thread is in, or of the one at ``netns``.
+
+    :raises KernelError: no netlink, no such namespace, or no right to enter it.
+    """
+
+    def __init__(self, netns: Path | None = None) -> None:
+        self._netns = netns
+        self._scope = Scope()
+        self._table = LinkTable()
+        self._ours: dict[int, Link] = {}
+        self._route_links: set[int] = set()
+        self._sysctls: dict[str, str] = {}
+        self._reread = False
+        self._rewritten: set[int] = set()
+        self._pending = Notice()
+        self._closed = False
+        self._hear: Final[dict[int, Callable[[int, int, bytes, int, int], None]]] = {
+            wire.RTM_NEWLINK: self._hear_link,
+            wire.RTM_DELLINK: self._hear_link,
+            wire.RTM_NEWADDR: self._hear_address,
+            wire.RTM_DELADDR: self._hear_address,
+            wire.RTM_NEWROUTE: self._hear_route,
+            wire.RTM_DELROUTE: self._hear_route,
+            wire.RTM_NEWNEIGH: self._hear_neighbour,
+            wire.RTM_DELNEIGH: self._hear_neighbour,
+            wire.RTM_NEWNETCONF: self._hear_netconf,
+        }
+        self._request, self._notified = self._inside(lambda: (RequestSocket(), NotificationSocket(_GROUPS)))
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll = select.epoll()
+        self._epoll.register(self._notified.fileno(), select.EPOLLIN)
+        self._epoll.register(self._wakeup, select.EPOLLIN)
+        self._read_links()
+
+    def _inside(self, function: Callable[[], T]) -> T:
+        return function() if self._netns is None else call_in(self._netns, function)
+
+    def close(self) -> None:
+        """Close the sockets; the kernel keeps what it has."""
+        if not self._closed:
+            self._closed = True
+            self._epoll.close()
+            os.close(self._wakeup)
+            self._request.close()
+            self._notified.close()
+
+    # what is there
+
+    def dump(self, scope: Scope) -> dict[Key, KernelObject]:
+        """See :meth:`KernelPort.dump`."""
+        self._drain()
+        self._pending.changes.clear()
+        self._pending.resync = False
+        self._scope = scope
+        self._route_links.clear()
+        self._read_links()
+        found: dict[Key, KernelObject] = {link.key: link for link in self._ours.values()}
+        self._read_sysctls(found)
+        for index, link in self._ours.items():
+            if not isinstance(link.info, ForeignInfo):
+                self._read_addresses(index, link.name, found)
+                self._read_neighbours(index, link.name, found)
+            if isinstance(link.info, VxlanInfo):
+                self._read_fdb(index, link.name, found)
+        for family in (AF_INET, AF_INET6):
+            self._read_routes(family, found)
+        self._announce()
+        return found
+
+    def _read_links(self) -> None:
+        table = LinkTable()
+        for answer in self._request.dump(encode_link_query(None)):
+            row = parse_link(answer.datagram, answer.start, answer.end)
+            if row is not None:
+                table.put(row)
+        before, self._table = self._table, table
+        if before.by_index:
+            for index in before.by_index.keys() | table.by_index.keys():
+                self._note_interface(before.by_index.get(index), table.by_index.get(index))
+        self._ours = {index: table.link(row) for index, row in table.by_index.items() if self._in_scope(row)}
+
+    def _in_scope(self, row: LinkRow) -> bool:
+        return row.name in self._scope.links or row.alias == OWNER
+
+    def _note_interface(self, before: LinkRow | None, after: LinkRow | None) -> None:
+        if before is None or after is None or before.shape != after.shape:
+            self._pending.interfaces.update(row.name for row in (before, after) if row is not None)
+
+    def _read_sysctls(self, found: dict[Key, KernelObject]) -> None:
+        self._sysctls = self._inside(lambda: _read_sysctls(self._scope.sysctls))
+        for path, value in self._sysctls.items():
+            item = Sysctl(path, value)
+            found[item.key] = item
+
+    def _read_addresses(self, index: int, name: str, found: dict[Key, KernelObject]) -> None:
+        for _, datagram, start, end in self._request.dump(encode_address_dump(index, self._request.strict), _UNKNOWN):
+            if address_index(datagram, start) == index:
+                item = decode_address(name, datagram, start, end)
+                if item is not None:
+                    found[item.key] = item
+
+    def _read_neighbours(self, index: int, name: str, found: dict[Key, KernelObject]) -> None:
+        parse, permanent, proxy = wire.parse_neighbour, wire.NUD_PERMANENT, wire.NTF_PROXY
+        for family in (AF_INET, AF_INET6):
+            for _, datagram, start, end in self._request.dump(wire.encode_neighbour_dump(family, index), _UNKNOWN):
+                row = parse(datagram, start, end)
+                if row is not None and row.link == index and row.state & permanent and not row.flags & proxy:
+                    item = Neighbour(name, row.address, row.mac)
+                    found[item.key] = item
+
+    def _read_fdb(self, index: int, name: str, found: dict[Key, KernelObject]) -> None:
+        request = wire.encode_fdb_dump(index if self._request.strict else 0)
+        for _, datagram, start, end in self._request.dump(request, _UNKNOWN):
+            row = wire.parse_fdb(datagram, start, end)
+            if row is not None and row.link == index and row.state & wire.NUD_PERMANENT:
+                item = FdbEntry(name, row.mac, row.remote if row.plain else SEVERAL)
+                key = item.key
+                found[key] = FdbEntry(name, row.mac, SEVERAL) if key in found else item
+
+    def _read_routes(self, family: int, found: dict[Key, KernelObject]) -> None:
+        links = [index for index, link in self._ours.items() if not isinstance(link.info, ForeignInfo)]
+        requests = [wire.encode_route_dump(family, protocol=ROUTE_PROTOCOL)]
+        requests += [wire.encode_route_dump(family, link=index) for index in links]
+        if not self._request.strict:
+            requests = [wire.encode_route_dump(family)]
+        for number, request in enumerate(requests):
+            for _, datagram, start, end in self._request.dump(request, _UNKNOWN):
+                if number and datagram[start + 5] == ROUTE_PROTOCOL:
+                    continue
+                row = wire.parse_route(datagram, start, end)
+                if self._is_ours(row):
+                    item = self._route(row)
+                    self._route_links.add(row.link)
+                    found.setdefault(item.key, item)
+
+    def _is_ours(self, row: RouteRow) -> bool:
+        if row.table != wire.RT_TABLE_MAIN or row.flags & wire.RTM_F_CLONED:
+            return False
+        if row.protocol == ROUTE_PROTOCOL:
+            return True
+        if row.protocol in _KERNEL_MADE:
+            return False
+        return self._owns(row.link) or (bool(row.nexthops) and all(self._owns(hop.link) for hop in row.nexthops))
+
+    def _owns(self, index: int) -> bool:
+        link = self._ours.get(index)
+        return link is not None and not isinstance(link.info, ForeignInfo)
+
+    def _route(self, row: RouteRow) -> Route:
+        """A row as a value. Of a multipath route the last way, which is not ours: we write none with several."""
+        link, gateway, onlink = row.nexthops[-1] if row.nexthops else (row.link, row.gateway, row.onlink)
+        name = (self._table.name(link) or f"if{link}") if link else None
+        metric = row.metric if row.metric != (0 if row.destination.version == 4 else 1024) else None
+        return Route(row.destination, name, gateway, onlink, row.source, metric)
+
+    # what others change
+
+    def fileno(self) -> int:
+        """See :meth:`KernelPort.fileno`: an epoll descriptor over the socket and what was read from it meanwhile."""
+        return self._epoll.fileno()
+
+    def poll(self) -> Notice:
+        """See :meth:`KernelPort.poll`."""
+        self._drain()
+        if self._reread:
+            self._reread = False
+            self._compare_sysctls()
+        with contextlib.suppress(BlockingIOError):  # it was not set
+            os.eventfd_read(self._wakeup)
+        notice, self._pending = self._pending, Notice()
+        return notice
+
+    def _announce(self) -> None:
+        pending = self._pending
+        if pending.changes or pending.interfaces or pending.resync or self._reread:
+            os.eventfd_write(self._wakeup, 1)
+
+    def _drain(self) -> None:
+        own = self._request.port_id
+        for datagram in self._notified.read():
+            if datagram is None:
+                self._lose()
+                continue
+            for kind, flags, _, port, start, end in wire.messages(datagram):
+                hear = self._hear.get(kind)
+                if hear is not None and not (port == own and kind in _ECHOED):
+                    hear(kind, flags, datagram, start, end)
+
+    def _lose(self) -> None:
+        self._pending.resync = True
+        self._pending.interfaces.update(row.name for row in self._table.by_index.values())
+        self._reread = True
+
+    def _hear_neighbour(self, kind: int, flags: int, datagram: bytes, start: int, end: int) -> None:
+        family, index, state, entry_flags = wire.neighbour_header(datagram, start)
+        if not self._owns(index) or entry_flags & wire.NTF_PROXY:
+            return
+        name = self._ours[index].name
+        there = bool(kind == wire.RTM_NEWNEIGH and state & wire.NUD_PERMANENT)
+        if family == wire.AF_BRIDGE:
+            entry = wire.parse_fdb(datagram, start, end)
+            if entry is not None:
+                item = FdbEntry(name, entry.mac, entry.remote if entry.plain else SEVERAL)
+                self._pending.changes[item.key] = item if there else None
+        elif kind == wire.RTM_NEWNEIGH or state & wire.NUD_PERMANENT:
+            # A deleted neighbour is first told as failed, under its deleter's port, and then as deleted, under none.
+            # The second message may come late, after we have written the neighbour anew, and is left out.
+            row = wire.parse_neighbour(datagram, start, end)
+            if row is not None:
+                neighbour = Neighbour(name, row.address, row.mac)
+                self._pending.changes[neighbour.key] = neighbour if there else None
+
+    def _hear_route(self, kind: int, flags: int, datagram: bytes, start: int, end: int) -> None:
+        row = wire.parse_route(datagram, start, end)
+        if row.table != wire.RT_TABLE_MAIN or row.flags & wire.RTM_F_CLONED:
+            return
+        if self._is_ours(row):
+            item = self._route(row)
+            self._pending.changes[item.key] = item if kind == wire.RTM_NEWROUTE else None
+        else:
+            if flags & wire.NLM_F_REPLACE:  # of what it replaced, nothing is told
+                self._pending.changes[self._route(row).key] = None
+            links = [hop.link for hop in row.nexthops] or [row.link]
+            self._pending.interfaces.update(name for name in map(self._table.name, links) if name)
+        if row.nexthops and flags & wire.NLM_F_APPEND:  # it joined another route, perhaps one of ours
+            self._pending.resync = True
+
+    def _hear_link(self, kind: int, flags: int, datagram: bytes, start: int, end: int) -> None:
+        row = parse_link(datagram, start, end)
+        if row is None or row.index in self._rewritten:
+            return
+        before = self._table.by_index.get(row.index)
+        if kind == wire.RTM_DELLINK:
+            self._note_interface(before, None)
+            self._table.remove(row.index)
+            self._forget(row.index)
+            return
+        self._note_interface(before, row)
+        self._table.put(row)
+        was = self._ours.get(row.index)
+        if was is not None and was.name != row.name:
+            self._forget(row.index)
+            was = None
+        if before is not None and before.up and not row.up and row.index in self._route_links:
+            self._pending.resync = True
+        if self._in_scope(row):
+            link = self._ours[row.index] = self._table.link(row)
+            if was is None or (was.up and not link.up):
+                self._pending.resync = True
+            if was != link:
+                self._pending.changes[link.key] = link
+        elif was is not None:
+            self._forget(row.index)
+
+    def _forget(self, index: int) -> None:
+        gone = self._ours.pop(index, None)
+        if gone is not None:
+            self._pending.changes[gone.key] = None
+        if gone is not None or index in self._route_links:
+            self._route_links.discard(index)
+            self._pending.resync = True
+
+    def _hear_address(self, kind: int, flags: int, datagram: bytes, start: int, end: int) -> None:
+        index = address_index(datagram, start)
+        name = self._table.name(index)
+        if name is None:
+            return
+        self._pending.interfaces.add(name)
+        if self._owns(index):
+            item = decode_address(name, datagram, start, end)
+            if item is not None:
+                self._pending.changes[item.key] = item if kind == wire.RTM_NEWADDR else None
+        if kind == wire.RTM_DELADDR and datagram[start] == AF_INET and index in self._ours.keys() | self._route_links:
+            self._pending.resync = True
+
+    def _hear_netconf(self, kind: int, flags: int, datagram: bytes, start: int, end: int) -> None:
+        raw = wire.attributes(datagram, start + 4, end).get(_NETCONFA_IFINDEX)
+        if raw is not None:
+            (index,) = _I32.unpack(raw)
+            self._reread |= index == _NETCONF_ALL or index in self._ours
+
+    def _compare_sysctls(self) -> None:
+        now = self._inside(lambda: _read_sysctls(self._scope.sysctls))
+        for path in self._scope.sysctls:
+            if now.get(path) != self._sysctls.get(path):
+                self._pending.changes[(Kind.SYSCTL, path, None)] = Sysctl(path, now[path]) if path in now else None
+        self._sysctls = now
+
+    # what we change
+
+    def apply(self, writes: Sequence[Write]) -> Mapping[Key, KernelError]:
+        """See :meth:`KernelPort.apply`."""
+        self._drain()
+        failures: dict[Key, KernelError] = {}
+        deleted: dict[Kind, list[Write]] = defaultdict(list)
+        put: dict[Kind, list[Write]] = defaultdict(list)
+        for write in writes:
+            (deleted if write.new is None else put)[write.key[0]].append(write)
+        for kind in (Kind.ROUTE, Kind.FDB, Kind.NEIGHBOUR):
+            self._send(map(self._deletion, deleted[kind]), failures)
+        for write in deleted[Kind.LINK]:
+            self._each(write, self._delete_link, failures)
+        for write in put[Kind.LINK]:
+            self._each(write, self._put_link, failures)
+        for write in put[Kind.SYSCTL]:
+            self._each(write, self._put_sysctl, failures)
+        self._send((self._creation(write, failures) for write in put[Kind.ADDRESS]), failures)
+        self._send(map(self._deletion, deleted[Kind.ADDRESS]), failures)
+        self._send((self._creation(write, failures) for write in put[Kind.NEIGHBOUR]), failures)
+        self._send((self._creation(write, failures) for write in put[Kind.FDB]), failures)
+        self._put_routes(put[Kind.ROUTE], failures)
+        self._announce()
+        return failures
+
+    def _send(
+        self,
+        steps: Iterable[_Step | None],
+        failures: dict[Key, KernelError],
+        unsettled: Callable[[Write, Refused], bool] = lambda write, refused: False,
+    ) -> None:
+        """Send steps as one batch; note in ``failures`` what the kernel refused, unless ``unsettled`` takes it."""
+        batch: list[bytes] = []
+        origin: list[_Step] = []
+        for step in steps:
+            if step is not None:
+                batch.extend(step.messages)
+                origin.extend([step] * len(step.messages))
+        if not batch:
+            return
+        for number, refused in self._request.send(batch, self._notified.most, self._drain).items():
+            step = origin[number]
+            if refused.number not in step.forgiven and not unsettled(step.write, refused):
+                failures.setdefault(step.write.key, refusal(step.write, *refused))
+
+    @staticmethod
+    def _each(write: Write, do: Callable[[Write], None], failures: dict[Key, KernelError]) -> None:
+        try:
+            do(write)
+        except KernelError as error:
+            failures[write.key] = error
+
+    def _index(self, write: Write, name: str) -> int:
+        """The index of a link to write to.
+
+        :raises KernelError: there is none, or it is not ours though it has our name.
+        """
+        index = self._table.index(name)
+        if index is None:
+            raise refusal(write, errno.ENODEV, f"no interface {name}")
+        link = self._ours.get(index)
+        if link is not None and isinstance(link.info, ForeignInfo):
+            raise refusal(write, errno.EEXIST, f"{name} is a {link.info.kind} device that is not ours", _FOREIGN_LINK)
+        return index
+
+    def _deletion(self, write: Write) -> _Step | None:
+        item = write.old
+        name = getattr(item, "link", None)
+        index = self._table.index(name) if name is not None else 0
+        if index is None:
+            return None  # gone with its link
+        if isinstance(item, Route):
+            protocol = wire.RTPROT_UNSPEC if self._owns(index) else ROUTE_PROTOCOL
+            message = wire.encode_route(wire.RTM_DELROUTE, item, index, protocol=protocol)
+        elif isinstance(item, FdbEntry):
+            message = wire.encode_fdb(wire.RTM_DELNEIGH, item, index, every_remote=True)
+        elif isinstance(item, Neighbour):
+            message = wire.encode_neighbour(wire.RTM_DELNEIGH, item, index)
+        else:
+            assert isinstance(item, Address)
+            message = encode_address(wire.RTM_DELADDR, item, index)
+        return _Step(write, (message,), _GONE)
+
+    def _creation(self, write: Write, failures: dict[Key, KernelError]) -> _Step | None:
+        item, old = write.new, write.old
+        flags = wire.NLM_F_CREATE | wire.NLM_F_REPLACE
+        try:
+            if isinstance(item, Address):
+                return _Step(write, (encode_address(wire.RTM_NEWADDR, item, self._index(write, item.link), flags),))
+            if isinstance(item, Neighbour):
+                index = self._index(write, item.link)
+                return _Step(write, (wire.encode_neighbour(wire.RTM_NEWNEIGH, item, index, flags),))
+            assert isinstance(item, FdbEntry)
+            assert old is None or isinstance(old, FdbEntry)
+            return self._fdb_step(write, item, old, self._index(write, item.link), flags)
+        except KernelError as error:
+            failures[write.key] = error
+            return None
+
+    @staticmethod
+    def _fdb_step(write: Write, item: FdbEntry, old: FdbEntry | None, index: int, flags: int) -> _Step:
+        """Replace moves a lone remote in one step, and does nothing if the new one is there already; what may be left
+        of the old one is deleted then."""
+        new = wire.encode_fdb(wire.RTM_NEWNEIGH, item, index, flags)
+        if old is None or old.remote == item.remote:
+            return _Step(write, (new,))
+        if old.remote == SEVERAL:
+            return _Step(write, (wire.encode_fdb(wire.RTM_DELNEIGH, old, index, every_remote=True), new), _GONE)
+        return _Step(write, (new, wire.encode_fdb(wire.RTM_DELNEIGH, old, index)), _GONE)
+
+    # routes
+
+    def _put_routes(self, writes: list[Write], failures: dict[Key, KernelError]) -> None:
+        fresh = [write for write in writes if write.old is None]
+        taken: list[Write] = [write for write in writes if write.old is not None]
+
+        def unsettled(write: Write, refused: Refused) -> bool:
+            if refused.number != errno.EEXIST:
+                return False
+            taken.append(write)
+            return True
+
+        self._send((self._new_route(write, failures) for write in fresh), failures, unsettled)
+        if taken:
+            existing = self._existing_routes([write.key for write in taken])
+            self._send((self._replacement(write, existing, failures) for write in taken), failures)
+
+    def _new_route(self, write: Write, failures: dict[Key, KernelError], flags: int = wire.NLM_F_EXCL) -> _Step | None:
+        route = write.new
+        assert isinstance(route, Route)
+        try:
+            index = self._index(write, route.link) if route.link is not None else 0
+        except KernelError as error:
+            failures[write.key] = error
+            return None
+        self._route_links.add(index)
+        return _Step(write, (wire.encode_route(wire.RTM_NEWROUTE, route, index, flags | wire.NLM_F_CREATE),))
+
+    def _replacement(
+        self, write: Write, existing: Mapping[Key, list[RouteRow]], failures: dict[Key, KernelError]
+    ) -> _Step | None:
+        """Create or replace a route, knowing what holds its key; replacing hits the first of several."""
+        rows = existing.get(write.key, [])
+        if not rows:
+            return self._new_route(write, failures)
+        assert isinstance(write.new, Route)
+        foreign = [row for row in rows if not self._may_take(row, write.new)]
+        if foreign:
+            theirs = self._route(foreign[0])
+            words = f"{theirs} proto {foreign[0].protocol}"
+            failures[write.key] = refusal(
+                write,
+                errno.EEXIST,
+                f"somebody else's {words} is in the way",
+                f"if nobody needs it: 'ip {'-6 ' if theirs.destination.version == 6 else ''}{_removal(words)}'",
+            )
+            return None
+        step = self._new_route(write, failures, wire.NLM_F_REPLACE)
+        if step is None:
+            return None
+        surplus = [
+            wire.encode_route(wire.RTM_DELROUTE, self._route(row), row.link, protocol=row.protocol) for row in rows[1:]
+        ]
+        return _Step(write, (*surplus, *step.messages))
+
+    def _may_take(self, row: RouteRow, wanted: Route) -> bool:
+        """Whether we may replace a route: it is ours, or does just what the wanted one will (flanneld left it)."""
+        if self._is_ours(row):
+            return True
+        if row.protocol in _KERNEL_MADE or row.nexthops:
+            return False
+        if wanted.link is None:
+            return row.kind == wire.RTN_BLACKHOLE
+        return (row.kind, row.link, row.gateway) == (
+            wire.RTN_UNICAST,
+            self._table.index(wanted.link),
+            wanted.gateway,
+        )
+
+    def _existing_routes(self, keys: Sequence[Key]) -> Mapping[Key, list[RouteRow]]:
+        """The main table's routes under ``keys``, in the kernel's order."""
+        wanted = set(keys)
+        found: dict[Key, list[RouteRow]] = defaultdict(list)
+        for version, family in ((4, AF_INET), (6, AF_INET6)):
+            packed = [key[1].network_address.packed for key in keys if key[1].version == version]  # type: ignore[attr-defined]
+            if not packed:
+                continue
+            few = len(packed) <= _FEW and all(map(any, packed))  # a default route may leave its zeros out
+            for _, datagram, start, end in self._request.dump(wire.encode_route_dump(family), _UNKNOWN):
+                if few and all(datagram.find(needle, start, end) < 0 for needle in packed):
+                    continue
+                row = wire.parse_route(datagram, start, end)
+                key = (Kind.ROUTE, row.destination, row.metric)
+                if key in wanted and row.table == wire.RT_TABLE_MAIN and not row.flags & wire.RTM_F_CLONED:
+                    found[key].append(row)
+        return found
+
+    # links
+
+    def _delete_link(self, write: Write) -> None:
+        assert isinstance(write.old, Link)
+        row = self._fetch(write.old.name)
+        if row is None:
+            return
+        actual = self._table.link(row)
+        if actual.info.kind != write.old.info.kind:
+            raise refusal(write, errno.EEXIST, f"{row.name} is a {actual.info.kind} device now", _FOREIGN_LINK)
+        self._send_link(write, encode_link_deletion(row.index), _GONE)
+        self._drain()
+
+    def _put_link(self, write: Write) -> None:
+        wanted = write.new
+        assert isinstance(wanted, Link)
+        row = self._fetch(wanted.name)
+        if row is not None:
+            actual = self._table.link(row)
+            if isinstance(actual.info, ForeignInfo):
+                raise refusal(write, errno.EEXIST, f"{row.name} is a {actual.info.kind} device already", _FOREIGN_LINK)
+            if not _changeable(actual, wanted):
+                self._send_link(write, encode_link_deletion(row.index), _GONE)
+                self._drain()
+                row = None
+        if row is None:
+            self._create_link(write, wanted)
+            row = self._fetch(wanted.name)
+            if row is None:
+                raise refusal(write, errno.ENODEV, "it is gone again")
+        elif isinstance(wanted.info, VxlanInfo) and actual.info != wanted.info:
+            self._send_link(write, encode_vxlan_change(wanted.info, row.index))
+        self._send_link(write, encode_link(wanted, row.index))
+        self._settle_link(write, wanted, row.index)
+
+    def _create_link(self, write: Write, wanted: Link) -> None:
+        if isinstance(wanted.info, TunInfo):
+            self._create_tun(write, wanted.name, wanted.info)
+            return
+        assert isinstance(wanted.info, VxlanInfo)
+        underlay = self._table.index(wanted.info.underlay)
+        if underlay is None:
+            raise refusal(write, errno.ENODEV, f"no interface {wanted.info.underlay}")
+        refused = self._request.send([encode_new_link(wanted, underlay)], self._notified.most, lambda: None).get(0)
+        if refused is not None:
+            advice = self._vni_holder(wanted.info) if refused.number == errno.EEXIST else ""
+            raise refusal(write, *refused, advice)
+
+    def _vni_holder(self, info: VxlanInfo) -> str:
+        """Advice for a VNI that is taken: by whom."""
+        self._read_links()
+        for row in self._table.by_index.values():
+            if row.kind == "vxlan":
+                other = self._table.link(row).info
+                if isinstance(other, VxlanInfo) and (other.vni, other.port) == (info.vni, info.port):
+                    return (
+                        f"{row.name} has VNI {info.vni} on UDP port {info.port} already: choose another VNI or Port, "
+                        f"or, if nobody needs that device, 'ip link delete {row.name}'"
+                    )
+        return "another device has the VNI: 'ip -d link show type vxlan' lists them"
+
+    def _create_tun(self, write: Write, name: str, info: TunInfo) -> None:
+        flags = _IFF_TUN | _IFF_NO_PI | _IFF_TUN_EXCL
+        flags |= (_IFF_VNET_HDR if info.vnet_hdr else 0) | (_IFF_MULTI_QUEUE if info.multi_queue else 0)
+        try:
+            self._inside(lambda: _create_tun(name, flags))
+        except FileNotFoundError:
+            raise refusal(write, errno.ENOENT, "no /dev/net/tun", "load the module: 'modprobe tun'") from None
+        except OSError as error:
+            raise refusal(write, error.errno or errno.EIO) from error
+
+    def _settle_link(self, write: Write, wanted: Link, index: int) -> None:
+        """Take what the kernel has told about our own changes for said, and look at what they led to."""
+        self._rewritten.add(index)
+        self._drain()
+        self._rewritten.discard(index)
+        row = self._fetch(wanted.name)
+        if row is None or row.index != index:
+            raise refusal(write, errno.ENODEV, "it is gone again")
+        before = self._table.by_index.get(index)
+        self._note_interface(before, row)
+        self._table.put(row)
+        if self._in_scope(row):
+            self._ours[index] = self._table.link(row)
+
+    def _send_link(self, write: Write, message: bytes, forgiven: frozenset[int] = frozenset()) -> None:
+        refused = self._request.send([message], self._notified.most, lambda: None).get(0)
+        if refused is not None and refused.number not in forgiven:
+            raise refusal(write, *refused)
+
+    def _fetch(self, name: str) -> LinkRow | None:
+        """The link of that name, as it is now.
+
+        :raises KernelError: the kernel does not answer.
+        """
+        answer = self._request.ask(encode_link_query(name))
+        if isinstance(answer, Refused):
+            if answer.number == errno.ENODEV:
+                return None
+            raise KernelError(f"can't look up link {name}: {answer.text or os.strerror(answer.number)}")
+        return parse_link(answer.datagram, answer.start, answer.end)
+
+    def _put_sysctl(self, write: Write) -> None:
+        item = write.new
+        assert isinstance(item, Sysctl)
+        try:
+            self._inside(lambda: Path("/proc/sys", item.path).write_text(f"{item.value}\n", encoding="ascii"))
+        except OSError as error:
+            raise refusal(write, error.errno or errno.EIO) from None
+        self._sysctls[item.path] = item.value
+
+
+_FOREIGN_LINK = "rename or delete it, or have pyflannel use another name (VNI)"
+
+
+class _Step:
+    """One write as messages, and the errors that mean it was done already."""
+
+    __slots__ = ("forgiven", "messages", "write")
+
+    def __init__(self, write: Write, messages: tuple[bytes, ...], forgiven: frozenset[int] = frozenset()) -> None:
+        self.write = write
+        self.messages = messages
+        self.forgiven = forgiven
+
+
+def _changeable(actual: Link, wanted: Link) -> bool:
+    """Whether a device can become the wanted one without being made anew."""
+    have, want = actual.info, wanted.info
+    if isinstance(have, VxlanInfo) and isinstance(want, VxlanInfo):
+        return (have.vni, have.port, have.underlay, have.gbp, have.local.version) == (
+            want.vni,
+            want.port,
+            want.underlay,
+            want.gbp,
+            want.local.version,
+        )
+    return have == want
+
+
+def _removal(words: str) -> str:
+    """``route 10.0.0.0/24 ...`` as the command that deletes it."""
+    return words.replace("route", "route delete", 1)
+
+
+def _read_sysctls(paths: Iterable[str]) -> dict[str, str]:
+    """The readable ones among ``paths``, blanks normalised."""
+    found = {}
+    for path in paths:
+        try:
+            found[path] = " ".join(Path("/proc/sys", path).read_text(encoding="ascii", errors="replace").split())
+        except OSError:
+            continue  # not there, or not for us: absent from a dump, and refused when it is written
+    return found
+
+
+def _create_tun(name: str, flags: int) -> None:
+    descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(descriptor, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
+        fcntl.ioctl(descriptor, _TUNSETPERSIST, 1)
+    finally:
+        os.close(descriptor)

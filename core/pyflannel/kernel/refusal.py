@@ -1,0 +1,49 @@
+"""What a refused write means: the object, the kernel's reason, and what a user can do about it."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from pyflannel.errors import KernelError
+from pyflannel.kernel.model import Kind, Link, VxlanInfo
+from pyflannel.kernel.port import Write
+
+__all__ = ["refusal"]
+
+_ADVICE = {
+    errno.EPERM: "this needs CAP_NET_ADMIN in the network namespace: run as root or grant the capability",
+    errno.EACCES: "this needs root in the network namespace's user namespace",
+    errno.ENODEV: "the interface is not there (any more)",
+    errno.ENXIO: "the interface is not there (any more)",
+    errno.ENETUNREACH: "the gateway must be on a network this node is directly attached to; see 'ip route get'",
+    errno.EHOSTUNREACH: "the gateway must be on a network this node is directly attached to; see 'ip route get'",
+    errno.ENETDOWN: "the interface is down: 'ip link set <interface> up'",
+    errno.ENOBUFS: "a kernel buffer or table is full: see dmesg and net.ipv4.neigh.default.gc_thresh3",
+    errno.ENOMEM: "the kernel is out of memory, or a limit such as net.ipv6.route.max_size is reached",
+    errno.EOPNOTSUPP: "this kernel lacks the feature: load or build the module (modprobe vxlan, modprobe tun)",
+    errno.EAFNOSUPPORT: "this address family is switched off in the kernel (ipv6.disable=1?)",
+    errno.EBUSY: "the device is in use by another process",
+    errno.EADDRINUSE: "another socket has the UDP port: 'ss -lnup'",
+    errno.EROFS: "/proc/sys is read-only here: set it on the host, or mount it writable",
+    errno.ENOENT: "this kernel or namespace does not have it",
+}
+
+
+def refusal(write: Write, number: int, text: str = "", advice: str = "") -> KernelError:
+    """The error for a write that the kernel answered with ``errno`` ``number`` and an explanation ``text``."""
+    item = write.new or write.old
+    assert item is not None
+    verb = "create" if write.old is None else "delete" if write.new is None else "change"
+    if item.key[0] is Kind.SYSCTL:
+        verb = "set"
+    reason = f"{text} ({os.strerror(number)})" if text else os.strerror(number)
+    advice = advice or _ADVICE.get(number, "")
+    if number == errno.ENODEV and isinstance(item, Link) and isinstance(item.info, VxlanInfo):
+        advice = f"its underlay interface {item.info.underlay} is not there"
+    if number == errno.EINVAL and isinstance(item, Link) and isinstance(item.info, VxlanInfo):
+        advice = (
+            f"MTU {item.mtu} must leave room for the encapsulation (50 bytes over IPv4, 70 over IPv6) "
+            f"within that of {item.info.underlay}"
+        )
+    return KernelError(f"can't {verb} {item}: {reason}" + (f"; {advice}" if advice else ""))

@@ -1,0 +1,368 @@
+"""The netlink messages that come by the thousand (routes, neighbours, forwarding entries), as bytes and back.
+
+Pure functions over :mod:`struct`: model values and an interface index in, one message out; one message in, a row out.
+Numbers and layouts are those of the kernel's ``linux/netlink.h``, ``linux/rtnetlink.h`` and ``linux/neighbour.h``; all
+of it is in host byte order, addresses in network byte order, attributes aligned to four bytes. Encoded messages carry
+sequence number 0, which :mod:`~pyflannel.kernel.rtsocket` fills in when it sends them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from socket import AF_INET, AF_INET6
+from struct import Struct
+from typing import Final, NamedTuple
+
+from pyflannel.kernel.model import ROUTE_PROTOCOL, FdbEntry, Neighbour, Route
+from pyflannel.lease import IPAddress, IPNetwork
+
+__all__ = [
+    "FdbRow",
+    "NeighbourRow",
+    "Nexthop",
+    "RouteRow",
+    "attributes",
+    "encode_fdb",
+    "encode_fdb_dump",
+    "encode_neighbour",
+    "encode_neighbour_dump",
+    "encode_route",
+    "encode_route_dump",
+    "messages",
+    "parse_fdb",
+    "parse_neighbour",
+    "parse_route",
+]
+
+AF_BRIDGE: Final = 7
+
+NLMSG_ERROR: Final = 2
+NLMSG_DONE: Final = 3
+RTM_NEWLINK: Final = 16
+RTM_DELLINK: Final = 17
+RTM_GETLINK: Final = 18
+RTM_NEWADDR: Final = 20
+RTM_DELADDR: Final = 21
+RTM_GETADDR: Final = 22
+RTM_NEWROUTE: Final = 24
+RTM_DELROUTE: Final = 25
+RTM_GETROUTE: Final = 26
+RTM_NEWNEIGH: Final = 28
+RTM_DELNEIGH: Final = 29
+RTM_GETNEIGH: Final = 30
+RTM_NEWNETCONF: Final = 80
+
+NLM_F_REQUEST: Final = 0x1
+NLM_F_ACK: Final = 0x4
+NLM_F_DUMP_INTR: Final = 0x10
+NLM_F_REPLACE: Final = 0x100
+NLM_F_DUMP: Final = 0x300
+NLM_F_EXCL: Final = 0x200
+NLM_F_CREATE: Final = 0x400
+NLM_F_APPEND: Final = 0x800
+
+RT_TABLE_MAIN: Final = 254
+RTN_UNICAST: Final = 1
+RTN_BLACKHOLE: Final = 6
+RTPROT_UNSPEC: Final = 0
+RTPROT_REDIRECT: Final = 1
+RTPROT_KERNEL: Final = 2
+RTPROT_RA: Final = 9
+RTM_F_CLONED: Final = 0x200
+_RT_SCOPE_UNIVERSE = 0
+_RT_SCOPE_LINK = 253
+_RT_SCOPE_NOWHERE = 255
+_RTNH_F_ONLINK = 4
+_RTA_DST = 1
+_RTA_OIF = 4
+_RTA_GATEWAY = 5
+_RTA_PRIORITY = 6
+_RTA_PREFSRC = 7
+_RTA_MULTIPATH = 9
+_RTA_TABLE = 15
+_RTA_VIA = 18
+
+NUD_NOARP: Final = 0x40
+NUD_PERMANENT: Final = 0x80
+NTF_SELF: Final = 0x02
+NTF_PROXY: Final = 0x08
+_NDA_DST = 1
+_NDA_LLADDR = 2
+_NDA_PORT = 6
+_NDA_VNI = 7
+_NDA_IFINDEX = 8
+_NDA_SRC_VNI = 11
+_NDA_NH_ID = 13
+
+HEADER: Final = Struct("=IHHII")
+"""``struct nlmsghdr``: length, type, flags, sequence number, port id."""
+
+_ATTRIBUTE = Struct("=HH")
+_ROUTE = Struct("=8BI")
+_NEIGHBOUR = Struct("=BxxxiHBB")
+_NEXTHOP = Struct("=HBBi")
+_U16 = Struct("=H")
+_U32 = Struct("=I")
+_ATTRIBUTE_U32 = Struct("=HHI")
+_ATTRIBUTE_MAC = Struct("=HH6s2x")
+_ATTRIBUTE_IPV4 = Struct("=HH4s")
+_ATTRIBUTE_IPV6 = Struct("=HH16s")
+
+
+def messages(datagram: bytes) -> Iterator[tuple[int, int, int, int, int, int]]:
+    """Every message of a datagram: type, flags, sequence number, port id, and where its payload begins and ends."""
+    offset, size = 0, len(datagram)
+    unpack = HEADER.unpack_from
+    while offset + 16 <= size:
+        length, kind, flags, sequence, port = unpack(datagram, offset)
+        if length < 16 or offset + length > size:
+            return
+        yield kind, flags, sequence, port, offset + 16, offset + length
+        offset += (length + 3) & ~3
+
+
+def attributes(datagram: bytes, start: int, end: int) -> dict[int, bytes]:
+    """The attributes between two offsets, by type without its flag bits; of equal ones the last."""
+    found = {}
+    unpack = _ATTRIBUTE.unpack_from
+    while start + 4 <= end:
+        length, kind = unpack(datagram, start)
+        if length < 4:
+            break
+        found[kind & 0x3FFF] = datagram[start + 4 : start + length]
+        start += (length + 3) & ~3
+    return found
+
+
+def message(kind: int, flags: int, body: bytes) -> bytes:
+    """A message with its header; ``body`` is aligned by those who make it."""
+    return HEADER.pack(16 + len(body), kind, flags | NLM_F_REQUEST, 0, 0) + body
+
+
+def _address_attribute(kind: int, address: IPAddress) -> bytes:
+    if address.version == 4:
+        return _ATTRIBUTE_IPV4.pack(8, kind, address.packed)
+    return _ATTRIBUTE_IPV6.pack(20, kind, address.packed)
+
+
+def address_of(packed: bytes) -> IPAddress:
+    """An address from its 4 or 16 bytes."""
+    return IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)
+
+
+# routes
+
+
+class Nexthop(NamedTuple):
+    """One way out of a multipath route."""
+
+    link: int
+    gateway: IPAddress | None
+    onlink: bool
+
+
+class RouteRow(NamedTuple):
+    """A route as the kernel has it. ``link`` is an interface index, 0 where there is none or several ``nexthops``."""
+
+    destination: IPNetwork
+    metric: int
+    kind: int
+    protocol: int
+    table: int
+    flags: int
+    link: int
+    gateway: IPAddress | None
+    source: IPAddress | None
+    nexthops: tuple[Nexthop, ...]
+
+    @property
+    def onlink(self) -> bool:
+        """Whether the gateway is taken to be on the link."""
+        return bool(self.flags & _RTNH_F_ONLINK)
+
+
+def encode_route(kind: int, route: Route, link: int, flags: int = 0, protocol: int = ROUTE_PROTOCOL) -> bytes:
+    """``RTM_NEWROUTE`` or ``RTM_DELROUTE`` for the main table.
+
+    :param link: the interface's index; 0 for a blackhole.
+    :param flags: ``NLM_F_CREATE`` and the like.
+    :param protocol: when deleting, the protocol number a route must have; ``RTPROT_UNSPEC`` for any.
+    """
+    destination, gateway = route.destination, route.gateway
+    if kind == RTM_DELROUTE:
+        scope = _RT_SCOPE_NOWHERE
+    elif gateway is None and link and destination.version == 4:
+        scope = _RT_SCOPE_LINK
+    else:
+        scope = _RT_SCOPE_UNIVERSE
+    body = _ROUTE.pack(
+        AF_INET if destination.version == 4 else AF_INET6,
+        destination.prefixlen,
+        0,
+        0,
+        RT_TABLE_MAIN,
+        protocol,
+        scope,
+        RTN_UNICAST if link else RTN_BLACKHOLE,
+        _RTNH_F_ONLINK if route.onlink else 0,
+    ) + _address_attribute(_RTA_DST, destination.network_address)
+    if gateway is not None:
+        if gateway.version == destination.version:
+            body += _address_attribute(_RTA_GATEWAY, gateway)
+        else:
+            body += _via_attribute(gateway)
+    if link:
+        body += _ATTRIBUTE_U32.pack(8, _RTA_OIF, link)
+    if route.metric is not None:
+        body += _ATTRIBUTE_U32.pack(8, _RTA_PRIORITY, route.metric)
+    if route.source is not None:
+        body += _address_attribute(_RTA_PREFSRC, route.source)
+    return message(kind, flags, body)
+
+
+def encode_route_dump(family: int, protocol: int = 0, link: int = 0) -> bytes:
+    """``RTM_GETROUTE`` for the main table; the kernel selects by protocol and link on a strict socket."""
+    body = _ROUTE.pack(family, 0, 0, 0, RT_TABLE_MAIN, protocol, 0, 0, 0)
+    if link:
+        body += _ATTRIBUTE_U32.pack(8, _RTA_OIF, link)
+    return message(RTM_GETROUTE, NLM_F_DUMP, body)
+
+
+def parse_route(datagram: bytes, start: int, end: int) -> RouteRow:
+    """A route from the payload of ``RTM_NEWROUTE`` or ``RTM_DELROUTE``."""
+    family, length, _, _, table, protocol, _, kind, flags = _ROUTE.unpack_from(datagram, start)
+    found = attributes(datagram, start + 12, end)
+    packed = found.get(_RTA_DST)
+    if family == AF_INET:
+        destination: IPNetwork = IPv4Network((packed or bytes(4), length))
+    else:
+        destination = IPv6Network((packed or bytes(16), length))
+    link, metric, wide_table = found.get(_RTA_OIF), found.get(_RTA_PRIORITY), found.get(_RTA_TABLE)
+    source, paths = found.get(_RTA_PREFSRC), found.get(_RTA_MULTIPATH)
+    return RouteRow(
+        destination,
+        _U32.unpack(metric)[0] if metric else 0,
+        kind,
+        protocol,
+        _U32.unpack(wide_table)[0] if wide_table else table,
+        flags,
+        _U32.unpack(link)[0] if link and kind == RTN_UNICAST else 0,
+        _gateway(found),
+        address_of(source) if source else None,
+        tuple(_nexthops(paths)) if paths else (),
+    )
+
+
+def _via_attribute(gateway: IPAddress) -> bytes:
+    family = AF_INET if gateway.version == 4 else AF_INET6
+    packed = gateway.packed
+    return _ATTRIBUTE.pack(6 + len(packed), _RTA_VIA) + _U16.pack(family) + packed + b"\0\0"
+
+
+def _gateway(found: dict[int, bytes]) -> IPAddress | None:
+    packed = found.get(_RTA_GATEWAY)
+    if packed:
+        return address_of(packed)
+    via = found.get(_RTA_VIA)
+    return address_of(via[2:]) if via else None
+
+
+def _nexthops(paths: bytes) -> Iterator[Nexthop]:
+    offset = 0
+    while offset + 8 <= len(paths):
+        length, flags, _, link = _NEXTHOP.unpack_from(paths, offset)
+        if length < 8:
+            return
+        yield Nexthop(link, _gateway(attributes(paths, offset + 8, offset + length)), bool(flags & _RTNH_F_ONLINK))
+        offset += (length + 3) & ~3
+
+
+# neighbours and forwarding entries
+
+
+class NeighbourRow(NamedTuple):
+    """A neighbour as the kernel has it; ``mac`` is empty while it is unresolved."""
+
+    link: int
+    state: int
+    flags: int
+    address: IPAddress
+    mac: str
+
+
+class FdbRow(NamedTuple):
+    """A forwarding entry as the kernel has it. ``plain`` says that the packets leave with the device's own VNI and
+    port, wherever the routes lead."""
+
+    link: int
+    state: int
+    flags: int
+    mac: str
+    remote: IPAddress
+    plain: bool
+
+
+def _mac_attribute(mac: str) -> bytes:
+    return _ATTRIBUTE_MAC.pack(10, _NDA_LLADDR, bytes.fromhex(mac.replace(":", "")))
+
+
+def encode_neighbour(kind: int, neighbour: Neighbour, link: int, flags: int = 0) -> bytes:
+    """``RTM_NEWNEIGH`` or ``RTM_DELNEIGH`` for the ARP or NDP table, state permanent."""
+    family = AF_INET if neighbour.address.version == 4 else AF_INET6
+    body = _NEIGHBOUR.pack(family, link, NUD_PERMANENT, 0, 0) + _address_attribute(_NDA_DST, neighbour.address)
+    if kind == RTM_NEWNEIGH:
+        body += _mac_attribute(neighbour.mac)
+    return message(kind, flags, body)
+
+
+def encode_fdb(kind: int, entry: FdbEntry, link: int, flags: int = 0, *, every_remote: bool = False) -> bytes:
+    """``RTM_NEWNEIGH`` or ``RTM_DELNEIGH`` for a VXLAN device's own table, state permanent.
+
+    :param every_remote: when deleting, the whole entry and not only its way to ``entry.remote``.
+    """
+    body = _NEIGHBOUR.pack(AF_BRIDGE, link, NUD_PERMANENT | NUD_NOARP, NTF_SELF, 0) + _mac_attribute(entry.mac)
+    if not every_remote:
+        body += _address_attribute(_NDA_DST, entry.remote)
+    return message(kind, flags, body)
+
+
+def encode_neighbour_dump(family: int, link: int) -> bytes:
+    """``RTM_GETNEIGH`` for one link's ARP or NDP table."""
+    return message(
+        RTM_GETNEIGH, NLM_F_DUMP, _NEIGHBOUR.pack(family, 0, 0, 0, 0) + _ATTRIBUTE_U32.pack(8, _NDA_IFINDEX, link)
+    )
+
+
+def encode_fdb_dump(link: int) -> bytes:
+    """``RTM_GETNEIGH`` for one link's forwarding entries, or for all with 0 where the kernel can't select."""
+    return message(RTM_GETNEIGH, NLM_F_DUMP, _NEIGHBOUR.pack(AF_BRIDGE, link, 0, 0, 0))
+
+
+def neighbour_header(datagram: bytes, start: int) -> tuple[int, int, int, int]:
+    """Family, interface index, state and flags of a neighbour or forwarding entry."""
+    family, link, state, flags, _ = _NEIGHBOUR.unpack_from(datagram, start)
+    return family, link, state, flags
+
+
+def parse_neighbour(datagram: bytes, start: int, end: int) -> NeighbourRow | None:
+    """A neighbour from the payload of ``RTM_NEWNEIGH`` or ``RTM_DELNEIGH``; ``None`` for one without an IP address."""
+    _, link, state, flags, _ = _NEIGHBOUR.unpack_from(datagram, start)
+    found = attributes(datagram, start + 12, end)
+    address = found.get(_NDA_DST, b"")
+    if len(address) not in (4, 16):
+        return None
+    return NeighbourRow(link, state, flags, address_of(address), found.get(_NDA_LLADDR, b"").hex(":"))
+
+
+_UNUSUAL = frozenset({_NDA_PORT, _NDA_VNI, _NDA_IFINDEX, _NDA_SRC_VNI, _NDA_NH_ID})
+
+
+def parse_fdb(datagram: bytes, start: int, end: int) -> FdbRow | None:
+    """A forwarding entry from such a payload of family ``AF_BRIDGE``; ``None`` for one without a MAC or a remote."""
+    _, link, state, flags, _ = _NEIGHBOUR.unpack_from(datagram, start)
+    found = attributes(datagram, start + 12, end)
+    mac, remote = found.get(_NDA_LLADDR, b""), found.get(_NDA_DST, b"")
+    if len(mac) != 6 or len(remote) not in (4, 16):
+        return None
+    return FdbRow(link, state, flags, mac.hex(":"), address_of(remote), _UNUSUAL.isdisjoint(found))
