@@ -1,0 +1,53 @@
+"""The documentation says what is so: its links lead somewhere, its example plans, its tables match the code."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyflannel.backend import DesiredState, Lease, LeaseAttributes, NetworkConfig, Node, Route, Subnets, Underlay
+from pyflannel.errors import ExitCode
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_to_files(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    assert [target for target in targets if target and not (page.parent / target).exists()] == []
+
+
+def test_every_page_is_linked_from_the_index() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")} - {"index.md"}
+    assert {page for page in pages if f"({page})" not in index} == set()
+
+
+def test_the_backend_in_the_readme_plans_a_route() -> None:
+    (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(source, "README.md", "exec"), names)
+    backend = names["PlainBackend"](None)
+    node = Node(
+        node_id="n",
+        network=NetworkConfig.from_json('{"Network": "10.0.0.0/16"}'),
+        underlay=Underlay("eth0", 1500),
+        subnets=Subnets(IPv4Network("10.0.1.0/24")),
+    )
+    peer = Lease(Subnets(IPv4Network("10.0.2.0/24")), LeaseAttributes(IPv4Address("192.0.2.2")))
+    assert backend.plan_peer(node, peer) == DesiredState(
+        [Route(IPv4Network("10.0.2.0/24"), "eth0", gateway=IPv4Address("192.0.2.2"))]
+    )
+    assert backend.mtu(node.underlay) == 1500
+
+
+def test_every_exit_code_is_documented() -> None:
+    page = (ROOT / "docs" / "reference" / "exit-codes.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| (\w+) \|", page, flags=re.MULTILINE)
+    assert rows == [(str(code.value), code.name) for code in ExitCode]
