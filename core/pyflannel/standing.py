@@ -52,10 +52,7 @@ def standing(agent: Agent) -> tuple[State, str]:
 
 
 def _failure(agent: Agent) -> str:
-    failures = list(agent.tracker.failures.values())
-    if not failures:
-        return ""
-    return str(failures[0].error) + (f" (and {len(failures) - 1} more)" if len(failures) > 1 else "")
+    return next((str(failure.error) for failure in list(agent.tracker.failures.values())), "")
 
 
 def document(agent: Agent) -> Status:
