@@ -1,0 +1,1 @@
+"""Real store servers for the lab, the tests and the benchmarks: found, started, waited for, and stopped by pid."""

@@ -1,0 +1,325 @@
+"""A real etcd of one or more members, started for a lab, a test or a benchmark.
+
+The idea: an :class:`EtcdCluster` is a directory, some ports, and one process per member. Where the processes run is
+not its business: a *place* starts them, either this system (:data:`HERE`) or a namespace of a lab, which has the same
+``start`` method. Healthy means what etcd itself says at ``/health``, on a plain loopback port of its own, so that
+neither TLS nor authentication stands in the way of asking.
+
+Members can be killed, paused and started again on the same data, for tests of what a node does meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Final, Protocol
+
+from pyflannel.errors import ConfigError, StoreUnavailableError
+
+__all__ = ["HERE", "EtcdCluster", "EtcdMember", "Place", "Running", "find_etcd"]
+
+START_TIMEOUT: Final = 20.0
+"""Seconds a cluster gets to become healthy."""
+
+# Below the kernel's range for outgoing connections, so that none of those takes a member's port while it is down.
+_PORTS: Final = range(20000, 32000)
+
+# Runs where the members run. Asks until every address in the arguments says it is healthy, or is killed.
+_ASK_HEALTH: Final = """
+import json, sys, time, urllib.request
+waiting = sys.argv[1:]
+while waiting:
+    try:
+        with urllib.request.urlopen(waiting[0] + "/health", timeout=1) as answer:
+            healthy = json.load(answer)["health"] == "true"
+    except (OSError, ValueError, KeyError):
+        healthy = False
+    if healthy:
+        waiting.pop(0)
+    else:
+        time.sleep(0.02)
+"""
+
+
+class Running(Protocol):
+    """A started process, as far as a member needs it."""
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end and return its exit status."""
+
+    def pause(self) -> None:
+        """Stop it (SIGSTOP)."""
+
+    def resume(self) -> None:
+        """Let it go on."""
+
+    def kill(self) -> None:
+        """Kill it (SIGKILL) and wait until it is gone."""
+
+    def stop(self, timeout: float = 10.0) -> int:
+        """Ask it to end (SIGTERM), kill it after ``timeout`` seconds."""
+
+
+class Place(Protocol):
+    """Somewhere processes can be started: this system, or a namespace of a lab."""
+
+    def start(
+        self, words: Sequence[str | os.PathLike[str]], *, stdout: int | IO[str] | None, stderr: int | IO[str] | None
+    ) -> Running:
+        """Start a command."""
+
+
+class _Process:
+    """A process of this system."""
+
+    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
+        self._popen = popen
+
+    @property
+    def running(self) -> bool:
+        return self._popen.poll() is None
+
+    def wait(self, timeout: float | None = None) -> int:
+        return self._popen.wait(timeout)
+
+    def pause(self) -> None:
+        self._popen.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._popen.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def resume(self) -> None:
+        self._popen.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        self._popen.kill()
+        self._popen.wait()
+
+    def stop(self, timeout: float = 10.0) -> int:
+        self._popen.terminate()
+        try:
+            return self.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return self.wait()
+
+
+class _Here:
+    """This system, in the network namespace of the caller."""
+
+    def start(
+        self,
+        words: Sequence[str | os.PathLike[str]],
+        *,
+        stdout: int | IO[str] | None = subprocess.DEVNULL,
+        stderr: int | IO[str] | None = subprocess.DEVNULL,
+    ) -> Running:
+        """Start a command in a session of its own, so that a terminal's Ctrl-C reaches only the owner."""
+        command = [os.fspath(word) for word in words]
+        return _Process(
+            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True)
+        )
+
+
+HERE: Final[Place] = _Here()
+
+
+def find_etcd() -> str | None:
+    """The path of the etcd server, or ``None`` if it is not installed."""
+    return shutil.which(
+        "etcd", path=os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/local/bin", "/usr/sbin"])
+    )
+
+
+class EtcdMember:
+    """One member: its addresses, its data, and its process while it runs."""
+
+    def __init__(self, name: str, host: str, ports: Sequence[int], directory: Path, scheme: str) -> None:
+        bracketed = f"[{host}]" if ":" in host else host
+        client, peer, metrics = ports
+        self.name = name
+        self.endpoint = f"{bracketed}:{client}"
+        """``host:port`` for clients, as it stands in a store's URL."""
+        self.client_url = f"{scheme}://{self.endpoint}"
+        self.peer_url = f"http://{bracketed}:{peer}"
+        self.metrics_url = f"http://{bracketed}:{metrics}"
+        self.data = directory / name
+        self.log = directory / f"{name}.log"
+        self.process: Running | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether its process has not ended; a paused one runs too."""
+        return self.process is not None and self.process.running
+
+    def pause(self) -> None:
+        """Stop the process (SIGSTOP): connections stay open and nothing answers."""
+        self._process().pause()
+
+    def resume(self) -> None:
+        """Let it go on after :meth:`pause`."""
+        self._process().resume()
+
+    def kill(self) -> None:
+        """Kill it (SIGKILL), as a crash does. Its data stay."""
+        self._process().kill()
+
+    def stop(self) -> None:
+        """End it in good order, if it runs."""
+        if self.process is not None:
+            self.process.resume()
+            self.process.stop()
+
+    def last_words(self, lines: int = 5) -> str:
+        """The end of its log."""
+        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
+        return "\n".join(text.splitlines()[-lines:]) or "no log"
+
+    def _process(self) -> Running:
+        if self.process is None:
+            raise RuntimeError(f"etcd member {self.name} was never started")
+        return self.process
+
+
+class EtcdCluster:
+    """An etcd cluster of our own. A context manager; :meth:`stop` leaves no process behind.
+
+    :param directory: for data and logs; belongs to the caller, who removes it.
+    :param members: how many; one or three are usual.
+    :param place: where the processes run.
+    :param host: the loopback address to listen on; one of the place itself.
+    :param ports: three per member (client, peer, metrics); chosen where ``None`` is given.
+    :param arguments: more flags for every member, such as ``--auth-token-ttl=1``.
+    :param tls: whether clients must speak TLS; ``arguments`` then name the certificates.
+    :raises ConfigError: etcd is not installed.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        members: int = 1,
+        *,
+        place: Place = HERE,
+        host: str = "127.0.0.1",
+        ports: Sequence[int] | None = None,
+        arguments: Sequence[str] = (),
+        tls: bool = False,
+    ) -> None:
+        binary = find_etcd()
+        if binary is None:
+            raise ConfigError("etcd is not installed (no program etcd in PATH): apt-get install etcd-server")
+        self._binary = binary
+        self._place = place
+        self._arguments = tuple(arguments)
+        chosen = list(ports) if ports is not None else _free_ports(3 * members, host)
+        if len(chosen) != 3 * members:
+            raise ConfigError(f"etcd: {members} members need {3 * members} ports, {len(chosen)} given")
+        scheme = "https" if tls else "http"
+        self.members = tuple(
+            EtcdMember(f"m{number}", host, chosen[3 * number : 3 * number + 3], directory, scheme)
+            for number in range(members)
+        )
+
+    @property
+    def hosts(self) -> str:
+        """All members as the host part of a store's URL: ``127.0.0.1:20001,127.0.0.1:20004``."""
+        return ",".join(member.endpoint for member in self.members)
+
+    def start(self) -> None:
+        """Start every member that does not run, and wait until all are healthy.
+
+        :raises StoreUnavailableError: a member ended or is not healthy in time; the message has the end of its log.
+        """
+        for member in self.members:
+            if not member.running:
+                self.launch(member)
+        self.wait_healthy()
+
+    def launch(self, member: EtcdMember) -> None:
+        """Start one member, on its data if it has any, without waiting."""
+        member.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        words = [
+            self._binary,
+            f"--name={member.name}",
+            f"--data-dir={member.data}",
+            f"--listen-client-urls={member.client_url}",
+            f"--advertise-client-urls={member.client_url}",
+            f"--listen-peer-urls={member.peer_url}",
+            f"--initial-advertise-peer-urls={member.peer_url}",
+            f"--listen-metrics-urls={member.metrics_url}",
+            f"--initial-cluster={','.join(f'{each.name}={each.peer_url}' for each in self.members)}",
+            "--initial-cluster-state=new",
+            "--heartbeat-interval=50",
+            "--election-timeout=500",
+            "--logger=zap",
+            *self._arguments,
+        ]
+        with member.log.open("a", encoding="utf-8") as log:
+            member.process = self._place.start(words, stdout=log, stderr=log)
+
+    def wait_healthy(self, timeout: float = START_TIMEOUT) -> None:
+        """Wait until every member that runs says it is healthy: there is a leader, and no alarm.
+
+        :raises StoreUnavailableError: one ended or is not healthy in time.
+        """
+        running = [member for member in self.members if member.running]
+        words = [sys.executable, "-I", "-S", "-c", _ASK_HEALTH, *(member.metrics_url for member in running)]
+        asking = self._place.start(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + timeout
+            while asking.running and time.monotonic() < deadline:
+                if ended := next((member for member in running if not member.running), None):
+                    raise StoreUnavailableError(f"etcd member {ended.name} ended: {ended.last_words()}")
+                time.sleep(0.02)
+            if asking.running:
+                raise StoreUnavailableError(
+                    f"etcd at {self.hosts} is not healthy after {timeout:g} s: {running[0].last_words()}"
+                )
+        finally:
+            asking.kill()
+
+    def stop(self) -> None:
+        """End all members. Idempotent."""
+        for member in self.members:
+            if member.running:
+                member.kill()
+
+    def __enter__(self) -> EtcdCluster:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def _free_ports(count: int, host: str) -> list[int]:
+    """Ports nobody listens on, at random so that several runs beside each other don't meet."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    ports: list[int] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket(family) as probe:
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+        ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise StoreUnavailableError(f"no {count} free ports between {_PORTS.start} and {_PORTS.stop} on {host}")

@@ -1,0 +1,269 @@
+"""Where an etcd cluster is and how to get in: a store's location, read and checked once.
+
+Nothing here talks gRPC. What does touch the network is :func:`refusal`, which asks a member that would not let gRPC in
+what it minds, because gRPC's own words for it ("Unwrap failed") help nobody.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from pyflannel.errors import ConfigError, StoreDeniedError
+from pyflannel.store import StoreLocation
+
+__all__ = ["OPTIONS", "Access", "Endpoint", "refusal"]
+
+DEFAULT_PREFIX: Final = "/coreos.com/network"
+DEFAULT_HOST: Final = "127.0.0.1"
+DEFAULT_PORT: Final = 2379
+
+OPTIONS: Final[Mapping[str, str]] = {
+    "cafile": "the CA that signed etcd's certificate (PEM); switches TLS on",
+    "certfile": "our certificate (PEM), if etcd wants one; with keyfile",
+    "keyfile": "our certificate's key (PEM)",
+    "tls": "true: speak TLS, and without a cafile trust the CAs this system trusts",
+    "username": "the user to log in as, if etcd has authentication on",
+    "password_file": "a file with the user's password; else PYFLANNEL_ETCD_PASSWORD or FLANNELD_ETCD_PASSWORD",
+}
+
+_PASSWORD_VARIABLES: Final = ("PYFLANNEL_ETCD_PASSWORD", "FLANNELD_ETCD_PASSWORD")
+
+_HOST: Final = re.compile(r"(?:\[(?P<v6>[^][]+)\]|(?P<host>[^][:/@?#\s]+))(?::(?P<port>[0-9]+))?")
+
+# Where distributions keep the CAs they trust, for those whose OpenSSL has them in a directory only.
+_TRUSTED: Final = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One member's address."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Endpoint:
+        """Read ``host``, ``host:port``, ``[::1]`` or ``[::1]:port``.
+
+        :raises ConfigError: it is none of these.
+        """
+        match = _HOST.fullmatch(text)
+        port = int(match["port"] or DEFAULT_PORT) if match else 0
+        if match is None or not 0 < port < 65536:
+            hint = "; an IPv6 address stands in brackets" if text.count(":") > 1 and "[" not in text else ""
+            raise ConfigError(
+                f"store etcd: {text!r} is not an address such as 192.0.2.1:2379 or [2001:db8::1]:2379{hint}"
+            )
+        return cls(match["v6"] or match["host"], port)
+
+    @property
+    def bracketed(self) -> str:
+        """The host as it stands before ``:port``."""
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    def __str__(self) -> str:
+        return f"{self.bracketed}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """A cluster's members, the keys' prefix, and what opens the door.
+
+    ``prefix`` begins with a slash and does not end with one. ``cafile`` is set whenever TLS is spoken.
+    """
+
+    endpoints: tuple[Endpoint, ...]
+    prefix: str
+    cafile: str | None = None
+    certfile: str | None = None
+    keyfile: str | None = None
+    username: str | None = None
+    password_file: str | None = None
+    _password: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, location: StoreLocation, environment: Mapping[str, str] = os.environ) -> Access:
+        """Read a store's location.
+
+        :raises ConfigError: an address, an option or a combination of options is wrong, or a file can't be read.
+        """
+        options = location.options
+        username = options.get("username")
+        variable = next((name for name in _PASSWORD_VARIABLES if environment.get(name)), None)
+        access = cls(
+            endpoints=tuple(Endpoint.parse(host) for host in location.hosts) or (Endpoint(DEFAULT_HOST, DEFAULT_PORT),),
+            prefix=_prefix(location.path),
+            cafile=_cafile(options),
+            certfile=options.get("certfile"),
+            keyfile=options.get("keyfile"),
+            username=username,
+            password_file=options.get("password_file"),
+            _password=environment[variable] if username and variable else None,
+        )
+        access._check()
+        return access
+
+    def _check(self) -> None:
+        if (self.certfile is None) != (self.keyfile is None):
+            given, missing = ("certfile", "keyfile") if self.certfile else ("keyfile", "certfile")
+            raise ConfigError(f"store etcd: option {given} without {missing}; a certificate needs its key")
+        if self.certfile and not self.cafile:
+            raise ConfigError(
+                "store etcd: option certfile without cafile, which would mean no TLS at all; add cafile, or tls=true "
+                "to trust the CAs this system trusts"
+            )
+        if self.password_file and not self.username:
+            raise ConfigError("store etcd: option password_file without username; add the user the password is for")
+        for name in ("cafile", "certfile", "keyfile", "password_file"):
+            path = getattr(self, name)
+            if path is not None:
+                _check_readable(name, path)
+        if self.username:
+            self.password()
+
+    def password(self) -> str:
+        """The user's password, read anew from its file each time.
+
+        :raises ConfigError: there is none.
+        """
+        if self.password_file is not None:
+            try:
+                password = Path(self.password_file).read_text(encoding="utf-8").rstrip("\r\n")
+            except (OSError, UnicodeDecodeError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+                raise ConfigError(
+                    f"store etcd: option password_file: can't read {self.password_file}: {reason}"
+                ) from None
+            if not password:
+                raise ConfigError(f"store etcd: option password_file: {self.password_file} is empty")
+            return password
+        if self._password is None:
+            raise ConfigError(
+                f"store etcd: no password for {self.username!r}; add password_file, or set {_PASSWORD_VARIABLES[0]}"
+            )
+        return self._password
+
+    def files_stamp(self) -> tuple[tuple[int, int, int], ...]:
+        """Differs when a certificate or key was replaced.
+
+        :raises StoreDeniedError: one is gone or can't be reached.
+        """
+        try:
+            return tuple(
+                (found.st_ino, found.st_size, found.st_mtime_ns)
+                for found in (Path(path).stat() for path in (self.cafile, self.certfile, self.keyfile) if path)
+            )
+        except OSError as error:
+            raise StoreDeniedError(f"store etcd: can't read {error.filename}: {error.strerror}") from None
+
+
+def _prefix(path: str) -> str:
+    stripped = path.strip("/")
+    # As flannel, which joins keys with Go's path.Join.
+    return posixpath.normpath(f"/{stripped}") if stripped else DEFAULT_PREFIX
+
+
+def _cafile(options: Mapping[str, str]) -> str | None:
+    cafile = options.get("cafile")
+    tls = _boolean("tls", options["tls"]) if "tls" in options else cafile is not None
+    if not tls:
+        if cafile is not None:
+            raise ConfigError("store etcd: option cafile with tls=false; drop one of them")
+        return None
+    return cafile if cafile is not None else _system_cafile()
+
+
+def _boolean(name: str, text: str) -> bool:
+    if text.lower() in {"true", "1", "yes", "on"}:
+        return True
+    if text.lower() in {"false", "0", "no", "off"}:
+        return False
+    raise ConfigError(f"store etcd: option {name} is {text!r}, expected true or false")
+
+
+def _system_cafile() -> str:
+    import ssl
+
+    paths = ssl.get_default_verify_paths()
+    for path in (paths.cafile or paths.openssl_cafile, *_TRUSTED):
+        if Path(path).is_file():
+            return path
+    raise ConfigError("store etcd: tls=true, but this system has no file of trusted CAs; name one with option cafile")
+
+
+def _check_readable(name: str, path: str) -> None:
+    try:
+        with Path(path).open("rb"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"store etcd: option {name}: can't read {path}: {error.strerror}") from None
+
+
+def refusal(access: Access, endpoint: Endpoint, timeout: float) -> str | None:
+    """Why TLS, or the lack of it, keeps us out of a member; ``None`` if that is not the reason, or there is no telling.
+
+    Greets the member as gRPC would, with the same files, and reads one answer.
+    """
+    import socket
+    import ssl
+
+    try:
+        context = _tls_context(access)
+    except (ssl.SSLError, OSError) as error:
+        return f"can't use the certificates {access.cafile}, {access.certfile}, {access.keyfile}: {_short(error)}"
+    try:
+        with socket.create_connection((endpoint.host, endpoint.port), timeout) as raw:
+            try:
+                with context.wrap_socket(raw, server_hostname=endpoint.host) as tls:
+                    if access.cafile is None:
+                        return "it speaks TLS and we don't; add cafile, or tls=true"
+                    # With TLS 1.3 a server turns a client's certificate down after the handshake, in its first answer.
+                    tls.recv(1)
+            except ssl.SSLCertVerificationError as error:
+                return f"its certificate is not good ({error.verify_message}); check cafile, the address and the clock"
+            except ssl.SSLError as error:
+                return _tls_refusal(access, error)
+    except OSError:
+        return None
+    return None
+
+
+def _tls_context(access: Access) -> ssl.SSLContext:  # type: ignore[name-defined]  # noqa: F821 - imported when needed
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_alpn_protocols(["h2"])
+    if access.cafile is None:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
+    context.load_verify_locations(access.cafile)
+    if access.certfile:
+        context.load_cert_chain(access.certfile, access.keyfile, password=lambda: "")
+    return context
+
+
+def _tls_refusal(access: Access, error: Exception) -> str | None:
+    reason = str(getattr(error, "reason", None) or "")
+    if access.cafile is None:
+        # It did not understand our greeting, so it does not speak TLS; or it is no server of ours at all.
+        return "it speaks TLS, and wants a certificate of ours" if "CERTIFICATE" in reason else None
+    if "WRONG_VERSION_NUMBER" in reason or "HTTP_REQUEST" in reason:
+        return "it does not speak TLS; drop cafile, certfile, keyfile and tls"
+    if "CERTIFICATE" in reason or "UNKNOWN_CA" in reason:
+        if access.certfile is None:
+            return "it wants a certificate of ours; add certfile and keyfile"
+        return (
+            f"it does not accept our certificate {access.certfile} ({_short(error)}); is it of a CA that etcd trusts?"
+        )
+    return f"TLS failed: {_short(error)}"
+
+
+def _short(error: Exception) -> str:
+    return str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error).replace("_", " ").lower()

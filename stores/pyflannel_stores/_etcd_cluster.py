@@ -1,0 +1,351 @@
+"""Calls to an etcd cluster: one member at a time, the next one when it fails, and errors in our own words.
+
+The idea: a call is a function of one member, metadata and a deadline. :meth:`Cluster.call` runs it on the member that
+worked last and, when the *connection* fails (not the request), on the others in turn, sharing out the time that is
+left. What a retry means for a write is the caller's business: its requests carry a comparison that makes a second one
+harmless.
+
+A connection that failed is thrown away rather than left to gRPC, which waits ever longer between attempts. A call
+names a user by a token that etcd forgets after a while or a restart: it is fetched again when etcd says so.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Callable
+from enum import Enum, auto
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from pyflannel.errors import ConfigError, StoreDeniedError, StoreError, StoreUnavailableError
+from pyflannel.store import CALL_TIMEOUT
+from pyflannel_stores._etcd_access import Access, Endpoint, refusal
+from pyflannel_stores._etcd_loader import load_etcd3
+
+__all__ = ["Cluster", "Deadline", "LeaseGone", "Member", "Metadata", "Verdict", "plain"]
+
+Reply = TypeVar("Reply")
+Metadata = tuple[tuple[str, str], ...]
+Send = Callable[["Member", Metadata, "Deadline"], Reply]
+
+# A margin for what happens around the calls, so that a driver's method ends within CALL_TIMEOUT.
+_BUDGET: Final = CALL_TIMEOUT - 0.3
+
+# A lost peer is noticed within 15 s (gRPC does that only if all four are set; more often, and etcd calls it abuse).
+# Reconnecting waits 3 s at most. A reply may have any size. Proxies in the environment are for the web.
+_CHANNEL: Final = (
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 3_000),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),
+)
+
+# The member answers at once when it has lost its leader, instead of letting us wait.
+_WITH_LEADER: Final = ("hasleader", "true")
+
+
+class Deadline:
+    """A moment by which something must be over."""
+
+    def __init__(self, seconds: float = _BUDGET) -> None:
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds until then, never negative."""
+        return max(0.0, self._end - time.monotonic())
+
+    def share(self, parts: int) -> Deadline:
+        """The deadline of the first of ``parts`` equal attempts."""
+        return Deadline(self.left / parts)
+
+
+class LeaseGone(Exception):  # noqa: N818 - an answer, which callers turn into an error or not
+    """etcd does not know the etcd lease that a request names."""
+
+
+class Verdict(Enum):
+    """What a failed call means."""
+
+    MOVE_ON = auto()
+    """The connection or this member failed; another one may do."""
+    LOG_IN = auto()
+    """The token is not, or no longer, valid."""
+    DENIED = auto()
+    FULL = auto()
+    """The NOSPACE alarm is on: nothing can be written to the whole cluster until somebody makes room."""
+    LEASE_GONE = auto()
+
+
+class Member:
+    """A connection to one member."""
+
+    def __init__(self, access: Access, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self._stamp = access.files_stamp()
+        self.etcd3 = load_etcd3()
+        self.rpc = self.etcd3.etcdrpc
+        try:
+            self.client = self.etcd3.client(
+                host=endpoint.bracketed,
+                port=endpoint.port,
+                ca_cert=access.cafile,
+                cert_cert=access.certfile,
+                cert_key=access.keyfile,
+                grpc_options=_CHANNEL,
+            )
+        except OSError as error:
+            raise StoreDeniedError(f"store etcd: can't read {error.filename}: {error.strerror}") from None
+
+        self._access = access
+
+    def is_stale(self) -> bool:
+        """Whether a certificate or key was replaced since we connected.
+
+        :raises StoreDeniedError: one is gone.
+        """
+        return self._stamp != self._access.files_stamp()
+
+    def close(self) -> None:
+        """Drop the connection; calls under way fail."""
+        self.client.close()
+
+
+class Cluster:
+    """All members of a cluster, as one thing to call.
+
+    :meth:`call` is for one thread, the other methods are for any.
+    """
+
+    def __init__(self, access: Access) -> None:
+        self.access = access
+        self.closed = False
+        # Every node lists the members in the same order; they should not all use the first.
+        self.preferred = random.randrange(len(access.endpoints))  # noqa: S311 - not for secrets
+        # The cluster's own id, as of the last snapshot.
+        self.identity: int | None = None
+        self._member: Member | None = None
+        self._token: str | None = None
+
+    def __str__(self) -> str:
+        return "etcd " + ",".join(map(str, self.access.endpoints))
+
+    def close(self) -> None:
+        """End the call under way and refuse more. Idempotent, from any thread."""
+        self.closed = True
+        if (member := self._member) is not None:
+            member.close()
+
+    def call(self, send: Send[Reply], deadline: Deadline) -> Reply:
+        """Run ``send`` on a member that answers.
+
+        :raises StoreUnavailableError: no member did, in time; ``send`` may have had its effect.
+        :raises StoreDeniedError: the cluster, or every member, refused.
+        :raises LeaseGone: the request names an etcd lease that does not exist.
+        """
+        self.preferred, reply = self.rotate(partial(self._attempt, send), self.preferred, deadline)
+        return reply
+
+    def _attempt(self, send: Send[Reply], endpoint: Endpoint, deadline: Deadline) -> Reply:
+        import grpc
+
+        if self._member is None or self._member.endpoint != endpoint or self._member.is_stale():
+            self._drop()
+            self._member = self.connect(endpoint)
+            if self.closed:
+                self._drop()
+                raise self._closed()
+        member = self._member
+        try:
+            try:
+                return send(member, self.metadata(member, deadline), deadline)
+            except grpc.RpcError as error:
+                if not self.forget_token(error):
+                    raise
+            return send(member, self.metadata(member, deadline), deadline)
+        except grpc.RpcError as error:
+            if self.judge(error) is Verdict.MOVE_ON:
+                self._drop()
+            raise
+
+    def rotate(
+        self, attempt: Callable[[Endpoint, Deadline], Reply], start: int, deadline: Deadline
+    ) -> tuple[int, Reply]:
+        """Make attempts on members in turn, from the one numbered ``start``; also say which one it was that worked.
+
+        With a single member the second attempt is for a connection that had died unnoticed. Raises as :meth:`call`.
+        """
+        import grpc
+
+        endpoints = self.access.endpoints
+        failures: dict[Endpoint, Exception] = {}
+        tries = max(2, len(endpoints))
+        for number in range(tries):
+            position = (start + number) % len(endpoints)
+            endpoint = endpoints[position]
+            if self.closed:
+                raise self._closed()
+            if not deadline.left:
+                break
+            try:
+                return position, attempt(endpoint, deadline.share(tries - number))
+            except grpc.RpcError as error:
+                if self.judge(error) is not Verdict.MOVE_ON:
+                    raise self._answer(error, endpoint) from None
+                failures[endpoint] = error
+            except ValueError:
+                if not self.closed:
+                    raise
+                raise self._closed() from None  # gRPC's complaint about a channel that was closed meanwhile
+        raise self._failed(failures, deadline)
+
+    def _closed(self) -> StoreUnavailableError:
+        return StoreUnavailableError(f"store {self}: closed")
+
+    def connect(self, endpoint: Endpoint) -> Member:
+        """A connection of its own to a member; nothing is sent yet.
+
+        :raises StoreDeniedError: a certificate can't be read.
+        """
+        return Member(self.access, endpoint)
+
+    def _drop(self) -> None:
+        if self._member is not None:
+            self._member.close()
+            self._member = None
+
+    def metadata(self, member: Member, deadline: Deadline) -> Metadata:
+        """What goes with every request: that the member must have a leader, and who we are.
+
+        :raises grpc.RpcError: logging in failed.
+        """
+        if self.access.username is None:
+            return (_WITH_LEADER,)
+        token = self._token
+        if token is None:
+            token = self._token = self._log_in(member, deadline)
+        return (_WITH_LEADER, ("token", token)) if token else (_WITH_LEADER,)
+
+    def _log_in(self, member: Member, deadline: Deadline) -> str:
+        import grpc
+
+        try:
+            password = self.access.password()
+        except ConfigError as error:
+            raise StoreDeniedError(str(error)) from None
+        request = member.rpc.AuthenticateRequest(name=self.access.username, password=password)
+        try:
+            reply = member.rpc.AuthStub(member.client.channel).Authenticate(request, timeout=deadline.left)
+        except grpc.RpcError as error:
+            if "authentication is not enabled" in _details(error):
+                return ""  # as etcd's own client does: a user may be configured before etcd is told to ask for one
+            raise
+        return str(reply.token)
+
+    def forget_token(self, error: Exception | None = None) -> bool:
+        """Forget our token, if there is one and ``error`` says that it is no good; the next call logs in again."""
+        if self._token is None or (error is not None and self.judge(error) is not Verdict.LOG_IN):
+            return False
+        self._token = None
+        return True
+
+    def judge(self, error: Exception) -> Verdict:
+        """What a failed call means."""
+        import grpc
+
+        code, details = _code(error), _details(error)
+        if code == grpc.StatusCode.UNAUTHENTICATED or any(text in details for text in _TOKEN_TROUBLE):
+            return Verdict.LOG_IN
+        if "database space exceeded" in details:
+            return Verdict.FULL
+        if code == grpc.StatusCode.NOT_FOUND and "lease" in details:
+            return Verdict.LEASE_GONE
+        if code in {
+            grpc.StatusCode.PERMISSION_DENIED,
+            grpc.StatusCode.INVALID_ARGUMENT,
+            grpc.StatusCode.FAILED_PRECONDITION,
+            grpc.StatusCode.UNIMPLEMENTED,
+            grpc.StatusCode.NOT_FOUND,
+        }:
+            return Verdict.DENIED
+        return Verdict.MOVE_ON
+
+    def _answer(self, error: Exception, endpoint: Endpoint) -> Exception:
+        """A failed call in our own words, if it is one that no other member would treat differently."""
+        where, verdict, said = f"store etcd {endpoint}", self.judge(error), _details(error)
+        if verdict is Verdict.LEASE_GONE:
+            return LeaseGone(said)
+        if verdict is Verdict.FULL:
+            return StoreUnavailableError(
+                f"{where}: {said}: its disk quota is used up and nothing can be written (leases are still renewed); "
+                "compact, defragment, then etcdctl alarm disarm"
+            )
+        user = f"user {self.access.username!r}" if self.access.username else "a client without a user"
+        if "user name is empty" in said:
+            hint = "authentication is on; add username and password_file"
+        elif verdict is Verdict.LOG_IN or "authentication failed" in said:
+            hint = f"{user} can't log in; check username and password"
+        elif "permission denied" in said:
+            hint = f"{user} needs the right to read and write the prefix {self.access.prefix}/"
+        elif "too large" in said:
+            hint = "raise etcd's --max-request-bytes, or write less"
+        else:
+            hint = "is this an etcd of version 3.2 or later?"
+        return StoreDeniedError(f"{where}: {said}: {hint}")
+
+    def _failed(self, failures: dict[Endpoint, Exception], deadline: Deadline) -> StoreError:
+        """The error after every member failed: refused if each of them keeps us out, else unavailable."""
+        reasons, refused = [], bool(failures)
+        for endpoint, error in failures.items():
+            why = None
+            if deadline.left and not _by_etcd(error):
+                why = refusal(self.access, endpoint, min(1.0, deadline.left))
+            refused &= why is not None
+            reasons.append(f"{endpoint}: {why or plain(error)}")
+        if refused:
+            return StoreDeniedError(f"store etcd: {'; '.join(reasons)}")
+        tried = "; ".join(reasons) or "not tried for want of time"
+        return StoreUnavailableError(
+            f"store {self}: no member answered ({tried}); check that etcd runs there, has a leader, and can be reached"
+        )
+
+
+_TOKEN_TROUBLE: Final = ("invalid auth token", "revision of auth store is old", "user name is empty")
+
+
+# "UNKNOWN: ipv4:192.0.2.1:2379: ", before the message proper.
+_WHERE: Final = re.compile(r"^[A-Z_]+: ipv[46]:\S+: ")
+
+
+def _code(error: Exception) -> Any:
+    code = getattr(error, "code", None)
+    return code() if callable(code) else None
+
+
+def _details(error: Exception) -> str:
+    details = getattr(error, "details", None)
+    return str(details() or "") if callable(details) else str(error)
+
+
+def _by_etcd(error: Exception) -> bool:
+    """Whether etcd itself said so: then the connection works. A deadline that passed tells nothing about TLS either."""
+    import grpc
+
+    return "etcdserver:" in _details(error) or _code(error) == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def plain(error: Exception) -> str:
+    """The end of gRPC's message, which is where it says something."""
+    import grpc
+
+    if _code(error) == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return "no answer in time"
+    said = _details(error).rpartition("last error: ")[2] or "connection failed"
+    return _WHERE.sub("", said)
