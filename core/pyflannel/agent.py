@@ -197,6 +197,7 @@ class Agent:
                         if key.fd == self._wake:
                             os.eventfd_read(self._wake)
             finally:
+                log.info("stopping; forwarding goes on")
                 self._notifier.stopping()
                 if self.membership is not None and self.membership.data_plane is not None:
                     self.membership.data_plane.stop()
@@ -406,9 +407,10 @@ class Agent:
         if state in (State.WAITING, State.DEGRADED, State.CONFLICT) and message != self._last_message:
             self.last_error = (time.time(), message)
         if (state, message) != (self._last_state, self._last_message) and state is not State.STARTING:
-            good = state in (State.READY, State.STOPPING)
-            if not good or state is not self._last_state:
-                log.log(logging.INFO if good else logging.WARNING, "%s: %s", state.value, message)
+            if state is not State.READY:
+                log.warning("%s: %s", state.value, message)
+            elif state is not self._last_state:
+                log.info("%s: %s", state.value, message)
             self._last_state, self._last_message = state, message
         if self._notifier.watchdog_interval is not None and now >= self._alive_due:
             self._alive_due = now + self._notifier.watchdog_interval

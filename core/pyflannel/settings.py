@@ -19,11 +19,12 @@ import stat
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum, IntEnum
+from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
+from pyflannel.allocation import ConflictPolicy
 from pyflannel.errors import ConfigError
 from pyflannel.lease import JSON, IPAddress
 from pyflannel.network import KEYS as NETWORK_KEYS
@@ -45,13 +46,6 @@ DEFAULT_CONFIG: Final = Path("/etc/pyflannel/pyflannel.toml")
 
 Flags: TypeAlias = Mapping[str, "str | Sequence[str]"]
 """Option name to text as given on the command line; a sequence for a repeatable one."""
-
-
-class ConflictPolicy(Enum):
-    """What a node does when its lease turns out to be held by another one."""
-
-    REFUSE = "refuse"
-    TAKE_OVER = "take-over"
 
 
 @dataclass(frozen=True, slots=True)

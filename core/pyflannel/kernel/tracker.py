@@ -129,7 +129,7 @@ class Tracker:
             self._actual[key] = wanted if wanted is not None and wanted == item else item
         if item != wanted:
             self._dirty.add(key)
-            if wanted is not None and was == wanted:
+            if wanted is not None and was == wanted and not _may_lack(wanted):
                 self._drifted.add(key)
                 self._since[key] = self._clock()
 
@@ -145,7 +145,7 @@ class Tracker:
             self._see(key, item)
         for key, wanted in self._desired.items():
             if key not in found:
-                if isinstance(wanted, Sysctl) and wanted.optional:
+                if _may_lack(wanted):
                     self._actual[key] = wanted
                 else:
                     self._dirty.add(key)
@@ -245,3 +245,8 @@ class Tracker:
             else:
                 state = ObjectState.DONE if self._actual.get(key) == item else ObjectState.PENDING
                 yield ObjectStatus(item, state, self._since.get(key, 0.0))
+
+
+def _may_lack(item: KernelObject) -> bool:
+    """Whether the kernel may do without ``item``; it appears later where its link does."""
+    return isinstance(item, Sysctl) and item.optional
