@@ -130,7 +130,7 @@ def _consequences(snapshot: Snapshot, new: NetworkConfig) -> list[str]:
         )
     if (old.backend_type, old.backend_options) != (new.backend_type, new.backend_options):
         consequences.append(
-            f"the backend changes under {total} leases: nodes that still run the old one ({old.backend_type}) and those "
+            f"the backend changes under {total} leases: nodes that run the old one ({old.backend_type}) and those "
             f"that run the new one ({new.backend_type}) don't reach each other until every daemon has been restarted"
         )
     return consequences

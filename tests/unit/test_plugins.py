@@ -1,0 +1,129 @@
+"""Plugin discovery, on real distributions that each test installs for itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyflannel.errors import PluginError
+from pyflannel.plugins import BACKENDS, STORES, installed, load_backend, load_store
+
+GOOD = """\
+from pyflannel.backend import Backend
+
+class Plan(Backend):
+    name = "{name}"
+
+    def mtu(self, underlay):
+        return underlay.mtu
+
+"""
+
+
+class Site:
+    """A directory on the import path into which distributions are installed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def install(self, distribution: str, name: str, code: str, group: str = BACKENDS, attribute: str = "Plan") -> None:
+        module = f"{distribution.replace('-', '_')}_module"
+        (self.path / f"{module}.py").write_text(code.replace("{name}", name))
+        about = self.path / f"{distribution.replace('-', '_')}-1.2.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2\n")
+        (about / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}:{attribute}\n")
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.syspath_prepend(tmp_path)
+    yield Site(tmp_path)
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def problem(name: str, group: str = BACKENDS) -> str:
+    (found,) = [plugin for plugin in installed(group) if plugin.name == name]
+    assert not found.loads
+    return found.problem
+
+
+def test_a_third_partys_backend_is_found_at_once(site: Site) -> None:
+    with pytest.raises(PluginError, match="no backend 'acme' is installed"):
+        load_backend("acme")
+    site.install("acme-net", "acme", GOOD)
+    assert load_backend("acme").name == "acme"
+    (found,) = [plugin for plugin in installed(BACKENDS) if plugin.name == "acme"]
+    assert found.loads
+    assert (found.distribution, found.version, found.target) == ("acme-net", "1.2", "acme_net_module:Plan")
+
+
+def test_ours_come_from_our_distribution() -> None:
+    for group, name in ((BACKENDS, "vxlan"), (STORES, "file")):
+        (found,) = [plugin for plugin in installed(group) if plugin.name == name]
+        assert found.distribution == "pyflannel"
+        assert found.loads, found.problem
+
+
+def test_an_unknown_name_lists_what_is_installed() -> None:
+    with pytest.raises(
+        PluginError, match=r"no backend 'vxlna' is installed; did you mean 'vxlan'\? installed: .*vxlan"
+    ):
+        load_backend("vxlna")
+    with pytest.raises(PluginError, match=r"no store 'zookeeper' is installed; installed: .*file"):
+        load_store("zookeeper")
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import no_such_module_at_all", "ModuleNotFoundError: No module named 'no_such_module_at_all'"),
+        ("def broken(:", "SyntaxError"),
+        ("assert False, 'not here'", "AssertionError: not here"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("Other = 1", "AttributeError"),
+        ("Plan = 1", "is not a subclass of pyflannel.backend.Backend"),
+        ("from pyflannel.store import Store as Plan", "is not a subclass of pyflannel.backend.Backend"),
+        (GOOD + "    api_version = 99", "version 99 of the API, this pyflannel has 1: upgrade pyflannel"),
+        (GOOD + "    api_version = 0", "version 0 of the API, this pyflannel has 1: upgrade the plugin"),
+        (GOOD + "    api_version = 'one'", "api_version must be a whole number"),
+        (GOOD.replace("{name}", "other"), "calls itself 'other' (name), its entry point 'acme'; they must be equal"),
+        (GOOD.replace("def mtu", "def mut"), "is incomplete: it lacks mtu"),
+    ],
+)
+def test_a_broken_plugin_is_reported_and_harms_nobody_else(site: Site, code: str, reason: str) -> None:
+    site.install("acme-net", "acme", code)
+    with pytest.raises(PluginError) as caught:
+        load_backend("acme")
+    assert str(caught.value).startswith("backend 'acme' of acme-net (acme_net_module:Plan) ")
+    assert reason in str(caught.value)
+    assert problem("acme") == str(caught.value)
+    assert load_backend("vxlan").name == "vxlan"
+
+
+def test_a_duplicate_of_ours_is_reported_and_not_used(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    site.install("acme-net", "vxlan", GOOD)
+    assert load_backend("vxlan").__module__ == "pyflannel_backends.vxlan"
+    assert "backend 'vxlan' of acme-net is not used" in caplog.text
+    states = {plugin.distribution: plugin.loads for plugin in installed(BACKENDS) if plugin.name == "vxlan"}
+    assert states == {"pyflannel": True, "acme-net": False}
+
+
+def test_of_two_others_with_one_name_none_is_chosen(site: Site) -> None:
+    site.install("acme-net", "acme", GOOD)
+    site.install("bcme-net", "acme", GOOD)
+    with pytest.raises(PluginError, match=r"provided more than once, by acme-net \(.*\), bcme-net \(.*\); uninstall"):
+        load_backend("acme")
+    assert [plugin.loads for plugin in installed(BACKENDS) if plugin.name == "acme"] == [False, False]
+    assert load_backend("vxlan").name == "vxlan"
+
+
+def test_a_stores_scheme_must_be_its_entry_points_name(site: Site) -> None:
+    site.install("acme-net", "acme", "from pyflannel.store import Store\nclass Plan(Store):\n    scheme = 'x'", STORES)
+    with pytest.raises(PluginError, match=r"store 'acme' .* calls itself 'x' \(scheme\)"):
+        load_store("acme")
