@@ -1,0 +1,691 @@
+"""Consul as a store: keys locked by sessions, transactions, and one blocking query on the prefix.
+
+How leases are kept, with ``<prefix>`` from the URL:
+
+* ``<prefix>/config`` is the network document, ``<prefix>/subnets/<key>`` a lease, with the same text as in etcd;
+* a lease's key is locked by a session of its own, with a TTL, behaviour *delete* and no lock delay: when the session
+  ends, Consul deletes the key. A reservation's key is locked by nobody;
+* every write is one transaction that checks the key's ``ModifyIndex`` (or absence) and locks it, so that "unchanged"
+  and "mine" hold together. Acquiring alone would take an unlocked reservation;
+* sessions are bound to a node of Consul's catalog that is nobody's machine (option ``node``) and has no checks. Bound
+  to an agent, as is Consul's default, they would end, and the leases with them, when that agent fails or is restarted.
+
+How changes are followed: a blocking query waits for the index of the prefix to move. It asks for the names of the
+prefix's direct children, a few bytes, where the leases themselves may be megabytes. When the index moved, all is read
+and compared with what was known: so nothing can be missed, and what an index means across a reset hardly matters.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import math
+import os
+import random
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+from weakref import WeakSet
+
+from pyflannel.errors import (
+    ConfigError,
+    ConflictError,
+    HistoryGoneError,
+    StoreDeniedError,
+    StoreError,
+    StoreUnavailableError,
+)
+from pyflannel.store import (
+    CALL_TIMEOUT,
+    CONFIG_KEY,
+    Batch,
+    Change,
+    Record,
+    Snapshot,
+    Store,
+    StoreLocation,
+    Watch,
+)
+
+if TYPE_CHECKING:
+    from pyflannel_stores._consul_http import Access, Addresses, Deadline
+
+__all__ = ["ConsulStore"]
+
+DEFAULT_HOST: Final = "127.0.0.1"
+DEFAULT_PORT: Final = 8500
+DEFAULT_PREFIX: Final = "coreos.com/network"
+DEFAULT_NODE: Final = "pyflannel"
+
+SHORTEST_TTL, LONGEST_TTL = 10, 24 * 3600
+"""Seconds; Consul's limits for a session's TTL (https://developer.hashicorp.com/consul/api-docs/session)."""
+
+TOKEN_VARIABLES: Final = ("PYFLANNEL_CONSUL_TOKEN", "CONSUL_HTTP_TOKEN")
+
+_BUDGET: Final = CALL_TIMEOUT - 0.5
+"""Seconds for a call and all its steps; the rest is for what a loaded machine adds."""
+
+_RESERVE: Final = 1.2
+"""Seconds of them that are kept for finding out what became of a write."""
+
+# A query that blocks for long keeps servers idle and finds out late that one is frozen. Answering it costs a server
+# time in proportion to the leases, and so it is asked the less often the more there are.
+_WAIT_SHORTEST, _WAIT_LONGEST, _WAIT_PER_LEASE = 10.0, 60.0, 0.01
+_WAIT_GRACE: Final = 2.0
+
+# On a change all nodes read everything at once: spread over this many seconds per lease.
+_SPREAD_PER_LEASE: Final = 0.0001
+_BUSY_SHARE: Final = 0.25
+"""The share of its time that a watch spends on reading at most, when changes pour in."""
+
+_REMEMBERED_RECORDS: Final = 50_000
+_REMEMBERED_STATES: Final = 64
+
+
+class ConsulStore(Store):
+    """The driver for ``consul://host:port,host:port/prefix``; needs py-consul."""
+
+    scheme = "consul"
+    options: ClassVar[Mapping[str, str]] = {
+        "token_file": "file with the ACL token; default: the environment's PYFLANNEL_CONSUL_TOKEN or CONSUL_HTTP_TOKEN",
+        "tls": "speak HTTPS (true or false); implied by the files below",
+        "cafile": "certificates of the authorities to trust; default: the system's",
+        "certfile": "client certificate, with keyfile",
+        "keyfile": "the client certificate's key",
+        "datacenter": "Consul datacenter; default: the server's own",
+        "namespace": "namespace (Consul Enterprise)",
+        "node": f"catalog node that sessions are bound to, registered if it is not there; default: {DEFAULT_NODE}",
+    }
+
+    def __init__(self, location: StoreLocation) -> None:
+        super().__init__(location)
+        try:
+            from pyflannel_stores import _consul_http as http  # py-consul and requests: only for those who use them
+        except ImportError as error:
+            raise ConfigError(f"store {location}: {error}; install it with: pip install 'pyflannel[consul]'") from error
+        self._http = http
+        self._hosts = [_parse_host(location, host) for host in location.hosts] or [(DEFAULT_HOST, DEFAULT_PORT)]
+        self._prefix = _parse_prefix(location)
+        self._node = location.options.get("node") or DEFAULT_NODE
+        self._access: Access = http.Access(**_parse_access(location))
+        self._consul: Addresses = self.addresses()
+        self._history = _History()
+        self._watches: WeakSet[ConsulWatch] = WeakSet()
+        # Sessions of ours that must not live on: by id, and by name where creating one got no answer (then the id
+        # that is wanted, or ""). They are ended before anything else is asked of Consul.
+        self._doomed: set[str] = set()
+        self._lost: dict[str, str] = {}
+
+    def addresses(self) -> Addresses:
+        """Connections of one's own to the servers; a thread needs its own."""
+        return self._http.Addresses(self._hosts, self._access, str(self.location))
+
+    def read_config(self) -> Record | None:
+        """See :class:`~pyflannel.store.Store`."""
+        return self._read(CONFIG_KEY, self._begin())
+
+    def write_config(self, value: str, expected: Record | None) -> Record:
+        """See :class:`~pyflannel.store.Store`."""
+        path = self._path(CONFIG_KEY)
+        operation = _operation("cas", path, Value=_encode(value), Index=_index_of(expected))
+        ours = _Ours(value, "", expected)
+        version = self._commit(CONFIG_KEY, [operation], expected, ours, self._begin())
+        return Record(CONFIG_KEY, value, version, permanent=True)
+
+    def snapshot(self) -> Snapshot:
+        """See :class:`~pyflannel.store.Store`."""
+        state = self.read_all(self._consul, self._begin(), consistent=True)
+        leases = tuple(record for key, record in state.records.items() if key != CONFIG_KEY)
+        return Snapshot(self._history.add(state), state.records.get(CONFIG_KEY), leases)
+
+    def create(self, key: str, value: str, ttl: float | None) -> Record:
+        """See :class:`~pyflannel.store.Store`. A TTL outside Consul's limits becomes the nearest one inside."""
+        deadline = self._begin()
+        granted = None if ttl is None else _grant(ttl)
+        session = "" if granted is None else self._open_session(key, granted, deadline)
+        path = self._path(key)
+        if session:
+            operations = [
+                _operation("check-not-exists", path),
+                _operation("lock", path, Value=_encode(value), Session=session),
+            ]
+        else:
+            operations = [_operation("cas", path, Value=_encode(value), Index=0)]
+        version = self._commit(key, operations, None, _Ours(value, session, None), deadline, new_session=session)
+        return Record(key, value, version, not session, _seconds(granted), session)
+
+    def update(self, record: Record, value: str, ttl: float | None) -> Record:
+        """See :class:`~pyflannel.store.Store`."""
+        deadline = self._begin(record.handle)
+        path, check = self._path(record.key), _operation("check-index", self._path(record.key), Index=_index_of(record))
+        if record.permanent:
+            operations = [_operation("cas", path, Value=_encode(value), Index=_index_of(record))]
+            version = self._commit(record.key, operations, record, _Ours(value, "", record), deadline)
+            return replace(record, value=value, version=version)
+        if ttl is None:
+            unlock = _operation("unlock", path, Value=_encode(value), Session=record.handle)
+            version = self._commit(record.key, [check, unlock], record, _Ours(value, "", record), deadline)
+            self._end_session(record.handle, deadline)
+            return Record(record.key, value, version, permanent=True)
+        granted = _grant(ttl)
+        if self._renew_session(record, deadline) != granted:
+            return self._change_session(record, value, granted, deadline)
+        lock = _operation("lock", path, Value=_encode(value), Session=record.handle)
+        ours = _Ours(value, record.handle, record)
+        version = self._commit(record.key, [check, lock], record, ours, deadline)
+        return replace(record, value=value, version=version, ttl=_seconds(granted))
+
+    def renew(self, record: Record, ttl: float) -> Record:
+        """See :class:`~pyflannel.store.Store`."""
+        if record.permanent:
+            return record
+        deadline = self._begin(record.handle)
+        found = self._read(record.key, deadline.part(_RESERVE))
+        if found is None or found.handle != record.handle:
+            self._end_session(record.handle, deadline)  # it outlived what it was for
+            raise self._conflict(record.key, found, record)
+        granted = _grant(ttl)
+        if self._renew_session(found, deadline) != granted:
+            return self._change_session(found, found.value, granted, deadline)
+        return replace(found, ttl=_seconds(granted))
+
+    def delete(self, record: Record) -> None:
+        """See :class:`~pyflannel.store.Store`."""
+        deadline = self._begin()
+        operation = _operation("delete-cas", self._path(record.key), Index=_index_of(record))
+        self._commit(record.key, [operation], record, lambda found: found is None, deadline)
+        if record.handle:
+            self._end_session(record.handle, deadline)
+
+    def watch(self, revision: str) -> Watch:
+        """See :class:`~pyflannel.store.Store`. Only revisions of this object are known, and of those the latest."""
+        watch = ConsulWatch(self, self._history, revision)
+        self._watches.add(watch)
+        return watch
+
+    def time_to_live(self, records: Iterable[Record]) -> Mapping[str, float | None]:
+        """See :class:`~pyflannel.store.Store`. Consul tells no remaining time: what is given is the session's TTL."""
+        deadline = self._begin()
+        sessions = self._consul.call(deadline, lambda client: client.session.list(consistency="consistent"))[1]
+        ttls = {session["ID"]: _parse_ttl(session["TTL"]) for session in sessions}
+        return {record.key: ttls.get(record.handle) for record in records}
+
+    def close(self) -> None:
+        """See :class:`~pyflannel.store.Store`."""
+        for watch in list(self._watches):
+            watch.close()
+        self._consul.close()
+
+    def read_index(self, consul: Addresses, after: int | None, wait: float = 0.0) -> int:
+        """The index of the prefix: at once, or when it is not ``after`` any more or ``wait`` seconds have passed."""
+
+        def request(client: Any) -> tuple[str, Any]:
+            blocking = {"index": after, "wait": f"{wait:.0f}s"} if after else {}
+            answer: tuple[str, Any] = client.kv.get(f"{self._prefix}/", keys=True, separator="/", **blocking)
+            return answer
+
+        if after is None:
+            return _sane(consul.call(self._http.Deadline(_BUDGET), request)[0])
+        # Consul adds up to a sixteenth to the wait (https://developer.hashicorp.com/consul/api-docs/features/blocking).
+        return _sane(consul.once(self._http.Deadline(wait * 17 / 16 + _WAIT_GRACE), request)[0])
+
+    def read_all(self, consul: Addresses, deadline: Deadline | None = None, *, consistent: bool = False) -> _State:
+        """Everything below the prefix that is ours, and its index."""
+        deadline = deadline or self._http.Deadline(_BUDGET)
+        mode = "consistent" if consistent else "default"
+        below = f"{self._prefix}/"
+        index, items = consul.call(deadline, lambda client: client.kv.get(below, recurse=True, consistency=mode))
+        records = dict(self._records(items or ()))
+        # What a token may not read, Consul leaves out of a listing without a word; asked for one key, it says so.
+        if CONFIG_KEY not in records:
+            consul.call(deadline, lambda client: client.kv.get(f"{below}config", consistency=mode))
+        if len(records) <= (CONFIG_KEY in records):
+            consul.call(deadline, lambda client: client.kv.get(f"{below}subnets/", consistency=mode))
+        return _State(_sane(index), records)
+
+    def _records(self, items: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, Record]]:
+        leases = f"{self._prefix}/subnets/"
+        config = self._path(CONFIG_KEY)
+        for item in items:
+            path: str = item["Key"]
+            if path == config:
+                yield CONFIG_KEY, _record(CONFIG_KEY, item)
+            elif path.startswith(leases):
+                key = path[len(leases) :]
+                # "" is the marker that makes a folder in Consul's web interface.
+                if key and key != CONFIG_KEY:
+                    yield key, _record(key, item)
+
+    def _read(self, key: str, deadline: Deadline) -> Record | None:
+        path = self._path(key)
+        item = self._consul.call(deadline, lambda client: client.kv.get(path, consistency="consistent"))[1]
+        return None if item is None else _record(key, item)
+
+    def _path(self, key: str) -> str:
+        return f"{self._prefix}/{key}" if key == CONFIG_KEY else f"{self._prefix}/subnets/{key}"
+
+    def _begin(self, wanted: str = "") -> Deadline:
+        """The deadline of a call; sessions that were to end are ended first, all but the one that is ``wanted``."""
+        deadline = self._http.Deadline(_BUDGET)
+        self._doomed.discard(wanted)
+        if self._doomed or self._lost:
+            self._end_doomed(deadline.part(_BUDGET / 2))
+        return deadline
+
+    def _commit(
+        self,
+        key: str,
+        operations: Sequence[Mapping[str, Any]],
+        expected: Record | None,
+        ours: Callable[[Record | None], bool],
+        deadline: Deadline,
+        new_session: str = "",
+    ) -> str:
+        """Run a transaction and return the key's version after it.
+
+        :param expected: what the transaction checks for.
+        :param ours: whether a record, or its absence, is what the transaction would have made of it.
+        :param new_session: a session that is ended if the transaction fails.
+        """
+        try:
+            return self._transact(key, operations, expected, ours, deadline)
+        except StoreError:
+            if new_session:
+                self._end_session(new_session, deadline)
+            raise
+
+    def _transact(
+        self,
+        key: str,
+        operations: Sequence[Mapping[str, Any]],
+        expected: Record | None,
+        ours: Callable[[Record | None], bool],
+        deadline: Deadline,
+    ) -> str:
+        try:
+            answer = self._consul.call(deadline.part(_RESERVE), lambda client: client.txn.put(operations))
+        except self._http.RolledBack as refusal:
+            doubtful = self._consul.doubtful
+            found = self._read(key, deadline)
+            if ours(found) and (doubtful or found is None):
+                return found.version if found else ""
+            if _same(found, expected):  # the key is as it should be: the session ended, or the lock is delayed
+                raise StoreUnavailableError(f"{self.location}: {key}: {refusal}; try again") from None
+            raise self._conflict(key, found, expected) from None
+        except StoreUnavailableError:
+            found = self._read(key, deadline)
+            if ours(found):
+                return found.version if found else ""
+            raise
+        results = answer["Results"]
+        return _version(results[-1]["KV"]) if results else ""
+
+    def _conflict(self, key: str, found: Record | None, expected: Record | None) -> ConflictError:
+        what = "is there already" if expected is None else "was changed" if found else "was deleted or has expired"
+        return ConflictError(f"{self.location}: {key} {what}; somebody else was first")
+
+    def _open_session(self, key: str, ttl: int, deadline: Deadline) -> str:
+        """A new session. Its name is unique, so that one whose creation got no answer can be found and ended."""
+        name = f"pyflannel {key} {uuid.uuid4().hex}"
+
+        def create(client: Any) -> str:
+            session: str = client.session.create(name, self._node, [], lock_delay=0, behavior="delete", ttl=ttl)
+            return session
+
+        share = deadline.part(deadline.left / 2)
+        session = ""
+        try:
+            try:
+                session = self._consul.call(share, create)
+            except self._http.NoSuchNode:
+                self._consul.call(share, lambda client: client.catalog.register(self._node, DEFAULT_HOST))
+                session = self._consul.call(share, create)
+        finally:
+            if self._consul.doubtful:
+                self._lost[name] = session
+        return session
+
+    def _renew_session(self, record: Record, deadline: Deadline) -> int | None:
+        """Renew a record's session and return its TTL.
+
+        :raises ConflictError: it has ended, and the key with it.
+        """
+        try:
+            session = self._consul.call(deadline.part(2 * _RESERVE), lambda client: client.session.renew(record.handle))
+        except self._http.NoSuchSession:
+            raise self._conflict(record.key, None, record) from None
+        ttl = _parse_ttl(session["TTL"])
+        return None if ttl is None else int(ttl)
+
+    def _change_session(self, record: Record, value: str, ttl: int, deadline: Deadline) -> Record:
+        """Give a record's key to a new session: a session's TTL can't be changed."""
+        path = self._path(record.key)
+        session = self._open_session(record.key, ttl, deadline)
+        operations = [
+            _operation("check-index", path, Index=_index_of(record)),
+            _operation("unlock", path, Value=_encode(value), Session=record.handle),
+            _operation("lock", path, Value=_encode(value), Session=session),
+        ]
+        ours = _Ours(value, session, record)
+        version = self._commit(record.key, operations, record, ours, deadline, new_session=session)
+        self._end_session(record.handle, deadline)
+        return Record(record.key, value, version, ttl=_seconds(ttl), handle=session)
+
+    def _end_session(self, session: str, deadline: Deadline) -> None:
+        """End a session now if Consul answers, else before the next call: what was asked for is done either way."""
+        self._doomed.add(session)
+        try:
+            self._end_doomed(deadline)
+        except StoreError:
+            return  # it stays doomed
+
+    def _end_doomed(self, deadline: Deadline) -> None:
+        if self._lost:
+            sessions = self._consul.call(deadline, lambda client: client.session.list(consistency="consistent"))[1]
+            for session in sessions:
+                if self._lost.get(session["Name"], session["ID"]) != session["ID"]:
+                    self._doomed.add(session["ID"])
+            self._lost.clear()
+        for session in sorted(self._doomed):
+            self._consul.call(deadline, partial(_destroy, session))
+            self._doomed.discard(session)
+
+
+class ConsulWatch(Watch):
+    """Changes below the prefix, by a blocking query and comparison."""
+
+    def __init__(self, store: ConsulStore, history: _History, revision: str) -> None:
+        self._store = store
+        self._history = history
+        self._revision = revision
+        self._state = history.get(revision)
+        self._consul = store.addresses()
+        self._connected = False
+        self._closed = threading.Event()
+        self._resume_at = 0.0
+
+    def __next__(self) -> Batch:
+        """See :class:`~pyflannel.store.Watch`."""
+        while not self._closed.is_set():
+            try:
+                batch = self._follow()
+            except StoreUnavailableError:
+                if self._closed.is_set():
+                    break
+                raise
+            if batch is not None:
+                return batch
+        raise StopIteration
+
+    def close(self) -> None:
+        """See :class:`~pyflannel.store.Watch`."""
+        self._closed.set()
+        self._consul.close()
+
+    def _follow(self) -> Batch | None:
+        if self._state is None:
+            raise HistoryGoneError(
+                f"{self._store.location}: revision {self._revision!r} is not known here (any more); take a new snapshot"
+            )
+        index = self._next_index(self._state)
+        if index == self._state.index:
+            return None
+        self._closed.wait(self._pause(self._state))
+        return None if self._closed.is_set() else self._catch_up(self._state)
+
+    def _next_index(self, state: _State) -> int:
+        """Wait for the index to move, but come back now and then; and after a break ask before waiting.
+
+        What lies behind an address may be another store after a break, whose index stands below ours.
+        """
+        if not self._connected:
+            index = self._store.read_index(self._consul, None)
+            self._connected = True
+            return index
+        wait = min(_WAIT_LONGEST, max(_WAIT_SHORTEST, _WAIT_PER_LEASE * len(state.records)))
+        try:
+            return self._store.read_index(self._consul, state.index, wait)
+        except StoreUnavailableError:
+            self._connected = False
+            return state.index
+
+    def _pause(self, state: _State) -> float:
+        spread = random.random() * _SPREAD_PER_LEASE * len(state.records)  # noqa: S311 - load, not secrets
+        return max(spread, self._resume_at - time.monotonic())
+
+    def _catch_up(self, before: _State) -> Batch | None:
+        began = time.monotonic()
+        state = self._store.read_all(self._consul)
+        if state.index < before.index:
+            state = self._store.read_all(self._consul, consistent=True)
+        done = time.monotonic()
+        self._resume_at = done + min(1.0, (done - began) * (1 - _BUSY_SHARE) / _BUSY_SHARE)
+        changes = _differences(before.records, state.records)
+        # An index may fall: Consul forgets deletions after a while. But nothing new can come with an old index, unless
+        # the store was replaced or set back; then versions mean something else too.
+        if state.index < before.index and any(
+            each.record and _index_of(each.record) <= before.index for each in changes
+        ):
+            self._state = None
+            self._revision = "before a reset"
+            raise HistoryGoneError(f"{self._store.location}: the store was set back or replaced; take a new snapshot")
+        self._state = state
+        if not changes:
+            return None
+        return Batch(self._history.add(state), changes)
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """All records by key, and the index of the prefix at that time."""
+
+    index: int
+    records: Mapping[str, Record]
+
+
+class _History:
+    """The states behind the revisions that were handed out lately. For any thread."""
+
+    def __init__(self) -> None:
+        self._states: OrderedDict[str, _State] = OrderedDict()
+        self._lock = threading.Lock()
+        self._name = uuid.uuid4().hex[:12]
+        self._numbers = itertools.count(1)
+
+    def add(self, state: _State) -> str:
+        """Keep a state and return its revision."""
+        with self._lock:
+            revision = f"{self._name}.{next(self._numbers)}"
+            self._states[revision] = state
+            while len(self._states) > 2 and self._too_much():
+                self._states.popitem(last=False)
+        return revision
+
+    def get(self, revision: str) -> _State | None:
+        """The state of a revision, if it is still kept."""
+        with self._lock:
+            return self._states.get(revision)
+
+    def _too_much(self) -> bool:
+        return len(self._states) > _REMEMBERED_STATES or (
+            sum(len(state.records) for state in self._states.values()) > _REMEMBERED_RECORDS
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Ours:
+    """Whether a record is what a write of ours, whose answer got lost, has made of ``expected``."""
+
+    value: str
+    session: str
+    expected: Record | None
+
+    def __call__(self, found: Record | None) -> bool:
+        return (
+            found is not None
+            and found.value == self.value
+            and found.handle == self.session
+            and not _same(found, self.expected)
+        )
+
+
+def _destroy(session: str, client: Any) -> None:
+    client.session.destroy(session)
+
+
+def _same(found: Record | None, expected: Record | None) -> bool:
+    if found is None or expected is None:
+        return found is expected
+    return found.version == expected.version
+
+
+def _differences(before: Mapping[str, Record], after: Mapping[str, Record]) -> tuple[Change, ...]:
+    """What happened in between: deletions, then the rest in its order. A renewal is no difference."""
+    gone = [Change(key, None) for key in before if key not in after]
+    new = [record for key, record in after.items() if key not in before or not _means_same(before[key], record)]
+    return (*gone, *(Change(record.key, record) for record in sorted(new, key=_index_of)))
+
+
+def _means_same(before: Record, after: Record) -> bool:
+    if before.version == after.version:
+        return before.value == after.value
+    created = before.version.partition(".")[0] == after.version.partition(".")[0]
+    return created and before.value == after.value and before.permanent == after.permanent
+
+
+def _record(key: str, item: Mapping[str, Any]) -> Record:
+    session = item.get("Session") or ""
+    value = (item["Value"] or b"").decode("utf-8", "replace")
+    return Record(key, value, _version(item), permanent=not session, handle=session)
+
+
+def _version(item: Mapping[str, Any]) -> str:
+    """``CreateIndex.ModifyIndex``: the latter changes with every write, the former tells a new key of an old name."""
+    return f"{item['CreateIndex']}.{item['ModifyIndex']}"
+
+
+def _index_of(record: Record | None) -> int:
+    """The ``ModifyIndex`` to check for; 0 is Consul's word for absence."""
+    return 0 if record is None else int(record.version.partition(".")[2])
+
+
+def _operation(verb: str, path: str, **details: Any) -> dict[str, Any]:
+    return {"KV": {"Verb": verb, "Key": path, **details}}
+
+
+def _encode(value: str) -> str:
+    return base64.b64encode(value.encode()).decode("ascii")
+
+
+def _sane(index: str | int) -> int:
+    """An index as Consul's documentation wants it used: never below 1, which would not block."""
+    return max(1, int(index))
+
+
+def _grant(ttl: float) -> int:
+    return min(LONGEST_TTL, max(SHORTEST_TTL, math.ceil(ttl)))
+
+
+def _seconds(granted: int | None) -> float | None:
+    return None if granted is None else float(granted)
+
+
+def _parse_ttl(text: str) -> float | None:
+    from consul.std import parse_duration
+
+    return parse_duration(text) or None
+
+
+def _parse_host(location: StoreLocation, text: str) -> tuple[str, int]:
+    host, port = text, str(DEFAULT_PORT)
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        port = rest.removeprefix(":") or port
+    elif ":" in text:
+        host, _, port = text.rpartition(":")
+    if (
+        not host
+        or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536)
+        or (":" in host and text[0] != "[")
+    ):
+        raise ConfigError(f"store {location}: {text!r} is not host, host:port or [IPv6]:port")
+    return host, int(port)
+
+
+def _parse_prefix(location: StoreLocation) -> str:
+    prefix = location.path.strip("/") or DEFAULT_PREFIX
+    # Consul's HTTP server resolves such paths before it looks for the key.
+    if any(part in ("", ".", "..") for part in prefix.split("/")):
+        raise ConfigError(f"store {location}: the path must not have empty parts, '.' or '..'")
+    return prefix
+
+
+def _parse_access(location: StoreLocation) -> dict[str, Any]:
+    options = location.options
+    files = {name: options.get(name) for name in ("token_file", "cafile", "certfile", "keyfile")}
+    for name, path in files.items():
+        if path is not None and not os.access(path, os.R_OK):
+            raise ConfigError(f"store {location}: {name}={path}: there is no such file, or it is not readable")
+    if (files["certfile"] is None) != (files["keyfile"] is None):
+        raise ConfigError(f"store {location}: certfile and keyfile go together")
+    secured = any(files[name] for name in ("cafile", "certfile"))
+    tls = _parse_flag(location, "tls", secured)
+    if secured and not tls:
+        raise ConfigError(f"store {location}: tls=false, but cafile or certfile is given; leave one of them out")
+    names = {"dc": options.get("datacenter"), "ns": options.get("namespace")}
+    if files["token_file"]:
+        _read_token(files["token_file"])  # for the error it may raise
+    return {
+        "token": partial(_current_token, files["token_file"], _token_from_environment()),
+        "tls": tls,
+        "cafile": files["cafile"],
+        "certificate": (files["certfile"], files["keyfile"]) if files["certfile"] else None,
+        "parameters": {name: value for name, value in names.items() if value},
+    }
+
+
+def _parse_flag(location: StoreLocation, name: str, default: bool) -> bool:
+    text = location.options.get(name)
+    if text is None:
+        return default
+    if text.lower() not in ("true", "false"):
+        raise ConfigError(f"store {location}: {name}={text}: expected true or false")
+    return text.lower() == "true"
+
+
+def _token_from_environment() -> str | None:
+    for name in TOKEN_VARIABLES:
+        if text := os.environ.get(name):
+            return _checked_token(text, name)
+    return None
+
+
+def _current_token(path: str | None, otherwise: str | None) -> str | None:
+    """The token for a request; a file is read each time, since tokens are rotated."""
+    if path is None:
+        return otherwise
+    try:
+        return _read_token(path)
+    except ConfigError as error:
+        raise StoreDeniedError(str(error)) from None
+
+
+def _read_token(path: str) -> str:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"token_file {path}: {error}") from None
+    return _checked_token(text, f"token_file {path}")
+
+
+def _checked_token(text: str, source: str) -> str:
+    token = text.strip()
+    if not (token and token.isascii() and token.isprintable() and " " not in token):
+        raise ConfigError(f"{source}: this is no ACL token: it has to be one word of printable ASCII")
+    return token
