@@ -1,0 +1,163 @@
+"""How fast the kernel is programmed: NetlinkPort.apply against ``ip -batch`` and ``bridge -batch``.
+
+Each round makes fresh namespaces with an underlay and a VXLAN device, writes the same routes, neighbours and forwarding
+entries (three per peer) once through the port and once through iproute2, in turns, and removes the namespaces. Also
+printed is the time of a full dump. Needs root.
+
+    python benchmarks/programming.py --peers 5000 --rounds 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+
+from pyflannel.kernel.model import FdbEntry, KernelObject, Link, Neighbour, Route, VxlanInfo
+from pyflannel.kernel.netlink import NetlinkPort
+from pyflannel.kernel.port import Scope, Write
+
+DEVICE = "flannel.1"
+TARGET = 1.2
+
+
+def entries(peers: int, version: int) -> list[KernelObject]:
+    """Three kernel objects for each peer."""
+    found: list[KernelObject] = []
+    for number in range(peers):
+        mac = f"02:00:00:{number >> 16 & 255:02x}:{number >> 8 & 255:02x}:{number & 255:02x}"
+        if version == 4:
+            subnet: IPv4Network | IPv6Network = IPv4Network((0x0A010000 + (number << 8), 24))
+            remote: IPv4Address | IPv6Address = IPv4Address(0xC6120000 + number)
+        else:
+            subnet = IPv6Network((0xFD << 120 | number << 64, 64))
+            remote = IPv6Address(0x20010DB8 << 96 | number + 16)
+        found += [
+            Neighbour(DEVICE, subnet.network_address, mac),
+            FdbEntry(DEVICE, mac, remote),
+            Route(subnet, DEVICE, subnet.network_address, onlink=True),
+        ]
+    return found
+
+
+@contextmanager
+def namespace(version: int) -> Iterator[str]:
+    """A namespace with an underlay and an empty VXLAN device."""
+    name = f"pyflannel-bench-{os.getpid()}"
+    address = "192.0.2.1" if version == 4 else "2001:db8::1"
+    run("ip", "netns", "add", name)
+    try:
+        run("ip", "-n", name, "link", "add", "eth0", "type", "veth", "peer", "name", "wire0")
+        run(
+            "ip",
+            "-n",
+            name,
+            "address",
+            "add",
+            f"{address}/{24 if version == 4 else 64}",
+            "dev",
+            "eth0",
+            *nodad(version),
+        )
+        run("ip", "-n", name, "link", "set", "wire0", "up")
+        run("ip", "-n", name, "link", "set", "eth0", "up")
+        vxlan = ["id", "1", "dev", "eth0", "local", address, "dstport", "8472", "nolearning"]
+        run("ip", "-n", name, "link", "add", DEVICE, "type", "vxlan", *vxlan)
+        run("ip", "-n", name, "link", "set", DEVICE, "up")
+        yield name
+    finally:
+        run("ip", "netns", "delete", name)
+
+
+def nodad(version: int) -> list[str]:
+    return ["nodad"] if version == 6 else []
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True)
+
+
+def with_port(name: str, wanted: list[KernelObject], version: int) -> tuple[float, float]:
+    """Seconds to write and to dump everything through the port."""
+    port = NetlinkPort(Path("/run/netns") / name)
+    try:
+        address = IPv4Address("192.0.2.1") if version == 4 else IPv6Address("2001:db8::1")
+        scope = Scope(frozenset({Link(DEVICE, VxlanInfo(1, 8472, address, "eth0"), 1450).name}))
+        port.dump(scope)
+        begin = time.perf_counter()
+        failures = port.apply([Write(None, item) for item in wanted])
+        written = time.perf_counter()
+        if failures:
+            raise SystemExit(
+                f"{len(failures)} of {len(wanted)} writes failed, the first: {next(iter(failures.values()))}"
+            )
+        found = port.dump(scope)
+        end = time.perf_counter()
+        missing = [item for item in wanted if found.get(item.key) != item]
+        if missing:
+            raise SystemExit(f"{len(missing)} of {len(wanted)} entries are missing, the first: {missing[0]}")
+        return written - begin, end - written
+    finally:
+        port.close()
+
+
+def with_iproute(name: str, wanted: list[KernelObject], version: int) -> float:
+    """Seconds to write everything with the batch modes of ``ip`` and ``bridge``."""
+    with tempfile.TemporaryDirectory() as folder:
+        ip, bridge = Path(folder, "ip"), Path(folder, "bridge")
+        ip.write_text("".join(f"{ip_line(item)}\n" for item in wanted if not isinstance(item, FdbEntry)))
+        bridge.write_text(
+            "".join(
+                f"fdb replace {item.mac} dev {item.link} dst {item.remote} self permanent\n"
+                for item in wanted
+                if isinstance(item, FdbEntry)
+            )
+        )
+        begin = time.perf_counter()
+        run("ip", "-n", name, f"-{version}", "-batch", str(ip))
+        run("bridge", "-n", name, "-batch", str(bridge))
+        return time.perf_counter() - begin
+
+
+def ip_line(item: KernelObject) -> str:
+    if isinstance(item, Neighbour):
+        return f"neighbour replace {item.address} lladdr {item.mac} dev {item.link} nud permanent"
+    assert isinstance(item, Route)
+    return f"route add {item.destination} via {item.gateway} dev {item.link} onlink proto 241"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peers", type=int, default=5000, help="three entries each (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="of both, in turns (default %(default)s)")
+    parser.add_argument("--family", type=int, choices=(4, 6), default=4, help="address family (default %(default)s)")
+    arguments = parser.parse_args()
+    wanted = entries(arguments.peers, arguments.family)
+    ours, dumps, theirs = [], [], []
+    for number in range(arguments.rounds):
+        with namespace(arguments.family) as name:
+            theirs.append(with_iproute(name, wanted, arguments.family))
+        with namespace(arguments.family) as name:
+            written, dumped = with_port(name, wanted, arguments.family)
+        ours.append(written)
+        dumps.append(dumped)
+        print(f"round {number + 1}: port {written:.3f} s, ip+bridge -batch {theirs[-1]:.3f} s, dump {dumped:.3f} s")
+    ratio = statistics.median(ours) / statistics.median(theirs)
+    print(f"{len(wanted)} entries, medians of {arguments.rounds} rounds:")
+    print(f"  NetlinkPort.apply     {statistics.median(ours):.3f} s")
+    print(f"  ip + bridge -batch    {statistics.median(theirs):.3f} s")
+    print(f"  ratio                 {ratio:.2f} (target: at most {TARGET})")
+    print(f"  full dump             {statistics.median(dumps):.3f} s")
+    return 0 if ratio <= TARGET else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
