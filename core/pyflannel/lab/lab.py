@@ -18,6 +18,8 @@ Methods of different nodes may be called from different threads; those of one no
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Interface, IPv6Interface
@@ -25,7 +27,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Final, TypeVar
 
-from pyflannel.errors import ConfigError, DaemonError
+from pyflannel.errors import ConfigError, DaemonError, StoreUnavailableError
 from pyflannel.lab import topology
 from pyflannel.lab.daemon import Daemon, DaemonOptions
 from pyflannel.lab.measure import Capture, Matrix, Ping, Throughput, measure_reachability, measure_throughput
@@ -139,6 +141,19 @@ class Node(Machine):
         self._daemon.start()
         return self._daemon
 
+    def state(self) -> str:
+        """The daemon's own word for its state; ``ended`` or ``silent`` when there is no such word."""
+        if self._daemon is None:
+            return "no daemon"
+        try:
+            return str(self._daemon.status()["state"])
+        except DaemonError:
+            return "silent" if self._daemon.running else f"ended with status {self._daemon.process.returncode}"
+
+    def log_tail(self, lines: int = 20) -> str:
+        """The last lines of the daemon's log; empty if there was no daemon."""
+        return "" if self._daemon is None else self._daemon.log(lines)
+
     def attach_containers(self, network: ContainerNetwork | None = None) -> None:
         """Connect the containers through a bridge with this node's addresses in its subnets.
 
@@ -223,7 +238,7 @@ class Lab:
         try:
             self.switch = Machine(self, topology.SWITCH)
             self.nodes = tuple(Node(self, host, containers) for host in hosts)
-            self.servers: tuple[Machine, ...] = ()
+            self.servers: tuple[Node, ...] = ()
             self._build()
         except BaseException:
             self.close()
@@ -265,6 +280,31 @@ class Lab:
         )
         self.servers += (server,)
         return server
+
+    def start_store(self, scheme: str, members: int = 1) -> str:
+        """Start real servers of a store in a namespace of their own, and return the store's URL.
+
+        :param scheme: a key of :data:`pyflannel.lab.serve.SERVERS`.
+        :raises StoreUnavailableError: they did not come up.
+        """
+        addresses = [topology.plan_server("", len(self.servers) + index).ipv4 for index in range(members)]
+        server = self.add_server("store")
+        server.ip(f"address add {address} dev {UPLINK}" for address in addresses[1:])
+        directory = server.directory / "data"
+        words = [sys.executable, "-m", "pyflannel.lab.serve", scheme, str(directory)]
+        process = server.start(
+            [*words, *(str(address.ip) for address in addresses)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.proxy.stdout is not None
+        url = process.proxy.stdout.readline().strip()
+        if not url:
+            with process.proxy:
+                reason = process.proxy.communicate()[1].strip()
+            raise StoreUnavailableError(f"no {scheme} servers in the lab: {reason}")
+        return url
 
     def shell(self, name: str, lines: Iterable[str]) -> None:
         """Run lines of iproute2 in the namespace ``name``, in one batch.

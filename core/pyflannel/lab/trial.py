@@ -1,0 +1,303 @@
+"""A whole overlay brought up in a lab and tried out: what ``pyflannel lab`` does, as a library.
+
+The steps build on each other (store, daemons, containers, measurements), but a failure of one node doesn't end them:
+what can still be measured is, and the :class:`Report` says what failed, so that the picture of a broken network is as
+complete as that of a working one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+from pyflannel.errors import ConfigError, PyflannelError
+from pyflannel.lab.daemon import pyflannel_command
+from pyflannel.lab.lab import Lab, Node
+from pyflannel.lab.measure import Matrix, Throughput
+from pyflannel.lab.serve import SERVERS
+from pyflannel.lease import JSON
+
+__all__ = ["Failure", "NodeReport", "Overlay", "Report", "try_out"]
+
+READY_TIMEOUT: Final = 30.0
+"""Seconds within which every daemon must be ready and know all others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """The network to bring up.
+
+    :param store: ``file`` (inside the lab), ``etcd``, ``consul`` (real servers inside the lab), or a ``file://`` URL.
+    :param store_members: how many servers.
+    :param network: the overlay's IPv4 network, ``None`` for none.
+    :param ipv6_network: the overlay's IPv6 network, ``None`` for none.
+    :param options: keys of the network document's ``Backend`` dictionary.
+    :param arguments: more words for every daemon's command line.
+    :raises ConfigError: a store the lab can't offer, or no network at all.
+    """
+
+    backend: str = "vxlan"
+    store: str = "file"
+    store_members: int = 1
+    network: str | None = "10.244.0.0/16"
+    ipv6_network: str | None = None
+    options: Mapping[str, JSON] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.store != "file" and self.store not in SERVERS and not self.store.startswith("file://"):
+            raise ConfigError(
+                f"store {self.store!r}: a lab is shut off from every network, so it offers 'file', "
+                f"{', '.join(map(repr, SERVERS))} or a file:// URL"
+            )
+        if not 1 <= self.store_members <= 7 or (self.store_members > 1 and self.store not in SERVERS):
+            raise ConfigError(
+                f"{self.store_members} store members: 1 to 7 of {' or '.join(SERVERS)}, 1 of a file store"
+            )
+        if self.network is None and self.ipv6_network is None:
+            raise ConfigError("an overlay needs an IPv4 or an IPv6 network")
+
+    @property
+    def document(self) -> dict[str, JSON]:
+        """The network document."""
+        document: dict[str, JSON] = {"Backend": {"Type": self.backend, **self.options}}
+        if self.network is not None:
+            document["Network"] = self.network
+        else:
+            document["EnableIPv4"] = False
+        if self.ipv6_network is not None:
+            document |= {"EnableIPv6": True, "IPv6Network": self.ipv6_network}
+        return document
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Something that went wrong, and the nodes whose logs may tell why."""
+
+    what: str
+    nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """One node as it came up. ``subnets`` is empty if it got none; ``mtu`` is the containers', in bytes."""
+
+    name: str
+    segment: str
+    underlay: tuple[str, ...]
+    state: str
+    subnets: tuple[str, ...]
+    mtu: int | None
+    containers: Mapping[str, tuple[str, ...]]
+    shell: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was found. ``seconds`` are the steps' durations, in their order."""
+
+    overlay: Overlay
+    rootless: bool
+    nodes: tuple[NodeReport, ...]
+    reachability: Matrix
+    throughput: Throughput | None
+    failures: tuple[Failure, ...]
+    seconds: Mapping[str, float]
+    logs: Mapping[str, str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed."""
+        return not self.failures
+
+    @property
+    def verdict(self) -> str:
+        """One line for people."""
+        pairs = len(self.reachability.pairs)
+        reached = pairs - len(self.reachability.failed)
+        summary = f"{len(self.nodes)} nodes on {self.overlay.backend}, {reached} of {pairs} container pairs reached"
+        return f"PASSED: {summary}" if self.ok else f"FAILED: {summary}; {self.failures[0].what}"
+
+    def to_json(self) -> JSON:
+        """The report as one document; times in milliseconds and seconds, rates in bits per second."""
+        rate = self.throughput
+        return {
+            "ok": self.ok,
+            "verdict": self.verdict,
+            "backend": self.overlay.backend,
+            "store": self.overlay.store,
+            "network": self.overlay.document,
+            "rootless": self.rootless,
+            "nodes": [
+                {
+                    "name": node.name,
+                    "segment": node.segment,
+                    "underlay": list(node.underlay),
+                    "state": node.state,
+                    "subnets": list(node.subnets),
+                    "mtu": node.mtu,
+                    "containers": {name: list(addresses) for name, addresses in node.containers.items()},
+                    "shell": node.shell,
+                }
+                for node in self.nodes
+            ],
+            "reachability": [
+                {"from": pair.source, "to": pair.target, "address": pair.address, "milliseconds": pair.milliseconds}
+                for pair in self.reachability.pairs
+            ],
+            "throughput": rate
+            and {"from": rate.source, "to": rate.target, "bits_per_second": round(rate.bits_per_second)},
+            "failures": [{"what": failure.what, "nodes": list(failure.nodes)} for failure in self.failures],
+            "seconds": {step: round(seconds, 3) for step, seconds in self.seconds.items()},
+            "logs": dict(self.logs),
+        }
+
+
+class _Trial:
+    """The steps, and what they found."""
+
+    def __init__(self, lab: Lab, overlay: Overlay, progress: Callable[[str], None], timeout: float) -> None:
+        self.lab = lab
+        self.overlay = overlay
+        self.timeout = timeout
+        self.failures: list[Failure] = []
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Announce and time one step; an error of ours becomes a failure."""
+        self._progress(name)
+        start = time.monotonic()
+        try:
+            yield
+        except PyflannelError as error:
+            self.failures.append(Failure(str(error)))
+        self.seconds[name] = time.monotonic() - start
+
+    def open_store(self) -> str:
+        """The store's URL, holding the network document."""
+        overlay, lab = self.overlay, self.lab
+        if overlay.store in SERVERS:
+            store = lab.start_store(overlay.store, overlay.store_members)
+        else:
+            store = lab.file_store if overlay.store == "file" else overlay.store
+        words = pyflannel_command("config", "set", "-", "--store", store)
+        lab.nodes[0].run(words, input=json.dumps(overlay.document))
+        return store
+
+    def start_daemons(self, store: str) -> None:
+        """Start all, wait until all are ready, then until each knows all others that are."""
+        for node in self.lab.nodes:
+            node.start_daemon(store, self.overlay.backend, arguments=self.overlay.arguments)
+        ready = self._wait(self.lab.nodes, 0)
+        self._wait(ready, len(ready) - 1)
+
+    def _wait(self, nodes: tuple[Node, ...], peers: int) -> tuple[Node, ...]:
+        def wait(node: Node) -> PyflannelError | None:
+            try:
+                node.daemon.wait_ready(peers, self.timeout)
+            except PyflannelError as error:
+                return error
+            return None
+
+        errors = self.lab.each(wait, nodes)
+        for node, error in zip(nodes, errors, strict=True):
+            if error is not None:
+                self.failures.append(Failure(str(error).partition(";")[0], (node.name,)))
+        return tuple(node for node, error in zip(nodes, errors, strict=True) if error is None)
+
+    def attach_containers(self) -> None:
+        """Connect the containers of every node that got a subnet."""
+
+        def attach(node: Node) -> Failure | None:
+            try:
+                node.attach_containers()
+            except PyflannelError as error:
+                return Failure(str(error), (node.name,))
+            return None
+
+        self.failures += filter(None, self.lab.each(attach, self.lab.nodes))
+
+    def measure_reachability(self) -> Matrix:
+        """Ping all pairs of containers that have addresses."""
+        matrix = self.lab.reachability()
+        if matrix.failed:
+            owner = {container.name: container.node.name for container in self.lab.containers}
+            names = dict.fromkeys(owner[name] for pair in matrix.failed for name in (pair.source, pair.target))
+            self.failures.append(Failure(f"{len(matrix.failed)} container pairs don't reach each other", tuple(names)))
+        elif not matrix.pairs and len(self.lab.containers) > 1:
+            self.failures.append(Failure("there was no pair of containers to try"))
+        return matrix
+
+    def measure_throughput(self, seconds: float) -> Throughput | None:
+        """Send from a container of the first node to one of the last, if both are up."""
+        ends = [container for container in self.lab.containers if container.addresses]
+        if len(ends) < 2:
+            return None
+        version = ends[0].addresses[0].version
+        return self.lab.throughput(ends[0], ends[-1], version=version, seconds=seconds)
+
+    def node_report(self, node: Node) -> NodeReport:
+        """What became of one node."""
+        network = node.network
+        return NodeReport(
+            name=node.name,
+            segment=node.host.segment.bridge,
+            underlay=(str(node.ipv4.ip), str(node.ipv6.ip)),
+            state=node.state(),
+            subnets=tuple(str(gateway.network) for gateway in network.gateways) if network else (),
+            mtu=network.mtu if network else None,
+            containers={
+                container.name: tuple(str(address.ip) for address in container.addresses)
+                for container in node.containers
+            },
+            shell=node.shell_hint,
+        )
+
+
+def try_out(
+    lab: Lab,
+    overlay: Overlay,
+    *,
+    throughput: float | None = 1.0,
+    progress: Callable[[str], None] = lambda step: None,
+    timeout: float = READY_TIMEOUT,
+) -> Report:
+    """Bring ``overlay`` up in ``lab`` and measure it.
+
+    :param throughput: seconds to send between a sample pair; ``None``: don't.
+    :param progress: called with each step's name when it begins.
+    :param timeout: seconds for the daemons to become ready, and as many to know each other.
+    """
+    trial = _Trial(lab, overlay, progress, timeout)
+    store = None
+    matrix = Matrix((), ())
+    rate = None
+    with trial.step("store"):
+        store = trial.open_store()
+    if store is not None:
+        with trial.step("daemons"):
+            trial.start_daemons(store)
+        with trial.step("containers"):
+            trial.attach_containers()
+        with trial.step("reachability"):
+            matrix = trial.measure_reachability()
+    if throughput is not None and matrix.complete:
+        with trial.step("throughput"):
+            rate = trial.measure_throughput(throughput)
+    suspects = {name for failure in trial.failures for name in failure.nodes}
+    return Report(
+        overlay=overlay,
+        rootless=lab.sandbox.rootless,
+        nodes=tuple(map(trial.node_report, lab.nodes)),
+        reachability=matrix,
+        throughput=rate,
+        failures=tuple(trial.failures),
+        seconds=trial.seconds,
+        logs={node.name: node.log_tail() for node in lab.nodes if node.name in suspects},
+    )
