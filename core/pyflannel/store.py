@@ -93,7 +93,8 @@ class Change:
 class Batch:
     """Changes in the order they happened. May be empty, when only the revision moved on.
 
-    Several changes of one key may be folded into its last. A renewal that leaves the value alone need not appear.
+    Several changes of one key may be folded into its last; a driver that compares two states can't know when among
+    the other changes a key was deleted. A renewal that leaves the value alone need not appear.
     """
 
     revision: str

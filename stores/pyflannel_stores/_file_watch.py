@@ -135,13 +135,14 @@ class History:
         return {key for key, seen in self._keys.items() if seen.version is not None}
 
     def differing(self, signatures: dict[str, Signature]) -> list[str]:
-        """The keys whose files must be read again, given what is on disk."""
-        keys = list(self.alive() - signatures.keys())
+        """The keys whose files must be read again, given what is on disk: the vanished, then in order of change."""
+        changed = []
         for key, signature in signatures.items():
             seen = self._keys.get(key)
             if seen is None or seen.signature != signature or not seen.settled:
-                keys.append(key)
-        return keys
+                changed.append(key)
+        changed.sort(key=lambda key: signatures[key][1])
+        return [*(self.alive() - signatures.keys()), *changed]
 
     def due(self, now: float) -> list[str]:
         """The keys whose expiry has come; each is told once."""
@@ -184,7 +185,7 @@ class FileWatch(Watch):
         self._on_close = on_close
         self._source: _Inotify | None = None
         self._identity: tuple[int, int] | None = None
-        self._dirty: set[str] | None = None  # None: anything may have changed
+        self._dirty: dict[str, None] | None = None  # in order of the last event; None: anything may have changed
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._state = threading.Lock()
         self._closed = threading.Event()
@@ -279,14 +280,14 @@ class FileWatch(Watch):
             with self._directory.locked(shared=True):
                 signatures = self._directory.scan()
             with self._history.mutex:
-                self._dirty = set(self._history.differing(signatures))
+                self._dirty = dict.fromkeys(self._history.differing(signatures))
         now = self._clock()
         with self._history.mutex:
-            found = self._look_at({*self._dirty, *self._history.due(now)}, now)
+            found = self._look_at({**dict.fromkeys(self._history.due(now)), **self._dirty}, now)
             found.update(self._look_at([key for key in self._history.since(number) if key not in found], now))
             changes = tuple(self._change(key, found[key], now) for key in self._history.since(number))
             revision = self._history.revision()
-        self._dirty = set()
+        self._dirty = {}
         self._directory.reap((stored for stored in found.values() if stored and stored.expired(now)), REAP_TIMEOUT)
         return Batch(revision, changes) if changes else None
 
@@ -321,7 +322,8 @@ class FileWatch(Watch):
                 break
             key = self._directory.key_of_event(directory, name)
             if key is not None and self._dirty is not None:
-                self._dirty.add(key)
+                self._dirty.pop(key, None)
+                self._dirty[key] = None
         return True
 
 

@@ -1,0 +1,146 @@
+"""What the store kit's other processes do. Spawned processes import this module, so it leaves pytest out.
+
+Each function is one node's part: it opens a store of its own, as a daemon on another host would.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.synchronize import Barrier
+
+from pyflannel.allocation import allocate
+from pyflannel.errors import ConflictError
+from pyflannel.lease import Subnets
+from pyflannel.network import NetworkConfig
+from pyflannel.store import Record, Store, StoreLocation
+
+__all__ = ["Opening", "Tally", "allocate_nodes", "count_up", "create_all", "hammer", "join", "race", "win_after_expiry"]
+
+TIMEOUT = 60.0
+
+_barrier: Barrier | None = None
+
+
+def join(barrier: Barrier) -> None:
+    """Start of a worker process: keep the line at which all of them can start together."""
+    global _barrier  # a process pool hands its processes nothing else
+    _barrier = barrier
+
+
+def _line_up() -> None:
+    assert _barrier is not None
+    _barrier.wait(TIMEOUT)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How to open the store under test in any process."""
+
+    store_class: type[Store]
+    location: StoreLocation
+
+    def open(self) -> Store:
+        """A store object of this process's own."""
+        return self.store_class(self.location)
+
+
+def race(opening: Opening, keys: Sequence[str], number: int) -> list[Record]:
+    """Try to create each of ``keys`` at the same moment as every other worker; returns what this one won."""
+    won = []
+    with opening.open() as store:
+        store.snapshot()  # connected, so that the race is about the key alone
+        for key in keys:
+            _line_up()
+            try:
+                won.append(store.create(key, json.dumps({"worker": number}), None))
+            except ConflictError:
+                continue
+    return won
+
+
+def win_after_expiry(opening: Opening, key: str, number: int) -> Record | None:
+    """Try to create ``key``, which is about to expire, until this worker or another one has."""
+    deadline = time.monotonic() + TIMEOUT
+    with opening.open() as store:
+        _line_up()
+        while time.monotonic() < deadline:
+            try:
+                return store.create(key, json.dumps({"worker": number}), None)
+            except ConflictError:
+                leases = {record.key: record for record in store.snapshot().leases}
+                if key in leases and leases[key].permanent:
+                    return None
+                time.sleep(0.02)
+    raise AssertionError(f"{key} neither expired nor was created again within {TIMEOUT} s")
+
+
+def count_up(opening: Opening, key: str, times: int) -> None:
+    """Add ``times`` ones to the number in ``key`` by compare-and-swap."""
+    with opening.open() as store:
+        while times:
+            record = next(record for record in store.snapshot().leases if record.key == key)
+            count = json.loads(record.value)["count"]
+            try:
+                store.update(record, json.dumps({"count": count + 1}), None)
+            except ConflictError:
+                continue
+            times -= 1
+
+
+def create_all(opening: Opening, items: Sequence[tuple[str, str]]) -> None:
+    """Create all of ``items`` as reservations."""
+    with opening.open() as store:
+        for key, value in items:
+            store.create(key, value, None)
+
+
+def hammer(opening: Opening, keys: Sequence[str], steps: int, seed: int) -> None:
+    """Create, update, renew and delete ``keys``, which are this worker's alone; values count up per key."""
+    rng = random.Random(seed)  # noqa: S311 - a repeatable choice, not a secret
+    held: dict[str, Record] = {}
+    count = dict.fromkeys(keys, 0)
+    with opening.open() as store:
+        for _ in range(steps):
+            key = rng.choice(keys)
+            count[key] += 1
+            value = json.dumps({"count": count[key]})
+            if key not in held:
+                held[key] = store.create(key, value, 3600.0)
+                continue
+            action = rng.choice(("update", "update", "renew", "delete"))
+            if action == "update":
+                held[key] = store.update(held[key], value, 3600.0)
+            elif action == "renew":
+                held[key] = store.renew(held[key], 7200.0)
+            else:
+                store.delete(held.pop(key))
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What one worker's nodes got, and how often another node was faster."""
+
+    keys: tuple[str, ...]
+    conflicts: int
+
+
+def allocate_nodes(opening: Opening, network: str, nodes: int, seed: int) -> Tally:
+    """Get a subnet for each of ``nodes`` nodes, as a daemon does: look, choose, create only if absent, else again."""
+    config = NetworkConfig.from_json(network)
+    rng = random.Random(seed)  # noqa: S311 - a repeatable choice, not a secret
+    keys: list[str] = []
+    conflicts = 0
+    with opening.open() as store:
+        _line_up()
+        while len(keys) < nodes:
+            taken = [Subnets.from_key(record.key) for record in store.snapshot().leases]
+            key = allocate(config, taken, None, rng).key
+            try:
+                keys.append(store.create(key, json.dumps({"node": f"{seed}-{len(keys)}"}), 3600.0).key)
+            except ConflictError:
+                conflicts += 1
+    return Tally(tuple(keys), conflicts)

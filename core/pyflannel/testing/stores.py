@@ -1,0 +1,747 @@
+"""The conformance kit for stores: the contract of :mod:`pyflannel.store`, checked on a live store.
+
+Subclass it in a test module of your own distribution, name your driver, and give every test an empty place::
+
+    class TestMyStore(StoreConformance):
+        store_class = MyStore
+
+        @pytest.fixture
+        def location(self, my_server):
+            return StoreLocation.parse(f"mystore://127.0.0.1:{my_server.port}/{uuid.uuid4()}")
+
+What your server can't do is said in class attributes (its shortest TTL, how late it notices an expiry); what only you
+can do to it, such as stopping it, in hook methods. A test whose hook is missing skips and names the hook. Several
+processes take part, so the location must be reachable from all of them and the driver importable by name.
+"""
+
+# A test's name is its docstring:
+# ruff: noqa: D102
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import ClassVar
+
+import pytest
+
+from pyflannel.errors import ConfigError, ConflictError, HistoryGoneError, StoreError, StoreUnavailableError
+from pyflannel.store import API_VERSION, CALL_TIMEOUT, CONFIG_KEY, Change, Record, Snapshot, Store, StoreLocation
+from pyflannel.testing import _store_workers as workers
+from pyflannel.testing._store_workers import Opening
+
+__all__ = ["Follower", "Opening", "StoreConformance", "contents", "eventually", "same_value"]
+
+PATIENCE = 30.0
+"""Seconds after which the kit takes a thing for not happening at all. Nothing is judged by how long it took."""
+
+KEY = "10.5.34.0-24"
+VALUE = (
+    '{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan",'
+    '"BackendData":{"VNI":1,"VtepMAC":"82:97:93:af:72:bf"}}'
+)
+OTHER = VALUE.replace("192.0.2.1", "192.0.2.2")
+CONFIG = '{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}'
+
+
+def eventually(condition: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
+    """Wait for ``condition``; fail with ``what`` if it does not come true."""
+    deadline = time.monotonic() + patience
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {patience} s: {what}"
+        time.sleep(0.01)
+
+
+def same_value(left: str, right: str) -> bool:
+    """Whether two texts are one value: equal, or the same JSON object, which a store may lay out anew."""
+    if left == right:
+        return True
+    try:
+        documents = json.loads(left), json.loads(right)
+    except ValueError:
+        return False
+    return isinstance(documents[0], dict) and documents[0] == documents[1]
+
+
+def _facts(record: Record) -> tuple[str, str, bool]:
+    return record.value, record.version, record.permanent
+
+
+def contents(snapshot: Snapshot) -> dict[str, tuple[str, str, bool]]:
+    """Key to value, version and permanence, the network document included."""
+    records = snapshot.leases if snapshot.config is None else (snapshot.config, *snapshot.leases)
+    return {record.key: _facts(record) for record in records}
+
+
+class Follower:
+    """Follows a store from a snapshot on, in a thread, as the core does.
+
+    ``state`` is the snapshot with all batches applied, ``changes`` what came, in order. A broken stream is reopened at
+    the last revision, lost history is answered by a new snapshot; ``interruptions`` holds the errors that said so.
+    """
+
+    def __init__(self, store: Store, snapshot: Snapshot) -> None:
+        self.state = contents(snapshot)
+        self.changes: list[Change] = []
+        self.revision = snapshot.revision
+        self.interruptions: list[StoreError] = []
+        self.error: BaseException | None = None
+        self._store = store
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._watch = store.watch(snapshot.revision)
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def __enter__(self) -> Follower:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+        if self.error is not None:
+            raise self.error
+
+    def close(self) -> None:
+        """End the watch, and the thread with it."""
+        with self._lock:
+            self._closed.set()
+            self._watch.close()
+        self.thread.join(PATIENCE)
+        assert not self.thread.is_alive(), "close() did not end the iteration"
+
+    def _run(self) -> None:
+        try:
+            while not self._closed.is_set():
+                try:
+                    self._follow()
+                    return
+                except (StoreUnavailableError, HistoryGoneError) as error:
+                    self.interruptions.append(error)
+                    self._reopen(isinstance(error, HistoryGoneError))
+        except BaseException as error:
+            self.error = error
+
+    def _follow(self) -> None:
+        for batch in self._watch:
+            for change in batch.changes:
+                self.changes.append(change)
+                if change.record is None:
+                    self.state.pop(change.key, None)
+                else:
+                    assert change.record.key == change.key
+                    self.state[change.key] = _facts(change.record)
+            self.revision = batch.revision
+
+    def _reopen(self, anew: bool) -> None:
+        self._watch.close()
+        if anew:
+            snapshot = self._store.snapshot()
+            self.state, self.revision = contents(snapshot), snapshot.revision
+        self._closed.wait(0.05)
+        with self._lock:
+            if not self._closed.is_set():
+                self._watch = self._store.watch(self.revision)
+
+    def until(self, condition: Callable[[], bool], what: str, patience: float = PATIENCE) -> None:
+        """Wait for ``condition``, or for the error that makes it impossible."""
+        eventually(lambda: self.error is not None or condition(), f"{what}; last seen: {self.changes[-5:]}", patience)
+        if self.error is not None:
+            raise self.error
+
+    def of(self, key: str) -> list[Record | None]:
+        """The states of one key, in the order they came."""
+        return [change.record for change in self.changes if change.key == key]
+
+
+class StoreConformance:
+    """The tests. Set the class attributes, provide ``location``, override the hooks your server allows."""
+
+    store_class: ClassVar[type[Store]]
+    """The driver."""
+
+    minimum_ttl: ClassVar[float] = 1.0
+    """The shortest TTL, in seconds, that the server keeps to."""
+
+    expiry_slack: ClassVar[float] = 5.0
+    """Seconds by which the server may be late to let a record expire."""
+
+    keeps_history: ClassVar[bool] = False
+    """Whether ``watch`` takes a revision that another object of the driver has handed out; it must refuse it else."""
+
+    largest_value: ClassVar[int] = 256 * 1024
+    """Bytes of a value that the server must hold."""
+
+    many: ClassVar[int] = 5000
+    """How many records a large cluster has."""
+
+    racers: ClassVar[int] = 32
+    """Processes that fight over one key."""
+
+    odd_keys: ClassVar[tuple[str, ...]] = (
+        "10.5.34.0-24&fd00:10:5:34::-64",
+        "fd00:10:5:34::-64",
+        "not a subnet",
+        "a/b",
+        "100%",
+        "%2F",
+        "a?b#c",
+        "a=b&c+d;e",
+        ".hidden",
+        "grün-サブネット-🌐",
+        "config.json",
+        "quote'\"back\\slash",
+        "UPPER",
+        "upper",
+        "x" * 200,
+    )
+    """Keys that must come back as they are, whoever made them."""
+
+    odd_values: ClassVar[tuple[str, ...]] = (
+        "",
+        "not json",
+        "[1, 2]",
+        "null",
+        '"text"',
+        "{",
+        '{"BackendData": "ünïcödé 🌐 \\u0000", "deep": {"a": [1, 2.5, null, true]}}',
+        '{"Expires":"2001-01-01T00:00:00Z"}',
+        " leading and trailing \n",
+        "line\r\nline\n\n\ttab",
+    )
+    """Values that must come back as they are: a driver does not judge them."""
+
+    # what a subclass provides
+
+    @pytest.fixture
+    def location(self) -> StoreLocation:
+        """An empty place in the store, for one test."""
+        raise NotImplementedError(f"{type(self).__name__} must provide a fixture 'location'; see {__name__}")
+
+    def stop_server(self) -> None:
+        """Make the server unreachable, keeping its data."""
+        pytest.skip(f"{type(self).__name__} has no stop_server(): outages are not tested")
+
+    def start_server(self) -> None:
+        """Make it reachable again."""
+        pytest.skip(f"{type(self).__name__} has no start_server(): outages are not tested")
+
+    def lose_history(self, store: Store, revision: str) -> str:
+        """Make the server forget what came after ``revision``; returns the revision to ask for now."""
+        pytest.skip(f"{type(self).__name__} has no lose_history(): lost history is not tested")
+
+    def fill(self, pool: ProcessPoolExecutor, opening: Opening, items: Sequence[tuple[str, str]]) -> None:
+        """Put many reservations into the store; override it where the server has a faster way."""
+        shares = [items[start::8] for start in range(8)]
+        for job in [pool.submit(workers.create_all, opening, share) for share in shares]:
+            job.result(300)
+
+    # what the tests use
+
+    @pytest.fixture
+    def opening(self, location: StoreLocation) -> Opening:
+        """How any process opens the store."""
+        return Opening(self.store_class, location)
+
+    @pytest.fixture
+    def store(self, opening: Opening) -> Iterator[Store]:
+        """A store on an empty place."""
+        with opening.open() as store:
+            yield store
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def pool(cls) -> Iterator[ProcessPoolExecutor]:
+        """Other processes, shared by the tests of a class. As many tasks as ``racers`` start at one line."""
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(cls.racers, spawn, workers.join, (spawn.Barrier(cls.racers),)) as pool:
+            yield pool
+
+    # the driver's face
+
+    def test_the_driver_states_its_api_version_and_scheme(self, store: Store, location: StoreLocation) -> None:
+        assert store.api_version == API_VERSION
+        assert store.scheme == location.scheme
+        assert store.secret_options <= store.options.keys()
+
+    def test_an_unknown_option_is_refused(self, location: StoreLocation) -> None:
+        odd = StoreLocation(location.scheme, location.hosts, location.path, {**location.options, "no-such-option": "1"})
+        with pytest.raises(ConfigError, match="no-such-option"):
+            self.store_class(odd)
+
+    def test_closing_twice_is_harmless(self, opening: Opening) -> None:
+        store = opening.open()
+        store.snapshot()
+        store.close()
+        store.close()
+
+    # the network document
+
+    def test_an_empty_store_has_nothing(self, store: Store) -> None:
+        assert store.read_config() is None
+        snapshot = store.snapshot()
+        assert snapshot.config is None
+        assert snapshot.leases == ()
+
+    def test_the_config_is_written_only_over_what_is_expected(self, store: Store) -> None:
+        first = store.write_config(CONFIG, None)
+        assert (first.key, first.permanent) == (CONFIG_KEY, True)
+        with pytest.raises(ConflictError):
+            store.write_config(CONFIG, None)
+        changed = CONFIG.replace("vxlan", "host-gw")
+        second = store.write_config(changed, first)
+        assert second.version != first.version
+        with pytest.raises(ConflictError):
+            store.write_config(CONFIG, first)
+        found = store.read_config()
+        assert found is not None
+        assert same_value(found.value, changed)
+        assert _facts(found) == _facts(second)
+        assert store.snapshot().config == found
+        assert store.snapshot().leases == ()
+
+    def test_the_config_keeps_the_text_a_person_wrote(self, store: Store) -> None:
+        text = '{\n  "Network": "10.5.0.0/16",\n  "Expires": "never",\n  "Backend": {"Type": "vxlan"}\n}\n'
+        store.write_config(text, None)
+        found = store.read_config()
+        assert found is not None
+        assert same_value(found.value, text)
+
+    def test_a_config_change_is_seen_by_a_watch(self, store: Store, opening: Opening) -> None:
+        with Follower(store, store.snapshot()) as follower, opening.open() as other:
+            first = other.write_config(CONFIG, None)
+            follower.until(lambda: CONFIG_KEY in follower.state, "the config")
+            second = other.write_config(CONFIG.replace("vxlan", "udp"), first)
+            follower.until(lambda: follower.state[CONFIG_KEY] == _facts(second), "the changed config")
+
+    # records: create, update, delete
+
+    def test_a_created_record_is_there(self, store: Store, opening: Opening) -> None:
+        created = store.create(KEY, VALUE, 3600.0)
+        assert created.key == KEY
+        assert same_value(created.value, VALUE)
+        assert not created.permanent
+        with opening.open() as other:
+            assert contents(other.snapshot()) == {KEY: _facts(created)}
+
+    def test_create_meets_an_existing_key(self, store: Store, opening: Opening) -> None:
+        created = store.create(KEY, VALUE, 3600.0)
+        with opening.open() as other, pytest.raises(ConflictError):
+            other.create(KEY, OTHER, None)
+        with pytest.raises(ConflictError):
+            store.create(KEY, VALUE, 3600.0)
+        assert contents(store.snapshot()) == {KEY: _facts(created)}
+
+    def test_update_is_a_compare_and_swap(self, store: Store, opening: Opening) -> None:
+        first = store.create(KEY, VALUE, 3600.0)
+        with opening.open() as other:
+            second = other.update(next(iter(other.snapshot().leases)), OTHER, 3600.0)
+        assert second.version != first.version
+        assert same_value(second.value, OTHER)
+        with pytest.raises(ConflictError):
+            store.update(first, VALUE, 3600.0)
+        third = store.update(second, VALUE, 3600.0)
+        with pytest.raises(ConflictError):  # the old value is back, and still somebody has changed it
+            store.update(first, OTHER, 3600.0)
+        assert contents(store.snapshot()) == {KEY: _facts(third)}
+
+    def test_update_of_a_deleted_record_is_a_conflict(self, store: Store) -> None:
+        record = store.create(KEY, VALUE, 3600.0)
+        store.delete(record)
+        with pytest.raises(ConflictError):
+            store.update(record, OTHER, 3600.0)
+        with pytest.raises(ConflictError):
+            store.renew(record, 3600.0)
+        assert contents(store.snapshot()) == {}
+
+    def test_a_record_created_anew_is_another_one(self, store: Store, opening: Opening) -> None:
+        old = store.create(KEY, VALUE, 3600.0)
+        store.delete(old)
+        with opening.open() as other:
+            new = other.create(KEY, VALUE, 3600.0)
+            for attempt in (
+                lambda: store.update(old, OTHER, 3600.0),
+                lambda: store.renew(old, 3600.0),
+                lambda: store.delete(old),
+            ):
+                with pytest.raises(ConflictError):
+                    attempt()
+            assert contents(other.snapshot()) == {KEY: _facts(new)}
+
+    def test_delete_is_a_compare_and_swap_and_repeatable(self, store: Store) -> None:
+        first = store.create(KEY, VALUE, 3600.0)
+        second = store.update(first, OTHER, 3600.0)
+        with pytest.raises(ConflictError):
+            store.delete(first)
+        assert contents(store.snapshot()) == {KEY: _facts(second)}
+        store.delete(second)
+        store.delete(second)
+        assert contents(store.snapshot()) == {}
+
+    def test_the_rest_is_untouched(self, store: Store) -> None:
+        records = [store.create(f"10.5.{number}.0-24", VALUE, 3600.0) for number in range(5)]
+        changed = store.update(records[1], OTHER, 3600.0)
+        store.delete(records[3])
+        expected = {record.key: _facts(record) for record in (records[0], changed, records[2], records[4])}
+        assert contents(store.snapshot()) == expected
+
+    # contention
+
+    def test_exactly_one_of_many_creates_a_key(self, store: Store, opening: Opening, pool: ProcessPoolExecutor) -> None:
+        keys = [f"10.5.{number}.0-24" for number in range(5)]
+        jobs = [pool.submit(workers.race, opening, keys, number) for number in range(self.racers)]
+        won = [record for job in jobs for record in job.result(4 * PATIENCE)]
+        assert sorted(record.key for record in won) == sorted(keys)
+        assert contents(store.snapshot()) == {record.key: _facts(record) for record in won}
+
+    def test_no_update_is_lost(self, store: Store, opening: Opening, pool: ProcessPoolExecutor) -> None:
+        store.create(KEY, '{"count":0}', None)
+        for job in [pool.submit(workers.count_up, opening, KEY, 10) for _ in range(6)]:
+            job.result(4 * PATIENCE)
+        assert json.loads(store.snapshot().leases[0].value) == {"count": 60}
+
+    def test_nodes_that_start_at_once_get_a_subnet_each(
+        self, store: Store, opening: Opening, pool: ProcessPoolExecutor
+    ) -> None:
+        network, nodes = '{"Network":"10.5.0.0/16"}', 224 // self.racers
+        jobs = [pool.submit(workers.allocate_nodes, opening, network, nodes, number) for number in range(self.racers)]
+        keys = [key for job in jobs for key in job.result(8 * PATIENCE).keys]
+        assert len(set(keys)) == len(keys) == nodes * self.racers
+        assert set(contents(store.snapshot())) == set(keys)
+
+    # expiry
+
+    def test_a_record_expires(self, store: Store, opening: Opening) -> None:
+        began = time.monotonic()
+        record = store.create(KEY, VALUE, self.minimum_ttl)
+        kept = store.create("10.5.1.0-24", VALUE, 3600.0)
+        with Follower(store, store.snapshot()) as follower, opening.open() as other:
+            follower.until(
+                lambda: KEY not in follower.state, "the expiry", PATIENCE + self.minimum_ttl + self.expiry_slack
+            )
+            assert time.monotonic() - began >= self.minimum_ttl, "expired too early"
+            for looking in (store, other):
+                assert contents(looking.snapshot()) == {kept.key: _facts(kept)}
+            with pytest.raises(ConflictError):
+                store.update(record, OTHER, 3600.0)
+            with pytest.raises(ConflictError):
+                store.renew(record, 3600.0)
+            store.delete(record)
+            again = other.create(KEY, VALUE, 3600.0)
+            follower.until(lambda: follower.state.get(KEY) == _facts(again), "the new record")
+            with pytest.raises(ConflictError):
+                store.renew(record, 3600.0)
+            assert [found is None for found in follower.of(KEY)] == [True, False]
+
+    def test_what_is_renewed_or_reserved_stays_and_nobody_notices(self, store: Store, opening: Opening) -> None:
+        patience = PATIENCE + self.minimum_ttl + self.expiry_slack
+        left_alone = store.create("10.5.1.0-24", VALUE, self.minimum_ttl)
+        renewed = first = store.create(KEY, VALUE, self.minimum_ttl)
+        reserved = store.create("10.5.2.0-24", VALUE, None)
+        assert reserved.permanent
+        with Follower(store, store.snapshot()) as follower:
+            deadline = time.monotonic() + patience
+            while left_alone.key in follower.state:
+                assert time.monotonic() < deadline, "the record that nobody renews does not expire"
+                renewed = store.renew(renewed, self.minimum_ttl)
+                assert _facts(renewed) == _facts(first)
+                reserved = store.renew(reserved, self.minimum_ttl)
+                assert reserved.permanent
+                follower.thread.join(self.minimum_ttl / 5)
+            assert follower.of(KEY) == []
+            assert follower.of(reserved.key) == []
+        expected = {record.key: _facts(record) for record in (first, reserved)}
+        assert contents(store.snapshot()) == expected
+        with opening.open() as other:
+            changed = other.update(reserved, OTHER, self.minimum_ttl)
+            assert changed.permanent, "a reservation stays one"
+            other.delete(first)  # renewing has not changed the version
+        assert contents(store.snapshot()) == {reserved.key: _facts(changed)}
+
+    def test_exactly_one_gets_an_expired_key(self, store: Store, opening: Opening, pool: ProcessPoolExecutor) -> None:
+        store.create(KEY, VALUE, self.minimum_ttl)
+        jobs = [pool.submit(workers.win_after_expiry, opening, KEY, number) for number in range(self.racers)]
+        won = [job.result(8 * PATIENCE) for job in jobs]
+        winners = [record for record in won if record is not None]
+        assert len(winners) == 1
+        assert contents(store.snapshot()) == {KEY: _facts(winners[0])}
+
+    def test_an_update_sets_the_expiry_anew(self, store: Store) -> None:
+        short = store.create(KEY, VALUE, self.minimum_ttl)
+        longer = store.update(short, OTHER, 3600.0)
+        shorter = store.create("10.5.1.0-24", VALUE, 3600.0)
+        shorter = store.update(shorter, OTHER, self.minimum_ttl)
+        patience = PATIENCE + self.minimum_ttl + self.expiry_slack
+        eventually(lambda: shorter.key not in contents(store.snapshot()), "the shortened life ends", patience)
+        assert contents(store.snapshot()) == {KEY: _facts(longer)}
+
+    def test_time_to_live_of_records(self, store: Store) -> None:
+        leased = store.create(KEY, VALUE, 3600.0)
+        reserved = store.create("10.5.1.0-24", VALUE, None)
+        left = store.time_to_live(store.snapshot().leases)
+        assert left[reserved.key] is None
+        seconds = left[leased.key]
+        assert seconds is None or 0 < seconds <= 3600
+        assert leased.ttl is None or 0 < leased.ttl <= 3600
+
+    # the watch
+
+    def test_changes_come_in_order_once_each(self, store: Store, opening: Opening) -> None:
+        keys = [f"10.5.{number}.0-24" for number in range(100)]
+        with Follower(store, store.snapshot()) as follower, opening.open() as other:
+            records = [other.create(key, VALUE, 3600.0) for key in keys]
+            follower.until(lambda: len(follower.changes) >= len(keys), "all creations")
+            assert [change.key for change in follower.changes] == keys
+            assert [change.record and _facts(change.record) for change in follower.changes] == [*map(_facts, records)]
+            for record in reversed(records):
+                other.delete(record)
+            follower.until(lambda: not follower.state, "all deletions")
+            gone = follower.changes[len(keys) :]
+            assert sorted(change.key for change in gone) == sorted(keys)
+            assert all(change.record is None for change in gone)
+
+    def test_a_watch_does_not_repeat_the_snapshot(self, store: Store, opening: Opening) -> None:
+        store.write_config(CONFIG, None)
+        store.create(KEY, VALUE, 3600.0)
+        with Follower(store, store.snapshot()) as follower, opening.open() as other:
+            last = other.create("10.5.1.0-24", VALUE, 3600.0)
+            follower.until(lambda: last.key in follower.state, "the change after the snapshot")
+            assert [change.key for change in follower.changes] == [last.key]
+
+    def test_a_watch_resumes_from_a_revision(self, store: Store, opening: Opening) -> None:
+        with opening.open() as other:
+            gone = other.create("10.5.1.0-24", VALUE, 3600.0)
+            changed = other.create("10.5.2.0-24", VALUE, 3600.0)
+            with Follower(store, store.snapshot()) as follower:
+                other.create("10.5.3.0-24", VALUE, 3600.0)
+                follower.until(lambda: "10.5.3.0-24" in follower.state, "the first change")
+            revision, state = follower.revision, dict(follower.state)
+            other.delete(gone)
+            changed = other.update(changed, OTHER, 3600.0)
+            brief = other.create("10.5.4.0-24", VALUE, 3600.0)
+            other.delete(brief)
+            new = other.create("10.5.5.0-24", VALUE, 3600.0)
+            for _ in range(2):  # a revision can be resumed from more than once
+                with Follower(store, Snapshot(revision, None, ())) as resumed:
+                    resumed.state = dict(state)
+                    final = contents(other.snapshot())
+                    resumed.until(lambda: resumed.state == final, f"the state {final}")  # noqa: B023
+                    assert not resumed.interruptions
+                    seen = [change.key for change in resumed.changes if change.key != brief.key]
+                    assert sorted(seen) == sorted([gone.key, changed.key, new.key])
+                    assert seen.index(changed.key) < seen.index(new.key)
+
+    def test_another_objects_revision_is_resumed_or_refused(self, store: Store, opening: Opening) -> None:
+        with opening.open() as other:
+            revision = other.snapshot().revision
+            record = other.create(KEY, VALUE, 3600.0)
+        with Follower(store, Snapshot(revision, None, ())) as follower:
+            follower.until(lambda: follower.state.get(KEY) == _facts(record), "the change since")
+            refusals = [type(error) for error in follower.interruptions]
+            assert refusals == ([] if self.keeps_history else [HistoryGoneError])
+
+    def test_no_gap_between_snapshot_and_watch_while_others_write(
+        self, store: Store, opening: Opening, pool: ProcessPoolExecutor
+    ) -> None:
+        keys = [[f"10.{writer}.{number}.0-24" for number in range(8)] for writer in range(4)]
+        jobs = [pool.submit(workers.hammer, opening, keys[writer], 150, writer) for writer in range(4)]
+        followers: list[Follower] = []
+        try:
+            while len(followers) < 6 and not all(job.done() for job in jobs):
+                followers.append(Follower(store, store.snapshot()))
+                wanted = len(followers[-1].changes) + 1
+                eventually(
+                    lambda: len(followers[-1].changes) >= wanted or all(job.done() for job in jobs),  # noqa: B023
+                    "a change, or the end of all changes",
+                )
+            for job in jobs:
+                job.result(4 * PATIENCE)
+            final = contents(store.snapshot())
+            for follower in followers:
+                follower.until(lambda: follower.state == final, "the final state")  # noqa: B023
+                assert not follower.interruptions
+                self._check_order(follower)
+        finally:
+            for follower in followers:
+                follower.close()
+
+    @staticmethod
+    def _check_order(follower: Follower) -> None:
+        """No change came twice, none after a later one: the values of each key count up."""
+        last: dict[str, int] = {}
+        for change in follower.changes:
+            if change.record is not None:
+                count = json.loads(change.record.value)["count"]
+                assert count > last.get(change.key, 0), f"{change.key}: {count} after {last[change.key]}"
+                last[change.key] = count
+
+    def test_a_slow_reader_catches_up(self, store: Store, opening: Opening, pool: ProcessPoolExecutor) -> None:
+        keys = [f"10.5.{number}.0-24" for number in range(20)]
+        snapshot = store.snapshot()
+        with store.watch(snapshot.revision) as watch, opening.open() as other:
+            first = other.create(KEY, VALUE, 3600.0)
+            assert KEY in [change.key for change in next(batch for batch in watch if batch.changes).changes]
+            pool.submit(workers.hammer, opening, keys, 600, 1).result(4 * PATIENCE)
+            final = contents(store.snapshot())
+            state = {KEY: _facts(first)}
+            deadline = time.monotonic() + PATIENCE
+            try:
+                while state != final:
+                    assert time.monotonic() < deadline
+                    for change in next(watch).changes:
+                        if change.record is None:
+                            state.pop(change.key, None)
+                        else:
+                            state[change.key] = _facts(change.record)
+            except HistoryGoneError:
+                pass  # allowed: the reader is told to take a new snapshot
+
+    def test_close_ends_a_waiting_watch(self, store: Store) -> None:
+        follower = Follower(store, store.snapshot())
+        store.create(KEY, VALUE, 3600.0)
+        follower.until(lambda: KEY in follower.state, "the first change")
+        follower.close()
+        follower.close()
+        assert follower.error is None
+        assert not follower.interruptions
+
+    def test_a_closed_watch_has_ended(self, store: Store) -> None:
+        watch = store.watch(store.snapshot().revision)
+        watch.close()
+        watch.close()
+        assert list(watch) == []
+
+    def test_closing_the_store_ends_its_watches(self, opening: Opening) -> None:
+        store = opening.open()
+        ended = threading.Event()
+        watch = store.watch(store.snapshot().revision)
+
+        def follow() -> None:
+            try:
+                for _ in watch:
+                    pass
+            except StoreUnavailableError:
+                pass  # the stream broke: true as well
+            ended.set()
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        store.close()
+        assert ended.wait(PATIENCE)
+        thread.join(PATIENCE)
+
+    def test_many_watches_of_one_store(self, store: Store, opening: Opening) -> None:
+        snapshot = store.snapshot()
+        followers = [Follower(store, snapshot) for _ in range(4)]
+        try:
+            with opening.open() as other:
+                for number in range(20):
+                    other.delete(other.create(f"10.5.{number}.0-24", VALUE, 3600.0))
+                last = other.create(KEY, VALUE, 3600.0)
+            for follower in followers:
+                follower.until(lambda: follower.state == {KEY: _facts(last)}, "the last record alone")  # noqa: B023
+        finally:
+            for follower in followers:
+                follower.close()
+
+    def test_lost_history_is_said_when_iterating(self, store: Store) -> None:
+        revision = store.snapshot().revision
+        store.delete(store.create(KEY, VALUE, 3600.0))
+        with store.watch(self.lose_history(store, revision)) as watch, pytest.raises(HistoryGoneError):
+            for _ in watch:
+                pass
+
+    # outages
+
+    def test_an_outage_is_said_and_survived(self, store: Store, opening: Opening) -> None:
+        config = store.write_config(CONFIG, None)
+        kept = store.create(KEY, VALUE, 3600.0)
+        with Follower(store, store.snapshot()) as follower:
+            self.stop_server()
+            try:
+                self._check_outage(store, config, kept)
+            finally:
+                self.start_server()
+            eventually(lambda: self._answers(store), "the store answers again")
+            expected = {config.key: _facts(config), kept.key: _facts(kept)}
+            assert contents(store.snapshot()) == expected
+            with opening.open() as other:
+                new = other.create("10.5.1.0-24", VALUE, 3600.0)
+            expected[new.key] = _facts(new)
+            follower.until(lambda: follower.state == expected, f"the state {expected}")
+            assert [change.key for change in follower.changes if change.key == kept.key] == []
+            store.renew(kept, 3600.0)
+
+    @staticmethod
+    def _check_outage(store: Store, config: Record, kept: Record) -> None:
+        calls: tuple[Callable[[], object], ...] = (
+            store.read_config,
+            store.snapshot,
+            lambda: store.write_config(CONFIG, config),
+            lambda: store.create("10.5.9.0-24", VALUE, 3600.0),
+            lambda: store.update(kept, OTHER, 3600.0),
+            lambda: store.renew(kept, 3600.0),
+            lambda: store.delete(kept),
+        )
+        for call in calls:
+            began = time.monotonic()
+            with pytest.raises(StoreUnavailableError):
+                call()
+            assert time.monotonic() - began < 2 * CALL_TIMEOUT, "the contract allows CALL_TIMEOUT"
+
+    @staticmethod
+    def _answers(store: Store) -> bool:
+        try:
+            store.snapshot()
+        except StoreUnavailableError:
+            return False
+        return True
+
+    # what is stored
+
+    def test_odd_keys_come_back(self, store: Store, opening: Opening) -> None:
+        with Follower(store, store.snapshot()) as follower, opening.open() as other:
+            records = {key: other.create(key, VALUE, 3600.0) for key in self.odd_keys}
+            expected = {key: _facts(record) for key, record in records.items()}
+            assert contents(store.snapshot()) == expected
+            follower.until(lambda: follower.state == expected, "all of them in the watch")
+            for key, record in records.items():
+                records[key] = other.renew(other.update(record, OTHER, 3600.0), 3600.0)
+            assert contents(store.snapshot()) == {key: _facts(record) for key, record in records.items()}
+            for record in records.values():
+                other.delete(record)
+            assert contents(store.snapshot()) == {}
+            follower.until(lambda: not follower.state, "their deletion in the watch")
+
+    @pytest.mark.parametrize("ttl", [None, 3600.0], ids=["reserved", "leased"])
+    def test_odd_values_come_back(self, store: Store, opening: Opening, ttl: float | None) -> None:
+        expected = {}
+        with Follower(store, store.snapshot()) as follower, opening.open() as other:
+            for number, value in enumerate(self.odd_values):
+                record = other.create(f"10.5.{number}.0-24", value, ttl)
+                if ttl is not None:
+                    record = other.renew(record, 2 * ttl)
+                expected[record.key] = _facts(record)
+                assert same_value(record.value, value), f"{record.value!r} instead of {value!r}"
+            assert contents(store.snapshot()) == expected
+            follower.until(lambda: follower.state == expected, "all of them in the watch")
+
+    def test_a_large_value_comes_back(self, store: Store) -> None:
+        value = json.dumps({"BackendData": "x" * (self.largest_value - 100)}, separators=(",", ":"))
+        record = store.create(KEY, value, 3600.0)
+        assert same_value(record.value, value)
+        assert contents(store.snapshot()) == {KEY: _facts(record)}
+
+    def test_a_large_cluster(self, store: Store, opening: Opening, pool: ProcessPoolExecutor) -> None:
+        items = [(f"10.{number >> 8}.{number & 255}.0-24", VALUE) for number in range(self.many)]
+        self.fill(pool, opening, items)
+        snapshot = store.snapshot()
+        assert sorted(record.key for record in snapshot.leases) == sorted(key for key, _ in items)
+        assert all(same_value(record.value, VALUE) and record.permanent for record in snapshot.leases)
+        with Follower(store, snapshot) as follower, opening.open() as other:
+            changed = other.update(snapshot.leases[self.many // 2], OTHER, None)
+            follower.until(lambda: follower.state[changed.key] == _facts(changed), "the one change")
+            assert [change.key for change in follower.changes] == [changed.key]
