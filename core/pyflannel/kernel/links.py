@@ -7,7 +7,7 @@ so it reads the four attributes it needs by itself and leaves the decoding to th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_interface
 from socket import AF_INET6
 from struct import Struct
@@ -21,6 +21,7 @@ __all__ = [
     "LinkRow",
     "LinkTable",
     "address_index",
+    "can_become",
     "decode_address",
     "encode_address",
     "encode_address_dump",
@@ -90,6 +91,16 @@ def parse_link(datagram: bytes, start: int, end: int) -> LinkRow | None:
 
 def _text(raw: bytes) -> str:
     return raw.rstrip(b"\0").decode(errors="surrogateescape")
+
+
+def can_become(actual: Link, wanted: Link) -> bool:
+    """Whether a device can become the wanted one in place; otherwise it has to be made anew."""
+    have, want = actual.info, wanted.info
+    if isinstance(have, VxlanInfo) and isinstance(want, VxlanInfo):
+        return replace(have, local=want.local, learning=want.learning) == want and (
+            have.local.version == want.local.version
+        )
+    return have == want
 
 
 class LinkTable:

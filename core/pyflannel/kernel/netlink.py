@@ -22,7 +22,6 @@ import os
 import select
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from ipaddress import IPv4Address
 from pathlib import Path
 from socket import AF_INET, AF_INET6
 from struct import Struct
@@ -34,6 +33,7 @@ from pyflannel.kernel.links import (
     LinkRow,
     LinkTable,
     address_index,
+    can_become,
     decode_address,
     encode_address,
     encode_address_dump,
@@ -61,15 +61,12 @@ from pyflannel.kernel.model import (
     VxlanInfo,
 )
 from pyflannel.kernel.netns import call_in
-from pyflannel.kernel.port import KernelPort, Notice, Scope, Write
-from pyflannel.kernel.refusal import refusal
+from pyflannel.kernel.port import SEVERAL, KernelPort, Notice, Scope, Write
+from pyflannel.kernel.refusal import foreign_link, foreign_route, refusal
 from pyflannel.kernel.rtsocket import NotificationSocket, Refused, RequestSocket
 from pyflannel.kernel.wire import RouteRow
 
-__all__ = ["SEVERAL", "NetlinkPort"]
-
-SEVERAL: Final = IPv4Address(0)
-"""The ``remote`` under which a forwarding entry is reported that has several, or leaves with another port or VNI."""
+__all__ = ["NetlinkPort"]
 
 _GROUPS = (1, 3, 5, 7, 9, 11, 24, 25)
 """``RTNLGRP_``: LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, IPV4_NETCONF, IPV6_NETCONF."""
@@ -450,7 +447,7 @@ class NetlinkPort(KernelPort):
             raise refusal(write, errno.ENODEV, f"no interface {name}")
         link = self._ours.get(index)
         if link is not None and isinstance(link.info, ForeignInfo):
-            raise refusal(write, errno.EEXIST, f"{name} is a {link.info.kind} device that is not ours", _FOREIGN_LINK)
+            raise foreign_link(write, link)
         return index
 
     def _deletion(self, write: Write) -> _Step | None:
@@ -536,14 +533,7 @@ class NetlinkPort(KernelPort):
         assert isinstance(write.new, Route)
         foreign = [row for row in rows if not self._may_take(row, write.new)]
         if foreign:
-            theirs = self._route(foreign[0])
-            words = f"{theirs} proto {foreign[0].protocol}"
-            failures[write.key] = refusal(
-                write,
-                errno.EEXIST,
-                f"somebody else's {words} is in the way",
-                f"if nobody needs it: 'ip {'-6 ' if theirs.destination.version == 6 else ''}{_removal(words)}'",
-            )
+            failures[write.key] = foreign_route(write, self._route(foreign[0]), foreign[0].protocol)
             return None
         step = self._new_route(write, failures, wire.NLM_F_REPLACE)
         if step is None:
@@ -594,7 +584,7 @@ class NetlinkPort(KernelPort):
             return
         actual = self._table.link(row)
         if actual.info.kind != write.old.info.kind:
-            raise refusal(write, errno.EEXIST, f"{row.name} is a {actual.info.kind} device now", _FOREIGN_LINK)
+            raise foreign_link(write, actual)
         self._send_link(write, encode_link_deletion(row.index), _GONE)
         self._drain()
 
@@ -605,8 +595,8 @@ class NetlinkPort(KernelPort):
         if row is not None:
             actual = self._table.link(row)
             if isinstance(actual.info, ForeignInfo):
-                raise refusal(write, errno.EEXIST, f"{row.name} is a {actual.info.kind} device already", _FOREIGN_LINK)
-            if not _changeable(actual, wanted):
+                raise foreign_link(write, actual)
+            if not can_become(actual, wanted):
                 self._send_link(write, encode_link_deletion(row.index), _GONE)
                 self._drain()
                 row = None
@@ -697,9 +687,6 @@ class NetlinkPort(KernelPort):
         self._sysctls[item.path] = item.value
 
 
-_FOREIGN_LINK = "rename or delete it, or have pyflannel use another name (VNI)"
-
-
 class _Step:
     """One write as messages, and the errors that mean it was done already."""
 
@@ -709,25 +696,6 @@ class _Step:
         self.write = write
         self.messages = messages
         self.forgiven = forgiven
-
-
-def _changeable(actual: Link, wanted: Link) -> bool:
-    """Whether a device can become the wanted one without being made anew."""
-    have, want = actual.info, wanted.info
-    if isinstance(have, VxlanInfo) and isinstance(want, VxlanInfo):
-        return (have.vni, have.port, have.underlay, have.gbp, have.local.version) == (
-            want.vni,
-            want.port,
-            want.underlay,
-            want.gbp,
-            want.local.version,
-        )
-    return have == want
-
-
-def _removal(words: str) -> str:
-    """``route 10.0.0.0/24 ...`` as the command that deletes it."""
-    return words.replace("route", "route delete", 1)
 
 
 def _read_sysctls(paths: Iterable[str]) -> dict[str, str]:

@@ -7,7 +7,8 @@ What a port reports as *actual* are the same frozen values that planners produce
 in our way: links that carry our mark or have a name in the :class:`Scope`; all addresses, permanent neighbours and
 permanent FDB entries with a remote on those links; routes of the main table that have our protocol number or leave
 through those links. Link-local addresses and what the kernel makes by itself (multicast, local table, connected
-routes) are not reported.
+routes) are not reported. Of a foreign device under a name in the scope just the link is reported, with a
+:class:`~pyflannel.kernel.model.ForeignInfo`; what is on it is not ours to see or change.
 """
 
 from __future__ import annotations
@@ -15,11 +16,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from typing import Final
 
 from pyflannel.errors import KernelError
 from pyflannel.kernel.model import KernelObject, Key
 
-__all__ = ["KernelPort", "Notice", "Scope", "Write"]
+__all__ = ["SEVERAL", "KernelPort", "Notice", "Scope", "Write"]
+
+SEVERAL: Final = IPv4Address(0)
+"""The ``remote`` under which a forwarding entry is reported that has several (somebody appended one), or that leaves
+with another VNI or port than its device's: it differs from every entry that can be wanted, and is put right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,9 @@ class KernelPort(ABC):
     @abstractmethod
     def apply(self, writes: Sequence[Write]) -> Mapping[Key, KernelError]:
         """Make the changes: deletions first, in reverse order of kind, then the rest in order of kind.
+
+        Addresses are the exception: old ones are deleted after new ones were added, because the kernel drops all IPv4
+        routes of a link together with its last address. A sysctl can't be deleted; such a write does nothing.
 
         :returns: the keys that failed, each with the reason; all others are done. Deleting what is gone is done.
         """

@@ -6,10 +6,10 @@ import errno
 import os
 
 from pyflannel.errors import KernelError
-from pyflannel.kernel.model import Kind, Link, VxlanInfo
+from pyflannel.kernel.model import Kind, Link, Route, VxlanInfo
 from pyflannel.kernel.port import Write
 
-__all__ = ["refusal"]
+__all__ = ["foreign_link", "foreign_route", "refusal"]
 
 _ADVICE = {
     errno.EPERM: "this needs CAP_NET_ADMIN in the network namespace: run as root or grant the capability",
@@ -47,3 +47,25 @@ def refusal(write: Write, number: int, text: str = "", advice: str = "") -> Kern
             f"within that of {item.info.underlay}"
         )
     return KernelError(f"can't {verb} {item}: {reason}" + (f"; {advice}" if advice else ""))
+
+
+def foreign_link(write: Write, link: Link) -> KernelError:
+    """The error for a write to, or in place of, a device that has our name and is not ours."""
+    return refusal(
+        write,
+        errno.EEXIST,
+        f"{link.name} is a {link.info.kind} device that is not ours",
+        "rename or delete it, or choose another name (VNI)",
+    )
+
+
+def foreign_route(write: Write, theirs: Route, protocol: int) -> KernelError:
+    """The error for a route whose destination and metric somebody else's has."""
+    words = f"{theirs} proto {protocol}"
+    family = "-6 " if theirs.destination.version == 6 else ""
+    return refusal(
+        write,
+        errno.EEXIST,
+        f"somebody else's {words} is in the way",
+        f"if nobody needs it: 'ip {family}{words.replace('route', 'route delete', 1)}'",
+    )
