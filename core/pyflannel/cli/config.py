@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 _STDIN: Final = "-"
 
 
-@click.group(cls=FlagGroup, params=flags("store"))
+@click.group(cls=FlagGroup, params=flags("store"), no_args_is_help=False)
 def config() -> None:
     """Read, write or check the network config in the store.
 

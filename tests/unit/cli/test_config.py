@@ -1,0 +1,131 @@
+"""pyflannel config, against a file store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyflannel.plugins import load_store
+from pyflannel.store import StoreLocation
+
+from .conftest import CommandLine
+
+DOCUMENT = '{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan"}}'
+
+
+def add_leases(pyflannel: CommandLine, *keys: str) -> None:
+    with load_store("file")(StoreLocation.parse(pyflannel.store)) as store:
+        for key in keys:
+            store.create(key, '{"PublicIP": "192.0.2.1"}', 3600)
+
+
+def stored(pyflannel: CommandLine) -> Any:
+    return json.loads(pyflannel("config", "get").out)
+
+
+def test_what_is_set_is_got(pyflannel: CommandLine, tmp_path: Path) -> None:
+    path = tmp_path / "net-conf.json"
+    path.write_text(DOCUMENT)
+    result = pyflannel("config", "set", str(path))
+    assert (result.code, result.out, result.err) == (0, f"written to {pyflannel.store}\n", "")
+    assert stored(pyflannel) == json.loads(DOCUMENT)
+
+
+def test_flags_may_stand_at_every_level(pyflannel: CommandLine) -> None:
+    other = f"file://{pyflannel.directory}/other"
+    assert pyflannel("config", "set", "-", "--store", other, stdin=DOCUMENT).code == 0
+    for words in (
+        ["--store", other, "config", "get"],
+        ["config", "-store", other, "get"],
+        ["config", "get", "-store", other],
+    ):
+        assert json.loads(pyflannel(*words).out) == json.loads(DOCUMENT)
+
+
+@pytest.mark.parametrize("command", ["set", "validate"])
+@pytest.mark.parametrize(
+    ("document", "fault"),
+    [
+        ("{", "standard input: not valid JSON"),
+        ('{"Network": "10.1.0.0/30"}', "standard input: Network is "),
+        ('{"Network": "10.1.0.0/16", "Backend": {"VNI": "x"}}', 'standard input: Backend.VNI is "x"'),
+    ],
+)
+def test_an_invalid_document_is_refused(pyflannel: CommandLine, command: str, document: str, fault: str) -> None:
+    result = pyflannel("config", command, "-", stdin=document)
+    assert result.code == 3
+    assert result.err.startswith(f"pyflannel: error: {fault}")
+    assert pyflannel("config", "get").code == 4
+
+
+def test_unknown_keys_are_kept_and_told(pyflannel: CommandLine) -> None:
+    document = '{"Network": "10.1.0.0/16", "Netwrok": 1, "Backend": {"Vni": 5, "Shiny": true}}'
+    result = pyflannel("config", "set", "-", stdin=document)
+    assert result.code == 0
+    assert "unknown key Netwrok" in result.err
+    assert "unknown key Backend.Shiny" in result.err
+    assert "Vni" not in result.err
+    assert stored(pyflannel) == json.loads(document)
+
+
+def test_a_backend_that_is_not_installed_is_told(pyflannel: CommandLine) -> None:
+    result = pyflannel("config", "set", "-", stdin='{"Network": "10.1.0.0/16", "Backend": {"Type": "acme"}}')
+    assert result.code == 0
+    assert "the options of backend 'acme' are not checked: no backend 'acme' is installed" in result.err
+
+
+def test_validate_needs_no_store(pyflannel: CommandLine) -> None:
+    result = pyflannel("config", "validate", "-", environ={"PYFLANNEL_STORE": "nosuch://x"}, stdin=DOCUMENT)
+    assert (result.code, result.out) == (0, "10.1.0.0/16: 255 subnets of /24, from 10.1.1.0/24\nbackend vxlan\n")
+
+
+@pytest.mark.parametrize(
+    ("document", "consequence"),
+    [
+        ('{"Network": "10.2.0.0/16"}', "the network changes under 2 leases, of which 2 don't fit the new one"),
+        ('{"Network": "10.1.0.0/17"}', "the network changes under 2 leases, of which 1 don't fit"),
+        ('{"Network": "10.1.0.0/16", "SubnetLen": 25}', "the network changes under 2 leases, of which 2 don't fit"),
+        ('{"Network": "10.1.0.0/16", "Backend": {"Type": "udp"}}', "the backend changes under 2 leases"),
+        ('{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan", "VNI": 7}}', "the backend changes under 2 leases"),
+    ],
+)
+def test_a_change_that_hurts_needs_force(pyflannel: CommandLine, document: str, consequence: str) -> None:
+    assert pyflannel("config", "set", "-", stdin=DOCUMENT).code == 0
+    add_leases(pyflannel, "10.1.5.0-24", "10.1.200.0-24")
+    result = pyflannel("config", "set", "-", stdin=document)
+    assert result.code == 3
+    assert consequence in result.err
+    assert "--force" in result.err
+    assert stored(pyflannel) == json.loads(DOCUMENT)
+    result = pyflannel("config", "set", "-", "--force", stdin=document)
+    assert result.code == 0
+    assert consequence in result.err
+    assert stored(pyflannel) == json.loads(document)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        '{"Network": "10.1.0.0/16", "SubnetMax": "10.1.210.0", "EnableNFTables": true}',
+        '{"network": "10.1.0.0/16", "Backend": {"type": "vxlan"}}',
+    ],
+)
+def test_a_change_that_hurts_nobody_needs_no_force(pyflannel: CommandLine, document: str) -> None:
+    assert pyflannel("config", "set", "-", stdin=DOCUMENT).code == 0
+    add_leases(pyflannel, "10.1.5.0-24", "10.1.200.0-24", "not a lease")
+    result = pyflannel("config", "set", "-", stdin=document)
+    assert (result.code, result.err) == (0, "")
+    assert stored(pyflannel) == json.loads(document)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff"])
+def test_a_file_that_cant_be_read_is_said(pyflannel: CommandLine, tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "net-conf.json"
+    if content is not None:
+        path.write_bytes(content)
+    result = pyflannel("config", "validate", str(path))
+    assert result.code == 3
+    assert str(path) in result.err

@@ -1,0 +1,148 @@
+"""The process as a whole: exit codes, one-line errors, and where settings come from."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import termios
+import time
+from importlib import metadata
+
+import pytest
+from click.testing import CliRunner
+
+from pyflannel import cli
+from pyflannel.cli import COMMANDS
+from pyflannel.version import VERSION
+
+from .conftest import CommandLine
+
+
+def test_the_version_is_the_distributions(pyflannel: CommandLine) -> None:
+    assert metadata.version("pyflannel") == VERSION
+    for words in (["version"], ["--version"], ["-version"]):
+        result = pyflannel(*words)
+        assert (result.code, result.out, result.err) == (0, f"pyflannel {VERSION}\n", "")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = "import sys; from pyflannel.cli import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    heavy = {"pyroute2", "grpc", "cryptography", "rich", "numpy", "stevedore", "asyncio", "importlib.metadata"}
+    assert heavy.isdisjoint(result.stderr.split())
+    assert "Commands:" in result.stdout
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_has_help(name: str) -> None:
+    result = CliRunner().invoke(cli.pyflannel, [name, "--help"])
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("Usage: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--no-such-flag"], 2, "No such option"),
+        (["no-such-command"], 2, "No such command"),
+        (["config"], 2, "Missing command"),
+        (["--ip-masq"], 3, "flag --ip-masq: this version does not have firewall rules yet"),
+        (["--public-ip", "x"], 3, "flag --public-ip: 'x' must be an IPv4 address"),
+        (["leases", "--config", "/no/such/file"], 3, "flag --config: /no/such/file does not exist"),
+        (["-kube-subnet-mgr"], 3, "flag --kube-subnet-mgr: not supported"),
+        (["config", "get"], 4, "holds no network config"),
+        (["leases", "--store", "nosuch://x"], 7, "no store 'nosuch' is installed"),
+        (["status"], 8, "no daemon answers"),
+    ],
+)
+def test_an_error_is_one_line_and_a_code(pyflannel: CommandLine, words: list[str], code: int, message: str) -> None:
+    result = pyflannel(*words)
+    assert result.code == code
+    assert result.out == ""
+    (line,) = result.err.splitlines()
+    assert line.startswith("pyflannel: error: ")
+    assert message in line
+
+
+def test_debug_shows_where_an_error_came_from(pyflannel: CommandLine) -> None:
+    result = pyflannel("-v=10", "config", "get")
+    assert result.code == 4
+    assert "Traceback" in result.err
+    assert result.err.splitlines()[-1].startswith("pyflannel: error: ")
+
+
+def test_a_fault_of_our_own_asks_for_a_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def torn(*_: object, **__: object) -> None:
+        raise RuntimeError("torn")
+
+    monkeypatch.setattr(cli.pyflannel, "make_context", torn)
+    assert cli.main(["version"]) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert error.splitlines()[-1] == (
+        "pyflannel: error: internal error: RuntimeError: torn; please report it with the lines above"
+    )
+
+
+def test_ctrl_c_ends_quietly(pyflannel: CommandLine) -> None:
+    with pyflannel.popen(["config", "set", "-"]) as process:
+        assert process.stdin is not None
+        process.stdin.write("{")
+        process.stdin.flush()
+        wait_until_read(process.stdin.fileno())  # and it goes on reading, as long as the pipe is open
+        process.send_signal(signal.SIGINT)
+        error = process.communicate()[1]
+    assert process.returncode == 130
+    assert error.strip() == ""
+
+
+def wait_until_read(pipe: int) -> None:
+    deadline = time.monotonic() + 30
+    while int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder):
+        assert time.monotonic() < deadline, "nobody reads"
+        time.sleep(0.001)
+
+
+def test_a_reader_that_leaves_is_no_error(pyflannel: CommandLine) -> None:
+    document = {"Network": "10.1.0.0/16", "Comment": "x" * 200_000}  # more than a pipe holds
+    assert pyflannel("config", "set", "-", stdin=json.dumps(document)).code == 0
+    with pyflannel.popen(["config", "get"]) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        error = process.stderr.read()
+        process.wait()
+    assert process.returncode == 141
+    assert error == ""
+
+
+SOURCES = ("flag", "PYFLANNEL", "FLANNELD", "file")
+
+
+@pytest.mark.parametrize(("stronger", "weaker"), list(itertools.combinations(SOURCES, 2)))
+def test_of_two_sources_the_stronger_holds(pyflannel: CommandLine, stronger: str, weaker: str) -> None:
+    words, environ = ["leases", "--json"], {}
+    for source in (stronger, weaker):
+        url = f"file://{pyflannel.directory}/{source}"
+        if source == "flag":
+            words += ["-store", url]
+        elif source == "file":
+            path = pyflannel.directory / "config.toml"
+            path.write_text(f'store = "{url}"\n')
+            words += ["-config", str(path)]
+        else:
+            environ[f"{source}_STORE"] = url
+    result = pyflannel(*words, environ=environ, bare=True)
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["store"] == f"file://{pyflannel.directory}/{stronger}"
+
+
+def test_completion_comes_with_click(pyflannel: CommandLine) -> None:
+    environ = {"_PYFLANNEL_COMPLETE": "bash_complete", "COMP_WORDS": "pyflannel -iface eth0 le", "COMP_CWORD": "3"}
+    assert pyflannel(environ=environ).out == "plain,leases\n"
