@@ -1,0 +1,455 @@
+"""A kernel in memory that behaves, and fails, like the real one: for tests of whatever works on a kernel port.
+
+It keeps the rules that matter to a reconciler. Routes need a link that is up and a gateway that can be reached. A
+link that goes takes its addresses, neighbours, forwarding entries and routes along; one that is set down loses its
+routes, neighbours and IPv6 addresses; a changed MAC costs the neighbours; the last IPv4 address of a link that goes
+takes the IPv4 routes along, and nothing is said about any of this but that a new dump is needed. Foreign routes and
+devices are never replaced. The suite in ``tests/integration/kernel`` runs on the twin and on a real kernel.
+
+Besides the port there is what *others* do to the kernel (``put``, ``remove``, ``set_link``, ``append_remote``), which
+is notified like on the real one, and there are switches for what goes wrong::
+
+    eth0 = Link("eth0", ForeignInfo("veth"), 1500)
+    twin = TwinPort([eth0], addresses=[Address("eth0", ip_interface("192.0.2.1/24"))])
+    twin.fail_next(Kind.ROUTE, errno.ENOBUFS)   # the next write of a route is refused
+    twin.lose_notifications()                   # what was not polled is lost; the next notice asks for a resync
+    twin.interrupt_dumps(1)                     # the next dump fails: the tables change too fast
+    twin.dead = "no netlink here"               # every call fails until it is set to None again
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from pyflannel.errors import KernelError
+from pyflannel.kernel.links import can_become
+from pyflannel.kernel.model import (
+    ROUTE_PROTOCOL,
+    Address,
+    FdbEntry,
+    ForeignInfo,
+    KernelObject,
+    Key,
+    Kind,
+    Link,
+    Neighbour,
+    Route,
+    Sysctl,
+    VxlanInfo,
+)
+from pyflannel.kernel.port import SEVERAL, KernelPort, Notice, Scope, Write
+from pyflannel.kernel.refusal import foreign_link, foreign_route, refusal
+from pyflannel.lease import IPAddress
+
+__all__ = ["FOREIGN_PROTOCOL", "TwinPort"]
+
+FOREIGN_PROTOCOL = 4
+"""The protocol number of a route that somebody else adds (``RTPROT_STATIC``)."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(slots=True)
+class _RouteEntry:
+    route: Route
+    protocol: int
+
+
+class TwinPort(KernelPort):
+    """A kernel port without a kernel; see the module's docstring.
+
+    :param links: the devices that are there from the start, all up unless they say otherwise.
+    :param addresses: their addresses.
+    :param sysctls: the kernel parameters that exist; writing another fails.
+    """
+
+    def __init__(
+        self,
+        links: Iterable[Link] = (),
+        addresses: Iterable[Address] = (),
+        sysctls: Mapping[str, str] | None = None,
+    ) -> None:
+        self.links: dict[str, Link] = {link.name: _unowned(link) for link in links}
+        self.addresses: dict[Key, Address] = {address.key: address for address in addresses}
+        self.neighbours: dict[Key, Neighbour] = {}
+        self.fdb: dict[Key, tuple[FdbEntry, ...]] = {}
+        self.routes: dict[Key, _RouteEntry] = {}
+        self.sysctls: dict[str, str] = dict(sysctls or {})
+        self.dead: str | None = None
+        self.dumps = 0
+        """How many dumps were asked for."""
+        self.writes: list[Write] = []
+        """Every write that was asked for, in the order of the calls."""
+        self._scope = Scope()
+        self._pending = Notice()
+        self._failing: dict[Kind | Key, list[int]] = defaultdict(list)
+        self._interrupts = 0
+        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._closed = False
+
+    # the port
+
+    def dump(self, scope: Scope) -> dict[Key, KernelObject]:
+        """See :meth:`KernelPort.dump`."""
+        self._require_life()
+        self.dumps += 1
+        self._scope = scope
+        if self._interrupts:
+            self._interrupts -= 1
+            raise KernelError("the kernel's tables changed during each attempt to read them")
+        self._pending.changes.clear()
+        self._pending.resync = False
+        found: dict[Key, KernelObject] = {link.key: link for link in self.links.values() if self._in_scope(link)}
+        found.update((key, item) for key, item in self.addresses.items() if self._owns(item.link))
+        found.update((key, item) for key, item in self.neighbours.items() if self._owns(item.link))
+        found.update((key, _seen(ways)) for key, ways in self.fdb.items() if self._owns(ways[0].link))
+        found.update((key, entry.route) for key, entry in self.routes.items() if self._is_ours(entry))
+        for path in scope.sysctls & self.sysctls.keys():
+            item = Sysctl(path, self.sysctls[path])
+            found[item.key] = item
+        return found
+
+    def apply(self, writes: Sequence[Write]) -> Mapping[Key, KernelError]:
+        """See :meth:`KernelPort.apply`."""
+        self.writes.extend(writes)
+        failures: dict[Key, KernelError] = {}
+        for write in sorted(writes, key=_order):
+            try:
+                self._require_life()
+                self._fail_on_request(write)
+                self._write(write)
+            except KernelError as error:
+                failures[write.key] = error
+        self._announce()
+        return failures
+
+    def fileno(self) -> int:
+        """See :meth:`KernelPort.fileno`."""
+        return self._wakeup
+
+    def poll(self) -> Notice:
+        """See :meth:`KernelPort.poll`."""
+        self._require_life()
+        with contextlib.suppress(BlockingIOError):  # it was not set
+            os.eventfd_read(self._wakeup)
+        notice, self._pending = self._pending, Notice()
+        return notice
+
+    def close(self) -> None:
+        """See :meth:`KernelPort.close`."""
+        if not self._closed:
+            self._closed = True
+            os.close(self._wakeup)
+
+    # what goes wrong
+
+    def fail_next(self, what: Kind | Key, number: int, times: int = 1) -> None:
+        """Refuse the next writes of a kind, or under a key, with this errno."""
+        self._failing[what].extend([number] * times)
+
+    def lose_notifications(self) -> None:
+        """Lose what was not polled yet, as a full socket buffer does; a new dump is asked for."""
+        self._pending = Notice(interfaces=set(self.links), resync=True)
+        self._announce()
+
+    def interrupt_dumps(self, times: int) -> None:
+        """Have the next dumps fail."""
+        self._interrupts += times
+
+    def _require_life(self) -> None:
+        if self.dead is not None:
+            raise KernelError(self.dead)
+
+    def _fail_on_request(self, write: Write) -> None:
+        for what in (write.key, write.key[0]):
+            numbers = self._failing.get(what)
+            if numbers:
+                raise refusal(write, numbers.pop(0))
+
+    # what others do
+
+    def put(self, item: KernelObject, protocol: int = FOREIGN_PROTOCOL) -> None:
+        """Somebody adds or replaces an object; a route with this protocol number."""
+        if isinstance(item, Link):
+            self._put_foreign_link(item)
+        elif isinstance(item, Route):
+            self._put_foreign_route(item, protocol)
+        elif isinstance(item, Sysctl):
+            self.sysctls[item.path] = item.value
+            self._tell(item.key, item, item.path in self._scope.sysctls)
+        elif isinstance(item, FdbEntry):
+            self.fdb[item.key] = (item,)
+            self._tell(item.key, item, self._owns(item.link))
+        elif isinstance(item, Neighbour):
+            self.neighbours[item.key] = item
+            self._tell(item.key, item, self._owns(item.link))
+        else:
+            self.addresses[item.key] = item
+            self._pending.interfaces.add(item.link)
+            self._tell(item.key, item, self._owns(item.link))
+        self._announce()
+
+    def remove(self, key: Key) -> None:
+        """Somebody deletes an object. Without effect if it is not there."""
+        if key[0] is Kind.LINK:
+            self._lose_link(str(key[1]))
+        elif key[0] is Kind.ADDRESS:
+            self._lose_address(key)
+        elif key[0] is Kind.ROUTE:
+            entry = self.routes.pop(key, None)
+            if entry is not None:
+                if entry.route.link is not None and not self._is_ours(entry):
+                    self._pending.interfaces.add(entry.route.link)
+                self._tell(key, None, self._is_ours(entry))
+        elif key[0] is Kind.NEIGHBOUR:
+            neighbour = self.neighbours.pop(key, None)
+            self._tell(key, None, neighbour is not None and self._owns(neighbour.link))
+        elif key[0] is Kind.FDB:
+            ways = self.fdb.pop(key, None)
+            self._tell(key, None, ways is not None and self._owns(ways[0].link))
+        self._announce()
+
+    def set_link(self, name: str, *, up: bool | None = None, mtu: int | None = None, mac: str | None = None) -> None:
+        """Somebody sets a link up or down, or changes its MTU or MAC.
+
+        :raises KeyError: there is no such link.
+        """
+        before = self.links[name]
+        after = replace(
+            before,
+            up=before.up if up is None else up,
+            mtu=mtu or before.mtu,
+            mac=mac or before.mac,
+        )
+        self._change_link(before, after)
+        if after != before:
+            self._pending.interfaces.add(name)
+            self._tell(after.key, after, self._in_scope(after))
+        if before.up and not after.up:
+            self._pending.resync |= self._in_scope(after) or self._carries_routes(name)
+        self._announce()
+
+    def append_remote(self, entry: FdbEntry) -> None:
+        """Somebody appends a remote to a MAC address (``bridge fdb append``)."""
+        self.fdb[entry.key] = (*self.fdb.get(entry.key, ()), entry)
+        self._tell(entry.key, entry, self._owns(entry.link))
+        self._announce()
+
+    def _put_foreign_link(self, link: Link) -> None:
+        before = self.links.get(link.name)
+        if before is not None:
+            self._lose_link(link.name)
+        link = self.links[link.name] = _unowned(link)
+        self._pending.interfaces.add(link.name)
+        if self._in_scope(link):
+            self._tell(link.key, link, True)
+            self._pending.resync = True
+
+    def _put_foreign_route(self, route: Route, protocol: int) -> None:
+        before = self.routes.get(route.key)
+        entry = self.routes[route.key] = _RouteEntry(route, protocol)
+        if self._is_ours(entry):
+            self._tell(route.key, route, True)
+            return
+        self._tell(route.key, None, before is not None and self._is_ours(before))
+        if route.link is not None:
+            self._pending.interfaces.add(route.link)
+
+    def _tell(self, key: Key, item: KernelObject | None, seen: bool) -> None:
+        if seen:
+            self._pending.changes[key] = item
+
+    def _announce(self) -> None:
+        if self._pending.changes or self._pending.interfaces or self._pending.resync:
+            os.eventfd_write(self._wakeup, 1)
+
+    # what is ours
+
+    def _in_scope(self, link: Link) -> bool:
+        return link.name in self._scope.links or link.marked
+
+    def _owns(self, name: str | None) -> bool:
+        link = self.links.get(name) if name is not None else None
+        return link is not None and self._in_scope(link) and not isinstance(link.info, ForeignInfo)
+
+    def _is_ours(self, entry: _RouteEntry) -> bool:
+        return entry.protocol == ROUTE_PROTOCOL or self._owns(entry.route.link)
+
+    def _carries_routes(self, name: str) -> bool:
+        return any(entry.route.link == name and self._is_ours(entry) for entry in self.routes.values())
+
+    # what goes along
+
+    def _lose_link(self, name: str) -> None:
+        link = self.links.get(name)
+        if link is None:
+            return
+        for other in list(self.links.values()):
+            if isinstance(other.info, VxlanInfo) and other.info.underlay == name:
+                self._lose_link(other.name)
+        ours = self._in_scope(link)
+        self._pending.resync |= ours or self._carries_routes(name)
+        self._pending.interfaces.add(name)
+        self._tell(link.key, None, ours)
+        _drop(self.addresses, lambda item: item.link == name)
+        _drop(self.neighbours, lambda item: item.link == name)
+        _drop(self.fdb, lambda ways: ways[0].link == name)
+        _drop(self.routes, lambda entry: entry.route.link == name)
+        del self.links[name]
+
+    def _lose_address(self, key: Key) -> None:
+        gone = self.addresses.pop(key, None)
+        if gone is None:
+            return
+        name = gone.link
+        self._pending.interfaces.add(name)
+        self._tell(key, None, self._owns(name))
+        if gone.interface.version == 4:
+            self._pending.resync |= self._in_scope(self.links[name]) or self._carries_routes(name)
+            if not any(item.link == name and item.interface.version == 4 for item in self.addresses.values()):
+                _drop(self.routes, lambda entry: entry.route.link == name and entry.route.destination.version == 4)
+
+    def _change_link(self, before: Link, after: Link) -> None:
+        name = after.name
+        self.links[name] = after
+        if before.up and not after.up:
+            _drop(self.routes, lambda entry: entry.route.link == name)
+            _drop(self.addresses, lambda item: item.link == name and item.interface.version == 6)
+        if (before.up and not after.up) or before.mac != after.mac:
+            for key in _drop(self.neighbours, lambda item: item.link == name):
+                self._tell(key, None, self._owns(name))
+
+    # what we do
+
+    def _write(self, write: Write) -> None:
+        if write.new is None:
+            self._delete(write)
+        elif isinstance(write.new, Link):
+            self._put_link(write, write.new)
+        elif isinstance(write.new, Sysctl):
+            if write.new.path not in self.sysctls:
+                raise refusal(write, errno.ENOENT)
+            self.sysctls[write.new.path] = write.new.value
+        elif isinstance(write.new, Route):
+            self._put_route(write, write.new)
+        else:
+            self._require_link(write, write.new.link)
+            if isinstance(write.new, Address):
+                self.addresses[write.new.key] = write.new
+            elif isinstance(write.new, Neighbour):
+                self.neighbours[write.new.key] = write.new
+            else:
+                self._put_fdb(write, write.new)
+
+    def _delete(self, write: Write) -> None:
+        item = write.old
+        if isinstance(item, Link):
+            actual = self.links.get(item.name)
+            if actual is not None:
+                if actual.info.kind != item.info.kind:
+                    raise foreign_link(write, actual)
+                self._lose_link(item.name)
+        elif isinstance(item, Address):
+            self._lose_address(item.key)
+        elif isinstance(item, Route):
+            entry = self.routes.get(item.key)
+            if entry is not None and entry.route == item and self._is_ours(entry):
+                del self.routes[item.key]
+        elif isinstance(item, Neighbour):
+            self.neighbours.pop(item.key, None)
+        elif isinstance(item, FdbEntry):
+            self.fdb.pop(item.key, None)
+
+    def _require_link(self, write: Write, name: str) -> Link:
+        link = self.links.get(name)
+        if link is None:
+            raise refusal(write, errno.ENODEV, f"no interface {name}")
+        if self._in_scope(link) and isinstance(link.info, ForeignInfo):
+            raise foreign_link(write, link)
+        return link
+
+    def _put_link(self, write: Write, wanted: Link) -> None:
+        actual = self.links.get(wanted.name)
+        if actual is not None and isinstance(actual.info, ForeignInfo):
+            raise foreign_link(write, actual)
+        if actual is not None and can_become(actual, wanted):
+            self._change_link(actual, replace(wanted, mac=wanted.mac or actual.mac))
+            if actual.up and not wanted.up:
+                self._pending.resync = True
+            return
+        if actual is not None:
+            self._lose_link(wanted.name)
+        if isinstance(wanted.info, VxlanInfo):
+            self._check_vxlan(write, wanted.info)
+        self.links[wanted.name] = wanted
+
+    def _check_vxlan(self, write: Write, info: VxlanInfo) -> None:
+        if info.underlay not in self.links:
+            raise refusal(write, errno.ENODEV, f"no interface {info.underlay}")
+        for other in self.links.values():
+            theirs = other.info
+            if isinstance(theirs, VxlanInfo) and (theirs.vni, theirs.port, theirs.local.version) == (
+                info.vni,
+                info.port,
+                info.local.version,
+            ):
+                raise refusal(
+                    write, errno.EEXIST, "", f"{other.name} has VNI {info.vni} on UDP port {info.port} already"
+                )
+
+    def _put_fdb(self, write: Write, entry: FdbEntry) -> None:
+        if not isinstance(self.links[entry.link].info, VxlanInfo):
+            raise refusal(write, errno.EOPNOTSUPP)
+        ways = self.fdb.get(entry.key, ())
+        old = write.old
+        if isinstance(old, FdbEntry):
+            ways = () if old.remote == SEVERAL else tuple(way for way in ways if way.remote != old.remote)
+        others = tuple(way for way in ways if way != entry)
+        self.fdb[entry.key] = (entry, *(others if entry in ways else others[1:]))
+
+    def _put_route(self, write: Write, route: Route) -> None:
+        if route.link is not None:
+            link = self._require_link(write, route.link)
+            if not link.up:
+                raise refusal(write, errno.ENETDOWN)
+            if route.gateway is not None and not route.onlink and not self._is_neighbour(route.link, route.gateway):
+                raise refusal(write, errno.ENETUNREACH)
+        entry = self.routes.get(route.key)
+        if entry is not None and not self._is_ours(entry):
+            theirs = entry.route
+            if (theirs.link, theirs.gateway) != (route.link, route.gateway):
+                raise foreign_route(write, theirs, entry.protocol)
+        self.routes[route.key] = _RouteEntry(route, ROUTE_PROTOCOL)
+
+    def _is_neighbour(self, name: str, gateway: IPAddress) -> bool:
+        return any(item.link == name and gateway in item.interface.network for item in self.addresses.values())
+
+
+def _order(write: Write) -> tuple[int, int]:
+    """Deletions backwards, then creations; addresses are deleted only after others were added."""
+    kind = write.key[0]
+    if write.new is None and kind is not Kind.ADDRESS:
+        return (0, -kind)
+    return (1, 2 * kind + (1 if write.new is None else 0))
+
+
+def _unowned(link: Link) -> Link:
+    """A device as it is; one of a foreign kind never carries our mark."""
+    return replace(link, marked=False) if isinstance(link.info, ForeignInfo) else link
+
+
+def _seen(ways: tuple[FdbEntry, ...]) -> FdbEntry:
+    return ways[0] if len(ways) == 1 else replace(ways[0], remote=SEVERAL)
+
+
+def _drop(table: dict[Key, _T], gone: Callable[[_T], bool]) -> list[Key]:
+    keys = [key for key, item in table.items() if gone(item)]
+    for key in keys:
+        del table[key]
+    return keys
