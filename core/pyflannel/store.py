@@ -20,12 +20,13 @@ and run the conformance kit in :mod:`pyflannel.testing`.
 from __future__ import annotations
 
 import difflib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import ClassVar, Final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from pyflannel.errors import ConfigError
 
@@ -219,6 +220,15 @@ class Store(ABC):
         self.close()
 
 
+# RFC 3986, appendix B, with a scheme and an authority that must be there. urllib would not do: since the fix of
+# CVE-2025-0938 it refuses an IPv6 address that is not the only host.
+_URL: Final = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#\s]*)(?P<path>[^?#\x00-\x1f]*)"
+    r"(?:\?(?P<query>[^#\x00-\x1f]*))?(?:#(?P<fragment>.*))?"
+)
+_HOST: Final = re.compile(r"([^\[\]:]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+
+
 @dataclass(frozen=True, slots=True)
 class StoreLocation:
     """Where a store is: ``scheme://host:port,host:port/path?option=value``, or the same as a table.
@@ -237,28 +247,30 @@ class StoreLocation:
 
         :raises ConfigError: it is not a URL, or carries a password (that is an option: from a file or the environment).
         """
-        shown = url.partition("?")[0]  # the rest may hold secrets
-        try:
-            parts = urlsplit(url)
-        except ValueError as error:
-            raise ConfigError(f"store {shown!r}: not a URL: {error}") from None
-        if not parts.scheme or "://" not in url:
+        shown = re.sub("//[^/]*@", "//...@", url.partition("?")[0])  # what is left out may be secret
+        match = _URL.fullmatch(url)
+        if match is None:
             raise ConfigError(
                 f"store {shown!r}: expected a URL such as file:///var/lib/pyflannel or etcd://127.0.0.1:2379/coreos.com/network"
             )
-        if "@" in parts.netloc:
+        scheme, authority, path, query, fragment = (match[name] or "" for name in _URL.groupindex)
+        scheme = scheme.lower()
+        if "@" in authority:
             raise ConfigError(
-                f"store {parts.scheme}://...@{parts.netloc.rpartition('@')[2]}: credentials don't belong in a URL, "
+                f"store {shown!r}: credentials don't belong in a URL, "
                 "which process lists show; use the driver's options (a password file, or the environment)"
             )
-        if parts.fragment:
-            raise ConfigError(f"store {shown!r}: '#' begins nothing that a store knows; write %23 to mean the character")
-        hosts = tuple(host for host in parts.netloc.split(",") if host)
+        hosts = tuple(host for host in authority.split(",") if host)
+        for host in hosts:
+            if not _HOST.fullmatch(host):
+                raise ConfigError(f"store {shown!r}: {host!r} is not of the form host:port, or [address]:port for IPv6")
+        if fragment:
+            raise ConfigError(f"store {shown!r}: a '#' begins nothing that a store knows; write %23 for the character")
         try:
-            query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+            pairs = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
         except ValueError:
             raise ConfigError(f"store {shown!r}: what follows '?' is not of the form name=value&name=value") from None
-        return cls(parts.scheme, hosts, unquote(parts.path), {**query, **(options or {})})
+        return cls(scheme, hosts, unquote(path), {**pairs, **(options or {})})
 
     def check_options(self, known: Mapping[str, str]) -> None:
         """Refuse options that ``known`` does not name.

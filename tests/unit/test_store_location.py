@@ -15,6 +15,7 @@ from pyflannel.store import StoreLocation
     [
         ("file:///var/lib/pyflannel", StoreLocation("file", (), "/var/lib/pyflannel")),
         ("file:///with%20space/%23", StoreLocation("file", (), "/with space/#")),
+        ("file:///with space", StoreLocation("file", (), "/with space")),
         ("etcd://127.0.0.1:2379", StoreLocation("etcd", ("127.0.0.1:2379",))),
         (
             "etcd://a:1,b:2,[2001:db8::1]:3/coreos.com/network?tls=yes&ca=/x%26y",
@@ -42,7 +43,14 @@ def test_a_table_wins_over_the_query() -> None:
         ("/var/lib/pyflannel", "expected a URL"),
         ("file:/var/lib", "expected a URL"),
         ("://h", "expected a URL"),
-        ("etcd://[::1", "not a URL"),
+        ("etcd://[::1", "[address]:port"),
+        ("etcd://::1:2379", "[address]:port"),
+        ("etcd://a,[::1]x", "[address]:port"),
+        ("etcd://h:port", "[address]:port"),
+        ("etcd://h /x", "expected a URL"),
+        ("etcd://root:hunter2@h /x", "expected a URL"),
+        ("etcd://root:hun@ter2@h/x@y", "credentials"),
+        ("file:///x\n", "expected a URL"),
         ("etcd://root:hunter2@h:2379/x", "credentials"),
         ("etcd://h/x?password=hunter2#y", "%23"),
         ("etcd://h?hunter2", "name=value"),
@@ -53,6 +61,7 @@ def test_bad_urls_are_refused_without_showing_secrets(url: str, word: str) -> No
         StoreLocation.parse(url)
     assert word in str(caught.value)
     assert "hunter2" not in str(caught.value)
+    assert "ter2" not in str(caught.value)
 
 
 def test_options_are_not_shown() -> None:
