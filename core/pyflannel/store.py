@@ -223,7 +223,7 @@ class Store(ABC):
 # RFC 3986, appendix B, with a scheme and an authority that must be there. urllib would not do: since the fix of
 # CVE-2025-0938 it refuses an IPv6 address that is not the only host.
 _URL: Final = re.compile(
-    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#\s]*)(?P<path>[^?#\x00-\x1f]*)"
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#\s]*)(?P<path>(?:/[^?#\x00-\x1f]*)?)"
     r"(?:\?(?P<query>[^#\x00-\x1f]*))?(?:#(?P<fragment>.*))?"
 )
 _HOST: Final = re.compile(r"([^\[\]:]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
