@@ -89,11 +89,8 @@ def lab_command(
         ipv6_network=ipv6_network,
         options=dict(map(_backend_option, options)),
     )
-    console = Console(
-        stderr=as_json,
-        highlight=False,
-        width=None if (sys.stderr if as_json else sys.stdout).isatty() else _PLAIN_WIDTH,
-    )
+    terminal = (sys.stderr if as_json else sys.stdout).isatty()
+    console = Console(stderr=as_json, highlight=False, emoji=False, width=None if terminal else _PLAIN_WIDTH)
     try:
         with _signals():
             return _run(console, overlay, (nodes, containers, routed, mtu), keep, as_json, not no_throughput)
@@ -104,13 +101,15 @@ def lab_command(
 def _run(
     console: Console, overlay: Overlay, size: tuple[int, int, int, int], keep: bool, as_json: bool, throughput: bool
 ) -> int:
+    from rich.text import Text
+
     from pyflannel.lab import Lab
     from pyflannel.lab.picture import render
     from pyflannel.lab.trial import try_out
 
     nodes, containers, routed, mtu = size
     with _Progress(console) as progress:
-        progress(f"{nodes} nodes")
+        progress("namespaces")
         lab = Lab(nodes, containers, routed=routed, mtu=mtu)
         with lab:
             report = try_out(lab, overlay, progress=progress, throughput=1.0 if throughput else None)
@@ -120,7 +119,7 @@ def _run(
             else:
                 console.print()
                 for part in render(report):
-                    console.print(part, soft_wrap=isinstance(part, str))
+                    console.print(part, soft_wrap=isinstance(part, Text))
             if keep:
                 _stay(console, lab.nodes)
     return ExitCode.OK if report.ok else ExitCode.CHECK_FAILED

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from rich.markup import escape
 from rich.table import Table
@@ -16,11 +16,15 @@ from pyflannel.lab.trial import NodeReport, Report
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+Cells: TypeAlias = "Mapping[tuple[str, str], float | None]"
+"""(source, target) to milliseconds, ``None`` for no answer."""
+
 __all__ = ["render"]
 
 _WIDEST_MATRIX: Final = 12
 """Containers up to which the matrix is shown cell by cell."""
 
+_SILENT_SHOWN: Final = 5
 _NODES_SHOWN: Final = 20
 _FAILURES_SHOWN: Final = 10
 _LOGS_SHOWN: Final = 3
@@ -31,7 +35,7 @@ def render(report: Report) -> Iterator[RenderableType]:
     yield _network(report)
     for version in report.reachability.versions:
         yield ""
-        yield _matrix(report, version)
+        yield from _matrix(report, version)
     if report.throughput is not None:
         rate = report.throughput
         yield ""
@@ -63,29 +67,20 @@ def _node(tree: Tree, node: NodeReport) -> None:
         branch.add(f"[bold]{name}[/] {' '.join(addresses) or '[red]no address[/]'}")
 
 
-def _matrix(report: Report, version: int) -> Table:
+def _matrix(report: Report, version: int) -> Iterator[RenderableType]:
     matrix = report.reachability
     names = [name for name in matrix.names if any(name in (pair.source, pair.target) for pair in matrix.pairs)]
     cells = matrix.of(version)
-    table = Table(title=f"IPv{version} ping from row to column, milliseconds", title_justify="left")
-    table.add_column("from")
-    if len(names) > _WIDEST_MATRIX:
-        table.title = f"IPv{version} ping from each container to all others"
-        for title in ("answered", "slowest ms"):
-            table.add_column(title, justify="right")
-        table.add_column("silent")
-        for source in names:
-            row = {target: cells[source, target] for target in names if (source, target) in cells}
-            answers = [answer for answer in row.values() if answer is not None]
-            silent = [target for target, answer in row.items() if answer is None]
-            more = f" and {len(silent) - 5} more" if len(silent) > 5 else ""
-            table.add_row(
-                source,
-                f"{len(answers)}/{len(row)}",
-                f"{max(answers):.2f}" if answers else "-",
-                f"[red]{' '.join(silent[:5])}{more}[/]",
-            )
-        return table
+    if len(names) <= _WIDEST_MATRIX:
+        yield Text(f"IPv{version} ping from row to column, milliseconds")
+        yield _cell_by_cell(names, cells)
+    else:
+        yield Text(f"IPv{version} ping from each container to all others")
+        yield _row_by_row(names, cells)
+
+
+def _cell_by_cell(names: Sequence[str], cells: Cells) -> Table:
+    table = Table("from")
     for target in names:
         table.add_column(target, justify="right")
     for source in names:
@@ -93,8 +88,26 @@ def _matrix(report: Report, version: int) -> Table:
     return table
 
 
-def _cell(cells: object, source: str, target: str) -> str:
-    assert isinstance(cells, dict)
+def _row_by_row(names: Sequence[str], cells: Cells) -> Table:
+    table = Table("from")
+    for title in ("answered", "slowest ms"):
+        table.add_column(title, justify="right")
+    table.add_column("silent")
+    for source in names:
+        row = {target: cells[source, target] for target in names if (source, target) in cells}
+        answers = [answer for answer in row.values() if answer is not None]
+        silent = [target for target, answer in row.items() if answer is None]
+        more = f" and {len(silent) - _SILENT_SHOWN} more" if len(silent) > _SILENT_SHOWN else ""
+        table.add_row(
+            source,
+            f"{len(answers)}/{len(row)}",
+            f"{max(answers):.2f}" if answers else "-",
+            f"[red]{' '.join(silent[:_SILENT_SHOWN])}{more}[/]",
+        )
+    return table
+
+
+def _cell(cells: Cells, source: str, target: str) -> str:
     if (source, target) not in cells:
         return "."
     answer = cells[source, target]

@@ -119,7 +119,8 @@ class Report:
         """One line for people."""
         pairs = len(self.reachability.pairs)
         reached = pairs - len(self.reachability.failed)
-        summary = f"{len(self.nodes)} nodes on {self.overlay.backend}, {reached} of {pairs} container pairs reached"
+        nodes = "1 node" if len(self.nodes) == 1 else f"{len(self.nodes)} nodes"
+        summary = f"{nodes} on {self.overlay.backend}, {reached} of {pairs} container pairs reached"
         return f"PASSED: {summary}" if self.ok else f"FAILED: {summary}; {self.failures[0].what}"
 
     def to_json(self) -> JSON:
@@ -146,7 +147,12 @@ class Report:
                 for node in self.nodes
             ],
             "reachability": [
-                {"from": pair.source, "to": pair.target, "address": pair.address, "milliseconds": pair.milliseconds}
+                {
+                    "from": pair.source,
+                    "to": pair.target,
+                    "address": pair.address,
+                    "milliseconds": None if pair.milliseconds is None else round(pair.milliseconds, 3),
+                }
                 for pair in self.reachability.pairs
             ],
             "throughput": rate
@@ -155,6 +161,10 @@ class Report:
             "seconds": {step: round(seconds, 3) for step, seconds in self.seconds.items()},
             "logs": dict(self.logs),
         }
+
+
+def _last_line(text: str) -> str:
+    return text.rstrip().rpartition("\n")[2] or "no message"
 
 
 class _Trial:
@@ -187,15 +197,19 @@ class _Trial:
         else:
             store = lab.file_store if overlay.store == "file" else overlay.store
         words = pyflannel_command("config", "set", "-", "--store", store)
-        lab.nodes[0].run(words, input=json.dumps(overlay.document))
+        done = lab.nodes[0].run(words, input=json.dumps(overlay.document), check=False)
+        if done.returncode:
+            reason = _last_line(done.stderr).removeprefix("pyflannel: error: ")
+            raise ConfigError(f"the network document can't be written to the store: {reason}")
         return store
 
-    def start_daemons(self, store: str) -> None:
-        """Start all, wait until all are ready, then until each knows all others that are."""
+    def start_daemons(self, store: str) -> tuple[Node, ...]:
+        """Start all, wait until all are ready, then until each knows all others that are; returns those ready."""
         for node in self.lab.nodes:
             node.start_daemon(store, self.overlay.backend, arguments=self.overlay.arguments)
         ready = self._wait(self.lab.nodes, 0)
         self._wait(ready, len(ready) - 1)
+        return ready
 
     def _wait(self, nodes: tuple[Node, ...], peers: int) -> tuple[Node, ...]:
         def wait(node: Node) -> PyflannelError | None:
@@ -208,11 +222,13 @@ class _Trial:
         errors = self.lab.each(wait, nodes)
         for node, error in zip(nodes, errors, strict=True):
             if error is not None:
-                self.failures.append(Failure(str(error).partition(";")[0], (node.name,)))
+                reason, separator, _ = str(error).partition("; the end of its log:")
+                last = f": {_last_line(node.log_tail())}" if separator else ""
+                self.failures.append(Failure(reason + last, (node.name,)))
         return tuple(node for node, error in zip(nodes, errors, strict=True) if error is None)
 
-    def attach_containers(self) -> None:
-        """Connect the containers of every node that got a subnet."""
+    def attach_containers(self, nodes: tuple[Node, ...]) -> None:
+        """Connect the containers of nodes that got a subnet."""
 
         def attach(node: Node) -> Failure | None:
             try:
@@ -221,7 +237,7 @@ class _Trial:
                 return Failure(str(error), (node.name,))
             return None
 
-        self.failures += filter(None, self.lab.each(attach, self.lab.nodes))
+        self.failures += filter(None, self.lab.each(attach, nodes))
 
     def measure_reachability(self) -> Matrix:
         """Ping all pairs of containers that have addresses."""
@@ -230,7 +246,7 @@ class _Trial:
             owner = {container.name: container.node.name for container in self.lab.containers}
             names = dict.fromkeys(owner[name] for pair in matrix.failed for name in (pair.source, pair.target))
             self.failures.append(Failure(f"{len(matrix.failed)} container pairs don't reach each other", tuple(names)))
-        elif not matrix.pairs and len(self.lab.containers) > 1:
+        elif not (matrix.pairs or self.failures) and len(self.lab.containers) > 1:
             self.failures.append(Failure("there was no pair of containers to try"))
         return matrix
 
@@ -275,16 +291,18 @@ def try_out(
     :param timeout: seconds for the daemons to become ready, and as many to know each other.
     """
     trial = _Trial(lab, overlay, progress, timeout)
-    store = None
+    store: str | None = None
+    ready: tuple[Node, ...] = ()
     matrix = Matrix((), ())
     rate = None
     with trial.step("store"):
         store = trial.open_store()
     if store is not None:
         with trial.step("daemons"):
-            trial.start_daemons(store)
+            ready = trial.start_daemons(store)
+    if ready:
         with trial.step("containers"):
-            trial.attach_containers()
+            trial.attach_containers(ready)
         with trial.step("reachability"):
             matrix = trial.measure_reachability()
     if throughput is not None and matrix.complete:

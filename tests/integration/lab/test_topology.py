@@ -168,6 +168,7 @@ def test_throughput_counts_what_arrives(lab: Lab, pair: tuple[Node, Node], versi
 def test_throughput_to_nowhere_is_an_error(lab: Lab) -> None:
     give_subnet(lab.nodes[0], 1)
     give_subnet(lab.nodes[1], 2)
+    lab.nodes[0].ip(["route add unreachable 10.244.2.0/24"])
     with pytest.raises(CommandError, match="source"):
         lab.throughput(lab.nodes[0].containers[0], lab.nodes[1].containers[0], seconds=0.1)
 
