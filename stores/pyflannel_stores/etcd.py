@@ -65,7 +65,7 @@ class EtcdStore(Store):
         return self._put(CONFIG_KEY, self._keys.config, value, expected, 0, Deadline())
 
     def snapshot(self) -> Snapshot:
-        """One range over the prefix. Keys neither the document's nor right below ``subnets/`` are passed over."""
+        """One range over the prefix. Keys neither the document's nor below ``subnets/`` are passed over."""
 
         def send(member: Member, metadata: Metadata, deadline: Deadline) -> Any:
             request = member.rpc.RangeRequest(key=self._keys.first, range_end=self._keys.end)
@@ -532,8 +532,8 @@ class _Keys:
         if not path.startswith(self._subnets):
             return None
         name = path[len(self._subnets) :]
-        if not name or b"/" in name or name == b"config":
-            return None
+        if not name or name == b"config":
+            return None  # no lease can have the name that stands for the document
         return name.decode("utf-8", "surrogateescape")
 
 

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from pyflannel.lab.servers.etcd import EtcdCluster, find_etcd
+from pyflannel_stores._etcd_loader import load_etcd3
 
 MISSING = None if find_etcd() else "etcd is not installed: apt-get install etcd-server etcd-client"
 """Why there are no etcd tests here, or ``None``."""
@@ -74,6 +75,25 @@ def leases(cluster: EtcdCluster, *words: str) -> set[int]:
     """The ids of all etcd leases that exist."""
     answer = json.loads(etcdctl(cluster, "lease", "list", "-w", "json", *words))
     return {entry["id"] for entry in answer.get("leases") or ()}
+
+
+def fill(cluster: EtcdCluster, prefix: str, items: Sequence[tuple[str, str]], leased: bool = False) -> None:
+    """Put many leases, 64 in a transaction: reservations, or each on an etcd lease of its own."""
+    etcd3 = load_etcd3()
+    rpc = etcd3.etcdrpc
+    host, _, port = cluster.members[0].endpoint.rpartition(":")
+    client = etcd3.client(host=host, port=int(port), timeout=20)
+    grants = [client.leasestub.LeaseGrant.future(rpc.LeaseGrantRequest(TTL=86400)) for _ in items] if leased else []
+    ids = [grant.result().ID for grant in grants] or [0] * len(items)
+    puts = [
+        rpc.RequestOp(
+            request_put=rpc.PutRequest(key=f"{prefix}/subnets/{key}".encode(), value=value.encode(), lease=id_)
+        )
+        for (key, value), id_ in zip(items, ids, strict=True)
+    ]
+    for start in range(0, len(puts), 64):
+        client.kvstub.Txn(rpc.TxnRequest(success=puts[start : start + 64]), timeout=20)
+    client.close()
 
 
 def enable_auth(cluster: EtcdCluster, *words: str) -> None:
