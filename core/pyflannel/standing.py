@@ -52,7 +52,7 @@ def standing(agent: Agent) -> tuple[State, str]:
 
 
 def _failure(agent: Agent) -> str:
-    return next((str(failure.error) for failure in list(agent.tracker.failures.values())), "")
+    return next((str(failure.error) for failure in agent.tracker.failures.values()), "")
 
 
 def document(agent: Agent) -> Status:

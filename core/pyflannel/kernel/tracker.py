@@ -6,14 +6,16 @@ remembers *why* a key is dirty, so a deleted route, a re-created device and a fi
 
 * Links go first and alone: when one was written, everything on it may be gone, so the kernel is dumped again before
   the rest is compared.
-* An object that the kernel refuses stays dirty by itself and is tried again with growing pauses; the others go on.
+* An object that the kernel refuses stays dirty by itself and is tried again with growing pauses; the others go on. The
+  first refusal is not believed: mostly the kernel has changed and its notification is still on the way, so everything
+  is compared with a fresh dump at once.
 * Objects that nobody wants are deleted only once sweeping is allowed, that is after the first complete snapshot.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from pyflannel.errors import KernelError
@@ -82,7 +84,7 @@ class Tracker:
         self._since: dict[Key, float] = {}
         self._resync = True
 
-    # what should be
+    # What should be
 
     def want(self, changes: Mapping[Key, KernelObject | None]) -> None:
         """Change the desired state under some keys; ``None``: no longer wanted."""
@@ -108,13 +110,23 @@ class Tracker:
         gone: dict[Key, KernelObject | None] = {key: None for key in self._desired if key not in wanted}
         self.want(gone | wanted)
 
-    # what is
+    # What is
 
     def observe(self, notice: Notice) -> None:
         """Take in what the kernel has told."""
         self._resync |= notice.resync
+        if notice.resync or notice.interfaces:
+            self._retry_now()
         for key, item in notice.changes.items():
             self._see(key, item)
+            if self.sweep and item is not None and key not in self._desired:
+                self._drifted.add(key)
+
+    def _retry_now(self) -> None:
+        """What was refused may be possible now: something foreign that was in the way has changed."""
+        now = self._clock()
+        for key, failure in self._failures.items():
+            self._failures[key] = replace(failure, retry_at=now)
 
     def request_resync(self) -> None:
         """Have everything compared with a fresh dump at the next reconciliation."""
@@ -127,6 +139,8 @@ class Tracker:
         else:
             was = self._actual.get(key)
             self._actual[key] = wanted if wanted is not None and wanted == item else item
+        if was != item:
+            self._failures.pop(key, None)
         if item != wanted:
             self._dirty.add(key)
             if wanted is not None and was == wanted and not _may_lack(wanted):
@@ -151,7 +165,7 @@ class Tracker:
                     self._dirty.add(key)
         self._resync = False
 
-    # the difference
+    # The difference
 
     def reconcile(self) -> Outcome:
         """Write what differs. Writes nothing when nothing does.
@@ -164,7 +178,7 @@ class Tracker:
         if done.written:
             self._dump()
         rest = self._write(lambda key: key[0] is not Kind.LINK)
-        return Outcome(done.written + rest.written, done.repaired + rest.repaired, len(self._failures))
+        return Outcome(done.written + rest.written, done.repaired + rest.repaired, len(self.failures))
 
     def _write(self, selected: Callable[[Key], bool]) -> Outcome:
         now = self._clock()
@@ -212,10 +226,12 @@ class Tracker:
     def _fail(self, key: Key, error: KernelError, now: float) -> None:
         before = self._failures.get(key)
         attempts = before.attempts + 1 if before else 1
-        pause = min(LAST_RETRY, FIRST_RETRY * 2 ** min(attempts - 1, 10))
+        if attempts == 1:
+            self._resync = True
+        pause = 0.0 if attempts == 1 else min(LAST_RETRY, FIRST_RETRY * 2 ** min(attempts - 2, 10))
         self._failures[key] = Failure(error, before.since if before else now, attempts, now + pause)
 
-    # for those who watch
+    # For those who watch
 
     @property
     def retry_at(self) -> float | None:
@@ -224,8 +240,8 @@ class Tracker:
 
     @property
     def failures(self) -> Mapping[Key, Failure]:
-        """What the kernel refuses at present."""
-        return self._failures
+        """What the kernel refuses at present, more than once. May be read from any thread."""
+        return {key: failure for key, failure in list(self._failures.items()) if failure.attempts > 1}
 
     @property
     def link_names(self) -> frozenset[str]:
@@ -240,7 +256,7 @@ class Tracker:
         """Every wanted object and where it stands. May be called from any thread."""
         for key, item in list(self._desired.items()):
             failure = self._failures.get(key)
-            if failure is not None:
+            if failure is not None and failure.attempts > 1:
                 yield ObjectStatus(item, ObjectState.FAILED, failure.since, str(failure.error))
             else:
                 state = ObjectState.DONE if self._actual.get(key) == item else ObjectState.PENDING
