@@ -7,6 +7,8 @@ How leases are kept, with ``<prefix>`` from the URL:
   ends, Consul deletes the key. A reservation's key is locked by nobody;
 * every write is one transaction that checks the key's ``ModifyIndex`` (or absence) and locks it, so that "unchanged"
   and "mine" hold together. Acquiring alone would take an unlocked reservation;
+* a session's TTL can't be changed. To renew with another one, a new session takes the key over, which moves
+  ``ModifyIndex`` though the value is the same; the key's ``Flags`` then keep the index that belongs to the value;
 * sessions are bound to a node of Consul's catalog that is nobody's machine (option ``node``) and has no checks. Bound
   to an agent, as is Consul's default, they would end, and the leases with them, when that agent fails or is restarted.
 
@@ -25,12 +27,13 @@ import random
 import threading
 import time
 import uuid
+import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 from weakref import WeakSet
 
 from pyflannel.errors import (
@@ -67,6 +70,11 @@ SHORTEST_TTL, LONGEST_TTL = 10, 24 * 3600
 """Seconds; Consul's limits for a session's TTL (https://developer.hashicorp.com/consul/api-docs/session)."""
 
 TOKEN_VARIABLES: Final = ("PYFLANNEL_CONSUL_TOKEN", "CONSUL_HTTP_TOKEN")
+
+_Operation: TypeAlias = dict[str, dict[str, Any]]
+"""One step of a transaction (https://developer.hashicorp.com/consul/api-docs/txn)."""
+
+_SEED: Final = 0x7079666C  # so that nobody's flags are taken for ours
 
 _BUDGET: Final = CALL_TIMEOUT - 0.5
 """Seconds for a call and all its steps; the rest is for what a loaded machine adds."""
@@ -128,14 +136,13 @@ class ConsulStore(Store):
 
     def read_config(self) -> Record | None:
         """See :class:`~pyflannel.store.Store`."""
-        return self._read(CONFIG_KEY, self._begin())
+        found = self._find(CONFIG_KEY, self._begin())
+        return found.record if found else None
 
     def write_config(self, value: str, expected: Record | None) -> Record:
         """See :class:`~pyflannel.store.Store`."""
-        path = self._path(CONFIG_KEY)
-        operation = _operation("cas", path, Value=_encode(value), Index=_index_of(expected))
-        ours = _Ours(value, "", expected)
-        version = self._commit(CONFIG_KEY, [operation], expected, ours, self._begin())
+        write = partial(_cas, self._path(CONFIG_KEY), value)
+        version, _ = self._commit(CONFIG_KEY, expected, write, _Ours(value, "", expected), self._begin())
         return Record(CONFIG_KEY, value, version, permanent=True)
 
     def snapshot(self) -> Snapshot:
@@ -146,62 +153,57 @@ class ConsulStore(Store):
 
     def create(self, key: str, value: str, ttl: float | None) -> Record:
         """See :class:`~pyflannel.store.Store`. A TTL outside Consul's limits becomes the nearest one inside."""
-        deadline = self._begin()
-        granted = None if ttl is None else _grant(ttl)
-        session = "" if granted is None else self._open_session(key, granted, deadline)
-        path = self._path(key)
-        if session:
-            operations = [
-                _operation("check-not-exists", path),
-                _operation("lock", path, Value=_encode(value), Session=session),
-            ]
-        else:
-            operations = [_operation("cas", path, Value=_encode(value), Index=0)]
-        version = self._commit(key, operations, None, _Ours(value, session, None), deadline, new_session=session)
-        return Record(key, value, version, not session, _seconds(granted), session)
+        deadline, path = self._begin(), self._path(key)
+        if ttl is None:
+            version, _ = self._commit(key, None, partial(_cas, path, value), _Ours(value, "", None), deadline)
+            return Record(key, value, version, permanent=True)
+        granted = _grant(ttl)
+        session = self._open_session(key, granted, deadline)
+        write = partial(_lock, path, value, session)
+        version, _ = self._commit(key, None, write, _Ours(value, session, None), deadline, session)
+        return Record(key, value, version, ttl=float(granted), handle=session)
 
     def update(self, record: Record, value: str, ttl: float | None) -> Record:
         """See :class:`~pyflannel.store.Store`."""
-        deadline = self._begin(record.handle)
-        path, check = self._path(record.key), _operation("check-index", self._path(record.key), Index=_index_of(record))
+        deadline, path = self._begin(record.handle), self._path(record.key)
         if record.permanent:
-            operations = [_operation("cas", path, Value=_encode(value), Index=_index_of(record))]
-            version = self._commit(record.key, operations, record, _Ours(value, "", record), deadline)
+            write = partial(_cas, path, value)
+            version, _ = self._commit(record.key, record, write, _Ours(value, "", record), deadline)
             return replace(record, value=value, version=version)
         if ttl is None:
-            unlock = _operation("unlock", path, Value=_encode(value), Session=record.handle)
-            version = self._commit(record.key, [check, unlock], record, _Ours(value, "", record), deadline)
-            self._end_session(record.handle, deadline)
+            write = partial(_unlock, path, value)
+            version, before = self._commit(record.key, record, write, _Ours(value, "", record), deadline)
+            self._end_session(before, deadline)
             return Record(record.key, value, version, permanent=True)
         granted = _grant(ttl)
-        if self._renew_session(record, deadline) != granted:
+        record, held = self._renew_session(record, deadline)
+        if held != granted:
             return self._change_session(record, value, granted, deadline)
-        lock = _operation("lock", path, Value=_encode(value), Session=record.handle)
-        ours = _Ours(value, record.handle, record)
-        version = self._commit(record.key, [check, lock], record, ours, deadline)
-        return replace(record, value=value, version=version, ttl=_seconds(granted))
+        write, ours = partial(_lock, path, value, record.handle), _Ours(value, record.handle, record)
+        version, _ = self._commit(record.key, record, write, ours, deadline)
+        return replace(record, value=value, version=version, ttl=float(granted))
 
     def renew(self, record: Record, ttl: float) -> Record:
         """See :class:`~pyflannel.store.Store`."""
         if record.permanent:
             return record
         deadline = self._begin(record.handle)
-        found = self._read(record.key, deadline.part(_RESERVE))
-        if found is None or found.handle != record.handle:
+        found = self._find(record.key, deadline.part(_RESERVE))
+        if found is None or (found.record.handle != record.handle and not _same(found.record, record)):
             self._end_session(record.handle, deadline)  # it outlived what it was for
             raise self._conflict(record.key, found, record)
         granted = _grant(ttl)
-        if self._renew_session(found, deadline) != granted:
-            return self._change_session(found, found.value, granted, deadline)
-        return replace(found, ttl=_seconds(granted))
+        current, held = self._renew_session(found.record, deadline)
+        if held != granted:
+            return self._change_session(current, None, granted, deadline)
+        return replace(current, ttl=float(granted))
 
     def delete(self, record: Record) -> None:
         """See :class:`~pyflannel.store.Store`."""
         deadline = self._begin()
-        operation = _operation("delete-cas", self._path(record.key), Index=_index_of(record))
-        self._commit(record.key, [operation], record, lambda found: found is None, deadline)
-        if record.handle:
-            self._end_session(record.handle, deadline)
+        write = partial(_delete, self._path(record.key))
+        _, session = self._commit(record.key, record, write, lambda found: found is None, deadline)
+        self._end_session(session, deadline)
 
     def watch(self, revision: str) -> Watch:
         """See :class:`~pyflannel.store.Store`. Only revisions of this object are known, and of those the latest."""
@@ -262,10 +264,10 @@ class ConsulStore(Store):
                 if key and key != CONFIG_KEY:
                     yield key, _record(key, item)
 
-    def _read(self, key: str, deadline: Deadline) -> Record | None:
+    def _find(self, key: str, deadline: Deadline) -> _Entry | None:
         path = self._path(key)
         item = self._consul.call(deadline, lambda client: client.kv.get(path, consistency="consistent"))[1]
-        return None if item is None else _record(key, item)
+        return None if item is None else _Entry(_record(key, item), item["ModifyIndex"])
 
     def _path(self, key: str) -> str:
         return f"{self._prefix}/{key}" if key == CONFIG_KEY else f"{self._prefix}/subnets/{key}"
@@ -281,20 +283,30 @@ class ConsulStore(Store):
     def _commit(
         self,
         key: str,
-        operations: Sequence[Mapping[str, Any]],
         expected: Record | None,
+        write: Callable[[_Entry | None], list[_Operation]],
         ours: Callable[[Record | None], bool],
         deadline: Deadline,
         new_session: str = "",
-    ) -> str:
-        """Run a transaction and return the key's version after it.
+    ) -> tuple[str, str]:
+        """Write a key if it is as ``expected``; returns its version afterwards, and the session that held it before.
 
-        :param expected: what the transaction checks for.
-        :param ours: whether a record, or its absence, is what the transaction would have made of it.
-        :param new_session: a session that is ended if the transaction fails.
+        :param write: the operations of the transaction, from what the key is checked to be.
+        :param ours: whether a record, or its absence, is what the transaction makes of it.
+        :param new_session: a session that is ended if nothing came of the transaction.
         """
+        entry = None if expected is None else _Entry(expected, _index_of(expected))
         try:
-            return self._transact(key, operations, expected, ours, deadline)
+            while True:
+                outcome = self._transact(key, entry, write, ours, deadline)
+                if isinstance(outcome, str):
+                    return outcome, entry.record.handle if entry else ""
+                found = outcome.found
+                if not _same(found.record if found else None, expected):
+                    raise self._conflict(key, found, expected)
+                if _alike(found, entry):  # all is as it should be: the session ended, or the lock is delayed
+                    raise StoreUnavailableError(f"{self.location}: {key}: {outcome.reason}; try again")
+                entry = found  # the value is as expected, but another session holds it now
         except StoreError:
             if new_session:
                 self._end_session(new_session, deadline)
@@ -303,30 +315,29 @@ class ConsulStore(Store):
     def _transact(
         self,
         key: str,
-        operations: Sequence[Mapping[str, Any]],
-        expected: Record | None,
+        entry: _Entry | None,
+        write: Callable[[_Entry | None], list[_Operation]],
         ours: Callable[[Record | None], bool],
         deadline: Deadline,
-    ) -> str:
+    ) -> str | _Refusal:
+        """One transaction. Its answer may get lost: what is found at the key then tells what became of it."""
         try:
-            answer = self._consul.call(deadline.part(_RESERVE), lambda client: client.txn.put(operations))
+            answer = self._consul.call(deadline.part(_RESERVE), lambda client: client.txn.put(write(entry)))
         except self._http.RolledBack as refusal:
             doubtful = self._consul.doubtful
-            found = self._read(key, deadline)
-            if ours(found) and (doubtful or found is None):
-                return found.version if found else ""
-            if _same(found, expected):  # the key is as it should be: the session ended, or the lock is delayed
-                raise StoreUnavailableError(f"{self.location}: {key}: {refusal}; try again") from None
-            raise self._conflict(key, found, expected) from None
+            found = self._find(key, deadline)
+            if (doubtful or found is None) and ours(found.record if found else None):
+                return found.record.version if found else ""
+            return _Refusal(found, str(refusal))
         except StoreUnavailableError:
-            found = self._read(key, deadline)
-            if ours(found):
-                return found.version if found else ""
+            found = self._find(key, deadline)
+            if ours(found.record if found else None):
+                return found.record.version if found else ""
             raise
         results = answer["Results"]
         return _version(results[-1]["KV"]) if results else ""
 
-    def _conflict(self, key: str, found: Record | None, expected: Record | None) -> ConflictError:
+    def _conflict(self, key: str, found: _Entry | None, expected: Record | None) -> ConflictError:
         what = "is there already" if expected is None else "was changed" if found else "was deleted or has expired"
         return ConflictError(f"{self.location}: {key} {what}; somebody else was first")
 
@@ -351,35 +362,38 @@ class ConsulStore(Store):
                 self._lost[name] = session
         return session
 
-    def _renew_session(self, record: Record, deadline: Deadline) -> int | None:
-        """Renew a record's session and return its TTL.
+    def _renew_session(self, record: Record, deadline: Deadline) -> tuple[Record, float | None]:
+        """Renew a record's session and return its TTL, and the record as it is if another session took it over.
 
         :raises ConflictError: it has ended, and the key with it.
         """
+        share = deadline.part(2 * _RESERVE)
         try:
-            session = self._consul.call(deadline.part(2 * _RESERVE), lambda client: client.session.renew(record.handle))
+            session = self._consul.call(share, lambda client: client.session.renew(record.handle))
         except self._http.NoSuchSession:
-            raise self._conflict(record.key, None, record) from None
-        ttl = _parse_ttl(session["TTL"])
-        return None if ttl is None else int(ttl)
+            found = self._find(record.key, deadline)
+            if found is None or not found.record.handle or not _same(found.record, record):
+                raise self._conflict(record.key, found, record) from None
+            if found.record.handle == record.handle:
+                raise StoreUnavailableError(f"{self.location}: {record.key} is about to expire; try again") from None
+            return self._renew_session(found.record, deadline)
+        return record, _parse_ttl(session["TTL"])
 
-    def _change_session(self, record: Record, value: str, ttl: int, deadline: Deadline) -> Record:
-        """Give a record's key to a new session: a session's TTL can't be changed."""
-        path = self._path(record.key)
+    def _change_session(self, record: Record, value: str | None, ttl: int, deadline: Deadline) -> Record:
+        """Give a record's key to a new session, with a new value or (``None``) the one it has."""
         session = self._open_session(record.key, ttl, deadline)
-        operations = [
-            _operation("check-index", path, Index=_index_of(record)),
-            _operation("unlock", path, Value=_encode(value), Session=record.handle),
-            _operation("lock", path, Value=_encode(value), Session=session),
-        ]
-        ours = _Ours(value, session, record)
-        version = self._commit(record.key, operations, record, ours, deadline, new_session=session)
-        self._end_session(record.handle, deadline)
-        return Record(record.key, value, version, ttl=_seconds(ttl), handle=session)
+        text = record.value if value is None else value
+        flags = _stamp(record) if value is None else 0
+        write, ours = partial(_take_over, self._path(record.key), text, session, flags), _Ours(text, session, record)
+        version, before = self._commit(record.key, record, write, ours, deadline, session)
+        self._end_session(before, deadline)
+        version = record.version if value is None else version
+        return Record(record.key, text, version, ttl=float(ttl), handle=session)
 
     def _end_session(self, session: str, deadline: Deadline) -> None:
         """End a session now if Consul answers, else before the next call: what was asked for is done either way."""
-        self._doomed.add(session)
+        if session:
+            self._doomed.add(session)
         try:
             self._end_doomed(deadline)
         except StoreError:
@@ -519,6 +533,22 @@ class _History:
 
 
 @dataclass(frozen=True, slots=True)
+class _Entry:
+    """A record and the ``ModifyIndex`` its key has."""
+
+    record: Record
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """A transaction was rolled back: what is at the key instead, and Consul's reason."""
+
+    found: _Entry | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Ours:
     """Whether a record is what a write of ours, whose answer got lost, has made of ``expected``."""
 
@@ -527,12 +557,10 @@ class _Ours:
     expected: Record | None
 
     def __call__(self, found: Record | None) -> bool:
-        return (
-            found is not None
-            and found.value == self.value
-            and found.handle == self.session
-            and not _same(found, self.expected)
-        )
+        if found is None or found.value != self.value or found.handle != self.session:
+            return False
+        # A session is nobody else's. Without one, it is the version that shows a write.
+        return self.expected is None or self.expected.handle != self.session or not _same(found, self.expected)
 
 
 def _destroy(session: str, client: Any) -> None:
@@ -545,18 +573,25 @@ def _same(found: Record | None, expected: Record | None) -> bool:
     return found.version == expected.version
 
 
+def _alike(one: _Entry | None, other: _Entry | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return (one.index, one.record.handle) == (other.index, other.record.handle)
+
+
 def _differences(before: Mapping[str, Record], after: Mapping[str, Record]) -> tuple[Change, ...]:
-    """What happened in between: deletions, then the rest in its order. A renewal is no difference."""
+    """What happened in between: deletions, whose order Consul doesn't tell, then the rest in its order.
+
+    A renewal touches the session alone, and so is no difference.
+    """
     gone = [Change(key, None) for key in before if key not in after]
-    new = [record for key, record in after.items() if key not in before or not _means_same(before[key], record)]
+    new = [record for key, record in after.items() if key not in before or _changed(before[key], record)]
     return (*gone, *(Change(record.key, record) for record in sorted(new, key=_index_of)))
 
 
-def _means_same(before: Record, after: Record) -> bool:
-    if before.version == after.version:
-        return before.value == after.value
-    created = before.version.partition(".")[0] == after.version.partition(".")[0]
-    return created and before.value == after.value and before.permanent == after.permanent
+def _changed(before: Record, after: Record) -> bool:
+    # The value counts too: after a reset, the same index may stand for another one.
+    return before.version != after.version or before.value != after.value
 
 
 def _record(key: str, item: Mapping[str, Any]) -> Record:
@@ -566,17 +601,58 @@ def _record(key: str, item: Mapping[str, Any]) -> Record:
 
 
 def _version(item: Mapping[str, Any]) -> str:
-    """``CreateIndex.ModifyIndex``: the latter changes with every write, the former tells a new key of an old name."""
-    return f"{item['CreateIndex']}.{item['ModifyIndex']}"
+    """The index of the key's creation and that of its value, which is its ``ModifyIndex`` but for :func:`_stamp`."""
+    checksum, index = divmod(item["Flags"], 1 << 32)
+    kept = index and checksum == zlib.crc32(item["Value"] or b"", _SEED)
+    return f"{item['CreateIndex']}.{index if kept else item['ModifyIndex']}"
 
 
-def _index_of(record: Record | None) -> int:
-    """The ``ModifyIndex`` to check for; 0 is Consul's word for absence."""
-    return 0 if record is None else int(record.version.partition(".")[2])
+def _stamp(record: Record) -> int:
+    """Flags that keep a value's index while a new session takes its key over.
+
+    They hold for this value alone: whoever changes it may keep the flags, but not the checksum.
+    """
+    return zlib.crc32(record.value.encode(), _SEED) << 32 | _index_of(record) & 0xFFFFFFFF
 
 
-def _operation(verb: str, path: str, **details: Any) -> dict[str, Any]:
+def _index_of(record: Record) -> int:
+    return int(record.version.partition(".")[2])
+
+
+def _operation(verb: str, path: str, **details: Any) -> _Operation:
     return {"KV": {"Verb": verb, "Key": path, **details}}
+
+
+def _check(path: str, entry: _Entry | None) -> _Operation:
+    if entry is None:
+        return _operation("check-not-exists", path)
+    return _operation("check-index", path, Index=entry.index)
+
+
+def _cas(path: str, value: str, entry: _Entry | None) -> list[_Operation]:
+    """Set a key that nobody locks; index 0 is Consul's word for absence."""
+    return [_operation("cas", path, Value=_encode(value), Index=entry.index if entry else 0)]
+
+
+def _lock(path: str, value: str, session: str, entry: _Entry | None) -> list[_Operation]:
+    """Set a key that is absent, or locked by ``session`` already."""
+    return [_check(path, entry), _operation("lock", path, Value=_encode(value), Session=session)]
+
+
+def _unlock(path: str, value: str, entry: _Entry | None) -> list[_Operation]:
+    """Set a key and make it permanent."""
+    session = entry.record.handle if entry else ""
+    return [_check(path, entry), _operation("unlock", path, Value=_encode(value), Session=session)]
+
+
+def _take_over(path: str, value: str, session: str, flags: int, entry: _Entry | None) -> list[_Operation]:
+    """Set a key and give it from the session that locks it to another."""
+    lock = _operation("lock", path, Value=_encode(value), Session=session, Flags=flags)
+    return [*_unlock(path, value, entry), lock]
+
+
+def _delete(path: str, entry: _Entry | None) -> list[_Operation]:
+    return [_operation("delete-cas", path, Index=entry.index if entry else 0)]
 
 
 def _encode(value: str) -> str:
@@ -590,10 +666,6 @@ def _sane(index: str | int) -> int:
 
 def _grant(ttl: float) -> int:
     return min(LONGEST_TTL, max(SHORTEST_TTL, math.ceil(ttl)))
-
-
-def _seconds(granted: int | None) -> float | None:
-    return None if granted is None else float(granted)
 
 
 def _parse_ttl(text: str) -> float | None:

@@ -1,0 +1,119 @@
+"""Consul servers for tests, a look at them from outside the driver, and a wire between that can lose answers.
+
+The servers themselves are :mod:`pyflannel.lab.servers.consul`'s. What is here speaks HTTP by itself, so that the driver is
+not checked with its own client.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pyflannel.lab.servers.consul import ConsulCluster, ConsulServer, find_consul
+
+MISSING = None if find_consul() else "Consul is not there: run tools/fetch-consul"
+"""Why there are no Consul tests here, or ``None``."""
+
+
+@contextmanager
+def consul(size: int = 1, **options: Any) -> Iterator[ConsulCluster]:
+    """A healthy cluster on data in memory, gone without a trace afterwards."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with (
+        TemporaryDirectory(prefix="pyflannel-consul-", dir=memory) as data,
+        ConsulCluster(Path(data), size, **options) as cluster,
+    ):
+        yield cluster
+
+
+def put(cluster: ConsulCluster, path: str, body: Any = b"", server: ConsulServer | None = None) -> Any:
+    """A PUT to the first server, or another one, with all rights; the answer is JSON. Bytes are sent as they are."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return json.loads(send(cluster, "PUT", path, data, server) or b"null")
+
+
+def send(
+    cluster: ConsulCluster, method: str, path: str, data: bytes | None = None, server: ConsulServer | None = None
+) -> bytes:
+    """A request to a server without TLS, with all rights; the answer is bytes."""
+    headers = {"X-Consul-Token": cluster.token} if cluster.token else {}
+    url = f"http://{(server or cluster.servers[0]).host}{path}"
+    request = urllib.request.Request(url, data=data, headers=headers, method=method)
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=10) as answer:
+        found: bytes = answer.read()
+    return found
+
+
+def sessions(cluster: ConsulCluster) -> dict[str, dict[str, Any]]:
+    """All sessions by id."""
+    return {session["ID"]: session for session in cluster.servers[0].get("/v1/session/list?consistent")}
+
+
+class LossyWire:
+    """A TCP proxy to a server. Once :meth:`lose` was called, the next answer to such a request never arrives.
+
+    The server has done what it was asked for then, and the client sees a connection that broke. A context manager.
+    """
+
+    def __init__(self, server: ConsulServer) -> None:
+        self._server = server
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._lose: bytes | None = None
+        self._marked: socket.socket | None = None
+        self._open: list[socket.socket] = []
+        self.lost = 0
+        self.host = f"127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def lose(self, request: str) -> None:
+        """Lose the next answer to a request that begins so, such as ``PUT /v1/txn``."""
+        self._lose = request.encode()
+
+    def __enter__(self) -> LossyWire:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for one in (self._listener, *self._open):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client = self._listener.accept()[0]
+            except OSError:
+                return
+            upstream = socket.create_connection((self._server.address, self._server.ports["http"]))
+            self._open += [client, upstream]
+            threading.Thread(target=self._carry, args=(client, upstream), daemon=True).start()
+            threading.Thread(target=self._carry_back, args=(client, upstream), daemon=True).start()
+
+    def _carry(self, client: socket.socket, upstream: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := client.recv(1 << 16):
+                if self._lose and data.startswith(self._lose):
+                    self._lose = None
+                    self._marked = upstream
+                upstream.sendall(data)
+            upstream.shutdown(socket.SHUT_WR)
+
+    def _carry_back(self, client: socket.socket, upstream: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := upstream.recv(1 << 16):
+                if self._marked is upstream:
+                    self._marked = None
+                    self.lost += 1
+                    break
+                client.sendall(data)
+            client.shutdown(socket.SHUT_RDWR)
