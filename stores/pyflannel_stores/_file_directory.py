@@ -28,7 +28,7 @@ import os
 import stat
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -268,16 +268,14 @@ class Directory:
 
     def scan(self) -> dict[str, Signature]:
         """The signature of every record's file, the network document's included. Hold the lock, as above."""
-        signatures = {}
+        signatures: dict[str, Signature] = {}
         try:
             with os.scandir(self.subnets) as entries:
                 for entry in entries:
                     key = self._key_of(entry.name)
                     if key is not None:
-                        with contextlib.suppress(FileNotFoundError):
-                            signatures[key] = _signature(entry.stat())
-            with contextlib.suppress(FileNotFoundError):
-                signatures[CONFIG_KEY] = _signature(os.stat(self._config))
+                        _note_signature(signatures, key, entry.stat)
+            _note_signature(signatures, CONFIG_KEY, lambda: os.stat(self._config))
         except OSError as error:
             raise failure("list", self.subnets, error) from None
         return signatures
@@ -374,6 +372,14 @@ def _version(modified_ns: int, value: str) -> str:
 
 def _signature(found: os.stat_result) -> Signature:
     return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
+
+
+def _note_signature(signatures: dict[str, Signature], key: str, find: Callable[[], os.stat_result]) -> None:
+    try:
+        signatures[key] = _signature(find())
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):  # gone by now, or a link that leads nowhere: no record
+            raise
 
 
 def _same_file(descriptor: int, path: str) -> bool:
