@@ -30,7 +30,7 @@ from typing import Final, TypeVar
 from pyflannel.errors import ConfigError, DaemonError, StoreUnavailableError
 from pyflannel.lab import topology
 from pyflannel.lab.daemon import Daemon, DaemonOptions
-from pyflannel.lab.measure import Capture, Matrix, Ping, Throughput, measure_reachability, measure_throughput
+from pyflannel.lab.measure import Capture, Matrix, Ping, Throughput, measure_row, measure_throughput
 from pyflannel.lab.sandbox import LAB_DIRECTORY, Namespace, Sandbox
 from pyflannel.lab.topology import BRIDGE, UPLINK, ContainerNetwork, Host
 
@@ -39,7 +39,7 @@ __all__ = ["Container", "Lab", "Machine", "Node"]
 T = TypeVar("T")
 R = TypeVar("R")
 
-_WORKERS: Final = 16
+_WORKERS: Final = 32
 """Commands run side by side; they mostly wait for the kernel."""
 
 
@@ -325,9 +325,17 @@ class Lab:
         return self.sandbox.outside(path)
 
     def each(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """Call ``function`` for all items, several at a time; the first error is raised when all have ended."""
+        """Call ``function`` for all items, several at a time; the first error is raised when all have ended.
+
+        Ctrl-C closes the lab, because that ends whatever the calls wait for.
+        """
         with ThreadPoolExecutor(_WORKERS) as pool:
-            return list(pool.map(function, items))
+            try:
+                return list(pool.map(function, items))
+            except BaseException as error:
+                if not isinstance(error, Exception):
+                    self.close()
+                raise
 
     def reachability(
         self, containers: Sequence[Container] | None = None, *, versions: Sequence[int] = (4, 6), timeout: float = 3.0
@@ -341,7 +349,8 @@ class Lab:
             container.name: tuple(str(item.ip) for item in container.addresses if item.version in versions)
             for container in chosen
         }
-        return measure_reachability(chosen, addresses, timeout)
+        rows = self.each(lambda container: measure_row(container, addresses, timeout), chosen)
+        return Matrix(tuple(addresses), tuple(pair for row in rows for pair in row))
 
     def throughput(self, source: Container, target: Container, *, version: int = 4, seconds: float = 1.0) -> Throughput:
         """Send over one TCP connection as fast as it goes, for so long."""

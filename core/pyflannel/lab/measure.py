@@ -11,8 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
@@ -23,8 +22,6 @@ from pyflannel.lab.sandbox import CommandError, Namespace, Process
 __all__ = ["Capture", "Loss", "Matrix", "Pair", "Ping", "Throughput"]
 
 _PROBE: Final = Path(__file__).with_name("probe.py")
-_WORKERS: Final = 32
-_READY: Final = 10.0
 
 
 def _probe(*words: str) -> list[str]:
@@ -74,27 +71,22 @@ class Matrix:
         return {(pair.source, pair.target): pair.milliseconds for pair in self.pairs if pair.version == version}
 
 
-def measure_reachability(
-    sources: Sequence[Namespace], addresses: Mapping[str, tuple[str, ...]], timeout: float
-) -> Matrix:
-    """Ping from every source to all addresses of the others; ``addresses`` by the sources' names."""
+def measure_row(source: Namespace, addresses: Mapping[str, tuple[str, ...]], timeout: float) -> tuple[Pair, ...]:
+    """Ping from ``source`` to all addresses of the others, in the families it has; ``addresses`` by name.
 
-    def measure(source: Namespace) -> list[Pair]:
-        own_versions = {_version(address) for address in addresses[source.name]}
-        targets = {
-            address: name
-            for name, its in addresses.items()
-            for address in its
-            if name != source.name and _version(address) in own_versions
-        }
-        if not targets:
-            return []
-        output = source.run(_probe("reach", str(timeout), *targets), timeout=timeout + 60).stdout
-        return [Pair(source.name, targets[address], address, answer) for address, answer in json.loads(output).items()]
-
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        pairs = tuple(pair for row in pool.map(measure, sources) for pair in row)
-    return Matrix(tuple(source.name for source in sources), pairs)
+    :param timeout: seconds within which an address must have answered one of several pings.
+    """
+    own_versions = {_version(address) for address in addresses[source.name]}
+    targets = {
+        address: name
+        for name, its in addresses.items()
+        for address in its
+        if name != source.name and _version(address) in own_versions
+    }
+    if not targets:
+        return ()
+    output = source.run(_probe("reach", str(timeout), *targets), timeout=timeout + 60).stdout
+    return tuple(Pair(source.name, targets[address], address, answer) for address, answer in json.loads(output).items())
 
 
 def _version(address: str) -> int:

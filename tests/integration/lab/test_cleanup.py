@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,6 +16,8 @@ import pytest
 from tests.integration.lab.conftest import inhabited, namespaces_of, wait_for
 
 import pyflannel
+import pyflannel_backends
+import pyflannel_stores
 from pyflannel.lab import Lab, rootless
 
 pytestmark = pytest.mark.root
@@ -71,6 +74,30 @@ def test_a_signal_to_the_owner_ends_the_lab(number: signal.Signals, untouched: N
         owner.send_signal(number)
         owner.wait()
         wait_for(lambda: not inhabited(namespaces), "all processes of the lab gone")
+
+
+IMPATIENT = """
+from pyflannel.lab import Lab
+
+def wait(node):
+    print(lab.sandbox.pid, flush=True)
+    node.daemon.wait_ready(peers=9, timeout=600)
+
+with Lab(nodes=1) as lab:
+    lab.nodes[0].start_daemon(lab.file_store, "vxlan", "10.244.0.0/16")
+    lab.each(wait, lab.nodes)
+"""
+
+
+def test_ctrl_c_ends_what_waits_for_daemons() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", IMPATIENT], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as owner:
+        assert owner.stdout is not None
+        namespaces = namespaces_of(int(owner.stdout.readline()))
+        owner.send_signal(signal.SIGINT)
+        owner.wait(60)
+    wait_for(lambda: not inhabited(namespaces), "all processes of the lab gone")
 
 
 def test_two_labs_side_by_side_have_the_same_addresses_and_no_contact() -> None:
@@ -131,6 +158,22 @@ print("done")
         [*nobody, "-c", program], env=environment, cwd="/", capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.stdout, done.returncode) == ("done\n", 0), done.stderr
+
+
+def test_the_command_needs_no_root_either(nobody: list[str], untouched: None) -> None:
+    roots = [
+        *(Path(package.__file__ or "").parents[1] for package in (pyflannel, pyflannel_backends, pyflannel_stores))
+    ]
+    path = os.pathsep.join([*map(str, roots), sysconfig.get_path("purelib")])
+    done = subprocess.run(
+        [*nobody, "-m", "pyflannel", "lab", "--nodes", "2", "--json"],
+        env={**os.environ, "PYTHONPATH": path}, cwd="/", capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads(done.stdout)
+    assert document["rootless"] is True
+    assert all(pair["milliseconds"] is not None for pair in document["reachability"])
+    assert len(document["reachability"]) == 2
 
 
 def test_without_user_namespaces_the_error_says_what_to_do(nobody: list[str]) -> None:
