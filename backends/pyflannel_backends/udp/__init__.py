@@ -1,0 +1,133 @@
+"""udp: containers' packets in bare UDP datagrams, moved by a process of our own.
+
+For networks and kernels where vxlan can't be had. Each node has one TUN device; the whole overlay network is routed
+into it. A worker process (:mod:`.worker`) reads packets there, looks up which peer holds the destination and sends each
+packet as the payload of one UDP datagram, exactly as flannel's backend of this name does. What makes it fast is that
+the kernel's segmentation offloads are used on both sides, and that the work between them is vectorised
+(:mod:`.offload`).
+
+This module is the planner; :mod:`.dataplane` keeps the worker alive, :mod:`.forward` decides about packets.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from ipaddress import ip_interface
+from typing import TYPE_CHECKING, Final
+
+from pyflannel.backend import (
+    Address,
+    Backend,
+    Capabilities,
+    DataPlane,
+    DesiredState,
+    Lease,
+    Link,
+    Node,
+    PeerRejected,
+    Route,
+    TunInfo,
+    Underlay,
+    forwarding,
+    option,
+)
+from pyflannel.errors import ConfigError
+
+if TYPE_CHECKING:
+    from .control import WorkerConfig
+
+__all__ = ["DEVICE", "OVERHEAD", "UdpBackend", "UdpOptions"]
+
+DEVICE: Final = "flannel0"
+OVERHEAD: Final = 28
+"""Bytes that an outer IPv4 header (20) and a UDP header (8) add."""
+
+
+@dataclass(frozen=True, slots=True)
+class UdpOptions:
+    """The keys of ``Backend`` in the network document; all but ``Port`` are ours."""
+
+    port: int = option("Port", 8285, "UDP port of all nodes", minimum=1, maximum=65535)
+    offload: bool = option("Offload", True, "use the kernel's segmentation offloads; needs numpy")
+    workers: int | None = option(
+        "Workers",
+        None,
+        "processes that move packets; by default one, and more from four cores on",
+        minimum=1,
+        maximum=64,
+    )
+    any_source_port: bool = option(
+        "AnySourcePort", False, "accept peers whose packets don't come from Port, as behind some NAT"
+    )
+
+
+class UdpBackend(Backend[UdpOptions]):
+    """Containers' packets in UDP, as flannel's backend of this name sends them."""
+
+    name = "udp"
+    Options = UdpOptions
+    capabilities = Capabilities(ipv4=True, ipv6=False, untyped_leases=True)
+
+    def mtu(self, underlay: Underlay) -> int:
+        """See :class:`Backend`."""
+        return underlay.mtu - OVERHEAD
+
+    def plan_node(self, node: Node) -> DesiredState:
+        """The TUN device with the subnet's network address, and the whole network behind it."""
+        network, subnet = node.network.ipv4, node.subnets.ipv4
+        if network is None or subnet is None:
+            return DesiredState()
+        return DesiredState(
+            [
+                forwarding(4),
+                Link(DEVICE, TunInfo(vnet_hdr=True, multi_queue=True), self.mtu(node.underlay)),
+                Address(DEVICE, ip_interface((subnet.network_address, 32))),
+                Route(network.network, DEVICE),
+            ]
+        )
+
+    def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
+        """Nothing: the worker's table holds the peers.
+
+        :raises PeerRejected: its public address can't be sent to.
+        """
+        address = peer.attributes.public_ip
+        if address is None:
+            raise PeerRejected("the lease has no PublicIP")
+        if address.is_multicast or address.is_unspecified or address.is_loopback or int(address) == 0xFFFFFFFF:
+            raise PeerRejected(f"PublicIP {address} is not the address of a host")
+        return DesiredState()
+
+    def start(self, node: Node) -> DataPlane:
+        """Take over the worker that an earlier daemon left behind, or start one.
+
+        :raises ConfigError: the underlay has no IPv4 address, or this node no IPv4 subnet.
+        """
+        from .dataplane import UdpDataPlane
+
+        return UdpDataPlane(self.worker_config(node), node.state_dir, self.options.workers or _default_workers())
+
+    def worker_config(self, node: Node) -> WorkerConfig:
+        """What a worker on ``node`` has to know."""
+        from .control import WorkerConfig
+
+        if node.underlay.ipv4 is None:
+            raise ConfigError(
+                f"backend udp: interface {node.underlay.interface} has no IPv4 address; choose another one with --iface"
+            )
+        if node.subnets.ipv4 is None:
+            raise ConfigError("backend udp: this node has no IPv4 subnet; set EnableIPv4 in the network config")
+        return WorkerConfig(
+            device=DEVICE,
+            address=str(node.underlay.ipv4),
+            port=self.options.port,
+            mtu=self.mtu(node.underlay),
+            own=[str(node.subnets.ipv4)],
+            offload=self.options.offload,
+            any_source_port=self.options.any_source_port,
+        )
+
+
+def _default_workers() -> int:
+    return max(1, min(4, len(os.sched_getaffinity(0)) // 2))

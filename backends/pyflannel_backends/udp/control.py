@@ -1,0 +1,132 @@
+"""What the daemon and a worker say to each other: JSON documents, each behind its length, over a Unix stream socket.
+
+The daemon speaks: ``configure`` (once, to a worker it has just started), ``put``, ``remove``, ``replace`` (the whole
+table at once) and ``stop``. The worker speaks: ``hello`` (who it is and how it is configured, to whoever connects) and
+``status`` (every second). Both run the same release or recognise that they don't by :data:`PROTOCOL`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+__all__ = ["PROTOCOL", "Frames", "Message", "WorkerConfig", "connect", "encode", "listen", "trusted"]
+
+PROTOCOL: Final = 1
+Message: TypeAlias = dict[str, Any]
+
+_LENGTH: Final = struct.Struct("!I")
+_LONGEST: Final = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """All that a worker needs besides the table; a worker with another one has to be replaced.
+
+    ``address`` and ``port`` are where it receives, ``own`` this node's subnets (CIDR), ``mtu`` the overlay's in bytes.
+    """
+
+    device: str
+    address: str
+    port: int
+    mtu: int
+    own: Sequence[str]
+    offload: bool
+    any_source_port: bool
+    protocol: int = PROTOCOL
+
+    def to_message(self) -> Message:
+        """As a document that compares equal to a received one."""
+        return {**asdict(self), "own": list(self.own)}
+
+
+def encode(message: Message) -> bytes:
+    """A message as it goes over the socket."""
+    body = json.dumps(message, separators=(",", ":")).encode()
+    return _LENGTH.pack(len(body)) + body
+
+
+class Frames:
+    """Cuts a stream of bytes into messages."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Message]:
+        """Add what was received; returns the messages that are complete now.
+
+        :raises ValueError: the other side doesn't speak this protocol.
+        """
+        self._buffer += data
+        messages = []
+        position = 0
+        while len(self._buffer) - position >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._buffer, position)
+            if length > _LONGEST:
+                raise ValueError(f"a message of {length} bytes")
+            end = position + _LENGTH.size + length
+            if end > len(self._buffer):
+                break
+            message = json.loads(self._buffer[position + _LENGTH.size : end])
+            if not isinstance(message, dict):
+                raise ValueError("a message that is not an object")
+            messages.append(message)
+            position = end
+        del self._buffer[:position]
+        return messages
+
+
+def listen(path: Path) -> socket.socket:
+    """Listen at ``path``, taking it from whoever listened there before; only this user may connect."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    fresh = f"{path.name}.{os.getpid()}"
+    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        os.fchmod(listener.fileno(), 0o600)
+        listener.bind(_short(directory, fresh))
+        listener.listen(4)
+        os.replace(fresh, path.name, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.close(directory)
+    return listener
+
+
+def connect(path: Path) -> socket.socket | None:
+    """Connect to the worker that listens at ``path``; ``None`` if none does."""
+    try:
+        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        connection.connect(_short(directory, path.name))
+    except (FileNotFoundError, ConnectionRefusedError):
+        connection.close()
+        return None
+    except BaseException:
+        connection.close()
+        raise
+    finally:
+        os.close(directory)
+    return connection
+
+
+def trusted(connection: socket.socket) -> bool:
+    """Whether the other side runs as this user or as root (``unix(7)``, ``SO_PEERCRED``)."""
+    _, uid, _ = struct.unpack("iii", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return uid in (0, os.geteuid())
+
+
+def _short(directory: int, name: str) -> str:
+    """A path within the 108 bytes that a socket's address has, however deep the directory lies."""
+    return f"/proc/self/fd/{directory}/{name}"

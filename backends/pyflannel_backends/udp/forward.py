@@ -1,0 +1,481 @@
+"""What happens to a packet on its way between the TUN device and the underlay. No system call is made here.
+
+:class:`Forwarder` is a router with two sides. From the TUN device: find the peer that holds the destination, take one
+hop off the TTL, put the packet into the batch for that peer; what can't go on is answered by ICMP. From the underlay:
+accept only what a peer may send (its public address, its lease as source, our subnet as destination) and hand it to
+the kernel. Packets that a fast path can take together are taken together, all others one by one, and every packet that
+goes nowhere is counted under a reason.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from . import packet as ip
+from . import vnet
+from .packet import Header
+from .ports import TunPort, UnderlayPort
+from .table import Endpoint, Peer, PeerTable
+
+if TYPE_CHECKING:
+    from .offload import Joiner, Plan, Splitter
+
+__all__ = ["COUNTERS", "Forwarder", "Limits", "RateLimit"]
+
+COUNTERS: Final = (
+    "sent_packets",
+    "sent_bytes",
+    "sent_calls",
+    "received_packets",
+    "received_bytes",
+    "received_calls",
+    "joined_packets",
+    "icmp_sent",
+    "icmp_suppressed",
+    "fragmented",
+    "drop_malformed",
+    "drop_not_ipv4",
+    "drop_no_route",
+    "drop_ttl_exceeded",
+    "drop_too_big",
+    "drop_super_packet",
+    "drop_send_failed",
+    "drop_unknown_sender",
+    "drop_source_port",
+    "drop_spoofed_source",
+    "drop_not_for_us",
+    "drop_tun_failed",
+)
+"""Totals since the start. Packets are packets on the wire, bytes are theirs without the outer headers."""
+
+_BUFFER: Final = vnet.LENGTH + (1 << 16)
+_MAX_SEGMENTS: Final = 64
+"""Datagrams in one ``UDP_SEGMENT`` call (``UDP_MAX_SEGMENTS`` of older kernels)."""
+_MAX_DATAGRAM: Final = 65507
+"""Payload of the largest UDP datagram over IPv4, and of one such call."""
+_DATAGRAM_BUFFER: Final = 1 << 16
+_DATAGRAM_BUFFERS: Final = 4 * _DATAGRAM_BUFFER
+_MAX_PATHS: Final = 1 << 16
+_OUTER: Final = 28
+"""Bytes of the outer IPv4 and UDP headers."""
+_SMALLEST_MTU: Final = 68
+
+
+class RateLimit:
+    """A token bucket: ``rate`` events a second, ``burst`` at once."""
+
+    def __init__(self, rate: float, burst: float, clock: Callable[[], float]) -> None:
+        self._rate, self._burst, self._clock = rate, burst, clock
+        self._tokens, self._at = burst, clock()
+
+    def allow(self) -> bool:
+        """Whether one more may happen now; counts it if so."""
+        now = self._clock()
+        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        self._at = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """``mtu``: the overlay's, in bytes. ``port``: peers send from it, unless ``any_source_port``.
+
+    ``address`` is ours on the TUN device, four bytes, the source of our ICMP messages.
+    """
+
+    mtu: int
+    port: int
+    address: bytes
+    any_source_port: bool = False
+
+
+class Forwarder:
+    """See the module's docstring.
+
+    :param splitter: cuts super-packets from the TUN device; ``None`` where the device was told to send none.
+    :param joiner: makes super-packets for the TUN device; ``None`` where it takes none.
+    """
+
+    def __init__(
+        self,
+        tun: TunPort,
+        underlay: UnderlayPort,
+        table: PeerTable,
+        limits: Limits,
+        icmp_limit: RateLimit,
+        splitter: Splitter | None = None,
+        joiner: Joiner | None = None,
+    ) -> None:
+        self.tun = tun
+        self.underlay = underlay
+        self.table = table
+        self.counters = dict.fromkeys(COUNTERS, 0)
+        self.failures: dict[Endpoint, str] = {}
+        self._limits = limits
+        self._icmp_limit = icmp_limit
+        self._splitter = splitter
+        self._joiner = joiner
+        self._input = memoryview(bytearray(_BUFFER))
+        self._input_array = splitter.array(self._input) if splitter else None
+        self._batch = _Batch(splitter.buffer if splitter else bytearray(1 << 16))
+        self._datagrams = memoryview(joiner.buffer if joiner else bytearray(_DATAGRAM_BUFFERS))[:_DATAGRAM_BUFFERS]
+        self._routes: dict[bytes, Peer | None] = {}
+        self._paths: set[tuple[str, bytes, bytes]] = set()
+        self._path_mtus: dict[Endpoint, int] = {}
+
+    def table_changed(self) -> None:
+        """Forget what was remembered of the table's answers."""
+        self._routes.clear()
+        self._paths.clear()
+        self.failures.clear()
+
+    def forget_path_mtus(self) -> None:
+        """Try full-sized packets again; the kernel forgets a path's MTU too, after ten minutes."""
+        self._path_mtus.clear()
+
+    # From the TUN device to the underlay
+
+    def from_tun(self, budget: int) -> bool:
+        """Forward up to ``budget`` packets or super-packets; returns whether more may be waiting."""
+        receive, buffer = self.tun.receive, self._input
+        for _ in range(budget):
+            length = receive(buffer)
+            if length == 0:
+                self._flush()
+                return False
+            self._outbound(length)
+        self._flush()
+        return True
+
+    def _outbound(self, length: int) -> None:
+        packet = self._input[vnet.LENGTH : length]
+        header = ip.parse(packet)
+        if header is None:
+            other_family = len(packet) > 0 and packet[0] >> 4 == 6
+            self.counters["drop_not_ipv4" if other_family else "drop_malformed"] += 1
+            return
+        packet = packet[: header.length]
+        peer = self._route(header.destination)
+        if peer is None:
+            self._refuse(packet, header, ip.HOST_UNREACHABLE, "drop_no_route")
+        elif header.ttl <= 1:
+            self._refuse(packet, header, ip.TIME_EXCEEDED, "drop_ttl_exceeded")
+        elif self._input[1] != vnet.GSO_NONE:
+            self._send_super_packet(packet, header, peer.endpoint)
+        else:
+            self._send_packet(packet, header, peer.endpoint)
+
+    def _route(self, destination: bytes) -> Peer | None:
+        try:
+            return self._routes[destination]
+        except KeyError:
+            if len(self._routes) >= _MAX_PATHS:
+                self._routes.clear()
+            peer = self._routes[destination] = self.table.lookup(destination)
+            return peer
+
+    def _send_packet(self, packet: memoryview, header: Header, endpoint: Endpoint) -> None:
+        if self._input[0] & vnet.NEEDS_CSUM:
+            gso = vnet.unpack(self._input)
+            udp = header.protocol == ip.UDP
+            if not ip.complete_checksum(packet, gso.csum_start, gso.csum_offset, udp=udp):
+                self.counters["drop_malformed"] += 1
+                return
+        ip.decrement_ttl(packet)
+        if header.length <= self._mtu(endpoint):
+            self._append(packet, endpoint)
+            return
+        for piece in self._fitting(packet, endpoint):
+            self._append(piece, endpoint)
+
+    def _append(self, packet: memoryview | bytes, endpoint: Endpoint) -> None:
+        batch = self._batch
+        if not batch.takes(endpoint, len(packet)):
+            self._flush()
+            batch.begin(endpoint, len(packet))
+        batch.append(packet)
+
+    def _send_super_packet(self, packet: memoryview, header: Header, endpoint: Endpoint) -> None:
+        splitter, array = self._splitter, self._input_array
+        if splitter is None or array is None:
+            self.counters["drop_super_packet"] += 1
+            return
+        plan = splitter.plan(packet, header, vnet.unpack(self._input))
+        if plan is None:
+            self.counters["drop_malformed"] += 1
+        elif plan.wire <= self._mtu(endpoint):
+            self._split(plan, endpoint)
+        elif header.fragment & ip.DONT_FRAGMENT:
+            self._refuse(packet, header, ip.FRAGMENTATION_NEEDED, "drop_too_big", self._mtu(endpoint))
+        else:
+            self._split_and_fragment(plan, endpoint)
+
+    def _split(self, plan: Plan, endpoint: Endpoint) -> None:
+        splitter, batch = self._splitter, self._batch
+        assert splitter is not None
+        assert self._input_array is not None
+        source = self._input_array[vnet.LENGTH : vnet.LENGTH + plan.header.length]
+        first = 0
+        while first < plan.count:
+            left = plan.count - first
+            fits = batch.wire == plan.wire and batch.takes(endpoint, plan.wire)
+            if not fits or (batch.room < left <= splitter.room(plan.wire)):
+                self._flush()
+                batch.begin(endpoint, plan.wire)
+            count = min(left, batch.room)
+            splitter.split(plan, source, first, count, batch.rows)
+            first += count
+            batch.extend(count, plan.last if first == plan.count else plan.wire)
+
+    def _split_and_fragment(self, plan: Plan, endpoint: Endpoint) -> None:
+        """Each packet of this super-packet is too big for the path."""
+        splitter = self._splitter
+        assert splitter is not None
+        assert self._input_array is not None
+        self._flush()
+        source = self._input_array[vnet.LENGTH : vnet.LENGTH + plan.header.length]
+        for number in range(plan.count):
+            splitter.split(plan, source, number, 1, 0)
+            size = plan.last if number == plan.count - 1 else plan.wire
+            for piece in self._fitting(bytes(splitter.buffer[:size]), endpoint):
+                self._send(memoryview(piece), len(piece), endpoint)
+
+    def _mtu(self, endpoint: Endpoint) -> int:
+        return self._path_mtus.get(endpoint, self._limits.mtu) if self._path_mtus else self._limits.mtu
+
+    def _fitting(self, packet: bytes | memoryview, endpoint: Endpoint) -> Iterable[bytes | memoryview]:
+        """What to send for a packet that is ready but for its size: itself, fragments, or nothing but an ICMP error."""
+        header = ip.parse(packet)
+        assert header is not None
+        mtu = self._mtu(endpoint)
+        if header.length <= mtu:
+            return (packet,)
+        if header.fragment & ip.DONT_FRAGMENT:
+            self._refuse(packet, header, ip.FRAGMENTATION_NEEDED, "drop_too_big", mtu)
+            return ()
+        self.counters["fragmented"] += 1
+        return ip.fragment(packet, header, mtu)
+
+    def _refuse(
+        self, packet: memoryview | bytes, header: Header, kind: tuple[int, int], reason: str, mtu: int = 0
+    ) -> None:
+        """Drop a packet and tell its sender, unless that is forbidden or too often."""
+        self.counters[reason] += 1
+        message = ip.icmp_error(packet, header, kind, self._limits.address, mtu)
+        if message is None:
+            return
+        if not self._icmp_limit.allow():
+            self.counters["icmp_suppressed"] += 1
+            return
+        self.counters["icmp_sent"] += 1
+        self._to_tun(vnet.PLAIN, message)
+
+    def _flush(self) -> None:
+        """Send the batch, in pieces that one call can take."""
+        batch = self._batch
+        if batch.rows == 0:
+            return
+        wire, endpoint = batch.wire, batch.endpoint
+        data = batch.take()
+        step = max(1, min(_MAX_SEGMENTS, _MAX_DATAGRAM // wire)) * wire
+        if len(data) <= step:
+            self._send(data, wire, endpoint)
+            return
+        for start in range(0, len(data), step):
+            self._send(data[start : start + step], wire, endpoint)
+
+    def _send(self, data: memoryview, wire: int, endpoint: Endpoint) -> None:
+        error = self.underlay.send(data, wire, endpoint)
+        counters = self.counters
+        packets = -(-len(data) // wire)
+        if error == 0:
+            counters["sent_calls"] += 1
+            counters["sent_packets"] += packets
+            counters["sent_bytes"] += len(data)
+            if self.failures:
+                self.failures.pop(endpoint, None)
+        elif error == errno.EMSGSIZE:
+            self._path_shrank(data, wire, endpoint)
+        else:
+            counters["drop_send_failed"] += packets
+            self.failures[endpoint] = f"can't send to {endpoint[0]}:{endpoint[1]}: {errno.errorcode.get(error, error)}"
+
+    def _path_shrank(self, data: memoryview, wire: int, endpoint: Endpoint) -> None:
+        """The path's MTU is smaller than the underlay interface's: learn it, and send again what it allows."""
+        mtu = max(_SMALLEST_MTU, self.underlay.path_mtu(endpoint) - _OUTER)
+        if mtu >= self._mtu(endpoint):
+            self.counters["drop_too_big"] += -(-len(data) // wire)
+            return
+        self._path_mtus[endpoint] = mtu
+        for start in range(0, len(data), wire):
+            for piece in self._fitting(bytes(data[start : start + wire]), endpoint):
+                self._send(memoryview(piece), len(piece), endpoint)
+
+    # From the underlay to the TUN device
+
+    def from_underlay(self, budget: int) -> bool:
+        """Deliver up to ``budget`` receive calls' worth of packets; returns whether more may be waiting.
+
+        What comes in from one sender in one size is laid out back to back and delivered as one train.
+        """
+        receive, buffer = self.underlay.receive, self._datagrams
+        train: _Train | None = None
+        at = 0
+        more = True
+        for _ in range(budget):
+            received = receive(buffer[at : at + _DATAGRAM_BUFFER])
+            if received is None:
+                more = False
+                break
+            length, size, sender = received
+            size = size or 1
+            if not self._is_welcome(length, size, sender):
+                continue
+            if train is None or not train.extend(at, length, size, sender[0]):
+                if train is not None:
+                    self._inbound(train)
+                train = _Train(sender[0], size, at, at + length)
+            at = train.stop
+            if train.is_closed or at + _DATAGRAM_BUFFER > len(buffer):
+                self._inbound(train)
+                train = None
+                at = 0
+        if train is not None:
+            self._inbound(train)
+        return more
+
+    def _is_welcome(self, length: int, size: int, sender: Endpoint) -> bool:
+        counters = self.counters
+        packets = -(-length // size) or 1
+        if not self.table.is_sender(sender[0]):
+            counters["drop_unknown_sender"] += packets
+            return False
+        if sender[1] != self._limits.port and not self._limits.any_source_port:
+            counters["drop_source_port"] += packets
+            return False
+        counters["received_calls"] += 1
+        counters["received_packets"] += packets
+        counters["received_bytes"] += length
+        if length == 0:
+            counters["drop_malformed"] += 1
+        return length > 0
+
+    def _inbound(self, train: _Train) -> None:
+        joiner, start, stop, size, sender = self._joiner, train.start, train.stop, train.size, train.sender
+        if joiner is not None and stop - start > size:
+            joiner.load(start, stop, size)
+        else:
+            joiner = None
+        row = 0
+        while start < stop:
+            packet = self._datagrams[start : min(start + size, stop)]
+            header = self._accept(packet, sender)
+            joined = 1
+            if header is not None:
+                joined = joiner.run(row, packet, header) if joiner else 1
+                if joiner and joined > 1:
+                    self.counters["joined_packets"] += joined
+                    self._to_tun(b"", joiner.join(row, joined, header), joined)
+                else:
+                    self._to_tun(vnet.PLAIN, packet[: header.length])
+            row += joined
+            start += joined * size
+
+    def _accept(self, packet: memoryview, sender: str) -> Header | None:
+        """The header of a packet that ``sender`` may send us, else ``None`` and counted."""
+        header = ip.parse(packet)
+        if header is None or ip.checksum(packet[: header.header_length]) != 0:
+            self.counters["drop_malformed"] += 1
+            return None
+        path = sender, header.source, header.destination
+        if path in self._paths:
+            return header
+        owner = self.table.lookup(header.source)
+        if owner is None or owner.endpoint[0] != sender:
+            self.counters["drop_spoofed_source"] += 1
+            return None
+        if not self.table.is_own(header.destination):
+            self.counters["drop_not_for_us"] += 1
+            return None
+        if len(self._paths) >= _MAX_PATHS:
+            self._paths.clear()
+        self._paths.add(path)
+        return header
+
+    def _to_tun(self, header: bytes, packet: memoryview | bytes, packets: int = 1) -> None:
+        if self.tun.send(header, packet):
+            self.counters["drop_tun_failed"] += packets
+
+
+class _Train:
+    """Datagrams of one size from one node, back to back in a buffer; the last may be shorter and is the last."""
+
+    __slots__ = ("sender", "size", "start", "stop")
+
+    def __init__(self, sender: str, size: int, start: int, stop: int) -> None:
+        self.sender, self.size, self.start, self.stop = sender, size, start, stop
+
+    def extend(self, at: int, length: int, size: int, sender: str) -> bool:
+        """Add what was received at ``at``, if it belongs here."""
+        fits = at == self.stop and sender == self.sender and size == self.size
+        if fits:
+            self.stop += length
+        return fits
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has to end here: its last packet is shorter, or what follows would begin at an odd address."""
+        return (self.stop - self.start) % self.size != 0 or self.size & 1 != 0
+
+
+class _Batch:
+    """Packets of one size for one node, one after the other in a buffer; the last may be shorter and is the last."""
+
+    __slots__ = ("_buffer", "_limit", "_tail", "endpoint", "rows", "wire")
+
+    def __init__(self, buffer: bytearray) -> None:
+        self._buffer = memoryview(buffer)
+        self.endpoint: Endpoint = ("", 0)
+        self.wire = self.rows = self._limit = self._tail = 0
+
+    @property
+    def room(self) -> int:
+        """Rows that still fit."""
+        return self._limit - self.rows
+
+    def takes(self, endpoint: Endpoint, length: int) -> bool:
+        """Whether a packet of ``length`` bytes for ``endpoint`` can follow."""
+        return (
+            0 < self.rows < self._limit
+            and length <= self.wire
+            and self._tail == self.wire
+            and endpoint == self.endpoint
+        )
+
+    def begin(self, endpoint: Endpoint, wire: int) -> None:
+        """Start with packets of ``wire`` bytes; the batch must be empty."""
+        self.endpoint, self.wire, self.rows, self._tail = endpoint, wire, 0, wire
+        self._limit = len(self._buffer) // (wire + (wire & 1))
+
+    def append(self, packet: memoryview | bytes) -> None:
+        """Copy one packet behind the others."""
+        start = self.rows * self.wire
+        self._buffer[start : start + len(packet)] = packet
+        self.extend(1, len(packet))
+
+    def extend(self, rows: int, tail: int) -> None:
+        """``rows`` more have been written, the last of them ``tail`` bytes long."""
+        self.rows += rows
+        self._tail = tail
+
+    def take(self) -> memoryview:
+        """All of it; it is empty then, and the memory is good until something is added."""
+        data = self._buffer[: (self.rows - 1) * self.wire + self._tail]
+        self.rows = 0
+        return data
