@@ -196,16 +196,23 @@ def encode_new_link(link: Link, underlay: int) -> bytes:
     ]
     if link.info.gbp:
         data.append(("IFLA_VXLAN_GBP", True))
-    attrs = [("IFLA_IFNAME", link.name), *_common(link), _vxlan_info(data)]
+    attrs: list[tuple[str, Any]] = [("IFLA_IFNAME", link.name), ("IFLA_MTU", link.mtu), _vxlan_info(data)]
+    if link.mac is not None:
+        attrs.append(("IFLA_ADDRESS", link.mac))
     return _encode(messages().link, wire.RTM_NEWLINK, wire.NLM_F_CREATE | wire.NLM_F_EXCL, {}, attrs)
 
 
-def encode_link(link: Link, index: int) -> bytes:
-    """``RTM_NEWLINK`` that gives the link with ``index`` the MTU, MAC, mark and state of ``link``."""
-    attrs = _common(link)
-    if link.marked:
+def encode_link(actual: Link, wanted: Link, index: int) -> bytes:
+    """``RTM_NEWLINK`` that gives a link the MTU, MAC, mark and state it lacks, and repeats none that it has: setting a
+    MAC address, even to what it is, costs the link its neighbours."""
+    attrs: list[tuple[str, Any]] = []
+    if actual.mtu != wanted.mtu:
+        attrs.append(("IFLA_MTU", wanted.mtu))
+    if wanted.mac is not None and actual.mac != wanted.mac:
+        attrs.append(("IFLA_ADDRESS", wanted.mac))
+    if wanted.marked and not actual.marked:
         attrs.append(("IFLA_IFALIAS", OWNER))
-    fields = {"index": index, "flags": IFF_UP if link.up else 0, "change": IFF_UP}
+    fields = {"index": index, "flags": IFF_UP if wanted.up else 0, "change": IFF_UP}
     return _encode(messages().link, wire.RTM_NEWLINK, 0, fields, attrs)
 
 
@@ -219,11 +226,6 @@ def encode_vxlan_change(info: VxlanInfo, index: int) -> bytes:
 def encode_link_deletion(index: int) -> bytes:
     """``RTM_DELLINK``."""
     return _encode(messages().link, wire.RTM_DELLINK, 0, {"index": index}, [])
-
-
-def _common(link: Link) -> list[tuple[str, Any]]:
-    attrs: list[tuple[str, Any]] = [("IFLA_MTU", link.mtu)]
-    return attrs if link.mac is None else [*attrs, ("IFLA_ADDRESS", link.mac)]
 
 
 def _vxlan_info(data: list[tuple[str, Any]]) -> tuple[str, Any]:

@@ -304,7 +304,7 @@ class NetlinkPort(KernelPort):
             # A deleted neighbour is first told as failed, under its deleter's port, and then as deleted, under none.
             # The second message may come late, after we have written the neighbour anew, and is left out.
             row = wire.parse_neighbour(datagram, start, end)
-            if row is not None:
+            if row is not None and not row.address.is_multicast:
                 neighbour = Neighbour(name, row.address, row.mac)
                 self._pending.changes[neighbour.key] = neighbour if there else None
 
@@ -488,11 +488,12 @@ class NetlinkPort(KernelPort):
     def _fdb_step(write: Write, item: FdbEntry, old: FdbEntry | None, index: int, flags: int) -> _Step:
         """Replace moves a lone remote in one step, and does nothing if the new one is there already; what may be left
         of the old one is deleted then."""
+        if wire.is_flooded(item.mac) or (old is not None and old.remote == SEVERAL):
+            clear = wire.encode_fdb(wire.RTM_DELNEIGH, item, index, every_remote=True)
+            return _Step(write, (clear, wire.encode_fdb(wire.RTM_NEWNEIGH, item, index, wire.NLM_F_CREATE)), _GONE)
         new = wire.encode_fdb(wire.RTM_NEWNEIGH, item, index, flags)
         if old is None or old.remote == item.remote:
             return _Step(write, (new,))
-        if old.remote == SEVERAL:
-            return _Step(write, (wire.encode_fdb(wire.RTM_DELNEIGH, old, index, every_remote=True), new), _GONE)
         return _Step(write, (new, wire.encode_fdb(wire.RTM_DELNEIGH, old, index)), _GONE)
 
     # routes
@@ -502,7 +503,8 @@ class NetlinkPort(KernelPort):
         taken: list[Write] = [write for write in writes if write.old is not None]
 
         def unsettled(write: Write, refused: Refused) -> bool:
-            if refused.number != errno.EEXIST:
+            # IPv6 looks at the gateway first, and says EINVAL where a foreign route of our key leads to it elsewhere.
+            if refused.number not in (errno.EEXIST, errno.EINVAL):
                 return False
             taken.append(write)
             return True
@@ -605,9 +607,10 @@ class NetlinkPort(KernelPort):
             row = self._fetch(wanted.name)
             if row is None:
                 raise refusal(write, errno.ENODEV, "it is gone again")
+            actual = self._table.link(row)
         elif isinstance(wanted.info, VxlanInfo) and actual.info != wanted.info:
             self._send_link(write, encode_vxlan_change(wanted.info, row.index))
-        self._send_link(write, encode_link(wanted, row.index))
+        self._send_link(write, encode_link(actual, wanted, row.index))
         self._settle_link(write, wanted, row.index)
 
     def _create_link(self, write: Write, wanted: Link) -> None:

@@ -3,8 +3,8 @@
 It keeps the rules that matter to a reconciler. Routes need a link that is up and a gateway that can be reached. A
 link that goes takes its addresses, neighbours, forwarding entries and routes along; one that is set down loses its
 routes, neighbours and IPv6 addresses; a changed MAC costs the neighbours; the last IPv4 address of a link that goes
-takes the IPv4 routes along, and nothing is said about any of this but that a new dump is needed. Foreign routes and
-devices are never replaced. The suite in ``tests/integration/kernel`` runs on the twin and on a real kernel.
+takes the IPv4 neighbours and routes along. Of the routes nothing is said but that a new dump is needed. Foreign routes
+and devices are never replaced. The suite in ``tests/integration/kernel`` runs on the twin and on a real kernel.
 
 Besides the port there is what *others* do to the kernel (``put``, ``remove``, ``set_link``, ``append_remote``), which
 is notified like on the real one, and there are switches for what goes wrong::
@@ -45,6 +45,7 @@ from pyflannel.kernel.model import (
 )
 from pyflannel.kernel.port import SEVERAL, KernelPort, Notice, Scope, Write
 from pyflannel.kernel.refusal import foreign_link, foreign_route, refusal
+from pyflannel.kernel.wire import is_flooded
 from pyflannel.lease import IPAddress
 
 __all__ = ["FOREIGN_PROTOCOL", "TwinPort"]
@@ -227,16 +228,22 @@ class TwinPort(KernelPort):
             mtu=mtu or before.mtu,
             mac=mac or before.mac,
         )
+        if before.up and not after.up:
+            self._pending.resync |= self._in_scope(after) or self._carries_routes(name)
         self._change_link(before, after)
         if after != before:
             self._pending.interfaces.add(name)
             self._tell(after.key, after, self._in_scope(after))
-        if before.up and not after.up:
-            self._pending.resync |= self._in_scope(after) or self._carries_routes(name)
         self._announce()
 
     def append_remote(self, entry: FdbEntry) -> None:
-        """Somebody appends a remote to a MAC address (``bridge fdb append``)."""
+        """Somebody appends a remote to a MAC address (``bridge fdb append``).
+
+        The kernel takes several only for multicast and for the zero address, to which unknown frames are flooded; for
+        others it silently keeps the one it has.
+        """
+        if entry.key in self.fdb and not is_flooded(entry.mac):
+            return
         self.fdb[entry.key] = (*self.fdb.get(entry.key, ()), entry)
         self._tell(entry.key, entry, self._owns(entry.link))
         self._announce()
@@ -313,6 +320,8 @@ class TwinPort(KernelPort):
         if gone.interface.version == 4:
             self._pending.resync |= self._in_scope(self.links[name]) or self._carries_routes(name)
             if not any(item.link == name and item.interface.version == 4 for item in self.addresses.values()):
+                for lost in _drop(self.neighbours, lambda item: item.link == name and item.address.version == 4):
+                    self._tell(lost, None, self._owns(name))
                 _drop(self.routes, lambda entry: entry.route.link == name and entry.route.destination.version == 4)
 
     def _change_link(self, before: Link, after: Link) -> None:
@@ -406,12 +415,7 @@ class TwinPort(KernelPort):
     def _put_fdb(self, write: Write, entry: FdbEntry) -> None:
         if not isinstance(self.links[entry.link].info, VxlanInfo):
             raise refusal(write, errno.EOPNOTSUPP)
-        ways = self.fdb.get(entry.key, ())
-        old = write.old
-        if isinstance(old, FdbEntry):
-            ways = () if old.remote == SEVERAL else tuple(way for way in ways if way.remote != old.remote)
-        others = tuple(way for way in ways if way != entry)
-        self.fdb[entry.key] = (entry, *(others if entry in ways else others[1:]))
+        self.fdb[entry.key] = (entry,)
 
     def _put_route(self, write: Write, route: Route) -> None:
         if route.link is not None:

@@ -29,6 +29,7 @@ __all__ = [
     "encode_neighbour_dump",
     "encode_route",
     "encode_route_dump",
+    "is_flooded",
     "messages",
     "parse_fdb",
     "parse_neighbour",
@@ -301,6 +302,12 @@ class FdbRow(NamedTuple):
     mac: str
     remote: IPAddress
     plain: bool
+
+
+def is_flooded(mac: str) -> bool:
+    """Whether a VXLAN device may send frames to ``mac`` to several remotes: the zero address, which stands for all
+    unknown ones, and multicast. For these the kernel appends and never replaces, for others it is the reverse."""
+    return mac == "00:00:00:00:00:00" or bool(int(mac[:2], 16) & 1)
 
 
 def _mac_attribute(mac: str) -> bytes:

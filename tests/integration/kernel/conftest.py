@@ -1,0 +1,261 @@
+"""The two kernels that the suite runs on, each with an underlay ``eth0``, and what others do to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from ipaddress import ip_interface
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyflannel.errors import KernelError
+from pyflannel.kernel.model import (
+    Address,
+    FdbEntry,
+    ForeignInfo,
+    KernelObject,
+    Key,
+    Kind,
+    Link,
+    Neighbour,
+    Route,
+    Sysctl,
+    VxlanInfo,
+)
+from pyflannel.kernel.netlink import NetlinkPort
+from pyflannel.kernel.port import KernelPort, Notice, Scope, Write
+from pyflannel.kernel.twin import FOREIGN_PROTOCOL, TwinPort
+
+UNDERLAY = (Address("eth0", ip_interface("192.0.2.1/24")), Address("eth0", ip_interface("2001:db8::1/64")))
+PATIENCE = 10.0
+
+
+class World:
+    """A kernel, the port under test, and what somebody else does to that kernel."""
+
+    port: KernelPort
+    scope = Scope(
+        links=frozenset({"flannel.1", "flannel-v6.1", "flannel0"}),
+        sysctls=frozenset({"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"}),
+    )
+
+    def put(self, item: KernelObject, protocol: int = FOREIGN_PROTOCOL) -> None:
+        raise NotImplementedError
+
+    def remove(self, item: KernelObject) -> None:
+        raise NotImplementedError
+
+    def set_link(self, name: str, *, up: bool | None = None, mtu: int | None = None, mac: str | None = None) -> None:
+        raise NotImplementedError
+
+    def append_remote(self, entry: FdbEntry) -> None:
+        raise NotImplementedError
+
+    def routes(self, version: int) -> set[tuple[str, str | None, int]]:
+        """Destination, device and protocol of every route there is, whoever's it is."""
+        raise NotImplementedError
+
+    def dump(self) -> dict[Key, KernelObject]:
+        return self.port.dump(self.scope)
+
+    def write(self, *wanted: KernelObject) -> Mapping[Key, KernelError]:
+        """Create or change objects, as a tracker would after a dump."""
+        actual = self.dump()
+        return self.port.apply([Write(actual.get(item.key), item) for item in wanted if actual.get(item.key) != item])
+
+    def become(self, wanted: Iterable[KernelObject]) -> int:
+        """Make the kernel hold just ``wanted``; links first, like the tracker. How many writes that took."""
+        goal = {item.key: item for item in wanted}
+        done = 0
+        for selected in (lambda key: key[0] is Kind.LINK, lambda key: key[0] is not Kind.LINK):
+            actual = self.dump()
+            keys = [key for key in actual.keys() | goal.keys() if selected(key) and key[0] is not Kind.SYSCTL]
+            writes = [Write(actual.get(key), goal.get(key)) for key in keys if actual.get(key) != goal.get(key)]
+            assert self.port.apply(writes) == {}
+            done += len(writes)
+        return done
+
+    def until(self, condition: Callable[[Notice], bool]) -> Notice:
+        """All that is told until the condition holds for it."""
+        told = Notice()
+        deadline = time.monotonic() + PATIENCE
+        while not condition(told):
+            left = deadline - time.monotonic()
+            assert left > 0, f"not told: {told}"
+            if select.select([self.port], [], [], left)[0]:
+                notice = self.port.poll()
+                told.changes.update(notice.changes)
+                told.interfaces |= notice.interfaces
+                told.resync |= notice.resync
+        return told
+
+    def quiet(self) -> Notice:
+        """Whatever has been told already."""
+        return self.port.poll()
+
+
+class TwinWorld(World):
+    def __init__(self) -> None:
+        self.twin = TwinPort(
+            [Link("eth0", ForeignInfo("veth"), 1500, "02:00:00:00:00:aa")],
+            UNDERLAY,
+            {"net/ipv4/ip_forward": "0", "net/ipv6/conf/all/forwarding": "0"},
+        )
+        self.port = self.twin
+
+    def put(self, item: KernelObject, protocol: int = FOREIGN_PROTOCOL) -> None:
+        self.twin.put(item, protocol)
+
+    def remove(self, item: KernelObject) -> None:
+        self.twin.remove(item.key)
+
+    def set_link(self, name: str, *, up: bool | None = None, mtu: int | None = None, mac: str | None = None) -> None:
+        self.twin.set_link(name, up=up, mtu=mtu, mac=mac)
+
+    def append_remote(self, entry: FdbEntry) -> None:
+        self.twin.append_remote(entry)
+
+    def routes(self, version: int) -> set[tuple[str, str | None, int]]:
+        return {
+            (str(entry.route.destination), entry.route.link, entry.protocol)
+            for entry in self.twin.routes.values()
+            if entry.route.destination.version == version
+        }
+
+
+class NamespaceWorld(World):
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.ip("link", "add", "eth0", "type", "veth", "peer", "name", "wire0")
+        for address in UNDERLAY:
+            nodad = ["nodad"] if address.interface.version == 6 else []
+            self.ip("address", "add", str(address.interface), "dev", "eth0", *nodad)
+        self.ip("link", "set", "wire0", "up")
+        self.ip("link", "set", "eth0", "up")
+        self.port = NetlinkPort(Path("/run/netns") / name)
+
+    def ip(self, *words: str) -> str:
+        return run("ip", "-n", self.name, *words)
+
+    def bridge(self, *words: str) -> str:
+        return run("bridge", "-n", self.name, *words)
+
+    def json(self, *words: str) -> Any:
+        return json.loads(self.ip("-j", "-d", *words) or "[]")
+
+    def put(self, item: KernelObject, protocol: int = FOREIGN_PROTOCOL) -> None:
+        if isinstance(item, Link):
+            self._put_link(item)
+        elif isinstance(item, Sysctl):
+            run("ip", "netns", "exec", self.name, "sh", "-c", f"echo {item.value} > /proc/sys/{item.path}")
+        elif isinstance(item, Address):
+            self.ip("address", "replace", str(item.interface), "dev", item.link)
+        elif isinstance(item, Neighbour):
+            self.ip("neighbour", "replace", str(item.address), "lladdr", item.mac, "dev", item.link, "nud", "permanent")
+        elif isinstance(item, FdbEntry):
+            self.bridge("fdb", "replace", item.mac, "dev", item.link, "dst", str(item.remote), "self", "permanent")
+        else:
+            self.ip(f"-{item.destination.version}", "route", "replace", *route_words(item), "proto", str(protocol))
+
+    def _put_link(self, item: Link) -> None:
+        if isinstance(item.info, VxlanInfo):
+            info = item.info
+            words = ["id", str(info.vni), "dev", info.underlay, "local", str(info.local), "dstport", str(info.port)]
+            words += ["learning" if info.learning else "nolearning"]
+        else:
+            words = []
+        self.ip("link", "add", item.name, "type", item.info.kind, *words)
+        self.ip("link", "set", item.name, "mtu", str(item.mtu), *(["address", item.mac] if item.mac else []))
+        if item.up:
+            self.ip("link", "set", item.name, "up")
+
+    def remove(self, item: KernelObject) -> None:
+        if isinstance(item, Link):
+            self.ip("link", "delete", item.name)
+        elif isinstance(item, Address):
+            self.ip("address", "delete", str(item.interface), "dev", item.link)
+        elif isinstance(item, Neighbour):
+            self.ip("neighbour", "delete", str(item.address), "dev", item.link)
+        elif isinstance(item, FdbEntry):
+            self.bridge("fdb", "delete", item.mac, "dev", item.link, "self")
+        else:
+            assert isinstance(item, Route)
+            self.ip(f"-{item.destination.version}", "route", "delete", *route_words(item))
+
+    def set_link(self, name: str, *, up: bool | None = None, mtu: int | None = None, mac: str | None = None) -> None:
+        words = [] if up is None else ["up" if up else "down"]
+        words += ["mtu", str(mtu)] if mtu else []
+        words += ["address", mac] if mac else []
+        self.ip("link", "set", name, *words)
+
+    def append_remote(self, entry: FdbEntry) -> None:
+        self.bridge("fdb", "append", entry.mac, "dev", entry.link, "dst", str(entry.remote), "self", "permanent")
+
+    def routes(self, version: int) -> set[tuple[str, str | None, int]]:
+        names = {"static": 4, "kernel": 2, "boot": 3}
+        return {
+            (
+                row["dst"] if "/" in row["dst"] else f"{row['dst']}/{32 if version == 4 else 128}",
+                row.get("dev"),
+                protocol,
+            )
+            for row in self.json(f"-{version}", "route", "show")
+            if (protocol := names.get(row["protocol"]) or int(row["protocol"])) != 2
+        }
+
+
+def route_words(route: Route) -> list[str]:
+    words = ["blackhole"] if route.link is None else []
+    words += [str(route.destination)]
+    words += ["via", str(route.gateway)] if route.gateway else []
+    words += ["dev", route.link] if route.link else []
+    words += ["metric", str(route.metric)] if route.metric is not None else []
+    return [*words, "onlink"] if route.onlink else words
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture
+def netns() -> Iterator[str]:
+    """The name of a fresh network namespace."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("needs root and iproute2 for a network namespace of its own")
+    name = f"pyflannel-{uuid.uuid4().hex[:8]}"
+    run("ip", "netns", "add", name)
+    try:
+        yield name
+    finally:
+        run("ip", "netns", "delete", name)
+
+
+@pytest.fixture
+def namespace(netns: str) -> Iterator[NamespaceWorld]:
+    """A real kernel."""
+    world = NamespaceWorld(netns)
+    try:
+        yield world
+    finally:
+        world.port.close()
+
+
+@pytest.fixture(params=["twin", pytest.param("netlink", marks=pytest.mark.root)])
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """Each of the two kernels in turn."""
+    if request.param == "netlink":
+        yield request.getfixturevalue("namespace")
+        return
+    twin = TwinWorld()
+    yield twin
+    twin.port.close()

@@ -1,0 +1,223 @@
+"""What only a real kernel can show: its tools' view of what we wrote, its limits, and its namespaces."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from ipaddress import IPv4Network, ip_address, ip_interface, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyflannel.errors import KernelError
+from pyflannel.kernel.model import Address, FdbEntry, Kind, Link, Neighbour, Route, VxlanInfo
+from pyflannel.kernel.netlink import NetlinkPort
+from pyflannel.kernel.port import Write
+
+pytestmark = pytest.mark.root
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+VXLAN = Link("flannel.1", VxlanInfo(1, 8472, ip_address("192.0.2.1"), "eth0"), 1450, "02:00:00:00:01:01")
+VXLAN6 = Link("flannel-v6.1", VxlanInfo(1, 8472, ip_address("2001:db8::1"), "eth0"), 1430, "02:00:00:00:01:02")
+
+
+def golden(name: str) -> Any:
+    return json.loads((GOLDEN / "vxlan-dualstack" / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("link", [VXLAN, VXLAN6], ids=["ipv4", "ipv6"])
+def test_the_device_is_like_flannelds(namespace: Any, link: Link) -> None:
+    assert namespace.write(link) == {}
+    (ours,) = namespace.json("link", "show", link.name)
+    (theirs,) = [row for row in golden("links") if row["ifname"] == link.name]
+    assert ours["ifalias"] == "pyflannel"
+    for own in ("ifindex", "address", "ifalias", "txqlen"):
+        ours.pop(own, None)
+        theirs.pop(own, None)
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_entries_are_like_flannelds(namespace: Any, version: int) -> None:
+    """The same words from ``ip`` and ``bridge``, but for the protocol number that marks our routes."""
+    name = "flannel.1" if version == 4 else "flannel-v6.1"
+    routes = "routes" if version == 4 else "routes6"
+    (route,) = [row for row in golden(routes) if row["dev"] == name and row["protocol"] == "boot"]
+    (neighbour,) = [row for row in golden("neighbours") if row["dev"] == name]
+    (fdb,) = [row for row in golden("fdb") if row["ifname"] == name]
+    wanted = [
+        VXLAN if version == 4 else VXLAN6,
+        Route(ip_network(route["dst"]), name, ip_address(route["gateway"]), onlink=True),
+        Neighbour(name, ip_address(neighbour["dst"]), neighbour["lladdr"]),
+        FdbEntry(name, fdb["mac"], ip_address(fdb["dst"])),
+    ]
+    assert namespace.write(*wanted) == {}
+    (ours,) = namespace.json(f"-{version}", "route", "show", "proto", "241")
+    assert ours | {"protocol": "boot"} == route
+    (ours,) = namespace.json(f"-{version}", "neighbour", "show", "dev", name, "nud", "permanent")
+    assert ours | {"dev": name} == neighbour
+    assert fdb in json.loads(namespace.bridge("-j", "fdb", "show", "dev", name)) or fdb in [
+        row | {"ifname": name} for row in json.loads(namespace.bridge("-j", "fdb", "show", "dev", name))
+    ]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_address_is_like_flannelds(namespace: Any, version: int) -> None:
+    link = VXLAN if version == 4 else VXLAN6
+    (theirs,) = [
+        info
+        for row in golden("addresses")
+        if row["ifname"] == link.name
+        for info in row["addr_info"]
+        if info["scope"] == "global"
+    ]
+    address = Address(link.name, ip_interface(f"{theirs['local']}/{theirs['prefixlen']}"))
+    assert namespace.write(link, address) == {}
+    rows = namespace.json("address", "show", "dev", link.name)
+    (ours,) = [info for info in rows[0]["addr_info"] if info["local"] == theirs["local"]]
+    ours.pop("nodad", None)  # usable at once
+    assert ours == theirs
+
+
+def test_a_permanent_neighbour_that_turns_stale_is_told_as_gone(namespace: Any) -> None:
+    ours = Neighbour(VXLAN.name, ip_address("10.2.0.0"), "02:00:00:00:02:02")
+    namespace.write(VXLAN, ours)
+    namespace.quiet()
+    namespace.ip("neighbour", "change", "10.2.0.0", "lladdr", ours.mac, "dev", ours.link, "nud", "stale")
+    told = namespace.until(lambda notice: ours.key in notice.changes)
+    assert told.changes[ours.key] is None
+    assert ours.key not in namespace.dump()
+    assert namespace.write(ours) == {}
+    assert namespace.dump()[ours.key] == ours
+
+
+def test_a_second_way_added_to_an_ipv6_route_is_put_right(namespace: Any) -> None:
+    ours = Route(ip_network("fd00:2::/64"), "eth0", ip_address("2001:db8::2"))
+    namespace.write(ours)
+    namespace.quiet()
+    namespace.ip("-6", "route", "append", "fd00:2::/64", "via", "2001:db8::3", "dev", "eth0", "proto", "241")
+    assert namespace.until(lambda notice: notice.resync).resync
+    assert namespace.dump()[ours.key] != ours
+    assert namespace.write(ours) == {}
+    assert namespace.dump()[ours.key] == ours
+
+
+def test_a_second_route_of_ours_under_one_key_is_removed(namespace: Any) -> None:
+    ours = Route(ip_network("10.2.0.0/24"), "eth0", ip_address("192.0.2.2"))
+    namespace.write(ours)
+    namespace.ip("route", "append", "10.2.0.0/24", "via", "192.0.2.3", "dev", "eth0", "proto", "241")
+    detour = replace(ours, gateway=ip_address("192.0.2.4"))
+    assert namespace.write(detour) == {}
+    assert [row["gateway"] for row in namespace.json("route", "show", "10.2.0.0/24")] == ["192.0.2.4"]
+
+
+def test_a_foreign_route_in_front_of_ours_is_not_hit_by_a_replacement(namespace: Any) -> None:
+    ours = Route(ip_network("10.2.0.0/24"), "eth0", ip_address("192.0.2.2"))
+    namespace.write(ours)
+    namespace.ip("route", "prepend", "10.2.0.0/24", "via", "192.0.2.3", "dev", "eth0", "proto", "static")
+    before = namespace.json("route", "show", "10.2.0.0/24")
+    detour = replace(ours, gateway=ip_address("192.0.2.4"))
+    assert "192.0.2.3" in str(namespace.write(detour)[ours.key])
+    assert namespace.json("route", "show", "10.2.0.0/24") == before
+    assert namespace.port.apply([Write(ours, None)]) == {}
+    assert [row["gateway"] for row in namespace.json("route", "show", "10.2.0.0/24")] == ["192.0.2.3"]
+
+
+def test_a_route_like_ours_with_another_gateway_or_of_somebody_else_is_not_deleted(namespace: Any) -> None:
+    namespace.ip("route", "add", "10.2.0.0/24", "via", "192.0.2.2", "dev", "eth0", "proto", "static")
+    namespace.ip("route", "add", "10.3.0.0/24", "via", "192.0.2.3", "dev", "eth0", "proto", "241")
+    before = namespace.json("route", "show")
+    for subnet in ("10.2.0.0/24", "10.3.0.0/24"):
+        assert namespace.port.apply([Write(Route(ip_network(subnet), "eth0", ip_address("192.0.2.2")), None)]) == {}
+    assert namespace.json("route", "show") == before
+
+
+def test_routes_of_other_tables_are_not_ours(namespace: Any) -> None:
+    namespace.ip("route", "add", "10.2.0.0/24", "via", "192.0.2.2", "dev", "eth0", "proto", "241", "table", "100")
+    assert not any(key[0] is Kind.ROUTE for key in namespace.dump())
+
+
+def test_lost_notifications_ask_for_a_dump(namespace: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second port writes more than the first one's small buffer holds."""
+    namespace.write(VXLAN)
+    monkeypatch.setattr("pyflannel.kernel.rtsocket.BUFFER", 1 << 14)
+    deaf = NetlinkPort(Path("/run/netns") / namespace.name)
+    try:
+        deaf.dump(namespace.scope)
+        deaf.poll()
+        routes = [
+            Route(IPv4Network((0x0A000000 + (number << 8), 24)), VXLAN.name, ip_address("192.0.2.9"), onlink=True)
+            for number in range(500)
+        ]
+        assert namespace.port.apply([Write(None, route) for route in routes]) == {}
+        told = deaf.poll()
+        assert told.resync
+        assert "eth0" in told.interfaces
+        found = deaf.dump(namespace.scope)
+        assert all(route.key in found for route in routes)
+        assert not deaf.poll().resync
+    finally:
+        deaf.close()
+
+
+def test_own_writes_never_fill_a_small_buffer(namespace: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyflannel.kernel.rtsocket.BUFFER", 1 << 14)
+    port = NetlinkPort(Path("/run/netns") / namespace.name)
+    try:
+        namespace.write(VXLAN)
+        port.dump(namespace.scope)
+        port.poll()
+        entries = [
+            FdbEntry(VXLAN.name, f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}", ip_address("192.0.2.9"))
+            for number in range(500)
+        ]
+        assert port.apply([Write(None, entry) for entry in entries]) == {}
+        assert not port.poll().resync
+    finally:
+        port.close()
+
+
+def test_the_callers_namespace_stays_as_it_was(netns: str) -> None:
+    before = os.readlink("/proc/thread-self/ns/net")
+    port = NetlinkPort(Path("/run/netns") / netns)
+    try:
+        assert os.readlink("/proc/thread-self/ns/net") == before
+    finally:
+        port.close()
+
+
+def test_a_namespace_that_is_not_there() -> None:
+    with pytest.raises(KernelError, match="/run/netns/pyflannel-nowhere"):
+        NetlinkPort(Path("/run/netns/pyflannel-nowhere"))
+
+
+def test_a_device_name_with_a_dot_in_a_sysctl(namespace: Any) -> None:
+    namespace.write(VXLAN)
+    path = "net/ipv4/conf/flannel.1/rp_filter"
+    scope = replace(namespace.scope, sysctls=frozenset({path}))
+    found = namespace.port.dump(scope)
+    key = (Kind.SYSCTL, path, None)
+    wanted = replace(found[key], value="2")
+    namespace.quiet()
+    assert namespace.port.apply([Write(found[key], wanted)]) == {}
+    assert namespace.port.dump(scope)[key] == wanted
+    namespace.put(replace(wanted, value="1"))
+    told = namespace.until(lambda notice: key in notice.changes)
+    assert told.changes[key] == replace(wanted, value="1")
+
+
+def test_without_the_right_every_key_says_so(namespace: Any) -> None:
+    """A process without CAP_NET_ADMIN may read and not write."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            port = NetlinkPort(Path("/run/netns") / namespace.name)
+            os.setresuid(65534, 65534, 65534)
+            route = Route(ip_network("10.2.0.0/24"), "eth0", ip_address("192.0.2.2"))
+            failures = port.apply([Write(None, route)])
+            os._exit(0 if "CAP_NET_ADMIN" in str(failures[route.key]) else 1)
+        except BaseException:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -1,0 +1,489 @@
+"""What every kernel port does, on the kernel in memory and on a real one."""
+
+from __future__ import annotations
+
+import select
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_interface, ip_network
+from typing import Any
+
+import pytest
+
+from pyflannel.kernel.model import (
+    ROUTE_PROTOCOL,
+    Address,
+    FdbEntry,
+    ForeignInfo,
+    KernelObject,
+    Key,
+    Kind,
+    Link,
+    Neighbour,
+    Route,
+    Sysctl,
+    TunInfo,
+    VxlanInfo,
+)
+from pyflannel.kernel.port import SEVERAL, Notice, Write
+
+
+@dataclass(frozen=True)
+class Family:
+    """The objects of a small overlay in one address family."""
+
+    version: int
+
+    @property
+    def name(self) -> str:
+        return "flannel.1" if self.version == 4 else "flannel-v6.1"
+
+    @property
+    def local(self) -> Any:
+        return ip_address("192.0.2.1" if self.version == 4 else "2001:db8::1")
+
+    @property
+    def link(self) -> Link:
+        mtu = 1450 if self.version == 4 else 1430
+        return Link(self.name, VxlanInfo(1, 8472, self.local, "eth0"), mtu, "02:00:00:00:01:01")
+
+    @property
+    def address(self) -> Address:
+        return Address(self.name, ip_interface("10.1.0.0/32" if self.version == 4 else "fd00:1::/128"))
+
+    def subnet(self, number: int) -> IPv4Network | IPv6Network:
+        if self.version == 4:
+            return IPv4Network((0x0A020000 + (number << 8), 24))
+        return IPv6Network((0xFD02 << 112 | number << 64, 64))
+
+    def remote(self, number: int) -> Any:
+        return self.local + 1 + number
+
+    def neighbour(self, number: int) -> Neighbour:
+        return Neighbour(
+            self.name, self.subnet(number).network_address, f"02:00:00:01:{number >> 8:02x}:{number & 255:02x}"
+        )
+
+    def fdb(self, number: int) -> FdbEntry:
+        return FdbEntry(self.name, self.neighbour(number).mac, self.remote(number))
+
+    def route(self, number: int) -> Route:
+        return Route(self.subnet(number), self.name, self.subnet(number).network_address, onlink=True)
+
+    def gateway_route(self, number: int, **changes: Any) -> Route:
+        """As host-gw writes it: over the underlay itself."""
+        return replace(Route(self.subnet(number), "eth0", self.remote(number)), **changes)
+
+    def peer(self, number: int) -> list[KernelObject]:
+        return [self.neighbour(number), self.fdb(number), self.route(number)]
+
+    def overlay(self, peers: range = range(3)) -> list[KernelObject]:
+        return [self.link, self.address, *(item for number in peers for item in self.peer(number))]
+
+    def drift(self, told: Notice) -> dict[Key, KernelObject | None]:
+        """What was told, without the late echo of the overlay (IPv6 addresses are told from the kernel's workqueue)."""
+        overlay = self.overlay()
+        return {key: item for key, item in told.changes.items() if item not in overlay}
+
+
+@pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
+def family(request: pytest.FixtureRequest) -> Family:
+    return Family(request.param)
+
+
+def test_what_was_written_is_what_is_dumped(world: Any, family: Family) -> None:
+    wanted = {item.key: item for item in family.overlay()}
+    assert world.write(*wanted.values()) == {}
+    found = {key: item for key, item in world.dump().items() if key[0] is not Kind.SYSCTL}
+    assert found == wanted
+    assert world.become(wanted.values()) == 0
+
+
+def test_there_and_back_again(world: Any, family: Family) -> None:
+    other = ip_address("192.0.2.77" if family.version == 4 else "2001:db8::77")
+    moved = [replace(family.neighbour(1), mac="02:00:00:00:02:02"), replace(family.fdb(1), remote=other)]
+    detour = replace(family.route(1), gateway=family.subnet(9).network_address)
+    one = family.overlay(range(3))
+    two = [family.link, family.address, *family.peer(0), *moved, detour, *family.peer(4)]
+    world.become(one)
+    before = world.dump()
+    assert world.become(two) > 0
+    assert {key for key in world.dump() if key[0] is not Kind.SYSCTL} == {item.key for item in two}
+    world.become(one)
+    assert world.dump() == before
+
+
+def test_everything_can_be_deleted_twice(world: Any, family: Family) -> None:
+    wanted = family.overlay()
+    world.become(wanted)
+    deletions = [Write(item, None) for item in wanted]
+    assert world.port.apply(deletions) == {}
+    assert not any(key[0] is not Kind.SYSCTL for key in world.dump())
+    assert world.port.apply(deletions) == {}
+
+
+@pytest.mark.parametrize("kind", ["neighbour", "fdb", "route", "address"])
+def test_deleting_one_leaves_the_others(world: Any, family: Family, kind: str) -> None:
+    wanted = family.overlay()
+    world.become(wanted)
+    victim = family.address if kind == "address" else getattr(family, kind)(1)
+    world.write(*wanted)
+    others = {item.key for item in wanted} - {victim.key}
+    assert world.port.apply([Write(victim, None)]) == {}
+    # A link's last IPv4 address takes the IPv4 routes and neighbours along.
+    if kind == "address" and family.version == 4:
+        others = {key for key in others if key[0] not in (Kind.ROUTE, Kind.NEIGHBOUR)}
+    assert {key for key in world.dump() if key[0] is not Kind.SYSCTL} == others
+
+
+def test_a_new_address_before_the_old_one_goes_keeps_the_routes(world: Any, family: Family) -> None:
+    world.become(family.overlay())
+    new = Address(family.name, ip_interface("10.1.9.0/32" if family.version == 4 else "fd00:9::/128"))
+    assert world.port.apply([Write(family.address, None), Write(None, new)]) == {}
+    found = world.dump()
+    assert family.address.key not in found
+    assert found[new.key] == new
+    assert all(found.get(family.route(number).key) == family.route(number) for number in range(3))
+
+
+@pytest.mark.parametrize("kind", ["neighbour", "fdb", "route"])
+def test_what_somebody_deletes_is_told(world: Any, family: Family, kind: str) -> None:
+    world.become(family.overlay())
+    world.quiet()
+    victim = getattr(family, kind)(1)
+    world.remove(victim)
+    told = world.until(lambda notice: victim.key in notice.changes)
+    assert family.drift(told) == {victim.key: None}
+    assert not told.resync
+    assert victim.key not in world.dump()
+    assert world.port.apply([Write(None, victim)]) == {}
+    assert world.dump()[victim.key] == victim
+
+
+def test_what_somebody_changes_is_told(world: Any, family: Family) -> None:
+    world.become(family.overlay())
+    world.quiet()
+    changed = [
+        replace(family.neighbour(1), mac="02:00:00:00:02:02"),
+        replace(family.fdb(1), remote=family.remote(50)),
+        replace(family.route(1), gateway=family.subnet(9).network_address),
+    ]
+    for item in changed:
+        world.put(item)
+    keys = {item.key for item in changed}
+    told = world.until(lambda notice: keys <= notice.changes.keys())
+    assert family.drift(told) == {item.key: item for item in changed}
+    found = world.dump()
+    assert [found[item.key] for item in changed] == changed
+    assert world.become(family.overlay()) == 3
+
+
+def test_a_deleted_address_is_told_and_asks_for_a_dump_with_ipv4(world: Any, family: Family) -> None:
+    world.become(family.overlay())
+    world.quiet()
+    world.remove(family.address)
+    told = world.until(lambda notice: family.address.key in notice.changes)
+    assert told.changes[family.address.key] is None
+    assert family.name in told.interfaces
+    assert told.resync == (family.version == 4)
+    world.become(family.overlay())
+    assert world.become(family.overlay()) == 0
+
+
+def test_an_appended_remote_is_put_right(world: Any, family: Family) -> None:
+    """Only the zero address and multicast ones can have several."""
+    flood = replace(family.fdb(1), mac="00:00:00:00:00:00")
+    another = replace(flood, remote=family.remote(60))
+    world.become([*family.overlay(), flood])
+    world.quiet()
+    world.append_remote(another)
+    assert family.drift(world.until(lambda notice: flood.key in notice.changes)) == {flood.key: another}
+    found = world.dump()[flood.key]
+    assert found == replace(flood, remote=SEVERAL)
+    assert world.port.apply([Write(found, flood)]) == {}
+    assert world.dump()[flood.key] == flood
+
+    ours = family.fdb(1)
+    world.append_remote(replace(ours, remote=family.remote(60)))
+    assert world.dump()[ours.key] == ours
+
+
+def test_a_link_that_goes_asks_for_a_dump(world: Any, family: Family) -> None:
+    world.become(family.overlay())
+    world.quiet()
+    world.remove(family.link)
+    told = world.until(lambda notice: notice.changes.get(family.link.key, family) is None)
+    assert told.resync
+    assert family.name in told.interfaces
+    assert not any(key[0] is not Kind.SYSCTL for key in world.dump())
+    world.become(family.overlay())
+    assert world.become(family.overlay()) == 0
+
+
+def test_a_link_set_down_asks_for_a_dump_and_is_put_right(world: Any, family: Family) -> None:
+    world.become(family.overlay())
+    before = world.dump()
+    world.quiet()
+    world.set_link(family.name, up=False)
+    told = world.until(lambda notice: family.link.key in notice.changes)
+    assert told.resync
+    assert told.changes[family.link.key] == replace(family.link, up=False)
+    found = world.dump()
+    assert not any(key[0] in (Kind.ROUTE, Kind.NEIGHBOUR) for key in found)
+    assert family.fdb(0).key in found
+    world.become(family.overlay())
+    assert world.dump() == before
+
+
+@pytest.mark.parametrize("change", [{"mtu": 1400}, {"mac": "02:00:00:00:03:03"}])
+def test_a_changed_link_is_put_right_in_place(world: Any, family: Family, change: dict[str, Any]) -> None:
+    world.become(family.overlay())
+    world.quiet()
+    world.set_link(family.name, **change)
+    told = world.until(lambda notice: family.link.key in notice.changes)
+    assert told.changes[family.link.key] == replace(family.link, **change)
+    assert family.name in told.interfaces
+    assert world.write(family.link) == {}
+    found = world.dump()
+    assert found[family.link.key] == family.link
+    assert found[family.fdb(0).key] == family.fdb(0), "the device was made anew"
+    world.become(family.overlay())
+    assert world.become(family.overlay()) == 0
+
+
+@pytest.mark.parametrize("change", [{"local": 1}, {"learning": True}])
+def test_local_address_and_learning_change_in_place(world: Any, family: Family, change: dict[str, Any]) -> None:
+    world.become(family.overlay())
+    changes = {"local": family.remote(70)} if "local" in change else change
+    wanted = replace(family.link, info=replace(family.link.info, **changes))
+    assert world.write(wanted) == {}
+    found = world.dump()
+    assert found[wanted.key] == wanted
+    assert [item for item in family.overlay()[1:] if found.get(item.key) != item] == []
+
+
+@pytest.mark.parametrize("change", [{"vni": 2}, {"port": 8473}, {"gbp": True}])
+def test_another_vni_port_or_gbp_makes_a_new_device(world: Any, family: Family, change: dict[str, Any]) -> None:
+    world.become(family.overlay())
+    world.quiet()
+    wanted = replace(family.link, info=replace(family.link.info, **change))
+    assert world.write(wanted) == {}
+    assert world.until(lambda notice: notice.resync).resync
+    found = world.dump()
+    assert found[wanted.key] == wanted
+    assert family.fdb(0).key not in found
+    goal = [wanted, *family.overlay()[1:]]
+    world.become(goal)
+    assert world.become(goal) == 0
+
+
+def test_an_unmarked_device_is_adopted_as_it_is(world: Any, family: Family) -> None:
+    world.put(replace(family.link, marked=False))
+    world.put(family.fdb(5))
+    assert world.dump()[family.link.key] == replace(family.link, marked=False)
+    assert world.write(family.link) == {}
+    found = world.dump()
+    assert found[family.link.key] == family.link
+    assert found[family.fdb(5).key] == family.fdb(5)
+
+
+def test_a_foreign_device_under_our_name_is_left_alone(world: Any, family: Family) -> None:
+    foreign = Link(family.name, ForeignInfo("bridge"), 1500, "02:00:00:00:04:04", marked=False)
+    world.put(foreign)
+    world.put(Address(family.name, family.address.interface))
+    found = world.dump()
+    assert found[foreign.key] == foreign
+    assert family.address.key not in found
+    failures = world.port.apply(
+        [Write(found[foreign.key], family.link), *(Write(None, i) for i in family.overlay()[1:])]
+    )
+    assert failures.keys() == {item.key for item in family.overlay()}
+    assert "bridge" in str(failures[family.link.key])
+    assert world.port.apply([Write(family.link, None)]).keys() == {family.link.key}
+    assert world.dump() == found
+
+
+def test_a_vni_in_use_is_named_and_the_rest_is_done(world: Any, family: Family) -> None:
+    world.put(replace(family.link, name="other1", marked=False))
+    forward = Sysctl("net/ipv4/ip_forward", "1")
+    failures = world.write(forward, family.link)
+    assert failures.keys() == {family.link.key}
+    assert "other1" in str(failures[family.link.key])
+    assert world.dump()[forward.key] == forward
+
+
+def test_a_missing_underlay_fails_that_link_only(world: Any, family: Family) -> None:
+    lost = replace(family.link, info=replace(family.link.info, underlay="eth9"))
+    other = Route(family.subnet(1), "eth0", family.remote(1))
+    failures = world.write(lost, family.address, other)
+    assert failures.keys() == {lost.key, family.address.key}
+    assert "eth9" in str(failures[lost.key])
+    assert world.dump()[other.key] == other
+
+
+def test_routes_over_the_underlay(world: Any, family: Family) -> None:
+    wanted = [
+        family.gateway_route(1),
+        family.gateway_route(2, metric=50),
+        family.gateway_route(3, source=family.local),
+        Route(family.subnet(4), None),
+        Route(family.subnet(5), "eth0"),
+    ]
+    assert world.write(*wanted) == {}
+    found = world.dump()
+    assert {key: item for key, item in found.items() if key[0] is Kind.ROUTE} == {item.key: item for item in wanted}
+    assert world.become(wanted) == 0
+    detour = replace(wanted[0], gateway=family.remote(99))
+    assert world.write(detour) == {}
+    assert world.dump()[detour.key] == detour
+    assert world.become([]) == len(wanted)
+    assert world.routes(family.version) == set()
+
+
+def test_a_default_route_and_a_metric_of_the_defaults_number(world: Any, family: Family) -> None:
+    everything = ip_network("0.0.0.0/0" if family.version == 4 else "::/0")
+    wanted = Route(everything, "eth0", family.remote(1), metric=0 if family.version == 4 else 1024)
+    assert world.write(wanted) == {}
+    assert world.dump()[wanted.key] == wanted
+    detour = replace(wanted, gateway=family.remote(2))
+    assert world.write(detour) == {}
+    assert world.dump()[wanted.key] == detour
+
+
+def test_a_foreign_route_is_never_replaced(world: Any, family: Family) -> None:
+    foreign = family.gateway_route(1, gateway=family.remote(80))
+    world.put(foreign)
+    world.become([family.link])
+    before = world.routes(family.version)
+    for wanted in (family.route(1), family.gateway_route(1), Route(family.subnet(1), None)):
+        failures = world.write(wanted, family.route(2))
+        assert failures.keys() == {wanted.key}
+        assert str(foreign.gateway) in str(failures[wanted.key])
+        assert "route delete" in str(failures[wanted.key])
+        assert world.port.apply([Write(wanted, None)]) == {}
+    assert world.routes(family.version) == before | {(str(family.subnet(2)), family.name, ROUTE_PROTOCOL)}
+
+
+def test_a_foreign_route_in_place_of_ours_is_told_and_kept(world: Any, family: Family) -> None:
+    ours = family.gateway_route(1)
+    world.write(ours)
+    world.quiet()
+    foreign = family.gateway_route(1, gateway=family.remote(80))
+    world.put(foreign)
+    told = world.until(lambda notice: ours.key in notice.changes)
+    assert told.changes == {ours.key: None}
+    assert told.interfaces == {"eth0"}
+    assert world.port.apply([Write(ours, ours)]).keys() == {ours.key}
+    assert world.port.apply([Write(None, ours)]).keys() == {ours.key}
+
+
+def test_a_route_that_flanneld_left_is_taken_over(world: Any, family: Family) -> None:
+    world.become([family.link])
+    left = [family.route(1), family.gateway_route(2), Route(family.subnet(3), None)]
+    for route in left:
+        world.put(route, protocol=3)
+    assert family.route(1).key in world.dump()
+    assert family.gateway_route(2).key not in world.dump()
+    assert world.port.apply([Write(None, route) for route in left]) == {}
+    protocols = {(destination, protocol) for destination, _, protocol in world.routes(family.version)}
+    assert protocols == {(str(route.destination), ROUTE_PROTOCOL) for route in left}
+
+
+def test_failures_in_the_middle_of_a_batch_stay_alone(world: Any, family: Family) -> None:
+    count = 1500
+    world.become([family.link, family.address])
+    unreachable = {number: replace(family.route(number), onlink=False) for number in (0, 700, count - 1)}
+    foreign = family.gateway_route(333, gateway=family.remote(80))
+    world.put(foreign)
+    wanted: list[KernelObject] = []
+    for number in range(count):
+        wanted += [family.neighbour(number), family.fdb(number), unreachable.get(number) or family.route(number)]
+    failures = world.write(*wanted)
+    expected = {item.key for item in unreachable.values()} | {foreign.key}
+    assert failures.keys() == expected
+    found = world.dump()
+    assert {item.key for item in wanted if found.get(item.key) != item} == expected
+
+
+def test_own_writes_are_told_as_they_are_or_not_at_all(world: Any, family: Family) -> None:
+    wanted = {item.key: item for item in family.overlay()}
+    world.become(wanted.values())
+    told = world.quiet()
+    assert not told.resync
+    assert all(wanted[key] == item for key, item in told.changes.items())
+
+
+def test_the_descriptor_is_readable_while_there_is_something_to_tell(world: Any, family: Family) -> None:
+    def readable() -> bool:
+        return bool(select.select([world.port], [], [], 0)[0])
+
+    world.become(family.overlay())
+    world.quiet()
+    assert not readable()
+    world.remove(family.route(1))
+    world.port.apply([Write(family.neighbour(2), None)])  # reads what was told meanwhile
+    assert readable()
+    assert family.route(1).key in world.quiet().changes
+    assert not readable()
+
+
+def test_links_of_others_are_told(world: Any) -> None:
+    world.dump()
+    world.quiet()
+    world.set_link("eth0", mtu=1400)
+    assert world.until(lambda notice: "eth0" in notice.interfaces).changes == {}
+    world.put(Link("br0", ForeignInfo("bridge"), 1500, "02:00:00:00:05:05"))
+    world.until(lambda notice: "br0" in notice.interfaces)
+    world.remove(Link("br0", ForeignInfo("bridge"), 1500))
+    told = world.until(lambda notice: "br0" in notice.interfaces)
+    assert not told.resync
+    world.put(Address("eth0", ip_interface("192.0.2.9/24")))
+    world.until(lambda notice: "eth0" in notice.interfaces)
+
+
+def test_the_underlay_going_down_asks_for_a_dump_where_it_carries_routes(world: Any, family: Family) -> None:
+    world.write(family.gateway_route(1))
+    world.quiet()
+    world.set_link("eth0", up=False)
+    assert world.until(lambda notice: "eth0" in notice.interfaces).resync
+    assert family.gateway_route(1).key not in world.dump()
+    failures = world.port.apply([Write(None, family.gateway_route(1))])
+    assert failures.keys() == {family.gateway_route(1).key}
+
+
+def test_sysctls(world: Any) -> None:
+    wanted = [Sysctl("net/ipv4/ip_forward", "1"), Sysctl("net/ipv6/conf/all/forwarding", "1")]
+    unknown = Sysctl("net/ipv4/no_such_parameter", "1")
+    failures = world.write(unknown, *wanted)
+    assert failures.keys() == {unknown.key}
+    found = world.dump()
+    assert [found[item.key] for item in wanted] == wanted
+    world.quiet()
+    for item in wanted:
+        off = replace(item, value="0")
+        world.put(off)
+        told = world.until(lambda notice, key=item.key: key in notice.changes)  # type: ignore[misc]
+        assert told.changes[item.key] == off
+    assert world.port.apply([Write(item, None) for item in wanted]) == {}
+
+
+@pytest.mark.parametrize("info", [TunInfo(), TunInfo(vnet_hdr=True), TunInfo(multi_queue=True)])
+def test_tun_devices(world: Any, info: TunInfo) -> None:
+    wanted = [
+        Link("flannel0", info, 1472),
+        Address("flannel0", ip_interface("10.1.0.0/32")),
+        Route(ip_network("10.0.0.0/8"), "flannel0"),
+    ]
+    world.become(wanted)
+    assert world.become(wanted) == 0
+    other = replace(wanted[0], info=TunInfo(not info.vnet_hdr, not info.multi_queue))
+    assert world.write(other) == {}
+    assert world.dump()[other.key] == other
+    world.become([])
+    assert not any(key[0] is not Kind.SYSCTL for key in world.dump())
+
+
+def test_close_leaves_everything_and_may_be_repeated(world: Any, family: Family) -> None:
+    world.become(family.overlay())
+    world.port.close()
+    world.port.close()
+    assert len(world.routes(family.version)) == 3
