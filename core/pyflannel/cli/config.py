@@ -15,7 +15,7 @@ import click
 
 from pyflannel.cli.flags import FlagGroup, flags, settings
 from pyflannel.errors import ConfigError, MalformedError, PluginError, StoreError
-from pyflannel.lease import Subnets
+from pyflannel.lease import JSON, Subnets
 from pyflannel.network import NetworkConfig
 from pyflannel.plugins import load_backend, load_store
 from pyflannel.store import Record, Snapshot, Store
@@ -128,7 +128,7 @@ def _consequences(snapshot: Snapshot, new: NetworkConfig) -> list[str]:
             f"the network changes under {total} leases, of which {misfits} don't fit the new one: those nodes get "
             "other subnets and their containers must be restarted, and every daemon must be restarted"
         )
-    if (old.backend_type, old.backend_options) != (new.backend_type, new.backend_options):
+    if _backend(old) != _backend(new):
         consequences.append(
             f"the backend changes under {total} leases: nodes that run the old one ({old.backend_type}) and those "
             f"that run the new one ({new.backend_type}) don't reach each other until every daemon has been restarted"
@@ -138,6 +138,18 @@ def _consequences(snapshot: Snapshot, new: NetworkConfig) -> list[str]:
 
 def _networks(network: NetworkConfig) -> list[str]:
     return [str(family.network) for family in network.families]
+
+
+def _backend(network: NetworkConfig) -> JSON:
+    """Type and options, with defaults and in one spelling where the backend is installed to tell them."""
+    from pyflannel.backend import parse_options
+
+    written = network.backend_options
+    try:
+        options, unknown = parse_options(load_backend(network.backend_type).Options, written)
+    except (PluginError, ConfigError):
+        return network.backend_type, written
+    return network.backend_type, options, {key: written[key] for key in unknown}
 
 
 def _fits(record: Record, network: NetworkConfig) -> bool:

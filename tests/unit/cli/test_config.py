@@ -111,6 +111,8 @@ def test_a_change_that_hurts_needs_force(pyflannel: CommandLine, document: str, 
     [
         '{"Network": "10.1.0.0/16", "SubnetMax": "10.1.210.0", "EnableNFTables": true}',
         '{"network": "10.1.0.0/16", "Backend": {"type": "vxlan"}}',
+        '{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan", "vni": 1}}',
+        '{"Network": "10.1.0.0/16"}',
     ],
 )
 def test_a_change_that_hurts_nobody_needs_no_force(pyflannel: CommandLine, document: str) -> None:
