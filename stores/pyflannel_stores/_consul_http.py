@@ -155,7 +155,7 @@ class _Transport(consul.base.HTTPClient):  # type: ignore[misc]
                 timeout=(min(CONNECT_TIMEOUT, left), left),
                 allow_redirects=False,
             )
-        except requests.ConnectionError as error:
+        except requests.RequestException as error:
             if not self.deadline.left:
                 raise requests.Timeout from error
             raise

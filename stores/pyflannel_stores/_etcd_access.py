@@ -1,7 +1,7 @@
 """Where an etcd cluster is and how to get in: a store's location, read and checked once.
 
-Nothing here talks gRPC. What does touch the network is :func:`refusal`, which asks a member that would not let gRPC in
-what it minds, because gRPC's own words for it ("Unwrap failed") help nobody.
+Nothing here touches the network. Files are looked at, so that a wrong path is told at once; what is in them is read
+when it is needed, because certificates and passwords are replaced while a daemon runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final
 from pyflannel.errors import ConfigError, StoreDeniedError
 from pyflannel.store import StoreLocation
 
-__all__ = ["OPTIONS", "Access", "Endpoint", "refusal"]
+__all__ = ["OPTIONS", "Access", "Endpoint"]
 
 DEFAULT_PREFIX: Final = "/coreos.com/network"
 DEFAULT_HOST: Final = "127.0.0.1"
@@ -203,67 +203,3 @@ def _check_readable(name: str, path: str) -> None:
             pass
     except OSError as error:
         raise ConfigError(f"store etcd: option {name}: can't read {path}: {error.strerror}") from None
-
-
-def refusal(access: Access, endpoint: Endpoint, timeout: float) -> str | None:
-    """Why TLS, or the lack of it, keeps us out of a member; ``None`` if that is not the reason, or there is no telling.
-
-    Greets the member as gRPC would, with the same files, and reads one answer.
-    """
-    import socket
-    import ssl
-
-    try:
-        context = _tls_context(access)
-    except (ssl.SSLError, OSError) as error:
-        return f"can't use the certificates {access.cafile}, {access.certfile}, {access.keyfile}: {_short(error)}"
-    try:
-        with socket.create_connection((endpoint.host, endpoint.port), timeout) as raw:
-            try:
-                with context.wrap_socket(raw, server_hostname=endpoint.host) as tls:
-                    if access.cafile is None:
-                        return "it speaks TLS and we don't; add cafile, or tls=true"
-                    # With TLS 1.3 a server turns a client's certificate down after the handshake, in its first answer.
-                    tls.recv(1)
-            except ssl.SSLCertVerificationError as error:
-                return f"its certificate is not good ({error.verify_message}); check cafile, the address and the clock"
-            except ssl.SSLError as error:
-                return _tls_refusal(access, error)
-    except OSError:
-        return None
-    return None
-
-
-def _tls_context(access: Access) -> ssl.SSLContext:  # type: ignore[name-defined]  # noqa: F821 - imported when needed
-    import ssl
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.set_alpn_protocols(["h2"])
-    if access.cafile is None:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        return context
-    context.load_verify_locations(access.cafile)
-    if access.certfile:
-        context.load_cert_chain(access.certfile, access.keyfile, password=lambda: "")
-    return context
-
-
-def _tls_refusal(access: Access, error: Exception) -> str | None:
-    reason = str(getattr(error, "reason", None) or "")
-    if access.cafile is None:
-        # It did not understand our greeting, so it does not speak TLS; or it is no server of ours at all.
-        return "it speaks TLS, and wants a certificate of ours" if "CERTIFICATE" in reason else None
-    if "WRONG_VERSION_NUMBER" in reason or "HTTP_REQUEST" in reason:
-        return "it does not speak TLS; drop cafile, certfile, keyfile and tls"
-    if "CERTIFICATE" in reason or "UNKNOWN_CA" in reason:
-        if access.certfile is None:
-            return "it wants a certificate of ours; add certfile and keyfile"
-        return (
-            f"it does not accept our certificate {access.certfile} ({_short(error)}); is it of a CA that etcd trusts?"
-        )
-    return f"TLS failed: {_short(error)}"
-
-
-def _short(error: Exception) -> str:
-    return str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error).replace("_", " ").lower()

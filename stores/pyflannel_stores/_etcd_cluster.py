@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 
 from pyflannel.errors import ConfigError, StoreDeniedError, StoreError, StoreUnavailableError
 from pyflannel.store import CALL_TIMEOUT
-from pyflannel_stores._etcd_access import Access, Endpoint, refusal
+from pyflannel_stores._etcd_access import Access, Endpoint
 from pyflannel_stores._etcd_loader import load_etcd3
 
 __all__ = ["Cluster", "Deadline", "LeaseGone", "Member", "Metadata", "Verdict", "plain"]
@@ -306,7 +306,9 @@ class Cluster:
         for endpoint, error in failures.items():
             why = None
             if deadline.left and not _by_etcd(error):
-                why = refusal(self.access, endpoint, min(1.0, deadline.left))
+                from pyflannel_stores._etcd_refusal import refusal
+
+                why = refusal(self.access, endpoint, min(1.0, deadline.left / 2))
             refused &= why is not None
             reasons.append(f"{endpoint}: {why or plain(error)}")
         if refused:

@@ -4,7 +4,9 @@
 
     config.json               the network document
     subnets/<key>.json        one record per lease
-    .work/lock                the lock that writers hold alone and scans share (flock: the kernel drops a dead holder's)
+    .work/lock                the lock that writers hold alone and snapshots share (flock: the kernel drops a dead
+                              holder's)
+    .work/gate                where one waits for that lock, so that many snapshots can't keep a writer out
     .work/<random>            a file being written
 
 The idea: a record changes only by one atomic step (rename, link or unlink) made under the lock, after its content is on
@@ -117,6 +119,7 @@ class Directory:
         self._config = os.path.join(root, "config.json")
         self._work = os.path.join(root, ".work")
         self._lock = os.path.join(self._work, "lock")
+        self._gate = os.path.join(self._work, "gate")
         self._create = create
         self._seen = False
         self._strange: set[str] = set()
@@ -176,55 +179,41 @@ class Directory:
 
         :raises StoreUnavailableError: it can't be had in time.
         """
-        descriptor = self._acquire(shared, time.monotonic() + timeout)
+        descriptor = self._acquire(fcntl.LOCK_SH if shared else fcntl.LOCK_EX, time.monotonic() + timeout)
         try:
             yield
         finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone would leave it to a forked child's copy
-            os.close(descriptor)
+            _unlock(descriptor)
 
-    def _acquire(self, shared: bool, deadline: float) -> int:
+    def _acquire(self, kind: int, deadline: float) -> int:
         while True:
             self.prepare()
-            descriptor = self._open_lock(shared)
+            gate = self._lock_file(self._gate, kind, deadline)
             try:
-                self._wait_for_lock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, deadline)
-                if _same_file(descriptor, self._lock):
-                    return descriptor
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)  # the directory was replaced while we waited: that lock guards nothing now
+                descriptor = self._lock_file(self._lock, kind, deadline)
+            finally:
+                _unlock(gate)
+            if _same_file(descriptor, self._lock):
+                return descriptor
+            _unlock(descriptor)  # the directory was replaced while we waited: that lock guards nothing now
 
-    def _open_lock(self, shared: bool) -> int:
+    def _lock_file(self, path: str, kind: int, deadline: float) -> int:
         # NFS wants a descriptor open for writing for LOCK_EX (flock(2)); a read-only file system gives only the other.
-        flags = os.O_CLOEXEC | (os.O_RDONLY if shared else os.O_RDWR)
+        flags = os.O_CLOEXEC | (os.O_RDONLY if kind == fcntl.LOCK_SH else os.O_RDWR)
         try:
             try:
-                return os.open(self._lock, flags)
+                descriptor = os.open(path, flags)
             except FileNotFoundError:
-                descriptor = os.open(self._lock, flags | os.O_CREAT, 0o600)
+                descriptor = os.open(path, flags | os.O_CREAT, 0o600)
                 os.fchmod(descriptor, 0o600)
-                return descriptor
         except OSError as error:
-            raise failure("open the lock", self._lock, error) from None
-
-    def _wait_for_lock(self, descriptor: int, kind: int, deadline: float) -> None:
-        delay = 0.0005
-        while True:
-            try:
-                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-                return
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EINTR):
-                    raise failure("lock", self._lock, error) from None
-            if time.monotonic() > deadline:
-                raise StoreUnavailableError(
-                    f"file store: {self._lock} is locked by another process for too long; see who holds it with "
-                    f"'fuser -v {self._lock}'"
-                )
-            time.sleep(delay)
-            delay = min(2 * delay, 0.008)
+            raise failure("open the lock", path, error) from None
+        try:
+            _wait_for_lock(descriptor, path, kind, deadline)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
 
     def load(self, key: str) -> Stored | None:
         """Read one record, expired or not; ``None`` if there is no file."""
@@ -267,7 +256,10 @@ class Directory:
                     yield stored
 
     def scan(self) -> dict[str, Signature]:
-        """The signature of every record's file, the network document's included. Hold the lock, as above."""
+        """The signature of every record's file, the network document's included.
+
+        Needs no lock if the caller looks again at what seems to be missing.
+        """
         signatures: dict[str, Signature] = {}
         try:
             with os.scandir(self.subnets) as entries:
@@ -334,7 +326,7 @@ class Directory:
     def _clear_work(self) -> None:
         try:
             for name in os.listdir(self._work):
-                if name != "lock":
+                if name not in ("gate", "lock"):
                     os.unlink(os.path.join(self._work, name))
         except OSError as error:
             raise failure("clean", self._work, error) from None
@@ -382,13 +374,33 @@ def _note_signature(signatures: dict[str, Signature], key: str, find: Callable[[
             raise
 
 
+def _wait_for_lock(descriptor: int, path: str, kind: int, deadline: float) -> None:
+    delay = 0.0005
+    while True:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EINTR):
+                raise failure("lock", path, error) from None
+        if time.monotonic() > deadline:
+            raise StoreUnavailableError(
+                f"file store: {path} is locked by other processes for too long; see who they are with 'fuser -v {path}'"
+            )
+        time.sleep(delay)
+        delay = min(2 * delay, 0.008)
+
+
+def _unlock(descriptor: int) -> None:
+    fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone would leave it to a forked child's copy
+    os.close(descriptor)
+
+
 def _same_file(descriptor: int, path: str) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
+    except OSError:
         return False
-    except OSError as error:
-        raise failure("find", path, error) from None
 
 
 def _read_all(descriptor: int, size: int) -> bytes:

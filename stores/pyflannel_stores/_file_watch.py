@@ -277,8 +277,7 @@ class FileWatch(Watch):
     def _collect(self, number: int) -> Batch | None:
         """Bring the history up to date and give what changed after ``number``."""
         if self._dirty is None:
-            with self._directory.locked(shared=True):
-                signatures = self._directory.scan()
+            signatures = self._directory.scan()
             with self._history.mutex:
                 self._dirty = dict.fromkeys(self._history.differing(signatures))
         now = self._clock()

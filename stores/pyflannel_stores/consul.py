@@ -214,8 +214,12 @@ class ConsulStore(Store):
     def time_to_live(self, records: Iterable[Record]) -> Mapping[str, float | None]:
         """See :class:`~pyflannel.store.Store`. Consul tells no remaining time: what is given is the session's TTL."""
         deadline = self._begin()
-        sessions = self._consul.call(deadline, lambda client: client.session.list(consistency="consistent"))[1]
-        ttls = {session["ID"]: _parse_ttl(session["TTL"]) for session in sessions}
+
+        def request(client: Any) -> dict[str, float | None]:
+            _, sessions = client.session.list(consistency="consistent")
+            return {session["ID"]: _parse_ttl(session["TTL"]) for session in sessions}
+
+        ttls = self._consul.call(deadline, request)
         return {record.key: ttls.get(record.handle) for record in records}
 
     def close(self) -> None:
@@ -227,29 +231,32 @@ class ConsulStore(Store):
     def read_index(self, consul: Addresses, after: int | None, wait: float = 0.0) -> int:
         """The index of the prefix: at once, or when it is not ``after`` any more or ``wait`` seconds have passed."""
 
-        def request(client: Any) -> tuple[str, Any]:
+        def request(client: Any) -> int:
             blocking = {"index": after, "wait": f"{wait:.0f}s"} if after else {}
-            answer: tuple[str, Any] = client.kv.get(f"{self._prefix}/", keys=True, separator="/", **blocking)
-            return answer
+            return _sane(client.kv.get(f"{self._prefix}/", keys=True, separator="/", **blocking)[0])
 
         if after is None:
-            return _sane(consul.call(self._http.Deadline(_BUDGET), request)[0])
+            return consul.call(self._http.Deadline(_BUDGET), request)
         # Consul adds up to a sixteenth to the wait (https://developer.hashicorp.com/consul/api-docs/features/blocking).
-        return _sane(consul.once(self._http.Deadline(wait * 17 / 16 + _WAIT_GRACE), request)[0])
+        return consul.once(self._http.Deadline(wait * 17 / 16 + _WAIT_GRACE), request)
 
     def read_all(self, consul: Addresses, deadline: Deadline | None = None, *, consistent: bool = False) -> _State:
         """Everything below the prefix that is ours, and its index."""
         deadline = deadline or self._http.Deadline(_BUDGET)
         mode = "consistent" if consistent else "default"
         below = f"{self._prefix}/"
-        index, items = consul.call(deadline, lambda client: client.kv.get(below, recurse=True, consistency=mode))
-        records = dict(self._records(items or ()))
+
+        def request(client: Any) -> _State:
+            index, items = client.kv.get(below, recurse=True, consistency=mode)
+            return _State(_sane(index), dict(self._records(items or ())))
+
+        state = consul.call(deadline, request)
         # What a token may not read, Consul leaves out of a listing without a word; asked for one key, it says so.
-        if CONFIG_KEY not in records:
+        if CONFIG_KEY not in state.records:
             consul.call(deadline, lambda client: client.kv.get(f"{below}config", consistency=mode))
-        if len(records) <= (CONFIG_KEY in records):
+        if len(state.records) <= (CONFIG_KEY in state.records):
             consul.call(deadline, lambda client: client.kv.get(f"{below}subnets/", consistency=mode))
-        return _State(_sane(index), records)
+        return state
 
     def _records(self, items: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, Record]]:
         leases = f"{self._prefix}/subnets/"
@@ -265,9 +272,11 @@ class ConsulStore(Store):
                     yield key, _record(key, item)
 
     def _find(self, key: str, deadline: Deadline) -> _Entry | None:
-        path = self._path(key)
-        item = self._consul.call(deadline, lambda client: client.kv.get(path, consistency="consistent"))[1]
-        return None if item is None else _Entry(_record(key, item), item["ModifyIndex"])
+        def request(client: Any) -> _Entry | None:
+            _, item = client.kv.get(self._path(key), consistency="consistent")
+            return None if item is None else _Entry(_record(key, item), item["ModifyIndex"])
+
+        return self._consul.call(deadline, request)
 
     def _path(self, key: str) -> str:
         return f"{self._prefix}/{key}" if key == CONFIG_KEY else f"{self._prefix}/subnets/{key}"
@@ -321,8 +330,13 @@ class ConsulStore(Store):
         deadline: Deadline,
     ) -> str | _Refusal:
         """One transaction. Its answer may get lost: what is found at the key then tells what became of it."""
+
+        def request(client: Any) -> str:
+            results = client.txn.put(write(entry))["Results"]
+            return _version(results[-1]["KV"]) if results else ""
+
         try:
-            answer = self._consul.call(deadline.part(_RESERVE), lambda client: client.txn.put(write(entry)))
+            return self._consul.call(deadline.part(_RESERVE), request)
         except self._http.RolledBack as refusal:
             doubtful = self._consul.doubtful
             found = self._find(key, deadline)
@@ -334,8 +348,6 @@ class ConsulStore(Store):
             if ours(found.record if found else None):
                 return found.record.version if found else ""
             raise
-        results = answer["Results"]
-        return _version(results[-1]["KV"]) if results else ""
 
     def _conflict(self, key: str, found: _Entry | None, expected: Record | None) -> ConflictError:
         what = "is there already" if expected is None else "was changed" if found else "was deleted or has expired"
@@ -367,9 +379,10 @@ class ConsulStore(Store):
 
         :raises ConflictError: it has ended, and the key with it.
         """
-        share = deadline.part(2 * _RESERVE)
         try:
-            session = self._consul.call(share, lambda client: client.session.renew(record.handle))
+            ttl = self._consul.call(
+                deadline.part(2 * _RESERVE), lambda client: _parse_ttl(client.session.renew(record.handle)["TTL"])
+            )
         except self._http.NoSuchSession:
             found = self._find(record.key, deadline)
             if found is None or not found.record.handle or not _same(found.record, record):
@@ -377,7 +390,7 @@ class ConsulStore(Store):
             if found.record.handle == record.handle:
                 raise StoreUnavailableError(f"{self.location}: {record.key} is about to expire; try again") from None
             return self._renew_session(found.record, deadline)
-        return record, _parse_ttl(session["TTL"])
+        return record, ttl
 
     def _change_session(self, record: Record, value: str | None, ttl: int, deadline: Deadline) -> Record:
         """Give a record's key to a new session, with a new value or (``None``) the one it has."""
@@ -401,10 +414,12 @@ class ConsulStore(Store):
 
     def _end_doomed(self, deadline: Deadline) -> None:
         if self._lost:
-            sessions = self._consul.call(deadline, lambda client: client.session.list(consistency="consistent"))[1]
-            for session in sessions:
-                if self._lost.get(session["Name"], session["ID"]) != session["ID"]:
-                    self._doomed.add(session["ID"])
+
+            def unwanted(client: Any) -> set[str]:
+                pairs = [(each["ID"], each["Name"]) for each in client.session.list(consistency="consistent")[1]]
+                return {session for session, name in pairs if self._lost.get(name, session) != session}
+
+            self._doomed |= self._consul.call(deadline, unwanted)
             self._lost.clear()
         for session in sorted(self._doomed):
             self._consul.call(deadline, partial(_destroy, session))

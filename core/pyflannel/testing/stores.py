@@ -82,10 +82,12 @@ class Follower:
 
     ``state`` is the snapshot with all batches applied, ``changes`` what came, in order. A broken stream is reopened at
     the last revision, lost history is answered by a new snapshot; ``interruptions`` holds the errors that said so.
+
+    :param state: what to begin with in place of the snapshot's contents.
     """
 
-    def __init__(self, store: Store, snapshot: Snapshot) -> None:
-        self.state = contents(snapshot)
+    def __init__(self, store: Store, snapshot: Snapshot, state: dict[str, tuple[str, str, bool]] | None = None) -> None:
+        self.state = contents(snapshot) if state is None else dict(state)
         self.changes: list[Change] = []
         self.revision = snapshot.revision
         self.interruptions: list[StoreError] = []
@@ -525,8 +527,7 @@ class StoreConformance:
             other.delete(brief)
             new = other.create("10.5.5.0-24", VALUE, 3600.0)
             for _ in range(2):  # a revision can be resumed from more than once
-                with Follower(store, Snapshot(revision, None, ())) as resumed:
-                    resumed.state = dict(state)
+                with Follower(store, Snapshot(revision, None, ()), state) as resumed:
                     final = contents(other.snapshot())
                     resumed.until(lambda: resumed.state == final, f"the state {final}")  # noqa: B023
                     assert not resumed.interruptions
