@@ -23,7 +23,7 @@ lint: ## style and types only
 
 bench: ## measure against iproute2's batch mode and print the ratios
 	@tools/bootstrap test
-	@$(VENV)/python -m benchmarks
+	@for file in benchmarks/*.py; do echo "== $$file"; $(VENV)/python $$file || exit; done
 
 clean: ## remove what the other targets made here, .venv too (system packages stay)
 	@rm -rf .venv .tox .cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -15,13 +15,13 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
+from tests.servers.consul import MISSING, consul, put
 
 from pyflannel.lab.servers.consul import ConsulCluster
 from pyflannel.store import Record, Store, StoreLocation
 from pyflannel.testing.stores import KEY, VALUE, Follower, Opening, StoreConformance, contents
 from pyflannel_stores import consul as driver
 from pyflannel_stores.consul import ConsulStore
-from servers.consul import MISSING, consul, put
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 

@@ -10,6 +10,10 @@ from contextlib import closing
 from itertools import count
 
 import pytest
+from tests.recordings import GOLDEN
+from tests.servers.etcd import MISSING, etcd, etcdctl, leases, stored
+from tests.servers.following import Follower
+from tests.servers.lossy import LossyProxy
 
 from pyflannel.errors import ConflictError, HistoryGoneError, StoreUnavailableError
 from pyflannel.lab.servers.etcd import EtcdCluster
@@ -17,10 +21,6 @@ from pyflannel.lease import Lease
 from pyflannel.network import NetworkConfig
 from pyflannel.store import CONFIG_KEY, Change, Record, StoreLocation
 from pyflannel_stores.etcd import EtcdStore
-from recordings import GOLDEN
-from servers.etcd import MISSING, etcd, etcdctl, leases, stored
-from servers.following import Follower
-from servers.lossy import LossyProxy
 
 if MISSING:
     pytest.skip(MISSING, allow_module_level=True)

@@ -15,13 +15,13 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from tests.servers.etcd import MISSING, Authority, add_user, enable_auth, etcd, etcdctl, stored
+from tests.servers.following import Follower
 
 from pyflannel.errors import StoreDeniedError, StoreUnavailableError
 from pyflannel.lab.servers.etcd import EtcdCluster
 from pyflannel.store import StoreLocation
 from pyflannel_stores.etcd import EtcdStore
-from servers.etcd import MISSING, Authority, add_user, enable_auth, etcd, etcdctl, stored
-from servers.following import Follower
 
 pytestmark = [pytest.mark.skipif(MISSING is not None, reason=str(MISSING)), pytest.mark.timeout(60)]
 

@@ -8,12 +8,12 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import ClassVar
 
 import pytest
+from tests.servers.etcd import MISSING, etcd, etcdctl, fill
 
 from pyflannel.lab.servers.etcd import EtcdCluster
 from pyflannel.store import Store, StoreLocation
 from pyflannel.testing.stores import Opening, StoreConformance
 from pyflannel_stores.etcd import EtcdStore
-from servers.etcd import MISSING, etcd, etcdctl, fill
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 

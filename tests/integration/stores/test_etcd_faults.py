@@ -10,14 +10,14 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from tests.servers.etcd import MISSING, etcd, etcdctl, leases
+from tests.servers.following import Follower
+from tests.servers.lossy import LossyProxy
 
 from pyflannel.errors import HistoryGoneError, StoreUnavailableError
 from pyflannel.lab.servers.etcd import EtcdCluster
 from pyflannel.store import CALL_TIMEOUT, Change, Record, StoreLocation
 from pyflannel_stores.etcd import EtcdStore, EtcdWatch
-from servers.etcd import MISSING, etcd, etcdctl, leases
-from servers.following import Follower
-from servers.lossy import LossyProxy
 
 pytestmark = [pytest.mark.skipif(MISSING is not None, reason=str(MISSING)), pytest.mark.timeout(60)]
 

@@ -6,8 +6,8 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests import recordings
 
-import recordings
 from pyflannel.backend import FdbEntry, Lease, LeaseAttributes, Link, Node, PeerRejected, Route, Subnets, parse_options
 from pyflannel.errors import ConfigError
 from pyflannel.kernel.model import KernelObject
