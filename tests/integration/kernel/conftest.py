@@ -75,9 +75,13 @@ class World:
         """Make the kernel hold just ``wanted``; links first, like the tracker. How many writes that took."""
         goal = {item.key: item for item in wanted}
         done = 0
-        for selected in (lambda key: key[0] is Kind.LINK, lambda key: key[0] is not Kind.LINK):
+        for links in (True, False):
             actual = self.dump()
-            keys = [key for key in actual.keys() | goal.keys() if selected(key) and key[0] is not Kind.SYSCTL]
+            keys = [
+                key
+                for key in actual.keys() | goal.keys()
+                if (key[0] is Kind.LINK) is links and key[0] is not Kind.SYSCTL
+            ]
             writes = [Write(actual.get(key), goal.get(key)) for key in keys if actual.get(key) != goal.get(key)]
             assert self.port.apply(writes) == {}
             done += len(writes)

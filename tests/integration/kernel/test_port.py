@@ -44,7 +44,11 @@ class Family:
     @property
     def link(self) -> Link:
         mtu = 1450 if self.version == 4 else 1430
-        return Link(self.name, VxlanInfo(1, 8472, self.local, "eth0"), mtu, "02:00:00:00:01:01")
+        return Link(self.name, self.info, mtu, "02:00:00:00:01:01")
+
+    @property
+    def info(self) -> VxlanInfo:
+        return VxlanInfo(1, 8472, self.local, "eth0")
 
     @property
     def address(self) -> Address:
@@ -100,7 +104,10 @@ def test_what_was_written_is_what_is_dumped(world: Any, family: Family) -> None:
 
 def test_there_and_back_again(world: Any, family: Family) -> None:
     other = ip_address("192.0.2.77" if family.version == 4 else "2001:db8::77")
-    moved = [replace(family.neighbour(1), mac="02:00:00:00:02:02"), replace(family.fdb(1), remote=other)]
+    moved: list[KernelObject] = [
+        replace(family.neighbour(1), mac="02:00:00:00:02:02"),
+        replace(family.fdb(1), remote=other),
+    ]
     detour = replace(family.route(1), gateway=family.subnet(9).network_address)
     one = family.overlay(range(3))
     two = [family.link, family.address, *family.peer(0), *moved, detour, *family.peer(4)]
@@ -162,7 +169,7 @@ def test_what_somebody_deletes_is_told(world: Any, family: Family, kind: str) ->
 def test_what_somebody_changes_is_told(world: Any, family: Family) -> None:
     world.become(family.overlay())
     world.quiet()
-    changed = [
+    changed: list[KernelObject] = [
         replace(family.neighbour(1), mac="02:00:00:00:02:02"),
         replace(family.fdb(1), remote=family.remote(50)),
         replace(family.route(1), gateway=family.subnet(9).network_address),
@@ -254,7 +261,7 @@ def test_a_changed_link_is_put_right_in_place(world: Any, family: Family, change
 def test_local_address_and_learning_change_in_place(world: Any, family: Family, change: dict[str, Any]) -> None:
     world.become(family.overlay())
     changes = {"local": family.remote(70)} if "local" in change else change
-    wanted = replace(family.link, info=replace(family.link.info, **changes))
+    wanted = replace(family.link, info=replace(family.info, **changes))
     assert world.write(wanted) == {}
     found = world.dump()
     assert found[wanted.key] == wanted
@@ -265,7 +272,7 @@ def test_local_address_and_learning_change_in_place(world: Any, family: Family, 
 def test_another_vni_port_or_gbp_makes_a_new_device(world: Any, family: Family, change: dict[str, Any]) -> None:
     world.become(family.overlay())
     world.quiet()
-    wanted = replace(family.link, info=replace(family.link.info, **change))
+    wanted = replace(family.link, info=replace(family.info, **change))
     assert world.write(wanted) == {}
     assert world.until(lambda notice: notice.resync).resync
     found = world.dump()
@@ -312,7 +319,7 @@ def test_a_vni_in_use_is_named_and_the_rest_is_done(world: Any, family: Family) 
 
 
 def test_a_missing_underlay_fails_that_link_only(world: Any, family: Family) -> None:
-    lost = replace(family.link, info=replace(family.link.info, underlay="eth9"))
+    lost = replace(family.link, info=replace(family.info, underlay="eth9"))
     other = Route(family.subnet(1), "eth0", family.remote(1))
     failures = world.write(lost, family.address, other)
     assert failures.keys() == {lost.key, family.address.key}
@@ -461,21 +468,22 @@ def test_sysctls(world: Any) -> None:
     for item in wanted:
         off = replace(item, value="0")
         world.put(off)
-        told = world.until(lambda notice, key=item.key: key in notice.changes)  # type: ignore[misc]
+        told = world.until(lambda notice, key=item.key: key in notice.changes)
         assert told.changes[item.key] == off
     assert world.port.apply([Write(item, None) for item in wanted]) == {}
 
 
 @pytest.mark.parametrize("info", [TunInfo(), TunInfo(vnet_hdr=True), TunInfo(multi_queue=True)])
 def test_tun_devices(world: Any, info: TunInfo) -> None:
-    wanted = [
-        Link("flannel0", info, 1472),
+    device = Link("flannel0", info, 1472)
+    wanted: list[KernelObject] = [
+        device,
         Address("flannel0", ip_interface("10.1.0.0/32")),
         Route(ip_network("10.0.0.0/8"), "flannel0"),
     ]
     world.become(wanted)
     assert world.become(wanted) == 0
-    other = replace(wanted[0], info=TunInfo(not info.vnet_hdr, not info.multi_queue))
+    other = replace(device, info=TunInfo(not info.vnet_hdr, not info.multi_queue))
     assert world.write(other) == {}
     assert world.dump()[other.key] == other
     world.become([])

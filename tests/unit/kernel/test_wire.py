@@ -1,0 +1,165 @@
+"""The hot messages: what is encoded is what is parsed, and what pyroute2 reads in them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyroute2.netlink.rtnl.ndmsg import ndmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+from pyflannel.kernel import wire
+from pyflannel.kernel.model import FdbEntry, Neighbour, Route
+
+indexes = st.integers(1, 2**31 - 1)
+macs = st.binary(min_size=6, max_size=6).map(lambda raw: raw.hex(":"))
+ipv4 = st.integers(0, 2**32 - 1).map(IPv4Address)
+ipv6 = st.integers(0, 2**128 - 1).map(IPv6Address)
+addresses = ipv4 | ipv6
+
+
+@st.composite
+def routes(draw: st.DrawFn) -> Route:
+    version = draw(st.sampled_from([4, 6]))
+    bits = 32 if version == 4 else 128
+    length = draw(st.integers(0, bits))
+    number = draw(st.integers(0, 2**bits - 1)) >> (bits - length) << (bits - length)
+    network = IPv4Network if version == 4 else IPv6Network
+    address: st.SearchStrategy[Any] = ipv4 if version == 4 else ipv6
+    blackhole = draw(st.booleans())
+    return Route(
+        network((number, length)),
+        None if blackhole else "eth0",
+        None if blackhole else draw(st.none() | address | (ipv6 if version == 4 else st.none())),
+        not blackhole and draw(st.booleans()),
+        draw(st.none() | address),
+        draw(st.none() | st.integers(0, 2**32 - 1)),
+    )
+
+
+def only(message: bytes) -> tuple[int, int, int, int]:
+    """Type, flags, and where the payload of the only message lies."""
+    ((kind, flags, sequence, port, start, end),) = wire.messages(message)
+    assert (sequence, port, end) == (0, 0, len(message))
+    assert len(message) % 4 == 0
+    return kind, flags, start, end
+
+
+def decoded(message_class: Any, message: bytes) -> tuple[Any, dict[str, Any]]:
+    found = message_class(message)
+    found.decode()
+    return found, dict(found["attrs"])
+
+
+@given(routes(), indexes)
+def test_routes_come_back(route: Route, index: int) -> None:
+    link = 0 if route.link is None else index
+    kind, flags, start, end = only(message := wire.encode_route(wire.RTM_NEWROUTE, route, link, wire.NLM_F_CREATE))
+    assert (kind, flags) == (wire.RTM_NEWROUTE, wire.NLM_F_REQUEST | wire.NLM_F_CREATE)
+    row = wire.parse_route(message, start, end)
+    name = "eth0" if row.link else None
+    assert Route(row.destination, name, row.gateway, row.onlink, row.source, row.metric or route.metric) == route
+    assert (row.link, row.protocol, row.table, row.nexthops) == (link, 241, wire.RT_TABLE_MAIN, ())
+    assert row.kind == (wire.RTN_BLACKHOLE if route.link is None else wire.RTN_UNICAST)
+
+
+@given(routes(), indexes)
+def test_routes_as_pyroute2_reads_them(route: Route, index: int) -> None:
+    link = 0 if route.link is None else index
+    fields, attrs = decoded(rtmsg, wire.encode_route(wire.RTM_NEWROUTE, route, link))
+    assert fields["family"] == (2 if route.destination.version == 4 else 10)
+    assert (fields["table"], fields["proto"], fields["dst_len"]) == (254, 241, route.destination.prefixlen)
+    assert bool(fields["flags"] & 4) == route.onlink
+    assert ip_address(attrs["RTA_DST"]) == route.destination.network_address
+    if route.gateway is not None and route.gateway.version == route.destination.version:
+        assert ip_address(attrs["RTA_GATEWAY"]) == route.gateway
+    assert attrs.get("RTA_OIF") == (link or None)
+    assert attrs.get("RTA_PRIORITY") == route.metric
+    assert ("RTA_PREFSRC" in attrs) == (route.source is not None)
+
+
+def test_the_scope_of_a_route() -> None:
+    """Link without a gateway, universe with one, any when deleting (``ip-route(8)``)."""
+    direct = Route(IPv4Network("10.0.0.0/24"), "eth0")
+    via = replace(direct, gateway=IPv4Address("192.0.2.2"))
+    scopes = [decoded(rtmsg, wire.encode_route(wire.RTM_NEWROUTE, route, 2))[0]["scope"] for route in (direct, via)]
+    assert scopes == [253, 0]
+    assert decoded(rtmsg, wire.encode_route(wire.RTM_DELROUTE, via, 2))[0]["scope"] == 255
+
+
+@given(addresses, macs, indexes)
+def test_neighbours_come_back_and_pyroute2_reads_them(address: Any, mac: str, index: int) -> None:
+    neighbour = Neighbour("flannel.1", address, mac)
+    kind, _, start, end = only(message := wire.encode_neighbour(wire.RTM_NEWNEIGH, neighbour, index))
+    assert kind == wire.RTM_NEWNEIGH
+    assert wire.parse_neighbour(message, start, end) == (index, wire.NUD_PERMANENT, 0, address, mac)
+    fields, attrs = decoded(ndmsg, message)
+    assert (fields["family"], fields["ifindex"], fields["state"]) == (2 if address.version == 4 else 10, index, 0x80)
+    assert attrs["NDA_LLADDR"] == mac
+    assert type(address)(attrs["NDA_DST"]) == address
+
+
+@given(addresses, macs, indexes, st.booleans())
+def test_fdb_entries_come_back_and_pyroute2_reads_them(remote: Any, mac: str, index: int, every: bool) -> None:
+    entry = FdbEntry("flannel.1", mac, remote)
+    _, _, start, end = only(message := wire.encode_fdb(wire.RTM_NEWNEIGH, entry, index, every_remote=every))
+    row = wire.parse_fdb(message, start, end)
+    state = wire.NUD_PERMANENT | wire.NUD_NOARP
+    assert row == (None if every else (index, state, wire.NTF_SELF, mac, remote, True))
+    fields, attrs = decoded(ndmsg, message)
+    assert (fields["family"], fields["ifindex"], fields["state"], fields["flags"]) == (7, index, state, wire.NTF_SELF)
+    assert attrs["NDA_LLADDR"] == mac
+    assert ("NDA_DST" in attrs) != every
+
+
+def test_an_entry_with_a_port_of_its_own_is_not_plain() -> None:
+    entry = FdbEntry("flannel.1", "02:00:00:00:00:01", IPv4Address("192.0.2.2"))
+    message = wire.encode_fdb(wire.RTM_NEWNEIGH, entry, 5) + b"\x06\x00\x06\x00\x21\x19\x00\x00"
+    row = wire.parse_fdb(message, 16, len(message))
+    assert row is not None
+    assert not row.plain
+
+
+def test_the_ways_of_a_multipath_route() -> None:
+    paths = b"".join(
+        wire._NEXTHOP.pack(16, 0, 0, link) + wire._ATTRIBUTE_IPV4.pack(8, 5, IPv4Address(gateway).packed)
+        for link, gateway in ((3, "192.0.2.2"), (4, "192.0.2.3"))
+    )
+    body = wire.encode_route(wire.RTM_NEWROUTE, Route(IPv4Network("10.0.0.0/24"), "eth0"), 3)[16:]
+    datagram = body[:20] + wire._ATTRIBUTE.pack(4 + len(paths), 9) + paths
+    row = wire.parse_route(datagram, 0, len(datagram))
+    assert row.link == 0
+    assert row.nexthops == ((3, IPv4Address("192.0.2.2"), False), (4, IPv4Address("192.0.2.3"), False))
+
+
+@given(st.lists(st.binary(max_size=20), max_size=5), st.binary(max_size=15))
+def test_a_datagram_is_split_at_its_lengths(bodies: list[bytes], rest: bytes) -> None:
+    datagram = b"".join(
+        wire.HEADER.pack(16 + len(body), 24, 0, number, 7) + body + bytes(-len(body) % 4)
+        for number, body in enumerate(bodies)
+    )
+    found = [(sequence, datagram[start:end]) for _, _, sequence, _, start, end in wire.messages(datagram + rest)]
+    assert found == list(enumerate(bodies))
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_make_the_splitting_hang_or_fail(noise: bytes) -> None:
+    for *_, start, end in wire.messages(noise):
+        wire.attributes(noise, start, end)
+
+
+@pytest.mark.parametrize(
+    ("mac", "flooded"),
+    [
+        ("00:00:00:00:00:00", True),
+        ("01:00:5e:00:00:01", True),
+        ("ff:ff:ff:ff:ff:ff", True),
+        ("02:00:00:00:00:00", False),
+    ],
+)
+def test_flooded_addresses(mac: str, flooded: bool) -> None:
+    assert wire.is_flooded(mac) is flooded
