@@ -15,6 +15,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_interface
 from typing import Final
 
@@ -69,10 +70,7 @@ class VxlanBackend(Backend[VxlanOptions]):
 
     def mac(self, node: Node, version: int) -> str:
         """The MAC address of this node's VTEP: locally administered, unicast (IEEE 802)."""
-        seed = f"pyflannel vtep {node.node_id} {self.device(version)} {node.subnets.of(version)}"
-        digest = bytearray(hashlib.sha256(seed.encode()).digest()[:6])
-        digest[0] = digest[0] & 0xFC | 0x02
-        return digest.hex(":")
+        return _mac_of(f"pyflannel vtep {node.node_id} {self.device(version)} {node.subnets.of(version)}")
 
     def mtu(self, underlay: Underlay) -> int:
         """Of the device that a container's packets meet first: IPv4's where there is one."""
@@ -149,6 +147,13 @@ class VxlanBackend(Backend[VxlanOptions]):
         if vni != self.options.vni:
             raise PeerRejected(f"{key}.VNI is {vni!r}, this network's is {self.options.vni}")
         return mac
+
+
+@lru_cache(maxsize=16)  # asked for again with every peer
+def _mac_of(seed: str) -> str:
+    digest = bytearray(hashlib.sha256(seed.encode()).digest()[:6])
+    digest[0] = digest[0] & 0xFC | 0x02
+    return digest.hex(":")
 
 
 _MAC = re.compile("[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}")

@@ -25,7 +25,7 @@ from typing import Any
 from pyflannel import envfile, runlock
 from pyflannel.backend import Backend, DataPlane, Node, parse_options
 from pyflannel.errors import KernelError, PluginError, PyflannelError, UnderlayError
-from pyflannel.kernel.model import KernelObject, Route
+from pyflannel.kernel.model import Route
 from pyflannel.kernel.port import KernelPort, Notice
 from pyflannel.kernel.tracker import Tracker
 from pyflannel.lease import Subnets
@@ -106,7 +106,6 @@ class _Membership:
 
     backend: Backend[Any]
     overlay: Overlay
-    extras: tuple[KernelObject, ...] = ()
     data_plane: DataPlane | None = None
     data_plane_node: Node | None = None
 
@@ -305,7 +304,7 @@ class Agent:
                 data_plane, data_plane_node = before.data_plane, before.data_plane_node
             else:
                 before.data_plane.stop()
-        self.membership = _Membership(event.backend, overlay, (), data_plane, data_plane_node)
+        self.membership = _Membership(event.backend, overlay, data_plane, data_plane_node)
         self._want_exactly()
         self.tracker.sweep = True
         self.backend_trouble = ""
@@ -322,11 +321,12 @@ class Agent:
         """Hand the whole desired state to the tracker: the overlay is a new one."""
         member = self.membership
         assert member is not None
-        member.extras = ()
+        wanted = member.overlay.desired
         if self.settings.blackhole_route:
             subnets = member.overlay.node.subnets
-            member.extras = tuple(Route(subnet, None, metric=BLACKHOLE_METRIC) for subnet in subnets.each)
-        self.tracker.want_exactly([*member.overlay.objects(), *member.extras])
+            extras = (Route(subnet, None, metric=BLACKHOLE_METRIC) for subnet in subnets.each)
+            wanted = {**wanted, **{route.key: route for route in extras}}
+        self.tracker.want_exactly(wanted)
         member.overlay.drain()
 
     def _peers_changed(self, event: PeersChanged) -> None:
@@ -360,8 +360,9 @@ class Agent:
             return
         for key in touched:
             peer = member.overlay.peers.get(key)
-            if peer is not None and peer.lease is not None and not peer.reason:
-                member.data_plane.put(peer.lease)
+            lease = member.overlay.lease(key) if peer is not None and not peer.reason else None
+            if lease is not None:
+                member.data_plane.put(lease)
             else:
                 member.data_plane.remove(Subnets.from_key(key))
         if now >= self._check_due:

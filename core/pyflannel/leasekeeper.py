@@ -261,6 +261,16 @@ class LeaseKeeper:
 
     def _serve(self) -> None:
         """One session, from snapshot to whatever ends it."""
+        session = self._begin()
+        try:
+            while not (session.over or self._stopping):
+                self._step(session)
+        finally:
+            if session.watcher is not None:
+                session.watcher.close()
+
+    def _begin(self) -> _Session:
+        """Take a snapshot, get the lease, and announce both."""
         snapshot = self._store.snapshot()
         if snapshot.config is None:
             snapshot = self._create_config()
@@ -271,12 +281,7 @@ class LeaseKeeper:
         self._report(None)
         others = tuple(record for record in snapshot.leases if record.key != session.record.key)
         self._post(Joined(session.node, session.backend, session.lease, others))
-        try:
-            while not (session.over or self._stopping):
-                self._step(session)
-        finally:
-            if session.watcher is not None:
-                session.watcher.close()
+        return session
 
     def _create_config(self) -> Snapshot:
         seed = self._options.seed

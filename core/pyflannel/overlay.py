@@ -11,8 +11,7 @@ the network's layout beats one that does not, then the lower subnet wins; the ot
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -33,11 +32,12 @@ _Rank: TypeAlias = tuple[bool, int, int, str]
 class Peer:
     """One lease of the store other than ours. ``reason`` says why it is skipped; empty if it is used.
 
-    ``lease`` is ``None`` where the record could not be read.
+    ``value`` is the lease's text: with thousands of peers the parsed form is too large to keep. :meth:`Overlay.lease`
+    reads it again.
     """
 
     key: str
-    lease: Lease | None
+    value: str
     reason: str = ""
     objects: tuple[KernelObject, ...] = ()
 
@@ -48,18 +48,15 @@ class Overlay:
     def __init__(self, backend: Backend[Any], node: Node) -> None:
         self.backend = backend
         self.node = node
+        self.own_objects = tuple(backend.plan_node(node))
+        """What the node needs for itself."""
+        self._desired: dict[Key, KernelObject] = {item.key: item for item in self.own_objects}
+        self._owners: dict[Key, str] = dict.fromkeys(self._desired, _NODE)
         self._peers: dict[str, Peer] = {}
-        self._texts: dict[str, str] = {}
-        self._owners: dict[Key, str] = {}
         self._ranges = _Ranges()
         self._waiting: dict[str, set[str]] = {}
-        self._changes: dict[Key, KernelObject | None] = {}
+        self._changes: dict[Key, KernelObject | None] = dict(self._desired)
         self._touched: set[str] = set()
-        own = tuple(backend.plan_node(node))
-        for item in own:
-            self._owners[item.key] = _NODE
-            self._changes[item.key] = item
-        self._own_objects = own
 
     @property
     def peers(self) -> Mapping[str, Peer]:
@@ -67,15 +64,16 @@ class Overlay:
         return self._peers
 
     @property
-    def own_objects(self) -> tuple[KernelObject, ...]:
-        """What the node needs for itself."""
-        return self._own_objects
-
-    def objects(self) -> Iterator[KernelObject]:
+    def desired(self) -> Mapping[Key, KernelObject]:
         """The whole desired state."""
-        yield from self._own_objects
-        for peer in self._peers.values():
-            yield from peer.objects
+        return self._desired
+
+    def lease(self, key: str) -> Lease | None:
+        """A peer's lease, without the families that this network does not use; ``None`` if it can't be read."""
+        try:
+            return self._usable(Lease.from_record(key, self._peers[key].value))
+        except MalformedError:
+            return None
 
     def drain(self) -> dict[Key, KernelObject | None]:
         """The changes of the desired state since the last call."""
@@ -89,108 +87,108 @@ class Overlay:
 
     def put(self, key: str, value: str) -> None:
         """Take in a new or changed lease."""
-        if key == self.node.subnets.key or self._texts.get(key) == value:
-            return
-        self._texts[key] = value
-        self._settle([key])
+        known = self._peers.get(key)
+        if key != self.node.subnets.key and (known is None or known.value != value):
+            self._settle([(key, value)])
 
     def remove(self, key: str) -> None:
         """Forget a lease that was deleted or has expired."""
-        if self._texts.pop(key, None) is not None:
+        if key in self._peers:
             self._settle(self._release(key))
 
     def moved(self, node: Node) -> Overlay:
         """The same leases as ``node`` sees them: our place in the network has changed."""
         overlay = Overlay(self.backend, node)
-        for key, value in self._texts.items():
-            overlay.put(key, value)
+        for peer in self._peers.values():
+            overlay.put(peer.key, peer.value)
         return overlay
 
-    # settling claims
+    # Settling claims
 
-    def _release(self, key: str) -> list[str]:
-        """Withdraw ``key``'s plan and claims; returns the leases that waited for it."""
+    def _release(self, key: str) -> list[tuple[str, str]]:
+        """Take a peer out, with its plan and claims; returns the leases that waited for it."""
         self._touched.add(key)
         peer = self._peers.pop(key, None)
-        if peer is not None:
+        if peer is not None and not peer.reason:
             for item in peer.objects:
-                del self._owners[item.key]
-                self._changes[item.key] = None
-            if peer.lease is not None and not peer.reason:
-                self._ranges.remove(peer.lease.subnets)
-        return sorted(self._waiting.pop(key, ()))
+                item_key = item.key
+                del self._owners[item_key]
+                del self._desired[item_key]
+                self._changes[item_key] = None
+            self._ranges.remove(Subnets.from_key(key))
+        waiting = [self._peers[other] for other in sorted(self._waiting.pop(key, ())) if other in self._peers]
+        return [(other.key, other.value) for other in waiting]
 
-    def _settle(self, keys: Iterable[str]) -> None:
-        queue = list(keys)
+    def _settle(self, leases: Iterable[tuple[str, str]]) -> None:
+        queue = list(leases)
         while queue:
-            key = queue.pop()
-            if key not in self._texts:
-                continue
+            key, value = queue.pop()
             queue.extend(self._release(key))
-            peer = self._judge(key)
-            rivals = self._rivals(peer) if not peer.reason else set()
-            stronger = {rival for rival in rivals if rival == _NODE or self._rank(rival) < self._rank_of(peer)}
-            if stronger:
-                winner = min(stronger)
-                self._waiting.setdefault(winner, set()).add(key)
-                what = "this node itself" if winner == _NODE else f"lease {winner}"
-                self._peers[key] = replace(peer, objects=(), reason=f"claims what {what} has")
-                continue
-            for rival in rivals:
-                queue.extend(self._release(rival))
-                queue.append(rival)
+            peer = self._judge(key, value)
+            if not peer.reason:
+                rivals = self._rivals(peer)
+                winner = min((rival for rival in rivals if self._rank(rival) < self._rank(key)), default=None)
+                if winner is None:
+                    for rival in rivals:
+                        queue.append((rival, self._peers[rival].value))
+                        queue.extend(self._release(rival))
+                    self._claim(peer)
+                else:
+                    self._waiting.setdefault(winner, set()).add(key)
+                    what = "this node itself" if winner == _NODE else f"lease {winner}"
+                    peer = replace(peer, objects=(), reason=f"claims what {what} has")
             self._peers[key] = peer
-            if peer.lease is not None and not peer.reason:
-                self._ranges.add(peer.lease.subnets, key)
-            for item in peer.objects:
-                self._owners[item.key] = key
-                self._changes[item.key] = item
+
+    def _claim(self, peer: Peer) -> None:
+        self._ranges.add(Subnets.from_key(peer.key), peer.key)
+        for item in peer.objects:
+            item_key = item.key
+            self._owners[item_key] = peer.key
+            self._desired[item_key] = item
+            self._changes[item_key] = item
 
     def _rivals(self, peer: Peer) -> set[str]:
-        rivals = {self._owners[item.key] for item in peer.objects if item.key in self._owners}
-        if peer.lease is not None:
-            rivals |= self._ranges.overlapping(peer.lease.subnets)
-        return rivals
+        owners = {self._owners.get(item.key) for item in peer.objects}
+        owners |= self._ranges.overlapping(Subnets.from_key(peer.key))
+        return {owner for owner in owners if owner is not None}
 
     def _rank(self, key: str) -> _Rank:
-        return self._rank_of(self._peers[key])
-
-    def _rank_of(self, peer: Peer) -> _Rank:
-        subnets = peer.lease.subnets if peer.lease is not None else Subnets.from_key(peer.key)
+        if key == _NODE:
+            return (False, -1, -1, key)
+        subnets = Subnets.from_key(key)
         return (
-            not self.node.network.fits(subnets),
+            not self.node.network.fits(self._usable_subnets(subnets)),
             int(subnets.ipv4.network_address) if subnets.ipv4 else 0,
             int(subnets.ipv6.network_address) if subnets.ipv6 else 0,
-            peer.key,
+            key,
         )
 
-    # judging one lease
+    # Judging one lease
 
-    def _judge(self, key: str) -> Peer:
+    def _judge(self, key: str, value: str) -> Peer:
         try:
-            lease = Lease.from_record(key, self._texts[key])
+            lease = Lease.from_record(key, value)
         except MalformedError as error:
-            return Peer(key, None, str(error))
+            return Peer(key, value, str(error))
         reason = self._problem(lease)
         if reason:
-            return Peer(key, lease, reason)
-        usable = self._usable(lease)
+            return Peer(key, value, reason)
         try:
-            planned = self.backend.plan_peer(self.node, usable)
-            return Peer(key, usable, "", tuple(planned))
+            return Peer(key, value, "", tuple(self.backend.plan_peer(self.node, self._usable(lease))))
         except PeerRejected as error:
-            return Peer(key, lease, str(error))
+            return Peer(key, value, str(error))
         except Exception as error:  # a plugin's fault with one peer must stay with that peer
-            return Peer(key, lease, f"backend {self.backend.name} failed on it: {type(error).__name__}: {error}")
+            return Peer(key, value, f"backend {self.backend.name} failed on it: {type(error).__name__}: {error}")
 
     def _usable(self, lease: Lease) -> Lease:
         """The lease without the families that this network does not use."""
-        network, subnets = self.node.network, lease.subnets
-        if (network.ipv4 or not subnets.ipv4) and (network.ipv6 or not subnets.ipv6):
-            return lease
-        return Lease(
-            Subnets(subnets.ipv4 if network.ipv4 else None, subnets.ipv6 if network.ipv6 else None), lease.attributes
-        )
+        subnets = self._usable_subnets(lease.subnets)
+        return lease if subnets == lease.subnets else Lease(subnets, lease.attributes)
+
+    def _usable_subnets(self, subnets: Subnets) -> Subnets:
+        ipv4 = subnets.ipv4 if self.node.network.ipv4 else None
+        ipv6 = subnets.ipv6 if self.node.network.ipv6 else None
+        return Subnets(ipv4, ipv6) if ipv4 or ipv6 else subnets
 
     def _problem(self, lease: Lease) -> str:
         used = [version for version in self.node.network.versions if lease.subnets.of(version) is not None]
@@ -233,36 +231,37 @@ class _Ranges:
     """Which lease holds which addresses, answering "who overlaps this?" without looking at every lease.
 
     Nearly all subnets have one length, so a look-up per length in use is enough; only a range shorter than some
-    other needs a scan.
+    other needs a scan. Subnets are kept as numbers, which are small and quick to look up.
     """
 
     def __init__(self) -> None:
-        self._holders: dict[IPNetwork, str] = {}
-        self._lengths: Counter[tuple[int, int]] = Counter()
+        self._holders: dict[tuple[int, int], dict[int, str]] = {}
+        """IP version and prefix length to: the prefix's leading bits to the lease's key."""
 
     def add(self, subnets: Subnets, key: str) -> None:
         for subnet in subnets.each:
-            self._holders[subnet] = key
-            self._lengths[subnet.version, subnet.prefixlen] += 1
+            length = (subnet.version, subnet.prefixlen)
+            self._holders.setdefault(length, {})[_leading(subnet, subnet.prefixlen)] = key
 
     def remove(self, subnets: Subnets) -> None:
         for subnet in subnets.each:
-            if self._holders.pop(subnet, None) is not None:
-                self._lengths[subnet.version, subnet.prefixlen] -= 1
+            self._holders[subnet.version, subnet.prefixlen].pop(_leading(subnet, subnet.prefixlen), None)
 
     def overlapping(self, subnets: Subnets) -> set[str]:
         found = set()
         for subnet in subnets.each:
-            lengths = [
-                length for (version, length), count in self._lengths.items() if count and version == subnet.version
-            ]
-            for length in lengths:
+            for (version, length), holders in self._holders.items():
+                if version != subnet.version:
+                    continue
                 if length <= subnet.prefixlen:
-                    found.add(self._holders.get(subnet.supernet(new_prefix=length), ""))
-            if any(length > subnet.prefixlen for length in lengths):
-                found.update(
-                    holder
-                    for other, holder in self._holders.items()
-                    if other.version == subnet.version and subnet.prefixlen < other.prefixlen and other.overlaps(subnet)
-                )
-        return found - {""}
+                    holder = holders.get(_leading(subnet, length))
+                    if holder is not None:
+                        found.add(holder)
+                else:
+                    shift, wanted = length - subnet.prefixlen, _leading(subnet, subnet.prefixlen)
+                    found.update(holder for leading, holder in holders.items() if leading >> shift == wanted)
+        return found
+
+
+def _leading(subnet: IPNetwork, length: int) -> int:
+    return int(subnet.network_address) >> (subnet.max_prefixlen - length)

@@ -83,7 +83,7 @@ def document(agent: Agent) -> Status:
             _text(underlay.public_ipv6),
         ),
         lease=_lease(agent),
-        peers=() if member is None else _peers(agent, list(member.overlay.peers.values()), tracked),
+        peers=_peers(agent, tracked),
         objects=_objects(agent, tracked),
         last_error=None
         if agent.last_error is None
@@ -114,33 +114,33 @@ def _lease(agent: Agent) -> status.LeaseStatus | None:
     )
 
 
-def _peers(agent: Agent, peers: list[Peer], tracked: list[Tracked]) -> tuple[status.PeerStatus, ...]:
+def _peers(agent: Agent, tracked: list[Tracked]) -> tuple[status.PeerStatus, ...]:
+    if agent.membership is None:
+        return ()
+    overlay = agent.membership.overlay
     unsettled = {item.item.key: item for item in tracked if item.state is not ObjectState.DONE}
-    return tuple(_peer(peer, unsettled, agent.data_plane_problems) for peer in peers)
+    return tuple(
+        _peer(peer, overlay.lease(peer.key), unsettled, agent.data_plane_problems.get(peer.key, ""))
+        for peer in list(overlay.peers.values())
+    )
 
 
-def _peer(peer: Peer, unsettled: Mapping[Key, Tracked], problems: Mapping[str, str]) -> status.PeerStatus:
-    state, reason = PeerState.OK, peer.reason or problems.get(peer.key, "")
-    if peer.reason:
-        state = PeerState.SKIPPED
-    elif reason:
-        state = PeerState.FAILED
-    else:
-        for item in peer.objects:
-            found = unsettled.get(item.key)
-            if found is not None:
-                state = PeerState.FAILED if found.state is ObjectState.FAILED else PeerState.PENDING
-                reason = found.error
-                break
-    attributes = peer.lease.attributes if peer.lease is not None else None
+def _peer(peer: Peer, lease: Lease | None, unsettled: Mapping[Key, Tracked], problem: str) -> status.PeerStatus:
+    state, reason = PeerState.OK, peer.reason or problem
+    if reason:
+        state = PeerState.SKIPPED if peer.reason else PeerState.FAILED
+    found = next((unsettled[item.key] for item in peer.objects if item.key in unsettled), None)
+    if found is not None and not reason:
+        state = PeerState.FAILED if found.state is ObjectState.FAILED else PeerState.PENDING
+        reason = found.error
     return status.PeerStatus(
         key=peer.key,
-        subnets=_subnets(peer.lease) if peer.lease is not None else (),
+        subnets=_subnets(lease) if lease is not None else (),
         state=state,
         reason=reason,
-        public_ip=_text(attributes.public_ip) if attributes else None,
-        public_ipv6=_text(attributes.public_ipv6) if attributes else None,
-        node_id=attributes.node_id if attributes else None,
+        public_ip=_text(lease.attributes.public_ip) if lease is not None else None,
+        public_ipv6=_text(lease.attributes.public_ipv6) if lease is not None else None,
+        node_id=lease.attributes.node_id if lease is not None else None,
     )
 
 

@@ -40,7 +40,7 @@ def overlay(backend: Backend[Any] | None = None) -> Overlay:
 
 
 def desired(view: Overlay) -> dict[Key, KernelObject]:
-    return {item.key: item for item in view.objects()}
+    return dict(view.desired)
 
 
 def test_a_good_lease_becomes_a_peer_with_a_plan() -> None:
@@ -126,9 +126,8 @@ def test_a_family_the_network_does_not_use_is_ignored() -> None:
     view = overlay()
     key, value = lease(2, "10.5.2.0-24&fd00::-64")
     view.put(key, value)
-    peer = view.peers[key]
-    assert peer.reason == ""
-    assert peer.lease == replace(Lease.from_record(key, value), subnets=Subnets(IPv4Network("10.5.2.0/24")))
+    assert view.peers[key].reason == ""
+    assert view.lease(key) == replace(Lease.from_record(key, value), subnets=Subnets(IPv4Network("10.5.2.0/24")))
 
 
 def test_of_two_leases_with_one_mac_the_lower_subnet_wins_in_either_order() -> None:
@@ -207,7 +206,7 @@ def test_only_the_leases_count_not_how_they_came(
 ) -> None:
     """Whatever happened on the way: the end is what a fresh node would plan, and the changes add up to it."""
     view = overlay()
-    followed = {item.key: item for item in view.objects()}
+    followed = desired(view)
     current: dict[str, str] = {}
     for number, action, mac, length in steps:
         subnet = IPv4Network((f"10.5.{number}.0", length), strict=False)
@@ -230,5 +229,5 @@ def test_only_the_leases_count_not_how_they_came(
         fresh.put(key, value)
     assert desired(view) == desired(fresh) == followed
     assert view.peers == fresh.peers
-    used = [peer.lease.subnets for peer in view.peers.values() if peer.lease is not None and not peer.reason]
+    used = [Subnets.from_key(peer.key) for peer in view.peers.values() if not peer.reason]
     assert not any(a.overlaps(b) for a in used for b in used if a is not b)

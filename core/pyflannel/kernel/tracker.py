@@ -104,11 +104,10 @@ class Tracker:
             if key[0] in (Kind.LINK, Kind.SYSCTL):
                 self._resync = True  # the port's scope changes with these
 
-    def want_exactly(self, objects: Iterable[KernelObject]) -> None:
+    def want_exactly(self, wanted: Mapping[Key, KernelObject]) -> None:
         """Replace the whole desired state; keys that stay as they are don't become dirty."""
-        wanted = {item.key: item for item in objects}
-        gone: dict[Key, KernelObject | None] = {key: None for key in self._desired if key not in wanted}
-        self.want(gone | wanted)
+        self.want({key: None for key in self._desired if key not in wanted})
+        self.want(wanted)
 
     # What is
 
