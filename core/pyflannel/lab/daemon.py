@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import PurePosixPath
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pyflannel.lab.lab import Node
     from pyflannel.lab.sandbox import Process
 
-__all__ = ["Daemon", "DaemonOptions", "pyflannel_command", "read_container_network"]
+__all__ = ["Daemon", "DaemonOptions", "peers_in", "pyflannel_command", "read_container_network"]
 
 _POLL: Final = 0.02
 _TAIL: Final = 20
@@ -43,6 +43,11 @@ def read_container_network(text: str) -> ContainerNetwork:
     return ContainerNetwork(
         int(mtu), IPv4Interface(ipv4) if ipv4 is not None else None, IPv6Interface(ipv6) if ipv6 is not None else None
     )
+
+
+def peers_in(status: Mapping[str, JSON], *states: str) -> list[Mapping[str, JSON]]:
+    """The peers of a status document that are in one of ``states`` (see :class:`pyflannel.status.PeerState`)."""
+    return [peer for peer in status.get("peers", ()) if peer["state"] in states]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,25 +173,37 @@ class Daemon:
 
         :raises DaemonError: it ended, or is not that far after ``timeout`` seconds; carries the log's tail.
         """
+        return self.wait_status(
+            lambda status: bool(status["ready"]) and len(peers_in(status, "ok")) >= peers,
+            f"ready with {peers} peers",
+            timeout,
+        )
+
+    def wait_status(
+        self, condition: Callable[[Mapping[str, JSON]], bool], what: str, timeout: float = 30.0
+    ) -> Mapping[str, JSON]:
+        """Wait until its status meets ``condition``, which is ``what``; returns the status then.
+
+        :raises DaemonError: it ended, or is not that far after ``timeout`` seconds; carries the log's tail.
+        """
         deadline = time.monotonic() + timeout
-        status: Mapping[str, JSON] = {}
         while True:
             status = self._status_or_nothing()
-            served = sum(peer["state"] == "ok" for peer in status.get("peers", ()))
-            if status.get("ready") and served >= peers:
+            if status is not None and condition(status):
                 return status
             if not self.running:
                 raise self._failed(f"the daemon ended with exit status {self.process.returncode}")
             if time.monotonic() > deadline:
-                state = f"{status.get('state', 'silent')} ({status.get('message') or 'no message'})"
-                raise self._failed(f"not ready with {peers} peers after {timeout:g} s: {state}, serves {served}")
+                state = "it is silent" if status is None else f"{status['state']} ({status['message']})"
+                skipped = [str(peer["reason"]) for peer in peers_in(status or {}, "skipped")]
+                raise self._failed(f"not {what} after {timeout:g} s: {', '.join([state, *skipped[:1]])}")
             time.sleep(_POLL)
 
-    def _status_or_nothing(self) -> Mapping[str, JSON]:
+    def _status_or_nothing(self) -> Mapping[str, JSON] | None:
         try:
             return self.status()
         except DaemonError:
-            return {}
+            return None
 
     def _failed(self, reason: str) -> DaemonError:
         return DaemonError(f"{self.node.name}: {reason}; the end of its log:\n{self.log(_TAIL)}")

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from pyflannel.errors import ConfigError, PyflannelError
-from pyflannel.lab.daemon import pyflannel_command
+from pyflannel.errors import ConfigError, LeaseError, PyflannelError
+from pyflannel.lab.daemon import peers_in, pyflannel_command
 from pyflannel.lab.lab import Lab, Node
 from pyflannel.lab.measure import Matrix, Throughput
 from pyflannel.lab.serve import SERVERS
@@ -207,37 +207,43 @@ class _Trial:
         """Start all, wait until all are ready, then until each knows all others that are; returns those ready."""
         for node in self.lab.nodes:
             node.start_daemon(store, self.overlay.backend, arguments=self.overlay.arguments)
-        ready = self._wait(self.lab.nodes, 0)
-        self._wait(ready, len(ready) - 1)
+        ready = self._each(self.lab.nodes, self._wait_ready)
+        self._each(ready, lambda node: self._wait_for_peers(node, len(ready) - 1))
         return ready
 
-    def _wait(self, nodes: tuple[Node, ...], peers: int) -> tuple[Node, ...]:
-        def wait(node: Node) -> PyflannelError | None:
+    def _wait_ready(self, node: Node) -> None:
+        node.daemon.wait_ready(timeout=self.timeout)
+
+    def _wait_for_peers(self, node: Node, peers: int) -> None:
+        """Wait until ``node`` has made up its mind about all others; those it can't use are failures."""
+        status = node.daemon.wait_status(
+            lambda status: len(peers_in(status, "ok", "skipped")) >= peers, f"decided on {peers} peers", self.timeout
+        )
+        skipped = [f"{' '.join(peer['subnets'])} ({peer['reason']})" for peer in peers_in(status, "skipped")]
+        if skipped:
+            raise LeaseError(f"{node.name} can't use {', '.join(skipped)}")
+
+    def _each(self, nodes: tuple[Node, ...], function: Callable[[Node], None]) -> tuple[Node, ...]:
+        """Call ``function`` for all nodes side by side; errors become failures. Returns the nodes without one."""
+
+        def call(node: Node) -> PyflannelError | None:
             try:
-                node.daemon.wait_ready(peers, self.timeout)
+                function(node)
             except PyflannelError as error:
                 return error
             return None
 
-        errors = self.lab.each(wait, nodes)
+        errors = self.lab.each(call, nodes)
         for node, error in zip(nodes, errors, strict=True):
             if error is not None:
                 reason, separator, _ = str(error).partition("; the end of its log:")
-                last = f": {_last_line(node.log_tail())}" if separator else ""
+                last = f": {_last_line(node.log_tail())}" if separator and not node.daemon.running else ""
                 self.failures.append(Failure(reason + last, (node.name,)))
         return tuple(node for node, error in zip(nodes, errors, strict=True) if error is None)
 
     def attach_containers(self, nodes: tuple[Node, ...]) -> None:
         """Connect the containers of nodes that got a subnet."""
-
-        def attach(node: Node) -> Failure | None:
-            try:
-                node.attach_containers()
-            except PyflannelError as error:
-                return Failure(str(error), (node.name,))
-            return None
-
-        self.failures += filter(None, self.lab.each(attach, nodes))
+        self._each(nodes, lambda node: node.attach_containers())
 
     def measure_reachability(self) -> Matrix:
         """Ping all pairs of containers that have addresses."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.integration.lab.conftest import inhabited, namespaces_of, wait_for
+from tests.integration.lab.traces import inhabited, namespaces_of, wait_for
 
 import pyflannel
 import pyflannel_backends

@@ -8,15 +8,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
-from tests.integration.lab.conftest import inhabited, namespaces_of, wait_for
+from tests.integration.lab.traces import inhabited, namespaces_of, wait_for
 
 from pyflannel.errors import DaemonError, ExitCode, StoreUnavailableError
 from pyflannel.lab import Lab
 from pyflannel.lab.servers.etcd import find_etcd
 from pyflannel.lab.trial import Overlay, try_out
+from pyflannel.store import StoreLocation
+from pyflannel_stores.file import FileStore
 
 pytestmark = pytest.mark.root
 
@@ -104,6 +107,19 @@ def test_a_trial_of_a_broken_node_reports_it_and_measures_the_rest() -> None:
     assert len(report.reachability.pairs) == 2
     assert report.reachability.complete
     assert "n3" in report.logs
+
+
+def test_a_peer_that_cannot_be_used_is_a_failure_with_its_reason() -> None:
+    lease = {"PublicIP": "192.0.2.77", "BackendType": "vxlan", "BackendData": {"VNI": 1, "VtepMAC": "nonsense"}}
+    with Lab(nodes=1, containers=0) as lab:
+        place = StoreLocation("file", path=str(lab.outside(PurePosixPath(StoreLocation.parse(lab.file_store).path))))
+        with FileStore(place) as store:
+            store.create("10.244.9.0-24", json.dumps(lease), None)
+        report = try_out(lab, Overlay(), throughput=None)
+    (failure,) = report.failures
+    assert "n1 can't use 10.244.9.0/24" in failure.what
+    assert "VtepMAC" in failure.what
+    assert failure.nodes == ("n1",)
 
 
 def test_a_cut_cable_shows_as_failed_pairs(lab: Lab) -> None:
