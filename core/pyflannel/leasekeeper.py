@@ -433,15 +433,15 @@ class LeaseKeeper:
                 return
 
     def _open_watch(self, session: _Session) -> None:
-        if self.state.trouble:
-            try:
+        try:
+            if self.state.trouble:
                 self._store.read_config()  # is it back? A watch on a dead store may say nothing for a long time
-            except StoreUnavailableError as error:
-                session.watch_at = self._clock() + self._backoff.next()
-                self._report(error)
-                return
-        session.watcher = _Watcher(self._store.watch(session.revision), self._inbox)
-        self._report(None)
+            session.watcher = _Watcher(self._store.watch(session.revision), self._inbox)
+        except StoreUnavailableError as error:
+            session.watch_at = self._clock() + self._backoff.next()
+            self._report(error)
+        else:
+            self._report(None)
 
     def _watch_broke(self, session: _Session, error: Exception) -> None:
         if not isinstance(error, StoreUnavailableError):

@@ -17,7 +17,7 @@ from pyflannel.lab import Lab, Node
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from pyflannel.underlay import Underlay
 from pyflannel_stores.file import FileStore
 
 DOCUMENT = '{"Network": "10.5.0.0/16"}'
-PATIENCE = 20.0
+PATIENCE = 60.0
 E = TypeVar("E")
 
 
@@ -314,6 +314,7 @@ def test_an_outage_while_running_resumes_without_a_gap_and_without_a_new_session
     store = Flaky(StoreLocation.parse(f"file://{tmp_path}/store"))
     with keeping(tmp_path, store=store) as keeper:
         keeper.next(Joined)
+        keeper.until(lambda: bool(store._watches))
         store.cut()
         keeper.until(lambda: keeper.keeper.state.trouble != "")
         outside.create("10.5.200.0-24", foreign(7, "node-7"), 60)
@@ -327,6 +328,7 @@ def test_a_lease_that_expired_during_an_outage_is_taken_again(tmp_path: Path, ou
     store = Flaky(StoreLocation.parse(f"file://{tmp_path}/store"))
     with keeping(tmp_path, store=store, ttl=1.5, margin=1.0) as keeper:
         key = keeper.next(Joined).lease.key
+        keeper.until(lambda: bool(store._watches))
         store.cut()
         keeper.until(lambda: record_of(outside, key) is None)
         store.down = False
