@@ -124,3 +124,12 @@ def test_a_refused_dump(kernel: Any) -> None:
     assert asking.dump(wire.encode_route_dump(2), frozenset({errno.ENOENT})) == []
     with pytest.raises(KernelError, match=r"not for you.*EPERM"):
         asking.dump(wire.encode_route_dump(2))
+
+
+def test_a_socket_that_fails_refuses_all_of_its_chunk(kernel: Any) -> None:
+    asking, _ = kernel
+    asking._socket.shutdown(socket.SHUT_WR)
+    refused = asking.send([wire.message(wire.RTM_NEWROUTE, 0, bytes(12))] * 3, 100, lambda: None)
+    assert {number: answer.number for number, answer in refused.items()} == dict.fromkeys(range(3), errno.EPIPE)
+    with pytest.raises(KernelError, match="netlink"):
+        asking.dump(wire.encode_route_dump(2))
