@@ -1,7 +1,7 @@
 """Consul servers for tests, a look at them from outside the driver, and a wire between that can lose answers.
 
-The servers themselves are :mod:`pyflannel.lab.servers.consul`'s. What is here speaks HTTP by itself, so that the driver is
-not checked with its own client.
+The servers themselves are :mod:`pyflannel.lab.servers.consul`'s. What is here speaks HTTP by itself, so that tests
+don't check the driver with the driver's own client.
 """
 
 from __future__ import annotations
