@@ -27,6 +27,7 @@ from pyflannel.backend import (
     Node,
     PeerRejected,
     Route,
+    Sysctl,
     TunInfo,
     Underlay,
     forwarding,
@@ -82,6 +83,9 @@ class UdpBackend(Backend[UdpOptions]):
             [
                 forwarding(4),
                 Link(DEVICE, TunInfo(vnet_hdr=True, multi_queue=True), self.mtu(node.underlay)),
+                # The worker's ICMP errors come from this node's own address, which the kernel takes for a forgery
+                # otherwise. What peers send is checked by the worker and never has such a source.
+                Sysctl(f"net/ipv4/conf/{DEVICE}/accept_local", "1"),
                 Address(DEVICE, ip_interface((subnet.network_address, 32))),
                 Route(network.network, DEVICE),
             ]

@@ -10,6 +10,7 @@ goes nowhere is counted under a reason.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -62,6 +63,10 @@ _MAX_PATHS: Final = 1 << 16
 _OUTER: Final = 28
 """Bytes of the outer IPv4 and UDP headers."""
 _SMALLEST_MTU: Final = 68
+
+
+_TOO_BIG: Final = frozenset({errno.EMSGSIZE, errno.EINVAL})
+"""What the kernel says of datagrams, and of segments, that don't fit into the path's MTU."""
 
 
 class RateLimit:
@@ -300,22 +305,20 @@ class Forwarder:
             counters["sent_bytes"] += len(data)
             if self.failures:
                 self.failures.pop(endpoint, None)
-        elif error == errno.EMSGSIZE:
-            self._path_shrank(data, wire, endpoint)
-        else:
+        elif error not in _TOO_BIG or not self._path_shrank(data, wire, endpoint):
             counters["drop_send_failed"] += packets
-            self.failures[endpoint] = f"can't send to {endpoint[0]}:{endpoint[1]}: {errno.errorcode.get(error, error)}"
+            self.failures[endpoint] = f"can't send to {endpoint[0]}:{endpoint[1]}: {os.strerror(error)}"
 
-    def _path_shrank(self, data: memoryview, wire: int, endpoint: Endpoint) -> None:
-        """The path's MTU is smaller than the underlay interface's: learn it, and send again what it allows."""
+    def _path_shrank(self, data: memoryview, wire: int, endpoint: Endpoint) -> bool:
+        """If the path's MTU is smaller than we knew: learn it, and send again what it allows."""
         mtu = max(_SMALLEST_MTU, self.underlay.path_mtu(endpoint) - _OUTER)
         if mtu >= self._mtu(endpoint):
-            self.counters["drop_too_big"] += -(-len(data) // wire)
-            return
+            return False
         self._path_mtus[endpoint] = mtu
         for start in range(0, len(data), wire):
             for piece in self._fitting(bytes(data[start : start + wire]), endpoint):
                 self._send(memoryview(piece), len(piece), endpoint)
+        return True
 
     # From the underlay to the TUN device
 

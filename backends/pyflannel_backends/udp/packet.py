@@ -151,7 +151,8 @@ def _with_header(header: bytes, payload: bytes, fragment_field: int) -> bytes:
     head = bytearray(header)
     head[0] = 0x40 | len(head) // 4
     struct.pack_into("!H", head, 2, len(head) + len(payload))
-    struct.pack_into("!HxxH", head, 6, fragment_field, 0)
+    struct.pack_into("!H", head, 6, fragment_field)
+    struct.pack_into("!H", head, 10, 0)
     struct.pack_into("!H", head, 10, checksum(head))
     return bytes(head) + payload
 

@@ -32,7 +32,7 @@ _TSO: Final = _TUN_F_CSUM | _TUN_F_TSO4 | _TUN_F_TSO_ECN
 _UDP_SEGMENT: Final = 103
 _UDP_GRO: Final = 104
 _IP_MTU_DISCOVER: Final = 10
-_IP_PMTUDISC_WANT: Final = 1
+_IP_PMTUDISC_DO: Final = 2
 _IP_MTU: Final = 14
 _SO_SNDBUFFORCE: Final = 32
 _SO_RCVBUFFORCE: Final = 33
@@ -151,7 +151,7 @@ class UdpSocket:
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
-            self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_WANT)
+            self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DO)
             for forced, plain in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
                 self._enlarge(forced, plain)
             self.segments = offload and self._switch_on(_UDP_SEGMENT, 0)
@@ -218,5 +218,8 @@ class UdpSocket:
     def path_mtu(self, endpoint: Endpoint) -> int:
         """See :class:`UnderlayPort`."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect(endpoint)
-            return probe.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+            try:
+                probe.connect(endpoint)
+                return probe.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+            except OSError:
+                return 0xFFFF  # no route just now: not a question of size

@@ -1,0 +1,209 @@
+"""Two nodes in network namespaces on one wire, each with the udp backend's data plane and nothing else of the daemon.
+
+What the core's planner would put into the kernel is made here with ``ip``; a :class:`Node`'s driver process stands for
+the daemon, and may be killed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+DEADLINE = 20.0
+_numbers = itertools.count()
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}{done.stdout}"
+    return done.stdout
+
+
+def wait_until(condition: Callable[[], Any], what: str, deadline: float = DEADLINE) -> Any:
+    end = time.monotonic() + deadline
+    while time.monotonic() < end:
+        result = condition()
+        if result:
+            return result
+        time.sleep(0.02)
+    raise AssertionError(f"not within {deadline} s: {what}")
+
+
+class Node:
+    """Number 1 or 2: underlay 192.0.2.<number>, subnet 10.5.<number>.0/24."""
+
+    def __init__(self, overlay: Overlay, number: int) -> None:
+        self.number = number
+        self.peer = 3 - number
+        self.namespace = f"{overlay.name}-{number}"
+        self.state_dir = overlay.directory / f"node{number}"
+        self.state_dir.mkdir()
+        self._options = overlay.options
+        self.driver: subprocess.Popen[str] | None = None
+        run("ip", "netns", "add", self.namespace)
+
+    def ip(self, *words: str) -> str:
+        return run("ip", "-n", self.namespace, *words)
+
+    def command(self, *words: str) -> list[str]:
+        return ["ip", "netns", "exec", self.namespace, *words]
+
+    def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
+        return subprocess.Popen(self.command(*words), text=True, **options)
+
+    def make_device(self) -> None:
+        mtu = self._options.get("underlay_mtu", 1500) - 28
+        self.ip("tuntap", "add", "flannel0", "mode", "tun", "vnet_hdr", "multi_queue")
+        self.ip("addr", "add", f"10.5.{self.number}.0/32", "dev", "flannel0")
+        self.ip("link", "set", "flannel0", "mtu", str(mtu), "up")
+        self.ip("route", "add", "10.5.0.0/16", "dev", "flannel0")
+        run(*self.command("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.flannel0.accept_local=1"))
+
+    def start_driver(self) -> None:
+        script, options = str(HERE / "driver.py"), json.dumps(self._options)
+        self.driver = self.start(
+            sys.executable,
+            script,
+            str(self.state_dir),
+            str(self.number),
+            options,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._answer() == "started"
+
+    def tell(self, *words: str) -> Any:
+        assert self.driver is not None
+        assert self.driver.stdin is not None
+        self.driver.stdin.write(json.dumps(words) + "\n")
+        self.driver.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self.driver is not None
+        assert self.driver.stdout is not None
+        line = self.driver.stdout.readline()
+        assert line, "the driver ended"
+        return json.loads(line)
+
+    def put_peer(self) -> None:
+        self.tell("put", f"10.5.{self.peer}.0-24", f"192.0.2.{self.peer}")
+
+    def counters(self) -> dict[str, int]:
+        counters: dict[str, int] = self.tell("counters")
+        return counters
+
+    def kill_driver(self) -> None:
+        """As a crash of the daemon."""
+        assert self.driver is not None
+        self.driver.kill()
+        self._close_driver()
+
+    def _close_driver(self) -> None:
+        assert self.driver is not None
+        self.driver.wait()
+        for pipe in (self.driver.stdin, self.driver.stdout):
+            assert pipe is not None
+            pipe.close()
+        self.driver = None
+
+    def workers(self) -> list[int]:
+        """The pids of the worker processes in this node's namespace."""
+        pids = run("ip", "netns", "pids", self.namespace).split()
+        return [int(pid) for pid in pids if b"pyflannel_backends.udp.worker" in _command_line(pid)]
+
+    def ping(self, *, count: int = 1, size: int = 56, options: tuple[str, ...] = ()) -> bool:
+        words = ("ping", "-n", "-q", "-c", str(count), "-i", "0.05", "-W", "1", "-s", str(size), *options)
+        done = subprocess.run(self.command(*words, f"10.5.{self.peer}.1"), capture_output=True, check=False)
+        return done.returncode == 0
+
+    def close(self) -> None:
+        if self.driver is not None:
+            self.driver.kill()
+            self._close_driver()
+        for pid in run("ip", "netns", "pids", self.namespace).split():
+            os.kill(int(pid), signal.SIGKILL)
+        run("ip", "netns", "del", self.namespace)
+
+
+def _command_line(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+class Overlay:
+    """Both nodes, connected and fed with each other's lease."""
+
+    def __init__(self, directory: Path, options: dict[str, Any]) -> None:
+        self.directory = directory
+        self.name = f"pfudp{os.getpid()}-{next(_numbers)}"
+        self.options = options
+        self.nodes: list[Node] = []
+
+    def build(self) -> None:
+        for number in (1, 2):
+            self.nodes.append(Node(self, number))
+        first, second = self.nodes
+        first.ip("link", "add", "under", "type", "veth", "peer", "name", "under", "netns", second.namespace)
+        for node in self.nodes:
+            node.ip("link", "set", "lo", "up")
+            node.ip("addr", "add", f"192.0.2.{node.number}/24", "dev", "under")
+            node.ip("link", "set", "under", "mtu", str(self.options.get("underlay_mtu", 1500)), "up")
+            node.ip("link", "add", "cni0", "type", "bridge")
+            node.ip("addr", "add", f"10.5.{node.number}.1/24", "dev", "cni0")
+            node.ip("link", "set", "cni0", "up")
+            node.make_device()
+            node.start_driver()
+            node.put_peer()
+        wait_until(first.ping, "a ping from node 1 to node 2")
+
+    def close(self) -> None:
+        for node in self.nodes:
+            node.close()
+
+
+MakeOverlay = Callable[..., Overlay]
+
+
+@pytest.fixture
+def make_overlay(tmp_path: Path) -> Iterator[MakeOverlay]:
+    """Build an overlay; keyword arguments are options of the backend, and ``underlay_mtu``."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, for network namespaces")
+    for tool in ("ip", "ping"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"needs {tool} (Debian packages iproute2, iputils-ping)")
+    overlays = []
+
+    def make(**options: Any) -> Overlay:
+        directory = tmp_path / str(len(overlays))
+        directory.mkdir()
+        overlay = Overlay(directory, options)
+        overlays.append(overlay)
+        overlay.build()
+        return overlay
+
+    try:
+        yield make
+    finally:
+        for overlay in overlays:
+            overlay.close()
+
+
+@pytest.fixture
+def overlay(make_overlay: MakeOverlay) -> Overlay:
+    return make_overlay()

@@ -1,0 +1,50 @@
+"""A daemon reduced to its data plane: starts the udp backend in this network namespace and obeys lines of JSON.
+
+``driver.py STATE_DIR NUMBER OPTIONS``; answers every line with one. Killed, it leaves the worker as a daemon would.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from pyflannel.backend import Lease, LeaseAttributes, NetworkConfig, Node, Subnets, Underlay, parse_options
+from pyflannel_backends.udp import UdpBackend, UdpOptions
+from pyflannel_backends.udp.dataplane import UdpDataPlane
+
+
+def main() -> None:
+    state_dir, number, options = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+    underlay_mtu = options.pop("underlay_mtu", 1500)
+    backend = UdpBackend(parse_options(UdpOptions, options)[0])
+    underlay = Underlay("under", underlay_mtu, ip_address(f"192.0.2.{number}"))  # type: ignore[arg-type]
+    network = NetworkConfig.from_json('{"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}}')
+    plane = backend.start(Node("node", network, underlay, Subnets.from_key(f"10.5.{number}.0-24"), state_dir))
+    assert isinstance(plane, UdpDataPlane)
+    print(json.dumps("started"), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(obey(plane, json.loads(line))), flush=True)
+
+
+def obey(plane: UdpDataPlane, words: list[str]) -> Any:
+    match words:
+        case ["put", key, address]:
+            plane.put(Lease(Subnets.from_key(key), LeaseAttributes(public_ip=ip_address(address))))  # type: ignore[arg-type]
+        case ["remove", key]:
+            plane.remove(Subnets.from_key(key))
+        case ["check"]:
+            return dict(plane.check())
+        case ["counters"]:
+            return dict(plane.counters())
+        case ["stop"]:
+            plane.stop()
+        case ["end"]:
+            plane.end()
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""Two nodes on real kernels: packets get through as they were; whatever dies comes back, the overlay stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.integration.backends.udp.conftest import MakeOverlay, Node, Overlay, wait_until
+from tests.integration.backends.udp.traffic import digest
+
+pytestmark = pytest.mark.root
+
+TRAFFIC = str(Path(__file__).with_name("traffic.py"))
+MEBIBYTE = 1 << 20
+
+
+def _answer(process: subprocess.Popen[str]) -> Any:
+    assert process.stdout is not None
+    return json.loads(process.stdout.readline())
+
+
+class Transfer:
+    """One TCP connection from node 1 to node 2 that carries ``size`` bytes."""
+
+    def __init__(self, overlay: Overlay, size: int) -> None:
+        first, second = overlay.nodes
+        self.size = size
+        self._sink = second.start(sys.executable, TRAFFIC, "sink", "5001", stdout=subprocess.PIPE)
+        assert _answer(self._sink) == "listening"
+        words = (sys.executable, TRAFFIC, "source", "10.5.2.1", "5001", str(size))
+        self._source = first.start(*words, stdout=subprocess.PIPE)
+
+    @property
+    def running(self) -> bool:
+        return self._source.poll() is None
+
+    def finish(self) -> int:
+        """Wait for the end; returns how many segments were sent again."""
+        with self._sink, self._source:
+            retransmissions = _answer(self._source)
+            assert _answer(self._sink) == [self.size, digest(self.size)]
+        return int(retransmissions)
+
+
+@pytest.mark.parametrize("options", [{}, {"Offload": False}, {"Workers": 2}], ids=["offload", "plain", "two-workers"])
+def test_packets_of_every_size_get_through(make_overlay: MakeOverlay, options: dict[str, Any]) -> None:
+    overlay = make_overlay(**options)
+    first, second = overlay.nodes
+    for size in (0, 1, 56, 1443, 1444, 1445, 3000, 20001):
+        assert first.ping(size=size), size
+    assert second.ping(size=1444, options=("-M", "do"))
+    Transfer(overlay, 20 * MEBIBYTE).finish()
+
+
+def test_a_stream_travels_in_super_packets_and_nothing_is_sent_again(overlay: Overlay) -> None:
+    _first, second = overlay.nodes
+    before = second.counters()
+    assert Transfer(overlay, 100 * MEBIBYTE).finish() == 0
+    wait_until(lambda: second.counters()["received_bytes"] > 100 * MEBIBYTE, "the counters of the whole stream")
+    after = second.counters()
+    received = after["received_packets"] - before["received_packets"]
+    assert received / (after["received_calls"] - before["received_calls"]) > 8
+    assert after["joined_packets"] - before["joined_packets"] > 0.9 * received
+    dropped = {name: count for name, count in after.items() if name.startswith("drop_") and name != "drop_not_ipv4"}
+    assert not any(dropped.values()), dropped
+
+
+def test_a_killed_worker_is_replaced_under_load(overlay: Overlay) -> None:
+    first, second = overlay.nodes
+    transfer = Transfer(overlay, 300 * MEBIBYTE)
+    for node in (first, second):
+        (worker,) = node.workers()
+        os.kill(worker, signal.SIGKILL)
+        wait_until(lambda node=node, worker=worker: set(node.workers()) - {worker}, "another worker")
+    transfer.finish()
+    assert first.tell("check") == second.tell("check") == {}
+
+
+def test_a_killed_daemon_leaves_packets_flowing_and_the_next_one_takes_over(overlay: Overlay) -> None:
+    first, _second = overlay.nodes
+    workers = first.workers()
+    transfer = Transfer(overlay, 300 * MEBIBYTE)
+    first.kill_driver()
+    assert first.ping(count=5)
+    first.start_driver()
+    first.put_peer()
+    transfer.finish()
+    assert first.workers() == workers
+    wait_until(lambda: first.counters().get("sent_packets"), "counters of the worker taken over")
+    assert first.tell("check") == {}
+
+
+def test_peers_that_left_while_no_daemon_ran_are_forgotten_with_the_first_check_only(overlay: Overlay) -> None:
+    first, _ = overlay.nodes
+    first.kill_driver()
+    first.start_driver()
+    first.tell("put", "10.5.9.0-24", "192.0.2.9")
+    wait_until(lambda: first.counters().get("sent_packets"), "the worker to be taken over")
+    assert first.ping(count=3)
+    first.tell("check")
+    wait_until(lambda: not first.ping(), "the peer to be forgotten")
+
+
+def test_a_worker_that_is_configured_otherwise_is_replaced_without_a_gap(overlay: Overlay) -> None:
+    first, _ = overlay.nodes
+    (worker,) = first.workers()
+    transfer = Transfer(overlay, 200 * MEBIBYTE)
+    first.kill_driver()
+    first._options["Offload"] = False
+    first.start_driver()
+    first.put_peer()
+    wait_until(lambda: first.workers() and worker not in first.workers(), "the old worker to end")
+    assert first.ping(count=5)
+    transfer.finish()
+
+
+def test_stop_leaves_the_worker_and_end_ends_it(overlay: Overlay) -> None:
+    first, _ = overlay.nodes
+    first.tell("stop")
+    assert first.ping(count=3)
+    assert len(first.workers()) == 1
+    first.tell("stop")
+    first.tell("end")
+    wait_until(lambda: not first.workers(), "the worker to end")
+
+
+def test_the_table_follows_what_the_core_puts_and_removes(overlay: Overlay) -> None:
+    first, _ = overlay.nodes
+    first.tell("remove", "10.5.2.0-24")
+    wait_until(lambda: not first.ping(), "no route")
+    wait_until(lambda: first.counters()["drop_no_route"], "a counted drop")
+    first.tell("put", "10.5.2.0-24", "192.0.2.77")
+    first.tell("put", "10.5.2.0-24", "192.0.2.2")
+    wait_until(first.ping, "the route again")
+
+
+def test_an_unknown_destination_is_answered_with_host_unreachable(overlay: Overlay) -> None:
+    first, _ = overlay.nodes
+    done = subprocess.run(
+        first.command("ping", "-n", "-c", "1", "-W", "2", "10.5.200.1"), capture_output=True, text=True, check=False
+    )
+    assert "From 10.5.1.0 icmp_seq=1 Destination Host Unreachable" in done.stdout
+
+
+def test_a_ttl_that_runs_out_is_answered(overlay: Overlay) -> None:
+    first, _ = overlay.nodes
+    words = ("ping", "-n", "-c", "1", "-W", "2", "-t", "1", "10.5.2.1")
+    done = subprocess.run(first.command(*words), capture_output=True, text=True, check=False)
+    assert "From 10.5.1.0 icmp_seq=1 Time to live exceeded" in done.stdout
+
+
+def test_a_device_that_was_deleted_and_made_anew_is_attached_to_again(overlay: Overlay) -> None:
+    first, _ = overlay.nodes
+    workers = first.workers()
+    first.ip("link", "del", "flannel0")
+    wait_until(lambda: "10.5.2.0-24" in first.tell("check"), "check to tell that the device is gone")
+    first.make_device()
+    wait_until(first.ping, "a ping through the new device")
+    wait_until(lambda: first.tell("check") == {}, "check to be content")
+    assert first.workers() == workers
+
+
+def test_a_worker_without_daemon_and_device_ends(overlay: Overlay) -> None:
+    first, _ = overlay.nodes
+    first.tell("stop")
+    first.ip("link", "del", "flannel0")
+    wait_until(lambda: not first.workers(), "the orphan to end", deadline=30.0)
+
+
+def test_a_path_with_a_smaller_mtu_is_learnt_and_told(make_overlay: MakeOverlay) -> None:
+    overlay = make_overlay()
+    first, _ = overlay.nodes
+    first.ip("route", "add", "192.0.2.2/32", "dev", "under", "mtu", "1300")
+    assert first.ping(size=4000)
+    words = ("ping", "-n", "-c", "2", "-i", "0.2", "-W", "1", "-M", "do", "-s", "1400", "10.5.2.1")
+    done = subprocess.run(first.command(*words), capture_output=True, text=True, check=False)
+    assert "mtu = 1272" in done.stdout or "mtu=1272" in done.stdout, done.stdout
+    Transfer(overlay, 10 * MEBIBYTE).finish()
+
+
+def test_memory_stays_flat_under_load(overlay: Overlay) -> None:
+    _first, _second = overlay.nodes
+    Transfer(overlay, 50 * MEBIBYTE).finish()
+    before = {node.number: _resident(node) for node in overlay.nodes}
+    for _ in range(4):
+        Transfer(overlay, 100 * MEBIBYTE).finish()
+    for node in overlay.nodes:
+        assert _resident(node) < before[node.number] + 2048
+
+
+def _resident(node: Node) -> int:
+    """KiB of the worker."""
+    (worker,) = node.workers()
+    status = Path(f"/proc/{worker}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+
+
+def test_a_stopped_node_costs_the_others_nothing_but_its_packets(overlay: Overlay) -> None:
+    """The worker never waits for its daemon: one that is stopped in the middle is only missed."""
+    first, _ = overlay.nodes
+    assert first.driver is not None
+    os.kill(first.driver.pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        wait_until(lambda: time.monotonic() > started + 2.5 and first.ping(count=3), "pings for several status periods")
+    finally:
+        os.kill(first.driver.pid, signal.SIGCONT)
+    assert first.tell("check") == {}
