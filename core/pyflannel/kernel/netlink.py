@@ -21,7 +21,7 @@ import fcntl
 import os
 import select
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from socket import AF_INET, AF_INET6
 from struct import Struct
@@ -63,7 +63,7 @@ from pyflannel.kernel.model import (
 from pyflannel.kernel.netns import call_in
 from pyflannel.kernel.port import SEVERAL, KernelPort, Notice, Scope, Write
 from pyflannel.kernel.refusal import foreign_link, foreign_route, refusal
-from pyflannel.kernel.rtsocket import NotificationSocket, Refused, RequestSocket
+from pyflannel.kernel.rtsocket import Answer, NotificationSocket, Refused, RequestSocket
 from pyflannel.kernel.wire import RouteRow
 
 __all__ = ["NetlinkPort"]
@@ -565,12 +565,10 @@ class NetlinkPort(KernelPort):
         found: dict[Key, list[RouteRow]] = defaultdict(list)
         for version, family in ((4, AF_INET), (6, AF_INET6)):
             packed = [key[1].network_address.packed for key in keys if key[1].version == version]  # type: ignore[attr-defined]
-            if not packed:
-                continue
-            few = len(packed) <= _FEW and all(map(any, packed))  # a default route may leave its zeros out
-            for _, datagram, start, end in self._request.dump(wire.encode_route_dump(family), _UNKNOWN):
-                if few and all(datagram.find(needle, start, end) < 0 for needle in packed):
-                    continue
+            answers: Iterable[Answer] = self._request.dump(wire.encode_route_dump(family), _UNKNOWN) if packed else []
+            if len(packed) <= _FEW and all(map(any, packed)):  # a default route may leave its zeros out
+                answers = _mentioning(packed, answers)
+            for _, datagram, start, end in answers:
                 row = wire.parse_route(datagram, start, end)
                 key = (Kind.ROUTE, row.destination, row.metric)
                 if key in wanted and row.table == wire.RT_TABLE_MAIN and not row.flags & wire.RTM_F_CLONED:
@@ -699,6 +697,17 @@ class _Step:
         self.write = write
         self.messages = messages
         self.forgiven = forgiven
+
+
+def _mentioning(needles: Sequence[bytes], answers: Iterable[Answer]) -> Iterator[Answer]:
+    """The answers in datagrams that hold any of some bytes; the others are not even looked into."""
+    datagram, mentions = b"", False
+    for answer in answers:
+        if answer.datagram is not datagram:
+            datagram = answer.datagram
+            mentions = any(needle in datagram for needle in needles)
+        if mentions:
+            yield answer
 
 
 def _read_sysctls(paths: Iterable[str]) -> dict[str, str]:
