@@ -45,9 +45,13 @@ setup(
     entry_points={
         "console_scripts": ["pyflannel = pyflannel.cli:main"],
         "pyflannel.backends": [
+            "host-gw = pyflannel_backends.host_gw:HostGatewayBackend",
+            "udp = pyflannel_backends.udp:UdpBackend",
             "vxlan = pyflannel_backends.vxlan:VxlanBackend",
         ],
         "pyflannel.stores": [
+            "consul = pyflannel_stores.consul:ConsulStore",
+            "etcd = pyflannel_stores.etcd:EtcdStore",
             "file = pyflannel_stores.file:FileStore",
         ],
     },

@@ -274,8 +274,13 @@ class Agent:
             return
         self.kernel_trouble = ""
         if outcome.repaired:
-            self.repaired += outcome.repaired
-            log.warning("put %d kernel objects right that something else had changed", outcome.repaired)
+            self.repaired += len(outcome.repaired)
+            first, others = outcome.repaired[0], len(outcome.repaired) - 1
+            log.warning(
+                "put right what something else had changed: %s%s",
+                first.new or f"no {first.old}",
+                f" and {others} more" if others else "",
+            )
 
     # The store's side
 

@@ -72,9 +72,16 @@ class Subnets:
 
     def overlaps(self, other: Subnets) -> bool:
         """Whether any address belongs to both."""
-        return (self.ipv4 is not None and other.ipv4 is not None and self.ipv4.overlaps(other.ipv4)) or (
-            self.ipv6 is not None and other.ipv6 is not None and self.ipv6.overlaps(other.ipv6)
+        return any(
+            mine is not None and theirs is not None and _overlap(mine, theirs)
+            for mine, theirs in ((self.ipv4, other.ipv4), (self.ipv6, other.ipv6))
         )
+
+
+def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
+    """Whether two networks of one family overlap; unlike theirs, this leaves no cached values behind in either."""
+    shift = one.max_prefixlen - min(one.prefixlen, other.prefixlen)
+    return int(one.network_address) >> shift == int(other.network_address) >> shift
 
 
 def _split_key(part: str) -> tuple[str, int]:

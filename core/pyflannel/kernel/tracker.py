@@ -61,10 +61,10 @@ class ObjectStatus:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one reconciliation did: writes that the kernel took, and how many of them put right what others changed."""
+    """What one reconciliation did: how many writes the kernel took, and those that put right what others changed."""
 
     written: int = 0
-    repaired: int = 0
+    repaired: tuple[Write, ...] = ()
     failed: int = 0
 
 
@@ -185,7 +185,7 @@ class Tracker:
         if not writes:
             return Outcome()
         refused = self.port.apply(writes)
-        repaired = 0
+        repaired = []
         for write in writes:
             key = write.key
             error = refused.get(key)
@@ -201,8 +201,8 @@ class Tracker:
             self._failures.pop(key, None)
             if key in self._drifted:
                 self._drifted.discard(key)
-                repaired += 1
-        return Outcome(len(writes) - len(refused), repaired, len(refused))
+                repaired.append(write)
+        return Outcome(len(writes) - len(refused), tuple(repaired), len(refused))
 
     def _pending_writes(self, now: float, selected: Callable[[Key], bool]) -> Iterator[Write]:
         for key in [key for key in self._dirty if selected(key)]:
