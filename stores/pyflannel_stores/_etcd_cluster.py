@@ -150,7 +150,9 @@ class Cluster:
         :raises StoreDeniedError: the cluster, or every member, refused.
         :raises LeaseGone: the request names an etcd lease that does not exist.
         """
-        self.preferred, reply = self.rotate(partial(self._attempt, send), self.preferred, deadline)
+        # With a single member, a second attempt is for a connection that had died unnoticed.
+        tries = 2 if self._member is not None else 1
+        self.preferred, reply = self.rotate(partial(self._attempt, send), self.preferred, deadline, tries)
         return reply
 
     def _attempt(self, send: Send[Reply], endpoint: Endpoint, deadline: Deadline) -> Reply:
@@ -176,17 +178,17 @@ class Cluster:
             raise
 
     def rotate(
-        self, attempt: Callable[[Endpoint, Deadline], Reply], start: int, deadline: Deadline
+        self, attempt: Callable[[Endpoint, Deadline], Reply], start: int, deadline: Deadline, at_least: int = 1
     ) -> tuple[int, Reply]:
         """Make attempts on members in turn, from the one numbered ``start``; also say which one it was that worked.
 
-        With a single member the second attempt is for a connection that had died unnoticed. Raises as :meth:`call`.
+        Each member gets one attempt, and ``at_least`` as many are made. Raises as :meth:`call`.
         """
         import grpc
 
         endpoints = self.access.endpoints
         failures: dict[Endpoint, Exception] = {}
-        tries = max(2, len(endpoints))
+        tries = max(at_least, len(endpoints))
         for number in range(tries):
             position = (start + number) % len(endpoints)
             endpoint = endpoints[position]

@@ -50,9 +50,23 @@ def load_etcd3() -> Any:
         finder = _DescriptionFinder()
         sys.meta_path.insert(0, finder)
         try:
-            return importlib.import_module("etcd3")
+            etcd3 = importlib.import_module("etcd3")
         finally:
             sys.meta_path.remove(finder)
+        _let_waiting_threads_sleep()
+        return etcd3
+
+
+def _let_waiting_threads_sleep() -> None:
+    """Keep gRPC from waking every waiting thread ten times a second.
+
+    It does so for signal handlers, which in Python 3 run without that (PEP 475). The ten are most of what an idle
+    daemon would use of a processor.
+    """
+    from grpc import _common
+
+    if hasattr(_common, "MAXIMUM_WAIT_TIMEOUT"):
+        _common.MAXIMUM_WAIT_TIMEOUT = 60.0
 
 
 class _DescriptionFinder(MetaPathFinder):

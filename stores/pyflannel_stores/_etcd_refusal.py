@@ -26,12 +26,13 @@ def refusal(access: Access, endpoint: Endpoint, timeout: float) -> str | None:
     Takes two ``timeout`` of seconds at most.
     """
     try:
-        context = _context(access)
-    except OSError as error:
-        files = ", ".join(path for path in (access.cafile, access.certfile, access.keyfile) if path)
-        return f"can't use the certificates in {files}: {_short(error)}"
-    try:
-        return _greet(access, endpoint, context, timeout)
+        with socket.create_connection((endpoint.host, endpoint.port), timeout) as raw:
+            try:
+                context = _context(access)
+            except OSError as error:
+                files = ", ".join(path for path in (access.cafile, access.certfile, access.keyfile) if path)
+                return f"can't use the certificates in {files}: {_short(error)}"
+            return _greet(access, endpoint, context, raw)
     except OSError:
         return None
 
@@ -50,24 +51,23 @@ def _context(access: Access) -> ssl.SSLContext:
     return context
 
 
-def _greet(access: Access, endpoint: Endpoint, context: ssl.SSLContext, timeout: float) -> str | None:
-    with socket.create_connection((endpoint.host, endpoint.port), timeout) as raw:
-        try:
-            with context.wrap_socket(raw, server_hostname=endpoint.host) as tls:
-                if access.cafile is None:
-                    return "it speaks TLS and we don't; add cafile, or tls=true"
-                # With TLS 1.3 a server turns a client's certificate down after the handshake, in its first answer.
-                tls.recv(1)
-                return None
-        except ssl.SSLCertVerificationError as error:
-            return f"its certificate is not good ({error.verify_message}); check cafile, the address and the clock"
-        except ssl.SSLError as error:
-            reason = error.reason or ""
+def _greet(access: Access, endpoint: Endpoint, context: ssl.SSLContext, raw: socket.socket) -> str | None:
+    try:
+        with context.wrap_socket(raw, server_hostname=endpoint.host) as tls:
+            if access.cafile is None:
+                return "it speaks TLS and we don't; add cafile, or tls=true"
+            # With TLS 1.3 a server turns a client's certificate down after the handshake, in its first answer.
+            tls.recv(1)
+            return None
+    except ssl.SSLCertVerificationError as error:
+        return f"its certificate is not good ({error.verify_message}); check cafile, the address and the clock"
+    except ssl.SSLError as error:
+        reason = error.reason or ""
     if access.cafile is None:
         return "it speaks TLS and we don't; add cafile, or tls=true" if "ALERT" in reason else None
     if "ALERT" in reason:
         return _alerted(access, reason)
-    if _speaks_plain_http2(endpoint, timeout):
+    if _speaks_plain_http2(endpoint, raw.gettimeout()):
         return "it does not speak TLS; drop cafile, certfile, keyfile and tls"
     return None
 
@@ -81,7 +81,7 @@ def _alerted(access: Access, reason: str) -> str:
     return f"it does not accept our certificate {access.certfile} ({said}); is it of a CA that etcd trusts?"
 
 
-def _speaks_plain_http2(endpoint: Endpoint, timeout: float) -> bool:
+def _speaks_plain_http2(endpoint: Endpoint, timeout: float | None) -> bool:
     with socket.create_connection((endpoint.host, endpoint.port), timeout) as raw:
         raw.sendall(_HTTP2_GREETING)
         return raw.recv(4)[3:] == bytes([4])

@@ -54,6 +54,10 @@ class Running(Protocol):
     """A started process, as far as a member needs it."""
 
     @property
+    def pid(self) -> int:
+        """The process id."""
+
+    @property
     def running(self) -> bool:
         """Whether it has not ended."""
 
@@ -87,6 +91,10 @@ class _Process:
 
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self._popen = popen
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
 
     @property
     def running(self) -> bool:
@@ -162,6 +170,11 @@ class EtcdMember:
     def running(self) -> bool:
         """Whether its process has not ended; a paused one runs too."""
         return self.process is not None and self.process.running
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process().pid
 
     def pause(self) -> None:
         """Stop the process (SIGSTOP): connections stay open and nothing answers."""
