@@ -89,11 +89,12 @@ class Member:
 
     def __init__(self, access: Access, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
+        self._access = access
         self._stamp = access.files_stamp()
-        self.etcd3 = load_etcd3()
-        self.rpc = self.etcd3.etcdrpc
+        etcd3 = load_etcd3()
+        self.rpc = etcd3.etcdrpc
         try:
-            self.client = self.etcd3.client(
+            self.client = etcd3.client(
                 host=endpoint.bracketed,
                 port=endpoint.port,
                 ca_cert=access.cafile,
@@ -104,14 +105,12 @@ class Member:
         except OSError as error:
             raise StoreDeniedError(f"store etcd: can't read {error.filename}: {error.strerror}") from None
 
-        self._access = access
-
     def is_stale(self) -> bool:
-        """Whether a certificate or key was replaced since we connected.
-
-        :raises StoreDeniedError: one is gone.
-        """
-        return self._stamp != self._access.files_stamp()
+        """Whether a certificate or key was replaced since we connected."""
+        try:
+            return self._stamp != self._access.files_stamp()
+        except StoreDeniedError:
+            return False  # being replaced just now; this connection still serves
 
     def close(self) -> None:
         """Drop the connection; calls under way fail."""

@@ -52,7 +52,7 @@ class EtcdStore(Store):
         self._watches: weakref.WeakSet[EtcdWatch] = weakref.WeakSet()
         # etcd leases that we were granted or took a key from, and that may be left without any key.
         self._idle_leases: set[int] = set()
-        # etcd rounds short lifetimes up to this (twice its election timeout, about).
+        # etcd rounds short lifetimes up to this (one and a half times its election timeout).
         self._shortest_ttl = 1
 
     def read_config(self) -> Record | None:
@@ -88,6 +88,8 @@ class EtcdStore(Store):
         lease, granted = self._grant(ttl, deadline) if ttl is not None else (0, None)
         try:
             record = self._put(key, self._keys.lease(key), value, None, lease, deadline)
+        except LeaseGone:
+            raise StoreUnavailableError(f"store etcd: {key}: its lease expired before the key could be put") from None
         except StoreError:
             self._release(lease, deadline)
             raise
@@ -314,6 +316,16 @@ class EtcdStore(Store):
         if found.TTL > 0 and not found.keys:
             self._cluster.call(revoke, deadline)
 
+    def _seconds(self, answer: Any) -> float:
+        import grpc
+
+        try:
+            return max(0.0, float(answer.result().TTL))
+        except grpc.RpcError as error:
+            if self._cluster.judge(error) is Verdict.LEASE_GONE:
+                return 0.0
+            raise
+
     def _lifetimes(self, leases: list[int], deadline: Deadline) -> list[float]:
         """The seconds that some etcd leases still live, asked for all at once; 0 for one that is gone."""
 
@@ -323,7 +335,7 @@ class EtcdStore(Store):
                 ask(member.rpc.LeaseTimeToLiveRequest(ID=lease), timeout=deadline.left, metadata=metadata)
                 for lease in leases
             ]
-            return [max(0.0, float(answer.result().TTL)) for answer in answers]
+            return [self._seconds(answer) for answer in answers]
 
         return self._cluster.call(send, deadline)
 

@@ -73,7 +73,7 @@ def test_release_that_needs_no_help_is_imported_as_it_is(tmp_path: Path) -> None
 
 
 def test_waiting_threads_are_not_woken_ten_times_a_second() -> None:
-    """The constant is gRPC's own affair: should it be renamed, idling would cost more and nothing else would show it."""
+    """The constant is gRPC's own: should it be renamed, idling would cost more and nothing else would show it."""
     assert output(LOAD + "from grpc import _common; print(_common.MAXIMUM_WAIT_TIMEOUT)") == "60.0"
 
 
