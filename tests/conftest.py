@@ -17,8 +17,13 @@ IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, Any, Any]:
-    """A test that skips; see :func:`_refuse_skip`."""
-    return _refuse_skip((yield))
+    """A test that skips (see :func:`_refuse_skip`), or whose log names what is no text, such as a file ``\\xff``.
+
+    pytest-xdist can't pass on the second: its workers would end.
+    """
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return _refuse_skip(report)
 
 
 @pytest.hookimpl(wrapper=True)
