@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.servers.etcd import MISSING, etcd, etcdctl
 
 from pyflannel.errors import ConfigError, KernelError, StoreUnavailableError
 from pyflannel.lab.sandbox import Sandbox
 from pyflannel.lab.servers import etcd as servers
 from pyflannel.lab.servers.etcd import EtcdCluster
-from servers.etcd import MISSING, etcd, etcdctl
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
