@@ -145,11 +145,13 @@ class History:
         return [*(self.alive() - signatures.keys()), *changed]
 
     def due(self, now: float) -> list[str]:
-        """The keys whose expiry has come; each is told once."""
-        keys = []
+        """The keys whose expiry has come; told until their new state is applied, so that a failed read loses none."""
+        due = []
         while (first := self.next_expiry()) is not None and first <= now:
-            keys.append(heapq.heappop(self._expiries)[1])
-        return keys
+            due.append(heapq.heappop(self._expiries))
+        for item in due:
+            heapq.heappush(self._expiries, item)
+        return list(dict.fromkeys(key for _, key in due))
 
     def next_expiry(self) -> float | None:
         """When the next record expires, in seconds since 1970."""

@@ -215,6 +215,26 @@ def test_a_mount_that_comes_and_goes_is_an_outage_and_not_an_empty_store(root: P
 
 
 @pytest.mark.root
+def test_a_file_system_mounted_over_the_directory_is_noticed(root: Path) -> None:
+    in_namespace(
+        """
+        subprocess.run(["mount", "-t", "tmpfs", "none", root], check=True)
+        root, above = f"{root}/store", f"{root}/above"
+        with FileStore(StoreLocation.parse(f"file://{above}")) as other:
+            new = other.create("10.5.1.0-24", VALUE, 3600.0)
+        with opened("?watch=inotify") as store:
+            store.create(KEY, VALUE, 3600.0)
+            with Follower(store, store.snapshot()) as follower:
+                last = store.create("10.5.2.0-24", VALUE, 3600.0)
+                follower.until(lambda: last.key in follower.state, "a change: the watch runs")
+                subprocess.run(["mount", "--bind", above, root], check=True)
+                follower.until(lambda: set(follower.state) == {new.key}, "what is there now")
+        """,
+        root,
+    )
+
+
+@pytest.mark.root
 def test_without_inotify_it_polls_unless_told_not_to(root: Path) -> None:
     in_namespace(
         """
@@ -469,6 +489,22 @@ def test_whoever_notices_an_expiry_removes_the_file(root: Path) -> None:
             assert other_snapshot.leases == ()
         assert os.listdir(root / "subnets") == []
         store.delete(record)
+
+
+def test_an_expired_record_counts_as_absent_while_its_file_is_there(root: Path) -> None:
+    clock = Clock()
+    with open_store(root, clock=clock) as store:
+        record = store.create(KEY, VALUE, 60.0)
+        clock.now += 60
+        with pytest.raises(ConflictError, match="expired"):
+            store.update(record, OTHER, 60.0)
+        with pytest.raises(ConflictError, match="expired"):
+            store.renew(record, 60.0)
+        assert os.listdir(root / "subnets") == [f"{KEY}.json"]
+        assert store.create(KEY, OTHER, 60.0).version != record.version
+        clock.now += 60
+        store.delete(record)  # the file is another's by now, but that one has expired too
+        assert leases(store) == {}
 
 
 def test_a_clock_set_forward_is_noticed_by_a_waiting_watch(root: Path) -> None:
