@@ -12,6 +12,7 @@ is replaced where it falls short of the contract for stores:
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import socket
 import ssl
@@ -168,6 +169,29 @@ class _Transport(consul.base.HTTPClient):  # type: ignore[misc]
         return {"X-Consul-Token": token} if token else {}
 
 
+def _look_up(connection: HTTPConnection) -> None:
+    """Make sure that a name can be resolved in time: the system's resolver may take much longer, and has no timeout.
+
+    :raises urllib3.exceptions.ConnectTimeoutError: it can't.
+    """
+    try:
+        ipaddress.ip_address(connection.host.strip("[]"))
+    except ValueError:
+        pass
+    else:
+        return
+    asking = threading.Thread(target=_resolve, args=(connection.host, connection.port), daemon=True)
+    asking.start()
+    asking.join(CONNECT_TIMEOUT)
+    if asking.is_alive():
+        raise urllib3.exceptions.ConnectTimeoutError(connection, f"no answer about {connection.host} from DNS")
+
+
+def _resolve(host: str, port: int) -> None:
+    with suppress(OSError):  # whoever connects next gets the same error, and tells it
+        socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
 class _Adapter(HTTPAdapter):
     """An adapter that tells of every connection it opens."""
 
@@ -181,11 +205,13 @@ class _Adapter(HTTPAdapter):
 
         class Plain(HTTPConnection):
             def connect(self) -> None:
+                _look_up(self)
                 super().connect()
                 told(self.sock)
 
         class Secure(HTTPSConnection):
             def connect(self) -> None:
+                _look_up(self)
                 super().connect()
                 told(self.sock)
 

@@ -90,7 +90,9 @@ _WAIT_GRACE: Final = 2.0
 # On a change all nodes read everything at once: spread over this many seconds per lease.
 _SPREAD_PER_LEASE: Final = 0.0001
 _BUSY_SHARE: Final = 0.25
-"""The share of its time that a watch spends on reading at most, when changes pour in."""
+"""The share of its time that a watch spends on reading at most, when changes pour in or the servers are slow."""
+
+_PAUSE_LONGEST: Final = 10.0
 
 _REMEMBERED_RECORDS: Final = 50_000
 _REMEMBERED_STATES: Final = 64
@@ -494,7 +496,7 @@ class ConsulWatch(Watch):
         if state.index < before.index:
             state = self._store.read_all(self._consul, consistent=True)
         done = time.monotonic()
-        self._resume_at = done + min(1.0, (done - began) * (1 - _BUSY_SHARE) / _BUSY_SHARE)
+        self._resume_at = done + min(_PAUSE_LONGEST, (done - began) * (1 - _BUSY_SHARE) / _BUSY_SHARE)
         changes = _differences(before.records, state.records)
         # An index may fall: Consul forgets deletions after a while. But nothing new can come with an old index, unless
         # the store was replaced or set back; then versions mean something else too.

@@ -198,7 +198,7 @@ def test_a_key_that_somebody_else_locks(cluster: ConsulCluster, store: Store, pr
 
 
 def test_a_lock_delay_that_somebody_else_caused_passes(cluster: ConsulCluster, store: Store, prefix: str) -> None:
-    session = put(cluster, "/v1/session/create", {"LockDelay": "3s", "Behavior": "delete"})["ID"]
+    session = put(cluster, "/v1/session/create", {"LockDelay": "2s", "Behavior": "delete"})["ID"]
     put(cluster, f"{path(prefix, KEY)}?acquire={session}", VALUE.encode())
     put(cluster, f"/v1/session/destroy/{session}")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,33 @@ def test_a_closed_store_answers_nothing() -> None:
 def test_a_revision_from_elsewhere_is_not_known() -> None:
     with open_store("consul://127.0.0.1:1") as store, store.watch("x.1") as watch, pytest.raises(HistoryGoneError):
         next(watch)
+
+
+def test_a_resolver_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    def never(*_: object, **__: object) -> list[object]:
+        ended.wait(60)
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", never)
+    try:
+        with (
+            open_store("consul://h1.invalid,h2.invalid") as store,
+            pytest.raises(StoreUnavailableError, match="no connection"),
+        ):
+            store.snapshot()
+    finally:
+        ended.set()
+
+
+def test_a_name_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> list[object]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with open_store("consul://h1.invalid") as store, pytest.raises(StoreUnavailableError, match="not known"):
+        store.create("10.5.1.0-24", "{}", 60.0)
 
 
 # states

@@ -2,14 +2,11 @@
 
 The idea: every server has a loopback address of its own out of 127.0.0.0/8 (or one it was given) and ports probed at
 that address, so that any number of clusters run side by side; it keeps both when it is killed and started again, as
-clients expect. All it needs lies in one directory. Where the processes run is the business of a *place*, as for etcd.
-Nothing leaves the host: no update check, no DNS, no WAN gossip.
+clients expect. All it needs lies in one directory. Nothing leaves the host: no update check, no DNS, no WAN gossip.
 
-On this system a server dies with the thread that started it (``PR_SET_PDEATHSIG``), so that nothing outlives a test
-run that was killed. Start servers from a thread that lasts as long as they shall.
-
-``python -m pyflannel.lab.servers.consul CONFIG...`` waits until the servers with these configuration files are
-healthy; that is how a cluster in another network namespace is asked.
+A server dies with the thread that started it (``PR_SET_PDEATHSIG``), so that nothing outlives a test
+run that was killed. Start servers from a thread that lasts as long as they shall, in the network namespace they are
+to be in.
 """
 
 from __future__ import annotations
@@ -20,13 +17,11 @@ import random
 import shutil
 import socket
 import ssl
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +29,7 @@ from types import TracebackType
 from typing import Any, Final
 
 from pyflannel.errors import ConfigError, StoreUnavailableError
-from pyflannel.lab.servers.etcd import HERE, Place, Running
+from pyflannel.lab.servers.etcd import HERE, Running
 
 __all__ = ["ConsulCluster", "ConsulServer", "ConsulTLS", "find_consul"]
 
@@ -150,8 +145,7 @@ class ConsulCluster:
     :param directory: where configuration, data and logs go; it belongs to the caller, who removes it.
     :param acl: whether everything is denied but to those with a token; :attr:`token` may do everything.
     :param tls: serve HTTPS instead of HTTP.
-    :param place: where the processes run.
-    :param addresses: one per server, of the place; default: loopback, all different.
+    :param addresses: one per server; default: loopback, all different.
     :param config: further keys of Consul's configuration, for every server.
     :raises ConfigError: Consul is not there.
     """
@@ -163,7 +157,6 @@ class ConsulCluster:
         *,
         acl: bool = False,
         tls: ConsulTLS | None = None,
-        place: Place = HERE,
         addresses: Sequence[str] = (),
         config: Mapping[str, Any] | None = None,
     ) -> None:
@@ -171,11 +164,10 @@ class ConsulCluster:
         if binary is None:
             raise ConfigError("no Consul is there: run tools/fetch-consul, or set PYFLANNEL_CONSUL to a Consul binary")
         self._binary = binary
-        self._place = place
         self._tls = tls
         self.token = str(uuid.uuid4()) if acl else None
         """The token that may do everything; ``None`` without ACLs."""
-        places = [_choose_place(addresses[number] if addresses else None, place is HERE) for number in range(size)]
+        places = [_choose_place(addresses[number] if addresses else None) for number in range(size)]
         self.servers = tuple(
             ConsulServer(f"server{number}", directory / f"server{number}", address, ports)
             for number, (address, ports) in enumerate(places)
@@ -214,10 +206,8 @@ class ConsulCluster:
     def launch(self, server: ConsulServer) -> None:
         """Start one server, on its data if it has any, without waiting."""
         words = [str(self._binary), "agent", "-config-file", str(server.config_file)]
-        if self._place is HERE:
-            words = ["setpriv", "--pdeathsig", "SIGKILL", *words]
         with server.log.open("a", encoding="utf-8") as log:
-            server.process = self._place.start(words, stdout=log, stderr=log)
+            server.process = HERE.start(["setpriv", "--pdeathsig", "SIGKILL", *words], stdout=log, stderr=log)
 
     def stop(self) -> None:
         """End all servers at once. Idempotent; data stay."""
@@ -231,15 +221,14 @@ class ConsulCluster:
         :raises StoreUnavailableError: one ended or is not healthy in time.
         """
         waiting = list(self.servers if servers is None else servers)
-        if self._place is HERE:
-            self._wait(waiting, lambda: all(_healthy(server.config) for server in waiting), timeout)
-            return
-        words = [sys.executable, "-m", "pyflannel.lab.servers.consul", *(str(each.config_file) for each in waiting)]
-        asking = self._place.start(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            self._wait(waiting, lambda: not asking.running, timeout)
-        finally:
-            asking.kill()
+        deadline = time.monotonic() + timeout
+        while not all(_healthy(server.config) for server in waiting):
+            if ended := next((server for server in waiting if not server.running), None):
+                raise StoreUnavailableError(f"Consul {ended.name} ended: {ended.last_words()}")
+            if time.monotonic() > deadline:
+                words = "; ".join(server.last_words(2) for server in waiting)
+                raise StoreUnavailableError(f"Consul at {self.hosts} is not healthy after {timeout:g} s: {words}")
+            time.sleep(_POLL)
 
     def leader(self, among: Iterable[ConsulServer] | None = None) -> ConsulServer | None:
         """The server that leads, as the first of ``among`` (default: all) that answers says; ``None`` if none does."""
@@ -249,16 +238,6 @@ class ConsulCluster:
                 if answer == f"{candidate.address}:{candidate.ports['server']}":
                     return candidate
         return None
-
-    def _wait(self, waiting: Sequence[ConsulServer], done: Callable[[], bool], timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        while not done():
-            if ended := next((server for server in waiting if not server.running), None):
-                raise StoreUnavailableError(f"Consul {ended.name} ended: {ended.last_words()}")
-            if time.monotonic() > deadline:
-                words = "; ".join(server.last_words(2) for server in waiting)
-                raise StoreUnavailableError(f"Consul at {self.hosts} is not healthy after {timeout:g} s: {words}")
-            time.sleep(_POLL)
 
     def _config(self, server: ConsulServer) -> dict[str, Any]:
         ports = {**server.ports, "dns": -1, "serf_wan": -1, "grpc": -1}
@@ -279,7 +258,7 @@ class ConsulCluster:
             "disable_update_check": True,
             "disable_anonymous_signature": True,
             "log_level": "WARN",
-            "performance": {"raft_multiplier": 1},
+            "performance": {"raft_multiplier": 1, "leave_drain_time": "0s"},
             # Every client here comes from one address.
             "limits": {"http_max_conns_per_client": 4000},
         }
@@ -298,13 +277,13 @@ class ConsulCluster:
         return config
 
 
-def _choose_place(given: str | None, probe: bool) -> tuple[str, dict[str, int]]:
-    """An address (``given``, or one of loopback) and ports that, if we can ``probe``, nothing is bound to."""
+def _choose_place(given: str | None) -> tuple[str, dict[str, int]]:
+    """An address (``given``, or one of loopback) and ports of it that nothing is bound to."""
     dice = random.SystemRandom()
     for _ in range(100):
         address = given or "127.{}.{}.{}".format(*(dice.randrange(1, 255) for _ in range(3)))
         ports = dict(zip(_PORT_NAMES, dice.sample(_PORTS, len(_PORT_NAMES)), strict=True))
-        if not probe or _free(address, ports.values()):
+        if _free(address, ports.values()):
             return address, ports
     raise StoreUnavailableError(f"no free ports between {_PORTS.start} and {_PORTS.stop} on {given or '127.0.0.0/8'}")
 
@@ -341,14 +320,3 @@ def _get(config: Mapping[str, Any], path: str) -> Any:
 def _healthy(config: Mapping[str, Any]) -> bool:
     answers = (_get(config, path) for path in ("/v1/status/peers", "/v1/catalog/nodes?consistent"))
     return all(isinstance(found, list) and len(found) >= config["bootstrap_expect"] for found in answers)
-
-
-def _wait_for(config_files: Iterable[str]) -> None:
-    for name in config_files:
-        config = json.loads(Path(name).read_text(encoding="utf-8"))
-        while not _healthy(config):
-            time.sleep(_POLL)
-
-
-if __name__ == "__main__":
-    _wait_for(sys.argv[1:])
