@@ -8,6 +8,7 @@ can't delay a repair.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import random
@@ -18,11 +19,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pyflannel import envfile, runlock
+from pyflannel import envfile
+from pyflannel import log as logs
+from pyflannel import runlock
 from pyflannel.backend import Backend, DataPlane, Node, parse_options
 from pyflannel.errors import KernelError, PluginError, PyflannelError, UnderlayError
 from pyflannel.kernel.model import Route
@@ -30,6 +33,7 @@ from pyflannel.kernel.port import KernelPort, Notice
 from pyflannel.kernel.tracker import Tracker
 from pyflannel.lease import Subnets
 from pyflannel.leasekeeper import Event, Fatal, Joined, KeeperOptions, LeaseKeeper, Moved, PeersChanged
+from pyflannel.metrics import Measures, MeteredStore
 from pyflannel.network import NetworkConfig
 from pyflannel.nodeid import identify
 from pyflannel.notify import Notifier
@@ -51,13 +55,21 @@ UNDERLAY_PAUSE = 1.0
 CHECK_INTERVAL = 1.0
 """Seconds between two looks at a backend's own data plane, and between two tries at a missing underlay."""
 
+BEAT_INTERVAL = 2.0
+"""The longest time in seconds that the loop sleeps: what /livez and the watchdog hear it by."""
+
 BLACKHOLE_METRIC = 0xFFFFFFFE
 """Behind every other route: what makes a packet to an unused address of ours end here instead of looping."""
 
 
-def run(settings: Settings) -> int:
+RELOADABLE = ("log_format", "log_level", "resync_interval")
+"""The settings that SIGHUP changes in a running daemon; the others need a new start."""
+
+
+def run(settings: Settings, read_settings: Callable[[], Settings]) -> int:
     """Run the daemon in the foreground until SIGTERM or SIGINT.
 
+    :param read_settings: reads the settings anew, for SIGHUP.
     :returns: the exit code.
     :raises PyflannelError: it can't start with these settings, on this node, or with this network config.
     """
@@ -68,15 +80,28 @@ def run(settings: Settings) -> int:
     store_class = load_store(settings.store.scheme)
     with ExitStack() as stack:
         stack.enter_context(runlock.hold(settings.run_dir))
-        store = stack.enter_context(store_class(settings.store))
+        measures = Measures()
+        store = MeteredStore(stack.enter_context(store_class(settings.store)), measures)
         port = NetlinkPort()
         stack.callback(port.close)
-        agent = Agent(settings, store, port, read_inventory, Notifier())
-        stack.enter_context(_signals(agent.stop))
+        agent = Agent(settings, store, port, read_inventory, Notifier(), read_settings, measures)
+        stack.enter_context(_signals({signal.SIGTERM: agent.stop, signal.SIGINT: agent.stop, signal.SIGHUP: agent.reload}))
+        if settings.healthz_port:
+            from pyflannel.health import HealthServer, answers
+
+            health = HealthServer(settings.healthz_ip, settings.healthz_port, answers(agent))
+            stack.callback(health.close)
         server = StatusServer(settings.run_dir, agent.status)
         stack.callback(server.close)
         agent.run()
     return 0
+
+
+def _release_memory() -> None:
+    """Give back what a snapshot of thousands of leases took for a moment: ``malloc_trim(3)``, where libc has it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _require_net_admin() -> None:
@@ -88,11 +113,11 @@ def _require_net_admin() -> None:
 
 
 @contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
+def _signals(reactions: Mapping[signal.Signals, Callable[[], None]]) -> Iterator[None]:
     def handle(number: int, _: Any) -> None:
-        stop()
+        reactions[signal.Signals(number)]()
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, handle) for number in reactions}
     try:
         yield
     finally:
@@ -106,12 +131,14 @@ class _Membership:
 
     backend: Backend[Any]
     overlay: Overlay
+    published: bool = False
+    """Whether subnet.env says what we hold."""
     data_plane: DataPlane | None = None
     data_plane_node: Node | None = None
 
 
 class Agent:
-    """See the module's docstring. ``run`` belongs to one thread; ``stop`` and ``status`` may be called from any."""
+    """See the module's docstring. ``run`` belongs to one thread; ``stop``, ``reload`` and ``status`` may be called from any."""
 
     def __init__(
         self,
@@ -120,6 +147,8 @@ class Agent:
         port: KernelPort,
         read_inventory: Callable[[], Inventory],
         notifier: Notifier,
+        read_settings: Callable[[], Settings],
+        measures: Measures,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
@@ -133,6 +162,9 @@ class Agent:
         self.kernel_trouble = ""
         self.backend_trouble = ""
         self.repaired = 0
+        self.measures = measures
+        self.beat = clock()
+        """When the loop turned last."""
         self.started = time.time()
         self.membership: _Membership | None = None
         self.keeper = LeaseKeeper(
@@ -155,10 +187,13 @@ class Agent:
         self._port = port
         self._read_inventory = read_inventory
         self._notifier = notifier
+        self._read_settings = read_settings
         self._mailbox: deque[Event] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = threading.Event()
+        self._reload_wanted = False
         self._ready_said = False
+        self._trim_due = False
         self._last_state, self._last_message = State.STARTING, ""
         self.last_error: tuple[float, str] | None = None
         self.data_plane_problems: Mapping[str, str] = {}
@@ -173,6 +208,11 @@ class Agent:
     def stop(self) -> None:
         """Make :meth:`run` return soon; forwarding goes on. Safe in a signal handler."""
         self._stopping.set()
+        os.eventfd_write(self._wake, 1)
+
+    def reload(self) -> None:
+        """Make the loop read the settings anew. Safe in a signal handler."""
+        self._reload_wanted = True
         os.eventfd_write(self._wake, 1)
 
     def _post(self, event: Event) -> None:
@@ -204,7 +244,10 @@ class Agent:
                 os.close(self._wake)
 
     def _turn(self) -> None:
-        now = self.clock()
+        now = self.beat = self.clock()
+        if self._reload_wanted:
+            self._reload_wanted = False
+            self._reload(now)
         self._hear(self._port.poll(), now)
         if self._underlay_due is not None and now >= self._underlay_due:
             self._look_at_underlay(now)
@@ -219,7 +262,7 @@ class Agent:
 
     def _patience(self) -> float:
         """Seconds until something is due."""
-        due = [self._resync_due]
+        due = [self._resync_due, self.beat + BEAT_INTERVAL]
         if self._underlay_due is not None:
             due.append(self._underlay_due)
         if self.tracker.retry_at is not None:
@@ -231,6 +274,29 @@ class Agent:
         if self.keeper.state.expires_at is not None and self.keeper.state.expires_at > self.clock():
             due.append(self.keeper.state.expires_at)
         return max(0.0, min(due) - self.clock())
+
+    def _reload(self, now: float) -> None:
+        """Take over what may change while we run, from the sources that the settings came from."""
+        if self._ready_said:
+            self._notifier.reloading()
+        try:
+            wanted = self._read_settings()
+        except PyflannelError as error:
+            log.error("the settings stay as they are: %s", error)
+        else:
+            self._adopt(wanted, now)
+        if self._ready_said:
+            self._notifier.ready()
+
+    def _adopt(self, wanted: Settings, now: float) -> None:
+        adopted = replace(self.settings, **{name: getattr(wanted, name) for name in RELOADABLE})
+        if wanted != adopted:
+            log.warning("settings other than %s have changed, too: they hold from the next start", ", ".join(RELOADABLE))
+        self.settings = adopted
+        self.measures.reloads += 1
+        logs.configure(adopted.log_level, adopted.log_format)
+        self._resync_due = now + adopted.resync_interval
+        log.info("settings reloaded: log level %s, resync every %g s", adopted.log_level, adopted.resync_interval)
 
     # The kernel's side
 
@@ -265,6 +331,7 @@ class Agent:
     def _reconcile(self) -> None:
         if self.membership is None:
             return
+        begin = self.clock()
         try:
             outcome = self.tracker.reconcile()
         except KernelError as error:
@@ -273,6 +340,13 @@ class Agent:
             self._resync_due = min(self._resync_due, self.clock() + CHECK_INTERVAL)
             return
         self.kernel_trouble = ""
+        if outcome.written or outcome.refused:
+            self.measures.reconcile.observe(self.clock() - begin)
+            self.measures.written += outcome.written
+            self.measures.refused += outcome.refused
+        if self._trim_due:
+            self._trim_due = False
+            _release_memory()
         if outcome.repaired:
             self.repaired += len(outcome.repaired)
             first, others = outcome.repaired[0], len(outcome.repaired) - 1
@@ -299,7 +373,7 @@ class Agent:
             log.error("%s", error)
 
     def _join(self, event: Joined) -> None:
-        overlay = _plan(event.backend, lambda: Overlay(event.backend, event.node))
+        overlay = _plan(event.backend, lambda: Overlay(event.backend, event.node, self._extras(event.node)))
         for record in event.records:
             overlay.put(record.key, record.value)
         before = self.membership
@@ -309,9 +383,10 @@ class Agent:
                 data_plane, data_plane_node = before.data_plane, before.data_plane_node
             else:
                 before.data_plane.stop()
-        self.membership = _Membership(event.backend, overlay, data_plane, data_plane_node)
-        self._want_exactly()
+        self.membership = _Membership(event.backend, overlay, False, data_plane, data_plane_node)
+        self._follow(overlay)
         self.tracker.sweep = True
+        self._trim_due = True
         self.backend_trouble = ""
         if before is None or before.overlay.node.subnets != event.node.subnets:
             log.info("lease: %s (%s)", event.lease.subnets, event.backend.name)
@@ -320,19 +395,17 @@ class Agent:
         if self.membership is not None:
             overlay = self.membership.overlay
             self.membership.overlay = _plan(self.membership.backend, lambda: overlay.moved(node))
-            self._want_exactly()
+            self._follow(self.membership.overlay)
 
-    def _want_exactly(self) -> None:
-        """Hand the whole desired state to the tracker: the overlay is a new one."""
-        member = self.membership
-        assert member is not None
-        wanted = member.overlay.desired
+    def _follow(self, overlay: Overlay) -> None:
+        overlay.drain_changed()
+        self.tracker.follow(overlay.desired)
+
+    def _extras(self, node: Node) -> Iterator[Route]:
+        """What the operator wants beside the backend's plan."""
         if self.settings.blackhole_route:
-            subnets = member.overlay.node.subnets
-            extras = (Route(subnet, None, metric=BLACKHOLE_METRIC) for subnet in subnets.each)
-            wanted = {**wanted, **{route.key: route for route in extras}}
-        self.tracker.want_exactly(wanted)
-        member.overlay.drain()
+            for subnet in node.subnets.each:
+                yield Route(subnet, None, metric=BLACKHOLE_METRIC)
 
     def _peers_changed(self, event: PeersChanged) -> None:
         if self.membership is None:
@@ -343,7 +416,7 @@ class Agent:
                 overlay.remove(change.key)
             else:
                 overlay.put(change.key, change.record.value)
-        self.tracker.want(overlay.drain())
+        self.tracker.changed(overlay.drain_changed())
 
     # The backend's own data plane
 
@@ -403,12 +476,12 @@ class Agent:
         return document(self)
 
     def _announce(self, now: float) -> None:
-        state, message = standing(self)
-        if state in (State.READY, State.DEGRADED):
+        if self.own_in_place and self.lease_valid and not self.keeper.state.conflict:
             self._write_subnet_file()
-            if not self._ready_said:
-                self._ready_said = True
-                self._notifier.ready()
+        state, message = standing(self)
+        if state in (State.READY, State.DEGRADED) and not self._ready_said:
+            self._ready_said = True
+            self._notifier.ready()
         self._notifier.status(f"{state.value}: {message}")
         if state in (State.WAITING, State.DEGRADED, State.CONFLICT) and message != self._last_message:
             self.last_error = (time.time(), message)
@@ -427,7 +500,9 @@ class Agent:
         assert member is not None
         node = member.overlay.node
         mtu = _plan(member.backend, lambda: member.backend.mtu(node.underlay))
-        envfile.write(self.settings.subnet_file, envfile.render(node.network, node.subnets, mtu, self.settings.ip_masq))
+        text = envfile.render(node.network, node.subnets, mtu, self.settings.ip_masq)
+        envfile.write(self.settings.subnet_file, text)
+        member.published = True
 
 
 def make_backend(network: NetworkConfig) -> Backend[Any]:

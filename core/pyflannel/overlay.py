@@ -45,17 +45,18 @@ class Peer:
 class Overlay:
     """The peers and the desired state that follows from them, for one node with one lease and one backend."""
 
-    def __init__(self, backend: Backend[Any], node: Node) -> None:
+    def __init__(self, backend: Backend[Any], node: Node, extras: Iterable[KernelObject] = ()) -> None:
         self.backend = backend
         self.node = node
-        self.own_objects = tuple(backend.plan_node(node))
-        """What the node needs for itself."""
+        self._extras = tuple(extras)
+        self.own_objects = (*backend.plan_node(node), *self._extras)
+        """What the node needs for itself: what the backend plans, and ``extras``."""
         self._desired: dict[Key, KernelObject] = {item.key: item for item in self.own_objects}
         self._owners: dict[Key, str] = dict.fromkeys(self._desired, _NODE)
         self._peers: dict[str, Peer] = {}
         self._ranges = _Ranges()
         self._waiting: dict[str, set[str]] = {}
-        self._changes: dict[Key, KernelObject | None] = dict(self._desired)
+        self._changed: set[Key] = set()
         self._touched: set[str] = set()
 
     @property
@@ -65,7 +66,7 @@ class Overlay:
 
     @property
     def desired(self) -> Mapping[Key, KernelObject]:
-        """The whole desired state."""
+        """The whole desired state, live: it changes with the leases."""
         return self._desired
 
     def lease(self, key: str) -> Lease | None:
@@ -75,10 +76,10 @@ class Overlay:
         except MalformedError:
             return None
 
-    def drain(self) -> dict[Key, KernelObject | None]:
-        """The changes of the desired state since the last call."""
-        changes, self._changes = self._changes, {}
-        return changes
+    def drain_changed(self) -> set[Key]:
+        """The keys under which the desired state changed since the last call."""
+        changed, self._changed = self._changed, set()
+        return changed
 
     def drain_touched(self) -> set[str]:
         """The keys of leases whose peer came, went, changed or was judged anew since the last call."""
@@ -98,7 +99,7 @@ class Overlay:
 
     def moved(self, node: Node) -> Overlay:
         """The same leases as ``node`` sees them: our place in the network has changed."""
-        overlay = Overlay(self.backend, node)
+        overlay = Overlay(self.backend, node, self._extras)
         for peer in self._peers.values():
             overlay.put(peer.key, peer.value)
         return overlay
@@ -114,7 +115,7 @@ class Overlay:
                 item_key = item.key
                 del self._owners[item_key]
                 del self._desired[item_key]
-                self._changes[item_key] = None
+                self._changed.add(item_key)
             self._ranges.remove(Subnets.from_key(key))
         waiting = [self._peers[other] for other in sorted(self._waiting.pop(key, ())) if other in self._peers]
         return [(other.key, other.value) for other in waiting]
@@ -145,7 +146,7 @@ class Overlay:
             item_key = item.key
             self._owners[item_key] = peer.key
             self._desired[item_key] = item
-            self._changes[item_key] = item
+            self._changed.add(item_key)
 
     def _rivals(self, peer: Peer) -> set[str]:
         owners = {self._owners.get(item.key) for item in peer.objects}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from pyflannel.version import VERSION
 if TYPE_CHECKING:
     from pyflannel.agent import Agent
 
-__all__ = ["document", "standing"]
+__all__ = ["document", "object_counts", "peer_states", "readiness", "standing"]
 
 
 def standing(agent: Agent) -> tuple[State, str]:
@@ -43,12 +43,37 @@ def standing(agent: Agent) -> tuple[State, str]:
         return State.STARTING, "setting up the kernel"
     if not agent.own_in_place:
         return State.WAITING, trouble or _failure(agent)
+    if not member.published:
+        return State.STARTING, "writing subnet.env"
     if trouble or agent.tracker.failures:
         return State.DEGRADED, trouble or _failure(agent)
     peers = list(member.overlay.peers.values())
     skipped = sum(bool(peer.reason) for peer in peers)
     text = f"{member.overlay.node.subnets} on {member.backend.name}, {len(peers) - skipped} peers"
     return State.READY, text + (f", {skipped} leases skipped" if skipped else "")
+
+
+def readiness(agent: Agent) -> tuple[bool, str]:
+    """Whether containers on this node can use the overlay, and a line that says how things stand.
+
+    That needs a lease that is valid and nobody contests, a kernel that can be read, and all that the node needs for
+    itself in place. One peer in trouble, or a store that is away while the lease is valid, does not end it.
+    """
+    state, message = standing(agent)
+    return state in (State.READY, State.DEGRADED) and not agent.kernel_trouble, f"{state.value}: {message}"
+
+
+def peer_states(agent: Agent, tracked: Iterable[Tracked]) -> Iterator[PeerState]:
+    """The state of each peer, for counting."""
+    if agent.membership is not None:
+        unsettled = _unsettled(tracked)
+        for peer in list(agent.membership.overlay.peers.values()):
+            yield _peer_state(peer, unsettled, agent.data_plane_problems.get(peer.key, ""))[0]
+
+
+def object_counts(tracked: Iterable[Tracked]) -> Counter[tuple[str, str]]:
+    """How many kernel objects there are of each kind and state."""
+    return Counter((_kind(item), item.state.value) for item in tracked)
 
 
 def _failure(agent: Agent) -> str:
@@ -118,14 +143,19 @@ def _peers(agent: Agent, tracked: list[Tracked]) -> tuple[status.PeerStatus, ...
     if agent.membership is None:
         return ()
     overlay = agent.membership.overlay
-    unsettled = {item.item.key: item for item in tracked if item.state is not ObjectState.DONE}
+    unsettled = _unsettled(tracked)
     return tuple(
         _peer(peer, overlay.lease(peer.key), unsettled, agent.data_plane_problems.get(peer.key, ""))
         for peer in list(overlay.peers.values())
     )
 
 
-def _peer(peer: Peer, lease: Lease | None, unsettled: Mapping[Key, Tracked], problem: str) -> status.PeerStatus:
+def _unsettled(tracked: Iterable[Tracked]) -> dict[Key, Tracked]:
+    return {item.item.key: item for item in tracked if item.state is not ObjectState.DONE}
+
+
+def _peer_state(peer: Peer, unsettled: Mapping[Key, Tracked], problem: str) -> tuple[PeerState, str]:
+    """Where a peer stands, and why if that is not well."""
     state, reason = PeerState.OK, peer.reason or problem
     if reason:
         state = PeerState.SKIPPED if peer.reason else PeerState.FAILED
@@ -133,6 +163,11 @@ def _peer(peer: Peer, lease: Lease | None, unsettled: Mapping[Key, Tracked], pro
     if found is not None and not reason:
         state = PeerState.FAILED if found.state is ObjectState.FAILED else PeerState.PENDING
         reason = found.error
+    return state, reason
+
+
+def _peer(peer: Peer, lease: Lease | None, unsettled: Mapping[Key, Tracked], problem: str) -> status.PeerStatus:
+    state, reason = _peer_state(peer, unsettled, problem)
     return status.PeerStatus(
         key=peer.key,
         subnets=_subnets(lease) if lease is not None else (),
@@ -146,7 +181,7 @@ def _peer(peer: Peer, lease: Lease | None, unsettled: Mapping[Key, Tracked], pro
 
 def _objects(agent: Agent, tracked: list[Tracked]) -> status.ObjectsStatus:
     offset = time.time() - agent.clock()
-    counts = Counter((_kind(item), item.state.value) for item in tracked)
+    counts = object_counts(tracked)
     return status.ObjectsStatus(
         {
             kind: status.ObjectCounts(counts[kind, "done"], counts[kind, "pending"], counts[kind, "failed"])

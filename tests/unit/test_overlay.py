@@ -55,10 +55,11 @@ def test_a_removed_lease_leaves_nothing() -> None:
     view = overlay()
     before = desired(view)
     view.put(*lease(2))
-    view.drain()
+    added = set(desired(view)) - set(before)
+    assert view.drain_changed() == added
     view.remove("10.5.2.0-24")
     assert desired(view) == before
-    assert set(view.drain().values()) == {None}
+    assert view.drain_changed() == added
     assert view.peers == {}
 
 
@@ -71,9 +72,9 @@ def test_our_own_lease_is_no_peer() -> None:
 def test_the_same_lease_again_changes_nothing() -> None:
     view = overlay()
     view.put(*lease(2))
-    view.drain()
+    view.drain_changed()
     view.put(*lease(2))
-    assert view.drain() == {}
+    assert view.drain_changed() == set()
 
 
 BAD = {
@@ -145,10 +146,10 @@ def test_the_loser_comes_in_when_the_winner_goes() -> None:
     view = overlay()
     view.put(*lease(2))
     view.put(*lease(3, mac=2))
-    view.drain()
+    view.drain_changed()
     view.remove("10.5.2.0-24")
     assert view.peers["10.5.3.0-24"].reason == ""
-    assert any(item is not None for item in view.drain().values())
+    assert any(key in view.desired for key in view.drain_changed())
 
 
 def test_a_lease_that_covers_others_loses_against_them() -> None:
@@ -217,11 +218,10 @@ def test_only_the_leases_count_not_how_they_came(
         else:
             current[key] = value
             view.put(key, value)
-        for changed, item in view.drain().items():
-            if item is None:
-                followed.pop(changed, None)
-            else:
-                followed[changed] = item
+        for changed in view.drain_changed():
+            followed.pop(changed, None)
+            if changed in view.desired:
+                followed[changed] = view.desired[changed]
     fresh = overlay()
     items = list(current.items())
     shuffle.shuffle(items)

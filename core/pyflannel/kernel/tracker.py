@@ -61,11 +61,15 @@ class ObjectStatus:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one reconciliation did: how many writes the kernel took, and those that put right what others changed."""
+    """What one reconciliation did: how many writes the kernel took, and those that put right what others changed.
+
+    ``refused`` counts the writes that it did not take, ``failed`` the objects that it has refused for long.
+    """
 
     written: int = 0
     repaired: tuple[Write, ...] = ()
     failed: int = 0
+    refused: int = 0
 
 
 class Tracker:
@@ -76,38 +80,44 @@ class Tracker:
         self.sweep = False
         """Whether objects of ours that nobody wants may be deleted. Set after the first complete snapshot."""
         self._clock = clock
-        self._desired: dict[Key, KernelObject] = {}
+        self._desired: Mapping[Key, KernelObject] = {}
         self._actual: dict[Key, KernelObject] = {}
         self._dirty: set[Key] = set()
         self._drifted: set[Key] = set()
         self._failures: dict[Key, Failure] = {}
         self._since: dict[Key, float] = {}
+        self._settled_at: float | None = None
         self._resync = True
 
     # What should be
 
-    def want(self, changes: Mapping[Key, KernelObject | None]) -> None:
-        """Change the desired state under some keys; ``None``: no longer wanted."""
-        now = self._clock()
-        for key, item in changes.items():
-            if item == self._desired.get(key):
-                continue
-            if item is None:
-                del self._desired[key]
-                self._since.pop(key, None)
-            else:
-                self._desired[key] = item
-                self._since[key] = now
+    def follow(self, desired: Mapping[Key, KernelObject]) -> None:
+        """Make the kernel hold ``desired``, now and as it changes: say :meth:`changed` whenever it has.
+
+        Keys under which it agrees with what was desired before don't become dirty.
+        """
+        before, self._desired = self._desired, desired
+        self.changed(key for key in before if key not in desired)
+        self.changed(key for key, item in desired.items() if before.get(key) != item)
+
+    def changed(self, keys: Iterable[Key]) -> None:
+        """The desired state is another one under ``keys``."""
+        for key in keys:
             self._failures.pop(key, None)
             self._drifted.discard(key)
             self._dirty.add(key)
+            self._stamp(key)
             if key[0] in (Kind.LINK, Kind.SYSCTL):
                 self._resync = True  # the port's scope changes with these
 
-    def want_exactly(self, wanted: Mapping[Key, KernelObject]) -> None:
-        """Replace the whole desired state; keys that stay as they are don't become dirty."""
-        self.want({key: None for key in self._desired if key not in wanted})
-        self.want(wanted)
+    def _stamp(self, key: Key) -> None:
+        """Note that an object's state changes now. What the first reconciliation settles has one common stamp."""
+        if self._settled_at is None:
+            return
+        if key in self._desired:
+            self._since[key] = self._clock()
+        else:
+            self._since.pop(key, None)
 
     # What is
 
@@ -144,7 +154,7 @@ class Tracker:
             self._dirty.add(key)
             if wanted is not None and was == wanted and not _may_lack(wanted):
                 self._drifted.add(key)
-                self._since[key] = self._clock()
+                self._stamp(key)
 
     def _dump(self) -> None:
         scope = Scope(
@@ -177,7 +187,11 @@ class Tracker:
         if done.written:
             self._dump()
         rest = self._write(lambda key: key[0] is not Kind.LINK)
-        return Outcome(done.written + rest.written, done.repaired + rest.repaired, len(self.failures))
+        if self._settled_at is None and self._desired:
+            self._settled_at = self._clock()
+        return Outcome(
+            done.written + rest.written, done.repaired + rest.repaired, len(self.failures), done.refused + rest.refused
+        )
 
     def _write(self, selected: Callable[[Key], bool]) -> Outcome:
         now = self._clock()
@@ -196,13 +210,13 @@ class Tracker:
                 self._actual.pop(key, None)
             else:
                 self._actual[key] = write.new
-                self._since[key] = now
+                self._stamp(key)
             self._dirty.discard(key)
             self._failures.pop(key, None)
             if key in self._drifted:
                 self._drifted.discard(key)
                 repaired.append(write)
-        return Outcome(len(writes) - len(refused), tuple(repaired), len(refused))
+        return Outcome(len(writes) - len(refused), tuple(repaired), len(self.failures), len(refused))
 
     def _pending_writes(self, now: float, selected: Callable[[Key], bool]) -> Iterator[Write]:
         for key in [key for key in self._dirty if selected(key)]:
@@ -259,7 +273,7 @@ class Tracker:
                 yield ObjectStatus(item, ObjectState.FAILED, failure.since, str(failure.error))
             else:
                 state = ObjectState.DONE if self._actual.get(key) == item else ObjectState.PENDING
-                yield ObjectStatus(item, state, self._since.get(key, 0.0))
+                yield ObjectStatus(item, state, self._since.get(key, self._settled_at or self._clock()))
 
 
 def _may_lack(item: KernelObject) -> bool:
