@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import Final, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 __all__ = ["JournalFormatter", "JsonFormatter", "TextFormatter", "configure"]
 
@@ -86,7 +86,13 @@ def configure(
     root.setLevel(level.upper())
 
 
-class _Handler(logging.StreamHandler[TextIO]):
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:
+    _StreamHandler = logging.StreamHandler  # can't be subscripted before Python 3.11
+
+
+class _Handler(_StreamHandler):
     """Ours among the root logger's handlers."""
 
 
