@@ -1,0 +1,249 @@
+"""The tracker on the kernel's in-memory twin, which behaves and fails like the real one."""
+
+from __future__ import annotations
+
+import errno
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.errors import KernelError
+from pyflannel.kernel.model import (
+    Address,
+    FdbEntry,
+    ForeignInfo,
+    KernelObject,
+    Key,
+    Kind,
+    Link,
+    Neighbour,
+    Route,
+    Sysctl,
+    VxlanInfo,
+)
+from pyflannel.kernel.port import Scope
+from pyflannel.kernel.tracker import LAST_RETRY, ObjectState, Tracker
+from pyflannel.kernel.twin import TwinPort
+
+DEVICE = "flannel.1"
+LOCAL = IPv4Address("192.0.2.1")
+OWN: tuple[KernelObject, ...] = (
+    Link(DEVICE, VxlanInfo(1, 8472, LOCAL, "eth0"), 1450, "02:00:00:00:00:01"),
+    Address(DEVICE, IPv4Interface("10.5.1.0/32")),
+    Sysctl("net/ipv4/ip_forward", "1"),
+    Sysctl("net/ipv6/conf/flannel.1/accept_ra", "0", optional=True),
+)
+
+
+def peer(number: int, mac: int | None = None) -> tuple[KernelObject, ...]:
+    subnet, text = IPv4Network(f"10.5.{number}.0/24"), f"02:00:00:00:00:{mac if mac is not None else number:02x}"
+    return (
+        Neighbour(DEVICE, subnet.network_address, text),
+        FdbEntry(DEVICE, text, IPv4Address(f"192.0.2.{number}")),
+        Route(subnet, DEVICE, subnet.network_address, onlink=True),
+    )
+
+
+def state(*objects: KernelObject) -> dict[Key, KernelObject]:
+    return {item.key: item for item in objects}
+
+
+class World:
+    """A tracker, its twin, and a clock that stands still unless moved."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.twin = TwinPort(
+            [Link("eth0", ForeignInfo("veth"), 1500)],
+            addresses=[Address("eth0", IPv4Interface("192.0.2.1/24"))],
+            sysctls={"net/ipv4/ip_forward": "0"},
+        )
+        self.tracker = Tracker(self.twin, lambda: self.now)
+        self.tracker.sweep = True
+
+    def turn(self) -> int:
+        """One turn of the agent's loop; returns how many writes were done."""
+        self.tracker.observe(self.twin.poll())
+        return self.tracker.reconcile().written
+
+    def settle(self) -> None:
+        for _ in range(5):
+            self.turn()
+
+    def kernel(self) -> dict[Key, KernelObject]:
+        return self.twin.dump(Scope(frozenset({DEVICE}), frozenset({"net/ipv4/ip_forward"})))
+
+
+@pytest.fixture
+def world() -> World:
+    world = World()
+    world.tracker.follow(state(*OWN, *peer(2), *peer(3)))
+    world.settle()
+    return world
+
+
+def required(*objects: KernelObject) -> dict[Key, KernelObject]:
+    """What must be there: the twin has no parameters of a device of its own."""
+    return state(*(item for item in objects if not (isinstance(item, Sysctl) and item.optional)))
+
+
+def test_everything_wanted_is_written(world: World) -> None:
+    assert world.kernel() == required(*OWN, *peer(2), *peer(3))
+    assert {item.state for item in world.tracker.status()} == {ObjectState.DONE}
+
+
+def test_a_second_reconciliation_writes_nothing(world: World) -> None:
+    world.tracker.request_resync()
+    assert world.turn() == 0
+
+
+def test_a_then_b_then_a_is_a(world: World) -> None:
+    before = world.kernel()
+    world.tracker.follow(state(*OWN, *peer(2, mac=9), *peer(4)))
+    world.settle()
+    assert world.kernel() == required(*OWN, *peer(2, mac=9), *peer(4))
+    world.tracker.follow(state(*OWN, *peer(2), *peer(3)))
+    world.settle()
+    assert world.kernel() == before
+
+
+def test_one_changed_peer_costs_its_own_writes(world: World) -> None:
+    wanted = state(*OWN, *peer(2), *peer(3))
+    world.tracker.follow(wanted)
+    wanted.update(state(*peer(4)))
+    world.tracker.changed(item.key for item in peer(4))
+    assert world.turn() == 3
+
+
+@pytest.mark.parametrize("index", range(1, 3))
+@pytest.mark.parametrize("part", range(3))
+def test_what_others_remove_is_back_after_one_turn(world: World, index: int, part: int) -> None:
+    before = world.kernel()
+    world.twin.remove(peer(index + 1)[part].key)
+    world.tracker.observe(world.twin.poll())
+    outcome = world.tracker.reconcile()
+    world.settle()
+    assert world.kernel() == before
+    assert [write.new for write in outcome.repaired] == [peer(index + 1)[part]]
+
+
+def test_a_deleted_device_is_back_with_all_that_was_on_it(world: World) -> None:
+    before = world.kernel()
+    world.twin.remove(OWN[0].key)
+    world.settle()
+    assert world.kernel() == before
+
+
+def test_lost_notifications_are_made_up_for(world: World) -> None:
+    before = world.kernel()
+    world.twin.remove(peer(2)[2].key)
+    world.twin.lose_notifications()
+    world.settle()
+    assert world.kernel() == before
+
+
+def test_nothing_is_swept_before_the_first_snapshot() -> None:
+    world = World()
+    world.tracker.follow(state(*OWN, *peer(2)))
+    world.settle()
+    later = Tracker(world.twin, lambda: world.now)
+    later.follow(state(*OWN))
+    later.reconcile()
+    assert world.kernel() == required(*OWN, *peer(2))
+    later.sweep = True
+    later.reconcile()
+    assert world.kernel() == required(*OWN)
+
+
+@pytest.mark.parametrize("item", [*peer(3), OWN[1]], ids=lambda item: item.key[0].name)
+def test_a_passing_refusal_is_made_up_for_at_once(item: KernelObject) -> None:
+    world = World()
+    world.tracker.follow(state(*OWN, *peer(2), *peer(3)))
+    world.turn()
+    world.twin.remove(item.key)
+    world.twin.fail_next(item.key, errno.ENOBUFS)
+    world.settle()
+    assert world.kernel() == required(*OWN, *peer(2), *peer(3))
+
+
+def test_what_is_refused_again_and_again_fails_alone_and_is_tried_less_often(world: World) -> None:
+    route = peer(3)[2]
+    world.twin.remove(route.key)
+    for _ in range(2):
+        world.twin.fail_next(route.key, errno.EACCES)
+        world.turn()
+    (status,) = [item for item in world.tracker.status() if item.state is ObjectState.FAILED]
+    assert status.item == route
+    assert "10.5.3.0/24" in status.error
+    pauses = []
+    for _ in range(9):
+        due = world.tracker.retry_at
+        assert due is not None
+        pauses.append(due - world.now)
+        assert world.turn() == 0, "not before it is due"
+        world.now = due
+        world.twin.fail_next(route.key, errno.EACCES)
+        world.turn()
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == LAST_RETRY
+    world.now = world.tracker.retry_at or 0
+    world.settle()
+    assert world.kernel() == required(*OWN, *peer(2), *peer(3))
+    assert not world.tracker.failures
+
+
+def test_what_is_in_the_way_is_noticed_when_it_goes(world: World) -> None:
+    route = peer(4)[2]
+    foreign = Route(IPv4Network("10.5.4.0/24"), "eth0", IPv4Address("192.0.2.77"))
+    world.twin.put(foreign)
+    world.tracker.follow(state(*OWN, *peer(2), *peer(3), *peer(4)))
+    for _ in range(3):
+        world.turn()
+    assert list(world.tracker.failures) == [route.key]
+    world.twin.remove(foreign.key)
+    world.turn()
+    assert world.kernel()[route.key] == route
+
+
+def test_a_dead_kernel_is_an_error_and_nothing_is_forgotten() -> None:
+    world = World()
+    world.tracker.follow(state(*OWN, *peer(2)))
+    world.twin.dead = "no netlink here"
+    with pytest.raises(KernelError, match="no netlink here"):
+        world.tracker.reconcile()
+    world.twin.dead = None
+    world.settle()
+    assert world.kernel() == required(*OWN, *peer(2))
+
+
+PEERS = st.dictionaries(st.integers(2, 6), st.integers(2, 6), max_size=5).map(
+    lambda macs: {number: mac for mac, number in {mac: number for number, mac in macs.items()}.items()}
+)
+STEPS = st.lists(st.tuples(PEERS, st.sampled_from(["", "drift", "fail", "lose"]), st.integers(0, 20)), max_size=8)
+
+
+@given(STEPS)
+def test_whatever_happens_the_kernel_ends_as_wanted(steps: list[tuple[dict[int, int], str, int]]) -> None:
+    world = World()
+    wanted = state(*OWN)
+    world.tracker.follow(wanted)
+    for peers, fault, pick in steps:
+        wanted = state(*OWN, *(item for number, mac in peers.items() for item in peer(number, mac)))
+        world.tracker.follow(wanted)
+        keys = [key for key in world.kernel() if key[0] is not Kind.SYSCTL]
+        if keys and fault == "drift":
+            world.twin.remove(keys[pick % len(keys)])
+        elif fault == "fail":
+            world.twin.fail_next(list(Kind)[pick % len(Kind)], errno.EIO)
+        elif fault == "lose":
+            if keys:
+                world.twin.remove(keys[pick % len(keys)])
+            world.twin.lose_notifications()
+        world.turn()
+    for _ in range(6):
+        world.now += LAST_RETRY
+        world.turn()
+    assert world.kernel() == required(*wanted.values())
+    assert world.turn() == 0
