@@ -23,9 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pyflannel import envfile
-from pyflannel import log as logs
-from pyflannel import runlock
+from pyflannel import envfile, runlock
 from pyflannel.backend import Backend, DataPlane, Node, parse_options
 from pyflannel.errors import KernelError, PluginError, PyflannelError, UnderlayError
 from pyflannel.kernel.model import Route
@@ -69,7 +67,7 @@ RELOADABLE = ("log_format", "log_level", "resync_interval")
 def run(settings: Settings, read_settings: Callable[[], Settings]) -> int:
     """Run the daemon in the foreground until SIGTERM or SIGINT.
 
-    :param read_settings: reads the settings anew, for SIGHUP.
+    :param read_settings: for SIGHUP: reads the settings anew, and sets up logging as they say.
     :returns: the exit code.
     :raises PyflannelError: it can't start with these settings, on this node, or with this network config.
     """
@@ -85,7 +83,9 @@ def run(settings: Settings, read_settings: Callable[[], Settings]) -> int:
         port = NetlinkPort()
         stack.callback(port.close)
         agent = Agent(settings, store, port, read_inventory, Notifier(), read_settings, measures)
-        stack.enter_context(_signals({signal.SIGTERM: agent.stop, signal.SIGINT: agent.stop, signal.SIGHUP: agent.reload}))
+        stack.enter_context(
+            _signals({signal.SIGTERM: agent.stop, signal.SIGINT: agent.stop, signal.SIGHUP: agent.reload})
+        )
         if settings.healthz_port:
             from pyflannel.health import HealthServer, answers
 
@@ -138,7 +138,7 @@ class _Membership:
 
 
 class Agent:
-    """See the module's docstring. ``run`` belongs to one thread; ``stop``, ``reload`` and ``status`` may be called from any."""
+    """See the module's docstring. ``run`` belongs to one thread, the others are for any."""
 
     def __init__(
         self,
@@ -291,10 +291,9 @@ class Agent:
     def _adopt(self, wanted: Settings, now: float) -> None:
         adopted = replace(self.settings, **{name: getattr(wanted, name) for name in RELOADABLE})
         if wanted != adopted:
-            log.warning("settings other than %s have changed, too: they hold from the next start", ", ".join(RELOADABLE))
+            log.warning("other settings than %s have changed: they hold from the next start", ", ".join(RELOADABLE))
         self.settings = adopted
         self.measures.reloads += 1
-        logs.configure(adopted.log_level, adopted.log_format)
         self._resync_due = now + adopted.resync_interval
         log.info("settings reloaded: log level %s, resync every %g s", adopted.log_level, adopted.resync_interval)
 

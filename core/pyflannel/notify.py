@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Mapping
 
 __all__ = ["Notifier"]
@@ -32,11 +33,18 @@ class Notifier:
         """One line for ``systemctl status``; the same line again is not sent."""
         if text != self._status:
             self._status = text
-            self._send(f"STATUS={text}")
+            self._send(f"STATUS={text}".replace("\n", " "))
 
     def ready(self) -> None:
         """The service is up; may be said again."""
         self._send("READY=1")
+
+    def reloading(self) -> None:
+        """The settings are being read anew; :meth:`ready` says when that is done.
+
+        The time tells systemd's ``notify-reload`` services which reload is meant (``sd_notify(3)``).
+        """
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     def stopping(self) -> None:
         """The service is going down."""
@@ -52,7 +60,7 @@ class Notifier:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
             channel.setblocking(False)
             try:
-                channel.sendto(message.replace("\n", " ").encode(), self._address)
+                channel.sendto(message.encode(), self._address)
             except OSError as error:
                 # The overlay matters more than its supervisor. If READY got lost, systemd's start timeout tells.
                 log.warning("the service manager at NOTIFY_SOCKET does not listen (%s): %s", error.strerror, message)

@@ -220,7 +220,6 @@ CIDR4: Final = Kind("CIDR", _of_version(_network, IPv4Network, "must be an IPv4 
 CIDR6: Final = Kind("CIDR", _of_version(_network, IPv6Network, "must be an IPv6 network, such as fd00:10::/48"))
 
 _FIREWALL = "firewall rules"
-_HEALTH = "the health endpoint"
 _KUBERNETES = "pyflannel does not keep leases in Kubernetes; use a store such as etcd (see --store)"
 
 NETWORK, STORE, UNDERLAY, LEASE, FIREWALL, FILES, HEALTH, LOG, KUBERNETES = (
@@ -411,7 +410,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
         scope="node",
     ),
     Option("healthz-ip", ADDRESS, "The address of the health endpoint.", ip_address("0.0.0.0"), section=HEALTH),  # noqa: S104 - flannel's default; off unless a port is given
-    Option("healthz-port", _whole(0, 65535), "Its port; 0 switches it off.", 0, section=HEALTH, pending=_HEALTH),
+    Option("healthz-port", _whole(0, 65535), "Its port; 0 switches it off.", 0, section=HEALTH),
     Option(
         "log-format",
         _choice("text", "json"),

@@ -95,7 +95,7 @@ def pyflannel(ctx: click.Context) -> int:
     wanted = settings(ctx, daemon=True)
     from pyflannel.agent import run
 
-    return run(wanted)
+    return run(wanted, lambda: settings(ctx, daemon=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
