@@ -1,0 +1,64 @@
+"""Which port carries the rules: what the host already uses, unless somebody decided.
+
+A host whose rules are in iptables (Docker, kube-proxy and ufw put theirs there) gets flannel's chains in the same kind
+of iptables, where its people look for them. On all others nftables is the kernel's present interface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from pyflannel.firewall.iptables import Tables, Variant, in_use
+from pyflannel.firewall.nftables import Ruleset
+
+__all__ = ["MISSING", "Mode", "Tools", "choose"]
+
+MISSING = "neither nft nor iptables is installed (apt-get install nftables)"
+
+
+class Mode(str, Enum):
+    """What the operator decided (``--firewall``)."""
+
+    AUTO = "auto"
+    NFTABLES = "nftables"
+    IPTABLES = "iptables"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What is installed: the path of nft, and the kinds of iptables by kind."""
+
+    nft: str | None
+    iptables: Mapping[str, Variant]
+
+
+def choose(mode: Mode, tools: Tools, ruleset: Ruleset | None, legacy: Mapping[int, Tables], current: str = "") -> str:
+    """The port: ``nftables``, ``iptables-nft`` or ``iptables-legacy``; ``none``; empty if what is needed is missing.
+
+    :param current: the port in use; an iptables port stays although its host has no other rules of that kind now.
+    """
+    if mode is Mode.NONE:
+        return "none"
+    if mode is Mode.NFTABLES:
+        return "nftables" if tools.nft is not None else ""
+    kinds = _kinds_in_use(tools, ruleset, legacy)
+    if current.startswith("iptables-") and current.removeprefix("iptables-") in tools.iptables and not kinds:
+        return current
+    if kinds:
+        return f"iptables-{kinds[0]}"
+    if mode is Mode.AUTO and tools.nft is not None:
+        return "nftables"
+    return next((f"iptables-{kind}" for kind in ("nft", "legacy") if kind in tools.iptables), "")
+
+
+def _kinds_in_use(tools: Tools, ruleset: Ruleset | None, legacy: Mapping[int, Tables]) -> list[str]:
+    """The kinds of iptables that are installed and have rules, the better one first."""
+    used = []
+    if "nft" in tools.iptables and ruleset is not None and ruleset.uses_iptables:
+        used.append("nft")
+    if "legacy" in tools.iptables and any(map(in_use, legacy.values())):
+        used.append("legacy")
+    return used

@@ -1,0 +1,147 @@
+"""The thread that keeps the rules in place: it sleeps until the kernel tells of a change, then checks.
+
+A thread of its own, because a check may start a program, and iptables may wait for its lock; neither must hold up the
+daemon's loop. What the loop wants is a frozen value put into a slot; what it learns is one taken out.
+
+Somebody who removes our rules as fast as we write them gets at most :data:`BURST` answers in :data:`BURST_TIME`
+seconds; after that only the resync period's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Final
+
+from pyflannel.errors import KernelError
+from pyflannel.firewall.model import NO_RULES, Rules
+from pyflannel.firewall.notices import Notices
+from pyflannel.firewall.sync import Firewall
+
+__all__ = ["FirewallKeeper"]
+
+log = logging.getLogger(__name__)
+
+PAUSE: Final = 0.2
+"""Seconds between two checks at least: a restore by somebody else is many changes, and one look."""
+
+BURST: Final = 20
+BURST_TIME: Final = 20.0
+
+
+class FirewallKeeper:
+    """Keeps :attr:`state` up to date. ``want`` and ``state`` may be used from any thread.
+
+    :param resync: seconds between looks at what sends no notifications.
+    :param changed: called in our thread when :attr:`state` is another one.
+    """
+
+    def __init__(self, firewall: Firewall, resync: float, changed: Callable[[], None]) -> None:
+        self.state = firewall.state
+        self._firewall = firewall
+        self._resync = resync
+        self._changed = changed
+        self._wanted: tuple[Rules, bool] | None = None
+        self._stopping = False
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._not_before = 0.0
+        self._repairs: deque[float] = deque(maxlen=BURST)
+        self._thread = threading.Thread(target=self._run, name="firewall", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work, with what :meth:`want` said last."""
+        self._thread.start()
+
+    def want(self, rules: Rules, force_nftables: bool = False) -> None:
+        """Say what should be in place."""
+        self._wanted = (rules, force_nftables)
+        os.eventfd_write(self._wake, 1)
+
+    def stop(self, timeout: float) -> None:
+        """End the thread; the rules stay."""
+        self._stopping = True
+        os.eventfd_write(self._wake, 1)
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def _run(self) -> None:
+        notices = _listen()
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wake, selectors.EVENT_READ)
+            if notices is not None:
+                selector.register(notices.fileno(), selectors.EVENT_READ)
+            due: float | None = None
+            while not self._stopping:
+                now = time.monotonic()
+                if due is not None and now >= due:
+                    self._check(notices)
+                    due = None
+                    self._not_before = time.monotonic() + PAUSE
+                timeout = self._resync if due is None else max(0.0, due - now)
+                ready = selector.select(timeout)
+                due = self._hear(notices, due, bool(ready))
+        if notices is not None:
+            notices.close()
+
+    def _hear(self, notices: Notices | None, due: float | None, told: bool) -> float | None:
+        """When the next check is due, after a wake-up, a notification or the end of a period."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+        now = time.monotonic()
+        dirty = False
+        if self._wanted is not None:
+            self._firewall.want(*self._wanted)
+            self._wanted = None
+            dirty = True
+        if notices is not None and notices.changed():
+            self._firewall.forget()
+            dirty = True
+        if not told and due is None:
+            dirty |= self._period_ended(notices)
+        if not dirty:
+            return due
+        soon = max(now, self._not_before)
+        if len(self._repairs) == BURST and self._repairs[0] > now - BURST_TIME:
+            soon = now + self._resync
+        return soon if due is None else min(due, soon)
+
+    def _period_ended(self, notices: Notices | None) -> bool:
+        if self._firewall.rules == NO_RULES:
+            return False
+        if notices is None:
+            self._firewall.forget()
+        legacy = self._firewall.legacy_changed()
+        return legacy or notices is None or not self._firewall.state.in_place
+
+    def _check(self, notices: Notices | None) -> None:
+        before = self._firewall.state
+        if notices is not None:
+            notices.changed()  # what happened up to now is seen by the look that follows
+        try:
+            state = self._firewall.check()
+        except KernelError as error:
+            self._firewall.forget()
+            state = self._firewall.state = replace(before, in_place=False, errors=(str(error),))
+        if notices is not None:
+            notices.watch(self._firewall.watched)
+        if state.repaired != before.repaired:
+            self._repairs.append(time.monotonic())
+            log.warning("put firewall rules right that something else had changed")
+        if state != self.state:
+            self.state = state
+            self._changed()
+
+
+def _listen() -> Notices | None:
+    try:
+        return Notices()
+    except KernelError as error:
+        log.debug("%s", error)
+        return None

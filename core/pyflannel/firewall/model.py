@@ -1,0 +1,135 @@
+"""The rules as values: which packets pass and which are masqueraded, for a network, this node's subnets and settings.
+
+A pure function of frozen values; how a rule is written down is the ports' business. The rules and their order are
+flannel's, so that flanneld and pyflannel take over each other's nodes without a packet treated otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import ip_network
+from typing import Final
+
+from pyflannel.lease import IPNetwork, Subnets
+from pyflannel.network import NetworkConfig
+
+__all__ = ["FORWARD_COMMENT", "MASQ_COMMENT", "NO_RULES", "FamilyRules", "Match", "Rule", "Rules", "Verdict", "plan"]
+
+FORWARD_COMMENT: Final = "flanneld forward"
+MASQ_COMMENT: Final = "flanneld masq"
+"""The comments that flanneld puts on its rules: our mark, too, so that either daemon knows the other's rules."""
+
+KUBE_PROXY_MARK: Final = 0x4000
+"""kube-proxy's own masquerade mark; what carries it is masqueraded by kube-proxy's rules."""
+
+_MULTICAST: Final = {4: ip_network("224.0.0.0/4"), 6: ip_network("ff00::/8")}
+
+
+class Verdict(str, Enum):
+    """What happens to a packet that matches: it passes, leaves our chain, or gets the node's address as source."""
+
+    ACCEPT = "accept"
+    RETURN = "return"
+    MASQUERADE = "masquerade"
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """An address inside a network, or outside it."""
+
+    network: IPNetwork
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule. ``mark`` matches if all its bits are set; ``fully_random`` is about a masquerade's source ports."""
+
+    verdict: Verdict
+    source: Match | None = None
+    destination: Match | None = None
+    mark: int | None = None
+    fully_random: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyRules:
+    """The rules of one IP version: for the forward hook and for the postrouting hook, in order."""
+
+    version: int
+    forward: tuple[Rule, ...] = ()
+    masquerade: tuple[Rule, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The rules of both IP versions; a version that the network does not use has none."""
+
+    ipv4: FamilyRules = FamilyRules(4)
+    ipv6: FamilyRules = FamilyRules(6)
+
+    @property
+    def each(self) -> tuple[FamilyRules, FamilyRules]:
+        """Both, IPv4 first."""
+        return self.ipv4, self.ipv6
+
+    def of(self, version: int) -> FamilyRules:
+        """Those of IP version 4 or 6."""
+        return self.ipv4 if version == 4 else self.ipv6
+
+    @property
+    def any_forward(self) -> bool:
+        """Whether some packets must pass."""
+        return any(family.forward for family in self.each)
+
+    @property
+    def any_masquerade(self) -> bool:
+        """Whether some packets must be masqueraded."""
+        return any(family.masquerade for family in self.each)
+
+
+NO_RULES: Final = Rules()
+"""What a node needs that has no lease, or from which pyflannel is cleaned up."""
+
+
+def plan(
+    network: NetworkConfig, subnets: Subnets, *, forward: bool, masquerade: bool, fully_random: bool = True
+) -> Rules:
+    """The rules of a node that holds ``subnets`` of ``network``.
+
+    :param forward: accept what comes from or goes to the overlay.
+    :param masquerade: give what leaves the overlay, and what enters it from outside, this node's address.
+    :param fully_random: choose masqueraded source ports at random, which avoids clashes between simultaneous flows.
+    """
+
+    def family(version: int) -> FamilyRules:
+        config, subnet = network.family(version), subnets.of(version)
+        if config is None or subnet is None:
+            return FamilyRules(version)
+        whole: IPNetwork = config.network
+        return FamilyRules(
+            version,
+            _forward(whole) if forward else (),
+            _masquerade(whole, subnet, fully_random) if masquerade else (),
+        )
+
+    return Rules(family(4), family(6))
+
+
+def _forward(network: IPNetwork) -> tuple[Rule, ...]:
+    inside = Match(network)
+    return Rule(Verdict.ACCEPT, source=inside), Rule(Verdict.ACCEPT, destination=inside)
+
+
+def _masquerade(network: IPNetwork, subnet: IPNetwork, fully_random: bool) -> tuple[Rule, ...]:
+    inside, outside, own = Match(network), Match(network, True), Match(subnet)
+    not_multicast = Match(_MULTICAST[network.version], True)
+    return (
+        Rule(Verdict.RETURN, mark=KUBE_PROXY_MARK),
+        Rule(Verdict.RETURN, own, inside),
+        Rule(Verdict.RETURN, inside, own),
+        Rule(Verdict.RETURN, outside, own),
+        Rule(Verdict.MASQUERADE, inside, not_multicast, fully_random=fully_random),
+        Rule(Verdict.MASQUERADE, outside, inside, fully_random=fully_random),
+    )

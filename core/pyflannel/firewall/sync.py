@@ -1,0 +1,359 @@
+"""One check of the firewall: look, compare, write what differs, look again.
+
+Looking is done in proportion to what changed. nft lists both IP versions and all tables in one go; iptables-save runs
+only for chains of which nft's list shows a change; legacy tables are read when their fingerprint changes. So a check
+on a quiet host starts no program, and one after somebody's change to nftables starts one.
+
+A step of the plan that can't be done (a table that its owner has locked, a rule that iptables does not know) fails
+alone; the others go on, and :class:`FirewallState` names it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from pyflannel.errors import KernelError
+from pyflannel.firewall import iptables, nftables
+from pyflannel.firewall.chains import Table, first_drop, reachable
+from pyflannel.firewall.choose import MISSING, Mode, Tools, choose
+from pyflannel.firewall.foreign import Drop, find_drops
+from pyflannel.firewall.iptables import FORWARD_CHAIN, POSTROUTING_CHAIN, Tables, Variant, find_variants
+from pyflannel.firewall.model import NO_RULES, FamilyRules, Rules
+from pyflannel.firewall.nftables import ChainId, Nft, Ruleset, transaction
+from pyflannel.firewall.notices import legacy_fingerprint, legacy_tables, sees_forward_chains
+from pyflannel.firewall.programs import find
+
+__all__ = ["Firewall", "FirewallState", "find_tools"]
+
+log = logging.getLogger(__name__)
+
+_ROUNDS = 4
+"""Looks per check. One write is enough unless somebody else writes at the same time."""
+
+_OURS = (FORWARD_CHAIN, POSTROUTING_CHAIN)
+
+
+def find_tools() -> Tools:
+    """The programs that this host has."""
+    return Tools(find("nft"), find_variants())
+
+
+@dataclass(frozen=True, slots=True)
+class FirewallState:
+    """How the rules stand.
+
+    :param port: ``nftables``, ``iptables-nft``, ``iptables-legacy`` or ``none``; empty before the first check.
+    :param in_place: all rules are as they should be.
+    :param errors: what could not be done, one sentence each.
+    :param drops: chains of others that drop what they don't know.
+    :param repaired: how often rules were put right that had been in place before.
+    """
+
+    port: str = ""
+    in_place: bool = False
+    errors: tuple[str, ...] = ()
+    drops: tuple[Drop, ...] = ()
+    repaired: int = 0
+
+    @property
+    def trouble(self) -> str:
+        """The first error, or what stands in the overlay's way; empty if all is well."""
+        if self.errors:
+            return f"firewall: {self.errors[0]}"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A write that is missing. ``now`` is what it wants to change, ``plausible`` that it looks complete."""
+
+    what: str
+    signature: str
+    now: str
+    plausible: bool
+    run: Callable[[], None]
+    fully_random: bool = False
+
+
+class Firewall:
+    """The rules on this host, brought into place by :meth:`check`. Used from one thread."""
+
+    def __init__(self, tools: Tools, mode: Mode = Mode.AUTO) -> None:
+        self.tools = tools
+        self.mode = mode
+        self.rules = NO_RULES
+        self.force_nftables = False
+        self.state = FirewallState()
+        self._nft = Nft(tools.nft) if tools.nft is not None else None
+        self._ruleset: Ruleset | None = None
+        self._saved: dict[int, Tables] = {}
+        self._saved_digest: dict[int, str] = {}
+        self._legacy: dict[int, Tables] = {}
+        self._fingerprints: dict[int, bytes] = {}
+        self._settled: dict[str, str] = {}
+        self._no_fully_random = False
+
+    def want(self, rules: Rules, force_nftables: bool = False) -> None:
+        """Say what should be in place from the next check on."""
+        self.rules, self.force_nftables = rules, force_nftables
+        self.state = replace(self.state, in_place=False)
+
+    # Looking
+
+    def forget(self) -> None:
+        """nftables may have changed: the next check reads it again."""
+        self._ruleset = None
+
+    def legacy_changed(self) -> bool:
+        """Whether iptables-legacy's tables differ from what was read last; starts no program."""
+        if "legacy" not in self.tools.iptables:
+            return False
+        changed = False
+        for version in (4, 6):
+            try:
+                fingerprint = legacy_fingerprint(version)
+            except KernelError:  # they changed while we looked
+                fingerprint = None
+            if fingerprint != self._fingerprints.get(version):
+                self._legacy.pop(version, None)
+                changed = True
+        return changed
+
+    @property
+    def watched(self) -> frozenset[ChainId]:
+        """The chains of nftables whose rules concern us: what a forwarded packet meets, and our own."""
+        if self._ruleset is None:
+            return frozenset()
+        found: set[ChainId] = set()
+        for (family, name), table in self._ruleset.tables.items():
+            roots = [chain.name for chain in table.chains.values() if chain.hook == "forward"]
+            roots += [name for name in ("POSTROUTING", *_OURS) if name in table.chains]
+            if (family, name) in nftables.TABLES.values():
+                roots += table.chains
+            found |= {(family, name, chain) for root in roots for chain in _near(table, root)}
+        return frozenset(found)
+
+    def _look(self) -> None:
+        if self._nft is not None and self._ruleset is None:
+            self._ruleset = self._nft.read()
+        legacy = self.tools.iptables.get("legacy")
+        if legacy is not None:
+            for version in (4, 6):
+                self._look_at_legacy(legacy, version)
+
+    def _look_at_legacy(self, legacy: Variant, version: int) -> None:
+        if version in self._legacy or version not in legacy.paths:
+            return
+        self._fingerprints[version] = legacy_fingerprint(version)
+        self._legacy[version] = legacy.read(version) if legacy_tables(version) else {}
+
+    def _look_at_iptables_nft(self, variant: Variant, version: int) -> Tables:
+        """iptables-nft's tables; read again only if what nft shows of them has changed."""
+        digest = self._digest(version)
+        if version not in self._saved or digest is None or digest != self._saved_digest.get(version):
+            self._saved[version] = variant.read(version)
+            if digest is not None:
+                self._saved_digest[version] = digest
+        return self._saved[version]
+
+    def _digest(self, version: int) -> str | None:
+        """All that matters of iptables-nft's chains, as nft shows it."""
+        if self._ruleset is None:
+            return None
+        family = "ip" if version == 4 else "ip6"
+        tables = [self._ruleset.tables.get((family, name)) for name in ("filter", "nat")]
+        return repr([_relevant(table) for table in tables if table is not None])
+
+    # Planning
+
+    def _steps(self, port: str) -> Iterator[_Step]:
+        """What is missing, the masquerade's new place before its old one."""
+        steps = [*self._iptables_steps("nft", port), *self._iptables_steps("legacy", port)]
+        nft_steps = list(self._nft_steps(port))
+        return iter(nft_steps + steps if port == "nftables" else steps + nft_steps)
+
+    def _effective(self, version: int) -> FamilyRules:
+        family = self.rules.of(version)
+        if not self._no_fully_random:
+            return family
+        return replace(family, masquerade=tuple(replace(rule, fully_random=False) for rule in family.masquerade))
+
+    def _nft_steps(self, port: str) -> Iterator[_Step]:
+        if self._nft is None or self._ruleset is None:
+            return
+        rules = NO_RULES if port == "none" else Rules(self._effective(4), self._effective(6))
+        left_out = frozenset({("ip", "filter"), ("ip6", "filter")} if port == "iptables-nft" else ())
+        for commands in transaction(self._ruleset, rules, masquerade=port == "nftables", left_out=left_out):
+            yield self._nft_step(self._nft, self._ruleset, commands)
+
+    def _nft_step(self, nft: Nft, ruleset: Ruleset, commands: list[nftables.Command]) -> _Step:
+        (subject,) = next(iter(commands[-1].values())).values()
+        family, name = subject["family"], subject.get("table") or subject["name"]
+        table = ruleset.tables.get((family, name), Table(family, name))
+        changes = [(verb, item) for command in commands for verb, item in command.items()]
+        added = [item["rule"] for verb, item in changes if verb != "delete" and "rule" in item]
+        there = [
+            (chain.name, rule.comment, rule.body)
+            for chain in table.chains.values()
+            if chain.name == subject.get("chain")
+            for rule in chain.rules
+        ]
+        mine = sum(rule[1] == item["comment"] for rule in there for item in added[:1])
+        return _Step(
+            f"nftables table {family} {name}",
+            json.dumps([rule["expr"] for rule in added]) + f" {family} {name} {subject.get('chain')}",
+            repr(there),
+            bool(added) and mine == len(added),
+            lambda: nft.write(commands),
+            "fully-random" in json.dumps(commands),
+        )
+
+    def _iptables_steps(self, kind: str, port: str) -> Iterator[_Step]:
+        variant = self.tools.iptables.get(kind)
+        if variant is None:
+            return
+        for version in variant.paths:
+            rules = self._effective(version)
+            tables = self._tables_if_needed(variant, version, port, rules)
+            if tables is None:
+                continue
+            if port != variant.name:
+                stands_alone = kind == "legacy" or self._nft is None
+                forward = rules.forward if port != "none" and stands_alone and _drops(tables) else ()
+                rules = FamilyRules(version, forward)
+            text = iptables.script(tables, rules)
+            if text:
+                yield self._iptables_step(variant, version, tables, rules, text)
+
+    def _tables_if_needed(self, variant: Variant, version: int, port: str, rules: FamilyRules) -> Tables | None:
+        """The tables of one kind of iptables, ``None`` where we want nothing and have nothing."""
+        if variant.kind == "legacy":
+            return self._legacy.get(version)
+        wanted = port == variant.name and (rules.forward or rules.masquerade)
+        if wanted or self._ruleset is None or self._has_leftovers(self._ruleset, version):
+            return self._look_at_iptables_nft(variant, version)
+        return None
+
+    @staticmethod
+    def _has_leftovers(ruleset: Ruleset, version: int) -> bool:
+        family = "ip" if version == 4 else "ip6"
+        tables = [ruleset.tables.get((family, name)) for name in ("filter", "nat")]
+        return any(name in table.chains for table in tables if table is not None for name in _OURS)
+
+    def _iptables_step(self, variant: Variant, version: int, tables: Tables, rules: FamilyRules, text: str) -> _Step:
+        there = {
+            chain.name: [rule.key for rule in chain.rules]
+            for table in tables.values()
+            for chain in table.chains.values()
+            if chain.name in (*_OURS, "FORWARD", "POSTROUTING")
+        }
+        counts = [len(there.get(name, ())) for name in _OURS]
+
+        def write() -> None:
+            variant.write(version, text)
+            self._saved.pop(version, None)
+
+        return _Step(
+            f"{variant.name}, IPv{version}",
+            f"{variant.name}{version}{text}",
+            repr(sorted(there.items())),
+            counts == [len(rules.forward), len(rules.masquerade)],
+            write,
+            "--random-fully" in text,
+        )
+
+    # Checking
+
+    def check(self) -> FirewallState:
+        """Bring the rules into place and say how they stand.
+
+        :raises KernelError: the firewall can't be read.
+        """
+        was_in_place = self.state.in_place
+        port, errors, writes = self._converge()
+        errors += self._missing(port)
+        drops: tuple[Drop, ...] = ()
+        if self.rules.any_forward and port != "none":
+            versions = [family.version for family in self.rules.each if family.forward]
+            drops = find_drops(self._ruleset, self._legacy, versions)
+            errors += [
+                f"{drop} drops the overlay's packets and our accept could not be put before it"
+                for drop in drops
+                if not drop.passed and not errors
+            ]
+        self.state = FirewallState(
+            port, not errors, tuple(errors), drops, self.state.repaired + bool(was_in_place and writes)
+        )
+        return self.state
+
+    def _missing(self, port: str) -> list[str]:
+        if port:
+            return []
+        if self.rules.any_masquerade:
+            return [f"no masquerade: {MISSING}"]
+        if self.rules.any_forward and (sees_forward_chains() or legacy_tables(4) or legacy_tables(6)):
+            return [f"there are firewall rules on this host, and none of ours: {MISSING}"]
+        return []
+
+    def _converge(self) -> tuple[str, list[str], int]:
+        mode = Mode.NFTABLES if self.force_nftables and self.mode is Mode.AUTO else self.mode
+        done: set[str] = set()
+        writes = 0
+        for _ in range(_ROUNDS):
+            self._look()
+            port = choose(mode, self.tools, self._ruleset, self._legacy, self.state.port)
+            steps = [step for step in self._steps(port) if self._settled.get(step.signature) != step.now]
+            for step in steps:
+                if step.signature in done and step.plausible:  # this program prints the rules in another form
+                    self._settled[step.signature] = step.now
+            steps = [step for step in steps if self._settled.get(step.signature) != step.now]
+            if not steps:
+                return port, [], writes
+            failed = self._write(steps, done)
+            writes += len(steps) - len(failed)
+            self.forget()
+            self._legacy.clear()
+            if failed and len(failed) == len(steps):
+                if self._no_fully_random or not any(step.fully_random for step in steps):
+                    self._look()
+                    return port, failed, writes
+                self._no_fully_random = True
+                log.warning("no fully random ports for the masquerade: %s", failed[0])
+        return port, ["something else changes the firewall's rules as fast as they are written"], writes
+
+    @staticmethod
+    def _write(steps: list[_Step], done: set[str]) -> list[str]:
+        failed = []
+        for step in steps:
+            try:
+                step.run()
+            except KernelError as error:
+                failed.append(f"{step.what}: {error}")
+            else:
+                done.add(step.signature)
+        return failed
+
+
+def _near(table: Table, root: str) -> set[str]:
+    """The chains that a packet in ``root`` may come to; of a NAT chain just itself, which is all we mind there."""
+    chain = table.chains[root]
+    return {root} if chain.kind == "nat" or root in _OURS else reachable(table, root)
+
+
+def _relevant(table: Table) -> list[object]:
+    names = [name for name in ("FORWARD", "POSTROUTING", *_OURS) if name in table.chains]
+    wanted = sorted({near for name in names for near in _near(table, name)})
+    chains = [table.chains[name] for name in wanted if name in table.chains]
+    return [(chain.name, chain.policy, [(rule.key, str(rule.body)) for rule in chain.rules]) for chain in chains]
+
+
+def _drops(tables: Tables) -> bool:
+    table = tables.get("filter")
+    chain = table.chains.get("FORWARD") if table is not None else None
+    if table is None or chain is None:
+        return False
+    others = [rule for rule in chain.rules if FORWARD_CHAIN not in rule.targets]
+    return chain.policy == "drop" or first_drop(table, others) is not None
