@@ -49,6 +49,11 @@ CREATE_ATTEMPTS: Final = 10
 """How often a session draws another subnet when others were quicker, before it takes a new snapshot."""
 
 
+CONFIRM_INTERVAL: Final = 2.0
+"""Seconds within which the watch should tell of the lease that we created. A store that compares states tells nothing
+of one that was created and deleted between two looks, so until it has told we ask."""
+
+
 @dataclass(frozen=True, slots=True)
 class KeeperOptions:
     """What the operator decided about this node's lease.
@@ -198,6 +203,7 @@ class _Session:
     watch_at: float = 0.0
     renew_at: float | None = None
     publish_at: float | None = None
+    confirm_at: float | None = None
     over: bool = False
 
 
@@ -318,9 +324,12 @@ class LeaseKeeper:
         _check_underlay(network, underlay, backend)
         records = {record.key: record for record in snapshot.leases}
         session_for = _SessionFactory(self._options, network, backend, underlay, document, snapshot.revision)
+        known = set(records)
         record = self._obtain(network, session_for, records)
         session = session_for.session(record)
         self._hold(session, record)
+        if record.key not in known:
+            session.confirm_at = self._clock() + CONFIRM_INTERVAL
         return session
 
     def _obtain(self, network: NetworkConfig, factory: _SessionFactory, records: dict[str, Record]) -> Record:
@@ -399,9 +408,12 @@ class LeaseKeeper:
             self._open_watch(session)
         if session.publish_at is not None and now >= session.publish_at:
             self._publish(session)
-        if session.renew_at is not None and now >= session.renew_at:
+        if session.confirm_at is not None and now >= session.confirm_at:
+            session.confirm_at = now + CONFIRM_INTERVAL
             self._renew(session)
-        due = [at for at in (session.renew_at, session.publish_at) if at is not None]
+        elif session.renew_at is not None and now >= session.renew_at:
+            self._renew(session)
+        due = [at for at in (session.renew_at, session.publish_at, session.confirm_at) if at is not None]
         if session.watcher is None:
             due.append(session.watch_at)
         if session.over:
@@ -509,6 +521,7 @@ class LeaseKeeper:
 
     def _own_changed(self, session: _Session, record: Record | None) -> None:
         """Our record is not what we wrote last: deleted, expired, or written by somebody else."""
+        session.confirm_at = None
         if record is not None and record.version == session.record.version:
             return
         if record is None:

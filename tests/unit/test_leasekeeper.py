@@ -356,3 +356,28 @@ def test_pauses_grow_and_differ() -> None:
     assert max(later) - min(later) > 10, "spread over the whole range"
     nodes[0].reset()
     assert nodes[0].next() <= 0.5
+
+
+class Folding(FileStore):
+    """A store where somebody deletes the new lease before the watch first looks."""
+
+    victims = 1
+
+    def watch(self, revision: str) -> Watch:
+        if self.victims:
+            self.victims -= 1
+            for record in self.snapshot().leases:
+                self.delete(record)
+            # As for another process, whose history knows nothing of the lease's short life:
+            self._history_made = None
+            revision = self.snapshot().revision
+        return super().watch(revision)
+
+
+def test_a_lease_that_was_deleted_before_the_watch_could_see_it_is_missed(tmp_path: Path, outside: Store) -> None:
+    """Created and deleted between two looks: nothing has changed, says a store that compares states."""
+    store = Folding(StoreLocation.parse(f"file://{tmp_path}/store"))
+    with keeping(tmp_path, store=store) as keeper:
+        key = keeper.next(Joined).lease.key
+        assert keeper.next(Joined).lease.key == key
+        assert record_of(outside, key) is not None
