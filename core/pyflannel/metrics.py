@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from pyflannel.errors import PyflannelError, StoreDeniedError, StoreUnavailableError
 from pyflannel.standing import object_counts, peer_states, readiness, standing
@@ -27,7 +27,15 @@ if TYPE_CHECKING:
 
     from pyflannel.agent import Agent
 
-__all__ = ["CONTENT_TYPE", "Histogram", "Measures", "MeteredStore", "MissingPackageError", "render"]
+__all__ = [
+    "CONTENT_TYPE",
+    "Histogram",
+    "Measures",
+    "MeteredStore",
+    "MissingPackageError",
+    "read_device_counters",
+    "render",
+]
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -36,9 +44,11 @@ _BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 
 _CALLS: Final = ("snapshot", "read_config", "write_config", "create", "update", "renew", "delete")
 
-_DEVICE_COUNTERS: Final = tuple(
-    f"{direction}_{what}" for direction in ("rx", "tx") for what in ("packets", "bytes", "errors", "dropped")
-)
+_DEVICE_COLUMNS: Final = {
+    first + column: (direction, what)
+    for first, direction in ((0, "receive"), (8, "transmit"))
+    for column, what in enumerate(("bytes", "packets", "errors", "dropped"))
+}
 
 T = TypeVar("T")
 
@@ -212,10 +222,12 @@ def _standing(agent: Agent) -> Iterator[Metric]:
     yield _gauge("start_time_seconds", "When the daemon started, in Unix time.", [({}, agent.started)])
     yield _gauge("loop_age_seconds", "Since the loop's last turn.", [({}, agent.clock() - agent.beat)])
     yield _gauge("store_connected", "Whether the last call of the store went well.", [({}, not keeper.trouble)])
-    expiry: list[tuple[dict[str, str], float]] = (
-        [] if keeper.expires_at is None else [({}, keeper.expires_at - agent.clock())]
+    expires_at = keeper.expires_at
+    yield _gauge(
+        "lease_expiry_seconds",
+        "Until the lease expires; none without a lease, or with a reservation.",
+        [({}, expires_at - agent.clock())] if expires_at is not None else [],
     )
-    yield _gauge("lease_expiry_seconds", "Until the lease expires; none without a lease, or a reservation.", expiry)
 
 
 def _peers_and_objects(agent: Agent) -> Iterator[Metric]:
@@ -251,20 +263,16 @@ def _data_plane(agent: Agent) -> Iterator[Metric]:
         yield _counter(
             "data_plane", "The backend's own counters.", [({"counter": name}, n) for name, n in counters.items()]
         )
-    devices = {name: _statistics(name) for name in sorted(agent.tracker.link_names)}
-    for counter in _DEVICE_COUNTERS:
-        direction, what = counter.split("_")
+    devices = read_device_counters(Path("/proc/net/dev").read_text(encoding="ascii"), agent.tracker.link_names)
+    for column, (direction, what) in _DEVICE_COLUMNS.items():
         yield _counter(
-            f"device_{'receive' if direction == 'rx' else 'transmit'}_{what}",
-            f"The overlay device's {counter}, as the kernel counts them.",
-            [({"device": name}, found[counter]) for name, found in devices.items() if counter in found],
+            f"device_{direction}_{what}",
+            f"What the kernel counts for the overlay's device: {direction}, {what}.",
+            [({"device": name}, numbers[column]) for name, numbers in sorted(devices.items())],
         )
 
 
-def _statistics(device: str) -> dict[str, Any]:
-    """What sysfs counts for a device (Documentation/ABI/testing/sysfs-class-net-statistics); empty if it is gone."""
-    directory = Path("/sys/class/net") / device / "statistics"
-    try:
-        return {name: int((directory / name).read_text(encoding="ascii")) for name in _DEVICE_COUNTERS}
-    except OSError:
-        return {}
+def read_device_counters(text: str, names: Iterable[str]) -> dict[str, list[int]]:
+    """The numbers of ``/proc/net/dev`` (``proc_pid_net(5)``) for the devices ``names``, in the file's order."""
+    rows = (line.rpartition(":") for line in text.splitlines()[2:])
+    return {name.strip(): [int(word) for word in rest.split()] for name, _, rest in rows if name.strip() in names}

@@ -60,14 +60,18 @@ dt{color:var(--soft);font-size:.82rem}dd{margin:0;overflow-wrap:anywhere}
 .trouble{border-left:.3rem solid var(--bad)}.trouble ul{margin:0;padding-left:1.1rem}
 .trouble li{margin:.25rem 0;overflow-wrap:anywhere}
 .map{display:flex;flex-wrap:wrap;gap:3px;margin:0 0 .8rem}
-.map i{width:.8rem;height:.8rem;border-radius:.2rem;border:1px solid currentColor}.map .self{background:currentColor}
+.map i{width:.8rem;height:.8rem;border-radius:.2rem;border:1px solid currentColor}
+.map .bad{background:currentColor}.map .self{border-radius:50%;background:currentColor}
 table{border-collapse:collapse;width:100%}
 th{text-align:left;font-size:.82rem;font-weight:400;color:var(--soft)}
-th,td{padding:.45rem .5rem .45rem 0;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere}
-tr:last-child td{border-bottom:0}small{color:var(--soft)}td small{display:block}
+th,td{padding:.45rem .5rem .45rem 0;border-bottom:1px solid var(--line);vertical-align:top;overflow-wrap:break-word}
+tr:last-child td{border-bottom:0}small{color:var(--soft)}
 footer{color:var(--soft);font-size:.82rem}
-@media(max-width:36rem){thead{display:none}tr{display:block;padding:.5rem 0;border-bottom:1px solid var(--line)}
-tr:last-child{border-bottom:0}td{display:block;border:0;padding:.05rem 0}}
+@media(max-width:36rem){thead{display:none}td{border:0;padding:0}
+tr{display:grid;grid-template-columns:1fr auto;gap:.1rem .8rem;padding:.6rem 0;border-bottom:1px solid var(--line)}
+tr:last-child{border-bottom:0}td:nth-child(1){grid-row:1}td:nth-child(4){grid-row:1;grid-column:2;justify-self:end}
+td:nth-child(2){grid-row:2;color:var(--soft)}td:nth-child(3){grid-row:2;grid-column:2;color:var(--soft);text-align:right}
+td:nth-child(5){grid-row:3;grid-column:1/3}}
 """
 
 
@@ -79,8 +83,7 @@ def render(status: Status, readiness: tuple[bool, str], now: float) -> str:
     """
     name = status.node_id or "this node"
     parts = (
-        f"<header><h1>{escape(name)}</h1>{_tag(status.state.value, _TONES[status.state])}",
-        _tag("ready", "ok") if readiness[0] else _tag("not ready", "bad"),
+        f"<header><h1>{escape(name)}</h1>{_state(status, readiness[0])}",
         f'<p class="says">{escape(status.message)}</p></header>',
         *_troubles(status, readiness, now),
         *_node(status, now),
@@ -95,6 +98,13 @@ def render(status: Status, readiness: tuple[bool, str], now: float) -> str:
         f"<title>{escape(status.state.value)}: {escape(name)}</title><style>{_STYLE}</style></head>"
         f"<body><main>{''.join(parts)}</main></body></html>\n"
     )
+
+
+def _state(status: Status, ready: bool) -> str:
+    tags = _tag(status.state.value, _TONES[status.state])
+    if ready and status.state is State.READY:
+        return tags
+    return tags + (_tag("ready", "ok") if ready else _tag("not ready", "bad"))
 
 
 def _footer(status: Status, now: float) -> str:
@@ -142,8 +152,6 @@ def _wrong(status: Status, readiness: tuple[bool, str], now: float) -> Iterator[
     for peer in status.peers:
         if peer.state in (PeerState.FAILED, PeerState.SKIPPED):
             yield f"{escape(_subnets(peer))} is {peer.state.value}: {escape(peer.reason)}"
-    if status.last_error is not None:
-        yield f"{_since(status.last_error.when, now)} ago: {escape(status.last_error.what)}"
 
 
 def _object(item: ObjectStatus, now: float) -> str:
@@ -173,6 +181,8 @@ def _facts(status: Status, now: float) -> Iterator[tuple[str, str]]:
     if status.store is not None:
         yield "Store", status.store.location
     yield "Repaired", f"{status.repaired} objects" if status.repaired else ""
+    if status.last_error is not None:
+        yield f"Last trouble, {_since(status.last_error.when, now)} ago", status.last_error.what
 
 
 def _expiry(expires_in: float | None, reserved: bool) -> str:
@@ -188,7 +198,7 @@ def _peers(status: Status) -> Iterator[str]:
     yield f"<section><h2>{len(peers) + 1} nodes {tags}</h2>"
     if len(peers) > 8:
         yield _map(status.peers)
-    yield "<table><thead><tr><th>Subnet</th><th>Node</th><th>Reached by</th><th>State</th></tr></thead><tbody>"
+    yield "<table><thead><tr><th>Subnet</th><th>Node</th><th>Reached by</th><th>State</th><th></th></tr></thead><tbody>"
     yield _own_row(status)
     for peer in peers[:_ROWS]:
         yield _row(peer)
@@ -210,18 +220,16 @@ def _own_row(status: Status) -> str:
     subnets = " ".join(status.lease.subnets) if status.lease is not None else "no subnet yet"
     underlay = status.underlay
     addresses = () if underlay is None else (underlay.public_ipv4, underlay.public_ipv6)
-    return _cells(subnets, f"{status.node_id} (this node)", addresses, _tag(status.state.value, _TONES[status.state]))
+    return _cells(subnets, f"{status.node_id} (this node)", addresses, status.state)
 
 
 def _row(peer: PeerStatus) -> str:
-    state = _tag(peer.state.value, _TONES[peer.state])
-    reason = f"<small>{escape(peer.reason)}</small>" if peer.reason else ""
-    return _cells(_subnets(peer), peer.node_id or "", (peer.public_ip, peer.public_ipv6), state + reason)
+    return _cells(_subnets(peer), peer.node_id or "", (peer.public_ip, peer.public_ipv6), peer.state, peer.reason)
 
 
-def _cells(subnets: str, node: str, addresses: Iterable[str | None], state: str) -> str:
-    reached = " ".join(filter(None, addresses))
-    return f"<tr><td>{escape(subnets)}</td><td>{escape(node)}</td><td>{escape(reached)}</td><td>{state}</td></tr>"
+def _cells(subnets: str, node: str, addresses: Iterable[str | None], state: State | PeerState, reason: str = "") -> str:
+    texts = "".join(f"<td>{escape(text)}</td>" for text in (subnets, node, " ".join(filter(None, addresses))))
+    return f"<tr>{texts}<td>{_tag(state.value, _TONES[state])}</td><td><small>{escape(reason)}</small></td></tr>"
 
 
 def _subnets(peer: PeerStatus) -> str:
