@@ -649,7 +649,7 @@ def test_nothing_stays_open(root: Path) -> None:
         }
 
     before = opened()
-    with open_store(root, "?watch=inotify") as store:
+    with open_store(root) as store:
         with Follower(store, store.snapshot()) as follower:
             store.create(KEY, VALUE, 60.0)
             follower.until(lambda: KEY in follower.state, "a change")
