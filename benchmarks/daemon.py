@@ -1,0 +1,241 @@
+"""How fast and how small the daemon is at thousands of peers: cold start, one change, a resync, memory, CPU.
+
+A lab of one node; its store is filled with leases of peers that don't exist, as etcdctl or an editor could have written
+them. Printed are, as medians over the rounds:
+
+* start: from the process's start to subnet.env, which is written when the last of the kernel's entries (three per
+  peer) is in place; ``cold`` with an empty kernel, ``warm`` with everything there already, as after an upgrade;
+* floor: ``ip -batch`` and ``bridge -batch`` writing the same entries in the same namespace, and the ratio;
+* change: from a lease's writing in the store to the route in the kernel, told by netlink;
+* check: a comparison with the kernel in which nothing differs;
+* memory and idle CPU of the daemon.
+
+    python benchmarks/daemon.py --peers 5000 --rounds 3 --store file|etcd|consul
+
+Needs root, or user namespaces.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pyflannel.lab import Lab, Node
+
+NETWORK = {"Network": "10.0.0.0/8", "SubnetLen": 24, "Backend": {"Type": "vxlan"}}
+DEVICE = "flannel.1"
+CHANGES = 20
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def peers(count: int) -> Iterator[tuple[str, str, str]]:
+    """Subnet, MAC and public address of made-up peers."""
+    for number in range(count):
+        high, low = divmod(number, 250)
+        yield f"10.{100 + high}.{low}.0", f"02:00:00:00:{high:02x}:{low:02x}", f"198.51.{100 + high}.{low + 1}"
+
+
+def lease(mac: str, public_ip: str) -> str:
+    """A lease's text, as flannel writes it."""
+    data = {"VNI": 1, "VtepMAC": mac}
+    return json.dumps({"PublicIP": public_ip, "PublicIPv6": None, "BackendType": "vxlan", "BackendData": data})
+
+
+# What runs inside the node's namespace
+
+
+def fill(url: str, count: int) -> None:
+    """Write the network document and all leases."""
+    with _store(url) as store:
+        store.write_config(json.dumps(NETWORK), None)
+        for subnet, mac, public_ip in peers(count):
+            store.create(f"{subnet}-24", lease(mac, public_ip), None)
+
+
+def change(url: str) -> None:
+    """Create and delete a lease again and again; print the milliseconds until its route was there."""
+    rtnetlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    rtnetlink.bind((0, 0x40))  # RTMGRP_IPV4_ROUTE
+    rtnetlink.settimeout(10)
+    took = []
+    with _store(url) as store:
+        for _ in range(CHANGES):
+            for written in (True, False):
+                begin = time.perf_counter()
+                if written:
+                    record = store.create("10.200.0.0-24", lease("02:00:00:00:ff:01", "198.51.100.250"), None)
+                else:
+                    store.delete(record)
+                while socket.inet_aton("10.200.0.0") not in rtnetlink.recv(1 << 16):
+                    pass
+                took.append((time.perf_counter() - begin) * 1000)
+    print(json.dumps(took))
+
+
+def check(count: int) -> None:
+    """Compare the kernel with what it should hold; print the seconds and the number of writes."""
+    from ipaddress import ip_address, ip_network
+
+    from pyflannel.kernel.model import FdbEntry, KernelObject, Neighbour, Route
+    from pyflannel.kernel.netlink import NetlinkPort
+    from pyflannel.kernel.port import Scope
+    from pyflannel.kernel.tracker import Tracker
+
+    port = NetlinkPort()
+    wanted = {key: item for key, item in port.dump(Scope(frozenset({DEVICE}))).items() if key[0].name != "ROUTE"}
+    for subnet, mac, public_ip in peers(count):
+        network = ip_network(f"{subnet}/24")
+        items: tuple[KernelObject, ...] = (
+            Neighbour(DEVICE, network.network_address, mac),
+            FdbEntry(DEVICE, mac, ip_address(public_ip)),
+            Route(network, DEVICE, network.network_address, onlink=True),
+        )
+        wanted.update({item.key: item for item in items})
+    tracker = Tracker(port, time.monotonic)
+    tracker.follow(wanted)
+    tracker.sweep = True
+    tracker.reconcile()
+    tracker.request_resync()
+    begin = time.perf_counter()
+    outcome = tracker.reconcile()
+    print(json.dumps([time.perf_counter() - begin, outcome.written]))
+
+
+def _store(url: str) -> Any:
+    from pyflannel.plugins import load_store
+    from pyflannel.store import StoreLocation
+
+    location = StoreLocation.parse(url)
+    return load_store(location.scheme)(location)
+
+
+# What drives it
+
+
+def inside(node: Node, *words: str) -> str:
+    """Run a part of this file in the node's namespace."""
+    return node.run([sys.executable, str(Path(__file__).resolve()), "--inside", *words], timeout=600).stdout
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for a condition, looking often."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SystemExit("the daemon does not get ready")
+        time.sleep(0.002)
+
+
+def start(lab: Lab, node: Node, url: str) -> float:
+    """Start the daemon; seconds from its process's start to subnet.env."""
+    file = lab.outside(node.subnet_file)
+    file.unlink(missing_ok=True)
+    begin = time.perf_counter()
+    node.start_daemon(url, "vxlan")
+    until(file.exists)
+    return time.perf_counter() - begin
+
+
+def batch(node: Node, count: int) -> float:
+    """Seconds that iproute2's batch modes take for the same entries, on a device of the same kind."""
+    device = "vxlan9"
+    node.ip(
+        [f"link add {device} mtu 1450 type vxlan id 9 dstport 8479 dev eth0 local 192.0.2.1", f"link set {device} up"]
+    )
+    files: list[tuple[str, str, Iterable[str]]] = [
+        ("ip", "neigh", (f"neigh add {s} lladdr {m} dev {device} nud permanent" for s, m, _ in peers(count))),
+        ("bridge", "fdb", (f"fdb append {m} dev {device} dst {p}" for _, m, p in peers(count))),
+        ("ip", "route", (f"route add {s}/24 via {s} dev {device} onlink metric 9" for s, _, _ in peers(count))),
+    ]
+    took = 0.0
+    for program, name, lines in files:
+        path = node.directory / f"{name}.batch"
+        node.lab.outside(path).write_text("\n".join(lines) + "\n")
+        begin = time.perf_counter()
+        node.run([program, "-batch", str(path)], timeout=120)
+        took += time.perf_counter() - begin
+    node.ip([f"link del {device}"])
+    return took
+
+
+def memory(pid: int) -> float:
+    """Resident megabytes (MiB) of a process."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
+
+
+def cpu(pid: int) -> float:
+    """CPU seconds of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def measure(lab: Lab, store: str, count: int, rounds: int) -> dict[str, list[float]]:
+    """All figures, one entry a round."""
+    node = lab.nodes[0]
+    url = lab.file_store if store == "file" else lab.start_store(store)
+    print(f"filling {store} with {count} leases ...", file=sys.stderr)
+    inside(node, "fill", url, str(count))
+    found: dict[str, list[float]] = {
+        name: [] for name in ("cold", "floor", "warm", "change", "check", "memory", "idle")
+    }
+    for _ in range(rounds):
+        found["cold"].append(start(lab, node, url))
+        node.daemon.stop()
+        found["warm"].append(start(lab, node, url))
+        found["change"].append(statistics.median(json.loads(inside(node, "change", url))))
+        pid = node.daemon.process.pid
+        found["memory"].append(memory(pid))
+        before = cpu(pid)
+        time.sleep(10)
+        found["idle"].append((cpu(pid) - before) / 10 * 100)
+        node.daemon.stop()
+        seconds, writes = json.loads(inside(node, "check", str(count)))
+        if writes:
+            raise SystemExit(f"a check in which nothing differed made {writes} writes")
+        found["check"].append(seconds)
+        node.ip([f"link del {DEVICE}"])
+        found["floor"].append(batch(node, count))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", type=int, default=5000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--store", choices=("file", "etcd", "consul"), default="file")
+    parser.add_argument("--inside", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.inside:
+        part, *words = arguments.inside
+        {
+            "fill": lambda: fill(words[0], int(words[1])),
+            "change": lambda: change(words[0]),
+            "check": lambda: check(int(words[0])),
+        }[part]()
+        return
+    with Lab(nodes=1, containers=0) as lab:
+        found = measure(lab, arguments.store, arguments.peers, arguments.rounds)
+    median = {name: statistics.median(values) for name, values in found.items()}
+    print(f"{arguments.peers} peers on {arguments.store}, medians of {arguments.rounds} rounds")
+    print(f"  cold start to last entry   {median['cold']:8.3f} s")
+    print(
+        f"  ip and bridge -batch       {median['floor']:8.3f} s   (whole cold start: {median['cold'] / median['floor']:.2f} times that)"
+    )
+    print(f"  warm start                 {median['warm']:8.3f} s")
+    print(f"  one change to its route    {median['change']:8.2f} ms")
+    print(f"  check, nothing differs     {median['check']:8.3f} s")
+    print(f"  resident memory            {median['memory']:8.1f} MiB")
+    print(f"  idle CPU                   {median['idle']:8.2f} %")
+
+
+if __name__ == "__main__":
+    main()
