@@ -218,6 +218,8 @@ class Splitter:
         if short:
             rows[full, head : plan.last] = source[end:]
             rows[full, plan.last :] = 0
+        if wire & 1:
+            rows[:, wire] = 0
         identification = (header.identification + first) & 0xFFFF
         matrix.identifications[row:stop] = _COUNTING[identification : identification + count]
         header_sum = ones_sum(plan.template[: header.header_length])
@@ -402,8 +404,7 @@ class Joiner:
             else:
                 different |= words[:, at // 2 + 3] == 0
             joined += int((different != 0).argmax()) if different.any() else count - 1
-        full = len(template) + (joined + 1) * payload > 0xFFFF
-        if not full and first + joined < self._count and self._ends(first, joined, template, header):
+        if first + joined < self._count and self._ends(first, joined, template, header):
             joined += 1
         return joined
 
@@ -411,7 +412,7 @@ class Joiner:
         """Whether row ``first + number`` may be the last of the run that begins at ``first``: looked at alone."""
         at, head = header.header_length, len(template)
         length = self._last if first + number == self._count - 1 else self._size
-        if length <= head:
+        if length <= head or number * (header.length - head) + length > 0xFFFF:
             return False
         actual = self._rows[first + number, :head].tobytes()
         expected = bytearray(template)

@@ -187,7 +187,7 @@ def make_overlay(tmp_path: Path) -> Iterator[MakeOverlay]:
     for tool in ("ip", "ping"):
         if shutil.which(tool) is None:
             pytest.skip(f"needs {tool} (Debian packages iproute2, iputils-ping)")
-    overlays = []
+    overlays: list[Overlay] = []
 
     def make(**options: Any) -> Overlay:
         directory = tmp_path / str(len(overlays))

@@ -76,11 +76,15 @@ def test_a_killed_worker_is_replaced_under_load(overlay: Overlay) -> None:
     first, second = overlay.nodes
     transfer = Transfer(overlay, 300 * MEBIBYTE)
     for node in (first, second):
-        (worker,) = node.workers()
-        os.kill(worker, signal.SIGKILL)
-        wait_until(lambda node=node, worker=worker: set(node.workers()) - {worker}, "another worker")
+        _kill_worker(node)
     transfer.finish()
     assert first.tell("check") == second.tell("check") == {}
+
+
+def _kill_worker(node: Node) -> None:
+    (worker,) = node.workers()
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: set(node.workers()) - {worker}, "another worker")
 
 
 def test_a_killed_daemon_leaves_packets_flowing_and_the_next_one_takes_over(overlay: Overlay) -> None:

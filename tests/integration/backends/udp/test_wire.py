@@ -1,0 +1,105 @@
+"""What the underlay sees, read by a decoder that shares nothing with us: bare, valid IP packets, as flannel's."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.integration.backends.udp.conftest import MakeOverlay, Overlay, wait_until
+from tests.integration.backends.udp.test_overlay import MEBIBYTE, Transfer
+
+scapy = pytest.importorskip("scapy.all", reason="needs scapy (extra: test)")
+
+GOLDEN = Path(__file__).parents[3] / "golden" / "udp" / "underlay.pcap"
+
+
+def datagrams(path: Path) -> list[Any]:
+    """The inner packets of all datagrams to port 8285, decoded from the payload's bytes."""
+    inner = []
+    for frame in scapy.rdpcap(str(path)):
+        if scapy.UDP in frame and frame[scapy.UDP].dport == 8285:
+            assert frame[scapy.UDP].sport == 8285
+            payload = bytes(frame[scapy.UDP].payload)[: frame[scapy.UDP].len - 8]
+            inner.append(scapy.IP(payload))
+            assert inner[-1].version == 4
+            assert inner[-1].len == len(payload)
+    return inner
+
+
+def assert_valid(packet: Any) -> None:
+    """Built again by the decoder, with lengths and checksums left to it, the packet is the same."""
+    again = packet.copy()
+    for layer in (scapy.IP, scapy.TCP, scapy.UDP, scapy.ICMP):
+        if layer in again:
+            del again[layer].chksum
+    assert bytes(scapy.IP(bytes(again))) == bytes(packet)
+
+
+class Capture:
+    """Frames on node 2's end of the wire."""
+
+    def __init__(self, overlay: Overlay, path: Path) -> None:
+        words = (
+            "tcpdump",
+            "-i",
+            "under",
+            "-s",
+            "65535",
+            "-B",
+            "32768",
+            "--immediate-mode",
+            "-U",
+            "-w",
+            str(path),
+            "udp",
+            "port",
+            "8285",
+        )
+        self._process = overlay.nodes[1].start(*words, stderr=subprocess.PIPE)
+        assert self._process.stderr is not None
+        while "listening" not in (line := self._process.stderr.readline()):
+            assert line, "tcpdump ended"
+
+    def stop(self) -> None:
+        with self._process:
+            self._process.terminate()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("offload", [True, False], ids=["offload", "plain"])
+def test_every_packet_on_the_underlay_is_valid(make_overlay: MakeOverlay, tmp_path: Path, offload: bool) -> None:
+    overlay = make_overlay(Offload=offload)
+    first, second = overlay.nodes
+    for node in overlay.nodes:  # let the kernel cut what we hand over in one piece, as a wire would carry it
+        subprocess.run(
+            node.command("ethtool", "-K", "under", "tx-udp-segmentation", "off", "tx", "off"),
+            check=True,
+            capture_output=True,
+        )
+    path = tmp_path / "underlay.pcap"
+    capture = Capture(overlay, path)
+    try:
+        assert first.ping(size=1444, count=3)
+        assert second.ping(size=3000)
+        Transfer(overlay, 2 * MEBIBYTE).finish()
+        wait_until(lambda: path.stat().st_size > 2 * MEBIBYTE, "the capture to be written")
+    finally:
+        capture.stop()
+    packets = datagrams(path)
+    assert len([packet for packet in packets if scapy.TCP in packet]) > 1000
+    assert len([packet for packet in packets if scapy.ICMP in packet]) >= 8
+    for packet in packets:
+        assert packet.ttl == 63
+        assert packet.len <= 1472
+        assert_valid(packet)
+
+
+def test_the_decoder_sees_the_same_in_what_flanneld_sent() -> None:
+    packets = datagrams(GOLDEN)
+    assert len(packets) == 6
+    for packet in packets:
+        assert packet.ttl == 63
+        assert scapy.ICMP in packet
+        assert_valid(packet)

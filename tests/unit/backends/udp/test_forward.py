@@ -1,0 +1,321 @@
+"""The router between two edges in memory: what goes where, what is answered, what is dropped and why."""
+
+from __future__ import annotations
+
+import errno
+from ipaddress import ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.backends.udp import reference
+from tests.unit.backends.udp.memory import MemoryTun, MemoryUnderlay
+from tests.unit.backends.udp.reference import ACK, PSH, UDP, Packet
+
+from pyflannel_backends.udp import packet as ip
+from pyflannel_backends.udp import vnet
+from pyflannel_backends.udp.forward import Forwarder, Limits, RateLimit
+from pyflannel_backends.udp.table import Peer, PeerTable
+
+pytest.importorskip("numpy")
+from pyflannel_backends.udp.offload import Joiner, Splitter
+
+PEER = ("192.0.2.2", 8285)
+OUT = {"source": bytes([10, 5, 1, 2]), "destination": bytes([10, 5, 2, 2])}
+IN = {"source": bytes([10, 5, 2, 2]), "destination": bytes([10, 5, 1, 2])}
+
+
+class Bench:
+    """A forwarder of node 10.5.1.0/24 with peers 10.5.2.0/24 and, on another node, 10.5.3.0/24."""
+
+    def __init__(self, *, offload: bool = True, mtu: int = 1500, any_source_port: bool = False) -> None:
+        self.tun, self.underlay = MemoryTun(), MemoryUnderlay(mtu)
+        table = PeerTable([ip_network("10.5.1.0/24")])
+        table.put(Peer(ip_network("10.5.2.0/24"), PEER))
+        table.put(Peer(ip_network("10.5.3.0/24"), ("192.0.2.3", 8285)))
+        self.now = 0.0
+        self.forwarder = Forwarder(
+            self.tun,
+            self.underlay,
+            table,
+            Limits(1472, 8285, bytes([10, 5, 1, 0]), any_source_port),
+            RateLimit(10.0, 3.0, lambda: self.now),
+            Splitter() if offload else None,
+            Joiner() if offload else None,
+        )
+
+    def from_tun(self, *packets: bytes, header: bytes = vnet.PLAIN) -> list[bytes]:
+        self.tun.incoming.extend(header + packet for packet in packets)
+        assert not self.forwarder.from_tun(100)
+        sent, self.underlay.outgoing = self.underlay.outgoing, []
+        return [packet for packet, _ in sent]
+
+    def from_underlay(
+        self, data: bytes, size: int | None = None, sender: tuple[str, int] = PEER
+    ) -> list[tuple[bytes, bytes]]:
+        self.underlay.incoming.append((data, size or len(data), sender))
+        assert not self.forwarder.from_underlay(100)
+        written, self.tun.outgoing = self.tun.outgoing, []
+        return written
+
+    @property
+    def drops(self) -> dict[str, int]:
+        return {name: count for name, count in self.forwarder.counters.items() if name.startswith("drop_") and count}
+
+
+def super_packet(packet: Packet, size: int) -> tuple[bytes, bytes]:
+    kind, offset = (vnet.GSO_UDP_L4, 6) if packet.protocol == UDP else (vnet.GSO_TCPV4, 16)
+    header = vnet.VnetHeader(vnet.NEEDS_CSUM, kind, packet.header_length, size, 20, offset)
+    return header.pack(), packet.build_partial()
+
+
+@pytest.mark.parametrize("offload", [True, False])
+def test_a_packet_goes_to_the_peer_that_holds_its_destination_one_hop_on(offload: bool) -> None:
+    bench = Bench(offload=offload)
+    packet = Packet(b"hello", **OUT)  # type: ignore[arg-type]
+    bench.tun.incoming.append(vnet.PLAIN + packet.build())
+    bench.forwarder.from_tun(10)
+    packet.ttl -= 1
+    assert bench.underlay.outgoing == [(packet.build(), PEER)]
+
+
+def test_packets_for_several_nodes_keep_their_order_and_share_calls() -> None:
+    bench = Bench()
+    packets = [Packet(b"x" * 100, destination=bytes([10, 5, 2 + n // 5 % 2, 2]), identification=n) for n in range(20)]
+    bench.tun.incoming.extend(vnet.PLAIN + packet.build() for packet in packets)
+    bench.forwarder.from_tun(100)
+    for packet in packets:
+        packet.ttl -= 1
+    assert [data for data, _ in bench.underlay.outgoing] == [packet.build() for packet in packets]
+    assert [endpoint[0][-1] for _, endpoint in bench.underlay.outgoing] == list("22222333332222233333")
+    assert bench.underlay.calls == [(140, 5)] * 4
+
+
+@pytest.mark.parametrize("protocol", [reference.TCP, UDP])
+@pytest.mark.parametrize("size", [1, 7, 536, 1420, 1432])
+def test_a_super_packet_leaves_as_the_reference_cuts_it(protocol: int, size: int) -> None:
+    packet = Packet(bytes(range(256)) * 40, protocol, flags=ACK | PSH, **OUT)  # type: ignore[arg-type]
+    header, data = super_packet(packet, size)
+    assert Bench().from_tun(data, data, header=header) == reference.segments(packet, size) * 2
+
+
+def test_a_packet_without_its_checksum_gets_it() -> None:
+    packet = Packet(b"data", UDP, **OUT)  # type: ignore[arg-type]
+    header = vnet.VnetHeader(vnet.NEEDS_CSUM, vnet.GSO_NONE, 0, 0, 20, 6).pack()
+    (sent,) = Bench().from_tun(packet.build_partial(), header=header)
+    packet.ttl -= 1
+    assert sent == packet.build()
+
+
+@pytest.mark.parametrize(
+    ("packet", "kind", "reason"),
+    [
+        (Packet(b"x", ttl=1, **OUT), (11, 0), "drop_ttl_exceeded"),  # type: ignore[arg-type]
+        (Packet(b"x", ttl=0, **OUT), (11, 0), "drop_ttl_exceeded"),  # type: ignore[arg-type]
+        (Packet(b"x", destination=bytes([10, 5, 9, 9])), (3, 1), "drop_no_route"),
+        (Packet(b"x" * 1433, **OUT), (3, 4), "drop_too_big"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_cannot_go_on_is_answered_and_counted(packet: Packet, kind: tuple[int, int], reason: str) -> None:
+    bench = Bench()
+    assert bench.from_tun(packet.build()) == []
+    ((header, answer),) = bench.tun.outgoing
+    assert header == vnet.PLAIN
+    assert reference.is_valid(answer)
+    assert reference.internet_checksum(answer[20:]) == 0
+    assert (answer[20], answer[21]) == kind
+    assert answer[16:20] == packet.source
+    assert bench.drops == {reason: 1}
+
+
+def test_errors_are_limited_in_number() -> None:
+    bench = Bench()
+    lost = Packet(b"x", destination=bytes([10, 5, 9, 9])).build()
+    bench.from_tun(*[lost] * 10)
+    assert len(bench.tun.outgoing) == 3
+    assert bench.forwarder.counters["icmp_suppressed"] == 7
+    bench.now = 0.2
+    bench.from_tun(*[lost] * 10)
+    assert len(bench.tun.outgoing) == 5
+
+
+def test_a_large_packet_that_may_be_cut_leaves_in_fragments() -> None:
+    packet = Packet(b"x" * 3000, fragment=0, **OUT)  # type: ignore[arg-type]
+    sent = Bench().from_tun(packet.build())
+    assert [len(piece) for piece in sent] == [1468, 1468, 144]
+    assert all(reference.internet_checksum(piece[:20]) == 0 and piece[8] == 63 for piece in sent)
+
+
+@pytest.mark.parametrize("fragment", [0, 0x4000])
+@pytest.mark.parametrize("size", [None, 1400])
+def test_a_path_that_shrank_is_learnt(fragment: int, size: int | None) -> None:
+    bench = Bench(mtu=1300)
+    if size:
+        packet = Packet(b"x" * 5000, fragment=fragment, **OUT)  # type: ignore[arg-type]
+        header, data = super_packet(packet, size)
+    else:
+        packet = Packet(b"x" * 1400, fragment=fragment, **OUT)  # type: ignore[arg-type]
+        header, data = vnet.PLAIN, packet.build()
+    for _ in range(2):
+        sent = bench.from_tun(data, header=header)
+        assert all(len(piece) <= 1272 for piece in sent)
+        if fragment:
+            assert sum(map(len, sent)) < 1000
+            assert bench.tun.outgoing[-1][1][20:22] == bytes([3, 4])
+            assert bench.tun.outgoing[-1][1][26:28] == (1272).to_bytes(2, "big")
+        else:
+            headers = [ip.parse(piece) for piece in sent]
+            assert sum(h.length - h.header_length for h in headers if h) == (5080 if size else 1420)
+            assert bench.tun.outgoing == []
+    small = Packet(b"x" * 100, **OUT)  # type: ignore[arg-type]
+    assert len(bench.from_tun(small.build())) == 1
+
+
+def test_a_peer_that_cannot_be_reached_is_told_apart_until_it_can() -> None:
+    bench = Bench()
+    bench.underlay.errors.append(errno.ENETUNREACH)
+    packet = Packet(b"x", **OUT).build()  # type: ignore[arg-type]
+    assert bench.from_tun(packet) == []
+    assert bench.drops == {"drop_send_failed": 1}
+    assert bench.forwarder.failures == {PEER: "can't send to 192.0.2.2:8285: Network is unreachable"}
+    assert len(bench.from_tun(packet)) == 1
+    assert bench.forwarder.failures == {}
+
+
+@pytest.mark.parametrize("offload", [True, False])
+def test_a_train_of_one_stream_reaches_the_kernel(offload: bool) -> None:
+    bench = Bench(offload=offload)
+    packet = Packet(b"x" * 10000, **IN)  # type: ignore[arg-type]
+    wire = reference.segments(packet, 1000)
+    written = bench.from_underlay(b"".join(wire), 1040)
+    if offload:
+        ((header, data),) = written
+        packet.ttl -= 1
+        assert data == packet.build_partial()
+        assert vnet.unpack(header).gso_size == 1000
+    else:
+        assert written == [(vnet.PLAIN, segment) for segment in wire]
+
+
+def test_trains_of_several_calls_are_joined_and_do_not_overwrite_each_other() -> None:
+    bench = Bench()
+    one = reference.segments(Packet(b"a" * 20000, **IN), 1000)  # type: ignore[arg-type]
+    two = reference.segments(Packet(b"b" * 5555, ports=(7, 7), **IN), 1000)  # type: ignore[arg-type]
+    other = Packet(b"c" * 333, **IN).build()  # type: ignore[arg-type]
+    for data, size in [(one[:8], 1040), (one[8:], 1040), (two, 1040), ([other], 373), (two, 1040)]:
+        bench.underlay.incoming.append((b"".join(data), size, PEER))
+    assert not bench.forwarder.from_underlay(100)
+    assert [len(data) for _, data in bench.tun.outgoing] == [20040, 5595, 373, 5595]
+    assert [data[-1:] for _, data in bench.tun.outgoing] == [b"a", b"b", b"c", b"b"]
+
+
+@pytest.mark.parametrize(
+    ("packet", "sender", "reason"),
+    [
+        (Packet(b"x", **IN), ("192.0.2.9", 8285), "drop_unknown_sender"),  # type: ignore[arg-type]
+        (Packet(b"x", **IN), ("192.0.2.2", 4000), "drop_source_port"),  # type: ignore[arg-type]
+        (Packet(b"x", **IN), ("192.0.2.3", 8285), "drop_spoofed_source"),  # type: ignore[arg-type]
+        (Packet(b"x", source=bytes([10, 5, 1, 7]), destination=bytes([10, 5, 1, 2])), PEER, "drop_spoofed_source"),
+        (Packet(b"x", source=bytes([8, 8, 8, 8]), destination=bytes([10, 5, 1, 2])), PEER, "drop_spoofed_source"),
+        (Packet(b"x", source=bytes([10, 5, 2, 7]), destination=bytes([10, 5, 3, 2])), PEER, "drop_not_for_us"),
+        (Packet(b"x", source=bytes([10, 5, 2, 7]), destination=b"\xff" * 4), PEER, "drop_not_for_us"),
+    ],
+)
+def test_only_a_peer_s_own_packets_for_our_subnet_are_accepted(
+    packet: Packet, sender: tuple[str, int], reason: str
+) -> None:
+    bench = Bench()
+    assert bench.from_underlay(packet.build(), sender=sender) == []
+    assert bench.drops == {reason: 1}
+    good = Packet(b"x", **IN).build()  # type: ignore[arg-type]
+    assert bench.from_underlay(good) == [(vnet.PLAIN, good)]
+
+
+def test_any_source_port_is_accepted_where_the_network_says_so() -> None:
+    good = Packet(b"x", **IN).build()  # type: ignore[arg-type]
+    assert Bench(any_source_port=True).from_underlay(good, sender=("192.0.2.2", 4000)) == [(vnet.PLAIN, good)]
+
+
+def test_a_spoofed_packet_within_a_train_is_dropped_alone() -> None:
+    bench = Bench()
+    wire = reference.segments(Packet(b"x" * 5000, **IN), 1000)  # type: ignore[arg-type]
+    wire[2] = Packet(b"y" * 1000, source=bytes([10, 5, 3, 3]), destination=bytes([10, 5, 1, 2])).build()
+    written = bench.from_underlay(b"".join(wire), 1040)
+    assert [len(data) for _, data in written] == [2040, 2040]
+    assert bench.drops == {"drop_spoofed_source": 1}
+
+
+def test_a_table_that_changed_is_asked_again() -> None:
+    bench = Bench()
+    good = Packet(b"x", **IN).build()  # type: ignore[arg-type]
+    bench.from_underlay(good)
+    bench.forwarder.table.put(Peer(ip_network("10.5.2.0/24"), ("192.0.2.3", 8285)))
+    bench.forwarder.table.put(Peer(ip_network("10.5.4.0/24"), PEER))
+    bench.forwarder.table_changed()
+    assert bench.from_underlay(good) == []
+    assert bench.drops == {"drop_spoofed_source": 1}
+
+
+def test_other_families_and_nonsense_from_the_device_are_counted() -> None:
+    bench = Bench()
+    assert bench.from_tun(b"\x60" + bytes(60), b"\x45", b"", Packet(b"x").build()[:25]) == []
+    assert bench.drops == {"drop_not_ipv4": 1, "drop_malformed": 3}
+
+
+def test_a_super_packet_without_the_vectorised_path_is_counted() -> None:
+    bench = Bench(offload=False)
+    header, data = super_packet(Packet(b"x" * 3000, **OUT), 1000)  # type: ignore[arg-type]
+    assert bench.from_tun(data, header=header) == []
+    assert bench.drops == {"drop_super_packet": 1}
+
+
+def test_what_the_device_refuses_is_counted() -> None:
+    bench = Bench()
+    bench.tun.error = errno.EIO
+    wire = reference.segments(Packet(b"x" * 3000, **IN), 1000)  # type: ignore[arg-type]
+    bench.from_underlay(b"".join(wire), 1040)
+    assert bench.drops == {"drop_tun_failed": 3}
+
+
+@st.composite
+def hostile(draw: st.DrawFn) -> bytes:
+    """A good packet with a few bytes changed and perhaps cut, or any bytes."""
+    if draw(st.integers(0, 3)) == 0:
+        return draw(st.binary(max_size=100))
+    protocol = draw(st.sampled_from([reference.TCP, UDP]))
+    addresses = draw(st.sampled_from([IN, OUT]))
+    data = bytearray(Packet(draw(st.binary(max_size=60)), protocol, **addresses).build())  # type: ignore[arg-type]
+    for position, value in draw(st.lists(st.tuples(st.integers(0, len(data) - 1), st.integers(0, 255)), max_size=4)):
+        data[position] = value
+    return bytes(data[: draw(st.integers(0, len(data)))] if draw(st.booleans()) else data)
+
+
+@given(st.lists(st.tuples(hostile(), st.binary(min_size=10, max_size=10) | st.just(vnet.PLAIN))), st.booleans())
+def test_nothing_from_the_device_ends_the_worker_or_leaves_malformed(
+    packets: list[tuple[bytes, bytes]], offload: bool
+) -> None:
+    bench = Bench(offload=offload)
+    for packet, header in packets:
+        for sent in bench.from_tun(packet, header=header):
+            own = ip.parse(sent)
+            assert own is not None
+            assert own.length == len(sent) <= 1472
+
+
+@given(st.lists(hostile(), min_size=1), st.integers(1, 120), st.booleans())
+def test_nothing_from_the_underlay_ends_the_worker_or_reaches_the_kernel_malformed(
+    packets: list[bytes], size: int, offload: bool
+) -> None:
+    bench = Bench(offload=offload)
+    for data in (*packets, b"".join(packets)):
+        for header, written in bench.from_underlay(data, size):
+            own = ip.parse(written)
+            assert own is not None
+            assert own.length == len(written)
+            assert reference.internet_checksum(written[: own.header_length]) == 0
+            assert written[12:15] == bytes([10, 5, 2])
+            assert written[16:19] == bytes([10, 5, 1])
+            if header != vnet.PLAIN:
+                gso = vnet.unpack(header)
+                assert gso.csum_start + gso.csum_offset + 2 <= gso.header_length < len(written)
+                assert gso.gso_size > 0
