@@ -290,7 +290,6 @@ class Joiner:
         self._output = bytearray(vnet.LENGTH + _BUFFER)
         self._output_array: U8 = np.frombuffer(self._output, np.uint8)
         self._output_view = memoryview(self._output)
-        self._masks: dict[tuple[int, int, int], U16] = {}
         self._rows: U8 = np.zeros((0, 2), np.uint8)
         self._words: U16 = self._rows.view(np.uint16)
         self._size = self._count = self._last = 0
@@ -382,31 +381,42 @@ class Joiner:
 
         :param template: the first row's TCP/IP or UDP/IP header, without CWR.
         """
-        at = header.header_length
         payload = header.length - len(template)
         count = min(self._count - first - (self._last != self._size), (0xFFFF - len(template)) // payload)
         joined = 1
         if count > 1:
-            words = self._words[first + 1 : first + count]
-            expected = np.frombuffer(template, np.uint16)
-            mask = self._mask(header, len(template))
-            difference = (words[:, : len(template) // 2] ^ expected) & mask
-            different = np.bitwise_or.reduce(difference, axis=1, dtype=np.uint32)
-            following = header.identification + 1 & 0xFFFF
-            different |= words[:, 2] ^ _COUNTING[following : following + count - 1]
-            fixed = bytearray(template[:at])
-            fixed[4:6] = fixed[10:12] = bytes(2)
-            different |= words[:, 5] ^ _ip_checksums(ones_sum(fixed), following, count - 1)
-            if header.protocol == TCP:
-                sequence = int.from_bytes(template[at + 4 : at + 8], "big")
-                steps = _INDEX[1:count] * np.uint32(payload) + np.uint32(sequence)
-                different |= words[:, at // 2 + 2 : at // 2 + 4].view(">u4")[:, 0] ^ steps
+            words = self._words[first + 1 : first + count, : len(template) // 2]
+            expected = self._expected(words, template, header, payload)
+            if words.tobytes() == expected.tobytes():
+                joined = count
             else:
-                different |= words[:, at // 2 + 3] == 0
-            joined += int((different != 0).argmax()) if different.any() else count - 1
+                different = (words != expected).any(axis=1)
+                joined += int(different.argmax()) if different.any() else len(words)
         if first + joined < self._count and self._ends(first, joined, template, header):
             joined += 1
         return joined
+
+    @staticmethod
+    def _expected(words: U16, template: bytearray, header: Header, payload: int) -> U16:
+        """The headers of the packets that would follow, with the transport checksums that came."""
+        at = header.header_length
+        count = len(words)
+        expected = np.empty(words.shape, np.uint16)
+        expected[:] = np.frombuffer(template, np.uint16)
+        following = header.identification + 1 & 0xFFFF
+        expected[:, 2] = _COUNTING[following : following + count]
+        fixed = bytearray(template[:at])
+        fixed[4:6] = fixed[10:12] = bytes(2)
+        expected[:, 5] = _ip_checksums(ones_sum(fixed), following, count)
+        column = (at + _CHECKSUM_OFFSET[header.protocol]) // 2
+        expected[:, column] = words[:, column]
+        if header.protocol == TCP:
+            sequence = int.from_bytes(template[at + 4 : at + 8], "big")
+            sequences = expected[:, at // 2 + 2 : at // 2 + 4].view(">u4")[:, 0]
+            sequences[:] = _INDEX[1 : count + 1] * np.uint32(payload) + np.uint32(sequence)
+        elif not words[:, column].all():
+            expected[:, column] = 0xFFFF  # what came without a checksum stays alone
+        return expected
 
     def _ends(self, first: int, number: int, template: bytearray, header: Header) -> bool:
         """Whether row ``first + number`` may be the last of the run that begins at ``first``: looked at alone."""
@@ -429,20 +439,6 @@ class Joiner:
                 return False
             struct.pack_into("!H", expected, at + 4, length - at)
         return actual == expected and checksum(actual[:at]) == 0
-
-    def _mask(self, header: Header, head: int) -> U16:
-        """Which header bits are the same in all packets of a run but its last."""
-        key = (header.header_length, head, header.protocol)
-        mask = self._masks.get(key)
-        if mask is None:
-            at = header.header_length
-            same = np.full(head, 0xFF, np.uint8)
-            field = at + _CHECKSUM_OFFSET[header.protocol]
-            same[4:6] = same[10:12] = same[field : field + 2] = 0
-            if header.protocol == TCP:
-                same[at + 4 : at + 8] = 0
-            mask = self._masks[key] = same.view(np.uint16)
-        return mask
 
     def _verified(self, first: int, count: int, header: Header) -> int:
         """How many of ``count`` rows have a right TCP or UDP checksum before one has not; at least 1.
