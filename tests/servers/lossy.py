@@ -82,6 +82,10 @@ class LossyProxy:
         self.lost.set()
         _cut(near, far)
 
+    def cut(self) -> None:
+        """Cut all connections that are open now."""
+        _cut(*tuple(self._open))
+
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()

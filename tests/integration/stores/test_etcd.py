@@ -345,6 +345,9 @@ def test_batches_carry_a_revision_that_loses_and_repeats_nothing(server: EtcdClu
         seen += [change.key for change in batch.changes]
         revision = batch.revision
     assert seen == keys
+    store.create(KEY, VALUE, None)
+    with store.watch(revision) as watch:
+        assert [change.key for change in next(watch).changes] == [KEY]
 
 
 def test_replies_may_be_big(server: EtcdCluster, store: EtcdStore) -> None:

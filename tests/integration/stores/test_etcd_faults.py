@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import count
@@ -210,6 +211,41 @@ def test_cluster_that_was_made_anew_is_noticed() -> None:
         with closing(store.watch(revision)) as watch, pytest.raises(HistoryGoneError, match="begun anew, or restored"):
             next(watch)
         assert store.snapshot().leases == ()
+
+
+def test_other_cluster_that_has_come_further_is_noticed(tmp_path: Path) -> None:
+    with etcd() as first:
+        store = open_store(first.hosts, "/other")
+        revision = store.snapshot().revision
+        (member,) = first.members
+        urls = (member.client_url, member.peer_url, member.metrics_url)
+        ports = [int(url.rpartition(":")[2]) for url in urls]
+    with closing(store), etcd(ports=ports, arguments=["--initial-cluster-token=other"]) as second:
+        for number in range(5):
+            etcdctl(second, "put", "/other/config", str(number))
+        with closing(store.watch(revision)) as watch, pytest.raises(HistoryGoneError, match="another cluster"):
+            next(watch)
+        with Follower(store) as follower:
+            store.create(KEY, "x", 60)
+            assert [change.key for change in follower.until(bool)] == [KEY]
+
+
+def test_watch_that_never_lasts_is_reported() -> None:
+    with etcd() as alone, LossyProxy(alone.hosts) as proxy, closing(open_store(proxy.endpoint, "/short")) as store:
+        watch = store.watch(store.snapshot().revision)
+        over = threading.Event()
+
+        def cut_what_opens() -> None:
+            while not over.wait(0.01):
+                if watch._responses is not None:
+                    proxy.cut()
+
+        cutting = threading.Thread(target=cut_what_opens)
+        cutting.start()
+        with closing(watch), pytest.raises(StoreUnavailableError, match="the watch broke"):
+            next(watch)
+        over.set()
+        cutting.join()
 
 
 def test_disk_quota_used_up() -> None:
