@@ -26,6 +26,9 @@ from typing import Any
 from pyflannel import envfile, runlock
 from pyflannel.backend import Backend, DataPlane, Node, parse_options
 from pyflannel.errors import KernelError, PluginError, PyflannelError, UnderlayError
+from pyflannel.firewall.keeper import FirewallKeeper
+from pyflannel.firewall.model import plan
+from pyflannel.firewall.sync import Firewall, find_tools
 from pyflannel.kernel.model import Route
 from pyflannel.kernel.port import KernelPort, Notice
 from pyflannel.kernel.tracker import Tracker
@@ -184,6 +187,9 @@ class Agent:
             clock,
             rng or random.Random(),  # noqa: S311 - jitter and the choice of a subnet need no secrecy
         )
+        self.firewall = FirewallKeeper(
+            lambda: Firewall(find_tools(), settings.firewall), settings.iptables_resync, self._awake
+        )
         self._port = port
         self._read_inventory = read_inventory
         self._notifier = notifier
@@ -208,15 +214,18 @@ class Agent:
     def stop(self) -> None:
         """Make :meth:`run` return soon; forwarding goes on. Safe in a signal handler."""
         self._stopping.set()
-        os.eventfd_write(self._wake, 1)
+        self._awake()
 
     def reload(self) -> None:
         """Make the loop read the settings anew. Safe in a signal handler."""
         self._reload_wanted = True
-        os.eventfd_write(self._wake, 1)
+        self._awake()
 
     def _post(self, event: Event) -> None:
         self._mailbox.append(event)
+        self._awake()
+
+    def _awake(self) -> None:
         os.eventfd_write(self._wake, 1)
 
     # The loop
@@ -226,6 +235,7 @@ class Agent:
 
         :raises PyflannelError: the first session showed that this configuration can't work.
         """
+        self.firewall.start()
         with selectors.DefaultSelector() as selector:
             selector.register(self._wake, selectors.EVENT_READ)
             selector.register(self._port.fileno(), selectors.EVENT_READ)
@@ -241,6 +251,7 @@ class Agent:
                 if self.membership is not None and self.membership.data_plane is not None:
                     self.membership.data_plane.stop()
                 self.keeper.stop(timeout=2.0)
+                self.firewall.stop(timeout=2.0)
                 os.close(self._wake)
 
     def _turn(self) -> None:
@@ -399,6 +410,15 @@ class Agent:
     def _follow(self, overlay: Overlay) -> None:
         overlay.drain_changed()
         self.tracker.follow(overlay.desired)
+        network, settings = overlay.node.network, self.settings
+        rules = plan(
+            network,
+            overlay.node.subnets,
+            forward=settings.forward_rules,
+            masquerade=settings.ip_masq,
+            fully_random=settings.ip_masq_fully_random,
+        )
+        self.firewall.want(rules, network.enable_nftables)
 
     def _extras(self, node: Node) -> Iterator[Route]:
         """What the operator wants beside the backend's plan."""
@@ -468,7 +488,8 @@ class Agent:
     @property
     def trouble(self) -> str:
         """What goes wrong at present, other than single kernel objects."""
-        return self.underlay_trouble or self.kernel_trouble or self.backend_trouble or self.keeper.state.trouble
+        found = (self.underlay_trouble, self.kernel_trouble, self.backend_trouble, self.keeper.state.trouble)
+        return next(filter(None, found), self.firewall.state.trouble)
 
     def status(self) -> Status:
         """The status document."""

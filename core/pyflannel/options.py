@@ -53,7 +53,6 @@ class Option:
     :param table: may be a table in the config file too.
     :param secret: never shown.
     :param unsupported: why pyflannel does not do this (a flag of flannel's that must not be ignored silently).
-    :param pending: the feature that this version lacks; the daemon refuses to start when the setting asks for it.
     """
 
     name: str
@@ -67,7 +66,6 @@ class Option:
     table: bool = False
     secret: bool = False
     unsupported: str = ""
-    pending: str = ""
 
     @property
     def flag(self) -> str:
@@ -219,7 +217,6 @@ IPV6: Final = Kind("ADDRESS", _of_version(_address, IPv6Address, "must be an IPv
 CIDR4: Final = Kind("CIDR", _of_version(_network, IPv4Network, "must be an IPv4 network, such as 10.244.0.0/16"))
 CIDR6: Final = Kind("CIDR", _of_version(_network, IPv6Network, "must be an IPv6 network, such as fd00:10::/48"))
 
-_FIREWALL = "firewall rules"
 _KUBERNETES = "pyflannel does not keep leases in Kubernetes; use a store such as etcd (see --store)"
 
 NETWORK, STORE, UNDERLAY, LEASE, FIREWALL, FILES, HEALTH, LOG, KUBERNETES = (
@@ -345,9 +342,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "refuse",
         section=LEASE,
     ),
-    Option(
-        "ip-masq", BOOLEAN, "Masquerade traffic that leaves the overlay.", False, section=FIREWALL, pending=_FIREWALL
-    ),
+    Option("ip-masq", BOOLEAN, "Masquerade traffic that leaves the overlay.", False, section=FIREWALL),
     Option(
         "ip-masq-fully-random-disable",
         BOOLEAN,
@@ -355,14 +350,26 @@ OPTIONS: Final[tuple[Option, ...]] = (
         False,
         section=FIREWALL,
     ),
-    Option("iptables-resync", _seconds(1), "Seconds between checks of the firewall rules.", 5.0, section=FIREWALL),
+    Option(
+        "iptables-resync",
+        _seconds(1),
+        "Seconds between looks at firewall rules that send no notifications.",
+        5.0,
+        section=FIREWALL,
+    ),
     Option(
         "iptables-forward-rules",
         BOOLEAN,
-        "Accept the overlay's traffic in the FORWARD chain.",
+        "Accept the overlay's traffic where a firewall on this host drops forwarded packets.",
         True,
         section=FIREWALL,
-        pending=_FIREWALL,
+    ),
+    Option(
+        "firewall",
+        _choice("auto", "nftables", "iptables", "none"),
+        "Where the rules go: where the host's own are, into one of the two, or nowhere.",
+        "auto",
+        section=FIREWALL,
     ),
     Option(
         "ip-blackhole-route",

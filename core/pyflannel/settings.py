@@ -26,6 +26,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from pyflannel.allocation import ConflictPolicy
 from pyflannel.errors import ConfigError
+from pyflannel.firewall.model import Mode
 from pyflannel.lease import JSON, IPAddress
 from pyflannel.network import KEYS as NETWORK_KEYS
 from pyflannel.network import NetworkConfig
@@ -87,6 +88,7 @@ class Settings:
     ip_masq: bool
     ip_masq_fully_random: bool
     iptables_resync: float
+    firewall: Mode
     forward_rules: bool
     blackhole_route: bool
     resync_interval: float
@@ -197,8 +199,6 @@ def resolve(
     for option in OPTIONS:
         if option.unsupported and option.name in given and given[option.name].value is not False:
             raise ConfigError(f"{given[option.name].origin}: not supported: {option.unsupported}")
-    if daemon:
-        _refuse_pending(given)
     return Loaded(_settings(given, daemon), tuple(_warnings(given, environ)))
 
 
@@ -279,15 +279,6 @@ def _nearest(key: str, known: Mapping[str, Any] | Sequence[str]) -> str:
 # Putting them together -----------------------------------------------------------------------------------------------
 
 
-def _refuse_pending(given: GivenValues) -> None:
-    for option in OPTIONS:
-        if option.pending and option.name in given and given[option.name].value:
-            raise ConfigError(
-                f"{given[option.name].origin}: this version does not have {option.pending} yet; "
-                "switch it off, or provide it by other means"
-            )
-
-
 def _warnings(given: GivenValues, environ: Mapping[str, str]) -> list[str]:
     warnings = []
     password = given.get("etcd-password")
@@ -310,8 +301,7 @@ def _settings(given: GivenValues, daemon: bool) -> Settings:
     def value(name: str) -> Any:
         if name in given:
             return given[name].value
-        option = BY_NAME[name]
-        return type(option.default)() if option.pending else option.default
+        return BY_NAME[name].default
 
     document, source = _network_document(given)
     return Settings(
@@ -332,6 +322,7 @@ def _settings(given: GivenValues, daemon: bool) -> Settings:
         ip_masq=value("ip-masq"),
         ip_masq_fully_random=not value("ip-masq-fully-random-disable"),
         iptables_resync=value("iptables-resync"),
+        firewall=Mode(value("firewall")),
         forward_rules=value("iptables-forward-rules"),
         blackhole_route=value("ip-blackhole-route"),
         resync_interval=value("resync-interval"),

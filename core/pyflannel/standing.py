@@ -114,15 +114,15 @@ def document(agent: Agent) -> Status:
         if agent.last_error is None
         else status.FailureStatus(_timestamp(agent.last_error[0]), agent.last_error[1]),
         repaired=agent.repaired,
+        firewall=_firewall(agent),
         data_plane=_counters(agent),
     )
 
 
-def _last_error(agent: Agent) -> status.FailureStatus | None:
-    if agent.last_error is None:
-        return None
-    when, what = agent.last_error
-    return status.FailureStatus(_timestamp(when), what)
+def _firewall(agent: Agent) -> status.FirewallStatus:
+    state = agent.firewall.state
+    drops = tuple(status.DropStatus(d.system, d.table, d.chain, d.reason, d.passed) for d in state.drops)
+    return status.FirewallStatus(state.port, state.in_place, state.errors, drops, state.repaired)
 
 
 def _lease(agent: Agent) -> status.LeaseStatus | None:

@@ -28,7 +28,9 @@ from pyflannel.lease import JSON
 
 __all__ = [
     "BackendStatus",
+    "DropStatus",
     "FailureStatus",
+    "FirewallStatus",
     "LeaseStatus",
     "ObjectCounts",
     "ObjectStatus",
@@ -160,6 +162,31 @@ class FailureStatus:
     what: str
 
 
+@dataclass(frozen=True, slots=True)
+class DropStatus:
+    """A chain of somebody else that drops forwarded packets; ``passed`` if accepts of ours stand before that."""
+
+    system: str
+    table: str
+    chain: str
+    reason: str
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FirewallStatus:
+    """The firewall rules: which port carries them, whether all are in place, and if not, why.
+
+    ``port`` is nftables, iptables-nft, iptables-legacy or none, empty before the first check.
+    """
+
+    port: str = ""
+    in_place: bool = False
+    errors: tuple[str, ...] = ()
+    drops: tuple[DropStatus, ...] = ()
+    repaired: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """The whole document. ``started`` is RFC 3339; ``message`` says in one line what the state is about.
@@ -184,6 +211,7 @@ class Status:
     objects: ObjectsStatus = field(default_factory=ObjectsStatus)
     last_error: FailureStatus | None = None
     repaired: int = 0
+    firewall: FirewallStatus = field(default_factory=FirewallStatus)
     data_plane: Mapping[str, int] = field(default_factory=dict)
 
     @property

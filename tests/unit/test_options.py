@@ -19,9 +19,8 @@ EXAMPLE = (ROOT / "contrib" / "pyflannel.toml").read_text(encoding="utf-8")
 def row(option: Option) -> str:
     """An option's line in the reference."""
     value = option.kind.metavar.replace("|", "\\|")
-    default = f"`{option.default_text}`" if option.default_text and not option.pending else ""
-    notes = " Not in this version yet." if option.pending else ""
-    notes += "" if option.in_file else " Not in the config file."
+    default = f"`{option.default_text}`" if option.default_text else ""
+    notes = "" if option.in_file else " Not in the config file."
     return f"| `{option.name}` | {value} | {default} | {option.help}{notes} |"
 
 

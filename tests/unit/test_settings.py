@@ -239,18 +239,6 @@ def test_the_log_level_comes_from_its_two_flags(
     assert resolve(flags, environ, daemon=daemon).settings.log_level == level
 
 
-# What this version lacks ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("option", [option for option in OPTIONS if option.pending], ids=lambda option: option.name)
-def test_the_daemon_refuses_what_this_version_lacks(option: Option) -> None:
-    wanted = "true" if option.is_boolean else "80"
-    with pytest.raises(ConfigError, match=f"flag --{option.name}: this version does not have"):
-        resolve({option.name: wanted}, {}, daemon=True)
-    resolve({option.name: wanted}, {})
-    resolve({option.name: "false" if option.is_boolean else "0"}, {}, daemon=True)
-
-
 # The store -----------------------------------------------------------------------------------------------------------
 
 

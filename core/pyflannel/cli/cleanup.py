@@ -1,7 +1,7 @@
 """``pyflannel cleanup``: leave this node's kernel as if pyflannel had never run.
 
-What carries our mark goes: devices with our alias and everything on them, routes with our protocol number. What
-flanneld or anybody else made has no mark and stays.
+What carries our mark goes: devices with our alias and everything on them, routes with our protocol number, and firewall
+rules under the names that flannel has for them. Other devices and routes of flanneld's have no mark and stay.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def cleanup(ctx: click.Context, dry_run: bool, with_lease: bool) -> None:
     wanted = settings(ctx)
     verb = "would remove" if dry_run else "removed"
     with nullcontext() if dry_run else hold(wanted.run_dir):
-        removed = _sweep(dry_run)
+        removed = [*_sweep(dry_run), *_sweep_firewall(dry_run)]
         for item in removed:
             click.echo(f"{verb} {item}")
         if with_lease:
@@ -63,6 +63,19 @@ def _sweep(dry_run: bool) -> list[KernelObject]:
     finally:
         port.close()
     return list(ours.values())
+
+
+def _sweep_firewall(dry_run: bool) -> list[str]:
+    """Delete our firewall rules and say where they were."""
+    from pyflannel.firewall.sync import Firewall, find_tools
+
+    firewall = Firewall(find_tools())
+    leftovers = firewall.missing()
+    if not dry_run:
+        state = firewall.check()
+        if state.errors:
+            raise KernelError("; ".join(state.errors))
+    return [f"firewall rules in {place}" for place in leftovers]
 
 
 def _release(wanted: Settings, dry_run: bool) -> Iterator[str]:

@@ -45,9 +45,8 @@ class Flag(click.Option):
             return None
         row = self.row
         left = f"{row.flag}[=BOOL]" if row.is_boolean else f"{row.flag} {row.kind.metavar}"
-        note = " (Not in this version yet.)" if row.pending else ""
-        default = "" if row.pending else row.default_text
-        return left, row.help + note + (f"  [default: {default}]" if default else "")
+        default = row.default_text
+        return left, row.help + (f"  [default: {default}]" if default else "")
 
     @staticmethod
     def _remember(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:

@@ -56,6 +56,8 @@ def _summary(document: JSON, now: datetime) -> Iterator[str]:
     yield f"Lease:     {_lease(document['lease'], now)}"
     if document["repaired"]:
         yield f"Repaired:  {document['repaired']} objects that something else had changed"
+    if document["firewall"]["port"]:
+        yield f"Firewall:  {_firewall(document['firewall'])}"
     for name, count in sorted(document["data_plane"].items()):
         yield f"Data plane: {name} {count}"
     if document["last_error"]:
@@ -85,6 +87,14 @@ def _lease(lease: JSON, now: datetime) -> str:
     elif lease["expires_in"] is not None:
         text += f", expires in {duration(lease['expires_in'])}"
     return text + (f", renewed {_since(lease['renewed'], now)} ago" if lease["renewed"] else "")
+
+
+def _firewall(firewall: JSON) -> str:
+    text = firewall["port"] + (", rules in place" if firewall["in_place"] else ", rules not in place")
+    for drop in firewall["drops"]:
+        passed = "lets us pass" if drop["passed"] else "drops the overlay's packets"
+        text += f"; {drop['table']} {drop['chain']} ({drop['reason']}) {passed}"
+    return "; ".join([text, *firewall["errors"]])
 
 
 def _peers(document: JSON, everything: bool) -> Iterator[str]:

@@ -8,23 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 
 from pyflannel.firewall.iptables import Tables, Variant, in_use
+from pyflannel.firewall.model import Mode
 from pyflannel.firewall.nftables import Ruleset
 
-__all__ = ["MISSING", "Mode", "Tools", "choose"]
+__all__ = ["MISSING", "Tools", "choose"]
 
 MISSING = "neither nft nor iptables is installed (apt-get install nftables)"
-
-
-class Mode(str, Enum):
-    """What the operator decided (``--firewall``)."""
-
-    AUTO = "auto"
-    NFTABLES = "nftables"
-    IPTABLES = "iptables"
-    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,9 @@ from dataclasses import replace
 from typing import Final
 
 from pyflannel.errors import KernelError
-from pyflannel.firewall.model import NO_RULES, Rules
+from pyflannel.firewall.model import Rules
 from pyflannel.firewall.notices import Notices
-from pyflannel.firewall.sync import Firewall
+from pyflannel.firewall.sync import Firewall, FirewallState
 
 __all__ = ["FirewallKeeper"]
 
@@ -39,16 +39,18 @@ BURST_TIME: Final = 20.0
 class FirewallKeeper:
     """Keeps :attr:`state` up to date. ``want`` and ``state`` may be used from any thread.
 
+    :param make: makes the firewall, in our thread: it looks for programs.
     :param resync: seconds between looks at what sends no notifications.
     :param changed: called in our thread when :attr:`state` is another one.
     """
 
-    def __init__(self, firewall: Firewall, resync: float, changed: Callable[[], None]) -> None:
-        self.state = firewall.state
-        self._firewall = firewall
+    def __init__(self, make: Callable[[], Firewall], resync: float, changed: Callable[[], None]) -> None:
+        self.state = FirewallState()
+        self._make = make
         self._resync = resync
         self._changed = changed
         self._wanted: tuple[Rules, bool] | None = None
+        self._begun = False
         self._stopping = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._not_before = 0.0
@@ -56,7 +58,7 @@ class FirewallKeeper:
         self._thread = threading.Thread(target=self._run, name="firewall", daemon=True)
 
     def start(self) -> None:
-        """Begin to work, with what :meth:`want` said last."""
+        """Begin to listen. Nothing is touched before the first :meth:`want`."""
         self._thread.start()
 
     def want(self, rules: Rules, force_nftables: bool = False) -> None:
@@ -72,6 +74,7 @@ class FirewallKeeper:
             self._thread.join(timeout)
 
     def _run(self) -> None:
+        self._firewall = self._make()
         notices = _listen()
         with selectors.DefaultSelector() as selector:
             selector.register(self._wake, selectors.EVENT_READ)
@@ -99,13 +102,13 @@ class FirewallKeeper:
         if self._wanted is not None:
             self._firewall.want(*self._wanted)
             self._wanted = None
-            dirty = True
+            self._begun = dirty = True
         if notices is not None and notices.changed():
             self._firewall.forget()
             dirty = True
         if not told and due is None:
             dirty |= self._period_ended(notices)
-        if not dirty:
+        if not (dirty and self._begun):
             return due
         soon = max(now, self._not_before)
         if len(self._repairs) == BURST and self._repairs[0] > now - BURST_TIME:
@@ -113,7 +116,7 @@ class FirewallKeeper:
         return soon if due is None else min(due, soon)
 
     def _period_ended(self, notices: Notices | None) -> bool:
-        if self._firewall.rules == NO_RULES:
+        if not self._begun:
             return False
         if notices is None:
             self._firewall.forget()

@@ -14,7 +14,18 @@ from typing import Final
 from pyflannel.lease import IPNetwork, Subnets
 from pyflannel.network import NetworkConfig
 
-__all__ = ["FORWARD_COMMENT", "MASQ_COMMENT", "NO_RULES", "FamilyRules", "Match", "Rule", "Rules", "Verdict", "plan"]
+__all__ = [
+    "FORWARD_COMMENT",
+    "MASQ_COMMENT",
+    "NO_RULES",
+    "FamilyRules",
+    "Match",
+    "Mode",
+    "Rule",
+    "Rules",
+    "Verdict",
+    "plan",
+]
 
 FORWARD_COMMENT: Final = "flanneld forward"
 MASQ_COMMENT: Final = "flanneld masq"
@@ -24,6 +35,15 @@ KUBE_PROXY_MARK: Final = 0x4000
 """kube-proxy's own masquerade mark; what carries it is masqueraded by kube-proxy's rules."""
 
 _MULTICAST: Final = {4: ip_network("224.0.0.0/4"), 6: ip_network("ff00::/8")}
+
+
+class Mode(str, Enum):
+    """Where the rules go (``--firewall``): where the host's are, into one of the two, or nowhere."""
+
+    AUTO = "auto"
+    NFTABLES = "nftables"
+    IPTABLES = "iptables"
+    NONE = "none"
 
 
 class Verdict(str, Enum):

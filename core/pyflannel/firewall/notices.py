@@ -173,7 +173,7 @@ _COUNTERS: Final = {4: 96, 6: 152}
 
 def legacy_tables(version: int) -> tuple[str, ...]:
     """The tables of iptables-legacy that exist; asking any other way would create them."""
-    path = Path("/proc/self/net/ip_tables_names" if version == 4 else "/proc/self/net/ip6_tables_names")
+    path = Path("/proc/thread-self/net/ip_tables_names" if version == 4 else "/proc/thread-self/net/ip6_tables_names")
     try:
         return tuple(sorted(path.read_text(encoding="ascii").split()))
     except OSError:

@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from pyflannel.errors import KernelError
 from pyflannel.firewall import iptables, nftables
 from pyflannel.firewall.chains import Table, first_drop, reachable
-from pyflannel.firewall.choose import MISSING, Mode, Tools, choose
+from pyflannel.firewall.choose import MISSING, Tools, choose
 from pyflannel.firewall.foreign import Drop, find_drops
 from pyflannel.firewall.iptables import FORWARD_CHAIN, POSTROUTING_CHAIN, Tables, Variant, find_variants
-from pyflannel.firewall.model import NO_RULES, FamilyRules, Rules
+from pyflannel.firewall.model import NO_RULES, FamilyRules, Mode, Rules
 from pyflannel.firewall.nftables import ChainId, Nft, Ruleset, transaction
 from pyflannel.firewall.notices import legacy_fingerprint, legacy_tables, sees_forward_chains
 from pyflannel.firewall.programs import find
@@ -267,6 +267,11 @@ class Firewall:
 
     # Checking
 
+    def missing(self) -> tuple[str, ...]:
+        """What :meth:`check` would write to, were it called now; changes nothing."""
+        self._look()
+        return tuple(step.what for step in self._steps(self._choose()))
+
     def check(self) -> FirewallState:
         """Bring the rules into place and say how they stand.
 
@@ -299,12 +304,11 @@ class Firewall:
         return []
 
     def _converge(self) -> tuple[str, list[str], int]:
-        mode = Mode.NFTABLES if self.force_nftables and self.mode is Mode.AUTO else self.mode
         done: set[str] = set()
         writes = 0
         for _ in range(_ROUNDS):
             self._look()
-            port = choose(mode, self.tools, self._ruleset, self._legacy, self.state.port)
+            port = self._choose()
             steps = [step for step in self._steps(port) if self._settled.get(step.signature) != step.now]
             for step in steps:
                 if step.signature in done and step.plausible:  # this program prints the rules in another form
@@ -323,6 +327,10 @@ class Firewall:
                 self._no_fully_random = True
                 log.warning("no fully random ports for the masquerade: %s", failed[0])
         return port, ["something else changes the firewall's rules as fast as they are written"], writes
+
+    def _choose(self) -> str:
+        mode = Mode.NFTABLES if self.force_nftables and self.mode is Mode.AUTO else self.mode
+        return choose(mode, self.tools, self._ruleset, self._legacy, self.state.port)
 
     @staticmethod
     def _write(steps: list[_Step], done: set[str]) -> list[str]:

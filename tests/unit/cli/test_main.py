@@ -50,7 +50,7 @@ def test_every_command_has_help(name: str) -> None:
         (["--no-such-flag"], 2, "No such option"),
         (["no-such-command"], 2, "No such command"),
         (["config"], 2, "Missing command"),
-        (["--ip-masq"], 3, "flag --ip-masq: this version does not have firewall rules yet"),
+        (["--firewall", "pf"], 3, "flag --firewall: 'pf' must be one of auto, nftables, iptables, none"),
         (["--public-ip", "x"], 3, "flag --public-ip: 'x' must be an IPv4 address"),
         (["leases", "--config", "/no/such/file"], 3, "flag --config: /no/such/file does not exist"),
         (["-kube-subnet-mgr"], 3, "flag --kube-subnet-mgr: not supported"),
