@@ -230,7 +230,6 @@ class _Client(consul.base.Consul):  # type: ignore[misc]
     def __init__(self, host: str, port: int, access: Access) -> None:
         self._access = access
         super().__init__(host, port, scheme="https" if access.tls else "http", verify=True)
-        self.token = None  # the transport's business
 
     def http_connect(self, host: str, port: int, *_: Any) -> _Transport:
         return _Transport(host, port, self._access)

@@ -304,7 +304,8 @@ class ConsulStore(Store):
 
         :param write: the operations of the transaction, from what the key is checked to be.
         :param ours: whether a record, or its absence, is what the transaction makes of it.
-        :param new_session: a session that is ended if nothing came of the transaction.
+        :param new_session: a session that is ended if nothing came of the transaction. Where that is unknown and the
+            key was there before, it is left to its TTL.
         """
         entry = None if expected is None else _Entry(expected, _index_of(expected))
         try:
@@ -318,8 +319,11 @@ class ConsulStore(Store):
                 if _alike(found, entry):  # all is as it should be: the session ended, or the lock is delayed
                     raise StoreUnavailableError(f"{self.location}: {key}: {outcome.reason}; try again")
                 entry = found  # the value is as expected, but another session holds it now
-        except StoreError:
-            if new_session:
+        except StoreError as error:
+            unknown = isinstance(error, StoreUnavailableError)
+            # A lease that may have gone over to the new session would be deleted with it; one that was to be created
+            # is better not there than there without anybody who knows.
+            if new_session and (expected is None or not unknown):
                 self._end_session(new_session, deadline)
             raise
 

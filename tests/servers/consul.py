@@ -60,7 +60,7 @@ def sessions(cluster: ConsulCluster) -> dict[str, dict[str, Any]]:
 
 
 class LossyWire:
-    """A TCP proxy to a server. Once :meth:`lose` was called, the next answer to such a request never arrives.
+    """A TCP proxy to a server. Once :meth:`lose` was called, the next answers to such requests never arrive.
 
     The server has done what it was asked for then, and the client sees a connection that broke. A context manager.
     """
@@ -68,15 +68,24 @@ class LossyWire:
     def __init__(self, server: ConsulServer) -> None:
         self._server = server
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._lose: bytes | None = None
-        self._marked: socket.socket | None = None
+        self._request = b""
+        self._times = 0
+        self._cuts = self._cut = False
+        self._marked: set[socket.socket] = set()
         self._open: list[socket.socket] = []
         self.lost = 0
         self.host = f"127.0.0.1:{self._listener.getsockname()[1]}"
 
-    def lose(self, request: str) -> None:
-        """Lose the next answer to a request that begins so, such as ``PUT /v1/txn``."""
-        self._lose = request.encode()
+    def lose(self, request: str, times: int = 1, *, cut: bool = False) -> None:
+        """Lose the next ``times`` answers to requests that begin so, such as ``PUT /v1/txn``.
+
+        :param cut: let nothing through afterwards, until :meth:`mend`.
+        """
+        self._request, self._times, self._cuts = request.encode(), times, cut
+
+    def mend(self) -> None:
+        """Let everything through again."""
+        self._times, self._cut = 0, False
 
     def __enter__(self) -> LossyWire:
         threading.Thread(target=self._accept, daemon=True).start()
@@ -94,6 +103,9 @@ class LossyWire:
                 client = self._listener.accept()[0]
             except OSError:
                 return
+            if self._cut:
+                client.close()
+                continue
             upstream = socket.create_connection((self._server.address, self._server.ports["http"]))
             self._open += [client, upstream]
             threading.Thread(target=self._carry, args=(client, upstream), daemon=True).start()
@@ -102,18 +114,18 @@ class LossyWire:
     def _carry(self, client: socket.socket, upstream: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := client.recv(1 << 16):
-                if self._lose and data.startswith(self._lose):
-                    self._lose = None
-                    self._marked = upstream
+                if self._times and data.startswith(self._request):
+                    self._times -= 1
+                    self._marked.add(upstream)
                 upstream.sendall(data)
             upstream.shutdown(socket.SHUT_WR)
 
     def _carry_back(self, client: socket.socket, upstream: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := upstream.recv(1 << 16):
-                if self._marked is upstream:
-                    self._marked = None
+                if upstream in self._marked:
                     self.lost += 1
+                    self._cut = self._cuts and not self._times
                     break
                 client.sendall(data)
             client.shutdown(socket.SHUT_RDWR)

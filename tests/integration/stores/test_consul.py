@@ -8,6 +8,7 @@ import uuid
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -103,8 +104,9 @@ def test_no_session_is_left_behind(cluster: ConsulCluster, store: Store, key: st
 
 def test_a_reservation_is_not_taken_for_being_unlocked(cluster: ConsulCluster, store: Store, key: str) -> None:
     reserved = store.create(key, VALUE, None)
-    with pytest.raises(ConflictError):
-        store.create(key, VALUE, 60.0)
+    for ttl in (60.0, None):
+        with pytest.raises(ConflictError):
+            store.create(key, VALUE, ttl)
     assert store.snapshot().leases == (reserved,)
     assert sessions_for(cluster, key) == {}
 
@@ -287,7 +289,15 @@ def _renew_for_longer(store: Store, record: Record) -> Record:
     return store.renew(record, 120.0)
 
 
-@pytest.mark.parametrize("request_", ["PUT /v1/session/create", "PUT /v1/txn", "PUT /v1/session/destroy"])
+LOSSES = [
+    pytest.param("PUT /v1/session/create", 1, id="session"),
+    pytest.param("PUT /v1/txn", 1, id="transaction"),
+    pytest.param("PUT /v1/txn", 2, id="transaction twice"),
+    pytest.param("PUT /v1/session/destroy", 1, id="end of session"),
+]
+
+
+@pytest.mark.parametrize(("request_", "times"), LOSSES)
 @pytest.mark.parametrize("change", [_update, _update_for_longer, _reserve, _renew_for_longer])
 def test_a_change_whose_answer_got_lost_is_settled(
     cluster: ConsulCluster,
@@ -295,26 +305,27 @@ def test_a_change_whose_answer_got_lost_is_settled(
     prefix: str,
     key: str,
     request_: str,
+    times: int,
     change: Callable[[Store, Record], Record],
 ) -> None:
     with open_store(wire.host, prefix) as store:
         record = store.create(key, VALUE, 60.0)
-        wire.lose(request_)
+        wire.lose(request_, times)
         changed = change(store, record)
         (found,) = store.snapshot().leases
         assert (found.value, found.version, found.handle) == (changed.value, changed.version, changed.handle)
         assert sessions_for(cluster, key).keys() == {changed.handle} - {""}
 
 
-@pytest.mark.parametrize("request_", ["PUT /v1/session/create", "PUT /v1/txn"])
+@pytest.mark.parametrize(("request_", "times"), LOSSES[:3])
 def test_a_creation_whose_answer_got_lost_is_settled(
-    cluster: ConsulCluster, wire: LossyWire, prefix: str, key: str, request_: str
+    cluster: ConsulCluster, wire: LossyWire, prefix: str, key: str, request_: str, times: int
 ) -> None:
     with open_store(wire.host, prefix) as store:
         store.snapshot()
-        wire.lose(request_)
+        wire.lose(request_, times)
         record = store.create(key, VALUE, 60.0)
-        assert wire.lost == 1
+        assert wire.lost == times
         (found,) = store.snapshot().leases
         assert (found.version, found.handle) == (record.version, record.handle)
         assert sessions_for(cluster, key).keys() == {record.handle}
@@ -337,6 +348,57 @@ def test_a_reservation_config_and_deletion_whose_answer_got_lost(
         snapshot = store.snapshot()
         assert (snapshot.config, snapshot.leases) == (config, (reserved,))
         assert leased.handle not in sessions(cluster)
+
+
+@pytest.mark.parametrize(("request_", "times"), [("PUT /v1/session/create", 2), ("PUT /v1/txn", 2)])
+def test_a_creation_that_nothing_is_known_about_is_undone(
+    cluster: ConsulCluster, wire: LossyWire, prefix: str, key: str, request_: str, times: int
+) -> None:
+    """It can't be settled, since nothing answers any more; so it is undone before anything else is asked."""
+    with open_store(wire.host, prefix) as store:
+        store.snapshot()
+        wire.lose(request_, times, cut=True)
+        with pytest.raises(StoreUnavailableError):
+            store.create(key, VALUE, 60.0)
+        assert sessions_for(cluster, key) != {}
+        with pytest.raises(StoreUnavailableError):
+            store.snapshot()
+        wire.mend()
+        assert store.snapshot().leases == ()
+        assert sessions_for(cluster, key) == {}
+        created = store.create(key, VALUE, 60.0)
+        assert store.snapshot().leases == (replace(created, ttl=None),)
+
+
+@pytest.mark.parametrize("change", [_update, _update_for_longer, _renew_for_longer])
+def test_a_lease_is_kept_when_nothing_is_known_about_its_change(
+    cluster: ConsulCluster, wire: LossyWire, prefix: str, key: str, change: Callable[[Store, Record], Record]
+) -> None:
+    with open_store(wire.host, prefix) as store:
+        record = store.create(key, VALUE, 60.0)
+        wire.lose("PUT /v1/txn", 2, cut=True)
+        with pytest.raises(StoreUnavailableError):
+            change(store, record)
+        wire.mend()
+        (found,) = store.snapshot().leases
+        again = change(store, found)
+        if found.version == record.version:
+            assert change(store, record).version == record.version
+        assert [each.version for each in store.snapshot().leases] == [again.version]
+
+
+def test_a_session_that_is_to_end_may_be_taken_up_again(
+    cluster: ConsulCluster, wire: LossyWire, prefix: str, key: str
+) -> None:
+    """A node that found its lease in another way, and goes on with it, keeps it."""
+    with open_store(wire.host, prefix) as store, open_store(cluster.hosts, prefix) as other:
+        wire.lose("PUT /v1/txn", 2, cut=True)
+        with pytest.raises(StoreUnavailableError):
+            store.create(key, VALUE, 60.0)
+        (found,) = other.snapshot().leases
+        wire.mend()
+        assert store.renew(found, 60.0).handle == found.handle
+        assert other.snapshot().leases == (found,)
 
 
 def test_losing_a_race_is_no_lost_answer(cluster: ConsulCluster, wire: LossyWire, prefix: str) -> None:
