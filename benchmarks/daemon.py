@@ -227,8 +227,9 @@ def main() -> None:
     median = {name: statistics.median(values) for name, values in found.items()}
     print(f"{arguments.peers} peers on {arguments.store}, medians of {arguments.rounds} rounds")
     print(f"  cold start to last entry   {median['cold']:8.3f} s")
+    ratio = median["cold"] / median["floor"]
     print(
-        f"  ip and bridge -batch       {median['floor']:8.3f} s   (whole cold start: {median['cold'] / median['floor']:.2f} times that)"
+        f"  ip and bridge -batch       {median['floor']:8.3f} s   (the whole cold start takes {ratio:.2f} times that)"
     )
     print(f"  warm start                 {median['warm']:8.3f} s")
     print(f"  one change to its route    {median['change']:8.2f} ms")

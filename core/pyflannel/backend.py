@@ -8,7 +8,7 @@ no event, no retry, no netlink.
 Planning is split by peer so that one changed lease among thousands costs the work of one: :meth:`Backend.plan_node`
 gives what the node needs for itself, :meth:`Backend.plan_peer` what it needs for one peer. Both are pure: same
 arguments, same result, no clock, no socket, no state. Two peers whose plans claim one kernel key are settled by the
-core (the lower lease key wins, the other is shown as skipped).
+core (a lease that fits the network's layout wins, then the lower subnet; the other is shown as skipped).
 
 A backend whose packets are moved by a process of its own returns a :class:`DataPlane` from :meth:`Backend.start`.
 

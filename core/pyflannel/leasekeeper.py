@@ -347,7 +347,7 @@ class LeaseKeeper:
         if isinstance(decision, Adopt):
             return self._take(records[decision.lease.key], decision.lease, factory)
         self._refuse_to_lose(network, existing)
-        return self._create(network, factory, [_subnets_of(record) for record in records.values()], previous)
+        return self._create(network, factory, [_claim(network, record) for record in records.values()], previous)
 
     def _refuse_to_lose(self, network: NetworkConfig, existing: list[Existing]) -> None:
         """A node whose subnet is another's now must not quietly get a new one: its containers have addresses of it."""
@@ -607,8 +607,13 @@ def _readable(record: Record) -> Lease | None:
         return None
 
 
-def _subnets_of(record: Record) -> Subnets | None:
+def _claim(network: NetworkConfig, record: Record) -> Subnets | None:
+    """What a record takes away from others. A claim to the whole network or more takes nothing: it is nobody's
+    subnet, and must not shut all other nodes out."""
     try:
-        return Subnets.from_key(record.key)
+        subnets = Subnets.from_key(record.key)
     except MalformedError:
         return None
+    families = [(network.family(subnet.version), subnet) for subnet in subnets.each]
+    plausible = all(family is None or subnet.prefixlen > family.network.prefixlen for family, subnet in families)
+    return subnets if plausible else None

@@ -347,6 +347,14 @@ def test_a_lease_of_flanneld_s_with_our_address_is_adopted(tmp_path: Path, outsi
     assert lease == lease.with_attributes(replace(lease.attributes, node_id="node-1"))
 
 
+@pytest.mark.parametrize("key", ["0.0.0.0-0", "10.0.0.0-8", "10.5.0.0-16", "nonsense"])
+def test_a_hostile_lease_does_not_shut_the_others_out(tmp_path: Path, outside: Store, key: str) -> None:
+    outside.write_config(DOCUMENT, None)
+    outside.create(key, foreign(7, "hostile"), 60)
+    with keeping(tmp_path) as keeper:
+        assert keeper.next(Joined).lease.key
+
+
 def test_pauses_grow_and_differ() -> None:
     nodes = [Backoff(random.Random(seed)) for seed in range(100)]
     first = [backoff.next() for backoff in nodes]
