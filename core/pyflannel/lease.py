@@ -93,14 +93,14 @@ def _split_key(part: str) -> tuple[str, int]:
 
 def _ipv4_from_key(part: str) -> IPv4Network:
     address, length = _split_key(part)
-    return IPv4Network((IPv4Address(address), length))
+    return IPv4Network((int(IPv4Address(address)), length))
 
 
 def _ipv6_from_key(part: str) -> IPv6Network:
     address, length = _split_key(part)
     if "%" in address:
         raise ValueError(f"{address!r} has a scope")
-    return IPv6Network((IPv6Address(address), length))
+    return IPv6Network((int(IPv6Address(address)), length))
 
 
 @dataclass(frozen=True, slots=True)

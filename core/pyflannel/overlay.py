@@ -125,32 +125,32 @@ class Overlay:
         while queue:
             key, value = queue.pop()
             queue.extend(self._release(key))
-            peer = self._judge(key, value)
-            if not peer.reason:
-                rivals = self._rivals(peer)
+            peer, subnets = self._judge(key, value)
+            if subnets is not None:
+                rivals = self._rivals(peer, subnets)
                 winner = min((rival for rival in rivals if self._rank(rival) < self._rank(key)), default=None)
                 if winner is None:
                     for rival in rivals:
                         queue.append((rival, self._peers[rival].value))
                         queue.extend(self._release(rival))
-                    self._claim(peer)
+                    self._claim(peer, subnets)
                 else:
                     self._waiting.setdefault(winner, set()).add(key)
                     what = "this node itself" if winner == _NODE else f"lease {winner}"
                     peer = replace(peer, objects=(), reason=f"claims what {what} has")
             self._peers[key] = peer
 
-    def _claim(self, peer: Peer) -> None:
-        self._ranges.add(Subnets.from_key(peer.key), peer.key)
+    def _claim(self, peer: Peer, subnets: Subnets) -> None:
+        self._ranges.add(subnets, peer.key)
         for item in peer.objects:
             item_key = item.key
             self._owners[item_key] = peer.key
             self._desired[item_key] = item
             self._changed.add(item_key)
 
-    def _rivals(self, peer: Peer) -> set[str]:
+    def _rivals(self, peer: Peer, subnets: Subnets) -> set[str]:
         owners = {self._owners.get(item.key) for item in peer.objects}
-        owners |= self._ranges.overlapping(Subnets.from_key(peer.key))
+        owners |= self._ranges.overlapping(subnets)
         return {owner for owner in owners if owner is not None}
 
     def _rank(self, key: str) -> _Rank:
@@ -166,20 +166,22 @@ class Overlay:
 
     # Judging one lease
 
-    def _judge(self, key: str, value: str) -> Peer:
+    def _judge(self, key: str, value: str) -> tuple[Peer, Subnets | None]:
+        """The peer, and the subnets that it claims if it is to be used."""
         try:
             lease = Lease.from_record(key, value)
         except MalformedError as error:
-            return Peer(key, value, str(error))
+            return Peer(key, value, str(error)), None
         reason = self._problem(lease)
         if reason:
-            return Peer(key, value, reason)
+            return Peer(key, value, reason), None
         try:
-            return Peer(key, value, "", tuple(self.backend.plan_peer(self.node, self._usable(lease))))
+            return Peer(key, value, "", tuple(self.backend.plan_peer(self.node, self._usable(lease)))), lease.subnets
         except PeerRejected as error:
-            return Peer(key, value, str(error))
+            return Peer(key, value, str(error)), None
         except Exception as error:  # a plugin's fault with one peer must stay with that peer
-            return Peer(key, value, f"backend {self.backend.name} failed on it: {type(error).__name__}: {error}")
+            reason = f"backend {self.backend.name} failed on it: {type(error).__name__}: {error}"
+            return Peer(key, value, reason), None
 
     def _usable(self, lease: Lease) -> Lease:
         """The lease without the families that this network does not use."""
