@@ -24,6 +24,7 @@ import itertools
 import math
 import os
 import random
+import re
 import threading
 import time
 import uuid
@@ -68,6 +69,8 @@ DEFAULT_NODE: Final = "pyflannel"
 
 SHORTEST_TTL, LONGEST_TTL = 10, 24 * 3600
 """Seconds; Consul's limits for a session's TTL (https://developer.hashicorp.com/consul/api-docs/session)."""
+
+_UNITS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 TOKEN_VARIABLES: Final = ("PYFLANNEL_CONSUL_TOKEN", "CONSUL_HTTP_TOKEN")
 
@@ -690,9 +693,8 @@ def _grant(ttl: float) -> int:
 
 
 def _parse_ttl(text: str) -> float | None:
-    from consul.std import parse_duration
-
-    return parse_duration(text) or None
+    """Seconds of a Go duration such as ``86400s`` or ``1h30m``; Consul keeps it as it was given. ``None`` if empty."""
+    return sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)(ms|h|m|s)", text)) or None
 
 
 def _parse_host(location: StoreLocation, text: str) -> tuple[str, int]:

@@ -220,6 +220,14 @@ def test_a_granted_ttl_is_one_that_consul_takes(ttl: float) -> None:
     assert granted >= min(ttl, 86400)
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("10s", 10), ("86400s", 86400), ("24h", 86400), ("1h30m0.5s", 5400.5), ("15000ms", 15), ("", None)],
+)
+def test_ttls_as_go_writes_them(text: str, seconds: float | None) -> None:
+    assert driver._parse_ttl(text) == seconds
+
+
 @given(st.text(), st.integers(1, 2**32 - 1), st.integers(1, 2**40))
 def test_a_stamp_keeps_the_version_of_its_value_alone(value: str, index: int, later: int) -> None:
     value = value.encode("utf-8", "replace").decode()
