@@ -22,7 +22,7 @@ from __future__ import annotations
 import difflib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import ClassVar, Final
@@ -149,7 +149,7 @@ class Store(ABC):
     secret_options: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, location: StoreLocation) -> None:
-        location.check_options(self.options)
+        location.check_options(self.options, self.secret_options)
         self.location = location
 
     @abstractmethod
@@ -233,13 +233,15 @@ _HOST: Final = re.compile(r"([^\[\]:]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 class StoreLocation:
     """Where a store is: ``scheme://host:port,host:port/path?option=value``, or the same as a table.
 
-    ``hosts`` are ``host[:port]`` texts as written; ``path`` begins with ``/`` or is empty.
+    ``hosts`` are ``host[:port]`` texts as written; ``path`` begins with ``/`` or is empty. ``shown`` names the options
+    that stood in the URL, where process lists show them.
     """
 
     scheme: str
     hosts: tuple[str, ...] = ()
     path: str = ""
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
+    shown: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
 
     @classmethod
     def parse(cls, url: str, options: Mapping[str, str] | None = None) -> StoreLocation:
@@ -270,13 +272,18 @@ class StoreLocation:
             pairs = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
         except ValueError:
             raise ConfigError(f"store {shown!r}: what follows '?' is not of the form name=value&name=value") from None
-        return cls(scheme, hosts, unquote(path), {**pairs, **(options or {})})
+        return cls(scheme, hosts, unquote(path), {**pairs, **(options or {})}, frozenset(pairs))
 
-    def check_options(self, known: Mapping[str, str]) -> None:
-        """Refuse options that ``known`` does not name.
+    def check_options(self, known: Mapping[str, str], secret: Set[str] = frozenset()) -> None:
+        """Refuse options that ``known`` does not name, and ``secret`` ones in a URL.
 
         :raises ConfigError: naming the option and the nearest known one.
         """
+        for name in sorted(self.shown & secret):
+            raise ConfigError(
+                f"store {self.scheme}: {name} does not belong in a URL, which process lists show; "
+                "set it in the config file's [store] table, in a file or in the environment"
+            )
         for name in self.options:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)

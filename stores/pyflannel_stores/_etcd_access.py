@@ -29,6 +29,7 @@ OPTIONS: Final[Mapping[str, str]] = {
     "keyfile": "our certificate's key (PEM)",
     "tls": "true: speak TLS, and without a cafile trust the CAs this system trusts",
     "username": "the user to log in as, if etcd has authentication on",
+    "password": "the user's password; not in a URL, which process lists show",
     "password_file": "a file with the user's password; else PYFLANNEL_ETCD_PASSWORD or FLANNELD_ETCD_PASSWORD",
 }
 
@@ -104,7 +105,7 @@ class Access:
             keyfile=options.get("keyfile"),
             username=username,
             password_file=options.get("password_file"),
-            _password=environment[variable] if username and variable else None,
+            _password=options.get("password") or (environment[variable] if username and variable else None),
         )
         access._check()
         return access
@@ -118,8 +119,9 @@ class Access:
                 "store etcd: option certfile without cafile, which would mean no TLS at all; add cafile, or tls=true "
                 "to trust the CAs this system trusts"
             )
-        if self.password_file and not self.username:
-            raise ConfigError("store etcd: option password_file without username; add the user the password is for")
+        if (self.password_file or self._password) and not self.username:
+            given = "password_file" if self.password_file else "password"
+            raise ConfigError(f"store etcd: option {given} without username; add the user the password is for")
         for name in ("cafile", "certfile", "keyfile", "password_file"):
             path = getattr(self, name)
             if path is not None:

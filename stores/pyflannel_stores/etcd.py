@@ -42,7 +42,7 @@ class EtcdStore(Store):
     api_version = API_VERSION
     scheme = "etcd"
     options: ClassVar[Mapping[str, str]] = OPTIONS
-    secret_options = frozenset()
+    secret_options = frozenset({"password"})
 
     def __init__(self, location: StoreLocation) -> None:
         super().__init__(location)

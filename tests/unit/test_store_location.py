@@ -88,3 +88,11 @@ def test_any_url_is_read_or_refused(url: str) -> None:
     except ConfigError:
         return
     assert location.scheme
+
+
+def test_a_secret_option_is_refused_in_a_url_and_taken_from_a_table() -> None:
+    known, secret = {"password": "a password"}, frozenset({"password"})
+    with pytest.raises(ConfigError, match="password does not belong in a URL") as caught:
+        StoreLocation.parse("etcd://a/b?password=hush").check_options(known, secret)
+    assert "hush" not in str(caught.value)
+    StoreLocation.parse("etcd://a/b", {"password": "hush"}).check_options(known, secret)
