@@ -147,7 +147,11 @@ class DataPlane(ABC):
 
     @abstractmethod
     def check(self) -> Mapping[str, str]:
-        """Lease key to reason for every peer that can't be served now; restarts what has died. Called every second."""
+        """Lease key to reason for every peer that can't be served now; restarts what has died. Called every second.
+
+        The first call comes after every peer of the first complete snapshot was put: what an earlier daemon's data
+        plane knew besides may then be forgotten.
+        """
 
     def counters(self) -> Mapping[str, int]:
         """Named totals since the start, for ``status`` and metrics."""
