@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "cleanup": ("pyflannel.cli.cleanup:cleanup", "Remove from this node's kernel all that pyflannel made."),
     "config": ("pyflannel.cli.config:config", "Read, write or check the network config in the store."),
     "docker-opts": ("pyflannel.cli.docker_opts:docker_opts", "Write Docker's options from this node's subnet.env."),
+    "doctor": ("pyflannel.cli.doctor:doctor", "Check this node and its peers, and say what to do."),
     "lab": ("pyflannel.cli.lab:lab_command", "Run an overlay of several nodes on this machine."),
     "leases": ("pyflannel.cli.leases:leases", "List the subnets that nodes hold."),
     "plugins": ("pyflannel.cli.plugins:plugins", "List backends and stores that are installed, and whether they work."),

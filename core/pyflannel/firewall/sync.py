@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from pyflannel.errors import KernelError
-from pyflannel.firewall import iptables, nftables
+from pyflannel.firewall import iptables, nftables, programs
 from pyflannel.firewall.chains import Table, first_drop, reachable
 from pyflannel.firewall.choose import MISSING, Tools, choose
 from pyflannel.firewall.foreign import Drop, find_drops
@@ -24,7 +24,6 @@ from pyflannel.firewall.iptables import FORWARD_CHAIN, POSTROUTING_CHAIN, Tables
 from pyflannel.firewall.model import NO_RULES, FamilyRules, Mode, Rules
 from pyflannel.firewall.nftables import ChainId, Nft, Ruleset, transaction
 from pyflannel.firewall.notices import legacy_fingerprint, legacy_tables, sees_forward_chains
-from pyflannel.firewall.programs import find
 
 __all__ = ["Firewall", "FirewallState", "find_tools"]
 
@@ -38,7 +37,7 @@ _OURS = (FORWARD_CHAIN, POSTROUTING_CHAIN)
 
 def find_tools() -> Tools:
     """The programs that this host has."""
-    return Tools(find("nft"), find_variants())
+    return Tools(programs.find("nft"), find_variants())
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +80,13 @@ class _Step:
 class Firewall:
     """The rules on this host, brought into place by :meth:`check`. Used from one thread."""
 
-    def __init__(self, tools: Tools, mode: Mode = Mode.AUTO) -> None:
+    def __init__(self, tools: Tools, mode: Mode = Mode.AUTO, run: Callable[..., str] = programs.run) -> None:
         self.tools = tools
         self.mode = mode
         self.rules = NO_RULES
         self.force_nftables = False
         self.state = FirewallState()
-        self._nft = Nft(tools.nft) if tools.nft is not None else None
+        self._nft = Nft(tools.nft, run) if tools.nft is not None else None
         self._ruleset: Ruleset | None = None
         self._saved: dict[int, Tables] = {}
         self._saved_digest: dict[int, str] = {}
@@ -271,6 +270,14 @@ class Firewall:
         """What :meth:`check` would write to, were it called now; changes nothing."""
         self._look()
         return tuple(step.what for step in self._steps(self._choose()))
+
+    def drops(self) -> tuple[Drop, ...]:
+        """Who drops what the overlay forwards; changes nothing.
+
+        :raises KernelError: the firewall can't be read.
+        """
+        self._look()
+        return find_drops(self._ruleset, self._legacy, [family.version for family in self.rules.each if family.forward])
 
     def check(self) -> FirewallState:
         """Bring the rules into place and say how they stand.

@@ -1,0 +1,62 @@
+"""``pyflannel doctor``: what is well with this node's overlay, what is not, what that means and what mends it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import click
+
+from pyflannel.cli.flags import FlagCommand, flags, settings
+from pyflannel.cli.output import printable, show_json
+from pyflannel.errors import ExitCode
+from pyflannel.version import VERSION
+
+__all__ = ["doctor"]
+
+
+@click.command(cls=FlagCommand, params=flags("daemon", "store", "node"))
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+@click.option("--no-probes", is_flag=True, help="Only look, send no packet to any peer.")
+@click.option("--peer", "peers", multiple=True, metavar="TEXT", help="Probe only peers whose subnet or address has it.")
+@click.option("--all", "everything", is_flag=True, help="List what is well, too.")
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool, no_probes: bool, peers: tuple[str, ...], everything: bool) -> int:
+    """Check this node and its way to every peer, and say what to do.
+
+    Nothing is changed. Give it the daemon's flags, or run it where the daemon's config file is. It ends with 9 if a
+    check fails; a warning alone is no failure.
+    """
+    wanted = settings(ctx)
+    from pyflannel.doctor import Verdict, examine, worst
+    from pyflannel.doctor.facts import gather
+
+    findings = list(examine(gather(wanted), not no_probes, peers))
+    verdict = worst(findings)
+    if as_json:
+        show_json(
+            {
+                "version": VERSION,
+                "worst": verdict.value,
+                "findings": [
+                    {
+                        "group": finding.group,
+                        "check": finding.check,
+                        "verdict": finding.verdict.value,
+                        "message": finding.message,
+                        "meaning": finding.meaning,
+                        "fix": finding.fix,
+                    }
+                    for finding in findings
+                ],
+            }
+        )
+    else:
+        for finding in findings:
+            if everything or finding.verdict in (Verdict.WARN, Verdict.FAIL):
+                click.echo(f"{finding.verdict.value.upper():<5} {finding.check}: {printable(finding.message)}")
+                for label, text in (("means", finding.meaning), ("try", finding.fix)):
+                    if text:
+                        click.echo(f"      {label + ':':<6} {printable(text)}")
+        counts = Counter(finding.verdict for finding in findings)
+        click.echo(", ".join(f"{counts[kind]} {kind.value}" for kind in reversed(Verdict) if counts[kind]))
+    return ExitCode.CHECK_FAILED if verdict is Verdict.FAIL else ExitCode.OK

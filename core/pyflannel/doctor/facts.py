@@ -1,0 +1,212 @@
+"""What the checks look at, gathered once and without a trace.
+
+The daemon is asked first: what it knows of its underlay and lease is what counts. Where it is silent the same is worked
+out from settings, store and kernel, so that a node whose daemon does not start can be examined, too. Each fact that is
+missing carries the reason in :attr:`Facts.problems`, under the fact's name.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Any, TypeVar
+
+from pyflannel.backend import Backend, Node, parse_options
+from pyflannel.errors import LeaseError, MalformedError, PyflannelError, StoreError
+from pyflannel.kernel.model import KernelObject, Key, Link, Sysctl
+from pyflannel.kernel.port import Scope
+from pyflannel.lease import JSON, Lease
+from pyflannel.network import NetworkConfig
+from pyflannel.nodeid import identify
+from pyflannel.overlay import Overlay
+from pyflannel.plugins import load_backend, load_store
+from pyflannel.settings import Settings
+from pyflannel.status import query
+from pyflannel.store import Record, Snapshot
+from pyflannel.underlay import Inventory, Selection, Underlay, choose
+
+__all__ = ["Facts", "StoreFacts", "gather"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFacts:
+    """What the store said, and how long it took in seconds; ``ttl`` of our own lease where the store tells."""
+
+    snapshot: Snapshot
+    seconds: float
+    ttl: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All facts; ``None`` where there is none, with the reason in ``problems`` under the field's name."""
+
+    settings: Settings
+    problems: Mapping[str, PyflannelError]
+    status: Mapping[str, JSON] | None
+    inventory: Inventory | None
+    underlay: Underlay | None
+    store: StoreFacts | None
+    network: NetworkConfig | None
+    backend: Backend[Any] | None
+    record: Record | None
+    lease: Lease | None
+    overlay: Overlay | None
+    kernel: Mapping[Key, KernelObject] | None
+
+    @property
+    def mtu(self) -> int | None:
+        """The largest packet that containers may send, in bytes."""
+        return self.backend.mtu(self.underlay) if self.backend is not None and self.underlay is not None else None
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """The overlay's devices as they should be."""
+        return tuple(item for item in self.overlay.own_objects if isinstance(item, Link)) if self.overlay else ()
+
+
+def gather(settings: Settings) -> Facts:
+    """Look at the daemon, the kernel and the store. Never raises a :class:`PyflannelError`: see ``problems``."""
+    problems: dict[str, PyflannelError] = {}
+
+    def attempt(name: str, call: Callable[[], T]) -> T | None:
+        try:
+            return call()
+        except PyflannelError as error:
+            problems[name] = error
+            return None
+
+    status = attempt("status", lambda: query(settings.run_dir))
+    inventory = attempt("inventory", _inventory)
+    underlay = attempt(
+        "underlay", lambda: choose(_need(inventory, problems, "inventory"), _selection(settings, status))
+    )
+    asked = attempt("store", lambda: _ask(settings, status))
+    network = attempt("network", lambda: _network(settings, asked, problems))
+    backend = attempt("backend", lambda: _backend(_need(network, problems, "network")))
+    record = attempt("record", lambda: _own_record(settings, status, _need(asked, problems, "store"), underlay))
+    lease = attempt("lease", lambda: _lease(_need(record, problems, "record")))
+    overlay = attempt("overlay", lambda: _overlay(settings, status, network, backend, underlay, lease, asked, problems))
+    kernel = attempt("kernel", lambda: _kernel(overlay))
+    return Facts(
+        settings, problems, status, inventory, underlay, asked, network, backend, record, lease, overlay, kernel
+    )
+
+
+def _need(value: T | None, problems: Mapping[str, PyflannelError], name: str) -> T:
+    if value is None:
+        raise problems[name]
+    return value
+
+
+def _inventory() -> Inventory:
+    from pyflannel.kernel.inventory import read_inventory
+
+    return read_inventory()
+
+
+def _selection(settings: Settings, status: Mapping[str, JSON] | None) -> Selection:
+    known = status["underlay"] if status is not None else None
+    if known is None:
+        return Selection(
+            settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip, settings.public_ipv6
+        )
+    public = {version: known[f"public_ipv{version}"] for version in (4, 6)}
+    return Selection(
+        iface=(known["interface"],),
+        public_ip=ip_address(public[4]) if public[4] else None,  # type: ignore[arg-type]
+        public_ipv6=ip_address(public[6]) if public[6] else None,  # type: ignore[arg-type]
+    )
+
+
+def _ask(settings: Settings, status: Mapping[str, JSON] | None) -> StoreFacts:
+    with load_store(settings.store.scheme)(settings.store) as store:
+        begin = time.monotonic()
+        snapshot = store.snapshot()
+        seconds = time.monotonic() - begin
+        key = status["lease"]["key"] if status is not None and status["lease"] is not None else None
+        own = [record for record in snapshot.leases if record.key == key]
+        return StoreFacts(snapshot, seconds, store.time_to_live(own))
+
+
+def _network(settings: Settings, asked: StoreFacts | None, problems: Mapping[str, PyflannelError]) -> NetworkConfig:
+    config = _need(asked, problems, "store").snapshot.config
+    if config is None:
+        raise StoreError(f"{settings.store} holds no network config")
+    return NetworkConfig.from_json(config.value, f"network config in {settings.store}")
+
+
+def _backend(network: NetworkConfig) -> Backend[Any]:
+    kind = load_backend(network.backend_type)
+    options, _ = parse_options(kind.Options, network.backend_options)
+    return kind(options)
+
+
+def _node_id(settings: Settings, status: Mapping[str, JSON] | None) -> str:
+    if status is not None:
+        return str(status["node_id"])
+    if not settings.state_dir.is_dir() and settings.node_id is None:
+        return ""  # identify() would make the directory; a node without one holds no lease
+    return identify(settings.state_dir, settings.node_id)
+
+
+def _own_record(
+    settings: Settings, status: Mapping[str, JSON] | None, asked: StoreFacts, underlay: Underlay | None
+) -> Record:
+    key = status["lease"]["key"] if status is not None and status["lease"] is not None else None
+    node_id = _node_id(settings, status)
+    publics = {underlay.public_ipv4, underlay.public_ipv6} - {None} if underlay is not None else set()
+    for record in asked.snapshot.leases:
+        try:
+            attributes = Lease.from_record(record.key, record.value).attributes
+        except MalformedError:
+            continue
+        by_address = attributes.node_id is None and {attributes.public_ip, attributes.public_ipv6} & publics
+        if record.key == key or (node_id and attributes.node_id == node_id) or by_address:
+            return record
+    raise LeaseError(f"{settings.store} holds no lease of this node")
+
+
+def _lease(record: Record) -> Lease:
+    return Lease.from_record(record.key, record.value)
+
+
+def _overlay(
+    settings: Settings,
+    status: Mapping[str, JSON] | None,
+    network: NetworkConfig | None,
+    backend: Backend[Any] | None,
+    underlay: Underlay | None,
+    lease: Lease | None,
+    asked: StoreFacts | None,
+    problems: Mapping[str, PyflannelError],
+) -> Overlay:
+    """The desired state as the daemon plans it."""
+    node = Node(
+        _node_id(settings, status),
+        _need(network, problems, "network"),
+        _need(underlay, problems, "underlay"),
+        _need(lease, problems, "lease").subnets,
+        settings.state_dir,
+    )
+    overlay = Overlay(_need(backend, problems, "backend"), node)
+    for record in _need(asked, problems, "store").snapshot.leases:
+        overlay.put(record.key, record.value)
+    return overlay
+
+
+def _kernel(overlay: Overlay | None) -> Mapping[Key, KernelObject]:
+    from pyflannel.kernel.netlink import NetlinkPort
+
+    wanted = overlay.desired.values() if overlay is not None else ()
+    links = frozenset(item.name for item in wanted if isinstance(item, Link))
+    sysctls = frozenset(item.path for item in wanted if isinstance(item, Sysctl))
+    port = NetlinkPort()
+    try:
+        return port.dump(Scope(links, sysctls))
+    finally:
+        port.close()

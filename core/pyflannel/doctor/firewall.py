@@ -1,0 +1,101 @@
+"""Checks of the firewall: our own rules, and whose rules or policies stand in the overlay's way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pyflannel.doctor.facts import Facts
+from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
+from pyflannel.errors import KernelError
+from pyflannel.firewall.model import Mode, Rules, plan
+from pyflannel.firewall.sync import Firewall, find_tools
+
+__all__ = ["foreign_drops", "own_rules"]
+
+
+def _firewall(facts: Facts, everything: bool) -> Firewall | None:
+    """A reader of the firewall that knows what this node should have; ``None`` if that is not known.
+
+    :param everything: assume that the forward rules are on: what matters is whether packets pass.
+    """
+    if facts.overlay is None:
+        return None
+    settings, node = facts.settings, facts.overlay.node
+    firewall = Firewall(find_tools(), settings.firewall)
+    firewall.want(
+        plan(
+            node.network,
+            node.subnets,
+            forward=everything or settings.forward_rules,
+            masquerade=settings.ip_masq,
+            fully_random=settings.ip_masq_fully_random,
+        ),
+        node.network.enable_nftables,
+    )
+    return firewall
+
+
+def own_rules(facts: Facts) -> Iterator[Finding]:
+    """The forward and masquerade rules that the settings ask for."""
+    firewall = _firewall(facts, False)
+    if firewall is None:
+        yield skipped("own rules", f"not known which: {facts.problems['overlay']}")
+        return
+    if facts.settings.firewall is Mode.NONE or firewall.rules == Rules():
+        yield passed("own rules", "the settings ask for none")
+        return
+    try:
+        missing = firewall.missing()
+    except KernelError as error:
+        yield skipped("own rules", f"the firewall can't be read: {error}")
+        return
+    if missing:
+        yield failed(
+            "own rules",
+            f"not as they should be: {', '.join(missing)}",
+            "what others drop of the overlay's packets is lost, or what leaves the overlay keeps its inner address. A "
+            "running daemon repairs this within seconds",
+            "pyflannel status; systemctl restart pyflannel",
+        )
+    else:
+        yield passed("own rules", "in place")
+
+
+def foreign_drops(facts: Facts) -> Iterator[Finding]:
+    """Chains on the forward hook that drop what nobody accepts before: Docker's, firewalld's, ufw's, anybody's."""
+    firewall = _firewall(facts, True)
+    if firewall is None:
+        yield skipped("foreign drops", f"not known for which network: {facts.problems['overlay']}")
+        return
+    try:
+        drops = firewall.drops()
+    except KernelError as error:
+        yield skipped("foreign drops", f"the firewall can't be read: {error}")
+        return
+    for drop in drops:
+        if drop.passed:
+            yield passed("foreign drops", f"{drop} drops, and our accept stands before it")
+        elif facts.status is None:
+            text = f"{drop} drops the overlay's packets, and no daemon is there to accept them before"
+            yield failed("foreign drops", text, "containers on different nodes can't talk", "systemctl start pyflannel")
+        else:
+            networks = (
+                [str(network) for network in facts.overlay.node.subnets.each] if facts.overlay is not None else []
+            )
+            yield failed(
+                "foreign drops",
+                f"{drop} drops the overlay's packets",
+                "an accept elsewhere does not help: each chain of a hook has its own say",
+                _command(drop.system, drop.table, drop.chain, networks),
+            )
+    if not drops:
+        yield passed("foreign drops", "no chain on the forward hook drops what it does not know")
+    if not facts.settings.forward_rules and any(not drop.passed for drop in drops):
+        yield warned("forward rules", "off", "nobody accepts the overlay's packets", "--iptables-forward-rules")
+
+
+def _command(system: str, table: str, chain: str, networks: list[str]) -> str:
+    """A command that shows the chain, and one that lets the overlay through."""
+    if system == "nftables":
+        return f"nft list chain {table} {chain}   # accept {' and '.join(networks)} there"
+    return f"iptables-legacy -I {chain} -s {networks[0] if networks else 'NETWORK'} -j ACCEPT"

@@ -1,0 +1,291 @@
+"""Checks of this node's place in the network: daemon, store, lease, and what the kernel should hold because of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from pyflannel import envfile
+from pyflannel.doctor.facts import Facts
+from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
+from pyflannel.errors import PyflannelError
+from pyflannel.kernel.model import KernelObject, Key, Link, Sysctl
+from pyflannel.status import State
+from pyflannel.version import VERSION
+
+__all__ = ["bridges", "clock", "daemon", "device", "lease", "network", "objects", "store", "subnet_file"]
+
+SLOW_STORE: Final = 1.0
+"""Seconds for one snapshot from which on a store is slow."""
+
+CLOCK_SLACK: Final = 2.0
+"""Seconds that a record's time may lie in the future without a word about clocks."""
+
+BRIDGES: Final = ("docker0", "cni0")
+"""The bridges that container runtimes make for one subnet."""
+
+_SHOWN: Final = 5
+_RESTART: Final = "systemctl restart pyflannel"
+
+
+def daemon(facts: Facts) -> Iterator[Finding]:
+    """Whether a daemon answers, and what it says of itself."""
+    status = facts.status
+    if status is None:
+        meaning = (
+            "what is in the kernel goes on working, but nobody renews the lease, follows peers or repairs anything"
+        )
+        yield failed("daemon", str(facts.problems["status"]), meaning, "systemctl start pyflannel")
+        return
+    state, message = State(status["state"]), status["message"]
+    if state is State.READY:
+        yield passed("daemon", f"ready: {message}")
+    elif state is State.DEGRADED:
+        yield warned("daemon", f"degraded: {message}", "the overlay works, but not all of it", "pyflannel status")
+    else:
+        meaning = "containers on this node can't use the overlay, or not for long"
+        yield failed("daemon", f"{state.value}: {message}", meaning, "pyflannel status; journalctl -u pyflannel -n 50")
+    if status["version"] != VERSION:
+        yield warned(
+            "daemon version",
+            f"the daemon is {status['version']}, this command {VERSION}",
+            "an installed update is not running yet",
+            _RESTART,
+        )
+
+
+# The store -----------------------------------------------------------------------------------------------------------
+
+
+def store(facts: Facts) -> Iterator[Finding]:
+    """Whether the store answers this command, and how quickly."""
+    if facts.store is None:
+        meaning = "forwarding goes on, but new peers stay unknown, and this node's lease ends if the store stays away"
+        yield failed("store", str(facts.problems["store"]), meaning, "pyflannel leases   # asks the store, too")
+        return
+    took = f"{facts.settings.store}: {len(facts.store.snapshot.leases)} leases in {facts.store.seconds * 1000:.0f} ms"
+    if facts.store.seconds > SLOW_STORE:
+        yield warned("store", took, "it is slow: changes arrive late, renewals may time out", "pyflannel leases")
+    else:
+        yield passed("store", took)
+
+
+def clock(facts: Facts) -> Iterator[Finding]:
+    """This node's clock against the store's, where records tell a time and an expiry depends on it."""
+    location = facts.settings.store
+    if location.scheme != "file":
+        yield skipped(
+            "clock", f"{location.scheme} counts expiries on its own clock; nothing here depends on this one's"
+        )
+        return
+    ahead = newest(Path(location.path)) - time.time()
+    if ahead > CLOCK_SLACK:
+        yield failed(
+            "clock",
+            f"a lease was written {ahead:.0f} s in the future",
+            "this clock is behind another node's, or was set back: leases end at another time than their nodes believe",
+            "chronyc tracking   # or: timedatectl timesync-status",
+        )
+    else:
+        yield passed("clock", "no record of the store is from the future")
+
+
+def newest(directory: Path) -> float:
+    """When the newest file below ``directory`` was changed, in Unix time; 0 if there is none."""
+    times = [path.stat().st_mtime for path in directory.rglob("*") if path.is_file()]
+    return max(times, default=0.0)
+
+
+def network(facts: Facts) -> Iterator[Finding]:
+    """The network config and its backend."""
+    for name in ("network", "backend"):
+        error = facts.problems.get(name)
+        if error is not None and error is not facts.problems.get("store"):
+            if name == "backend" and error is facts.problems.get("network"):
+                continue
+            meaning = "no node can join with it, or none of this installation"
+            yield failed("network config", str(error), meaning, "pyflannel config get; pyflannel plugins")
+            return
+    if facts.network is None or facts.backend is None:
+        yield skipped("network config", "the store does not answer")
+        return
+    wanted = facts.settings.backend
+    if wanted is not None and wanted != facts.backend.name:
+        yield failed(
+            "network config",
+            f"--backend is {wanted}, the network's is {facts.backend.name}",
+            "the daemon refuses to start with these settings",
+            "drop --backend",
+        )
+        return
+    networks = " ".join(str(facts.network.family(version).network) for version in facts.network.versions)  # type: ignore[union-attr]
+    yield passed("network config", f"{networks} on {facts.backend.name}")
+
+
+def lease(facts: Facts) -> Iterator[Finding]:
+    """This node's lease as the store has it, against what the daemon believes."""
+    if facts.store is None:
+        yield skipped("lease", "the store does not answer")
+        return
+    if facts.record is None or facts.lease is None:
+        reason = facts.problems.get("record") or facts.problems["lease"]
+        meaning = "other nodes don't know this node, and its subnet may be given to another one"
+        yield failed("lease", str(reason), meaning, "pyflannel status")
+        return
+    believed = facts.status["lease"] if facts.status is not None else None
+    if facts.status is not None and (believed is None or believed["key"] != facts.lease.key):
+        meaning = "store and daemon disagree about this node's subnet"
+        held = believed["key"] if believed is not None else "none"
+        yield failed("lease", f"the store has {facts.lease.key}, the daemon {held}", meaning, _RESTART)
+    elif facts.record.permanent:
+        yield passed("lease", f"{facts.lease.subnets}, a reservation")
+    else:
+        yield from _expiry(facts)
+
+
+def _expiry(facts: Facts) -> Iterator[Finding]:
+    assert facts.record is not None
+    assert facts.lease is not None
+    assert facts.store is not None
+    ttl = facts.store.ttl.get(facts.record.key, facts.record.ttl)
+    if ttl is None:
+        yield passed("lease", f"{facts.lease.subnets}; the store does not tell its expiry")
+    elif facts.status is not None and ttl < facts.settings.renew_margin * 0.9:
+        meaning = f"it should have been renewed {facts.settings.renew_margin:.0f} s before its end"
+        text = f"{facts.lease.subnets} expires in {ttl:.0f} s"
+        yield warned("lease", text, meaning, "pyflannel status   # says why the renewal fails")
+    else:
+        yield passed("lease", f"{facts.lease.subnets}, expires in {ttl:.0f} s")
+
+
+# What follows from the lease -----------------------------------------------------------------------------------------
+
+
+def device(facts: Facts) -> Iterator[Finding]:
+    """What the lease tells peers of this node (such as its VTEP's MAC), against this node's plan and device."""
+    if facts.overlay is None or facts.backend is None or facts.lease is None:
+        yield skipped("device and lease", _reason(facts, "overlay"))
+        return
+    published, node = facts.backend.publish(facts.overlay.node), facts.overlay.node
+    said = facts.lease.attributes
+    for name, ours, theirs in (
+        ("BackendData", published.data, said.backend_data),
+        ("BackendV6Data", published.v6_data, said.backend_v6_data),
+        *(
+            (f"PublicIP{'' if v == 4 else 'v6'}", node.underlay.public(v), said.public(v))
+            for v in node.network.versions
+        ),
+    ):
+        if ours != theirs:
+            yield failed(
+                "device and lease",
+                f"the lease says {name} {theirs}, this node is {ours}",
+                "peers send their packets to an address or a device that is not this node's",
+                _RESTART,
+            )
+            return
+    for wanted in facts.links:
+        actual = (facts.kernel or {}).get(wanted.key)
+        if isinstance(actual, Link) and wanted.mac is not None and actual.mac != wanted.mac:
+            meaning = "the kernel drops what peers send: it is addressed to another MAC"
+            text = f"{wanted.name} has MAC {actual.mac}, the lease says {wanted.mac}"
+            yield failed("device and lease", text, meaning, f"ip link set {wanted.name} address {wanted.mac}")
+            return
+    yield passed("device and lease", "the lease tells peers what is so")
+
+
+def objects(facts: Facts) -> Iterator[Finding]:
+    """Every kernel object of the plan, against the kernel."""
+    if facts.overlay is None or facts.kernel is None:
+        yield skipped("kernel objects", _reason(facts, "overlay" if facts.overlay is None else "kernel"))
+        return
+    desired = facts.overlay.desired
+    wrong = [_difference(item, facts.kernel.get(key)) for key, item in desired.items() if _differs(key, item, facts)]
+    if wrong:
+        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        yield failed(
+            "kernel objects",
+            f"{len(wrong)} of {len(desired)}: {'; '.join(wrong[:_SHOWN])}{more}",
+            "packets to these peers, or all packets, go nowhere. A running daemon repairs this within a second, unless "
+            "the kernel refuses",
+            "pyflannel status   # then: " + _RESTART,
+        )
+    else:
+        yield passed("kernel objects", f"all {len(desired)} in place")
+    skipped_peers = [peer for peer in facts.overlay.peers.values() if peer.reason]
+    for peer in skipped_peers[:_SHOWN]:
+        meaning = "this node does not use that lease: packets to its subnet go nowhere"
+        yield warned("leases", f"{peer.key}: {peer.reason}", meaning, "pyflannel leases")
+
+
+def _differs(key: Key, item: KernelObject, facts: Facts) -> bool:
+    actual = (facts.kernel or {}).get(key)
+    return actual != item and not (isinstance(item, Sysctl) and item.optional and actual is None)
+
+
+def _difference(wanted: KernelObject, actual: KernelObject | None) -> str:
+    return f"{wanted} is missing" if actual is None else f"{wanted} is {actual}"
+
+
+def subnet_file(facts: Facts) -> Iterator[Finding]:
+    """What container runtimes read, against the lease."""
+    path = facts.settings.subnet_file
+    if facts.lease is None or facts.network is None or facts.mtu is None:
+        yield skipped("subnet.env", _reason(facts, "lease"))
+        return
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        meaning = "container runtimes can't learn this node's subnet"
+        yield failed("subnet.env", f"{path}: {error.strerror}", meaning, "pyflannel status")
+        return
+    wanted = envfile.render(facts.network, facts.lease.subnets, facts.mtu, facts.settings.ip_masq)
+    wrong = set(wanted.splitlines()) - set(text.splitlines())
+    masquerade = {line for line in wrong if line.startswith("FLANNEL_IPMASQ=")}
+    if wrong - masquerade:
+        lines = ", ".join(sorted(wrong - masquerade))
+        meaning = "new containers get addresses or an MTU that the overlay does not carry"
+        yield failed("subnet.env", f"{path} lacks {lines}", meaning, f"{_RESTART} && systemctl restart docker")
+    elif masquerade:
+        meaning = "the settings of this command and of the daemon differ, or the daemon was not restarted"
+        yield warned("subnet.env", f"{path} lacks {masquerade.pop()}", meaning, _RESTART)
+    else:
+        yield passed("subnet.env", f"{path} agrees with the lease")
+
+
+def bridges(facts: Facts) -> Iterator[Finding]:
+    """The container runtimes' bridges, against subnet and MTU."""
+    if facts.lease is None or facts.inventory is None or facts.mtu is None:
+        yield skipped("container bridge", _reason(facts, "lease"))
+        return
+    subnets = facts.lease.subnets.each
+    found = [interface for interface in facts.inventory.interfaces if interface.name in BRIDGES]
+    if not found:
+        yield skipped("container bridge", f"no {' or '.join(BRIDGES)} here; other names are not looked at")
+    for bridge in found:
+        inside = any(address in subnet for address in bridge.addresses for subnet in subnets)
+        addresses = ", ".join(map(str, bridge.addresses)) or "no address"
+        if not inside:
+            yield warned(
+                "container bridge",
+                f"{bridge.name} has {addresses}, this node's subnet is {facts.lease.subnets}",
+                "containers on this bridge are not part of the overlay",
+                "pyflannel docker-opts && systemctl restart docker   # see docs/operations.md",
+            )
+        elif bridge.mtu > facts.mtu:
+            yield warned(
+                "container bridge",
+                f"{bridge.name} has MTU {bridge.mtu}, the overlay carries {facts.mtu}",
+                "full packets of containers are fragmented or dropped; a bridge without containers may show the "
+                "kernel's default",
+                "pyflannel docker-opts && systemctl restart docker   # new containers get --mtu",
+            )
+        else:
+            yield passed("container bridge", f"{bridge.name}, {addresses}, MTU {bridge.mtu}")
+
+
+def _reason(facts: Facts, name: str) -> str:
+    error: PyflannelError | None = facts.problems.get(name)
+    return str(error) if error is not None else "not known"

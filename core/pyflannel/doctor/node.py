@@ -1,0 +1,228 @@
+"""Checks of the machine: rights, kernel, underlay, forwarding."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from pyflannel.doctor.facts import Facts
+from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
+from pyflannel.kernel.model import KernelObject, Link, TunInfo, VxlanInfo
+
+__all__ = ["bridge_filter", "forwarding", "kernel_features", "return_path_filter", "rights", "underlay", "underlay_mtu"]
+
+_CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}  # linux/capability.h
+_STRICT = 1
+
+
+def sysctl(path: str, root: Path = Path("/proc/sys")) -> int | None:
+    """A kernel parameter's number; ``None`` where the kernel has none of this name."""
+    try:
+        return int((root / path).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def capabilities(text: str) -> frozenset[str]:
+    """Those of :data:`_CAPABILITIES` that are effective, from the text of ``/proc/<pid>/status``."""
+    match = re.search(r"^CapEff:\s*([0-9a-f]+)$", text, re.MULTILINE)
+    mask = int(match[1], 16) if match else 0
+    return frozenset(name for name, bit in _CAPABILITIES.items() if mask >> bit & 1)
+
+
+def rights(_: Facts) -> Iterator[Finding]:
+    """What this process may do: less than the daemon needs makes for fewer findings."""
+    held = capabilities(Path("/proc/self/status").read_text(encoding="ascii"))
+    if "CAP_NET_ADMIN" in held:
+        yield passed("rights", "CAP_NET_ADMIN is there")
+    else:
+        yield warned(
+            "rights",
+            "this process has no CAP_NET_ADMIN",
+            "the daemon needs it, and without it firewall rules can't be read here",
+            "sudo pyflannel doctor",
+        )
+
+
+# The kernel ----------------------------------------------------------------------------------------------------------
+
+
+def kernel_features(facts: Facts) -> Iterator[Finding]:
+    """Whether the kernel has the kinds of devices that the backend plans."""
+    if facts.overlay is None:
+        yield skipped("kernel features", "not known which are needed: " + str(facts.problems["overlay"]))
+        return
+    modules = sorted({module for item in facts.overlay.own_objects if (module := _module(item)) is not None})
+    if not modules:
+        yield passed("kernel features", f"backend {facts.overlay.backend.name} needs none")
+    for module in modules:
+        present = any(isinstance(item, Link) and _module(item) == module for item in (facts.kernel or {}).values())
+        how = "a device of this kind is there" if present else availability(module, os.uname().release)
+        if how:
+            yield passed("kernel features", f"{module}: {how}")
+        else:
+            yield failed(
+                "kernel features",
+                f"{module} is neither built in nor a loadable module of {os.uname().release}",
+                f"backend {facts.overlay.backend.name} can't make its device",
+                f"modprobe {module}   # after installing the kernel's extra modules package",
+            )
+
+
+def _module(item: KernelObject) -> str | None:
+    if not isinstance(item, Link):
+        return None
+    return "vxlan" if isinstance(item.info, VxlanInfo) else "tun" if isinstance(item.info, TunInfo) else None
+
+
+def availability(module: str, release: str, root: Path = Path("/")) -> str:
+    """How a kernel module can be had, without loading it; empty if it can't, as far as the files say."""
+    if (root / "sys/module" / module).is_dir():
+        return "in use"
+    directory = root / "lib/modules" / release
+    for name, how in (("modules.builtin", "built in"), ("modules.dep", "a module that can be loaded")):
+        try:
+            text = (directory / name).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        if re.search(rf"/{module}\.ko(\.\w+)?(:|$)", text, re.MULTILINE):
+            return how
+    return "built in" if f"CONFIG_{module.upper()}=y" in _kernel_config(release, root) else ""
+
+
+def _kernel_config(release: str, root: Path) -> str:
+    try:
+        return gzip.decompress((root / "proc/config.gz").read_bytes()).decode("ascii", "replace")
+    except OSError:
+        pass  # CONFIG_IKCONFIG_PROC is off: distributions put the file into /boot
+    try:
+        return (root / "boot" / f"config-{release}").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
+
+
+# The underlay --------------------------------------------------------------------------------------------------------
+
+
+def underlay(facts: Facts) -> Iterator[Finding]:
+    """An interface that is up and has addresses of the network's families."""
+    if facts.underlay is None:
+        yield failed(
+            "underlay",
+            str(facts.problems["underlay"]),
+            "without an underlay this node has no way to its peers",
+            "ip -brief address; ip route; then set --iface",
+        )
+        return
+    found = facts.underlay
+    interface = facts.inventory.interface(found.interface) if facts.inventory is not None else None
+    addresses = ", ".join(str(address) for address in (found.ipv4, found.ipv6) if address is not None)
+    if interface is not None and not interface.up:
+        meaning = "no packet of the overlay leaves this node"
+        yield failed("underlay", f"{found.interface} is down", meaning, f"ip link set {found.interface} up")
+        return
+    for version in facts.network.versions if facts.network is not None else ():
+        if found.local(version) is None:
+            yield failed(
+                "underlay",
+                f"{found.interface} has no usable IPv{version} address",
+                f"the network has IPv{version} subnets, which travel between addresses of this family",
+                f"ip address show dev {found.interface}",
+            )
+            return
+    yield passed("underlay", f"{found.interface}, {addresses}")
+
+
+def underlay_mtu(facts: Facts) -> Iterator[Finding]:
+    """Whether the overlay's devices leave room for the encapsulation."""
+    if facts.underlay is None or facts.mtu is None:
+        yield skipped("underlay MTU", str(facts.problems.get("underlay") or facts.problems["backend"]))
+        return
+    underlay, mtu = facts.underlay, facts.mtu
+    if mtu > underlay.mtu:
+        yield failed(
+            "underlay MTU",
+            f"containers may send {mtu} bytes, but {underlay.interface} carries {underlay.mtu}",
+            "full packets are fragmented or dropped: connections are made, and then hang",
+            "pyflannel config get   # Backend.MTU must not exceed the smallest underlay MTU",
+        )
+    elif facts.network is not None and facts.network.ipv6 is not None and mtu < 1280:
+        yield failed(
+            "underlay MTU",
+            f"{underlay.interface} carries {underlay.mtu} bytes, which leaves {mtu} for containers",
+            "IPv6 needs 1280 (RFC 8200, 5)",
+            f"ip link set {underlay.interface} mtu 1500",
+        )
+    else:
+        text = f"{underlay.interface} carries {underlay.mtu} bytes, containers may send {mtu}"
+        yield passed("underlay MTU", text)
+
+
+# Forwarding ----------------------------------------------------------------------------------------------------------
+
+
+def forwarding(facts: Facts) -> Iterator[Finding]:
+    """Whether this node forwards packets of the network's families, on all interfaces they cross."""
+    versions = facts.network.versions if facts.network is not None else (4,)
+    for version in versions:
+        switch = "net/ipv4/ip_forward" if version == 4 else "net/ipv6/conf/all/forwarding"
+        paths = [switch]
+        if version == 4:
+            paths += [f"net/ipv4/conf/{name}/forwarding" for name in _interfaces(facts)]
+        off = [path for path in paths if sysctl(path) == 0]
+        check = f"IPv{version} forwarding"
+        if off:
+            yield failed(
+                check,
+                f"{off[0].replace('/', '.')} is 0",
+                "packets between containers and the overlay end here",
+                " && ".join(f"sysctl -w {path.replace('/', '.')}=1" for path in off),
+            )
+        else:
+            yield passed(check, "on")
+
+
+def _interfaces(facts: Facts) -> list[str]:
+    """The interfaces that packets of the overlay cross."""
+    names = [facts.underlay.interface] if facts.underlay is not None else []
+    return names + [link.name for link in facts.links]
+
+
+def return_path_filter(facts: Facts) -> Iterator[Finding]:
+    """Strict reverse path filtering (``ip-sysctl.rst``, rp_filter); the larger of all and the interface's counts."""
+    everywhere = sysctl("net/ipv4/conf/all/rp_filter") or 0
+    strict = [
+        name
+        for name in _interfaces(facts)
+        if max(everywhere, sysctl(f"net/ipv4/conf/{name}/rp_filter") or 0) == _STRICT
+    ]
+    if strict:
+        yield warned(
+            "rp_filter",
+            f"strict on {', '.join(strict)}",
+            "a packet is dropped without a word if its answer would leave through another interface, as on a node with "
+            "several underlay interfaces; loose (2) is enough against spoofing",
+            " && ".join(f"sysctl -w net.ipv4.conf.{name}.rp_filter=2" for name in strict),
+        )
+    else:
+        yield passed("rp_filter", "not strict on the overlay's way")
+
+
+def bridge_filter(facts: Facts) -> Iterator[Finding]:
+    """Whether bridged packets meet iptables (the module br_netfilter)."""
+    value = sysctl("net/bridge/bridge-nf-call-iptables")
+    if value is None:
+        yield passed("bridge-nf-call-iptables", "br_netfilter is not loaded: bridged packets don't meet iptables")
+    elif value == 0 or facts.settings.forward_rules:
+        yield passed("bridge-nf-call-iptables", f"{value}")
+    else:
+        yield warned(
+            "bridge-nf-call-iptables",
+            "1, and our forward rules are off",
+            "packets between two containers of this node pass the FORWARD chain, too, and what it drops is lost",
+            "start the daemon with --iptables-forward-rules, or: sysctl -w net.bridge.bridge-nf-call-iptables=0",
+        )
