@@ -11,7 +11,7 @@ HERE = Path(__file__).resolve().parent
 VERSION = runpy.run_path(str(HERE / "core" / "pyflannel" / "version.py"))["VERSION"]
 
 EXTRAS = {
-    "consul": ["py-consul>=1.5"],
+    "consul": ["py-consul>=1.6"],
     "udp": ["numpy>=1.24"],
     "metrics": ["prometheus-client>=0.20"],
 }
