@@ -54,6 +54,8 @@ class Overlay:
         self._desired: dict[Key, KernelObject] = {item.key: item for item in self.own_objects}
         self._owners: dict[Key, str] = dict.fromkeys(self._desired, _NODE)
         self._peers: dict[str, Peer] = {}
+        self.skipped = 0
+        """How many of the peers can't be used."""
         self._ranges = _Ranges()
         self._waiting: dict[str, set[str]] = {}
         self._changed: set[Key] = set()
@@ -110,7 +112,9 @@ class Overlay:
         """Take a peer out, with its plan and claims; returns the leases that waited for it."""
         self._touched.add(key)
         peer = self._peers.pop(key, None)
-        if peer is not None and not peer.reason:
+        if peer is not None and peer.reason:
+            self.skipped -= 1
+        elif peer is not None:
             for item in peer.objects:
                 item_key = item.key
                 del self._owners[item_key]
@@ -139,6 +143,7 @@ class Overlay:
                     what = "this node itself" if winner == _NODE else f"lease {winner}"
                     peer = replace(peer, objects=(), reason=f"claims what {what} has")
             self._peers[key] = peer
+            self.skipped += bool(peer.reason)
 
     def _claim(self, peer: Peer, subnets: Subnets) -> None:
         self._ranges.add(subnets, peer.key)

@@ -47,9 +47,8 @@ def standing(agent: Agent) -> tuple[State, str]:
         return State.STARTING, "writing subnet.env"
     if trouble or agent.tracker.failures:
         return State.DEGRADED, trouble or _failure(agent)
-    peers = list(member.overlay.peers.values())
-    skipped = sum(bool(peer.reason) for peer in peers)
-    text = f"{member.overlay.node.subnets} on {member.backend.name}, {len(peers) - skipped} peers"
+    skipped = member.overlay.skipped
+    text = f"{member.overlay.node.subnets} on {member.backend.name}, {len(member.overlay.peers) - skipped} peers"
     return State.READY, text + (f", {skipped} leases skipped" if skipped else "")
 
 

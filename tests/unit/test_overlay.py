@@ -238,5 +238,6 @@ def test_only_the_leases_count_not_how_they_came(
         fresh.put(key, value)
     assert desired(view) == desired(fresh) == followed
     assert verdicts(view) == verdicts(fresh)
+    assert view.skipped == sum(bool(peer.reason) for peer in view.peers.values())
     used = [Subnets.from_key(peer.key) for peer in view.peers.values() if not peer.reason]
     assert not any(a.overlaps(b) for a in used for b in used if a is not b)

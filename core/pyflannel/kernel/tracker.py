@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from pyflannel.errors import KernelError
-from pyflannel.kernel.model import KernelObject, Key, Kind, Link, Sysctl
+from pyflannel.kernel.model import GenericInfo, KernelObject, Key, Kind, Link, Sysctl
 from pyflannel.kernel.port import KernelPort, Notice, Scope, Write
 
 __all__ = ["Failure", "ObjectState", "ObjectStatus", "Outcome", "Tracker"]
@@ -87,6 +87,7 @@ class Tracker:
         self._failures: dict[Key, Failure] = {}
         self._since: dict[Key, float] = {}
         self._settled_at: float | None = None
+        self._scope = Scope()
         self._resync = True
 
     # What should be
@@ -157,9 +158,11 @@ class Tracker:
                 self._stamp(key)
 
     def _dump(self) -> None:
+        links = {item.name: item for item in self._desired.values() if isinstance(item, Link)}
         scope = Scope(
-            frozenset(item.name for item in self._desired.values() if isinstance(item, Link)),
+            frozenset(links),
             frozenset(item.path for item in self._desired.values() if isinstance(item, Sysctl)),
+            {name: link for name, link in links.items() if isinstance(link.info, GenericInfo)},
         )
         found = self.port.dump(scope)
         for key in [key for key in self._actual if key not in found]:
@@ -183,14 +186,21 @@ class Tracker:
         """
         if self._resync:
             self._dump()
-        done = self._write(lambda key: key[0] is Kind.LINK)
-        if done.written:
-            self._dump()
-        rest = self._write(lambda key: key[0] is not Kind.LINK)
+        links = rest = Outcome()
+        if self._dirty:
+            links = self._write(lambda key: key[0] is Kind.LINK)
+            if links.written:
+                self._dump()
+            rest = self._write(lambda key: key[0] is not Kind.LINK)
+            if not self._dirty:
+                self._dirty = set()  # an emptied set keeps the size that it once had
         if self._settled_at is None and self._desired:
             self._settled_at = self._clock()
         return Outcome(
-            done.written + rest.written, done.repaired + rest.repaired, len(self.failures), done.refused + rest.refused
+            links.written + rest.written,
+            links.repaired + rest.repaired,
+            len(self.failures),
+            links.refused + rest.refused,
         )
 
     def _write(self, selected: Callable[[Key], bool]) -> Outcome:
@@ -258,8 +268,8 @@ class Tracker:
 
     @property
     def link_names(self) -> frozenset[str]:
-        """The names of the links that we want."""
-        return frozenset(item.name for item in self._desired.values() if isinstance(item, Link))
+        """The names of the links that we want, as of the last dump."""
+        return self._scope.links
 
     def in_place(self, keys: Iterable[Key]) -> bool:
         """Whether the kernel holds what we want under all of ``keys``."""
