@@ -7,6 +7,7 @@ so it reads the four attributes it needs by itself and leaves the decoding to th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_interface
 from socket import AF_INET6
@@ -14,7 +15,7 @@ from struct import Struct
 from typing import Any, Final
 
 from pyflannel.kernel import wire
-from pyflannel.kernel.model import OWNER, Address, ForeignInfo, Link, LinkInfo, TunInfo, VxlanInfo
+from pyflannel.kernel.model import OWNER, Address, ForeignInfo, GenericInfo, Link, LinkInfo, TunInfo, VxlanInfo
 from pyflannel.kernel.rtnl import messages
 
 __all__ = [
@@ -38,6 +39,7 @@ IFF_UP: Final = 1
 _IFLA_ADDRESS = 1
 _IFLA_IFNAME = 3
 _IFLA_MTU = 4
+_IFLA_LINK = 5
 _IFLA_LINKINFO = 18
 _IFLA_IFALIAS = 20
 _IFLA_INFO_KIND = 1
@@ -104,9 +106,13 @@ def can_become(actual: Link, wanted: Link) -> bool:
 
 
 class LinkTable:
-    """Every link of the namespace."""
+    """Every link of the namespace.
 
-    def __init__(self) -> None:
+    :param generic: the wanted links of kinds that we know nothing about; see :class:`~pyflannel.kernel.port.Scope`.
+    """
+
+    def __init__(self, generic: Mapping[str, Link] | None = None) -> None:
+        self._generic: Mapping[str, Link] = generic or {}
         self.by_index: dict[int, LinkRow] = {}
         self._by_name: dict[str, int] = {}
 
@@ -141,16 +147,30 @@ class LinkTable:
     def link(self, row: LinkRow) -> Link:
         """A row as the model's value."""
         info = self._info(row)
-        mac = None if isinstance(info, TunInfo) or not row.mac else row.mac
+        wanted = self._generic.get(row.name)
+        any_mac = isinstance(info, TunInfo) or (wanted is not None and wanted.mac is None)
+        mac = None if any_mac or not row.mac else row.mac
         return Link(row.name, info, row.mtu, mac, row.up, row.alias == OWNER)
 
     def _info(self, row: LinkRow) -> LinkInfo:
-        if row.kind not in ("vxlan", "tun"):
-            return ForeignInfo(row.kind or "physical")
-        message = messages().link(row.message)
-        message.decode()
-        data = dict(message.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA")["attrs"])
-        return self._vxlan(data) if row.kind == "vxlan" else _tun(data)
+        wanted = self._generic.get(row.name)
+        if wanted is not None and wanted.info.kind == row.kind:
+            return self._like(wanted.info, row)
+        if row.kind in ("vxlan", "tun"):
+            data = _info_data(row.message)
+            return self._vxlan(data) if row.kind == "vxlan" else _tun(data)
+        return GenericInfo(row.kind) if row.alias == OWNER and row.kind else ForeignInfo(row.kind or "physical")
+
+    def _like(self, wanted: LinkInfo, row: LinkRow) -> LinkInfo:
+        """What a device says about all that a wanted one says something about."""
+        assert isinstance(wanted, GenericInfo)
+        underlay = None
+        if wanted.underlay is not None:
+            message = row.message
+            lower = wire.attributes(message, 32, len(message)).get(_IFLA_LINK, b"\0\0\0\0")
+            underlay = self.name(_U32.unpack(lower)[0]) or ""
+        data = _info_data(row.message) if wanted.data else {}
+        return GenericInfo(row.kind, underlay, tuple((name, data[name]) for name, _ in wanted.data if name in data))
 
     def _vxlan(self, data: dict[str, Any]) -> LinkInfo:
         local = data.get("IFLA_VXLAN_LOCAL") or data.get("IFLA_VXLAN_LOCAL6")
@@ -168,6 +188,14 @@ class LinkTable:
         )
 
 
+def _info_data(message: bytes) -> dict[str, Any]:
+    """The attributes of a link's kind."""
+    decoded = messages().link(message)
+    decoded.decode()
+    found = decoded.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA")
+    return dict(found["attrs"]) if isinstance(found, Mapping) else {}
+
+
 def _tun(data: dict[str, Any]) -> LinkInfo:
     if data.get("IFLA_TUN_TYPE") != _IFF_TUN:
         return ForeignInfo("tap")
@@ -183,7 +211,13 @@ def encode_link_query(name: str | None) -> bytes:
 
 
 def encode_new_link(link: Link, underlay: int) -> bytes:
-    """``RTM_NEWLINK`` that creates a VXLAN device. It is down and unmarked: the kernel takes both only later."""
+    """``RTM_NEWLINK`` that creates a device. It is down and unmarked: the kernel takes both only later.
+
+    :param underlay: the index of the interface that it sits on; 0 for none.
+    :raises ValueError: an attribute of a :class:`GenericInfo` can't be encoded; the message says which.
+    """
+    if isinstance(link.info, GenericInfo):
+        return _encode_generic(link, link.info, underlay)
     assert isinstance(link.info, VxlanInfo)
     local = "IFLA_VXLAN_LOCAL" if link.info.local.version == 4 else "IFLA_VXLAN_LOCAL6"
     data: list[tuple[str, Any]] = [
@@ -196,7 +230,24 @@ def encode_new_link(link: Link, underlay: int) -> bytes:
     ]
     if link.info.gbp:
         data.append(("IFLA_VXLAN_GBP", True))
-    attrs: list[tuple[str, Any]] = [("IFLA_IFNAME", link.name), ("IFLA_MTU", link.mtu), _vxlan_info(data)]
+    return _encode_creation(link, [_link_info("vxlan", data)])
+
+
+def _encode_generic(link: Link, info: GenericInfo, underlay: int) -> bytes:
+    attrs: list[tuple[str, Any]] = [("IFLA_LINK", underlay)] if underlay else []
+    try:
+        encoded = _encode_creation(link, [*attrs, _link_info(info.kind, list(info.data))])
+    except Exception as error:  # pyroute2 raises whatever its encoders do
+        raise ValueError(f"an attribute among {dict(info.data)} has no such value: {error}") from None
+    taken = _info_data(encoded)  # it leaves out without a word what it does not know
+    for name, value in info.data:
+        if taken.get(name) != value:
+            raise ValueError(f"{name} = {value!r} is no attribute of a {info.kind} device, or no such value")
+    return encoded
+
+
+def _encode_creation(link: Link, more: list[tuple[str, Any]]) -> bytes:
+    attrs: list[tuple[str, Any]] = [("IFLA_IFNAME", link.name), ("IFLA_MTU", link.mtu), *more]
     if link.mac is not None:
         attrs.append(("IFLA_ADDRESS", link.mac))
     return _encode(messages().link, wire.RTM_NEWLINK, wire.NLM_F_CREATE | wire.NLM_F_EXCL, {}, attrs)
@@ -219,7 +270,7 @@ def encode_link(actual: Link, wanted: Link, index: int) -> bytes:
 def encode_vxlan_change(info: VxlanInfo, index: int) -> bytes:
     """``RTM_NEWLINK`` that changes what a VXLAN device lets be changed. It refuses an MTU in the same message."""
     local = "IFLA_VXLAN_LOCAL" if info.local.version == 4 else "IFLA_VXLAN_LOCAL6"
-    attrs = [_vxlan_info([(local, str(info.local)), ("IFLA_VXLAN_LEARNING", int(info.learning))])]
+    attrs = [_link_info("vxlan", [(local, str(info.local)), ("IFLA_VXLAN_LEARNING", int(info.learning))])]
     return _encode(messages().link, wire.RTM_NEWLINK, 0, {"index": index}, attrs)
 
 
@@ -228,8 +279,11 @@ def encode_link_deletion(index: int) -> bytes:
     return _encode(messages().link, wire.RTM_DELLINK, 0, {"index": index}, [])
 
 
-def _vxlan_info(data: list[tuple[str, Any]]) -> tuple[str, Any]:
-    return ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "vxlan"), ("IFLA_INFO_DATA", {"attrs": data})]})
+def _link_info(kind: str, data: list[tuple[str, Any]]) -> tuple[str, Any]:
+    attrs: list[tuple[str, Any]] = [("IFLA_INFO_KIND", kind)]
+    if data:
+        attrs.append(("IFLA_INFO_DATA", {"attrs": data}))
+    return ("IFLA_LINKINFO", {"attrs": attrs})
 
 
 def encode_address(kind: int, address: Address, index: int, flags: int = 0) -> bytes:

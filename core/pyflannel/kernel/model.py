@@ -25,6 +25,7 @@ __all__ = [
     "DesiredState",
     "FdbEntry",
     "ForeignInfo",
+    "GenericInfo",
     "KernelObject",
     "Key",
     "Kind",
@@ -88,13 +89,29 @@ class TunInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class GenericInfo:
+    """A device of any other kind that ``ip link add`` can make: macvlan, vlan, gre and so on.
+
+    :param kind: as after ``type`` in ``ip-link(8)``.
+    :param underlay: the interface that it sits on (``IFLA_LINK``, ``ip link add link``); ``None``: not our business.
+    :param data: attributes of its kind and their values, under the names that ``linux/if_link.h`` and pyroute2 have
+        for them: ``(("IFLA_MACVLAN_MODE", "bridge"),)``. What is not named is the kernel's choice. A device that
+        differs in what is named is made anew.
+    """
+
+    kind: str
+    underlay: str | None = None
+    data: tuple[tuple[str, str | int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ForeignInfo:
     """A device of a kind that we don't create; only ever actual, never desired."""
 
     kind: str
 
 
-LinkInfo: TypeAlias = VxlanInfo | TunInfo | ForeignInfo
+LinkInfo: TypeAlias = VxlanInfo | TunInfo | GenericInfo | ForeignInfo
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ from pyflannel.kernel.model import (
     Address,
     FdbEntry,
     ForeignInfo,
+    GenericInfo,
     KernelObject,
     Key,
     Kind,
@@ -166,7 +167,7 @@ class NetlinkPort(KernelPort):
         return found
 
     def _read_links(self) -> None:
-        table = LinkTable()
+        table = LinkTable(self._scope.generic)
         for answer in self._request.dump(encode_link_query(None)):
             row = parse_link(answer.datagram, answer.start, answer.end)
             if row is not None:
@@ -606,6 +607,8 @@ class NetlinkPort(KernelPort):
             if row is None:
                 raise refusal(write, errno.ENODEV, "it is gone again")
             actual = self._table.link(row)
+            if isinstance(wanted.info, GenericInfo) and actual.info != wanted.info:
+                raise refusal(write, errno.EINVAL, f"the kernel made {actual.info} of it")
         elif isinstance(wanted.info, VxlanInfo) and actual.info != wanted.info:
             self._send_link(write, encode_vxlan_change(wanted.info, row.index))
         self._send_link(write, encode_link(actual, wanted, row.index))
@@ -615,14 +618,19 @@ class NetlinkPort(KernelPort):
         if isinstance(wanted.info, TunInfo):
             self._create_tun(write, wanted.name, wanted.info)
             return
-        assert isinstance(wanted.info, VxlanInfo)
-        underlay = self._table.index(wanted.info.underlay)
+        info = wanted.info
+        assert not isinstance(info, ForeignInfo)
+        underlay = 0 if info.underlay is None else self._table.index(info.underlay)
         if underlay is None:
-            raise refusal(write, errno.ENODEV, f"no interface {wanted.info.underlay}")
-        refused = self._request.send([encode_new_link(wanted, underlay)], self._notified.most, lambda: None).get(0)
+            raise refusal(write, errno.ENODEV, f"no interface {info.underlay}")
+        try:
+            message = encode_new_link(wanted, underlay)
+        except ValueError as error:
+            raise refusal(write, errno.EINVAL, str(error)) from None
+        refused = self._request.send([message], self._notified.most, lambda: None).get(0)
         if refused is not None:
-            advice = self._vni_holder(wanted.info) if refused.number == errno.EEXIST else ""
-            raise refusal(write, *refused, advice)
+            taken = refused.number == errno.EEXIST and isinstance(info, VxlanInfo)
+            raise refusal(write, *refused, self._vni_holder(info) if taken else "")  # type: ignore[arg-type]
 
     def _vni_holder(self, info: VxlanInfo) -> str:
         """Advice for a VNI that is taken: by whom."""

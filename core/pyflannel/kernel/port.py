@@ -20,7 +20,7 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from pyflannel.errors import KernelError
-from pyflannel.kernel.model import KernelObject, Key
+from pyflannel.kernel.model import KernelObject, Key, Link
 
 __all__ = ["SEVERAL", "KernelPort", "Notice", "Scope", "Write"]
 
@@ -31,10 +31,16 @@ with another VNI or port than its device's: it differs from every entry that can
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The names we want to have, whether or not they carry our mark yet."""
+    """The names we want to have, whether or not they carry our mark yet.
+
+    ``generic`` are the links among them whose kind the port knows nothing about
+    (:class:`~pyflannel.kernel.model.GenericInfo`): of such a device is reported what the wanted one says something
+    about, its MAC address included.
+    """
 
     links: frozenset[str] = frozenset()
     sysctls: frozenset[str] = frozenset()
+    generic: Mapping[str, Link] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

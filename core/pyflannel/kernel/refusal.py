@@ -6,7 +6,7 @@ import errno
 import os
 
 from pyflannel.errors import KernelError
-from pyflannel.kernel.model import Kind, Link, Route, VxlanInfo
+from pyflannel.kernel.model import GenericInfo, Kind, Link, Route, VxlanInfo
 from pyflannel.kernel.port import Write
 
 __all__ = ["foreign_link", "foreign_route", "refusal"]
@@ -41,6 +41,8 @@ def refusal(write: Write, number: int, text: str = "", advice: str = "") -> Kern
     advice = advice or _ADVICE.get(number, "")
     if number == errno.ENODEV and isinstance(item, Link) and isinstance(item.info, VxlanInfo):
         advice = f"its underlay interface {item.info.underlay} is not there"
+    if number == errno.EOPNOTSUPP and isinstance(item, Link) and isinstance(item.info, GenericInfo):
+        advice = f"this kernel has no {item.info.kind} devices: load or build the module"
     if number == errno.EINVAL and isinstance(item, Link) and isinstance(item.info, VxlanInfo):
         advice = (
             f"MTU {item.mtu} must leave room for the encapsulation (50 bytes over IPv4, 70 over IPv6) "

@@ -34,6 +34,7 @@ from pyflannel.kernel.model import (
     Address,
     FdbEntry,
     ForeignInfo,
+    GenericInfo,
     KernelObject,
     Key,
     Kind,
@@ -106,7 +107,9 @@ class TwinPort(KernelPort):
             raise KernelError("the kernel's tables changed during each attempt to read them")
         self._pending.changes.clear()
         self._pending.resync = False
-        found: dict[Key, KernelObject] = {link.key: link for link in self.links.values() if self._in_scope(link)}
+        found: dict[Key, KernelObject] = {
+            link.key: self._reported(link) for link in self.links.values() if self._in_scope(link)
+        }
         found.update((key, item) for key, item in self.addresses.items() if self._owns(item.link))
         found.update((key, item) for key, item in self.neighbours.items() if self._owns(item.link))
         found.update((key, _seen(ways)) for key, ways in self.fdb.items() if self._owns(ways[0].link))
@@ -233,7 +236,7 @@ class TwinPort(KernelPort):
         self._change_link(before, after)
         if after != before:
             self._pending.interfaces.add(name)
-            self._tell(after.key, after, self._in_scope(after))
+            self._tell(after.key, self._reported(after), self._in_scope(after))
         self._announce()
 
     def append_remote(self, entry: FdbEntry) -> None:
@@ -255,7 +258,7 @@ class TwinPort(KernelPort):
         link = self.links[link.name] = _unowned(link)
         self._pending.interfaces.add(link.name)
         if self._in_scope(link):
-            self._tell(link.key, link, True)
+            self._tell(link.key, self._reported(link), True)
             self._pending.resync = True
 
     def _put_foreign_route(self, route: Route, protocol: int) -> None:
@@ -281,6 +284,22 @@ class TwinPort(KernelPort):
     def _in_scope(self, link: Link) -> bool:
         return link.name in self._scope.links or link.marked
 
+    def _reported(self, link: Link) -> Link:
+        """Of a generic device, what the wanted one says something about."""
+        wanted = self._scope.generic.get(link.name)
+        have = link.info
+        if not isinstance(have, GenericInfo):
+            return link
+        if wanted is None or not isinstance(wanted.info, GenericInfo) or have.kind != wanted.info.kind:
+            return replace(link, info=GenericInfo(have.kind) if link.marked else ForeignInfo(have.kind))
+        named = {name for name, _ in wanted.info.data}
+        info = GenericInfo(
+            have.kind,
+            None if wanted.info.underlay is None else have.underlay,
+            tuple(item for item in have.data if item[0] in named),
+        )
+        return replace(link, info=info, mac=link.mac if wanted.mac else None)
+
     def _owns(self, name: str | None) -> bool:
         link = self.links.get(name) if name is not None else None
         return link is not None and self._in_scope(link) and not isinstance(link.info, ForeignInfo)
@@ -298,7 +317,7 @@ class TwinPort(KernelPort):
         if link is None:
             return
         for other in list(self.links.values()):
-            if isinstance(other.info, VxlanInfo) and other.info.underlay == name:
+            if isinstance(other.info, VxlanInfo | GenericInfo) and other.info.underlay == name:
                 self._lose_link(other.name)
         ours = self._in_scope(link)
         self._pending.resync |= ours or self._carries_routes(name)
@@ -385,6 +404,8 @@ class TwinPort(KernelPort):
 
     def _put_link(self, write: Write, wanted: Link) -> None:
         actual = self.links.get(wanted.name)
+        if actual is not None:
+            actual = self._reported(actual)
         if actual is not None and isinstance(actual.info, ForeignInfo):
             raise foreign_link(write, actual)
         if actual is not None and can_become(actual, wanted):
@@ -396,6 +417,8 @@ class TwinPort(KernelPort):
             self._lose_link(wanted.name)
         if isinstance(wanted.info, VxlanInfo):
             self._check_vxlan(write, wanted.info)
+        if isinstance(wanted.info, GenericInfo) and wanted.info.underlay not in (None, *self.links):
+            raise refusal(write, errno.ENODEV, f"no interface {wanted.info.underlay}")
         self.links[wanted.name] = wanted
 
     def _check_vxlan(self, write: Write, info: VxlanInfo) -> None:

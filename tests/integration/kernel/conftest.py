@@ -21,6 +21,7 @@ from pyflannel.kernel.model import (
     Address,
     FdbEntry,
     ForeignInfo,
+    GenericInfo,
     KernelObject,
     Key,
     Kind,
@@ -176,7 +177,11 @@ class NamespaceWorld(World):
             words += ["learning" if info.learning else "nolearning"]
         else:
             words = []
-        self.ip("link", "add", item.name, "type", item.info.kind, *words)
+        lower = []
+        if isinstance(item.info, GenericInfo):
+            lower = ["link", item.info.underlay] if item.info.underlay else []
+            words = [word for name, value in item.info.data for word in (name.rpartition("_")[2].lower(), str(value))]
+        self.ip("link", "add", *lower, "name", item.name, "type", item.info.kind, *words)
         self.ip("link", "set", item.name, "mtu", str(item.mtu), *(["address", item.mac] if item.mac else []))
         if item.up:
             self.ip("link", "set", item.name, "up")

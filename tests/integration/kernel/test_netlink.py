@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from pyflannel.errors import KernelError
-from pyflannel.kernel.model import Address, FdbEntry, KernelObject, Kind, Link, Neighbour, Route, VxlanInfo
+from pyflannel.kernel.model import Address, FdbEntry, GenericInfo, KernelObject, Kind, Link, Neighbour, Route, VxlanInfo
 from pyflannel.kernel.netlink import NetlinkPort
-from pyflannel.kernel.port import Write
+from pyflannel.kernel.port import Scope, Write
 
 pytestmark = pytest.mark.root
 
@@ -39,6 +39,24 @@ def test_the_device_is_like_flannelds(namespace: Any, link: Link) -> None:
         ours.pop(own, None)
         theirs.pop(own, None)
     assert ours == theirs
+
+
+@pytest.mark.parametrize(
+    ("info", "reason"),
+    [
+        (GenericInfo("macvlan", "eth0", (("IFLA_MACVLAN_MODE", "no-such-mode"),)), "IFLA_MACVLAN_MODE"),
+        (GenericInfo("macvlan", "eth0", (("IFLA_NO_SUCH_THING", 1),)), "IFLA_NO_SUCH_THING"),
+        (GenericInfo("macvlan"), "can't create link mv0 type macvlan"),
+        (GenericInfo("nosuchkind"), "no nosuchkind devices"),
+    ],
+    ids=str,
+)
+def test_a_device_that_can_not_be_is_refused_with_the_reason(namespace: Any, info: GenericInfo, reason: str) -> None:
+    link = Link("mv0", info, 1500)
+    namespace.scope = Scope(frozenset({"mv0"}), frozenset(), {"mv0": link})
+    (error,) = namespace.write(link).values()
+    assert reason in str(error)
+    assert namespace.dump() == {}
 
 
 @pytest.mark.parametrize("version", [4, 6])

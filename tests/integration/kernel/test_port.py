@@ -14,6 +14,7 @@ from pyflannel.kernel.model import (
     Address,
     FdbEntry,
     ForeignInfo,
+    GenericInfo,
     KernelObject,
     Key,
     Kind,
@@ -24,7 +25,7 @@ from pyflannel.kernel.model import (
     TunInfo,
     VxlanInfo,
 )
-from pyflannel.kernel.port import SEVERAL, Notice, Write
+from pyflannel.kernel.port import SEVERAL, Notice, Scope, Write
 
 
 @dataclass(frozen=True)
@@ -488,6 +489,96 @@ def test_tun_devices(world: Any, info: TunInfo) -> None:
     assert world.dump()[other.key] == other
     world.become([])
     assert not any(key[0] is not Kind.SYSCTL for key in world.dump())
+
+
+def macvlan(mode: str = "bridge", **changes: Any) -> Link:
+    link = Link("mv0", GenericInfo("macvlan", "eth0", (("IFLA_MACVLAN_MODE", mode),)), 1500, "02:00:00:00:03:01")
+    return replace(link, **changes)
+
+
+def wanting(world: Any, *links: Link) -> Any:
+    """A world whose port looks for these links."""
+    world.scope = Scope(frozenset(link.name for link in links), frozenset(), {link.name: link for link in links})
+    return world
+
+
+def test_a_device_of_any_kind(world: Any) -> None:
+    device = macvlan()
+    wanted: list[KernelObject] = [
+        device,
+        Address("mv0", ip_interface("10.1.0.0/32")),
+        Neighbour("mv0", ip_address("10.2.0.0"), "02:00:00:00:03:02"),
+        Route(ip_network("10.2.0.0/24"), "mv0", ip_address("10.2.0.0"), onlink=True),
+    ]
+    wanting(world, device).become(wanted)
+    assert world.dump() == {item.key: item for item in wanted}
+    assert world.become(wanted) == 0
+    world.become([])
+    assert world.dump() == {}
+
+
+@pytest.mark.parametrize(
+    "other", [macvlan("private"), macvlan(mac="02:00:00:00:03:09"), macvlan(mtu=1400), macvlan(up=False)], ids=str
+)
+def test_a_generic_device_becomes_another_one(world: Any, other: Link) -> None:
+    for wanted in (macvlan(), other, macvlan()):
+        assert wanting(world, wanted).write(wanted) == {}
+        assert world.dump()[wanted.key] == wanted
+        assert world.become([wanted]) == 0
+
+
+@pytest.mark.parametrize("drift", [macvlan("private", marked=False), macvlan(mtu=1400, marked=False)], ids=str)
+def test_what_others_make_of_a_generic_device_is_told_and_put_right(world: Any, drift: Link) -> None:
+    device = macvlan()
+    wanting(world, device).become([device])
+    world.quiet()
+    world.remove(device)
+    world.put(drift)
+    told = world.until(lambda notice: getattr(notice.changes.get(device.key), "mtu", 0) == drift.mtu)
+    assert told.resync
+    assert world.dump()[device.key] == drift
+    assert world.become([device]) == 1
+    assert world.dump()[device.key] == device
+
+
+def test_what_a_generic_link_does_not_name_is_the_kernels_choice(world: Any) -> None:
+    device = Link("mv0", GenericInfo("macvlan", "eth0"), 1500)
+    wanting(world, device).become([device])
+    assert world.dump() == {device.key: device}
+    world.set_link("mv0", mac="02:00:00:00:03:07")
+    assert world.become([device]) == 0
+
+
+def test_a_leftover_of_any_kind_is_ours_to_delete_and_an_unmarked_one_is_not(world: Any) -> None:
+    device = macvlan()
+    wanting(world, device).become([device])
+    leftover = wanting(world).dump()
+    assert leftover == {device.key: replace(device, info=GenericInfo("macvlan"))}
+    assert world.port.apply([Write(leftover[device.key], None)]) == {}
+    assert world.dump() == {}
+    world.put(macvlan(marked=False))
+    assert world.dump() == {}
+
+
+def test_our_device_of_another_kind_makes_room_and_a_foreign_one_does_not(world: Any) -> None:
+    tap = replace(macvlan(), info=GenericInfo("macvtap", "eth0", (("IFLA_MACVTAP_MODE", "bridge"),)))
+    wanting(world, tap).become([tap])
+    assert wanting(world, macvlan()).write(macvlan()) == {}
+    assert world.dump() == {macvlan().key: macvlan()}
+    world.become([])
+    world.put(replace(tap, info=GenericInfo("macvtap", "eth0"), marked=False))
+    (error,) = world.write(macvlan()).values()
+    assert "mv0 is a macvtap device that is not ours" in str(error)
+
+
+def test_a_generic_device_goes_with_what_it_sits_on_and_needs_it(world: Any) -> None:
+    lost = macvlan(info=GenericInfo("macvlan", "eth9"))
+    (error,) = wanting(world, lost).write(lost).values()
+    assert "no interface eth9" in str(error)
+    wanting(world, macvlan()).become([macvlan()])
+    world.remove(Link("eth0", ForeignInfo("veth"), 1500))
+    world.until(lambda notice: notice.changes.get(macvlan().key, 0) is None)
+    assert world.dump() == {}
 
 
 def test_close_leaves_everything_and_may_be_repeated(world: Any, family: Family) -> None:
