@@ -184,9 +184,9 @@ def make_overlay(tmp_path: Path) -> Iterator[MakeOverlay]:
     """Build an overlay; keyword arguments are options of the backend, and ``underlay_mtu``."""
     if os.geteuid() != 0:
         pytest.skip("needs root, for network namespaces")
-    for tool in ("ip", "ping"):
+    for tool in ("ip", "ping", "sysctl"):
         if shutil.which(tool) is None:
-            pytest.skip(f"needs {tool} (Debian packages iproute2, iputils-ping)")
+            pytest.skip(f"needs {tool} (Debian packages iproute2, iputils-ping, procps)")
     overlays: list[Overlay] = []
 
     def make(**options: Any) -> Overlay:

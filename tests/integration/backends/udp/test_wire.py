@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,9 @@ class Capture:
 @pytest.mark.root
 @pytest.mark.parametrize("offload", [True, False], ids=["offload", "plain"])
 def test_every_packet_on_the_underlay_is_valid(make_overlay: MakeOverlay, tmp_path: Path, offload: bool) -> None:
+    for tool in ("tcpdump", "ethtool"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"needs {tool} (Debian package of that name)")
     overlay = make_overlay(Offload=offload)
     first, second = overlay.nodes
     for node in overlay.nodes:  # let the kernel cut what we hand over in one piece, as a wire would carry it
