@@ -6,8 +6,8 @@ from dataclasses import replace
 from ipaddress import IPv4Address, ip_interface
 
 import pytest
+from tests import recordings
 
-import recordings
 from pyflannel.backend import (
     Address,
     DesiredState,
