@@ -136,7 +136,7 @@ class FirewallKeeper:
             notices.watch(self._firewall.watched)
         if state.repaired != before.repaired:
             self._repairs.append(time.monotonic())
-            log.warning("put firewall rules right that something else had changed")
+            log.warning("wrote firewall rules anew after somebody else had changed the firewall")
         if state != self.state:
             self.state = state
             self._changed()

@@ -53,6 +53,7 @@ class Notices:
         self._socket = _netlink()
         self._socket.setblocking(False)
         try:
+            self._socket.bind((0, 0))  # a socket without an address of its own gets no broadcasts
             self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
         except OSError as error:
             self._socket.close()

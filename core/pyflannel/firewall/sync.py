@@ -48,7 +48,7 @@ class FirewallState:
     :param in_place: all rules are as they should be.
     :param errors: what could not be done, one sentence each.
     :param drops: chains of others that drop what they don't know.
-    :param repaired: how often rules were put right that had been in place before.
+    :param repaired: how often rules had to be written after somebody else had changed the firewall.
     """
 
     port: str = ""

@@ -1,0 +1,101 @@
+"""A firewall of one's own: the kernel's, in a network namespace that lives as long as one thread."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import pytest
+
+from pyflannel.firewall import programs
+from pyflannel.firewall.notices import legacy_tables
+from pyflannel.firewall.sync import Firewall, find_tools
+
+T = TypeVar("T")
+
+CLONE_NEWNET = 0x40000000
+
+
+class Host:
+    """A network namespace; what :meth:`do` calls happens inside, programs and threads included."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, initializer=_unshare)
+
+    def do(self, function: Callable[[], T]) -> T:
+        """Call ``function`` inside and return what it returns."""
+        return self._thread.submit(function).result()
+
+    def sh(self, script: str) -> str:
+        """Run a shell script inside and return its output."""
+        return self.do(lambda: programs.run(["sh", "-ec", script]))
+
+    def check(self, firewall: Firewall) -> None:
+        """One check, which must put everything in place."""
+        state = self.do(firewall.check)
+        assert state.errors == ()
+        assert state.in_place
+
+    def dump(self) -> str:
+        """All rules of all kinds, comparable: without counters, handles, comments on the tool's run, and empty shells.
+
+        An empty built-in chain with policy ACCEPT is what iptables leaves of a table that it once touched; nobody can
+        tell whose it was, and it does nothing.
+        """
+        ruleset = _tables(self.sh("nft -s list ruleset 2>/dev/null"))
+        legacy = "".join(
+            self.sh(f"ip{'6' if version == 6 else ''}tables-legacy-save -t {table}")
+            for version in (4, 6)
+            for table in self.do(lambda version=version: legacy_tables(version))  # type: ignore[misc]
+        )
+        kept = [line for line in legacy.splitlines() if line[:1] not in "#*C" and " ACCEPT [" not in line]
+        return "\n".join([*ruleset, *(re.sub(r"\[\d+:\d+\]", "", line) for line in kept)])
+
+    def close(self) -> None:
+        """End the thread; the kernel takes the namespace down."""
+        self._thread.shutdown()
+
+
+def _tables(listing: str) -> list[str]:
+    """The chains that nft lists, each with its table's name, in an order of their own: a table made anew comes last."""
+    chains = []
+    for table, body in re.findall(r"^(table [^\n]*) \{\n(.*?)^\}", listing, flags=re.MULTILINE | re.DOTALL):
+        found = re.findall(r"^\t(chain .*?^\t\})", body, flags=re.MULTILINE | re.DOTALL)
+        kept = [chain for chain in found if not re.fullmatch(_SHELL, chain)]
+        chains += [f"{table} {chain}" for chain in kept or ([""] if table.split()[-1] not in {"filter", "nat"} else [])]
+    return sorted(chains)
+
+
+_SHELL = r"chain [A-Z]+ \{\n\t\ttype [^\n]*; policy accept;\n\t\}"
+
+
+def _unshare() -> None:
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "no network namespace")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tools() -> None:
+    """Skip all where the rights or the programs are missing."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    tools = find_tools()
+    if tools.nft is None or set(tools.iptables) != {"nft", "legacy"}:
+        pytest.skip("needs nft and both kinds of iptables")
+    if subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("can't make network namespaces")
+
+
+@pytest.fixture
+def host() -> Iterator[Host]:
+    """A host without any rules."""
+    host = Host()
+    try:
+        yield host
+    finally:
+        host.close()

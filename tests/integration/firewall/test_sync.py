@@ -1,0 +1,303 @@
+"""The rules in a real kernel: written once, put back, moved, removed; foreign rules as they were."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Network
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.integration.firewall.conftest import Host
+
+from pyflannel.errors import KernelError
+from pyflannel.firewall import programs
+from pyflannel.firewall.choose import Tools
+from pyflannel.firewall.iptables import Variant
+from pyflannel.firewall.model import NO_RULES, Mode, Rules, plan
+from pyflannel.firewall.sync import Firewall, find_tools
+from pyflannel.lease import Subnets
+from pyflannel.network import NetworkConfig
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+
+DUAL = NetworkConfig.from_json('{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10::/48"}')
+ONLY4 = NetworkConfig.from_json('{"Network": "10.99.0.0/16"}')
+SUBNETS = Subnets(IPv4Network("10.244.3.0/24"), IPv6Network("fd00:10:0:3::/64"))
+ALL = plan(DUAL, SUBNETS, forward=True, masquerade=True)
+
+IPTABLES = {
+    "nft": "iptables-nft -A INPUT -s 192.0.2.7 -j DROP; ip6tables-nft -A INPUT -s 2001:db8::7 -j DROP",
+    "legacy": "iptables-legacy -A INPUT -s 192.0.2.7 -j DROP; ip6tables-legacy -A INPUT -s 2001:db8::7 -j DROP",
+}
+"""What makes a host one that uses iptables."""
+
+
+class Counting:
+    """Programs that are counted, and can be made to fail on words in their input."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.refused = ""
+
+    def __call__(self, words: list[str], text: str = "") -> str:
+        self.calls.append(words[0].rpartition("/")[2])
+        if self.refused and self.refused in text:
+            raise KernelError(f"refused: {self.refused}")
+        return programs.run(words, text)
+
+    @property
+    def writes(self) -> list[str]:
+        return [name for name in self.calls if name.endswith("-restore")]
+
+
+def firewall(mode: Mode = Mode.AUTO, rules: Rules = ALL, run: Counting | None = None) -> Firewall:
+    tools = find_tools()
+    if run is not None:
+        tools = Tools(tools.nft, {kind: replace(item, run=run) for kind, item in tools.iptables.items()})
+    made = Firewall(tools, mode, run or programs.run)
+    made.want(rules)
+    return made
+
+
+def port_of(host: Host, made: Firewall) -> str:
+    host.check(made)
+    return made.state.port
+
+
+def test_a_host_without_rules_gets_nftables(host: Host) -> None:
+    assert port_of(host, firewall()) == "nftables"
+    ruleset = host.sh("nft list ruleset")
+    assert "table ip flannel-ipv4" in ruleset
+    assert "table ip6 flannel-ipv6" in ruleset
+    assert "hook forward" not in ruleset, "nothing drops, so nothing needs an accept"
+
+
+@pytest.mark.parametrize("kind", IPTABLES)
+def test_a_host_with_iptables_gets_iptables_of_its_kind(host: Host, kind: str) -> None:
+    host.sh(IPTABLES[kind])
+    assert port_of(host, firewall()) == f"iptables-{kind}"
+    for program, network in ((f"iptables-{kind}", "10.244.0.0/16"), (f"ip6tables-{kind}", "fd00:10::/48")):
+        rules = host.sh(f"{program} -S; {program} -t nat -S")
+        assert f'-A FLANNEL-FWD -s {network} -m comment --comment "flanneld forward" -j ACCEPT' in rules
+        assert '-A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD' in rules
+        assert '-A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG' in rules
+    assert "flannel-ipv4" not in host.sh("nft list tables")
+
+
+@pytest.mark.parametrize(
+    ("mode", "forced", "port"),
+    [(Mode.NFTABLES, False, "nftables"), (Mode.AUTO, True, "nftables"), (Mode.IPTABLES, False, "iptables-legacy")],
+)
+def test_a_flag_or_the_network_config_decides(host: Host, mode: Mode, forced: bool, port: str) -> None:
+    host.sh(IPTABLES["legacy"])
+    made = firewall(mode)
+    made.want(ALL, forced)
+    assert port_of(host, made) == port
+
+
+PORTS = {"nftables": "true", "iptables-nft": IPTABLES["nft"], "iptables-legacy": IPTABLES["legacy"]}
+
+
+@pytest.mark.parametrize("port", PORTS)
+def test_a_second_check_writes_nothing_and_a_restart_neither(host: Host, port: str) -> None:
+    host.sh(PORTS[port])
+    assert port_of(host, firewall()) == port
+    before = host.sh("nft -a list ruleset; iptables-legacy-save -t nat | grep -v '^#'")
+    again = firewall()
+    host.check(again)
+    again.forget()
+    host.check(again)
+    assert host.sh("nft -a list ruleset; iptables-legacy-save -t nat | grep -v '^#'") == before, "the same handles"
+
+
+@pytest.mark.parametrize("port", PORTS)
+def test_what_a_check_costs(host: Host, port: str) -> None:
+    host.sh(PORTS[port])
+    run = Counting()
+    made = firewall(run=run)
+    host.check(made)
+    run.calls.clear()
+    assert not host.do(made.legacy_changed)
+    host.check(made)
+    assert run.calls == [], "nothing changed, no program"
+    host.sh("nft add table inet someone; nft add chain inet someone c; nft add rule inet someone c counter")
+    made.forget()
+    host.check(made)
+    assert run.calls == ["nft"], "one look at somebody's change"
+    if port == "iptables-legacy":
+        host.sh("iptables-legacy -A INPUT -s 192.0.2.8 -j DROP")
+        run.calls.clear()
+        assert host.do(made.legacy_changed)
+        host.check(made)
+        assert run.calls == ["iptables-legacy-save"]
+
+
+DAMAGE = {
+    "nftables": [
+        "nft flush table ip flannel-ipv4",
+        "nft delete table ip6 flannel-ipv6",
+        "nft flush ruleset",
+        "nft delete rule ip flannel-ipv4 postrtg handle $(nft -a list table ip flannel-ipv4 | sed -n 's/.*# handle //p' | sed -n 4p)",
+        "nft insert rule ip flannel-ipv4 postrtg accept",
+        "nft add chain ip flannel-ipv4 x '{ type filter hook forward priority 0; policy drop; }'",
+    ],
+    "iptables-nft": [
+        "iptables-nft -F FLANNEL-FWD",
+        "iptables-nft -D FLANNEL-FWD 2",
+        "iptables-nft -I FLANNEL-FWD -j DROP",
+        "ip6tables-nft -t nat -F",
+        "iptables-nft -F FORWARD; iptables-nft -F FLANNEL-FWD; iptables-nft -X FLANNEL-FWD",
+        "iptables-nft -t nat -D FLANNEL-POSTRTG 5",
+        "iptables-nft -I FORWARD -j FLANNEL-FWD",
+        "printf '*filter\\n-A INPUT -s 192.0.2.7 -j DROP\\nCOMMIT\\n' | iptables-nft-restore",
+    ],
+    "iptables-legacy": [
+        "iptables-legacy -F FLANNEL-FWD",
+        "ip6tables-legacy -t nat -D FLANNEL-POSTRTG 3",
+        "iptables-legacy -F FORWARD; iptables-legacy -F FLANNEL-FWD; iptables-legacy -X FLANNEL-FWD",
+        "printf '*filter\\n-A INPUT -s 192.0.2.7 -j DROP\\nCOMMIT\\n' | iptables-legacy-restore",
+    ],
+}
+
+
+@pytest.mark.parametrize(("port", "damage"), [(port, item) for port, items in DAMAGE.items() for item in items])
+def test_damage_is_put_right(host: Host, port: str, damage: str) -> None:
+    host.sh(PORTS[port])
+    made = firewall(Mode.NFTABLES if port == "nftables" else Mode.AUTO)
+    host.check(made)
+    before = host.dump()
+    host.sh(damage)
+    assert host.dump() != before
+    made.forget()
+    host.do(made.legacy_changed)
+    host.check(made)
+    assert host.dump() == before
+    assert made.state.repaired == 1
+
+
+@pytest.mark.parametrize("old", PORTS)
+@pytest.mark.parametrize("new", ["nftables", "iptables-nft", "iptables-legacy"])
+def test_another_port_or_network_leaves_nothing_of_the_old(host: Host, old: str, new: str) -> None:
+    host.sh(PORTS[old])
+    assert port_of(host, firewall()) == old
+    if new != "nftables" and old != new:
+        host.sh("iptables-legacy -F INPUT; ip6tables-legacy -F INPUT; iptables-nft -F INPUT; ip6tables-nft -F INPUT")
+        host.sh(PORTS[new])
+    moved = plan(ONLY4, Subnets(IPv4Network("10.99.7.0/24"), None), forward=True, masquerade=True)
+    made = firewall(Mode.NFTABLES if new == "nftables" else Mode.AUTO, moved)
+    host.check(made)
+    dump = host.dump()
+    assert "10.244" not in dump
+    assert "fd00:10" not in dump
+    assert "FLANNEL-POSTRTG" not in host.sh("ip6tables-nft-save; ip6tables-legacy-save")
+    assert dump.count("10.99.7.0/24") == 3, "in one place"
+
+
+def test_a_kernel_or_program_without_fully_random_ports(host: Host) -> None:
+    host.sh(IPTABLES["legacy"])
+    run = Counting()
+    run.refused = "--random-fully"
+    made = firewall(run=run)
+    host.check(made)
+    rules = host.sh("iptables-legacy -t nat -S FLANNEL-POSTRTG")
+    assert rules.count("MASQUERADE") == 2
+    assert "random" not in rules
+
+
+def test_one_locked_table_spoils_nothing_else(host: Host) -> None:
+    host.sh(
+        "nft add table inet theirs; nft add chain inet theirs f '{ type filter hook forward priority 5; policy drop; }'"
+    )
+    run = Counting()
+    run.refused = '"theirs"'
+    made = firewall(Mode.NFTABLES, run=run)
+    state = host.do(made.check)
+    assert not state.in_place
+    assert "nftables table inet theirs: refused" in state.errors[0]
+    assert [(drop.table, drop.chain, drop.passed) for drop in state.drops] == [("inet theirs", "f", False)]
+    assert "masquerade" in host.sh("nft list table ip flannel-ipv4")
+    run.refused = ""
+    host.check(made)
+
+
+def test_without_programs_it_says_what_is_missing(host: Host) -> None:
+    bare = Firewall(Tools(None, {}))
+    bare.want(ALL)
+    assert "no masquerade: neither nft nor iptables" in host.do(bare.check).errors[0]
+    bare.want(plan(DUAL, SUBNETS, forward=True, masquerade=False))
+    assert host.do(bare.check).in_place, "nothing can drop here"
+    host.sh("nft add table inet theirs; nft add chain inet theirs f '{ type filter hook forward priority 5; }'")
+    assert "neither nft nor iptables" in host.do(bare.check).errors[0]
+
+
+def test_iptables_alone_will_do(host: Host) -> None:
+    variants: dict[str, Variant] = dict(find_tools().iptables)
+    host.sh("iptables-nft -P FORWARD DROP")
+    made = Firewall(Tools(None, {"nft": variants["nft"]}))
+    made.want(ALL)
+    host.check(made)
+    assert "FLANNEL-FWD" in host.sh("iptables-nft -S FORWARD")
+    made.want(NO_RULES)
+    host.check(made)
+    assert "FLANNEL" not in host.sh("iptables-nft-save; ip6tables-nft-save")
+
+
+# Rulesets that somebody else may have: each line a command, any of them in any order.
+FOREIGN = st.lists(
+    st.sampled_from(
+        [
+            "iptables-nft -P FORWARD DROP",
+            "iptables-nft -A FORWARD -i eth9 -j REJECT",
+            "iptables-nft -I FORWARD -s 192.0.2.0/24 -j DROP",
+            "iptables-nft -A FORWARD -j ACCEPT",
+            "ip6tables-nft -A FORWARD -j DROP",
+            "iptables-nft -t nat -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE",
+            "iptables-nft -N MINE; iptables-nft -A MINE -j DROP; iptables-nft -I FORWARD ! -i a -o a -j MINE",
+            "iptables-legacy -P FORWARD DROP",
+            "iptables-legacy -A FORWARD -p tcp --dport 80 -m comment --comment 'a b' -j REJECT",
+            "ip6tables-legacy -A FORWARD -j REJECT",
+            "iptables-legacy -t nat -A POSTROUTING -o eth9 -j MASQUERADE",
+            "nft add table inet theirs; nft add chain inet theirs f '{ type filter hook forward priority 10; policy drop; }'",
+            "nft add table inet other; nft add chain inet other f '{ type filter hook forward priority -5; }';"
+            "nft add rule inet other f ct state established accept; nft add rule inet other f reject",
+            "nft add table ip6 six; nft add chain ip6 six f '{ type filter hook forward priority 0; policy drop; }';"
+            "nft add rule ip6 six f ip6 saddr 2001:db8::/32 counter drop",
+            "nft add table ip last; nft add chain ip last out; nft add rule ip last out counter drop;"
+            "nft add chain ip last f '{ type filter hook forward priority 0; }';"
+            "nft add rule ip last f iifname eth9 jump out; nft add rule ip last f ip saddr 192.0.2.0/24 accept",
+        ]
+    ),
+    max_size=5,
+    unique=True,
+)
+
+
+@given(
+    commands=FOREIGN,
+    modes=st.lists(st.sampled_from([Mode.AUTO, Mode.NFTABLES, Mode.IPTABLES]), min_size=1, max_size=2),
+    forward=st.booleans(),
+    masquerade=st.booleans(),
+)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+def test_apply_and_clean_up_leave_the_ruleset_as_it_was(
+    commands: list[str], modes: list[Mode], forward: bool, masquerade: bool
+) -> None:
+    host = Host()
+    try:
+        for command in commands:
+            host.sh(command)
+        before = host.dump()
+        rules = plan(DUAL, SUBNETS, forward=forward, masquerade=masquerade)
+        for mode in modes:
+            made = firewall(mode, rules)
+            host.check(made)
+            assert all(drop.passed for drop in made.state.drops)
+            dump = host.dump()
+            assert ("masquerade fully-random" in dump or "--random-fully" in dump) == masquerade
+            host.check(firewall(mode, rules))
+            assert host.dump() == dump, "a second run changes nothing"
+        host.check(firewall(rules=NO_RULES))
+        assert host.dump() == before
+    finally:
+        host.close()
