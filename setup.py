@@ -45,6 +45,8 @@ setup(
     entry_points={
         "console_scripts": ["pyflannel = pyflannel.cli:main"],
         "pyflannel.backends": [
+            "alloc = pyflannel_backends.alloc:AllocBackend",
+            "extension = pyflannel_backends.extension:ExtensionBackend",
             "host-gw = pyflannel_backends.host_gw:HostGatewayBackend",
             "udp = pyflannel_backends.udp:UdpBackend",
             "vxlan = pyflannel_backends.vxlan:VxlanBackend",
