@@ -19,8 +19,9 @@ from pyflannel.backend import Backend, Node, PeerRejected
 from pyflannel.errors import MalformedError
 from pyflannel.kernel.model import KernelObject, Key
 from pyflannel.lease import IPNetwork, Lease, Subnets
+from pyflannel.network import NetworkConfig
 
-__all__ = ["Overlay", "Peer"]
+__all__ = ["Overlay", "Peer", "Ranges", "placement_problem", "type_problem"]
 
 _NODE = ""
 """Owner of the kernel keys that the node needs for itself; no lease has this key."""
@@ -56,7 +57,7 @@ class Overlay:
         self._peers: dict[str, Peer] = {}
         self.skipped = 0
         """How many of the peers can't be used."""
-        self._ranges = _Ranges()
+        self._ranges = Ranges()
         self._waiting: dict[str, set[str]] = {}
         self._changed: set[Key] = set()
         self._touched: set[str] = set()
@@ -199,43 +200,58 @@ class Overlay:
         return Subnets(ipv4, ipv6) if ipv4 or ipv6 else subnets
 
     def _problem(self, lease: Lease) -> str:
-        used = [version for version in self.node.network.versions if lease.subnets.of(version) is not None]
-        if not used:
-            return "has no subnet of a family that this network uses"
-        for version in used:
-            reason = self._family_problem(lease, version)
-            if reason:
-                return reason
+        reason = placement_problem(self.node.network, lease)
+        if reason:
+            return reason
+        for version in self.node.network.versions:
+            public = lease.attributes.public(version)
+            leased = lease.subnets.of(version) is not None
+            if leased and public is not None and public == self.node.underlay.public(version):
+                return f"{_public_name(version)} {public} is this node's own"
         if lease.subnets.overlaps(self.node.subnets):
             return f"overlaps this node's own subnet {self.node.subnets}"
-        return self._type_problem(lease.attributes.backend_type)
+        return type_problem(lease, self.backend.name, self.backend.capabilities.untyped_leases)
 
-    def _family_problem(self, lease: Lease, version: int) -> str:
-        family, subnet = self.node.network.family(version), lease.subnets.of(version)
-        if family is None or subnet is None:
-            return ""
-        whole = family.network
-        if subnet.prefixlen < whole.prefixlen or subnet.network_address not in whole:
-            return f"{subnet} lies outside the network {whole}"
-        name, public = f"PublicIP{'' if version == 4 else 'v6'}", lease.attributes.public(version)
-        if public is None:
-            return f"has no {name}"
-        if public == self.node.underlay.public(version):
-            return f"{name} {public} is this node's own"
-        if public.is_unspecified or public.is_loopback or public.is_multicast or int(public) == 0xFFFFFFFF:
-            return f"{name} {public} is no address that a node can have"
-        if public in whole:
-            return f"{name} {public} lies inside the overlay {whole}, which it should carry"
+
+def placement_problem(network: NetworkConfig, lease: Lease) -> str:
+    """Why no node of ``network`` can use where ``lease`` lies or where it leads to; empty if nothing is wrong."""
+    used = [version for version in network.versions if lease.subnets.of(version) is not None]
+    if not used:
+        return "has no subnet of a family that this network uses"
+    return next(filter(None, (_family_problem(network, lease, version) for version in used)), "")
+
+
+def type_problem(lease: Lease, backend: str, untyped_leases: bool) -> str:
+    """Why ``lease`` is not one of a network with this backend; empty if it is."""
+    backend_type = lease.attributes.backend_type
+    if backend_type == backend or (backend_type is None and untyped_leases):
         return ""
-
-    def _type_problem(self, backend_type: str | None) -> str:
-        if backend_type == self.backend.name or (backend_type is None and self.backend.capabilities.untyped_leases):
-            return ""
-        found = "none" if backend_type is None else repr(backend_type)
-        return f"BackendType is {found}, this network's is {self.backend.name!r}"
+    found = "none" if backend_type is None else repr(backend_type)
+    return f"BackendType is {found}, this network's is {backend!r}"
 
 
-class _Ranges:
+def _family_problem(network: NetworkConfig, lease: Lease, version: int) -> str:
+    family, subnet = network.family(version), lease.subnets.of(version)
+    if family is None or subnet is None:
+        return ""
+    whole = family.network
+    if subnet.prefixlen < whole.prefixlen or subnet.network_address not in whole:
+        return f"{subnet} lies outside the network {whole}"
+    name, public = _public_name(version), lease.attributes.public(version)
+    if public is None:
+        return f"has no {name}"
+    if public.is_unspecified or public.is_loopback or public.is_multicast or int(public) == 0xFFFFFFFF:
+        return f"{name} {public} is no address that a node can have"
+    if public in whole:
+        return f"{name} {public} lies inside the overlay {whole}, which it should carry"
+    return ""
+
+
+def _public_name(version: int) -> str:
+    return f"PublicIP{'' if version == 4 else 'v6'}"
+
+
+class Ranges:
     """Which lease holds which addresses, answering "who overlaps this?" without looking at every lease.
 
     Nearly all subnets have one length, so a look-up per length in use is enough; only a range shorter than some
@@ -247,15 +263,18 @@ class _Ranges:
         """IP version and prefix length to: the prefix's leading bits to the lease's key."""
 
     def add(self, subnets: Subnets, key: str) -> None:
+        """Note that the lease ``key`` holds ``subnets``."""
         for subnet in subnets.each:
             length = (subnet.version, subnet.prefixlen)
             self._holders.setdefault(length, {})[_leading(subnet, subnet.prefixlen)] = key
 
     def remove(self, subnets: Subnets) -> None:
+        """Nobody holds ``subnets`` any more."""
         for subnet in subnets.each:
             self._holders[subnet.version, subnet.prefixlen].pop(_leading(subnet, subnet.prefixlen), None)
 
     def overlapping(self, subnets: Subnets) -> set[str]:
+        """The keys of leases that hold any address of ``subnets``."""
         found = set()
         for subnet in subnets.each:
             for (version, length), holders in self._holders.items():

@@ -138,7 +138,8 @@ class Store(ABC):
     * ``api_version``: the :data:`API_VERSION` it was built for;
     * ``scheme``: the URL scheme it answers to, equal to its entry point's name;
     * ``options``: option name to one line of help, for ``?name=value`` in the URL and keys of the ``[store]`` table;
-    * ``secret_options``: those that must never be shown.
+    * ``secret_options``: those that must never be shown;
+    * ``exact_ttl``: whether :meth:`time_to_live` tells the remaining time, rather than a limit to it.
 
     Constructing a driver validates the location and may not touch the network: ``ConfigError`` is all it may raise.
     """
@@ -147,6 +148,7 @@ class Store(ABC):
     scheme: ClassVar[str]
     options: ClassVar[Mapping[str, str]] = {}
     secret_options: ClassVar[frozenset[str]] = frozenset()
+    exact_ttl: ClassVar[bool] = True
 
     def __init__(self, location: StoreLocation) -> None:
         location.check_options(self.options, self.secret_options)

@@ -105,6 +105,7 @@ class ConsulStore(Store):
     """The driver for ``consul://host:port,host:port/prefix``; needs py-consul."""
 
     scheme = "consul"
+    exact_ttl = False  # Consul tells a session's TTL, not what is left of it
     options: ClassVar[Mapping[str, str]] = {
         "token_file": "file with the ACL token; default: the environment's PYFLANNEL_CONSUL_TOKEN or CONSUL_HTTP_TOKEN",
         "tls": "speak HTTPS (true or false); implied by the files below",
