@@ -13,10 +13,11 @@ retried with growing, jittered pauses, and the watch resumes where it broke off 
 
 from __future__ import annotations
 
+import json
 import queue
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -333,9 +334,9 @@ class LeaseKeeper:
         return session
 
     def _obtain(self, network: NetworkConfig, factory: _SessionFactory, records: dict[str, Record]) -> Record:
-        leases = [lease for record in records.values() if (lease := _readable(record)) is not None]
-        existing = [Existing(lease, records[lease.key].permanent) for lease in leases]
         identity = Identity(self._options.node_id, factory.underlay.public_ipv4, factory.underlay.public_ipv6)
+        leases = [lease for record in self._concerning(identity, records) if (lease := _readable(record)) is not None]
+        existing = [Existing(lease, records[lease.key].permanent) for lease in leases if lease.key in records]
         previous = self.state.lease.subnets if self.state.lease else None
         if previous is None:
             previous = envfile.read_previous(self._options.subnet_file).subnets
@@ -346,19 +347,33 @@ class LeaseKeeper:
             self._store.delete(records.pop(lease.key))
         if isinstance(decision, Adopt):
             return self._take(records[decision.lease.key], decision.lease, factory)
-        self._refuse_to_lose(network, existing)
-        return self._create(network, factory, [_claim(network, record) for record in records.values()], previous)
+        claims = {key: claim for key in records if (claim := _claim(network, key)) is not None}
+        self._refuse_to_lose(network, records, claims)
+        return self._create(network, factory, list(claims.values()), previous)
 
-    def _refuse_to_lose(self, network: NetworkConfig, existing: list[Existing]) -> None:
+    def _concerning(self, identity: Identity, records: dict[str, Record]) -> Iterator[Record]:
+        """The records that may be ours or a rival's: those that name us. Reading all takes as long as all the rest."""
+        node_id = json.dumps(identity.node_id)[1:-1]
+        names = [node_id, *(str(ip) for ip in (identity.public_ipv4, identity.public_ipv6) if ip is not None)]
+        for record in records.values():
+            # A text with escapes or an IPv6 address may spell one name in several ways.
+            if "\\" in record.value or ":" in names[-1] or any(name in record.value for name in names):
+                yield record
+
+    def _refuse_to_lose(
+        self, network: NetworkConfig, records: dict[str, Record], claims: Mapping[str, Subnets]
+    ) -> None:
         """A node whose subnet is another's now must not quietly get a new one: its containers have addresses of it."""
         held = self.state.lease
         if held is None or not network.fits(held.subnets):
             return
-        for item in existing:
-            if item.lease.subnets.overlaps(held.subnets):
+        for key, claim in claims.items():
+            if claim.overlaps(held.subnets):
+                lease = _readable(records[key])
+                holder = lease.attributes if lease is not None else LeaseAttributes()
                 raise LeaseError(
-                    f"our subnet {held.subnets} was lost and is leased to node {item.lease.attributes.node_id!r} "
-                    f"({item.lease.attributes.public_ip or item.lease.attributes.public_ipv6}) now. Delete that lease, "
+                    f"our subnet {held.subnets} was lost and is leased to node {holder.node_id!r} "
+                    f"({holder.public_ip or holder.public_ipv6}) now. Delete that lease, "
                     "or restart this daemon and its containers to get another subnet"
                 )
 
@@ -370,9 +385,8 @@ class LeaseKeeper:
         return self._store.update(record, attributes.to_json(), None if record.permanent else self._options.ttl)
 
     def _create(
-        self, network: NetworkConfig, factory: _SessionFactory, taken: list[Subnets | None], previous: Subnets | None
+        self, network: NetworkConfig, factory: _SessionFactory, held: list[Subnets], previous: Subnets | None
     ) -> Record:
-        held = [subnets for subnets in taken if subnets is not None]
         for _ in range(CREATE_ATTEMPTS):
             subnets = allocate(network, held, previous, self._rng)
             value = factory.attributes(subnets, LeaseAttributes()).to_json()
@@ -607,11 +621,13 @@ def _readable(record: Record) -> Lease | None:
         return None
 
 
-def _claim(network: NetworkConfig, record: Record) -> Subnets | None:
-    """What a record takes away from others. A claim to the whole network or more takes nothing: it is nobody's
-    subnet, and must not shut all other nodes out."""
+def _claim(network: NetworkConfig, key: str) -> Subnets | None:
+    """What a record of this key takes away from others.
+
+    A claim to the whole network or more takes nothing: it is nobody's subnet, and must not shut all other nodes out.
+    """
     try:
-        subnets = Subnets.from_key(record.key)
+        subnets = Subnets.from_key(key)
     except MalformedError:
         return None
     families = [(network.family(subnet.version), subnet) for subnet in subnets.each]

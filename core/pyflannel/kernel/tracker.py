@@ -159,22 +159,24 @@ class Tracker:
 
     def _dump(self) -> None:
         links = {item.name: item for item in self._desired.values() if isinstance(item, Link)}
-        scope = Scope(
+        self._scope = Scope(
             frozenset(links),
             frozenset(item.path for item in self._desired.values() if isinstance(item, Sysctl)),
             {name: link for name, link in links.items() if isinstance(link.info, GenericInfo)},
         )
-        found = self.port.dump(scope)
+        found = self.port.dump(self._scope)
         for key in [key for key in self._actual if key not in found]:
             self._see(key, None)
+        for key, wanted in self._desired.items():
+            item = found.pop(key, None)
+            if item is not None:
+                self._see(key, item)
+            elif _may_lack(wanted):
+                self._actual[key] = wanted
+            else:
+                self._dirty.add(key)
         for key, item in found.items():
             self._see(key, item)
-        for key, wanted in self._desired.items():
-            if key not in found:
-                if _may_lack(wanted):
-                    self._actual[key] = wanted
-                else:
-                    self._dirty.add(key)
         self._resync = False
 
     # The difference
@@ -205,13 +207,12 @@ class Tracker:
 
     def _write(self, selected: Callable[[Key], bool]) -> Outcome:
         now = self._clock()
-        writes = list(self._pending_writes(now, selected))
+        writes = dict(self._pending_writes(now, selected))
         if not writes:
             return Outcome()
-        refused = self.port.apply(writes)
+        refused = self.port.apply(list(writes.values()))
         repaired = []
-        for write in writes:
-            key = write.key
+        for key, write in writes.items():
             error = refused.get(key)
             if error is not None:
                 self._fail(key, error, now)
@@ -228,7 +229,7 @@ class Tracker:
                 repaired.append(write)
         return Outcome(len(writes) - len(refused), tuple(repaired), len(self.failures), len(refused))
 
-    def _pending_writes(self, now: float, selected: Callable[[Key], bool]) -> Iterator[Write]:
+    def _pending_writes(self, now: float, selected: Callable[[Key], bool]) -> Iterator[tuple[Key, Write]]:
         for key in [key for key in self._dirty if selected(key)]:
             old, new = self._actual.get(key), self._desired.get(key)
             if old == new:
@@ -238,7 +239,7 @@ class Tracker:
             elif (new is None and (not self.sweep or key[0] is Kind.SYSCTL)) or self._lacks_link(new):
                 continue
             elif (failure := self._failures.get(key)) is None or failure.retry_at <= now:
-                yield Write(old, new)
+                yield key, Write(old, new)
 
     def _lacks_link(self, item: KernelObject | None) -> bool:
         """Whether ``item`` has to wait for a link of ours that is not there yet."""
