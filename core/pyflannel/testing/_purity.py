@@ -1,0 +1,73 @@
+"""Catching a function that is not pure: what it opens, runs, connects to or asks the clock is written down.
+
+An audit hook (``sys.addaudithook``) sees files, sockets and processes; clocks and randomness raise no audit events, so
+their functions are replaced for the moment. What is written down can't be hidden by a handler that swallows errors.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
+from unittest.mock import patch
+
+__all__ = ["watched"]
+
+_EVENTS: Final = ("open", "socket.", "subprocess.", "os.", "shutil.", "ctypes.dlopen", "signal.")
+_FUNCTIONS: Final[tuple[tuple[Any, str], ...]] = (
+    (time, "time"),
+    (time, "time_ns"),
+    (time, "monotonic"),
+    (time, "monotonic_ns"),
+    (time, "sleep"),
+    (os, "urandom"),
+    (os, "getpid"),
+    (random, "random"),
+    (random, "randrange"),
+    (random, "randint"),
+    (random, "choice"),
+    (random, "getrandbits"),
+)
+
+_watching = threading.local()
+_installed: list[bool] = []
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    found: list[str] | None = getattr(_watching, "found", None)
+    if found is not None and event.startswith(_EVENTS):
+        found.append(f"{event} {arguments[0] if arguments else ''}".strip())
+
+
+def _noting(name: str, function: Callable[..., Any], found: list[str]) -> Callable[..., Any]:
+    owner = threading.get_ident()
+
+    def note(*arguments: Any, **named: Any) -> Any:
+        if threading.get_ident() == owner:
+            found.append(name)
+        return function(*arguments, **named)
+
+    return note
+
+
+@contextmanager
+def watched() -> Iterator[list[str]]:
+    """What this thread does to the world meanwhile, as texts; nothing is hindered."""
+    if not _installed:  # a hook can't be taken out again
+        sys.addaudithook(_hook)
+        _installed.append(True)
+    found: list[str] = []
+    with ExitStack() as stack:
+        for module, name in _FUNCTIONS:
+            function = getattr(module, name)
+            stack.enter_context(patch.object(module, name, _noting(f"{module.__name__}.{name}", function, found)))
+        _watching.found = found
+        try:
+            yield found
+        finally:
+            _watching.found = None

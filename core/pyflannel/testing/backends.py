@@ -1,0 +1,764 @@
+"""The conformance kit for backends: the contract of :mod:`pyflannel.backend`, checked as properties and in a lab.
+
+Subclass it in a test module of your own distribution and name your backend::
+
+    class TestMyBackend(BackendConformance):
+        backend = "my-backend"
+        variants = ({}, {"Port": 4790})
+
+:class:`BackendPlanning` asks the planner: hypothesis draws networks, options, nodes and hostile peers. It needs no
+rights and no installation. :class:`BackendBehaviour` runs three nodes with real daemons in a lab (root, or user
+namespaces), for which the backend must be installed: traffic, repairs, restarts, departures, a change of options and
+back, and a cleanup that leaves nothing. :class:`BackendConformance` is both.
+
+A test that asks for what a backend does not claim skips with a reason that begins with ``not applicable:``.
+"""
+
+# A test's name is its docstring:
+# ruff: noqa: D102
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final, NoReturn
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pyflannel.backend import API_VERSION, Backend, Lease, Node, PeerRejected, Underlay, parse_options
+from pyflannel.errors import ConfigError, KernelError, PluginError
+from pyflannel.kernel.model import Address, DesiredState, FdbEntry, KernelObject, Kind, Link, Neighbour, Route, Sysctl
+from pyflannel.lab import Lab
+from pyflannel.lab import Node as LabNode
+from pyflannel.lab.daemon import pyflannel_command
+from pyflannel.lease import JSON
+from pyflannel.network import NetworkConfig
+from pyflannel.testing._purity import watched
+from pyflannel.testing._scenes import (
+    Scene,
+    accepted_type,
+    build,
+    document,
+    hostile,
+    lease_of,
+    make_node,
+    option_fields,
+    scenes,
+)
+from pyflannel.testing.stores import eventually
+
+__all__ = ["BackendBehaviour", "BackendConformance", "BackendPlanning", "LiveOverlay", "not_applicable"]
+
+PATIENCE: Final = 60.0
+"""Seconds after which the kit takes a thing for not happening at all. Nothing is judged by how long it took."""
+
+RESYNC: Final = 5
+"""Seconds between the daemons' full comparisons: the kernel tells nobody of most of its parameters."""
+
+IPV6_MINIMUM_MTU: Final = 1280
+"""RFC 8200, section 5."""
+
+NODE_WIDE: Final = frozenset({"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"})
+"""Kernel parameters of the whole node that every backend may set."""
+
+_PROPERTY = settings(
+    max_examples=40,
+    deadline=None,
+    # One property serves many subclasses, and planning is quick: the fixtures hold nothing that wears out.
+    suppress_health_check=[
+        HealthCheck.differing_executors,
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.filter_too_much,
+        HealthCheck.too_slow,
+    ],
+)
+
+
+def not_applicable(reason: str) -> NoReturn:
+    """Skip a test that asks for something the backend does not claim."""
+    pytest.skip(f"not applicable: {reason}")
+
+
+class _Subject:
+    """What a subclass of either kit says about its backend."""
+
+    backend: ClassVar[str | type[Backend[Any]]]
+    """The backend: the name it is installed under, or its class."""
+
+    variants: ClassVar[Sequence[Mapping[str, JSON]]] = ({},)
+    """``Backend`` dictionaries (without ``Type``) worth trying; the lab runs the first, and changes to the second."""
+
+    carries_traffic: ClassVar[bool] = True
+    """Whether containers reach each other; false for a backend that only leases subnets."""
+
+    plans_routes: ClassVar[bool] = True
+    """Whether the plan holds the routes to peers; false where commands or somebody else make them."""
+
+    extra_sysctls: ClassVar[frozenset[str]] = frozenset()
+    """Kernel parameters beyond :data:`NODE_WIDE` and the own links' that the plan may set."""
+
+    keeps_forwarding: ClassVar[bool] = True
+    """Whether packets flow while the daemon is restarted."""
+
+    @property
+    def kind(self) -> type[Backend[Any]]:
+        """The backend's class."""
+        from pyflannel.plugins import load_backend
+
+        return load_backend(self.backend) if isinstance(self.backend, str) else self.backend
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The IP versions that the backend says it carries."""
+        able = self.kind.capabilities
+        return tuple(version for version, can in ((4, able.ipv4), (6, able.ipv6)) if can)
+
+
+class BackendPlanning(_Subject):
+    """The planner's promises. Set ``backend`` and, where texts among the options matter, ``variants``."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def state(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """Where drawn nodes keep what must outlive reboots."""
+        return tmp_path_factory.mktemp("nodes")
+
+    def scene(self, data: st.DataObject, state: Path) -> Scene:
+        """A network to plan for, as hypothesis draws it."""
+        return data.draw(scenes(self.kind, self.variants, state), label="scene")
+
+    def example(self, state: Path, versions: Sequence[int], options: Mapping[str, JSON], mtu: int = 1500) -> Scene:
+        """A network of three nodes, the same every time."""
+        network = NetworkConfig.from_json(json.dumps(document(self.kind, options, versions)))
+        backend = build(self.kind, network)
+        nodes = tuple(make_node(network, number, state, mtu) for number in (1, 2, 3))
+        for node in nodes:
+            node.state_dir.mkdir(parents=True, exist_ok=True)
+        return Scene(backend, nodes, tuple(lease_of(backend, node) for node in nodes))
+
+    # the face
+
+    def test_it_states_its_api_version_name_and_families(self) -> None:
+        kind = self.kind
+        assert kind.api_version == API_VERSION
+        assert isinstance(kind.name, str)
+        assert kind.name
+        assert self.versions, "capabilities claim no address family"
+
+    def test_options_are_a_complete_table(self) -> None:
+        """Every option has a key, a meaning, a default, and a number also bounds."""
+        kind = self.kind
+        assert dataclasses.is_dataclass(kind.Options), "Options must be a dataclass"
+        assert vars(kind.Options)["__dataclass_params__"].frozen, "Options must be frozen"
+        table = option_fields(kind)
+        assert {item.name for item in table.values()} == {
+            item.name for item in dataclasses.fields(kind.Options) if item.init
+        }, "every field of Options must be made with option()"
+        assert len({key.lower() for key in table}) == len(table), "keys must differ in more than case"
+        for key, item in table.items():
+            self._check_option(key, item)
+
+    def _check_option(self, key: str, item: Any) -> None:
+        accepted, optional = accepted_type(self.kind, item.name)
+        assert accepted in (bool, int, str), f"option {key}: {accepted} is no type that JSON and parse_options know"
+        assert item.metadata["doc"].strip(), f"option {key} has no documentation"
+        assert item.default is not dataclasses.MISSING, f"option {key} has no default"
+        if item.default is None:
+            assert optional, f"option {key}: None is not of its type"
+            return
+        assert type(item.default) is accepted, f"option {key}: the default {item.default!r} is not a {accepted}"
+        minimum, maximum = item.metadata["minimum"], item.metadata["maximum"]
+        if accepted is int:
+            assert minimum is not None, f"option {key}: say how small it may be"
+            assert minimum <= item.default, f"option {key}: the default is below its minimum"
+            assert maximum is None or item.default <= maximum, f"option {key}: the default is above its maximum"
+
+    def test_options_keep_to_their_table(self) -> None:
+        """No options give the defaults; case does not matter; wrong types and numbers out of bounds are refused."""
+        kind = self.kind
+        defaults, _ = parse_options(kind.Options, {})
+        for key, item in option_fields(kind).items():
+            if item.default is not None:
+                assert parse_options(kind.Options, {key.lower(): item.default, key.upper(): item.default}) == (
+                    defaults,
+                    (),
+                )
+            wrong: list[JSON] = [["a list"], {}]
+            wrong += [bound for bound in (_beyond(item, "minimum", -1), _beyond(item, "maximum", 1)) if bound]
+            for value in wrong:
+                with pytest.raises(ConfigError, match=key):
+                    parse_options(kind.Options, {key: value})
+
+    def test_all_variants_are_valid(self, state: Path) -> None:
+        for options in self.variants:
+            self.example(state, self.versions, options)
+
+    # purity
+
+    @_PROPERTY
+    @given(data=st.data())
+    def test_planning_is_pure(self, state: Path, data: st.DataObject) -> None:
+        """Same arguments, same result, in any order and from another object; nothing is changed, opened or asked."""
+        scene = self.scene(data, state)
+        node, peers = scene.nodes[0], scene.leases[1:]
+        before = copy.deepcopy(peers)
+        first = (scene.backend.plan_node(node), scene.backend.mtu(node.underlay), self._plans(scene.backend, node))
+        planned = [_plan(scene.backend, node, peer) for peer in peers]
+        other = type(scene.backend)(scene.backend.options)
+        with watched() as done:
+            again = [_plan(other, node, peer) for peer in reversed(peers)][::-1]
+            second = (other.plan_node(node), other.mtu(node.underlay), self._plans(other, node))
+        assert not done, f"planning must not touch the world, but it did: {done[:5]}"
+        assert again == planned
+        assert second == first
+        assert peers == before, "planning changed a lease that it was given"
+        assert (node, scene.backend.options) == (scene.nodes[0], other.options)
+
+    def _plans(self, backend: Backend[Any], node: Node) -> DesiredState:
+        return backend.plan_node(node)
+
+    @_PROPERTY
+    @given(data=st.data())
+    def test_a_plan_is_a_desired_state(self, state: Path, data: st.DataObject) -> None:
+        scene = self.scene(data, state)
+        node = scene.nodes[0]
+        plans = [scene.backend.plan_node(node)]
+        plans += [plan for peer in scene.leases[1:] if not isinstance(plan := _plan(scene.backend, node, peer), str)]
+        for plan in plans:
+            assert isinstance(plan, DesiredState), f"a plan is a DesiredState, not {type(plan).__name__}"
+            for item in plan:
+                assert isinstance(item, typing.get_args(KernelObject)), f"{item!r} is no kernel object"
+
+    # good and hostile peers
+
+    @_PROPERTY
+    @given(data=st.data())
+    def test_good_peers_on_the_link_are_planned(self, state: Path, data: st.DataObject) -> None:
+        """What a node publishes is what the others understand."""
+        scene = self.scene(data, state)
+        for node in scene.nodes:
+            for peer in scene.leases:
+                if peer.key != node.subnets.key:
+                    scene.backend.plan_peer(node, peer)
+
+    @_PROPERTY
+    @given(data=st.data())
+    def test_a_hostile_peer_is_rejected_or_harmless(self, state: Path, data: st.DataObject) -> None:
+        """Whatever a lease carries: PeerRejected with a reason, or a plan that touches only what is ours."""
+        scene = self.scene(data, state)
+        node = scene.nodes[0]
+        peer = data.draw(hostile(scene.leases[1]), label="peer")
+        before = copy.deepcopy(peer)
+        plan = _plan(scene.backend, node, peer)
+        assert peer == before
+        if isinstance(plan, str):
+            assert plan.strip(), "PeerRejected needs a reason: it is what `pyflannel status` shows"
+        else:
+            self.check_ours(scene.backend, node, peer, plan)
+
+    def test_a_peer_behind_a_router_is_planned_or_rejected(self, state: Path) -> None:
+        from ipaddress import IPv4Address, IPv6Address
+
+        for options in self.variants:
+            scene = self.example(state, self.versions, options)
+            attributes = dataclasses.replace(
+                scene.leases[1].attributes,
+                public_ip=IPv4Address("198.51.100.7"),
+                public_ipv6=IPv6Address("2001:db8:1::7"),
+            )
+            peer = scene.leases[1].with_attributes(attributes)
+            plan = _plan(scene.backend, scene.nodes[0], peer)
+            if not isinstance(plan, str):
+                self.check_ours(scene.backend, scene.nodes[0], peer, plan)
+
+    @_PROPERTY
+    @given(data=st.data())
+    def test_what_is_published_is_json(self, state: Path, data: st.DataObject) -> None:
+        """And the same each time, for it is compared with what the store holds."""
+        scene = self.scene(data, state)
+        for node in scene.nodes:
+            published = scene.backend.publish(node)
+            for part in (published.data, published.v6_data):
+                assert json.loads(json.dumps(part, allow_nan=False)) == part
+            assert type(scene.backend)(scene.backend.options).publish(node) == published
+
+    # only what is ours
+
+    @_PROPERTY
+    @given(data=st.data())
+    def test_only_own_objects_are_planned(self, state: Path, data: st.DataObject) -> None:
+        scene = self.scene(data, state)
+        for node in scene.nodes:
+            for peer in scene.leases:
+                if peer.key != node.subnets.key:
+                    self.check_ours(scene.backend, node, peer, scene.backend.plan_peer(node, peer))
+
+    def check_ours(self, backend: Backend[Any], node: Node, peer: Lease, plan: DesiredState) -> None:
+        """Fail if a node's plan, or that for one peer, reaches beyond what is the overlay's."""
+        own = backend.plan_node(node)
+        links = {item.name for item in (*own, *plan) if isinstance(item, Link)}
+        for item in own:
+            _check_object(item, node, None, links, self.extra_sysctls)
+        for item in plan:
+            _check_object(item, node, peer, links, self.extra_sysctls)
+
+    @_PROPERTY
+    @given(data=st.data())
+    def test_good_peers_do_not_get_in_each_others_way(self, state: Path, data: st.DataObject) -> None:
+        """No kernel key is claimed by two peers, or by a peer and the node itself."""
+        scene = self.scene(data, state)
+        node = scene.nodes[0]
+        claimed = dict.fromkeys(scene.backend.plan_node(node).keys(), "the node itself")
+        for peer in scene.leases[1:]:
+            for key in scene.backend.plan_peer(node, peer).keys():  # noqa: SIM118 - no mapping
+                assert key not in claimed, f"{key} is claimed by {peer.key} and {claimed[key]}"
+                claimed[key] = peer.key
+
+    # families and sizes
+
+    def test_declared_families_are_served(self, state: Path) -> None:
+        """In every mix of them, a packet for a peer's subnet finds a route."""
+        if not self.plans_routes:
+            not_applicable("plans_routes is false: somebody else makes the routes")
+        for options in self.variants:
+            for versions in {self.versions, *((version,) for version in self.versions)}:
+                scene = self.example(state, versions, options)
+                node, peer = scene.nodes[0], scene.leases[1]
+                plan = [*scene.backend.plan_node(node), *scene.backend.plan_peer(node, peer)]
+                routes = [item.destination for item in plan if isinstance(item, Route)]
+                for subnet in peer.subnets.each:
+                    covered = [route for route in routes if route.version == subnet.version]
+                    assert any(subnet.subnet_of(route) for route in covered), (  # type: ignore[arg-type]
+                        f"{options}: no route leads to the peer's subnet {subnet}"
+                    )
+                wrong = [route for route in routes if route.version not in versions]
+                assert not wrong, f"{options}: routes of a family that the network does not use: {wrong}"
+
+    @_PROPERTY
+    @given(underlay_mtu=st.integers(1500, 65535))
+    def test_the_mtu_fits_the_underlay(self, state: Path, underlay_mtu: int) -> None:
+        scene = self.example(state, self.versions, {}, underlay_mtu)
+        mtu = scene.backend.mtu(scene.nodes[0].underlay)
+        assert type(mtu) is int
+        assert IPV6_MINIMUM_MTU <= mtu <= underlay_mtu
+        smaller = dataclasses.replace(scene.nodes[0].underlay, mtu=underlay_mtu - 100)
+        assert scene.backend.mtu(smaller) <= mtu, "a smaller underlay can't carry more"
+        for item in scene.backend.plan_node(scene.nodes[0]):
+            if isinstance(item, Link):
+                assert 0 < item.mtu <= underlay_mtu, f"{item}: larger than the underlay's {underlay_mtu}"
+
+
+def _beyond(item: Any, bound: str, step: int) -> int | None:
+    value = item.metadata[bound]
+    return None if value is None else int(value) + step
+
+
+def _plan(backend: Backend[Any], node: Node, peer: Lease) -> DesiredState | str:
+    """The plan for a peer, or the reason why there is none; any other exception is the test's failure."""
+    try:
+        return backend.plan_peer(node, peer)
+    except PeerRejected as rejected:
+        return str(rejected)
+
+
+def _check_object(
+    item: KernelObject, node: Node, peer: Lease | None, links: Iterable[str], extra_sysctls: frozenset[str]
+) -> None:
+    """Fail if ``item`` is not the overlay's: planned for ``peer``, or for the node itself."""
+    if isinstance(item, Link):
+        _check_link(item, node.underlay)
+    elif isinstance(item, Sysctl):
+        own = any(item.path.startswith(f"net/{family}/conf/{name}/") for family in ("ipv4", "ipv6") for name in links)
+        assert own or item.path in NODE_WIDE | extra_sysctls, f"{item}: not a parameter of a link of ours"
+    elif isinstance(item, Route):
+        _check_route(item, node, peer, links)
+    else:
+        assert item.link in links, f"{item}: {item.link} is not a link of this plan"
+    if isinstance(item, Address):
+        network = node.network.family(item.interface.version)
+        inside = network is not None and item.interface.ip in network.network
+        subnet = node.subnets.of(item.interface.version)
+        assert not inside or (subnet is not None and item.interface.ip in subnet), f"{item}: in another node's subnet"
+    if isinstance(item, FdbEntry) and peer is not None:
+        assert item.remote in (peer.attributes.public_ip, peer.attributes.public_ipv6), f"{item}: not the peer"
+    if isinstance(item, (FdbEntry, Neighbour)):
+        assert int(item.mac[:2], 16) & 1 == 0, f"{item}: not a unicast MAC address"
+        assert item.mac == item.mac.lower(), f"{item}: the kernel says MAC addresses in lower case"
+
+
+def _check_link(link: Link, underlay: Underlay) -> None:
+    assert link.name != underlay.interface, f"{link}: that is the underlay's interface"
+    assert 0 < len(link.name.encode()) < 16, f"{link}: a name has 1 to 15 bytes (IFNAMSIZ)"
+    assert link.name not in (".", ".."), f"{link}: no name for a link"
+    assert not set(link.name) & set("/: \t\n"), f"{link}: no name for a link"
+    assert link.marked, f"{link}: an unmarked link is nobody's"
+    assert link.mtu > 0, f"{link}: no MTU"
+    if link.mac is not None:
+        assert int(link.mac[:2], 16) & 1 == 0, f"{link}: not a unicast MAC address"
+
+
+def _check_route(route: Route, node: Node, peer: Lease | None, links: Iterable[str]) -> None:
+    version = route.destination.version
+    network = node.network.family(version)
+    assert network is not None, f"{route}: the network has no IPv{version}"
+    if peer is not None:
+        subnet = peer.subnets.of(version)
+        assert subnet is not None, f"{route}: the peer has no IPv{version}"
+        assert route.destination.subnet_of(subnet), f"{route}: reaches beyond the peer's {subnet}"  # type: ignore[arg-type]
+    else:
+        assert route.destination.subnet_of(network.network), f"{route}: reaches beyond the network"  # type: ignore[arg-type]
+    if route.link == node.underlay.interface:
+        assert peer is not None, f"{route}: the underlay's link leads to peers only"
+        assert route.gateway == peer.attributes.public(version), f"{route}: not through the peer"
+        assert route.onlink or node.underlay.is_onlink(route.gateway), f"{route}: the gateway is not on the link"  # type: ignore[arg-type]
+    elif route.link is not None:
+        assert route.link in links, f"{route}: {route.link} is neither ours nor the underlay's"
+
+
+class _Console:
+    """The process of :mod:`pyflannel.testing._kernel_console` in one node."""
+
+    def __init__(self, node: LabNode) -> None:
+        words = [sys.executable, "-m", "pyflannel.testing._kernel_console"]
+        self._process = node.start(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE).proxy
+
+    def ask(self, **request: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, "the kernel console ended; see its message above"
+        return json.loads(answer)
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+class LiveOverlay:
+    """Three nodes in a lab with daemons, containers and a console each: what the behaviour tests work on."""
+
+    def __init__(
+        self, lab: Lab, kind: type[Backend[Any]], versions: Sequence[int], options: Mapping[str, JSON]
+    ) -> None:
+        self.lab = lab
+        self.nodes = lab.nodes
+        self.kind = kind
+        self.versions = tuple(versions)
+        self.options = options
+        self.pristine = {node.name: everything(node) for node in lab.nodes}
+        """What each kernel held before the first daemon."""
+        self.consoles = {node.name: _Console(node) for node in lab.nodes}
+        self.configure(options)
+        for node in self.nodes:
+            node.start_daemon(lab.file_store, kind.name, arguments=["--resync-interval", str(RESYNC)])
+        for node in self.nodes:
+            node.daemon.wait_ready(peers=2, timeout=PATIENCE)
+            node.attach_containers()
+
+    def close(self) -> None:
+        """End the consoles; the lab ends the rest."""
+        for console in self.consoles.values():
+            console.close()
+
+    def configure(self, options: Mapping[str, JSON]) -> None:
+        """Write the network document with these backend options."""
+        text = json.dumps(document(self.kind, options, self.versions))
+        self.nodes[0].run(
+            pyflannel_command("config", "set", "--force", "-", "--store", self.lab.file_store), input=text
+        )
+
+    def change(self, options: Mapping[str, JSON]) -> None:
+        """Change the options, and wait until every daemon has taken up the new document."""
+        renewed = {node.name: node.daemon.status()["lease"]["renewed"] for node in self.nodes}
+        self.configure(options)
+        for node in self.nodes:
+            node.daemon.wait_status(
+                lambda status, node=node: status["lease"]["renewed"] != renewed[node.name] and status["ready"],  # type: ignore[misc]
+                "in a network with the new options",
+                PATIENCE,
+            )
+        for node in self.nodes:
+            node.daemon.wait_ready(peers=2, timeout=PATIENCE)
+
+    def sysctls(self, node: LabNode) -> list[str]:
+        """The kernel parameters that a node's daemon keeps."""
+        items = node.daemon.status()["objects"]["list"]
+        return [item["object"].split()[1].partition("=")[0] for item in items if item["kind"] == "sysctl"]
+
+    def dump(self, node: LabNode, sysctls: Sequence[str] = ()) -> list[tuple[str, str]]:
+        """Kind and text of every kernel object of ours in a node."""
+        found = self.consoles[node.name].ask(do="dump", sysctls=list(sysctls))["objects"]
+        return [(kind, text) for kind, text in found]
+
+    def remove(self, node: LabNode, text: str, sysctls: Sequence[str]) -> None:
+        """Take one object out of a node's kernel behind its daemon's back."""
+        errors = self.consoles[node.name].ask(do="remove", object=text, sysctls=list(sysctls))["errors"]
+        assert not errors, f"{text} could not be removed: {errors}"
+
+    def settled(self, node: LabNode, wanted: Callable[[list[tuple[str, str]]], bool], what: str) -> None:
+        """Wait until a node's dump is as ``wanted``."""
+        try:
+            eventually(lambda: wanted(self.dump(node, self.sysctls(node))), what, PATIENCE)
+        except AssertionError as error:
+            raise AssertionError(
+                f"{error}\nkernel: {self.dump(node, self.sysctls(node))}\nlog:\n{node.log_tail()}"
+            ) from None
+
+    def reachable(self) -> bool:
+        """Whether every container reaches every other one, in every family."""
+        matrix = self.lab.reachability()
+        return matrix.complete and matrix.versions == self.versions
+
+    def terms(self, node: LabNode) -> list[str]:
+        """The addresses by which a node's objects in other kernels are told: its public ones and its subnets'."""
+        subnets = node.daemon.status()["lease"]["subnets"]
+        return [str(node.ipv4.ip), str(node.ipv6.ip), *(subnet.partition("/")[0] for subnet in subnets)]
+
+    def forget(self, node: LabNode) -> str:
+        """Delete a stopped node's lease from the store; returns its key."""
+        subnets = self.lab.outside(node.directory).parent / "store" / "subnets"
+        owner = {json.loads(file.read_text()).get("NodeID"): file for file in subnets.glob("*.json")}
+        owner[node.name].unlink()
+        return owner[node.name].stem
+
+
+_STATE: Final = (
+    "ip -j -d link show",
+    "ip -j address show",
+    "ip -j -4 route show table all",
+    "ip -j -6 route show table all",
+    "ip -j -4 rule show",
+    "ip -j -6 rule show",
+    "ip -j neigh show nud permanent",
+    "bridge -j fdb show",
+)
+_PASSING: Final = frozenset(
+    {"linkinfo", "ifindex", "link_index", "stats64", "txqlen", "preferred_life_time", "expires"}
+)
+
+
+def everything(node: LabNode) -> list[str]:
+    """A node's whole network configuration as iproute2 shows it, without what passes by itself."""
+    script = "\n".join(_STATE)
+    lines = node.run(["sh", "-ec", script]).stdout.splitlines()
+    documents = json.loads("[" + ",".join(line for line in lines if line.strip()) + "]")
+    return sorted(json.dumps(_lasting(item), sort_keys=True) for part in documents for item in part)
+
+
+def _lasting(value: JSON) -> JSON:
+    if isinstance(value, dict):
+        return {name: _lasting(item) for name, item in value.items() if name not in _PASSING}
+    return [_lasting(item) for item in value] if isinstance(value, list) else value
+
+
+class BackendBehaviour(_Subject):
+    """The backend in a lab of three nodes, which the tests of a class share; each leaves it as it found it."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def overlay(cls) -> Iterator[LiveOverlay]:
+        """Three nodes that run the first of ``variants``, in every family the backend carries."""
+        subject = cls()
+        kind = subject.kind
+        try:
+            from pyflannel.plugins import load_backend
+
+            assert load_backend(kind.name) is kind
+        except (PluginError, AssertionError):
+            pytest.skip(f"{kind.__qualname__} is not installed as {kind.name!r}: the lab's daemons could not load it")
+        try:
+            lab = Lab(nodes=3)
+        except KernelError as error:
+            pytest.skip(f"no lab on this machine: {error}")
+        with lab:
+            live = LiveOverlay(lab, kind, subject.versions, subject.variants[0])
+            try:
+                yield live
+            finally:
+                for node in lab.nodes:
+                    print(node.name, node.log_tail(40), sep="\n")
+                live.close()
+
+    def _need_traffic(self) -> None:
+        if not self.carries_traffic:
+            not_applicable("carries_traffic is false: the backend only leases subnets")
+
+    def test_containers_reach_each_other(self, overlay: LiveOverlay) -> None:
+        self._need_traffic()
+        matrix = overlay.lab.reachability()
+        assert matrix.complete, f"no answer: {matrix.failed}"
+        assert matrix.versions == overlay.versions
+
+    def test_full_packets_pass_without_fragmentation(self, overlay: LiveOverlay) -> None:
+        """The MTU in subnet.env is one that the overlay carries."""
+        self._need_traffic()
+        one, _, three = overlay.lab.containers
+        network = overlay.nodes[0].network
+        assert network is not None
+        version = overlay.versions[
+            0
+        ]  # of the device that packets meet first; others learn theirs by path MTU discovery
+        size = str(network.mtu - {4: 28, 6: 48}[version])
+        words = ["ping", "-M", "do", "-c1", "-W1", "-s", size, three.address(version)]
+        eventually(
+            lambda: one.run(words, check=False).returncode == 0,
+            f"a packet of {network.mtu} bytes that must not be fragmented arrives",
+        )
+
+    def test_the_underlay_shows_no_plain_text(self, overlay: LiveOverlay) -> None:
+        self._need_traffic()
+        if not overlay.kind.capabilities.encrypts:
+            not_applicable("capabilities.encrypts is false")
+        pattern = os.urandom(8)
+        one, two = overlay.lab.containers[:2]
+        with overlay.nodes[0].capture() as capture:
+            for version in overlay.versions:
+                one.run(["ping", "-c3", "-W5", "-p", pattern.hex(), two.address(version)])
+        frames = capture.stop()
+        assert frames, "nothing was seen on the underlay"
+        assert not [frame for frame in frames if pattern in frame], "packets are readable on the underlay"
+
+    @pytest.mark.parametrize("kind", [kind.name for kind in Kind])
+    def test_what_is_removed_comes_back(self, overlay: LiveOverlay, kind: str) -> None:
+        """Each kernel object of a kind, one by one."""
+        node = overlay.nodes[0]
+        sysctls = overlay.sysctls(node)
+        before = overlay.dump(node, sysctls)
+        texts = [text for found, text in before if found == kind]
+        if not texts:
+            not_applicable(f"the plan holds nothing of the kind {kind}")
+        for text in texts:
+            overlay.remove(node, text, sysctls)
+            overlay.settled(node, lambda now: now == before, f"{text} came back")
+        if self.carries_traffic:
+            eventually(overlay.reachable, "containers reach each other after the repairs", PATIENCE)
+
+    def test_a_restart_changes_nothing(self, overlay: LiveOverlay) -> None:
+        node = overlay.nodes[0]
+        sysctls = overlay.sysctls(node)
+        before, lease = overlay.dump(node, sysctls), node.daemon.status()["lease"]["key"]
+        if self.carries_traffic and self.keeps_forwarding:
+            one, two = overlay.lab.containers[:2]
+            with one.ping(two.address(overlay.versions[0])) as ping:
+                ping.wait_replies(5)
+                self._restart(node)
+                ping.wait_replies(ping.replies + 5)
+                assert ping.stop().lost == 0, "packets were lost while the daemon was restarted"
+        else:
+            self._restart(node)
+        overlay.settled(node, lambda now: now == before, "the kernel is as before")
+        assert node.daemon.status()["lease"]["key"] == lease
+        assert node.daemon.status()["repaired"] == 0, "a restart found something to repair"
+
+    def _restart(self, node: LabNode) -> None:
+        node.daemon.restart()
+        node.daemon.wait_ready(peers=2, timeout=PATIENCE)
+
+    def test_kill_9_is_survived(self, overlay: LiveOverlay) -> None:
+        """And what was broken meanwhile is mended by the next start."""
+        node = overlay.nodes[0]
+        sysctls = overlay.sysctls(node)
+        before, lease = overlay.dump(node, sysctls), node.daemon.status()["lease"]["key"]
+        node.daemon.kill()
+        removed = [text for kind, text in before if kind in (Kind.ROUTE.name, Kind.FDB.name)]
+        for text in removed:
+            overlay.remove(node, text, sysctls)
+        node.daemon.start()
+        node.daemon.wait_ready(peers=2, timeout=PATIENCE)
+        overlay.settled(node, lambda now: now == before, "the kernel is as before")
+        assert node.daemon.status()["lease"]["key"] == lease
+        if self.carries_traffic:
+            eventually(overlay.reachable, "containers reach each other again", PATIENCE)
+
+    def test_a_departed_peer_is_swept(self, overlay: LiveOverlay) -> None:
+        """While the daemon runs, and while it does not; and comes back with the same subnet."""
+        staying, other, gone = overlay.nodes
+        sysctls = overlay.sysctls(staying)
+        before = overlay.dump(staying, sysctls)
+        theirs = [text for text in before if _mentions(text, overlay.terms(other))]
+        for running in (True, False):
+            terms = overlay.terms(gone)
+            gone.daemon.stop()
+            if not running:
+                staying.daemon.stop()
+            key = overlay.forget(gone)
+            if not running:
+                staying.daemon.start()
+            staying.daemon.wait_status(
+                lambda status, key=key: status["ready"] and key not in [peer["key"] for peer in status["peers"]],  # type: ignore[misc]
+                f"rid of {key}",
+                PATIENCE,
+            )
+            overlay.settled(
+                staying,
+                lambda now, terms=terms: not any(_mentions(item, terms) for item in now),  # type: ignore[misc]
+                f"nothing is left of {key}",
+            )
+            left = overlay.dump(staying, sysctls)
+            assert set(theirs) <= set(left) <= set(before), "only what was for the departed peer goes"
+            gone.daemon.start()
+            for node in overlay.nodes:
+                node.daemon.wait_ready(peers=2, timeout=PATIENCE)
+            assert gone.daemon.status()["lease"]["key"] == key, "subnet.env remembers"
+            overlay.settled(staying, lambda now: now == before, "the peer is back as it was")
+        if self.carries_traffic:
+            eventually(overlay.reachable, "containers reach each other again", PATIENCE)
+
+    def test_options_there_and_back(self, overlay: LiveOverlay) -> None:
+        """A, then B, then A again: the kernel is as it was, and packets flow in each."""
+        if len(self.variants) < 2:
+            not_applicable("variants name no second set of options")
+        before = {node.name: overlay.dump(node) for node in overlay.nodes}
+        for options in (self.variants[1], self.variants[0]):
+            overlay.change(options)
+            for node in overlay.nodes:
+                node.attach_containers()  # a new MTU is the runtime's business
+            if self.carries_traffic:
+                eventually(overlay.reachable, f"containers reach each other with {dict(options)}", PATIENCE)
+        for node in overlay.nodes:
+            overlay.settled(
+                node,
+                lambda now, node=node: [item for item in now if item[0] != Kind.SYSCTL.name] == before[node.name],  # type: ignore[misc]
+                "the kernel is as before the change",
+            )
+
+    def test_cleanup_leaves_nothing(self, overlay: LiveOverlay) -> None:
+        """The kernel is as it was before the first start, processes and devices included."""
+        node = overlay.nodes[2]
+        node.daemon.stop()
+        node.detach_containers()
+        node.run(pyflannel_command("cleanup", "--run-dir", str(node.daemon.run_directory)))
+        eventually(lambda: everything(node) == overlay.pristine[node.name], _difference(overlay, node), 10.0)
+        node.daemon.start()
+        node.daemon.wait_ready(peers=2, timeout=PATIENCE)
+        node.attach_containers()
+        if self.carries_traffic:
+            eventually(overlay.reachable, "containers reach each other again", PATIENCE)
+
+
+def _mentions(item: tuple[str, str], terms: Iterable[str]) -> bool:
+    """Whether an object's text holds one of these addresses, alone or as a network."""
+    return any(f"'{term}{end}" in item[1] for term in terms for end in ("'", "/"))
+
+
+def _difference(overlay: LiveOverlay, node: LabNode) -> str:
+    now, before = set(everything(node)), set(overlay.pristine[node.name])
+    return f"the kernel is as before the first start; more: {sorted(now - before)}; less: {sorted(before - now)}"
+
+
+class BackendConformance(BackendPlanning, BackendBehaviour):
+    """Both kits. See the module's docstring."""
