@@ -538,11 +538,17 @@ class NetlinkPort(KernelPort):
         if foreign:
             failures[write.key] = foreign_route(write, self._route(foreign[0]), foreign[0].protocol)
             return None
-        step = self._new_route(write, failures, wire.NLM_F_REPLACE)
+        # IPv6 looks up the way to the gateway. Where the gateway lies in the destination (vxlan's does), the old route
+        # answers, and with a link that is another now: it has to go first.
+        wanted = write.new
+        in_the_way = wanted.destination.version == 6 and wanted.gateway is not None
+        in_the_way = in_the_way and wanted.gateway in wanted.destination and self._route(rows[0]).link != wanted.link
+        step = self._new_route(write, failures, wire.NLM_F_EXCL if in_the_way else wire.NLM_F_REPLACE)
         if step is None:
             return None
         surplus = [
-            wire.encode_route(wire.RTM_DELROUTE, self._route(row), row.link, protocol=row.protocol) for row in rows[1:]
+            wire.encode_route(wire.RTM_DELROUTE, self._route(row), row.link, protocol=row.protocol)
+            for row in (rows if in_the_way else rows[1:])
         ]
         return _Step(write, (*surplus, *step.messages))
 
