@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
@@ -86,7 +86,18 @@ FOREIGN = {
     "three at once": "for p in iptables ip6tables; do $p-legacy -P FORWARD DROP; $p-nft -P FORWARD DROP; done; "
     "nft add table inet site; nft add chain inet site f '{ type filter hook forward priority 3; policy drop; }'",
 }
-CLEAR = "for p in iptables ip6tables; do $p-legacy -P FORWARD ACCEPT; done; nft flush ruleset"
+CLEAR = (
+    "for p in iptables ip6tables; do $p-legacy -P FORWARD ACCEPT; for t in filter nat; do "
+    "$p-legacy -t $t -F; $p-legacy -t $t -X; done; done; nft flush ruleset"
+)
+
+
+def start_bare(node: Node) -> None:
+    """Start the daemon anew on a host without rules: an iptables port stays once chosen."""
+    node.daemon.stop()
+    sh(node, CLEAR)
+    node.daemon.start()
+    until(lambda: sh(node, "nft list ruleset").count("masquerade fully-random") == 4)
 
 
 @pytest.fixture
@@ -144,10 +155,7 @@ REMOVED = {
 
 @pytest.mark.parametrize("script", REMOVED.values(), ids=REMOVED.keys())
 def test_rules_come_back_by_notification(lab: Lab, node: Node, script: str) -> None:
-    node.daemon.stop()  # an iptables port stays once chosen, until the host is bare at a start
-    sh(node, CLEAR)
-    node.daemon.start()
-    until(lambda: sh(node, "nft list ruleset").count("flanneld masq") == 12)
+    start_bare(node)
     sh(node, script)
     until(lambda: sh(node, "nft list ruleset").count("flanneld masq") == 12)
 
@@ -164,22 +172,23 @@ def test_iptables_rules_come_back_after_a_restore_by_somebody_else(lab: Lab, nod
     until(lambda: "-j FLANNEL-FWD" in sh(node, f"iptables-{kind} -S FORWARD"))
 
 
+def pinged_from(frames: Sequence[bytes]) -> set[bytes]:
+    """The source addresses of the echo requests among Ethernet frames."""
+    return {frame[26:30] for frame in frames if frame[12:14] == b"\x08\x00" and frame[23] == 1 and frame[34] == 8}
+
+
 def test_masquerade_is_for_the_outside_only(lab: Lab, node: Node) -> None:
     """The addresses that a container's packets come from, as their receiver sees them."""
     outside, other = lab.servers[0], lab.nodes[1]
     one, two = lab.containers
+    start_bare(node)
+    node.daemon.wait_ready(peers=1)
     with outside.capture() as seen:
         one.run(["ping", "-c", "2", "-W", "3", str(outside.ipv4.ip)])
-    sources = {
-        frame[26:30] for frame in seen.stop() if frame[12:14] == b"\x08\x00" and frame[23] == 1 and frame[34] == 8
-    }
-    assert sources == {socket.inet_aton(str(node.ipv4.ip))}
+    assert pinged_from(seen.stop()) == {socket.inet_aton(str(node.ipv4.ip))}
     with two.capture() as seen:
         one.run(["ping", "-c", "2", "-W", "3", two.address()])
-    sources = {
-        frame[26:30] for frame in seen.stop() if frame[12:14] == b"\x08\x00" and frame[23] == 1 and frame[34] == 8
-    }
-    assert sources == {socket.inet_aton(one.address())}
+    assert pinged_from(seen.stop()) == {socket.inet_aton(one.address())}
     assert other is two.node
 
 

@@ -138,7 +138,8 @@ DAMAGE = {
         "nft flush table ip flannel-ipv4",
         "nft delete table ip6 flannel-ipv6",
         "nft flush ruleset",
-        "nft delete rule ip flannel-ipv4 postrtg handle $(nft -a list table ip flannel-ipv4 | sed -n 's/.*# handle //p' | sed -n 4p)",
+        "h=$(nft -a list table ip flannel-ipv4 | tail -5 | sed -n 's/.*# handle //p' | head -1); "
+        + "nft delete rule ip flannel-ipv4 postrtg handle $h",
         "nft insert rule ip flannel-ipv4 postrtg accept",
         "nft add chain ip flannel-ipv4 x '{ type filter hook forward priority 0; policy drop; }'",
     ],
@@ -243,38 +244,33 @@ def test_iptables_alone_will_do(host: Host) -> None:
     assert "FLANNEL" not in host.sh("iptables-nft-save; ip6tables-nft-save")
 
 
-# Rulesets that somebody else may have: each line a command, any of them in any order.
-FOREIGN = st.lists(
-    st.sampled_from(
-        [
-            "iptables-nft -P FORWARD DROP",
-            "iptables-nft -A FORWARD -i eth9 -j REJECT",
-            "iptables-nft -I FORWARD -s 192.0.2.0/24 -j DROP",
-            "iptables-nft -A FORWARD -j ACCEPT",
-            "ip6tables-nft -A FORWARD -j DROP",
-            "iptables-nft -t nat -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE",
-            "iptables-nft -N MINE; iptables-nft -A MINE -j DROP; iptables-nft -I FORWARD ! -i a -o a -j MINE",
-            "iptables-legacy -P FORWARD DROP",
-            "iptables-legacy -A FORWARD -p tcp --dport 80 -m comment --comment 'a b' -j REJECT",
-            "ip6tables-legacy -A FORWARD -j REJECT",
-            "iptables-legacy -t nat -A POSTROUTING -o eth9 -j MASQUERADE",
-            "nft add table inet theirs; nft add chain inet theirs f '{ type filter hook forward priority 10; policy drop; }'",
-            "nft add table inet other; nft add chain inet other f '{ type filter hook forward priority -5; }';"
-            "nft add rule inet other f ct state established accept; nft add rule inet other f reject",
-            "nft add table ip6 six; nft add chain ip6 six f '{ type filter hook forward priority 0; policy drop; }';"
-            "nft add rule ip6 six f ip6 saddr 2001:db8::/32 counter drop",
-            "nft add table ip last; nft add chain ip last out; nft add rule ip last out counter drop;"
-            "nft add chain ip last f '{ type filter hook forward priority 0; }';"
-            "nft add rule ip last f iifname eth9 jump out; nft add rule ip last f ip saddr 192.0.2.0/24 accept",
-        ]
-    ),
-    max_size=5,
-    unique=True,
+BASE = "type filter hook forward priority"
+FOREIGN = (
+    r"""
+iptables-nft -P FORWARD DROP
+iptables-nft -A FORWARD -i eth9 -j REJECT
+iptables-nft -I FORWARD -s 192.0.2.0/24 -j DROP
+iptables-nft -A FORWARD -j ACCEPT
+ip6tables-nft -A FORWARD -j DROP
+iptables-nft -t nat -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
+iptables-nft -N MINE; iptables-nft -A MINE -j DROP; iptables-nft -I FORWARD ! -i a -o a -j MINE
+iptables-legacy -P FORWARD DROP
+iptables-legacy -A FORWARD -p tcp --dport 80 -m comment --comment 'a b' -j REJECT
+ip6tables-legacy -A FORWARD -j REJECT
+iptables-legacy -t nat -A POSTROUTING -o eth9 -j MASQUERADE
+printf 'table inet theirs { \n chain f { \n BASE 10; policy drop; \n } \n }' | nft -f -
+printf 'table inet other { \n chain f { \n BASE -5; \n ct state established accept \n reject \n } \n }' | nft -f -
+printf 'table ip6 six { \n chain f { \n BASE 0; policy drop; \n ip6 saddr 2001:db8::/32 drop \n } \n }' | nft -f -
+printf 'table ip z { \n chain out { \n drop \n } \n chain f { \n BASE 0; \n iifname e9 jump out \n } \n }' | nft -f -
+""".replace("BASE", BASE)
+    .strip()
+    .splitlines()
 )
+"""Rulesets that somebody else may have: each line a command, any of them in any order."""
 
 
 @given(
-    commands=FOREIGN,
+    commands=st.lists(st.sampled_from(FOREIGN), max_size=5, unique=True),
     modes=st.lists(st.sampled_from([Mode.AUTO, Mode.NFTABLES, Mode.IPTABLES]), min_size=1, max_size=2),
     forward=st.booleans(),
     masquerade=st.booleans(),
