@@ -38,6 +38,7 @@ COMMANDS: Final = {
     "leases": ("pyflannel.cli.leases:leases", "List the subnets that nodes hold."),
     "plugins": ("pyflannel.cli.plugins:plugins", "List backends and stores that are installed, and whether they work."),
     "status": ("pyflannel.cli.status:status", "Show how this node's daemon is doing."),
+    "store": ("pyflannel.cli.store:store", "Move an overlay to another store, or check one."),
     "version": ("pyflannel.cli.version:version", "Print the version."),
 }
 """Name to where it is and what it does."""
