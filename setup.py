@@ -15,7 +15,7 @@ EXTRAS = {
     "udp": ["numpy>=1.24"],
     "metrics": ["prometheus-client>=0.20"],
 }
-TEST = ["hypothesis>=6.100", "pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6"]
+TEST = ["hypothesis>=6.100", "pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "scapy>=2.5"]
 DEVELOPMENT = {"test": TEST, "dev": [*TEST, "mypy==2.4.*", "ruff==0.17.*", "tox>=4.30"]}
 
 setup(

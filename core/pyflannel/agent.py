@@ -24,15 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from pyflannel import envfile, runlock
-from pyflannel.backend import Backend, DataPlane, Node, parse_options
+from pyflannel.backend import Backend, Node, parse_options
 from pyflannel.errors import KernelError, PluginError, PyflannelError, UnderlayError
+from pyflannel.feeding import Feed
 from pyflannel.firewall.keeper import FirewallKeeper
 from pyflannel.firewall.model import plan
 from pyflannel.firewall.sync import Firewall, find_tools
 from pyflannel.kernel.model import Route
 from pyflannel.kernel.port import KernelPort, Notice
 from pyflannel.kernel.tracker import Tracker
-from pyflannel.lease import Subnets
 from pyflannel.leasekeeper import Event, Fatal, Joined, KeeperOptions, LeaseKeeper, Moved, PeersChanged
 from pyflannel.metrics import Measures, MeteredStore
 from pyflannel.network import NetworkConfig
@@ -54,7 +54,7 @@ UNDERLAY_PAUSE = 1.0
 """Seconds between two looks at the underlay while interfaces keep changing (containers come and go)."""
 
 CHECK_INTERVAL = 1.0
-"""Seconds between two looks at a backend's own data plane, and between two tries at a missing underlay."""
+"""Seconds between two tries at a missing underlay or an unreadable kernel."""
 
 BEAT_INTERVAL = 2.0
 """The longest time in seconds that the loop sleeps: what /livez and the watchdog hear it by."""
@@ -134,10 +134,9 @@ class _Membership:
 
     backend: Backend[Any]
     overlay: Overlay
+    feed: Feed
     published: bool = False
     """Whether subnet.env says what we hold."""
-    data_plane: DataPlane | None = None
-    data_plane_node: Node | None = None
 
 
 class Agent:
@@ -202,11 +201,9 @@ class Agent:
         self._trim_due = False
         self._last_state, self._last_message = State.STARTING, ""
         self.last_error: tuple[float, str] | None = None
-        self.data_plane_problems: Mapping[str, str] = {}
         self._underlay_due: float | None = clock()
         self._underlay_seen = clock() - UNDERLAY_PAUSE
         self._resync_due = clock() + settings.resync_interval
-        self._check_due = clock() + CHECK_INTERVAL
         self._alive_due = clock()
 
     # Called from other threads
@@ -248,8 +245,8 @@ class Agent:
             finally:
                 log.info("stopping; forwarding goes on")
                 self._notifier.stopping()
-                if self.membership is not None and self.membership.data_plane is not None:
-                    self.membership.data_plane.stop()
+                if self.membership is not None:
+                    self.membership.feed.stop()
                 self.keeper.stop(timeout=2.0)
                 self.firewall.stop(timeout=2.0)
                 os.close(self._wake)
@@ -278,8 +275,8 @@ class Agent:
             due.append(self._underlay_due)
         if self.tracker.retry_at is not None:
             due.append(self.tracker.retry_at)
-        if self.membership is not None and self.membership.data_plane is not None:
-            due.append(self._check_due)
+        if self.membership is not None:
+            due.append(self.membership.feed.due)
         if self._notifier.watchdog_interval is not None:
             due.append(self._alive_due)
         if self.keeper.state.expires_at is not None and self.keeper.state.expires_at > self.clock():
@@ -387,13 +384,8 @@ class Agent:
         for record in event.records:
             overlay.put(record.key, record.value)
         before = self.membership
-        data_plane = data_plane_node = None
-        if before is not None and before.data_plane is not None:
-            if (before.data_plane_node, before.backend.options) == (event.node, event.backend.options):
-                data_plane, data_plane_node = before.data_plane, before.data_plane_node
-            else:
-                before.data_plane.stop()
-        self.membership = _Membership(event.backend, overlay, False, data_plane, data_plane_node)
+        feed = before.feed if before is not None else Feed(event.backend, event.node)
+        self.membership = _Membership(event.backend, overlay, feed)
         self._follow(overlay)
         self.tracker.sweep = True
         self._trim_due = True
@@ -444,27 +436,10 @@ class Agent:
         if member is None:
             return
         node = member.overlay.node
-        if member.data_plane_node != node:
-            if member.data_plane is not None:
-                member.data_plane.stop()
-            member.data_plane = _plan(member.backend, lambda: member.backend.start(node))
-            member.data_plane_node = node
-            touched = set(member.overlay.peers)
-            member.overlay.drain_touched()
-        else:
-            touched = member.overlay.drain_touched()
-        if member.data_plane is None:
-            return
-        for key in touched:
-            peer = member.overlay.peers.get(key)
-            lease = member.overlay.lease(key) if peer is not None and not peer.reason else None
-            if lease is not None:
-                member.data_plane.put(lease)
-            else:
-                member.data_plane.remove(Subnets.from_key(key))
-        if now >= self._check_due:
-            self._check_due = now + CHECK_INTERVAL
-            self.data_plane_problems = dict(member.data_plane.check())
+        if not member.feed.serves(member.backend, node):
+            member.feed.stop()
+            member.feed = Feed(member.backend, node)
+        member.feed.tend(member.overlay, now)
 
     # What we say about ourselves
 
@@ -496,7 +471,9 @@ class Agent:
         return document(self)
 
     def _announce(self, now: float) -> None:
-        if self.own_in_place and self.lease_valid and not self.keeper.state.conflict:
+        member = self.membership
+        sound = self.own_in_place and self.lease_valid and not self.keeper.state.conflict
+        if sound and member is not None and not member.feed.trouble:
             self._write_subnet_file()
         state, message = standing(self)
         if state in (State.READY, State.DEGRADED) and not self._ready_said:

@@ -258,8 +258,7 @@ def _work(agent: Agent) -> Iterator[Metric]:
 
 def _data_plane(agent: Agent) -> Iterator[Metric]:
     member = agent.membership
-    if member is not None and member.data_plane is not None:
-        counters = member.data_plane.counters()
+    if member is not None and (counters := member.feed.counters()):
         yield _counter(
             "data_plane", "The backend's own counters.", [({"counter": name}, n) for name, n in counters.items()]
         )

@@ -43,6 +43,8 @@ def standing(agent: Agent) -> tuple[State, str]:
         return State.STARTING, "setting up the kernel"
     if not agent.own_in_place:
         return State.WAITING, trouble or _failure(agent)
+    if member.feed.trouble:
+        return State.WAITING, member.feed.trouble
     if not member.published:
         return State.STARTING, "writing subnet.env"
     if trouble or agent.tracker.failures:
@@ -65,9 +67,9 @@ def readiness(agent: Agent) -> tuple[bool, str]:
 def peer_states(agent: Agent, tracked: Iterable[Tracked]) -> Iterator[PeerState]:
     """The state of each peer, for counting."""
     if agent.membership is not None:
-        unsettled = _unsettled(tracked)
+        unsettled, problems = _unsettled(tracked), agent.membership.feed.problems
         for peer in list(agent.membership.overlay.peers.values()):
-            yield _peer_state(peer, unsettled, agent.data_plane_problems.get(peer.key, ""))[0]
+            yield _peer_state(peer, unsettled, problems.get(peer.key, ""))[0]
 
 
 def object_counts(tracked: Iterable[Tracked]) -> Counter[tuple[str, str]]:
@@ -142,9 +144,9 @@ def _peers(agent: Agent, tracked: list[Tracked]) -> tuple[status.PeerStatus, ...
     if agent.membership is None:
         return ()
     overlay = agent.membership.overlay
-    unsettled = _unsettled(tracked)
+    unsettled, problems = _unsettled(tracked), agent.membership.feed.problems
     return tuple(
-        _peer(peer, overlay.lease(peer.key), unsettled, agent.data_plane_problems.get(peer.key, ""))
+        _peer(peer, overlay.lease(peer.key), unsettled, problems.get(peer.key, ""))
         for peer in list(overlay.peers.values())
     )
 
@@ -200,9 +202,7 @@ def _kind(item: Tracked) -> str:
 
 
 def _counters(agent: Agent) -> Mapping[str, int]:
-    if agent.membership is None or agent.membership.data_plane is None:
-        return {}
-    return agent.membership.data_plane.counters()
+    return {} if agent.membership is None else agent.membership.feed.counters()
 
 
 def _subnets(lease: Lease) -> tuple[str, ...]:
