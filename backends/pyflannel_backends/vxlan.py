@@ -11,7 +11,6 @@ being written down anywhere, and no two nodes share it, not even clones with one
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,6 +38,7 @@ from pyflannel.backend import (
     forwarding,
     option,
     route_via_underlay,
+    stable_mac,
 )
 
 OVERHEAD: Final = {4: 50, 6: 70}
@@ -70,7 +70,7 @@ class VxlanBackend(Backend[VxlanOptions]):
 
     def mac(self, node: Node, version: int) -> str:
         """The MAC address of this node's VTEP: locally administered, unicast (IEEE 802)."""
-        return _mac_of(f"pyflannel vtep {node.node_id} {self.device(version)} {node.subnets.of(version)}")
+        return _own_mac(f"pyflannel vtep {node.node_id} {self.device(version)} {node.subnets.of(version)}")
 
     def mtu(self, underlay: Underlay) -> int:
         """Of the device that a container's packets meet first: IPv4's where there is one."""
@@ -149,11 +149,6 @@ class VxlanBackend(Backend[VxlanOptions]):
         return mac
 
 
-@lru_cache(maxsize=16)  # asked for again with every peer
-def _mac_of(seed: str) -> str:
-    digest = bytearray(hashlib.sha256(seed.encode()).digest()[:6])
-    digest[0] = digest[0] & 0xFC | 0x02
-    return digest.hex(":")
-
+_own_mac = lru_cache(maxsize=16)(stable_mac)  # asked for again with every peer
 
 _MAC = re.compile("[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}")

@@ -27,6 +27,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
+from pyflannel.digest import sha256
 from pyflannel.errors import ConfigError, PeerRejected
 from pyflannel.kernel.model import (
     Address,
@@ -77,6 +78,7 @@ __all__ = [
     "option",
     "parse_options",
     "route_via_underlay",
+    "stable_mac",
 ]
 
 API_VERSION: Final = 1
@@ -205,6 +207,17 @@ class Backend(ABC, Generic[O]):
     def start(self, node: Node) -> DataPlane | None:
         """Start or take over the backend's own data plane; ``None`` where the kernel moves the packets."""
         return None
+
+
+def stable_mac(seed: str) -> str:
+    """A MAC address made from a text: the same for the same text, locally administered and unicast (IEEE 802).
+
+    Put into ``seed`` what no two nodes share (``node.subnets``) and what the device is; the address then survives
+    restarts and reboots without being kept anywhere.
+    """
+    digest = bytearray(sha256(seed.encode())[:6])
+    digest[0] = digest[0] & 0xFC | 0x02
+    return digest.hex(":")
 
 
 def forwarding(version: int) -> Sysctl:

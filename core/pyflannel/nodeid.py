@@ -7,13 +7,13 @@ with the machine id as key and an id of our own as message, cut to 128 bits and 
 
 from __future__ import annotations
 
-import hmac
 import os
 import re
 import uuid
 from pathlib import Path
 from typing import Final
 
+from pyflannel.digest import hmac_sha256
 from pyflannel.errors import ConfigError
 
 __all__ = ["APPLICATION_ID", "identify", "machine_specific"]
@@ -40,7 +40,7 @@ def identify(state_dir: Path, given: str | None = None, machine_id: Path = Path(
 
 def machine_specific(machine: uuid.UUID, application: uuid.UUID = APPLICATION_ID) -> uuid.UUID:
     """``sd_id128_get_machine_app_specific(3)``."""
-    return uuid.UUID(bytes=hmac.digest(machine.bytes, application.bytes, "sha256")[:16], version=4)
+    return uuid.UUID(bytes=hmac_sha256(machine.bytes, application.bytes)[:16], version=4)
 
 
 def _kept(path: Path, machine_id: Path) -> str:

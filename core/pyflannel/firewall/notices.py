@@ -12,7 +12,6 @@ linux/netfilter_ipv6/ip6_tables.h.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import socket
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Final
 
+from pyflannel.digest import sha256
 from pyflannel.errors import KernelError
 from pyflannel.firewall.nftables import ChainId
 
@@ -186,12 +186,10 @@ def legacy_fingerprint(version: int) -> bytes:
     tables = legacy_tables(version)
     if not tables:
         return b""
-    digest = hashlib.blake2b(digest_size=16)
     family, level = _LEVEL[version]
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-        for table in tables:
-            digest.update(table.encode() + b"\0" + _entries(channel.fileno(), level, version, table))
-    return digest.digest()
+        rules = [table.encode() + b"\0" + _entries(channel.fileno(), level, version, table) for table in tables]
+    return sha256(b"".join(rules))
 
 
 def _entries(descriptor: int, level: int, version: int, table: str) -> bytes:
