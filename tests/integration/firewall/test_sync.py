@@ -138,8 +138,7 @@ DAMAGE = {
         "nft flush table ip flannel-ipv4",
         "nft delete table ip6 flannel-ipv6",
         "nft flush ruleset",
-        "h=$(nft -a list table ip flannel-ipv4 | tail -5 | sed -n 's/.*# handle //p' | head -1); "
-        + "nft delete rule ip flannel-ipv4 postrtg handle $h",
+        "nft delete rule ip flannel-ipv4 postrtg handle $(nft -a list ruleset | sed -n '/4000/{s/.*dle //p;q}')",
         "nft insert rule ip flannel-ipv4 postrtg accept",
         "nft add chain ip flannel-ipv4 x '{ type filter hook forward priority 0; policy drop; }'",
     ],

@@ -1,0 +1,87 @@
+"""Which rules a network needs, and what they do to a packet."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, IPv6Network, ip_address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.firewall.model import NO_RULES, Match, Rule, Verdict, plan
+from pyflannel.lease import IPAddress, Subnets
+from pyflannel.network import NetworkConfig
+
+DUAL = NetworkConfig.from_json('{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10::/48"}')
+ONLY4 = NetworkConfig.from_json('{"Network": "10.244.0.0/16"}')
+SUBNETS = Subnets(IPv4Network("10.244.3.0/24"), IPv6Network("fd00:10:0:3::/64"))
+PLACES = {
+    4: {"own": "10.244.3.7", "overlay": "10.244.9.7", "outside": "192.0.2.1", "multicast": "224.0.0.9"},
+    6: {"own": "fd00:10:0:3::7", "overlay": "fd00:10:0:9::7", "outside": "2001:db8::1", "multicast": "ff02::9"},
+}
+
+
+def holds(match: Match | None, address: IPAddress) -> bool:
+    return match is None or (address in match.network) != match.negated
+
+
+def verdict(rules: tuple[Rule, ...], source: IPAddress, destination: IPAddress, mark: int = 0) -> Verdict | None:
+    """What happens to a packet: the first rule that matches decides."""
+    for rule in rules:
+        marked = rule.mark is None or mark & rule.mark == rule.mark
+        if marked and holds(rule.source, source) and holds(rule.destination, destination):
+            return rule.verdict
+    return None
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(
+    ("source", "destination", "masqueraded"),
+    [
+        ("own", "own", False),
+        ("own", "overlay", False),
+        ("overlay", "own", False),
+        ("outside", "own", False),
+        ("own", "outside", True),
+        ("own", "multicast", False),
+        ("overlay", "overlay", True),
+        ("overlay", "outside", True),
+        ("overlay", "multicast", False),
+        ("outside", "overlay", True),
+        ("outside", "outside", False),
+    ],
+)
+def test_what_is_masqueraded(version: int, source: str, destination: str, masqueraded: bool) -> None:
+    rules = plan(DUAL, SUBNETS, forward=False, masquerade=True).of(version).masquerade
+    start, end = (ip_address(PLACES[version][name]) for name in (source, destination))
+    assert (verdict(rules, start, end) is Verdict.MASQUERADE) == masqueraded
+    assert verdict(rules, start, end, mark=0x4001) is Verdict.RETURN, "kube-proxy's packets are its own"
+    assert verdict(rules, start, end, mark=0x8000) == verdict(rules, start, end)
+
+
+@given(st.integers(0, 2**32 - 1).map(ip_address), st.integers(0, 2**32 - 1).map(ip_address))
+def test_forward_rules_accept_the_overlay_s_packets_and_no_others(source: IPAddress, destination: IPAddress) -> None:
+    rules = plan(ONLY4, SUBNETS, forward=True, masquerade=False).ipv4.forward
+    network = IPv4Network("10.244.0.0/16")
+    expected = Verdict.ACCEPT if source in network or destination in network else None
+    assert verdict(rules, source, destination) is expected
+
+
+def test_a_family_that_is_off_has_no_rules() -> None:
+    rules = plan(ONLY4, SUBNETS, forward=True, masquerade=True)
+    assert rules.ipv6 == NO_RULES.ipv6
+    assert rules.any_forward
+    assert rules.any_masquerade
+
+
+def test_what_is_switched_off_is_not_there() -> None:
+    assert plan(DUAL, SUBNETS, forward=False, masquerade=False) == NO_RULES
+    assert not plan(DUAL, SUBNETS, forward=True, masquerade=False).any_masquerade
+    assert not plan(DUAL, SUBNETS, forward=False, masquerade=True).any_forward
+
+
+@pytest.mark.parametrize("fully_random", [True, False])
+def test_only_masquerade_has_ports(fully_random: bool) -> None:
+    rules = plan(DUAL, SUBNETS, forward=True, masquerade=True, fully_random=fully_random)
+    for rule in (*rules.ipv4.masquerade, *rules.ipv6.masquerade, *rules.ipv4.forward):
+        assert rule.fully_random == (fully_random and rule.verdict is Verdict.MASQUERADE)
