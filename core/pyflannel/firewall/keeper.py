@@ -49,7 +49,7 @@ class FirewallKeeper:
         self._make = make
         self._resync = resync
         self._changed = changed
-        self._wanted: tuple[Rules, bool] | None = None
+        self._wanted: deque[tuple[Rules, bool]] = deque(maxlen=1)
         self._begun = False
         self._stopping = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -63,7 +63,7 @@ class FirewallKeeper:
 
     def want(self, rules: Rules, force_nftables: bool = False) -> None:
         """Say what should be in place."""
-        self._wanted = (rules, force_nftables)
+        self._wanted.append((rules, force_nftables))
         os.eventfd_write(self._wake, 1)
 
     def stop(self, timeout: float) -> None:
@@ -74,50 +74,59 @@ class FirewallKeeper:
             self._thread.join(timeout)
 
     def _run(self) -> None:
-        self._firewall = self._make()
-        notices = _listen()
+        try:
+            self._firewall = self._make()
+            self._work(_listen())
+        except Exception as error:  # the daemon goes on without us, and says so
+            log.exception("the firewall's thread has ended")
+            self._tell(
+                replace(self.state, in_place=False, errors=(f"internal error: {type(error).__name__}: {error}",))
+            )
+
+    def _work(self, notices: Notices | None) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(self._wake, selectors.EVENT_READ)
             if notices is not None:
                 selector.register(notices.fileno(), selectors.EVENT_READ)
             due: float | None = None
+            period = time.monotonic() + self._resync
             while not self._stopping:
+                selector.select(max(0.0, min(due or period, period) - time.monotonic()))
                 now = time.monotonic()
+                dirty = self._hear(notices)
+                if now >= period:
+                    period = now + self._resync
+                    dirty |= self._period_ended(notices)
+                if dirty and self._begun:
+                    due = min(due or self._soon(now), self._soon(now))
                 if due is not None and now >= due:
-                    self._check(notices)
                     due = None
+                    self._check(notices)
                     self._not_before = time.monotonic() + PAUSE
-                timeout = self._resync if due is None else max(0.0, due - now)
-                ready = selector.select(timeout)
-                due = self._hear(notices, due, bool(ready))
         if notices is not None:
             notices.close()
 
-    def _hear(self, notices: Notices | None, due: float | None, told: bool) -> float | None:
-        """When the next check is due, after a wake-up, a notification or the end of a period."""
+    def _hear(self, notices: Notices | None) -> bool:
+        """Take in what was wanted and told; whether that asks for a check."""
+        dirty = False
         with suppress(BlockingIOError):
             os.eventfd_read(self._wake)
-        now = time.monotonic()
-        dirty = False
-        if self._wanted is not None:
-            self._firewall.want(*self._wanted)
-            self._wanted = None
+        while self._wanted:
+            self._firewall.want(*self._wanted.popleft())
             self._begun = dirty = True
         if notices is not None and notices.changed():
             self._firewall.forget()
             dirty = True
-        if not told and due is None:
-            dirty |= self._period_ended(notices)
-        if not (dirty and self._begun):
-            return due
-        soon = max(now, self._not_before)
+        return dirty
+
+    def _soon(self, now: float) -> float:
+        """When the next check may be."""
         if len(self._repairs) == BURST and self._repairs[0] > now - BURST_TIME:
-            soon = now + self._resync
-        return soon if due is None else min(due, soon)
+            return now + self._resync
+        return max(now, self._not_before)
 
     def _period_ended(self, notices: Notices | None) -> bool:
-        if not self._begun:
-            return False
+        """Look at what sends no notifications, without a program if possible; whether to check."""
         if notices is None:
             self._firewall.forget()
         legacy = self._firewall.legacy_changed()
@@ -137,6 +146,9 @@ class FirewallKeeper:
         if state.repaired != before.repaired:
             self._repairs.append(time.monotonic())
             log.warning("wrote firewall rules anew after somebody else had changed the firewall")
+        self._tell(state)
+
+    def _tell(self, state: FirewallState) -> None:
         if state != self.state:
             self.state = state
             self._changed()

@@ -137,7 +137,13 @@ class Firewall:
 
     def _look(self) -> None:
         if self._nft is not None and self._ruleset is None:
-            self._ruleset = self._nft.read()
+            try:
+                self._ruleset = self._nft.read()
+            except KernelError as error:
+                if "JSON" not in str(error):
+                    raise
+                log.warning("nft is of no use here (%s); iptables is left", error)
+                self._nft, self.tools = None, replace(self.tools, nft=None)
         legacy = self.tools.iptables.get("legacy")
         if legacy is not None:
             for version in (4, 6):
