@@ -15,8 +15,8 @@ EXTRAS = {
     "udp": ["numpy>=1.24"],
     "metrics": ["prometheus-client>=0.20"],
 }
-TEST = ["hypothesis>=6.100", "pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "scapy>=2.5"]
-DEVELOPMENT = {"test": TEST, "dev": [*TEST, "mypy==2.4.*", "ruff==0.17.*", "tox>=4.30"]}
+TEST = ["hypothesis>=6.100", "pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "scapy>=2.5", "setuptools>=77"]
+DEVELOPMENT = {"test": TEST, "bench": ["matplotlib>=3.6"], "dev": [*TEST, "mypy==2.4.*", "ruff==0.17.*", "tox>=4.30"]}
 
 setup(
     name="pyflannel",
@@ -29,7 +29,7 @@ setup(
     python_requires=">=3.10",
     package_dir={package: f"{root}/{package}" for package, root in ROOTS.items()},
     packages=[package for root in ROOTS.values() for package in find_packages(root, include=["pyflannel*"])],
-    package_data={package: ["py.typed"] for package in ROOTS},
+    package_data={**{package: ["py.typed"] for package in ROOTS}, "pyflannel.skeleton": ["**/*.tmpl", "README.md"]},
     install_requires=[
         "click>=8.1",
         "cryptography>=41",

@@ -61,7 +61,7 @@ def read_wheel(wheel: Path) -> tuple[list[str], str, ConfigParser]:
     expected = {
         path.relative_to(ROOT / root).as_posix()
         for package, root in PACKAGES.items()
-        for pattern in ("*.py", "py.typed")
+        for pattern in ("*.py", "py.typed", "*.tmpl")
         for path in (ROOT / root / package).rglob(pattern)
     }
     check(expected <= found, f"{wheel.name} lacks {sorted(expected - found)}")

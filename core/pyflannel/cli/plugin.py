@@ -1,0 +1,192 @@
+"""``pyflannel plugin new`` writes a plugin's project, ``pyflannel plugin-test`` tries an installed plugin out."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from pyflannel.cli.flags import FlagCommand
+from pyflannel.errors import ConfigError, ExitCode, PluginError
+from pyflannel.lease import JSON
+
+__all__ = ["plugin", "plugin_test"]
+
+KINDS: Final = click.Choice(["backend", "store"])
+
+
+@click.group("plugin")
+def plugin() -> None:
+    """Start a plugin of your own."""
+
+
+@plugin.command("new", cls=FlagCommand)
+@click.argument("kind", type=KINDS)
+@click.argument("name")
+@click.option(
+    "--directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where to write it; default: pyflannel-NAME.",
+)
+def new(kind: str, name: str, directory: Path | None) -> None:
+    """Write a project for a backend or store: typed, tested, and working as it is.
+
+    NAME is what Backend.Type, or the store's URL scheme, will be.
+    """
+    from pyflannel.skeleton import write_project
+
+    target = directory or Path(f"pyflannel-{name}")
+    for path in write_project(kind, name, target):
+        click.echo(target / path)
+    click.echo(
+        f"\nA working {kind}. Next:\n"
+        f"  cd {target}\n"
+        "  python3 -m venv .venv\n"
+        "  .venv/bin/pip install --editable '.[test]'\n"
+        "  .venv/bin/pytest",
+    )
+
+
+@click.command("plugin-test", cls=FlagCommand)
+@click.argument("name")
+@click.option("--kind", type=KINDS, help="Which one, if a backend and a store have this name.")
+@click.option(
+    "--store",
+    "url",
+    metavar="URL",
+    help="Where a store is tried: '{}' in it, or else a path added to it, is another empty place for each test. "
+    "Default: a temporary directory.",
+)
+@click.option(
+    "--set",
+    "attributes",
+    multiple=True,
+    metavar="NAME=JSON",
+    help="An attribute of the kit, such as minimum_ttl=10, carries_traffic=false or 'variants=[{}, {\"Port\": 1}]'; "
+    "repeatable.",
+)
+@click.option("--no-lab", is_flag=True, help="Of a backend, try only the planning, which needs no rights.")
+@click.option("-k", "expression", metavar="EXPRESSION", help="Only tests that match; as pytest's -k.")
+@click.option("--verbose", is_flag=True, help="Name each test.")
+def plugin_test(
+    name: str,
+    kind: str | None,
+    url: str | None,
+    attributes: tuple[str, ...],
+    no_lab: bool,
+    expression: str | None,
+    verbose: bool,
+) -> int:
+    """Run the conformance kit on an installed plugin.
+
+    Ends with exit code 9 if anything fails. What the plugin does not claim is listed as not applicable; what this
+    machine has no rights for, as skipped.
+    """
+    _need_pytest()
+    found = _kind_of(name, kind)
+    with tempfile.TemporaryDirectory(prefix="pyflannel-plugin-test-") as work:
+        task = {
+            "kind": found,
+            "name": name,
+            "url": _place(name, url, work) if found == "store" else None,
+            "lab": not no_lab,
+            "attributes": dict(map(_attribute, attributes)),
+        }
+        report = Path(work, "report.xml")
+        words = ["-q", "-rfEs", "--no-header", "--tb=short", "-p", "no:cacheprovider", "-c", os.devnull]
+        words += ["--rootdir", work, "--junitxml", str(report), "-o", "python_files=*.py", "-o", "python_classes=Test*"]
+        words += ["-o", "markers=root: needs root, or user namespaces", "--import-mode=importlib", "-W", "error"]
+        words += ["-v"] * (2 * verbose) + (["-k", expression] if expression else [])
+        suite = importlib.util.find_spec("pyflannel.testing._plugin_suite")
+        assert suite is not None
+        assert suite.origin is not None
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *words, suite.origin],
+            check=False,
+            cwd=work,
+            env={**os.environ, "PYFLANNEL_PLUGIN_TEST": json.dumps(task), "HYPOTHESIS_STORAGE_DIRECTORY": work},
+        )
+        if done.returncode < 0:
+            raise PluginError(f"{found} {name!r}: pytest was ended by signal {-done.returncode}")
+        if not report.exists():
+            raise PluginError(f"{found} {name!r}: the kit could not be run; pytest's message is above")
+        counts = _counts(report)
+    return _verdict(f"{found} {name}", counts, done.returncode == 0)
+
+
+def _need_pytest() -> None:
+    missing = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"the conformance kits need {' and '.join(missing)}: {sys.executable} -m pip install 'pyflannel[test]'"
+        )
+
+
+def _kind_of(name: str, kind: str | None) -> str:
+    """Whether ``name`` is a backend or a store; loads it, so that a broken one is told at once."""
+    from pyflannel.plugins import BACKENDS, STORES, installed, load_backend, load_store
+
+    groups = {"backend": BACKENDS, "store": STORES}
+    kinds = [kind] if kind else [each for each, group in groups.items() if _has(installed(group), name)]
+    if len(kinds) > 1:
+        raise ConfigError(f"{name!r} is a backend and a store: say which with --kind")
+    if not kinds:
+        raise PluginError(f"no backend and no store {name!r} is installed (see: pyflannel plugins)")
+    (load_backend if kinds[0] == "backend" else load_store)(name)
+    return kinds[0]
+
+
+def _has(plugins: Any, name: str) -> bool:
+    return any(plugin.name == name for plugin in plugins)
+
+
+def _place(name: str, url: str | None, work: str) -> str:
+    """The URL of places for single tests, with ``{}`` for what differs."""
+    if url is None:
+        return f"{name}://{work}/{{}}"
+    if "{}" in url:
+        return url
+    base, question, query = url.partition("?")
+    return f"{base.rstrip('/')}/{{}}{question}{query}"
+
+
+def _attribute(text: str) -> tuple[str, JSON]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise ConfigError(f"--set {text!r}: must be NAME=JSON, such as racers=8")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        raise ConfigError(f"--set {key}: {value!r} is not JSON; true, 8 and '\"text\"' are") from None
+
+
+def _counts(report: Path) -> Counter[str]:
+    """How many tests ended how, from pytest's JUnit report."""
+    from xml.etree import ElementTree as ET
+
+    counts: Counter[str] = Counter()
+    for case in ET.parse(report).iter("testcase"):  # noqa: S314 - our own file
+        outcome = next((child for child in case if child.tag in ("failure", "error", "skipped")), None)
+        if outcome is None:
+            counts["passed"] += 1
+        elif outcome.tag != "skipped":
+            counts["failed"] += 1
+        elif "not applicable:" in outcome.get("message", ""):
+            counts["not applicable"] += 1
+        else:
+            counts["skipped"] += 1
+    return counts
+
+
+def _verdict(who: str, counts: Counter[str], ok: bool) -> int:
+    shown = ", ".join(f"{counts[what]} {what}" for what in ("passed", "failed", "skipped", "not applicable"))
+    click.echo(f"\n{'PASSED' if ok else 'FAILED'}: {who}: {shown}")
+    return ExitCode.OK if ok else ExitCode.CHECK_FAILED
