@@ -193,10 +193,11 @@ def measure(lab: Lab, store: str, count: int, rounds: int) -> dict[str, list[flo
         found["warm"].append(start(lab, node, url))
         found["change"].append(statistics.median(json.loads(inside(node, "change", url))))
         pid = node.daemon.process.pid
-        found["memory"].append(memory(pid))
+        time.sleep(5)  # what a start does at leisure is no idle CPU
         before = cpu(pid)
-        time.sleep(10)
-        found["idle"].append((cpu(pid) - before) / 10 * 100)
+        time.sleep(20)
+        found["idle"].append((cpu(pid) - before) / 20 * 100)
+        found["memory"].append(memory(pid))
         node.daemon.stop()
         seconds, writes = json.loads(inside(node, "check", str(count)))
         if writes:

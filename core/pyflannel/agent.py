@@ -198,7 +198,7 @@ class Agent:
         self._stopping = threading.Event()
         self._reload_wanted = False
         self._ready_said = False
-        self._trim_due = False
+        self._trim_due: float | None = None
         self._last_state, self._last_message = State.STARTING, ""
         self.last_error: tuple[float, str] | None = None
         self._underlay_due: float | None = clock()
@@ -267,6 +267,9 @@ class Agent:
         self._reconcile()
         self._tend_data_plane(now)
         self._announce(now)
+        if self._trim_due is not None and now >= self._trim_due:
+            self._trim_due = None
+            _release_memory()
 
     def _patience(self) -> float:
         """Seconds until something is due."""
@@ -351,9 +354,6 @@ class Agent:
             self.measures.reconcile.observe(self.clock() - begin)
             self.measures.written += outcome.written
             self.measures.refused += outcome.refused
-        if self._trim_due:
-            self._trim_due = False
-            _release_memory()
         if outcome.repaired:
             self.repaired += len(outcome.repaired)
             first, others = outcome.repaired[0], len(outcome.repaired) - 1
@@ -388,7 +388,7 @@ class Agent:
         self.membership = _Membership(event.backend, overlay, feed)
         self._follow(overlay)
         self.tracker.sweep = True
-        self._trim_due = True
+        self._trim_due = self.clock() + BEAT_INTERVAL  # when the kernel has told of all that we write now
         self.backend_trouble = ""
         if before is None or before.overlay.node.subnets != event.node.subnets:
             log.info("lease: %s (%s)", event.lease.subnets, event.backend.name)
