@@ -54,7 +54,8 @@ class Reach:
     :param overlay: the round-trip time over the overlay in seconds, ``None`` if nothing came back.
     :param through: the overlay address that answered.
     :param largest: the largest packet that came through whole; ``underlay_largest`` the same below.
-    :param checksummed: whether UDP with a checksum arrives; ``unchecked`` the same without one.
+    :param checksummed: whether UDP with a checksum arrives, over the overlay if that answers at all, else at the
+        public address; ``unchecked`` the same without a checksum.
 
     ``None`` stands for what was not tried.
     """
@@ -125,7 +126,12 @@ def probe(target: Target) -> Reach:
     times = {address: echo(address) for address in (target.device, target.gateway) if address is not None}
     through = next((address for address, seconds in times.items() if seconds is not None), None)
     if through is None:
-        return Reach(below, underlay_largest=largest_below)
+        return Reach(
+            underlay=below,
+            underlay_largest=largest_below,
+            checksummed=knock_udp(target.underlay) if below else None,
+            unchecked=knock_udp(target.underlay, checksum=False) if below and version == 4 else None,
+        )
     return Reach(
         underlay=below,
         overlay=times[through],
@@ -158,6 +164,8 @@ def judge(target: Target, reach: Reach, interface: str, port: int | None) -> Ite
     yield _underlay(target, reach)
     if reach.overlay is None:
         yield _unreachable(target, reach, interface, port)
+        if reach.unchecked and not reach.checksummed:
+            yield _unfinished(target, interface)
         return
     milliseconds = f"{reach.overlay * 1000:.1f} ms"
     note = "" if reach.gateway or reach.through != target.device else "; no container bridge there"
@@ -231,18 +239,22 @@ def _checksums(target: Target, reach: Reach) -> Iterator[Finding]:
     if reach.checksummed:
         yield passed("peer UDP checksum", f"{target.name}: UDP arrives intact")
     elif reach.unchecked:
-        yield failed(
-            "peer UDP checksum",
-            f"{target.name}: UDP arrives without a checksum, and is dropped with one",
-            "a network card, a driver or something on the way leaves the checksums of packets unfinished: pings work, "
-            "TCP and UDP don't",
-            f"ethtool -K {target.interface} tx-checksum-ip-generic off",
-        )
+        yield _unfinished(target, target.interface)
     else:
         text = f"{target.name}: no answer to UDP with or without a checksum"
         if reach.unchecked is None:
             text = f"{target.name}: no answer to UDP; without a checksum IPv6 has none"
         yield skipped("peer UDP checksum", f"{text}; a firewall drops it, or the errors that would tell")
+
+
+def _unfinished(target: Target, interface: str) -> Finding:
+    return failed(
+        "peer UDP checksum",
+        f"{target.name}: UDP arrives without a checksum, and is dropped with one",
+        "a network card, a driver or something on the way leaves the checksums of packets unfinished: pings may work, "
+        "TCP and UDP don't",
+        f"ethtool -K {interface} tx-checksum-ip-generic off",
+    )
 
 
 def checksum_errors(path: Path = Path("/proc/net/snmp")) -> int | None:
