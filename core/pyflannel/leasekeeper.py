@@ -393,6 +393,10 @@ class LeaseKeeper:
             try:
                 return self._store.create(subnets.key, value, self._options.ttl)
             except ConflictError:
+                if subnets == previous:  # perhaps it is ours, made by a mirror of two stores: look whose it is
+                    raise StoreUnavailableError(
+                        f"lease {subnets.key} has just come into being; looking again"
+                    ) from None
                 held.append(subnets)
         raise StoreUnavailableError("many nodes are leasing subnets right now; trying again")
 

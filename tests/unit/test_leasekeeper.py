@@ -184,6 +184,30 @@ def foreign(host: int, node_id: str) -> str:
     return attributes.to_json()
 
 
+class _MirroredStore(FileStore):
+    """Somebody puts a deleted lease back a moment before its node can."""
+
+    lost: Record | None = None
+
+    def create(self, key: str, value: str, ttl: float | None) -> Record:
+        if self.lost is not None:
+            lost, self.lost = self.lost, None
+            super().create(lost.key, lost.value, ttl)
+        return super().create(key, value, ttl)
+
+
+def test_a_lease_that_was_put_back_before_we_could_is_ours_all_the_same(tmp_path: Path, outside: Store) -> None:
+    store = _MirroredStore(StoreLocation.parse(f"file://{tmp_path}/store"))
+    with keeping(tmp_path, store=store) as keeper:
+        first = keeper.next(Joined)
+        store.lost = record_of(outside, first.lease.key)
+        assert store.lost is not None
+        outside.delete(store.lost)
+        assert keeper.next(Joined).lease == first.lease
+    assert store.lost is None
+    assert [record.key for record in outside.snapshot().leases] == [first.lease.key]
+
+
 def test_a_subnet_that_another_node_got_meanwhile_is_a_loud_conflict(tmp_path: Path, outside: Store) -> None:
     with keeping(tmp_path) as keeper:
         key = keeper.next(Joined).lease.key
