@@ -46,8 +46,9 @@ TOLERANCE: Final = 2.5
 LAG: Final = 0.1
 """The share of its original's remaining life that a copy may lack before it is renewed."""
 
-LOOK_INTERVAL: Final = 30.0
-"""Seconds at most between two looks: a renewal that leaves the text alone is no change that a watch tells."""
+LOOK_INTERVAL, _REST = 30.0, 50
+"""Seconds at most between two looks, and how many times as long as a look the rest after it is where that is less: a
+renewal that leaves the text alone is no change that a watch tells."""
 
 _FIRST_PAUSE, _LAST_PAUSE = 0.5, 10.0
 """Seconds between two attempts while a store is away."""
@@ -543,8 +544,9 @@ class Migration:
                 if until_moved and moved == total:
                     return
                 # At most a fifth of the time is spent on looking, however busy the stores are.
-                self._stopping.wait(max(_COALESCE, 4 * (self._clock() - began)))
-                self._sit(self._interval())
+                took = self._clock() - began
+                self._stopping.wait(max(_COALESCE, 4 * took))
+                self._sit(min(self._interval(), max(1.0, _REST * took)))
         finally:
             for bell in bells:
                 bell.close()

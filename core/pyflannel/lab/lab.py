@@ -239,6 +239,7 @@ class Lab:
             self.switch = Machine(self, topology.SWITCH)
             self.nodes = tuple(Node(self, host, containers) for host in hosts)
             self.servers: tuple[Node, ...] = ()
+            self._server_addresses = 0
             self._build()
         except BaseException:
             self.close()
@@ -267,9 +268,13 @@ class Lab:
         directories = " ".join(str(machine.directory) for machine in (self.switch, *self.nodes, *self.containers))
         self._sh([f"mkdir {directories}", *script])
 
-    def add_server(self, name: str) -> Node:
-        """One more machine on the underlay, without containers, for a store's server."""
-        server = Node(self, topology.plan_server(name, len(self.servers)))
+    def add_server(self, name: str, addresses: int = 1) -> Node:
+        """One more machine on the underlay, without containers, for a store's server.
+
+        :param addresses: how many it will use: its own, and those that follow.
+        """
+        server = Node(self, topology.plan_server(name, self._server_addresses))
+        self._server_addresses += addresses
         self._sh(
             [
                 f"mkdir {server.directory}",
@@ -287,8 +292,8 @@ class Lab:
         :param scheme: a key of :data:`pyflannel.lab.serve.SERVERS`.
         :raises StoreUnavailableError: they did not come up.
         """
-        addresses = [topology.plan_server("", len(self.servers) + index).ipv4 for index in range(members)]
-        server = self.add_server("store")
+        addresses = [topology.plan_server("", self._server_addresses + index).ipv4 for index in range(members)]
+        server = self.add_server(f"{scheme}{len(self.servers) or ''}", members)
         server.ip(f"address add {address} dev {UPLINK}" for address in addresses[1:])
         directory = server.directory / "data"
         words = [sys.executable, "-m", "pyflannel.lab.serve", scheme, str(directory)]
