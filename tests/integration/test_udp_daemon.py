@@ -1,0 +1,239 @@
+"""The udp backend under the real daemon, in a lab: whichever process dies, packets go on; what is dropped is told.
+
+One lab with three nodes serves all tests of this module; each leaves it as it found it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.integration.backends.udp import traffic
+
+from pyflannel.lab import Container, Lab, Machine, Node
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+
+PATIENCE = 60.0
+MEBIBYTE = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(nodes=3) as lab:
+        for node in lab.nodes:
+            node.start_daemon(lab.file_store, "udp", "10.244.0.0/16")
+        for node in lab.nodes:
+            node.daemon.wait_ready(peers=2)
+            node.attach_containers()
+        yield lab
+        for node in lab.nodes:
+            print(node.name, node.daemon.log(), sep="\n")
+
+
+def until(condition: Callable[[], bool], what: str = "") -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, what or condition
+        time.sleep(0.02)
+
+
+def workers(node: Node) -> set[int]:
+    """The pids of the worker processes in this node's network namespace."""
+    namespace = os.stat(f"/proc/{node.lab.sandbox.pid}/root/run/netns/{node.name}").st_ino
+    found = set()
+    for entry in Path("/proc").iterdir():
+        try:
+            is_worker = entry.name.isdigit() and b"udp.worker" in (entry / "cmdline").read_bytes()
+            if is_worker and (entry / "ns/net").stat().st_ino == namespace:
+                found.add(int(entry.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def counters(node: Node) -> Mapping[str, int]:
+    found: Mapping[str, int] = node.daemon.status()["data_plane"]
+    return found
+
+
+def device_bytes(node: Node) -> int:
+    """What the kernel counts on the TUN device, at once; the worker tells its counters once a second."""
+    (link,) = json.loads(node.run(["ip", "-j", "-s", "link", "show", "flannel0"]).stdout)
+    return int(link["stats64"]["rx"]["bytes"] + link["stats64"]["tx"]["bytes"])
+
+
+def lease_file(node: Node) -> Path:
+    key = node.daemon.status()["lease"]["key"]
+    return node.lab.outside(node.directory).parent / "store" / "subnets" / f"{key}.json"
+
+
+class Transfer:
+    """One TCP connection that carries ``size`` bytes; ``finish`` checks each of them."""
+
+    def __init__(self, source: Container, target: Container, size: int) -> None:
+        self.size = size
+        script = [sys.executable, str(traffic.__file__)]
+        self._sink = target.start([*script, "sink", "5001"], stdout=subprocess.PIPE)
+        assert self._answer(self._sink.proxy) == "listening"
+        words = [*script, "source", target.address(), "5001", str(size)]
+        self._source = source.start(words, stdout=subprocess.PIPE)
+
+    @staticmethod
+    def _answer(process: subprocess.Popen[str]) -> Any:
+        assert process.stdout is not None
+        return json.loads(process.stdout.readline())
+
+    @property
+    def running(self) -> bool:
+        return self._source.running
+
+    def finish(self) -> None:
+        with self._sink.proxy, self._source.proxy:
+            self._answer(self._source.proxy)
+            assert self._answer(self._sink.proxy) == [self.size, traffic.digest(self.size)]
+
+
+def test_every_container_reaches_every_other(lab: Lab) -> None:
+    assert lab.reachability().complete
+    for node in lab.nodes:
+        assert "FLANNEL_MTU=1472\n" in lab.outside(node.subnet_file).read_text()
+        assert len(workers(node)) == 1
+
+
+def test_kill_9_of_the_worker_under_load(lab: Lab) -> None:
+    transfer = Transfer(lab.containers[0], lab.containers[1], 600 * MEBIBYTE)
+    for node in lab.nodes[:2]:
+        carried = device_bytes(node)
+        until(lambda node=node, carried=carried: device_bytes(node) > carried + MEBIBYTE)  # type: ignore[misc]
+        (worker,) = workers(node)
+        os.kill(worker, signal.SIGKILL)
+        assert transfer.running
+        until(lambda node=node, worker=worker: len(workers(node) - {worker}) == 1)  # type: ignore[misc]
+    transfer.finish()
+    until(lambda: lab.reachability().complete)
+
+
+def test_kill_9_of_the_daemon_under_load_loses_nothing(lab: Lab) -> None:
+    node = lab.nodes[0]
+    before = workers(node)
+    transfer = Transfer(lab.containers[0], lab.containers[1], 400 * MEBIBYTE)
+    with lab.containers[0].ping(lab.containers[2].address()) as ping:
+        ping.wait_replies(3)
+        node.daemon.kill()
+        ping.wait_replies(3)
+        assert workers(node) == before
+        node.daemon.start()
+        node.daemon.wait_ready(peers=2)
+        ping.wait_replies(3)
+        loss = ping.stop()
+    transfer.finish()
+    assert loss.lost == 0
+    assert workers(node) == before, "the restarted daemon took it over"
+    until(lambda: counters(node).get("sent_bytes", 0) > transfer.size, "the counters of the worker's whole life")
+
+
+def test_a_restart_takes_the_worker_over_with_the_table_of_now(lab: Lab) -> None:
+    node, _, gone = lab.nodes
+    before, file = workers(node), lease_file(gone)
+    lease = file.read_bytes()
+    gone.daemon.stop()
+    node.daemon.stop()
+    file.unlink()
+    node.daemon.start()
+    node.daemon.wait_ready(peers=1)
+    until(lambda: not lab.reachability(lab.containers[::2], timeout=0.3).of(4)["n1-c1", "n3-c1"])
+    file.write_bytes(lease)
+    gone.daemon.start()
+    for each in (node, gone):
+        each.daemon.wait_ready(peers=2)
+    assert workers(node) == before
+    until(lambda: lab.reachability().complete)
+
+
+def test_a_deleted_device_comes_back(lab: Lab) -> None:
+    node = lab.nodes[0]
+    before = workers(node)
+    node.run(["ip", "link", "del", "flannel0"])
+    until(lambda: node.daemon.status()["repaired"] > 0)
+    until(lambda: lab.reachability().complete)
+    assert workers(node) == before
+
+
+def test_a_peer_that_leaves_and_returns(lab: Lab) -> None:
+    node, _, other = lab.nodes
+    file = lease_file(other)
+    lease = file.read_bytes()
+    other.daemon.stop()
+    file.unlink()
+    node.daemon.wait_status(lambda status: len(status["peers"]) == 1, "left by the peer")
+    refused = counters(node).get("drop_no_route", 0)
+    said = lab.containers[0].run(["ping", "-c", "1", "-W", "5", lab.containers[2].address()], check=False).stdout
+    assert "Destination Host Unreachable" in said
+    until(lambda: counters(node)["drop_no_route"] > refused)
+    file.write_bytes(lease)
+    other.daemon.start()
+    for each in lab.nodes:
+        each.daemon.wait_ready(peers=2)
+    until(lambda: lab.reachability().complete)
+
+
+def test_a_lease_without_a_type_as_flanneld_writes_it_is_used(lab: Lab) -> None:
+    node, _, other = lab.nodes
+    file = lease_file(other)
+    other.daemon.stop()
+    file.unlink()
+    node.daemon.wait_status(lambda status: len(status["peers"]) == 1, "left by the peer")
+    file.write_text(json.dumps({"PublicIP": str(other.ipv4.ip), "PublicIPv6": None}))
+    node.daemon.wait_ready(peers=2)
+    until(lambda: lab.reachability(lab.containers[::2]).complete)
+    other.daemon.start()
+    other.daemon.wait_ready(peers=2)
+    until(lambda: lab.reachability().complete)
+
+
+def ping(container: Container, *words: str) -> None:
+    container.run(["ping", "-c", "1", "-W", "1", *words], check=False)
+
+
+def datagram(source: Machine, target: Node) -> None:
+    script = "import socket, sys; socket.socket(type=socket.SOCK_DGRAM).sendto(bytes(64), (sys.argv[1], 8285))"
+    source.run([sys.executable, "-c", script, str(target.ipv4.ip)])
+
+
+DROPS: dict[str, Callable[[Lab], None]] = {
+    "drop_no_route": lambda lab: ping(lab.containers[0], "10.244.255.9"),
+    "drop_ttl_exceeded": lambda lab: ping(lab.containers[0], "-t", "2", lab.containers[1].address()),
+    "drop_unknown_sender": lambda lab: datagram(lab.switch, lab.nodes[0]),
+    "drop_source_port": lambda lab: datagram(lab.nodes[1], lab.nodes[0]),
+}
+
+
+@pytest.mark.parametrize("reason", DROPS)
+def test_drops_are_shown_by_reason(lab: Lab, reason: str) -> None:
+    node = lab.nodes[0]
+    before = counters(node).get(reason, 0)
+    DROPS[reason](lab)
+    until(lambda: counters(node)[reason] == before + 1, f"{reason} of {counters(node)}")
+    shown = node.run([*node.daemon.command[:3], "status", "--run-dir", str(node.daemon.run_directory)])
+    assert reason in shown.stdout
+
+
+def test_cleanup_ends_the_worker(lab: Lab) -> None:
+    node = lab.nodes[2]
+    node.daemon.stop()
+    assert len(workers(node)) == 1
+    node.run([*node.daemon.command[:3], "cleanup", "--run-dir", str(node.daemon.run_directory)])
+    assert node.run(["ip", "link", "show", "flannel0"], check=False).returncode != 0
+    until(lambda: not workers(node))
+    node.daemon.start()
+    node.daemon.wait_ready(peers=2)
+    until(lambda: lab.reachability().complete)
