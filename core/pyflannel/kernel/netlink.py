@@ -62,7 +62,7 @@ from pyflannel.kernel.model import (
     VxlanInfo,
 )
 from pyflannel.kernel.netns import call_in
-from pyflannel.kernel.port import SEVERAL, KernelPort, Notice, Scope, Write
+from pyflannel.kernel.port import NOTHING, SEVERAL, KernelPort, Notice, Scope, Write
 from pyflannel.kernel.refusal import foreign_link, foreign_route, refusal
 from pyflannel.kernel.rtsocket import Answer, NotificationSocket, Refused, RequestSocket
 from pyflannel.kernel.wire import RouteRow
@@ -94,6 +94,19 @@ _IFREQ = Struct("=16sH22x")
 _I32 = Struct("=i")
 
 T = TypeVar("T")
+
+
+class _Found:
+    """What a dump brings together; values that are known already are not kept twice."""
+
+    def __init__(self, known: Mapping[Key, KernelObject]) -> None:
+        self.objects: dict[Key, KernelObject] = {}
+        self._known = known
+
+    def add(self, item: KernelObject) -> None:
+        key = item.key
+        known = self._known.get(key)
+        self.objects[key] = known if known is not None and known == item else item
 
 
 class NetlinkPort(KernelPort):
@@ -145,7 +158,7 @@ class NetlinkPort(KernelPort):
 
     # what is there
 
-    def dump(self, scope: Scope) -> dict[Key, KernelObject]:
+    def dump(self, scope: Scope, known: Mapping[Key, KernelObject] = NOTHING) -> dict[Key, KernelObject]:
         """See :meth:`KernelPort.dump`."""
         self._drain()
         self._pending.changes.clear()
@@ -153,7 +166,9 @@ class NetlinkPort(KernelPort):
         self._scope = scope
         self._route_links.clear()
         self._read_links()
-        found: dict[Key, KernelObject] = {link.key: link for link in self._ours.values()}
+        found = _Found(known)
+        for link in self._ours.values():
+            found.add(link)
         self._read_sysctls(found)
         for index, link in self._ours.items():
             if not isinstance(link.info, ForeignInfo):
@@ -164,7 +179,7 @@ class NetlinkPort(KernelPort):
         for family in (AF_INET, AF_INET6):
             self._read_routes(family, found)
         self._announce()
-        return found
+        return found.objects
 
     def _read_links(self) -> None:
         table = LinkTable(self._scope.generic)
@@ -185,38 +200,37 @@ class NetlinkPort(KernelPort):
         if before is None or after is None or before.shape != after.shape:
             self._pending.interfaces.update(row.name for row in (before, after) if row is not None)
 
-    def _read_sysctls(self, found: dict[Key, KernelObject]) -> None:
+    def _read_sysctls(self, found: _Found) -> None:
         self._sysctls = self._inside(lambda: _read_sysctls(self._scope.sysctls))
         for path, value in self._sysctls.items():
             item = Sysctl(path, value)
-            found[item.key] = item
+            found.add(item)
 
-    def _read_addresses(self, index: int, name: str, found: dict[Key, KernelObject]) -> None:
+    def _read_addresses(self, index: int, name: str, found: _Found) -> None:
         for _, datagram, start, end in self._request.dump(encode_address_dump(index, self._request.strict), _UNKNOWN):
             if address_index(datagram, start) == index:
                 item = decode_address(name, datagram, start, end)
                 if item is not None:
-                    found[item.key] = item
+                    found.add(item)
 
-    def _read_neighbours(self, index: int, name: str, found: dict[Key, KernelObject]) -> None:
+    def _read_neighbours(self, index: int, name: str, found: _Found) -> None:
         parse, permanent, proxy = wire.parse_neighbour, wire.NUD_PERMANENT, wire.NTF_PROXY
         for family in (AF_INET, AF_INET6):
             for _, datagram, start, end in self._request.dump(wire.encode_neighbour_dump(family, index), _UNKNOWN):
                 row = parse(datagram, start, end)
                 if row is not None and row.link == index and row.state & permanent and not row.flags & proxy:
                     item = Neighbour(name, row.address, row.mac)
-                    found[item.key] = item
+                    found.add(item)
 
-    def _read_fdb(self, index: int, name: str, found: dict[Key, KernelObject]) -> None:
+    def _read_fdb(self, index: int, name: str, found: _Found) -> None:
         request = wire.encode_fdb_dump(index if self._request.strict else 0)
         for _, datagram, start, end in self._request.dump(request, _UNKNOWN):
             row = wire.parse_fdb(datagram, start, end)
             if row is not None and row.link == index and row.state & wire.NUD_PERMANENT:
                 item = FdbEntry(name, row.mac, row.remote if row.plain else SEVERAL)
-                key = item.key
-                found[key] = FdbEntry(name, row.mac, SEVERAL) if key in found else item
+                found.add(FdbEntry(name, row.mac, SEVERAL) if item.key in found.objects else item)
 
-    def _read_routes(self, family: int, found: dict[Key, KernelObject]) -> None:
+    def _read_routes(self, family: int, found: _Found) -> None:
         links = [index for index, link in self._ours.items() if not isinstance(link.info, ForeignInfo)]
         requests = [wire.encode_route_dump(family, protocol=ROUTE_PROTOCOL)]
         requests += [wire.encode_route_dump(family, link=index) for index in links]
@@ -230,7 +244,8 @@ class NetlinkPort(KernelPort):
                 if self._is_ours(row):
                     item = self._route(row)
                     self._route_links.add(row.link)
-                    found.setdefault(item.key, item)
+                    if item.key not in found.objects:
+                        found.add(item)
 
     def _is_ours(self, row: RouteRow) -> bool:
         if row.table != wire.RT_TABLE_MAIN or row.flags & wire.RTM_F_CLONED:
@@ -239,7 +254,9 @@ class NetlinkPort(KernelPort):
             return True
         if row.protocol in _KERNEL_MADE:
             return False
-        return self._owns(row.link) or (bool(row.nexthops) and all(self._owns(hop.link) for hop in row.nexthops))
+        # flanneld marks nothing: its routes are known by their link, and by a gateway that only it takes to be there.
+        ways = row.nexthops or (wire.Nexthop(row.link, row.gateway, row.onlink),)
+        return all(way.onlink and self._owns(way.link) for way in ways)
 
     def _owns(self, index: int) -> bool:
         link = self._ours.get(index)

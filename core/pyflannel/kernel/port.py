@@ -5,10 +5,11 @@ kernel in memory whose calls can be made to fail. Both pass one test suite.
 
 What a port reports as *actual* are the same frozen values that planners produce, restricted to what is ours or stands
 in our way: links that carry our mark or have a name in the :class:`Scope`; all addresses, permanent neighbours and
-permanent FDB entries with a remote on those links; routes of the main table that have our protocol number or leave
-through those links. Link-local addresses and what the kernel makes by itself (multicast, local table, connected
-routes) are not reported. Of a foreign device under a name in the scope just the link is reported, with a
-:class:`~pyflannel.kernel.model.ForeignInfo`; what is on it is not ours to see or change.
+permanent FDB entries with a remote on those links; routes of the main table that have our protocol number, or leave
+through those links to a gateway that is taken to be there (``onlink``: that is how flanneld's look, which carry no
+mark). Any other route through a link of ours is somebody's own. Link-local addresses and what the kernel makes by
+itself (multicast, local table, connected routes) are not reported. Of a foreign device under a name in the scope just
+the link is reported, with a :class:`~pyflannel.kernel.model.ForeignInfo`; what is on it is not ours to see or change.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
+from types import MappingProxyType
 from typing import Final
 
 from pyflannel.errors import KernelError
@@ -74,13 +76,19 @@ class Notice:
     resync: bool = False
 
 
+NOTHING: Final[Mapping[Key, KernelObject]] = MappingProxyType({})
+"""No objects."""
+
+
 class KernelPort(ABC):
     """See the module's docstring. Used from one thread."""
 
     @abstractmethod
-    def dump(self, scope: Scope) -> dict[Key, KernelObject]:
+    def dump(self, scope: Scope, known: Mapping[Key, KernelObject] = NOTHING) -> dict[Key, KernelObject]:
         """Everything of ours that is there now. ``scope`` holds for later notifications too.
 
+        :param known: what is expected. What is found to equal it is returned as that very object, so that thousands
+            of values are not kept twice.
         :raises KernelError: the kernel can't be read (a missing right, no netlink).
         """
 

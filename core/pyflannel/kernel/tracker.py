@@ -164,7 +164,7 @@ class Tracker:
             frozenset(item.path for item in self._desired.values() if isinstance(item, Sysctl)),
             {name: link for name, link in links.items() if isinstance(link.info, GenericInfo)},
         )
-        found = self.port.dump(self._scope)
+        found = self.port.dump(self._scope, self._desired)
         for key in [key for key in self._actual if key not in found]:
             self._see(key, None)
         for key, wanted in self._desired.items():

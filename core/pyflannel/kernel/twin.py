@@ -44,7 +44,7 @@ from pyflannel.kernel.model import (
     Sysctl,
     VxlanInfo,
 )
-from pyflannel.kernel.port import SEVERAL, KernelPort, Notice, Scope, Write
+from pyflannel.kernel.port import NOTHING, SEVERAL, KernelPort, Notice, Scope, Write
 from pyflannel.kernel.refusal import foreign_link, foreign_route, refusal
 from pyflannel.kernel.wire import is_flooded
 from pyflannel.lease import IPAddress
@@ -97,7 +97,7 @@ class TwinPort(KernelPort):
 
     # the port
 
-    def dump(self, scope: Scope) -> dict[Key, KernelObject]:
+    def dump(self, scope: Scope, known: Mapping[Key, KernelObject] = NOTHING) -> dict[Key, KernelObject]:
         """See :meth:`KernelPort.dump`."""
         self._require_life()
         self.dumps += 1
@@ -305,7 +305,7 @@ class TwinPort(KernelPort):
         return link is not None and self._in_scope(link) and not isinstance(link.info, ForeignInfo)
 
     def _is_ours(self, entry: _RouteEntry) -> bool:
-        return entry.protocol == ROUTE_PROTOCOL or self._owns(entry.route.link)
+        return entry.protocol == ROUTE_PROTOCOL or (entry.route.onlink and self._owns(entry.route.link))
 
     def _carries_routes(self, name: str) -> bool:
         return any(entry.route.link == name and self._is_ours(entry) for entry in self.routes.values())

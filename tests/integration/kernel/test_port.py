@@ -396,6 +396,16 @@ def test_a_route_that_flanneld_left_is_taken_over(world: Any, family: Family) ->
     assert protocols == {(str(route.destination), ROUTE_PROTOCOL) for route in left}
 
 
+def test_somebody_s_own_route_through_our_device_is_not_ours(world: Any, family: Family) -> None:
+    world.become([family.link])
+    own = Route(family.subnet(5), family.name)
+    world.put(own, protocol=4)
+    world.quiet()
+    assert own.key not in world.dump()
+    assert world.become([family.link]) == 0
+    assert (str(own.destination), family.name, 4) in world.routes(family.version)
+
+
 def test_failures_in_the_middle_of_a_batch_stay_alone(world: Any, family: Family) -> None:
     count = 1500
     world.become([family.link, family.address])
