@@ -21,15 +21,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyflannel import envfile, runlock
 from pyflannel.backend import Backend, Node, parse_options
 from pyflannel.errors import KernelError, PluginError, PyflannelError, UnderlayError
 from pyflannel.feeding import Feed
 from pyflannel.firewall.keeper import FirewallKeeper
-from pyflannel.firewall.model import plan
-from pyflannel.firewall.sync import Firewall, find_tools
+from pyflannel.firewall.model import Mode, plan
 from pyflannel.kernel.model import Route
 from pyflannel.kernel.port import KernelPort, Notice
 from pyflannel.kernel.tracker import Tracker
@@ -39,12 +38,16 @@ from pyflannel.network import NetworkConfig
 from pyflannel.nodeid import identify
 from pyflannel.notify import Notifier
 from pyflannel.overlay import Overlay
+from pyflannel.pluginguard import checked_mtu
 from pyflannel.plugins import load_backend, load_store
 from pyflannel.settings import Settings
 from pyflannel.standing import document, standing
 from pyflannel.status import State, Status, StatusServer
 from pyflannel.store import Store
 from pyflannel.underlay import Inventory, Selection, Underlay, choose
+
+if TYPE_CHECKING:
+    from pyflannel.firewall.sync import Firewall
 
 __all__ = ["Agent", "run"]
 
@@ -55,6 +58,9 @@ UNDERLAY_PAUSE = 1.0
 
 CHECK_INTERVAL = 1.0
 """Seconds between two tries at a missing underlay or an unreadable kernel."""
+
+PLUGIN_PATIENCE = 5.0
+"""Seconds after which a backend's call is taken for one that hangs, and named in ``status``."""
 
 BEAT_INTERVAL = 2.0
 """The longest time in seconds that the loop sleeps: what /livez and the watchdog hear it by."""
@@ -163,6 +169,8 @@ class Agent:
         self.underlay_trouble = ""
         self.kernel_trouble = ""
         self.backend_trouble = ""
+        self.call: tuple[str, float] | None = None
+        """The plugin's call that the loop is in, as the beginning of a sentence, and since when."""
         self.repaired = 0
         self.measures = measures
         self.beat = clock()
@@ -186,9 +194,7 @@ class Agent:
             clock,
             rng or random.Random(),  # noqa: S311 - jitter and the choice of a subnet need no secrecy
         )
-        self.firewall = FirewallKeeper(
-            lambda: Firewall(find_tools(), settings.firewall), settings.iptables_resync, self._awake
-        )
+        self.firewall = FirewallKeeper(lambda: _make_firewall(settings.firewall), settings.iptables_resync, self._awake)
         self._port = port
         self._read_inventory = read_inventory
         self._notifier = notifier
@@ -370,14 +376,26 @@ class Agent:
             raise event.error
         try:
             if isinstance(event, Joined):
-                self._join(event)
-            elif isinstance(event, Moved):
-                self._move(event.node)
-            elif isinstance(event, PeersChanged):
-                self._peers_changed(event)
+                with self._calling(event.backend, "planning"):
+                    self._join(event)
+            elif self.membership is not None:
+                with self._calling(self.membership.backend, "planning"):
+                    if isinstance(event, Moved):
+                        self._move(event.node)
+                    elif isinstance(event, PeersChanged):
+                        self._peers_changed(event)
         except PyflannelError as error:
             self.backend_trouble = str(error)
             log.error("%s", error)
+
+    @contextmanager
+    def _calling(self, backend: Backend[Any], what: str) -> Iterator[None]:
+        """Let ``status`` know what the loop is in, should it not come back."""
+        self.call = (f"backend {backend.name!r} has not come back from {what}", self.clock())
+        try:
+            yield
+        finally:
+            self.call = None
 
     def _join(self, event: Joined) -> None:
         overlay = _plan(event.backend, lambda: Overlay(event.backend, event.node, self._extras(event.node)))
@@ -439,7 +457,8 @@ class Agent:
         if not member.feed.serves(member.backend, node):
             member.feed.stop()
             member.feed = Feed(member.backend, node)
-        member.feed.tend(member.overlay, now)
+        with self._calling(member.backend, "its data plane"):
+            member.feed.tend(member.overlay, now)
 
     # What we say about ourselves
 
@@ -463,8 +482,21 @@ class Agent:
     @property
     def trouble(self) -> str:
         """What goes wrong at present, other than single kernel objects."""
-        found = (self.underlay_trouble, self.kernel_trouble, self.backend_trouble, self.keeper.state.trouble)
+        found = (
+            self._hanging(),
+            self.underlay_trouble,
+            self.kernel_trouble,
+            self.backend_trouble,
+            self.keeper.state.trouble,
+        )
         return next(filter(None, found), self.firewall.state.trouble)
+
+    def _hanging(self) -> str:
+        """Which plugin the loop waits for, if it does so for long."""
+        call = self.call
+        if call is None or self.clock() - call[1] < PLUGIN_PATIENCE:
+            return ""
+        return f"{call[0]} for {self.clock() - call[1]:.0f} s; repairs wait for it, the lease is renewed"
 
     def status(self) -> Status:
         """The status document."""
@@ -474,7 +506,10 @@ class Agent:
         member = self.membership
         sound = self.own_in_place and self.lease_valid and not self.keeper.state.conflict
         if sound and member is not None and not member.feed.trouble:
-            self._write_subnet_file()
+            try:
+                self._write_subnet_file()
+            except PluginError as error:
+                self.backend_trouble = str(error)
         state, message = standing(self)
         if state in (State.READY, State.DEGRADED) and not self._ready_said:
             self._ready_said = True
@@ -496,10 +531,17 @@ class Agent:
         member = self.membership
         assert member is not None
         node = member.overlay.node
-        mtu = _plan(member.backend, lambda: member.backend.mtu(node.underlay))
+        with self._calling(member.backend, "mtu"):
+            mtu = checked_mtu(member.backend.name, _plan(member.backend, lambda: member.backend.mtu(node.underlay)))
         text = envfile.render(node.network, node.subnets, mtu, self.settings.ip_masq)
         envfile.write(self.settings.subnet_file, text)
         member.published = True
+
+
+def _make_firewall(mode: Mode) -> Firewall:
+    from pyflannel.firewall.sync import Firewall, find_tools
+
+    return Firewall(find_tools(), mode)
 
 
 def make_backend(network: NetworkConfig) -> Backend[Any]:

@@ -7,33 +7,13 @@ which firewall stands in the way.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from pyflannel.firewall.chains import Chain, Table, first_drop
 from pyflannel.firewall.iptables import FORWARD_CHAIN, Tables
 from pyflannel.firewall.nftables import Ruleset, is_ours
+from pyflannel.firewall.state import Drop
 
-__all__ = ["Drop", "find_drops"]
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """A chain on the forward hook in which a packet falls that nobody accepts first.
-
-    :param system: ``nftables`` (iptables-nft lives there too) or ``iptables-legacy``.
-    :param table: family and name, such as ``inet firewalld``.
-    :param reason: what drops: the policy, or a rule.
-    :param passed: accepts of ours stand before it for all IP versions in question.
-    """
-
-    system: str
-    table: str
-    chain: str
-    reason: str
-    passed: bool
-
-    def __str__(self) -> str:
-        return f"{self.system} {self.table} {self.chain} ({self.reason})"
+__all__ = ["find_drops"]
 
 
 def find_drops(

@@ -1,7 +1,8 @@
 """The thread that keeps the rules in place: it sleeps until the kernel tells of a change, then checks.
 
 A thread of its own, because a check may start a program, and iptables may wait for its lock; neither must hold up the
-daemon's loop. What the loop wants is a frozen value put into a slot; what it learns is one taken out.
+daemon's loop, and what a check needs is imported beside the loop's start. What the loop wants is a frozen value put
+into a slot; what it learns is one taken out.
 
 Somebody who removes our rules as fast as we write them gets at most :data:`BURST` answers in :data:`BURST_TIME`
 seconds; after that only the resync period's.
@@ -18,12 +19,15 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pyflannel.errors import KernelError
 from pyflannel.firewall.model import Rules
-from pyflannel.firewall.notices import Notices
-from pyflannel.firewall.sync import Firewall, FirewallState
+from pyflannel.firewall.state import FirewallState
+
+if TYPE_CHECKING:
+    from pyflannel.firewall.notices import Notices
+    from pyflannel.firewall.sync import Firewall
 
 __all__ = ["FirewallKeeper"]
 
@@ -155,6 +159,8 @@ class FirewallKeeper:
 
 
 def _listen() -> Notices | None:
+    from pyflannel.firewall.notices import Notices
+
     try:
         return Notices()
     except KernelError as error:

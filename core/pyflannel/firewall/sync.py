@@ -19,13 +19,14 @@ from pyflannel.errors import KernelError
 from pyflannel.firewall import iptables, nftables, programs
 from pyflannel.firewall.chains import Table, first_drop, reachable
 from pyflannel.firewall.choose import MISSING, Tools, choose
-from pyflannel.firewall.foreign import Drop, find_drops
+from pyflannel.firewall.foreign import find_drops
 from pyflannel.firewall.iptables import FORWARD_CHAIN, POSTROUTING_CHAIN, Tables, Variant, find_variants
 from pyflannel.firewall.model import NO_RULES, FamilyRules, Mode, Rules
 from pyflannel.firewall.nftables import ChainId, Nft, Ruleset, transaction
 from pyflannel.firewall.notices import legacy_fingerprint, legacy_tables, sees_forward_chains
+from pyflannel.firewall.state import Drop, FirewallState
 
-__all__ = ["Firewall", "FirewallState", "find_tools"]
+__all__ = ["Firewall", "find_tools"]
 
 log = logging.getLogger(__name__)
 
@@ -38,31 +39,6 @@ _OURS = (FORWARD_CHAIN, POSTROUTING_CHAIN)
 def find_tools() -> Tools:
     """The programs that this host has."""
     return Tools(programs.find("nft"), find_variants())
-
-
-@dataclass(frozen=True, slots=True)
-class FirewallState:
-    """How the rules stand.
-
-    :param port: ``nftables``, ``iptables-nft``, ``iptables-legacy`` or ``none``; empty before the first check.
-    :param in_place: all rules are as they should be.
-    :param errors: what could not be done, one sentence each.
-    :param drops: chains of others that drop what they don't know.
-    :param repaired: how often rules had to be written after somebody else had changed the firewall.
-    """
-
-    port: str = ""
-    in_place: bool = False
-    errors: tuple[str, ...] = ()
-    drops: tuple[Drop, ...] = ()
-    repaired: int = 0
-
-    @property
-    def trouble(self) -> str:
-        """The first error, or what stands in the overlay's way; empty if all is well."""
-        if self.errors:
-            return f"firewall: {self.errors[0]}"
-        return ""
 
 
 @dataclass(frozen=True, slots=True)
