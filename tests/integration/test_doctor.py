@@ -277,3 +277,26 @@ def test_an_ordinary_user_gets_what_can_be_had(lab: Lab) -> None:
     assert found["rights"]["verdict"] == "warn"
     assert found["kernel objects"]["verdict"] == "pass"
     assert found["own rules"]["verdict"] in ("skip", "pass")
+
+
+@pytest.mark.parametrize(
+    ("backend", "arguments", "sizes"),
+    [
+        ("vxlan", ["--ipv6-network", "fd00:10:244::/56"], {4: 1450, 6: 1430}),
+        ("host-gw", [], {4: 1500}),
+        ("udp", [], {4: 1472}),
+    ],
+)
+def test_every_backend_and_family_is_probed(backend: str, arguments: list[str], sizes: dict[int, int]) -> None:
+    with Lab(nodes=2) as lab:
+        for node in lab.nodes:
+            node.start_daemon(lab.file_store, backend, "10.244.0.0/16", ["--ip-masq", *arguments])
+        for node in lab.nodes:
+            node.daemon.wait_ready(peers=1)
+            node.attach_containers()
+        report = examine(lab.nodes[0])
+    assert report.trouble == []
+    assert len(report.of("peer underlay")) == len(report.of("peer overlay")) == len(sizes)
+    found = [finding["message"].rpartition(": ")[2] for finding in report.of("peer packet size")]
+    assert found == [f"{size} bytes get through" for size in sizes.values()]
+    assert {finding["check"] for finding in report.findings} >= {f"IPv{version} forwarding" for version in sizes}
