@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -55,9 +55,10 @@ class Report:
         ]
 
 
-def examine(node: Node, *words: str) -> Report:
+def examine(node: Node, *words: str, then: Sequence[str] = ()) -> Report:
+    """Run doctor with the daemon's own flags, and ``then`` with others that win over these."""
     flags = node.daemon.command[len(pyflannel_command()) :]
-    done = node.run(pyflannel_command("doctor", "--json", *words, *flags), check=False, timeout=90)
+    done = node.run(pyflannel_command("doctor", "--json", *words, *flags, *then), check=False, timeout=90)
     assert done.stderr == "", done.stderr
     document = json.loads(done.stdout)
     for finding in document["findings"]:
@@ -70,7 +71,7 @@ def examine(node: Node, *words: str) -> Report:
 def state(node: Node) -> list[str]:
     commands = [
         "ip -o -4 addr",
-        "ip -o -6 addr",
+        "ip -o -6 addr show scope global",
         "ip route show table all",
         "ip neigh show nud permanent",
         "bridge fdb",
@@ -136,17 +137,15 @@ def test_what_is_broken_is_named_while_the_daemon_is_down(lab: Lab, check: str) 
 
 def test_a_lost_store_and_a_lost_lease_are_told_apart(lab: Lab) -> None:
     node = lab.nodes[0]
-    flags = node.daemon.command[len(pyflannel_command()) :]
-    done = node.run(
-        pyflannel_command("doctor", "--json", "--no-probes", *flags, "--store", "etcd://127.0.0.1:1/x"), check=False
-    )
-    found = {finding["check"]: finding["verdict"] for finding in json.loads(done.stdout)["findings"]}
-    assert (found["store"], found["lease"], found["daemon"]) == ("fail", "skip", "pass")
-    done = node.run(
-        pyflannel_command("doctor", "--json", "--no-probes", *flags, "--store", "file:///run/lab/empty"), check=False
-    )
-    found = {finding["check"]: finding["verdict"] for finding in json.loads(done.stdout)["findings"]}
-    assert (found["store"], found["network config"], found["lease"]) == ("pass", "fail", "fail")
+    report = examine(node, "--no-probes", then=["--store", "etcd://127.0.0.1:1/x"])
+    assert [report.verdicts(check) for check in ("store", "lease", "daemon")] == [{"fail"}, {"skip"}, {"pass"}]
+    empty = ["--store", "file:///run/lab/empty"]
+    report = examine(node, "--no-probes", then=empty)
+    assert (report.verdicts("store"), report.verdicts("lease")) == ({"fail"}, {"skip"})
+    assert node.run(["ls", "/run/lab/empty"], check=False).returncode != 0, "looking makes nothing"
+    node.run(["mkdir", "/run/lab/empty"])
+    report = examine(node, "--no-probes", then=empty)
+    assert [report.verdicts(check) for check in ("store", "network config", "lease")] == [{"pass"}, {"fail"}, {"fail"}]
 
 
 WALL = "table inet wall {\n chain forward {\n type filter hook forward priority 10; policy drop;\n }\n}\n"

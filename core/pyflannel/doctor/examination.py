@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 from pyflannel.doctor import firewall, membership, node
 from pyflannel.doctor.facts import Facts
@@ -12,11 +12,12 @@ from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
 from pyflannel.doctor.probes import Target, checksum_errors, judge, probe_peers, targets
 from pyflannel.errors import KernelError
 
-__all__ = ["GROUPS", "examine"]
+__all__ = ["GROUPS", "MAX_PROBED", "examine", "spread"]
 
 MAX_PROBED: Final = 200
 """Peers that are probed in one examination; dead ones take their time."""
 
+T = TypeVar("T")
 Check: TypeAlias = Callable[[Facts], Iterator[Finding]]
 
 GROUPS: Final[Mapping[str, Sequence[Check]]] = {
@@ -73,7 +74,7 @@ def _probe(facts: Facts, peers: Sequence[str]) -> Iterator[Finding]:
     if len(found) > MAX_PROBED:
         text = f"{MAX_PROBED} of {len(found)} are probed, evenly spread; name others with --peer"
         yield skipped("peers", text)
-        found = [found[number * len(found) // MAX_PROBED] for number in range(MAX_PROBED)]
+        found = spread(found, MAX_PROBED)
     before = checksum_errors()
     try:
         reached = probe_peers(found)
@@ -84,6 +85,11 @@ def _probe(facts: Facts, peers: Sequence[str]) -> Iterator[Finding]:
     for target, reach in zip(found, reached, strict=True):
         yield from judge(target, reach, facts.overlay.node.underlay.interface, port)
     yield from _counter(before, checksum_errors())
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """``count`` of ``items``, in order and evenly spread; ``count`` must not be larger than their number."""
+    return [items[number * len(items) // count] for number in range(count)]
 
 
 def _counter(before: int | None, after: int | None) -> Iterator[Finding]:

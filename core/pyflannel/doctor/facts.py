@@ -7,10 +7,12 @@ missing carries the reason in :attr:`Facts.problems`, under the fact's name.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pyflannel.backend import Backend, Node, parse_options
@@ -124,6 +126,8 @@ def _selection(settings: Settings, status: Mapping[str, JSON] | None) -> Selecti
 
 
 def _ask(settings: Settings, status: Mapping[str, JSON] | None) -> StoreFacts:
+    if settings.store.scheme == "file" and not Path(settings.store.path).exists():
+        raise StoreError(f"{settings.store}: there is no such directory yet")  # to ask would make it
     with load_store(settings.store.scheme)(settings.store) as store:
         begin = time.monotonic()
         snapshot = store.snapshot()
@@ -149,9 +153,18 @@ def _backend(network: NetworkConfig) -> Backend[Any]:
 def _node_id(settings: Settings, status: Mapping[str, JSON] | None) -> str:
     if status is not None:
         return str(status["node_id"])
-    if not settings.state_dir.is_dir() and settings.node_id is None:
-        return ""  # identify() would make the directory; a node without one holds no lease
+    known = settings.node_id is not None or (settings.state_dir / "node-id").exists() or _has_machine_id()
+    if not known:
+        return ""  # identify() would make one up and keep it; a node without one holds no lease
     return identify(settings.state_dir, settings.node_id)
+
+
+def _has_machine_id() -> bool:
+    try:
+        text = Path("/etc/machine-id").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return re.fullmatch("[0-9a-f]{32}", text.strip()) is not None
 
 
 def _own_record(

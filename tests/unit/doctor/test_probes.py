@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.doctor import echo
+from pyflannel.doctor.examination import spread
 from pyflannel.doctor.finding import Finding, Verdict, failed, passed, skipped, warned, worst
 from pyflannel.doctor.probes import Reach, Target, checksum_errors, judge
 
@@ -125,3 +126,13 @@ def test_this_host_answers_itself() -> None:
     assert echo.knock_udp(address)
     assert echo.knock_udp(address, checksum=False)
     assert echo.knock_tcp(address, port=1)
+
+
+@given(st.integers(1, 50).flatmap(lambda count: st.tuples(st.just(count), st.integers(count, 500))))
+def test_a_choice_of_peers_is_spread_evenly(numbers: tuple[int, int]) -> None:
+    count, total = numbers
+    chosen = spread(range(total), count)
+    gaps = {after - before for before, after in zip(chosen, [*chosen[1:], total], strict=True)}
+    assert len(chosen) == count
+    assert chosen[0] == 0
+    assert gaps <= {total // count, -(-total // count)}
