@@ -6,32 +6,36 @@ which firewall stands in the way.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import ip_address
+from typing import Any
 
-from pyflannel.firewall.chains import Chain, Table, first_drop
+from pyflannel.firewall.chains import Chain, ChainRule, Table, first_drop
 from pyflannel.firewall.iptables import FORWARD_CHAIN, Tables
 from pyflannel.firewall.nftables import Ruleset, is_ours
 from pyflannel.firewall.state import Drop
+from pyflannel.lease import IPNetwork
 
 __all__ = ["find_drops"]
 
 
 def find_drops(
-    ruleset: Ruleset | None, legacy: Mapping[int, Tables], versions: Iterable[int] = (4, 6)
+    ruleset: Ruleset | None, legacy: Mapping[int, Tables], networks: Sequence[IPNetwork]
 ) -> tuple[Drop, ...]:
-    """The chains that drop what they don't know, of those that packets of ``versions`` meet.
+    """The chains that drop packets of ``networks``, of which they don't know.
 
     :param ruleset: all of nftables, ``None`` if unknown.
     :param legacy: IP version to the tables of iptables-legacy.
     """
-    wanted = set(versions)
-    found = []
+    wanted: set[int] = {network.version for network in networks}
+    found: list[Drop | None] = []
     if ruleset is not None:
         found += [
             _drop("nftables", table, chain, wanted)
             for _, table, chain in ruleset.forward_chains()
             if wanted & set(table.versions)
         ]
+        found += _refusals(ruleset, networks)
     for version, tables in legacy.items():
         table = tables.get("filter")
         if version in wanted and table is not None and "FORWARD" in table.chains:
@@ -54,3 +58,43 @@ def _drop(system: str, table: Table, chain: Chain, versions: set[int]) -> Drop |
     needed = 2 * len(versions & set(table.versions))
     passed = passes >= needed or any(FORWARD_CHAIN in rule.targets for rule in before)
     return Drop(system, f"{table.family} {table.name}", chain.name, reason, passed)
+
+
+def _refusals(ruleset: Ruleset, networks: Sequence[IPNetwork]) -> Iterator[Drop]:
+    """Rules before routing that refuse to let other hosts reach a container directly, as Docker 28 makes them.
+
+    Somebody wanted these, so no accept of ours goes before them; Docker has an option to leave them out.
+    """
+    for table in ruleset.tables.values():
+        for chain in table.chains.values():
+            refused = [rule for rule in chain.rules if rule.drops and _to_inside(rule, networks)]
+            if chain.hook == "prerouting" and refused:
+                yield Drop(
+                    "nftables",
+                    f"{table.family} {table.name}",
+                    chain.name,
+                    "by a rule for single containers; does dockerd lack --allow-direct-routing?",
+                    False,
+                )
+
+
+def _to_inside(rule: ChainRule, networks: Sequence[IPNetwork]) -> bool:
+    """Whether a rule is about packets to an address in one of ``networks`` that come from certain interfaces."""
+    matches = [item["match"] for item in rule.body if "match" in item]
+    elsewhere = any(
+        isinstance(match["left"], dict) and match["left"].get("meta", {}).get("key") in {"iif", "iifname"}
+        for match in matches
+    )
+    return elsewhere and any(_destination_inside(match, networks) for match in matches)
+
+
+def _destination_inside(match: Mapping[str, Any], networks: Sequence[IPNetwork]) -> bool:
+    left, right = match["left"], match["right"]
+    if match["op"] != "==" or not isinstance(left, dict) or left.get("payload", {}).get("field") != "daddr":
+        return False
+    prefix = right.get("prefix", {}) if isinstance(right, dict) else {"addr": right}
+    try:
+        address = ip_address(prefix.get("addr", ""))
+    except ValueError:  # a set, or a name
+        return False
+    return any(address in network for network in networks)

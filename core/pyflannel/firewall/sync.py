@@ -25,6 +25,7 @@ from pyflannel.firewall.model import NO_RULES, FamilyRules, Mode, Rules
 from pyflannel.firewall.nftables import ChainId, Nft, Ruleset, transaction
 from pyflannel.firewall.notices import legacy_fingerprint, legacy_tables, sees_forward_chains
 from pyflannel.firewall.state import Drop, FirewallState
+from pyflannel.lease import IPNetwork
 
 __all__ = ["Firewall", "find_tools"]
 
@@ -50,7 +51,8 @@ class _Step:
     now: str
     plausible: bool
     run: Callable[[], None]
-    fully_random: bool = False
+    masquerade: bool
+    fully_random: bool
 
 
 class Firewall:
@@ -104,7 +106,8 @@ class Firewall:
             return frozenset()
         found: set[ChainId] = set()
         for (family, name), table in self._ruleset.tables.items():
-            roots = [chain.name for chain in table.chains.values() if chain.hook == "forward"]
+            hooks = {"forward", "prerouting"}
+            roots = [chain.name for chain in table.chains.values() if chain.hook in hooks and chain.kind == "filter"]
             roots += [name for name in ("POSTROUTING", *_OURS) if name in table.chains]
             if (family, name) in nftables.TABLES.values():
                 roots += table.chains
@@ -189,6 +192,7 @@ class Firewall:
             repr(there),
             bool(added) and mine == len(added),
             lambda: nft.write(commands),
+            any("masquerade" in item for rule in added for item in rule["expr"]),
             "fully-random" in json.dumps(commands),
         )
 
@@ -243,6 +247,7 @@ class Firewall:
             repr(sorted(there.items())),
             counts == [len(rules.forward), len(rules.masquerade)],
             write,
+            "MASQUERADE" in text,
             "--random-fully" in text,
         )
 
@@ -259,7 +264,13 @@ class Firewall:
         :raises KernelError: the firewall can't be read.
         """
         self._look()
-        return find_drops(self._ruleset, self._legacy, [family.version for family in self.rules.each if family.forward])
+        return find_drops(self._ruleset, self._legacy, self._networks)
+
+    @property
+    def _networks(self) -> list[IPNetwork]:
+        """The networks whose packets must pass."""
+        matches = (family.forward[0].source for family in self.rules.each if family.forward)
+        return [match.network for match in matches if match is not None]
 
     def check(self) -> FirewallState:
         """Bring the rules into place and say how they stand.
@@ -271,10 +282,9 @@ class Firewall:
         errors += self._missing(port)
         drops: tuple[Drop, ...] = ()
         if self.rules.any_forward and port != "none":
-            versions = [family.version for family in self.rules.each if family.forward]
-            drops = find_drops(self._ruleset, self._legacy, versions)
+            drops = find_drops(self._ruleset, self._legacy, self._networks)
             errors += [
-                f"{drop} drops the overlay's packets and our accept could not be put before it"
+                f"{drop} drops packets of the overlay, and no accept of ours stands before it"
                 for drop in drops
                 if not drop.passed and not errors
             ]
@@ -310,11 +320,14 @@ class Firewall:
             self.forget()
             self._legacy.clear()
             if failed and len(failed) == len(steps):
-                if self._no_fully_random or not any(step.fully_random for step in steps):
-                    self._look()
-                    return port, failed, writes
-                self._no_fully_random = True
-                log.warning("no fully random ports for the masquerade: %s", failed[0])
+                if any(step.fully_random for step in failed):
+                    self._no_fully_random = True
+                    log.warning("masquerade is tried without fully random ports: %s", next(iter(failed.values())))
+                    continue
+                if any(step.masquerade for step in failed):
+                    self._no_fully_random = False  # that was not the reason
+                self._look()
+                return port, [f"{step.what}: {error}" for step, error in failed.items()], writes
         return port, ["something else changes the firewall's rules as fast as they are written"], writes
 
     def _choose(self) -> str:
@@ -322,13 +335,13 @@ class Firewall:
         return choose(mode, self.tools, self._ruleset, self._legacy, self.state.port)
 
     @staticmethod
-    def _write(steps: list[_Step], done: set[str]) -> list[str]:
-        failed = []
+    def _write(steps: list[_Step], done: set[str]) -> dict[_Step, KernelError]:
+        failed = {}
         for step in steps:
             try:
                 step.run()
             except KernelError as error:
-                failed.append(f"{step.what}: {error}")
+                failed[step] = error
             else:
                 done.add(step.signature)
         return failed

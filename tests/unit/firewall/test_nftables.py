@@ -13,13 +13,15 @@ from pyflannel.firewall.foreign import find_drops
 from pyflannel.firewall.iptables import parse as parse_iptables
 from pyflannel.firewall.model import NO_RULES, plan
 from pyflannel.firewall.nftables import parse, transaction
-from pyflannel.lease import Subnets
+from pyflannel.lease import IPNetwork, Subnets
 from pyflannel.network import NetworkConfig
 
 DUAL = NetworkConfig.from_json('{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10::/48"}')
 SUBNETS = Subnets(IPv4Network("10.244.3.0/24"), IPv6Network("fd00:10:0:3::/64"))
 ALL = plan(DUAL, SUBNETS, forward=True, masquerade=True)
 FORWARD = plan(DUAL, SUBNETS, forward=True, masquerade=False)
+
+NETWORKS: list[IPNetwork] = [IPv4Network("10.244.0.0/16"), IPv6Network("fd00:10::/48")]
 
 Item = dict[str, Any]
 
@@ -118,7 +120,7 @@ def test_what_is_there_is_not_written_again() -> None:
 def test_accepts_go_before_what_drops_all(items: list[Item], before: int | None) -> None:
     verb = "add" if before is None else "insert"
     assert passes(items) == [(verb, before)] * 4
-    assert find_drops(parse(ruleset(*items)), {})[0].passed is False
+    assert find_drops(parse(ruleset(*items)), {}, NETWORKS)[0].passed is False
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,7 @@ def test_accepts_go_before_what_drops_all(items: list[Item], before: int | None)
 )
 def test_drops_of_particular_packets_are_obeyed(items: list[Item]) -> None:
     assert passes(items) == []
-    assert find_drops(parse(ruleset(*items)), {}) == ()
+    assert find_drops(parse(ruleset(*items)), {}, NETWORKS) == ()
 
 
 def test_a_drop_behind_jumps_is_found_and_a_loop_is_no_end() -> None:
@@ -168,7 +170,7 @@ def test_accepts_in_place_stay_and_go_with_the_drop() -> None:
     assert passes([table, chain, *accepts[:3], drop]) == [*deleted[:3], *[("insert", 10)] * 4]
     assert passes([table, chain, *accepts]) == deleted, "nothing drops any more"
     assert passes([table, chain, *accepts, drop], left_out=frozenset({("inet", "theirs")})) == deleted
-    (found,) = find_drops(parse(ruleset(table, chain, *accepts, drop)), {})
+    (found,) = find_drops(parse(ruleset(table, chain, *accepts, drop)), {}, NETWORKS)
     assert found.passed
     assert str(found) == "nftables inet theirs f (by its last rule)"
 
@@ -182,11 +184,28 @@ def test_each_family_gets_its_own_accepts() -> None:
 
 def test_drops_of_legacy_tables_are_found() -> None:
     text = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -j FLANNEL-FWD\nCOMMIT\n"
-    (drop,) = find_drops(None, {4: parse_iptables(text)})
+    (drop,) = find_drops(None, {4: parse_iptables(text)}, NETWORKS)
     assert (str(drop), drop.passed) == ("iptables-legacy ip filter FORWARD (policy drop)", True)
-    (drop,) = find_drops(None, {4: parse_iptables(text.replace("-A FORWARD -j FLANNEL-FWD\n", ""))})
+    (drop,) = find_drops(None, {4: parse_iptables(text.replace("-A FORWARD -j FLANNEL-FWD\n", ""))}, NETWORKS)
     assert not drop.passed
-    assert find_drops(None, {4: parse_iptables(text)}, versions=[6]) == ()
+    assert find_drops(None, {4: parse_iptables(text)}, NETWORKS[1:]) == ()
+
+
+@pytest.mark.parametrize(
+    ("destination", "found"),
+    [
+        ("10.244.3.2", True),
+        ({"prefix": {"addr": "10.244.3.0", "len": 24}}, True),
+        ("172.17.0.2", False),
+        ("@set", False),
+    ],
+)
+def test_docker_28_s_rules_before_routing_are_named(destination: Any, found: bool) -> None:
+    daddr = match({"payload": {"protocol": "ip", "field": "daddr"}}, destination)
+    items = foreign([daddr, interface("docker0", op="!="), COUNTER, DROP], family="ip", hook="prerouting")
+    drops = find_drops(parse(ruleset(*items)), {}, NETWORKS)
+    assert [(drop.chain, drop.passed) for drop in drops] == ([("f", False)] if found else [])
+    assert passes(items) == [], "they are somebody's decision"
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"nftables": [{"rule": {}}]}', '{"nftables": [{"chain": {}}]}'])
