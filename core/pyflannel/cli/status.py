@@ -56,7 +56,7 @@ def _summary(document: JSON, now: datetime) -> Iterator[str]:
     yield f"Lease:     {_lease(document['lease'], now)}"
     if document["repaired"]:
         yield f"Repaired:  {document['repaired']} objects that something else had changed"
-    if document["firewall"]["port"]:
+    if document["firewall"]["port"] or document["firewall"]["errors"]:
         yield f"Firewall:  {_firewall(document['firewall'])}"
     for name, count in sorted(document["data_plane"].items()):
         yield f"Data plane: {name} {count}"
@@ -90,7 +90,7 @@ def _lease(lease: JSON, now: datetime) -> str:
 
 
 def _firewall(firewall: JSON) -> str:
-    text = firewall["port"] + (", rules in place" if firewall["in_place"] else ", rules not in place")
+    text = (firewall["port"] or "none") + (", rules in place" if firewall["in_place"] else ", rules not in place")
     for drop in firewall["drops"]:
         passed = "lets us pass" if drop["passed"] else "drops the overlay's packets"
         text += f"; {drop['table']} {drop['chain']} ({drop['reason']}) {passed}"
