@@ -112,8 +112,10 @@ def test_trouble_comes_first(pyflannel: CommandLine, daemon: Daemon) -> None:
         "Underlay:  eth0, MTU 1500, 192.0.2.1 (public 198.51.100.1), 2001:db8::1",
         "Lease:     10.1.1.0/24, expires in 1 h 6 min, renewed 1 d 6 h ago",
         "Repaired:  3 objects that something else had changed",
-        "Firewall:  iptables-nft, rules not in place; ip filter FORWARD (policy drop) lets us pass; "
-        "inet firewalld filter_FORWARD (by its last rule) drops the overlay's packets; no way in",
+        (
+            "Firewall:  iptables-nft, rules not in place; ip filter FORWARD (policy drop) lets us pass; "
+            "inet firewalld filter_FORWARD (by its last rule) drops the overlay's packets; no way in"
+        ),
         "Data plane: dropped 9",
         "Last error: 1 d 6 h ago: etcd did not answer",
         "",
