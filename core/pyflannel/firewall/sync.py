@@ -119,14 +119,21 @@ class Firewall:
             try:
                 self._ruleset = self._nft.read()
             except KernelError as error:
-                if "JSON" not in str(error):
-                    raise
-                log.warning("nft is of no use here (%s); iptables is left", error)
-                self._nft, self.tools = None, replace(self.tools, nft=None)
+                self._do_without_nft(error)
         legacy = self.tools.iptables.get("legacy")
         if legacy is not None:
             for version in (4, 6):
                 self._look_at_legacy(legacy, version)
+
+    def _do_without_nft(self, error: KernelError) -> None:
+        """Go on with iptables where nft was built without JSON, or the kernel without nftables."""
+        usable = dict(self.tools.iptables)
+        if "not supported" in str(error):
+            usable.pop("nft", None)
+        elif "JSON" not in str(error):
+            raise error
+        log.warning("nft is of no use here (%s); %s is left", error, " and ".join(usable) or "nothing")
+        self._nft, self.tools = None, replace(self.tools, nft=None, iptables=usable)
 
     def _look_at_legacy(self, legacy: Variant, version: int) -> None:
         if version in self._legacy or version not in legacy.paths:

@@ -231,6 +231,24 @@ def test_without_programs_it_says_what_is_missing(host: Host) -> None:
     assert "neither nft nor iptables" in host.do(bare.check).errors[0]
 
 
+@pytest.mark.parametrize(
+    ("message", "port"),
+    [
+        ("nft: Error: JSON support not compiled-in", "iptables-nft"),
+        ("nft: netlink: Error: cache initialization failed: Protocol not supported", "iptables-legacy"),
+    ],
+)
+def test_an_nft_of_no_use_leaves_iptables(host: Host, message: str, port: str) -> None:
+    def run(words: list[str], text: str = "") -> str:
+        if words[0].endswith("/nft"):
+            raise KernelError(message)
+        return programs.run(words, text)
+
+    made = Firewall(find_tools(), Mode.AUTO, run)
+    made.want(ALL)
+    assert port_of(host, made) == port
+
+
 def test_iptables_alone_will_do(host: Host) -> None:
     variants: dict[str, Variant] = dict(find_tools().iptables)
     host.sh("iptables-nft -P FORWARD DROP")
