@@ -3,10 +3,10 @@
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench bench-peers clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## an overlay of three nodes on this machine, from the first packet to the clean-up
 	@tools/bootstrap demo
@@ -21,9 +21,12 @@ lint: ## style and types only
 	@tools/bootstrap demo
 	@$(VENV)/tox run -e lint,types
 
-bench: ## measure against iproute2's batch mode and print the ratios
-	@tools/bootstrap test
+bench: ## measure: overlays next to each other, start-up and programming next to iproute2's batch mode
+	@tools/bootstrap bench
 	@for file in benchmarks/*.py; do echo "== $$file"; $(VENV)/python $$file || exit; done
+
+bench-peers: ## install other overlay programs from Debian, for `make bench` to compare with
+	@tools/bootstrap peers
 
 clean: ## remove what the other targets made here, .venv too (system packages stay)
 	@rm -rf .venv .tox .cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
