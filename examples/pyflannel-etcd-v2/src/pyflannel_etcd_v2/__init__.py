@@ -241,10 +241,11 @@ class EtcdV2Store(Store):
         key = self._key(node["key"])
         if key is None or node.get("dir"):
             return None
-        stored, permanent = node.get("value", ""), "ttl" not in node
+        # Not "ttl": in the moment between its end and the removal it is 0, and etcd leaves out what is 0.
+        stored, permanent = node.get("value", ""), "expiration" not in node
         value = stored if permanent else decode(stored)[0]
         version = str(node["modifiedIndex"]) if permanent else version_of(node["createdIndex"], stored)
-        return Record(key, value, version, permanent, node.get("ttl"))
+        return Record(key, value, version, permanent, None if permanent else max(0, node.get("ttl", 0)))
 
     def _certain(self, node: Node) -> Record:
         record = self._record(node)

@@ -1,0 +1,120 @@
+"""The distributions under ``examples/``, as somebody else's: built, installed beside pyflannel, tested and used.
+
+They are installed without network into a directory of the test's own, which is on ``PYTHONPATH`` from then on; entry
+points are found there as in any site directory. The copy they are built from is thrown away, so that nothing but what
+the distributions hold can be what runs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyflannel.lab import Lab
+from pyflannel.lab.servers.etcd import find_etcd
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300), pytest.mark.xdist_group("examples")]
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted(path.parent.name for path in ROOT.glob("examples/*/pyproject.toml"))
+
+SERVE = """
+import sys
+from pathlib import Path
+from pyflannel.lab.servers.etcd import EtcdCluster
+with EtcdCluster(Path(sys.argv[1]), host=sys.argv[2], arguments=["--enable-v2"]) as cluster:
+    print(cluster.hosts, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all examples are installed."""
+    sources, site = tmp_path_factory.mktemp("examples"), tmp_path_factory.mktemp("site")
+    ignored = shutil.ignore_patterns("build", "*.egg-info", "__pycache__", ".*")
+    for name in EXAMPLES:
+        shutil.copytree(ROOT / "examples" / name, sources / name, ignore=ignored)
+    offline = ["--no-index", "--no-deps", "--no-build-isolation", "--no-compile", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "install", *offline, "--target", str(site)]
+    done = run(*command, *(str(sources / name) for name in EXAMPLES))
+    assert done.returncode == 0, done.stdout
+    shutil.rmtree(sources)
+    return site
+
+
+@pytest.fixture
+def visible(site: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, for all processes that the test starts."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")])))
+    return site
+
+
+@pytest.fixture(params=EXAMPLES)
+def tests(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A distribution's tests and what pytest should do with them, without its sources."""
+    source = ROOT / "examples" / request.param
+    shutil.copytree(source / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(source / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280, check=False, cwd=cwd
+    )
+
+
+def test_there_are_two_examples() -> None:
+    assert EXAMPLES == ["pyflannel-etcd-v2", "pyflannel-example-backend-macvlan"]
+
+
+def test_pyflannel_lists_them_with_their_distributions(visible: Path) -> None:
+    listed = run(sys.executable, "-m", "pyflannel", "plugins").stdout
+    rows = [line.split() for line in listed.splitlines()]
+    for kind, name, distribution in (
+        ("backend", "macvlan", "pyflannel-example-backend-macvlan"),
+        ("store", "etcd-v2", "pyflannel-etcd-v2"),
+    ):
+        (row,) = [row for row in rows if row[:2] == [kind, name]]
+        assert row[2] == distribution
+        assert row[-1] == "ok"
+
+
+def test_their_own_tests_pass(visible: Path, tests: Path) -> None:
+    done = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=tests)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
+
+
+def test_the_lab_runs_on_the_backend(visible: Path) -> None:
+    words = ["--backend", "macvlan", "--nodes", "3", "--no-throughput"]
+    done = run(sys.executable, "-m", "pyflannel", "lab", *words)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines()[-1] == "PASSED: 3 nodes on macvlan, 6 of 6 container pairs reached"
+
+
+def test_daemons_in_a_lab_share_the_store(visible: Path) -> None:
+    """With the other example as backend."""
+    if find_etcd() is None:
+        pytest.skip("etcd is not installed: apt-get install etcd-server")
+    with Lab(nodes=3) as lab:
+        server = lab.add_server("store")
+        words = [sys.executable, "-c", SERVE, str(server.directory / "data"), str(server.ipv4.ip)]
+        process = server.start(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        assert process.proxy.stdout is not None
+        hosts = process.proxy.stdout.readline().strip()
+        for node in lab.nodes:
+            node.start_daemon(f"etcd-v2://{hosts}", "macvlan", "10.244.0.0/16")
+        for node in lab.nodes:
+            node.daemon.wait_ready(peers=2)
+            node.attach_containers()
+        assert lab.reachability().complete
+        lab.nodes[0].daemon.restart()
+        lab.nodes[0].daemon.wait_ready(peers=2)
+        assert lab.reachability().complete
