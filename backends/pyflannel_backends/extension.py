@@ -20,7 +20,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Final
@@ -226,8 +226,8 @@ class ExtensionDataPlane(DataPlane):
     :param timeout: seconds that a command may take; ``first_pause`` until a failed one is run again.
     """
 
-    _earlier: ClassVar[list[threading.Thread]] = []
-    """Workers of data planes that were stopped in this process; one may still be waiting for its command's end."""
+    _earlier: ClassVar[ExtensionDataPlane | None] = None
+    """The data plane that was stopped last in this process; a command of its may still run."""
 
     def __init__(
         self,
@@ -243,10 +243,12 @@ class ExtensionDataPlane(DataPlane):
         self._pending: dict[str, _Peer] = {}
         self._changed = threading.Condition()
         self._stopping = threading.Event()
+        self._own = _Call(_environment(node.network, node.subnets, node.underlay.public), "")
         self._blocked = "PostStartupCommand has not run yet"
+        self._complete = threading.Event()
         self._counters = {"commands_run": 0, "commands_failed": 0}
         self._threads = [
-            threading.Thread(target=self._prepare, args=(tuple(self._earlier),), name="extension start", daemon=True),
+            threading.Thread(target=self._prepare, args=(self._earlier,), name="extension start", daemon=True),
             *(threading.Thread(target=self._work, name="extension worker", daemon=True) for _ in range(WORKERS)),
         ]
         for thread in self._threads:
@@ -278,6 +280,7 @@ class ExtensionDataPlane(DataPlane):
 
     def check(self) -> Mapping[str, str]:
         """See :class:`DataPlane`: peers whose commands have not succeeded."""
+        self._complete.set()  # the core has told all peers before it asks
         with self._changed:
             wanted = {key: peer for key, peer in self._peers.items() if peer.wanted is not None}
             if self._blocked:
@@ -294,27 +297,53 @@ class ExtensionDataPlane(DataPlane):
         with self._changed:
             if not self._stopping.is_set():
                 self._stopping.set()
+                self._complete.set()
                 self._changed.notify_all()
-                self._earlier[:] = [thread for thread in (*self._earlier, *self._threads) if thread.is_alive()]
+                ExtensionDataPlane._earlier = self
 
     # The threads
 
-    def _prepare(self, earlier: Iterable[threading.Thread]) -> None:
+    def _prepare(self, earlier: ExtensionDataPlane | None) -> None:
         """Let commands of an earlier data plane end, run ``PostStartupCommand`` until it succeeds, let workers go."""
-        for thread in earlier:
-            thread.join()
-        own = _Call(_environment(self._node.network, self._node.subnets, self._node.underlay.public), "")
+        if earlier is not None and self._inherit(earlier):
+            return
         attempts = 0
         while not self._stopping.is_set():
-            reason = self._run("PostStartupCommand", self._options.post_startup, own)
-            with self._changed:
-                self._blocked = reason
-                self._changed.notify_all()
+            reason = self._run("PostStartupCommand", self._options.post_startup, self._own)
+            self._open(reason)
             if not reason:
                 return
             log.warning("backend extension: %s", reason)
             attempts += 1
             self._stopping.wait(self._pause(attempts))
+
+    def _open(self, reason: str = "") -> None:
+        with self._changed:
+            self._blocked = reason
+            self._changed.notify_all()
+
+    def _inherit(self, earlier: ExtensionDataPlane) -> bool:
+        """Take over what an earlier data plane did for this very node; false if it was for another one.
+
+        The core starts us anew whenever anything about the underlay changes, which may be the routes that commands
+        made: were they all run again for that, it would never end.
+        """
+        for thread in earlier._threads:
+            thread.join()
+        same = (earlier._options, earlier._own) == (self._options, self._own) and not earlier._blocked
+        if not same or earlier._node.underlay.interface != self._node.underlay.interface:
+            return False
+        self._complete.wait()  # until then a peer that is not wanted may just not have been told yet
+        with self._changed:
+            for key, left in earlier._peers.items():
+                peer = self._peers.setdefault(key, _Peer())
+                peer.tried, peer.done = left.tried, left.done
+                if peer.settled:
+                    self._pending.pop(key, None)
+                else:
+                    self._pending[key] = peer
+        self._open()
+        return True
 
     def _work(self) -> None:
         while (taken := self._take()) is not None:

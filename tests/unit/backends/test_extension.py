@@ -92,7 +92,8 @@ def journal(tmp_path: Path) -> Journal:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., ExtensionDataPlane]]:
+def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ExtensionDataPlane]]:
+    monkeypatch.setattr(ExtensionDataPlane, "_earlier", None)
     planes: list[ExtensionDataPlane] = []
 
     def begin(node: Node = NODE, timeout: float = PATIENCE, **commands: str) -> ExtensionDataPlane:
@@ -368,3 +369,38 @@ def test_a_command_in_flight_ends_before_the_next_data_plane_s_begin(
     opened.join()
     assert journal.lines == ["begin", "end", "next"]
     second.stop()
+
+
+def test_a_data_plane_for_the_same_node_goes_on_where_the_last_one_ended(
+    start: Callable[..., ExtensionDataPlane], journal: Journal
+) -> None:
+    """Only what differs is done: the underlay's routes are not among what commands are told."""
+    commands = {name: journal.note(f"{name} $SUBNET") for name in ("post_startup", "subnet_add", "subnet_remove")}
+    first = start(**commands)
+    for number in (6, 7):
+        first.put(peer(number))
+    until(lambda: first.check() == {})
+    first.stop()
+    before = journal.lines
+    second = start(replace(NODE, underlay=replace(UNDERLAY, mtu=1400)), **commands)
+    for number in (7, 8):
+        second.put(peer(number))
+    until(lambda: second.check() == {} and len(journal.lines) == len(before) + 2)
+    assert sorted(journal.lines[len(before) :]) == ["subnet_add 10.50.8.0/24", "subnet_remove 10.50.6.0/24"]
+
+
+def test_a_data_plane_for_a_node_that_moved_begins_anew(
+    start: Callable[..., ExtensionDataPlane], journal: Journal
+) -> None:
+    commands = {name: journal.note(f"{name} $PUBLIC_IP") for name in ("post_startup", "subnet_add")}
+    for public in ("192.0.2.1", "192.0.2.2"):
+        plane = start(replace(NODE, underlay=replace(UNDERLAY, public_ipv4=IPv4Address(public))), **commands)
+        plane.put(peer(7))
+        until(lambda plane=plane: plane.check() == {})  # type: ignore[misc]
+        plane.stop()
+    assert journal.lines == [
+        "post_startup 192.0.2.1",
+        "subnet_add 192.0.2.7",
+        "post_startup 192.0.2.2",
+        "subnet_add 192.0.2.7",
+    ]
