@@ -68,17 +68,18 @@ def examine(node: Node, *words: str, then: Sequence[str] = ()) -> Report:
     return Report(done.returncode, document["worst"], document["findings"])
 
 
-def state(node: Node) -> list[str]:
+def state(node: Node) -> dict[str, str]:
+    """What may not change. Addresses of the link are left out: they lose their "tentative" by themselves."""
     commands = [
         "ip -o -4 addr",
         "ip -o -6 addr show scope global",
-        "ip route show table all",
+        "ip -4 route show table all",
         "ip neigh show nud permanent",
-        "bridge fdb",
+        "bridge fdb show dev flannel.1 | grep dst | sort",
         "nft list ruleset",
     ]
     commands += ["sysctl net.ipv4.ip_forward net.ipv4.conf.all", "find /run/lab -type f | sort"]
-    return [node.run(["sh", "-c", f"{command} 2>&1"]).stdout for command in commands]
+    return {command: node.run(["sh", "-c", f"{command} 2>&1"]).stdout for command in commands}
 
 
 def test_a_healthy_node_has_nothing_to_mend_and_is_left_as_it_was(lab: Lab) -> None:
