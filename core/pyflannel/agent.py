@@ -560,7 +560,12 @@ def make_backend(network: NetworkConfig) -> Backend[Any]:
                 f"backend {kind.name!r} can't carry IPv{version}, which the network config switches on; "
                 f"use another backend, or set EnableIPv{version} to false"
             )
-    return kind(options)
+    try:
+        return kind(options)
+    except PyflannelError:
+        raise
+    except Exception as error:
+        raise PluginError(f"backend {kind.name!r} can't be made: {type(error).__name__}: {error}") from error
 
 
 def _plan(backend: Backend[Any], call: Callable[[], Any]) -> Any:

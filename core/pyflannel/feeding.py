@@ -62,8 +62,7 @@ class Feed:
                 self.problems = dict(self.plane.check())
             self.trouble = ""
         except Exception as error:  # a plugin's fault must not end the loop
-            log.debug("the data plane of backend %s failed", self.backend.name, exc_info=True)
-            self.trouble = f"the data plane of backend {self.backend.name!r} failed: {type(error).__name__}: {error}"
+            self._failed(error)
             self.due = now + CHECK_INTERVAL
             self._overlay = None
 
@@ -82,7 +81,15 @@ class Feed:
 
     def counters(self) -> Mapping[str, int]:
         """The data plane's totals."""
-        return {} if self.plane is None else self.plane.counters()
+        try:
+            return {} if self.plane is None else dict(self.plane.counters())
+        except Exception as error:  # the rest of the status document does not depend on it
+            self._failed(error)
+            return {}
+
+    def _failed(self, error: Exception) -> None:
+        log.debug("the data plane of backend %s failed", self.backend.name, exc_info=True)
+        self.trouble = f"the data plane of backend {self.backend.name!r} failed: {type(error).__name__}: {error}"
 
     def stop(self) -> None:
         """The daemon, or this use of the data plane, ends."""

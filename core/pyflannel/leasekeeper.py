@@ -40,6 +40,7 @@ from pyflannel.errors import (
 )
 from pyflannel.lease import Lease, LeaseAttributes, Subnets
 from pyflannel.network import NetworkConfig
+from pyflannel.pluginguard import PUBLISH_TIMEOUT, Publisher
 from pyflannel.settings import NetworkSeed
 from pyflannel.store import CONFIG_KEY, Batch, Change, Record, Snapshot, Store, Watch
 from pyflannel.underlay import Underlay
@@ -62,6 +63,7 @@ class KeeperOptions:
     :param seed: the network document to create if the store has none.
     :param backend: the backend that the network must have, if given.
     :param ttl: a lease's life in seconds; ``margin``: how long before its end it is renewed.
+    :param publish_timeout: seconds that the backend may take to say what the lease should carry.
     """
 
     node_id: str
@@ -72,6 +74,7 @@ class KeeperOptions:
     policy: ConflictPolicy = ConflictPolicy.REFUSE
     seed: NetworkSeed | None = None
     backend: str | None = None
+    publish_timeout: float = PUBLISH_TIMEOUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +229,11 @@ class LeaseKeeper:
         self._inbox: queue.SimpleQueue[_Input] = queue.SimpleQueue()
         self._backoff = Backoff(rng)
         self._underlay: Underlay | None = None
+        self._publisher = Publisher(options.publish_timeout)
+        self._unpublished: PluginError | None = None
+        """Why our lease does not say what it should: the backend does not tell."""
+        self._held: Record | None = None
+        self._renew_at = 0.0
         self._stopping = False
         self._joined_once = False
         self._thread = threading.Thread(target=self._run, name="pyflannel-lease", daemon=True)
@@ -264,7 +272,12 @@ class LeaseKeeper:
                 self._post(Fatal(problem))
                 return
             self._report(problem)
-            self._sit_out(self._clock() + self._backoff.next())
+            if isinstance(problem, (ConfigError, PluginError)):
+                self._renew_held()
+            until = self._clock() + self._backoff.next()
+            if self._held is not None and self._renew_at > self._clock():
+                until = min(until, self._renew_at)
+            self._sit_out(until)
 
     def _serve(self) -> None:
         """One session, from snapshot to whatever ends it."""
@@ -285,7 +298,7 @@ class LeaseKeeper:
         session = self._join(snapshot, snapshot.config.value)
         self._joined_once = True
         self._backoff.reset()
-        self._report(None)
+        self._report(self._unpublished)
         others = tuple(record for record in snapshot.leases if record.key != session.record.key)
         self._post(Joined(session.node, session.backend, session.lease, others))
         return session
@@ -324,7 +337,9 @@ class LeaseKeeper:
         assert underlay is not None
         _check_underlay(network, underlay, backend)
         records = {record.key: record for record in snapshot.leases}
-        session_for = _SessionFactory(self._options, network, backend, underlay, document, snapshot.revision)
+        session_for = _SessionFactory(
+            self._options, self._publisher, network, backend, underlay, document, snapshot.revision
+        )
         known = set(records)
         record = self._obtain(network, session_for, records)
         session = session_for.session(record)
@@ -379,7 +394,14 @@ class LeaseKeeper:
 
     def _take(self, record: Record, lease: Lease, factory: _SessionFactory) -> Record:
         """Make an existing lease say what we are now, and live on; without a change when nothing differs."""
-        attributes = factory.attributes(lease.subnets, lease.attributes)
+        try:
+            attributes = factory.attributes(lease.subnets, lease.attributes)
+            self._unpublished = None
+        except PluginError as error:
+            if not self._joined_once or lease.attributes.node_id != self._options.node_id:
+                raise
+            self._unpublished = error  # what it says is old, but it must not end for that
+            return self._store.renew(record, self._options.ttl)
         if attributes == lease.attributes:
             return self._store.renew(record, self._options.ttl)
         return self._store.update(record, attributes.to_json(), None if record.permanent else self._options.ttl)
@@ -412,10 +434,29 @@ class LeaseKeeper:
             permanent=record.permanent,
             expires_at=None if record.permanent else now + ttl,
             renewed_at=now,
-            trouble="",
+            trouble="" if self._unpublished is None else str(self._unpublished),
             conflict=False,
         )
+        self._held = None if record.permanent else record
+        self._renew_at = session.renew_at or 0.0
+        if self._unpublished is not None and session.publish_at is None:
+            session.publish_at = now + self._backoff.next()
         self._post(Reported())
+
+    def _renew_held(self) -> None:
+        """Put off the lease's end also while a plugin keeps every new session from beginning."""
+        now = self._clock()
+        if self._held is None or now < self._renew_at:
+            return
+        try:
+            self._held = self._store.renew(self._held, self._options.ttl)
+        except ConflictError:
+            self._held = None  # it is gone; only a session can get another one
+        except StoreUnavailableError:
+            return  # the next round tries again
+        else:
+            self._renew_at = now + self._options.ttl - self._options.margin
+            self.state = replace(self.state, expires_at=now + self._options.ttl, renewed_at=now)
 
     # Keeping it
 
@@ -494,7 +535,13 @@ class LeaseKeeper:
     def _publish(self, session: _Session) -> None:
         """Write what we are into our lease."""
         factory = _SessionFactory(
-            self._options, session.node.network, session.backend, session.node.underlay, session.document, ""
+            self._options,
+            self._publisher,
+            session.node.network,
+            session.backend,
+            session.node.underlay,
+            session.document,
+            "",
         )
         try:
             record = self._take(session.record, session.lease, factory)
@@ -531,8 +578,8 @@ class LeaseKeeper:
         if record is None or record.value == session.document:
             return
         try:
-            NetworkConfig.from_json(record.value, f"network config in {self._store.location}")
-        except ConfigError as error:
+            self._make_backend(NetworkConfig.from_json(record.value, f"network config in {self._store.location}"))
+        except (ConfigError, PluginError) as error:
             self._report(error)  # go on with the one we have until this one is mended
             return
         session.over = True
@@ -575,6 +622,7 @@ class _SessionFactory:
     """What a session knows before it has a lease."""
 
     options: KeeperOptions
+    publish: Publisher
     network: NetworkConfig
     backend: Backend[Any]
     underlay: Underlay
@@ -585,8 +633,11 @@ class _SessionFactory:
         return Node(self.options.node_id, self.network, self.underlay, subnets, self.options.state_dir)
 
     def attributes(self, subnets: Subnets, before: LeaseAttributes) -> LeaseAttributes:
-        """What our lease of ``subnets`` should say; unknown fields of an earlier one are kept."""
-        published = self.backend.publish(self.node(subnets))
+        """What our lease of ``subnets`` should say; unknown fields of an earlier one are kept.
+
+        :raises PluginError: the backend fails to say.
+        """
+        published = self.publish(self.backend, self.node(subnets))
         uses = self.network.family
         return LeaseAttributes(
             public_ip=self.underlay.public_ipv4 if uses(4) else None,

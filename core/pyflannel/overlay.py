@@ -17,9 +17,10 @@ from typing import Any, TypeAlias
 
 from pyflannel.backend import Backend, Node, PeerRejected
 from pyflannel.errors import MalformedError
-from pyflannel.kernel.model import KernelObject, Key
+from pyflannel.kernel.model import KernelObject, Key, Link
 from pyflannel.lease import IPNetwork, Lease, Subnets
 from pyflannel.network import NetworkConfig
+from pyflannel.pluginguard import examined
 
 __all__ = ["Overlay", "Peer", "Ranges", "placement_problem", "type_problem"]
 
@@ -50,7 +51,9 @@ class Overlay:
         self.backend = backend
         self.node = node
         self._extras = tuple(extras)
-        self.own_objects = (*backend.plan_node(node), *self._extras)
+        planned = examined(backend.plan_node(node), node, _networks(node))
+        self._links = frozenset(item.name for item in planned if isinstance(item, Link))
+        self.own_objects = (*planned, *self._extras)
         """What the node needs for itself: what the backend plans, and ``extras``."""
         self._desired: dict[Key, KernelObject] = {item.key: item for item in self.own_objects}
         self._owners: dict[Key, str] = dict.fromkeys(self._desired, _NODE)
@@ -182,7 +185,9 @@ class Overlay:
         if reason:
             return Peer(key, value, reason), None
         try:
-            return Peer(key, value, "", tuple(self.backend.plan_peer(self.node, self._usable(lease)))), lease.subnets
+            usable = self._usable(lease)
+            plan = self.backend.plan_peer(self.node, usable)
+            return Peer(key, value, "", examined(plan, self.node, usable.subnets.each, self._links)), lease.subnets
         except PeerRejected as error:
             return Peer(key, value, str(error)), None
         except Exception as error:  # a plugin's fault with one peer must stay with that peer
@@ -249,6 +254,11 @@ def _family_problem(network: NetworkConfig, lease: Lease, version: int) -> str:
 
 def _public_name(version: int) -> str:
     return f"PublicIP{'' if version == 4 else 'v6'}"
+
+
+def _networks(node: Node) -> list[IPNetwork]:
+    families = (node.network.family(version) for version in node.network.versions)
+    return [family.network for family in families if family is not None]
 
 
 class Ranges:
