@@ -1,8 +1,9 @@
 """Build the distribution and check what users will get: ``check_package.py WORK WHEELHOUSE``.
 
-Four steps, each an end to one kind of surprise: build sdist and wheel (the wheel from the sdist, so that a file missing
+Five steps, each an end to one kind of surprise: build sdist and wheel (the wheel from the sdist, so that a file missing
 in one is missing in the other); let twine judge the metadata; compare the wheel's content with the source tree; install
-the wheel into a clean environment, without network and without our source in sight, and run the command.
+the wheel into a clean environment, without network and without our source in sight, and run the command; install the
+distributions under ``examples/`` beside it, as a third party's, and see that they are found.
 
 WHEELHOUSE keeps the wheels of our dependencies, fetched once for each set of requirements.
 """
@@ -111,13 +112,34 @@ def run_installed(wheel: Path, wheels: Path, work: Path, entry_points: ConfigPar
             check(name in listed, f"pyflannel plugins does not list {name}:\n{listed}")
 
 
+EXAMPLES = {"pyflannel-etcd-v2": "etcd-v2", "pyflannel-example-backend-macvlan": "macvlan"}
+"""Distributions under ``examples/``, and the plugin that each provides."""
+
+
+def install_examples(work: Path) -> None:
+    """Build the examples from copies of their sources, and add them to the clean environment."""
+    clean = work / "clean"
+    for name in EXAMPLES:
+        source = shutil.copytree(
+            ROOT / "examples" / name, work / name, ignore=shutil.ignore_patterns("build", "*.egg-info", ".*")
+        )
+        run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", work / "examples", source)
+    wheels = sorted((work / "examples").glob("*.whl"))
+    run(sys.executable, "-m", "pip", "--python", clean / "bin" / "python", "install", "--quiet", "--no-index", *wheels)
+    rows = [row.split() for row in run(clean / "bin" / "pyflannel", "plugins", cwd=work).splitlines()]
+    for name, plugin in EXAMPLES.items():
+        found = [row for row in rows if row[1:3] == [plugin, name] and row[-1] == "ok"]
+        check(bool(found), f"pyflannel plugins does not list {plugin} of {name}: {rows}")
+
+
 def main(work: Path, wheelhouse: Path) -> None:
-    """All four steps."""
+    """All five steps."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     wheel = build(work)
     names, metadata, entry_points = read_wheel(wheel)
     run_installed(wheel, dependencies(wheel, metadata, wheelhouse), work, entry_points)
+    install_examples(work)
     print(f"package: {wheel.name} with {len(names)} files installs and runs")
 
 
