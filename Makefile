@@ -3,7 +3,7 @@
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-peers clean
+.PHONY: help demo test lint docs bench bench-peers clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,10 @@ test: ## every check there is: lint, types, unit and integration tests, the pack
 lint: ## style and types only
 	@tools/bootstrap demo
 	@$(VENV)/tox run -e lint,types
+
+docs: ## the documentation site, in .tox/site/index.html
+	@tools/bootstrap demo
+	@$(VENV)/tox run -e docs
 
 bench: ## measure: overlays next to each other, start-up and programming next to iproute2's batch mode
 	@tools/bootstrap bench
