@@ -134,11 +134,23 @@ def choose(inventory: Inventory, selection: Selection) -> Underlay:
         ipv6=ipv6,
         public_ipv4=selection.public_ip or ipv4,
         public_ipv6=selection.public_ipv6 or ipv6,
-        routes=tuple(
-            UnderlayRoute(route.destination, route.gateway)
-            for route in inventory.routes
-            if route.interface == interface.name
-        ),
+        routes=_relevant(route for route in inventory.routes if route.interface == interface.name),
+    )
+
+
+def _relevant(routes: Iterable[InterfaceRoute]) -> tuple[UnderlayRoute, ...]:
+    """What decides who is on the link: the networks on it, and the exceptions within them. Other routes come and go
+    without a meaning for us."""
+    found = tuple(UnderlayRoute(route.destination, route.gateway) for route in routes)
+    onlink = [route.destination for route in found if route.gateway is None]
+    return tuple(
+        route
+        for route in found
+        if route.gateway is None
+        or any(
+            route.destination.version == network.version and route.destination.subnet_of(network)  # type: ignore[arg-type]
+            for network in onlink
+        )
     )
 
 
