@@ -483,7 +483,7 @@ class Agent:
     def trouble(self) -> str:
         """What goes wrong at present, other than single kernel objects."""
         found = (
-            self._hanging(),
+            self.hanging,
             self.underlay_trouble,
             self.kernel_trouble,
             self.backend_trouble,
@@ -491,7 +491,8 @@ class Agent:
         )
         return next(filter(None, found), self.firewall.state.trouble)
 
-    def _hanging(self) -> str:
+    @property
+    def hanging(self) -> str:
         """Which plugin the loop waits for, if it does so for long."""
         call = self.call
         if call is None or self.clock() - call[1] < PLUGIN_PATIENCE:

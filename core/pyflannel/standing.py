@@ -45,10 +45,10 @@ def standing(agent: Agent) -> tuple[State, str]:
         return State.WAITING, trouble or _failure(agent)
     if member.feed.trouble:
         return State.WAITING, member.feed.trouble
+    if trouble or agent.tracker.failures:
+        return State.DEGRADED if member.published else State.WAITING, trouble or _failure(agent)
     if not member.published:
         return State.STARTING, "writing subnet.env"
-    if trouble or agent.tracker.failures:
-        return State.DEGRADED, trouble or _failure(agent)
     skipped = member.overlay.skipped
     text = f"{member.overlay.node.subnets} on {member.backend.name}, {len(member.overlay.peers) - skipped} peers"
     return State.READY, text + (f", {skipped} leases skipped" if skipped else "")
