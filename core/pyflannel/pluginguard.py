@@ -36,32 +36,36 @@ def examined(
     :raises PluginError: it holds something that a backend must not plan; says what.
     """
     objects: tuple[Any, ...] = tuple(plan)
-    own = set(links).union(item.name for item in objects if type(item) is Link)
     underlay = node.underlay.interface
-    if underlay in own:
-        raise PluginError(f"it planned the underlay's own link {underlay}")
+    own: Collection[str] = links
     for item in objects:
         kind = type(item)
-        if kind in _ON_LINKS:
-            if item.link not in own and not (kind is Route and item.link in (None, underlay)):
-                raise PluginError(f"it planned {item}, on a link that is not its own")
-            if kind is Route and not _within(item.destination, subnets):
-                raise PluginError(f"it planned {item}, which leads beyond {', '.join(map(str, subnets))}")
-        elif kind is not Link and kind is not Sysctl:
+        if kind is Link:
+            if item.name == underlay:
+                raise PluginError(f"it planned the underlay's own link {underlay}")
+            own = {*own, item.name}
+        elif kind not in _ON_LINKS and kind is not Sysctl:
             raise PluginError(f"it planned {item!r}, which is no kernel object")
+    for item in objects:  # thousands of peers come by here: what is usual is looked at first
+        kind = type(item)
+        if kind not in _ON_LINKS:
+            continue
+        if item.link not in own and not (kind is Route and (item.link is None or item.link == underlay)):
+            raise PluginError(f"it planned {item}, on a link that is not its own")
+        if kind is Route and not _within(item.destination, subnets):
+            raise PluginError(f"it planned {item}, which leads beyond {', '.join(map(str, subnets))}")
     return objects
 
 
 def _within(destination: IPNetwork, subnets: Collection[IPNetwork]) -> bool:
-    return any(
-        destination == subnet
-        or (
-            destination.version == subnet.version
-            and destination.prefixlen >= subnet.prefixlen
-            and destination.network_address in subnet
-        )
-        for subnet in subnets
-    )
+    for subnet in subnets:
+        if destination is subnet:
+            return True
+        if destination.version == subnet.version and destination.prefixlen >= subnet.prefixlen:
+            spare = subnet.max_prefixlen - subnet.prefixlen
+            if int(destination.network_address) >> spare == int(subnet.network_address) >> spare:
+                return True
+    return False
 
 
 def checked_mtu(name: str, mtu: Any) -> int:
