@@ -169,6 +169,7 @@ class Agent:
         self.underlay_trouble = ""
         self.kernel_trouble = ""
         self.backend_trouble = ""
+        self.subnet_file_trouble = ""
         self.call: tuple[str, float] | None = None
         """The plugin's call that the loop is in, as the beginning of a sentence, and since when."""
         self.repaired = 0
@@ -487,6 +488,7 @@ class Agent:
             self.underlay_trouble,
             self.kernel_trouble,
             self.backend_trouble,
+            self.subnet_file_trouble,
             self.keeper.state.trouble,
         )
         return next(filter(None, found), self.firewall.state.trouble)
@@ -509,8 +511,9 @@ class Agent:
         if sound and member is not None and not member.feed.trouble:
             try:
                 self._write_subnet_file()
-            except PluginError as error:
-                self.backend_trouble = str(error)
+                self.subnet_file_trouble = ""
+            except PyflannelError as error:
+                self.subnet_file_trouble = str(error)  # tried again at the next beat
         state, message = standing(self)
         if state in (State.READY, State.DEGRADED) and not self._ready_said:
             self._ready_said = True

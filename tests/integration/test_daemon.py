@@ -325,6 +325,18 @@ def test_a_missing_store_stops_nothing_and_is_caught_up_with(lab: Lab) -> None:
     assert lab.reachability().complete
 
 
+def test_a_subnet_file_that_can_t_be_written_is_named_and_written_when_it_can(lab: Lab) -> None:
+    node = lab.nodes[0]
+    file = lab.outside(node.subnet_file)
+    text = file.read_text()
+    file.unlink()
+    file.mkdir()
+    until(lambda: str(node.subnet_file) in node.daemon.status()["message"])
+    file.rmdir()
+    until(lambda: node.daemon.status()["state"] == "ready")
+    assert file.read_text() == text
+
+
 def test_an_unplugged_cable_heals(lab: Lab) -> None:
     node = lab.nodes[0]
     before = kernel(node)

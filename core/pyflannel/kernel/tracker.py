@@ -237,7 +237,7 @@ class Tracker:
                 self._drifted.discard(key)
                 self._failures.pop(key, None)
             elif (new is None and (not self.sweep or key[0] is Kind.SYSCTL)) or self._lacks_link(new):
-                continue
+                self._failures.pop(key, None)  # it is not refused now, it waits: nothing is due
             elif (failure := self._failures.get(key)) is None or failure.retry_at <= now:
                 yield key, Write(old, new)
 

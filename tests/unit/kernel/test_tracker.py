@@ -194,6 +194,23 @@ def test_what_is_refused_again_and_again_fails_alone_and_is_tried_less_often(wor
     assert not world.tracker.failures
 
 
+def test_what_waits_for_its_link_is_not_due_itself(world: World) -> None:
+    route = peer(3)[2]
+    world.twin.remove(route.key)
+    for _ in range(2):
+        world.twin.fail_next(route.key, errno.EACCES)
+        world.turn()
+    world.twin.remove(OWN[0].key)
+    world.twin.fail_next(Kind.LINK, errno.EPERM, times=2)
+    for _ in range(3):
+        world.turn()
+    assert list(world.tracker.failures) == [OWN[0].key]
+    assert (world.tracker.retry_at or 0) > world.now, "else the loop would turn without a pause"
+    world.now = world.tracker.retry_at or 0
+    world.settle()
+    assert world.kernel() == required(*OWN, *peer(2), *peer(3))
+
+
 def test_what_is_in_the_way_is_noticed_when_it_goes(world: World) -> None:
     route = peer(4)[2]
     foreign = Route(IPv4Network("10.5.4.0/24"), "eth0", IPv4Address("192.0.2.77"))
