@@ -71,6 +71,7 @@ NODE_WIDE: Final = frozenset({"net/ipv4/ip_forward", "net/ipv6/conf/all/forwardi
 """Kernel parameters of the whole node that every backend may set."""
 
 _PROPERTY = settings(
+    report_multiple_bugs=False,
     max_examples=40,
     deadline=None,
     # One property serves many subclasses, and planning is quick: the fixtures hold nothing that wears out.
