@@ -69,7 +69,7 @@ BLACKHOLE_METRIC = 0xFFFFFFFE
 """Behind every other route: what makes a packet to an unused address of ours end here instead of looping."""
 
 
-RELOADABLE = ("log_format", "log_level", "resync_interval")
+RELOADABLE = ("iptables_resync", "log_format", "log_level", "resync_interval")
 """The settings that SIGHUP changes in a running daemon; the others need a new start."""
 
 
@@ -313,6 +313,7 @@ class Agent:
         self.settings = adopted
         self.measures.reloads += 1
         self._resync_due = now + adopted.resync_interval
+        self.firewall.every(adopted.iptables_resync)
         log.info("settings reloaded: log level %s, resync every %g s", adopted.log_level, adopted.resync_interval)
 
     # The kernel's side

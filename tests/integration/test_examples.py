@@ -15,22 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.lab import Lab
 from pyflannel.lab.servers.etcd import find_etcd
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300), pytest.mark.xdist_group("examples")]
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted(path.parent.name for path in ROOT.glob("examples/*/pyproject.toml"))
-
-SERVE = """
-import sys
-from pathlib import Path
-from pyflannel.lab.servers.etcd import EtcdCluster
-with EtcdCluster(Path(sys.argv[1]), host=sys.argv[2], arguments=["--enable-v2"]) as cluster:
-    print(cluster.hosts, flush=True)
-    sys.stdin.read()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -99,22 +89,11 @@ def test_the_lab_runs_on_the_backend(visible: Path) -> None:
     assert done.stdout.splitlines()[-1] == "PASSED: 3 nodes on macvlan, 6 of 6 container pairs reached"
 
 
-def test_daemons_in_a_lab_share_the_store(visible: Path) -> None:
-    """With the other example as backend."""
+def test_the_lab_runs_on_backend_and_store(visible: Path) -> None:
     if find_etcd() is None:
         pytest.skip("etcd is not installed: apt-get install etcd-server")
-    with Lab(nodes=3) as lab:
-        server = lab.add_server("store")
-        words = [sys.executable, "-c", SERVE, str(server.directory / "data"), str(server.ipv4.ip)]
-        process = server.start(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        assert process.proxy.stdout is not None
-        hosts = process.proxy.stdout.readline().strip()
-        for node in lab.nodes:
-            node.start_daemon(f"etcd-v2://{hosts}", "macvlan", "10.244.0.0/16")
-        for node in lab.nodes:
-            node.daemon.wait_ready(peers=2)
-            node.attach_containers()
-        assert lab.reachability().complete
-        lab.nodes[0].daemon.restart()
-        lab.nodes[0].daemon.wait_ready(peers=2)
-        assert lab.reachability().complete
+    words = ["--backend", "macvlan", "--store", "etcd-v2", "--nodes", "3", "--no-throughput"]
+    done = run(sys.executable, "-m", "pyflannel", "lab", *words)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines()[-1] == "PASSED: 3 nodes on macvlan, 6 of 6 container pairs reached"
+    assert "store etcd-v2" in done.stdout

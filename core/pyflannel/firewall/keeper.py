@@ -70,6 +70,11 @@ class FirewallKeeper:
         self._wanted.append((rules, force_nftables))
         os.eventfd_write(self._wake, 1)
 
+    def every(self, seconds: float) -> None:
+        """Look from now on after so many seconds at what sends no notifications."""
+        self._resync = seconds
+        os.eventfd_write(self._wake, 1)
+
     def stop(self, timeout: float) -> None:
         """End the thread; the rules stay."""
         self._stopping = True
@@ -97,6 +102,7 @@ class FirewallKeeper:
             while not self._stopping:
                 selector.select(max(0.0, min(due or period, period) - time.monotonic()))
                 now = time.monotonic()
+                period = min(period, now + self._resync)
                 dirty = self._hear(notices)
                 if now >= period:
                     period = now + self._resync

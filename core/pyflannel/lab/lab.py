@@ -289,7 +289,7 @@ class Lab:
     def start_store(self, scheme: str, members: int = 1) -> str:
         """Start real servers of a store in a namespace of their own, and return the store's URL.
 
-        :param scheme: a key of :data:`pyflannel.lab.serve.SERVERS`.
+        :param scheme: one of :func:`pyflannel.lab.serve.schemes`.
         :raises StoreUnavailableError: they did not come up.
         """
         addresses = [topology.plan_server("", self._server_addresses + index).ipv4 for index in range(members)]

@@ -18,7 +18,7 @@ from pyflannel.errors import ConfigError, LeaseError, PyflannelError
 from pyflannel.lab.daemon import peers_in, pyflannel_command
 from pyflannel.lab.lab import Lab, Node
 from pyflannel.lab.measure import Matrix, Throughput
-from pyflannel.lab.serve import SERVERS
+from pyflannel.lab.serve import schemes
 from pyflannel.lease import JSON
 
 __all__ = ["Failure", "NodeReport", "Overlay", "Report", "try_out"]
@@ -31,7 +31,8 @@ READY_TIMEOUT: Final = 30.0
 class Overlay:
     """The network to bring up.
 
-    :param store: ``file`` (inside the lab), ``etcd``, ``consul`` (real servers inside the lab), or a ``file://`` URL.
+    :param store: ``file`` (inside the lab), ``etcd``, ``consul`` or the scheme of another store whose server is known
+        (real servers inside the lab, see :func:`pyflannel.lab.serve.schemes`), or a ``file://`` URL.
     :param store_members: how many servers.
     :param network: the overlay's IPv4 network, ``None`` for none.
     :param ipv6_network: the overlay's IPv6 network, ``None`` for none.
@@ -49,15 +50,14 @@ class Overlay:
     arguments: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.store != "file" and self.store not in SERVERS and not self.store.startswith("file://"):
+        served = schemes()
+        if self.store != "file" and self.store not in served and not self.store.startswith("file://"):
             raise ConfigError(
                 f"store {self.store!r}: a lab is shut off from every network, so it offers 'file', "
-                f"{', '.join(map(repr, SERVERS))} or a file:// URL"
+                f"{', '.join(map(repr, served))} or a file:// URL"
             )
-        if not 1 <= self.store_members <= 7 or (self.store_members > 1 and self.store not in SERVERS):
-            raise ConfigError(
-                f"{self.store_members} store members: 1 to 7 of {' or '.join(SERVERS)}, 1 of a file store"
-            )
+        if not 1 <= self.store_members <= 7 or (self.store_members > 1 and self.store not in served):
+            raise ConfigError(f"{self.store_members} store members: 1 to 7 of {' or '.join(served)}, 1 of a file store")
         if self.network is None and self.ipv6_network is None:
             raise ConfigError("an overlay needs an IPv4 or an IPv6 network")
 
@@ -192,7 +192,7 @@ class _Trial:
     def open_store(self) -> str:
         """The store's URL, holding the network document."""
         overlay, lab = self.overlay, self.lab
-        if overlay.store in SERVERS:
+        if overlay.store in schemes():
             store = lab.start_store(overlay.store, overlay.store_members)
         else:
             store = lab.file_store if overlay.store == "file" else overlay.store

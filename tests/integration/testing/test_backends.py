@@ -21,3 +21,9 @@ class TestHostGateway(BackendConformance):
 class TestUdp(BackendConformance):
     backend = "udp"
     variants = ({}, {"Port": 8300})
+
+
+class TestAlloc(BackendConformance):
+    backend = "alloc"
+    carries_traffic = False
+    plans_routes = False
