@@ -325,10 +325,24 @@ class Sandbox:
         with self._holder:
             assert self._holder.stdin is not None
             self._holder.stdin.close()
-            self._holder.wait()
+            # The kernel ends a pid namespace when all that was in it is reaped, and a stopped nsenter reaps nothing.
+            self._continue_all()
+            while not self._ended(0.2):
+                self._continue_all()
         for process in self.processes:
             with process.proxy:
                 process.proxy.send_signal(signal.SIGCONT)
+
+    def _ended(self, seconds: float) -> bool:
+        try:
+            self._holder.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def _continue_all(self) -> None:
+        for process in self.processes:
+            process.proxy.send_signal(signal.SIGCONT)
 
     def __enter__(self) -> Sandbox:
         return self

@@ -202,3 +202,11 @@ def test_a_missing_program_is_named_with_its_package(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sandbox, "_search_path", lambda: str(tmp_path))
     with pytest.raises(KernelError, match=r"ip, nsenter, unshare, mount.*apt-get install iproute2 mount util-linux"):
         sandbox.Sandbox()
+
+
+def test_what_stands_still_does_not_hold_up_the_end() -> None:
+    with Lab(nodes=1, containers=0) as lab:
+        process = lab.nodes[0].start(["sleep", "600"])
+        process.pause()
+        assert process.running
+    assert not process.running
