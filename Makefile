@@ -14,7 +14,7 @@ demo: ## an overlay of three nodes on this machine, from the first packet to the
 
 test: ## every check there is: lint, types, unit and integration tests, the package (all of tox.ini)
 	@tools/bootstrap test
-	@rm -rf .tox/junit
+	@rm -rf .tox/junit; mkdir -p .tox; chmod 755 .tox  # tests run it as another user too
 	@status=0; $(VENV)/tox run || status=$$?; $(VENV)/python tools/summary.py .tox/junit || status=1; exit $$status
 
 lint: ## style and types only

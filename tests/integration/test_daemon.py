@@ -19,12 +19,18 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
 PATIENCE = 60.0
 
+NETWORK = {"Network": "10.244.0.0/16", "SubnetMax": "10.244.89.0", "Backend": {"Type": "vxlan", "VNI": 42}}
+"""Nobody gets a subnet above 89: those are for what tests make up."""
+
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab(nodes=3) as lab:
+        store = lab.outside(lab.nodes[0].directory).parent / "store"
+        store.mkdir(mode=0o700)
+        (store / "config.json").write_text(json.dumps(NETWORK))
         for node in lab.nodes:
-            node.start_daemon(lab.file_store, "vxlan", "10.244.0.0/16", ["--backend-option", "VNI=42"])
+            node.start_daemon(lab.file_store, "vxlan")
         for node in lab.nodes:
             node.daemon.wait_ready(peers=2)
             node.attach_containers()
