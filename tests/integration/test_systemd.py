@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from tests.integration.asking import until
 
+import pyflannel
 from pyflannel.lab import Daemon, Lab
 from pyflannel.lab.daemon import DaemonOptions
 
@@ -109,6 +110,8 @@ class ConfinedDaemon(Daemon):
 
 @pytest.fixture(params=["vxlan", "host-gw", "udp"])
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    if not all(parent.stat().st_mode & 0o001 for parent in Path(pyflannel.__file__).parents):
+        pytest.skip("not applicable: pyflannel is installed where only its owner can read it")
     with Lab(nodes=2) as lab:
         open_up(lab)
         lab.sandbox.namespace.run(["install", "-d", f"--owner={NOBODY}", "/run/lab/store"])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
 
 from pyflannel.allocation import allocate
-from pyflannel.errors import ConflictError
+from pyflannel.errors import ConflictError, StoreUnavailableError
 from pyflannel.lease import Subnets
 from pyflannel.network import NetworkConfig
 from pyflannel.store import Record, Store, StoreLocation
@@ -70,10 +70,10 @@ def win_after_expiry(opening: Opening, key: str, number: int) -> Record | None:
         while time.monotonic() < deadline:
             try:
                 return store.create(key, json.dumps({"worker": number}), None)
-            except ConflictError:
+            except (ConflictError, StoreUnavailableError):  # the latter may have taken effect: read back
                 leases = {record.key: record for record in store.snapshot().leases}
                 if key in leases and leases[key].permanent:
-                    return None
+                    return leases[key] if json.loads(leases[key].value) == {"worker": number} else None
                 time.sleep(0.02)
     raise AssertionError(f"{key} neither expired nor was created again within {TIMEOUT} s")
 
