@@ -125,7 +125,8 @@ def nobody() -> Iterator[list[str]]:
         if python and subprocess.run([*drop, python, "-c", check], cwd="/", capture_output=True).returncode == 0:
             yield [*drop, python]
             return
-    pytest.skip("not applicable: an unprivileged user can run no Python of this version here, or not read this source tree")
+    reason = "an unprivileged user can run no Python of this version here, or not read this source tree"
+    pytest.skip(f"not applicable: {reason}")
 
 
 def test_root_is_not_needed(nobody: list[str], untouched: None) -> None:
