@@ -40,7 +40,7 @@ from pyflannel.errors import (
 )
 from pyflannel.lease import Lease, LeaseAttributes, Subnets
 from pyflannel.network import NetworkConfig
-from pyflannel.pluginguard import PUBLISH_TIMEOUT, Publisher
+from pyflannel.pluginguard import PUBLISH_TIMEOUT, Bounded, Publisher
 from pyflannel.settings import NetworkSeed
 from pyflannel.store import CONFIG_KEY, Batch, Change, Record, Snapshot, Store, Watch
 from pyflannel.underlay import Underlay
@@ -63,7 +63,8 @@ class KeeperOptions:
     :param seed: the network document to create if the store has none.
     :param backend: the backend that the network must have, if given.
     :param ttl: a lease's life in seconds; ``margin``: how long before its end it is renewed.
-    :param publish_timeout: seconds that the backend may take to say what the lease should carry.
+    :param load_timeout: seconds that the backend may take to be loaded and made.
+    :param publish_timeout: seconds that it may take to say what the lease should carry.
     """
 
     node_id: str
@@ -74,6 +75,7 @@ class KeeperOptions:
     policy: ConflictPolicy = ConflictPolicy.REFUSE
     seed: NetworkSeed | None = None
     backend: str | None = None
+    load_timeout: float = PUBLISH_TIMEOUT
     publish_timeout: float = PUBLISH_TIMEOUT
 
 
@@ -230,6 +232,7 @@ class LeaseKeeper:
         self._backoff = Backoff(rng)
         self._underlay: Underlay | None = None
         self._publisher = Publisher(options.publish_timeout)
+        self._loading = Bounded(options.load_timeout)
         self._unpublished: PluginError | None = None
         """Why our lease does not say what it should: the backend does not tell."""
         self._held: Record | None = None
@@ -332,7 +335,7 @@ class LeaseKeeper:
                 f"the network config in {self._store.location} means something else than {seed.source}; make them "
                 "agree with 'pyflannel config set', or start without that file"
             )
-        backend = self._make_backend(network)
+        backend = self._backend_for(network)
         underlay = self._underlay
         assert underlay is not None
         _check_underlay(network, underlay, backend)
@@ -574,11 +577,16 @@ class LeaseKeeper:
         if peers:
             self._post(PeersChanged(tuple(peers)))
 
+    def _backend_for(self, network: NetworkConfig) -> Backend[Any]:
+        """Load and make the backend, which is a plugin's code and may not come back."""
+        backend: Backend[Any] = self._loading(network.backend_type, "loading", lambda: self._make_backend(network))
+        return backend
+
     def _config_changed(self, session: _Session, record: Record | None) -> None:
         if record is None or record.value == session.document:
             return
         try:
-            self._make_backend(NetworkConfig.from_json(record.value, f"network config in {self._store.location}"))
+            self._backend_for(NetworkConfig.from_json(record.value, f"network config in {self._store.location}"))
         except (ConfigError, PluginError) as error:
             self._report(error)  # go on with the one we have until this one is mended
             return

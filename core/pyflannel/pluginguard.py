@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
 from pyflannel.backend import Backend, Node, Published
@@ -18,7 +18,7 @@ from pyflannel.errors import PluginError, PyflannelError
 from pyflannel.kernel.model import Address, FdbEntry, KernelObject, Link, Neighbour, Route, Sysctl
 from pyflannel.lease import IPNetwork
 
-__all__ = ["PUBLISH_TIMEOUT", "Publisher", "checked_mtu", "examined"]
+__all__ = ["PUBLISH_TIMEOUT", "Bounded", "Publisher", "checked_mtu", "examined"]
 
 PUBLISH_TIMEOUT: Final = 60.0
 """Seconds that a backend may take to say what our lease should carry; it may run a command or make a key."""
@@ -78,8 +78,8 @@ def checked_mtu(name: str, mtu: Any) -> int:
     return mtu
 
 
-class Publisher:
-    """Asks backends what a lease should carry, and waits for the answer only so long.
+class Bounded:
+    """Calls into plugins, and waits for the answer only so long.
 
     A call that does not come back is left behind in its thread; until it does, every other one fails at once, so that
     a backend that hangs costs one thread.
@@ -89,41 +89,56 @@ class Publisher:
         self._timeout = timeout
         self._call: _Call | None = None
 
-    def __call__(self, backend: Backend[Any], node: Node) -> Published:
-        """What ``backend`` publishes for ``node``.
+    def __call__(self, name: str, what: str, function: Callable[[], Any]) -> Any:
+        """What ``function`` of the backend ``name`` answers; ``what`` it is doing is for messages.
 
-        :raises PluginError: it fails, answers nonsense, or has not come back in time.
+        :raises PluginError: it fails, or has not come back in time.
         """
         if self._call is None or not self._call.is_alive():
-            self._call = _Call(backend, node)
+            self._call = _Call(name, what, function)
             self._call.start()
             self._call.join(self._timeout)
         call = self._call
         if call.is_alive():
             waited = time.monotonic() - call.began
-            raise PluginError(f"backend {call.backend.name!r} has not come back from publish for {waited:.0f} s")
+            raise PluginError(f"backend {call.backend!r} has not come back from {call.what} for {waited:.0f} s")
         if isinstance(call.error, PyflannelError):
             raise call.error
         if call.error is not None:
             reason = f"{type(call.error).__name__}: {call.error}"
-            raise PluginError(f"backend {backend.name!r} failed in publish: {reason}") from call.error
-        return _checked_published(backend, call.answer)
+            raise PluginError(f"backend {name!r} failed in {what}: {reason}") from call.error
+        return call.answer
+
+
+class Publisher:
+    """Asks backends what a lease should carry."""
+
+    def __init__(self, timeout: float = PUBLISH_TIMEOUT) -> None:
+        self._bounded = Bounded(timeout)
+
+    def __call__(self, backend: Backend[Any], node: Node) -> Published:
+        """What ``backend`` publishes for ``node``.
+
+        :raises PluginError: it fails, answers nonsense, or has not come back in time.
+        """
+        return _checked_published(backend, self._bounded(backend.name, "publish", lambda: backend.publish(node)))
 
 
 class _Call(threading.Thread):
-    """One call of ``publish``."""
+    """One call of a plugin's."""
 
-    def __init__(self, backend: Backend[Any], node: Node) -> None:
-        super().__init__(name=f"pyflannel-publish-{backend.name}", daemon=True)
+    def __init__(self, backend: str, what: str, function: Callable[[], Any]) -> None:
+        super().__init__(name=f"pyflannel-{what}-{backend}", daemon=True)
         self.backend = backend
-        self.node = node
+        self.what = what
+        self.function = function
         self.began = time.monotonic()
         self.answer: Any = None
         self.error: BaseException | None = None
 
     def run(self) -> None:
         try:
-            self.answer = self.backend.publish(self.node)
+            self.answer = self.function()
         except BaseException as error:  # passed on to who asked
             self.error = error
 

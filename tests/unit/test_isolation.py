@@ -218,6 +218,30 @@ def test_a_lease_is_renewed_whatever_publish_does(tmp_path: Path, gate: threadin
         keeper.close()
 
 
+def test_a_lease_is_renewed_although_the_next_backend_never_loads(tmp_path: Path) -> None:
+    gate, hanging = threading.Event(), threading.Event()
+
+    def make_backend(network: NetworkConfig) -> Bad:
+        if network.backend_type == "stuck":
+            hanging.set()
+            gate.wait(PATIENCE)
+        return Bad()
+
+    keeper = Keeper(tmp_path, ttl=0.9, margin=0.6, load_timeout=0.5, make_backend=make_backend)
+    try:
+        lease = keeper.next(Joined).lease
+        document = keeper.store.read_config()
+        keeper.store.write_config('{"Network": "10.5.0.0/16", "Backend": {"Type": "stuck"}}', document)
+        keeper.until(hanging.is_set)
+        keeper.until(lambda: "'stuck' has not come back from loading" in keeper.keeper.state.trouble)
+        before = keeper.keeper.state.renewed_at
+        keeper.until(lambda: keeper.keeper.state.renewed_at != before)
+        assert record_of(keeper.store, lease.key) is not None
+    finally:
+        gate.set()
+        keeper.close()
+
+
 @pytest.mark.parametrize("error", [PluginError("not installed"), RuntimeError("oops")], ids=lambda error: str(error))
 def test_a_lease_is_renewed_although_no_session_can_begin(tmp_path: Path, error: Exception) -> None:
     broken: list[Exception] = []
