@@ -233,6 +233,7 @@ class LeaseKeeper:
         self._underlay: Underlay | None = None
         self._publisher = Publisher(options.publish_timeout)
         self._loading = Bounded(options.load_timeout)
+        self._refused_config: PyflannelError | None = None
         self._unpublished: PluginError | None = None
         """Why our lease does not say what it should: the backend does not tell."""
         self._held: Record | None = None
@@ -300,6 +301,7 @@ class LeaseKeeper:
         assert snapshot.config is not None
         session = self._join(snapshot, snapshot.config.value)
         self._joined_once = True
+        self._refused_config = None
         self._backoff.reset()
         self._report(self._unpublished)
         others = tuple(record for record in snapshot.leases if record.key != session.record.key)
@@ -437,7 +439,7 @@ class LeaseKeeper:
             permanent=record.permanent,
             expires_at=None if record.permanent else now + ttl,
             renewed_at=now,
-            trouble="" if self._unpublished is None else str(self._unpublished),
+            trouble=str(self._unpublished or self._refused_config or ""),
             conflict=False,
         )
         self._held = None if record.permanent else record
@@ -583,12 +585,15 @@ class LeaseKeeper:
         return backend
 
     def _config_changed(self, session: _Session, record: Record | None) -> None:
+        self._refused_config = None
         if record is None or record.value == session.document:
+            self._report(None)
             return
         try:
             self._backend_for(NetworkConfig.from_json(record.value, f"network config in {self._store.location}"))
         except (ConfigError, PluginError) as error:
-            self._report(error)  # go on with the one we have until this one is mended
+            self._refused_config = error  # go on with the one we have until this one is mended
+            self._report(error)
             return
         session.over = True
 
@@ -619,6 +624,8 @@ class LeaseKeeper:
         session.publish_at = self._clock()
 
     def _report(self, error: PyflannelError | None) -> None:
+        """Say what is wrong; a network document that we can't follow stays wrong whatever else goes well."""
+        error = error or self._refused_config
         trouble, conflict = ("", False) if error is None else (str(error), isinstance(error, LeaseError))
         if (trouble, conflict) != (self.state.trouble, self.state.conflict):
             self.state = replace(self.state, trouble=trouble, conflict=conflict)
