@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import json
 import uuid
-from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
-from tests.servers.consul import MISSING, consul, put
+from tests.servers.consul import MISSING, consul
 
 from pyflannel.lab.servers.consul import ConsulCluster
-from pyflannel.store import Record, Store, StoreLocation
+from pyflannel.store import Store, StoreLocation
 from pyflannel.testing.stores import KEY, VALUE, Follower, Opening, StoreConformance, contents
 from pyflannel_stores import consul as driver
 from pyflannel_stores.consul import ConsulStore
@@ -69,22 +67,6 @@ class TestConsulStore(StoreConformance):
     def fill(self, pool: ProcessPoolExecutor, opening: Opening, items: Sequence[tuple[str, str]]) -> None:
         fill(self.cluster, opening.location.path.strip("/"), items)
 
-    def test_changes_come_in_order_once_each(self, store: Store, opening: Opening) -> None:
-        """As in the kit, but for the order of deletions, which Consul doesn't tell."""
-        keys = [f"10.5.{number}.0-24" for number in range(100)]
-        with Follower(store, store.snapshot()) as follower, opening.open() as other:
-            records = [other.create(key, VALUE, 3600.0) for key in keys]
-            follower.until(lambda: len(follower.changes) >= len(keys), "all creations")
-            assert [change.record for change in follower.changes] == [
-                replace_ttl(record) for record in records
-            ]  # in order, once each
-            for record in reversed(records):
-                other.delete(record)
-            follower.until(lambda: not follower.state, "all deletions")
-            gone = follower.changes[len(keys) :]
-            assert sorted(change.key for change in gone) == sorted(keys)
-            assert all(change.record is None for change in gone)
-
     def test_a_renewal_with_another_ttl_keeps_the_key(self, store: Store) -> None:
         record = store.create(KEY, VALUE, 3600.0)
         with Follower(store, store.snapshot()) as follower:
@@ -94,18 +76,3 @@ class TestConsulStore(StoreConformance):
             assert None not in follower.of(KEY)
         assert len({record.handle, longer.handle, shorter.handle}) == 3
         store.delete(shorter)
-
-
-def replace_ttl(record: Record) -> Record:
-    """A record as a watch shows it: the time left is not known there."""
-    return replace(record, ttl=None)
-
-
-def fill(cluster: ConsulCluster, prefix: str, items: Sequence[tuple[str, str]]) -> None:
-    """Put reservations into a server, 64 in a transaction."""
-    operations = [
-        {"KV": {"Verb": "set", "Key": f"{prefix}/subnets/{key}", "Value": b64encode(value.encode()).decode()}}
-        for key, value in items
-    ]
-    for start in range(0, len(operations), 64):
-        put(cluster, "/v1/txn", operations[start : start + 64])
