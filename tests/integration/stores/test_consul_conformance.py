@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import uuid
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, ClassVar
 
 import pytest
-from tests.servers.consul import MISSING, consul
+from tests.servers.consul import MISSING, consul, put
 
 from pyflannel.lab.servers.consul import ConsulCluster
 from pyflannel.store import Store, StoreLocation
@@ -76,3 +77,13 @@ class TestConsulStore(StoreConformance):
             assert None not in follower.of(KEY)
         assert len({record.handle, longer.handle, shorter.handle}) == 3
         store.delete(shorter)
+
+
+def fill(cluster: ConsulCluster, prefix: str, items: Sequence[tuple[str, str]]) -> None:
+    """Put reservations into a server, 64 in a transaction."""
+    operations = [
+        {"KV": {"Verb": "set", "Key": f"{prefix}/subnets/{key}", "Value": b64encode(value.encode()).decode()}}
+        for key, value in items
+    ]
+    for start in range(0, len(operations), 64):
+        put(cluster, "/v1/txn", operations[start : start + 64])
