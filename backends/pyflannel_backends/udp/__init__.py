@@ -2,16 +2,16 @@
 
 For networks and kernels where vxlan can't be had. Each node has one TUN device; the whole overlay network is routed
 into it. A worker process (:mod:`.worker`) reads packets there, looks up which peer holds the destination and sends each
-packet as the payload of one UDP datagram, exactly as flannel's backend of this name does. What makes it fast is that
-the kernel's segmentation offloads are used on both sides, and that the work between them is vectorised
-(:mod:`.offload`).
+packet as the payload of one UDP datagram, exactly as flannel's backend of this name does. How the worker lives, routes
+and is fast is shared with every data plane of our own: :mod:`pyflannel_backends.userspace`.
 
-This module is the planner; :mod:`.dataplane` keeps the worker alive, :mod:`.forward` decides about packets.
+This module is the planner.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_interface
 from typing import TYPE_CHECKING, Final
@@ -36,7 +36,9 @@ from pyflannel.backend import (
 from pyflannel.errors import ConfigError
 
 if TYPE_CHECKING:
-    from .control import WorkerConfig
+    from pyflannel_backends.userspace.control import Row
+
+    from .worker import UdpConfig
 
 __all__ = ["DEVICE", "OVERHEAD", "UdpBackend", "UdpOptions"]
 
@@ -108,13 +110,14 @@ class UdpBackend(Backend[UdpOptions]):
 
         :raises ConfigError: the underlay has no IPv4 address, or this node no IPv4 subnet.
         """
-        from .dataplane import UdpDataPlane
+        from pyflannel_backends.userspace.dataplane import UserspaceDataPlane, WorkerKind
 
-        return UdpDataPlane(self.worker_config(node), node.state_dir, self.options.workers or _default_workers())
+        kind = WorkerKind(self.name, f"{__name__}.worker", self.worker_config(node), _rows)
+        return UserspaceDataPlane(kind, node.state_dir, self.options.workers or _default_workers())
 
-    def worker_config(self, node: Node) -> WorkerConfig:
+    def worker_config(self, node: Node) -> UdpConfig:
         """What a worker on ``node`` has to know."""
-        from .control import WorkerConfig
+        from .worker import UdpConfig
 
         if node.underlay.ipv4 is None:
             raise ConfigError(
@@ -122,7 +125,7 @@ class UdpBackend(Backend[UdpOptions]):
             )
         if node.subnets.ipv4 is None:
             raise ConfigError("backend udp: this node has no IPv4 subnet; set EnableIPv4 in the network config")
-        return WorkerConfig(
+        return UdpConfig(
             device=DEVICE,
             address=str(node.underlay.ipv4),
             port=self.options.port,
@@ -131,6 +134,10 @@ class UdpBackend(Backend[UdpOptions]):
             offload=self.options.offload,
             any_source_port=self.options.any_source_port,
         )
+
+
+def _rows(peer: Lease) -> Iterable[Row]:
+    return [(str(subnet), str(peer.attributes.public_ip)) for subnet in peer.subnets.each if subnet.version == 4]
 
 
 def _default_workers() -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pyflannel.backend import Lease, LeaseAttributes, NetworkConfig, Node, Subnets, Underlay, parse_options
 from pyflannel_backends.udp import UdpBackend, UdpOptions
-from pyflannel_backends.udp.dataplane import UdpDataPlane
+from pyflannel_backends.userspace.dataplane import UserspaceDataPlane
 
 
 def main() -> None:
@@ -23,13 +23,13 @@ def main() -> None:
     underlay = Underlay("under", underlay_mtu, ip_address(f"192.0.2.{number}"))  # type: ignore[arg-type]
     network = NetworkConfig.from_json('{"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}}')
     plane = backend.start(Node("node", network, underlay, Subnets.from_key(f"10.5.{number}.0-24"), state_dir))
-    assert isinstance(plane, UdpDataPlane)
+    assert isinstance(plane, UserspaceDataPlane)
     print(json.dumps("started"), flush=True)
     for line in sys.stdin:
         print(json.dumps(obey(plane, json.loads(line))), flush=True)
 
 
-def obey(plane: UdpDataPlane, words: list[str]) -> Any:
+def obey(plane: UserspaceDataPlane, words: list[str]) -> Any:
     match words:
         case ["put", key, address]:
             plane.put(Lease(Subnets.from_key(key), LeaseAttributes(public_ip=ip_address(address))))  # type: ignore[arg-type]

@@ -1,8 +1,9 @@
-"""The two edges of the data plane: a queue of the TUN device, and the UDP socket on the underlay.
+"""The two edges of a data plane: a queue of the TUN device, and UDP sockets on the underlay.
 
-:class:`TunPort` and :class:`UnderlayPort` say what forwarding needs of them; :class:`TunQueue` and :class:`UdpSocket`
-are the kernel's. Both take and give whole batches where the kernel has the offload, and do the same one packet at a
-time where it has not. Neither raises for what a packet may cause: sends return the error number.
+:class:`TunPort` and :class:`UnderlayPort` say what forwarding needs of them. :class:`TunQueue` and :class:`UdpSocket`
+are the kernel's; what a data plane does to packets on the wire is its own :class:`UnderlayPort`, on top of a
+:class:`UdpSocket`. All take and give whole batches where the kernel has the offload, and do the same one packet at a
+time where it has not. None raises for what a packet may cause: sends return the error number.
 
 Sources: ``linux/if_tun.h``, ``linux/udp.h``, ``tun.rst``, ``udp(7)``, ``ip(7)``.
 """
@@ -11,15 +12,22 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import socket
 import struct
-from typing import Final, Protocol
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol, TypeAlias
 
 from . import vnet
-from .table import Endpoint
+from .table import PeerId
 
-__all__ = ["DeviceGone", "TunPort", "TunQueue", "UdpSocket", "UnderlayPort"]
+__all__ = ["DeviceGone", "Endpoint", "Inlet", "TunPort", "TunQueue", "UdpSocket", "UnderlayPort"]
+
+Endpoint: TypeAlias = tuple[str, int]
+"""Address in its usual text form, and UDP port: as :mod:`socket` has it."""
 
 _TUNSETIFF: Final = 0x400454CA
 _TUNGETIFF: Final = 0x800454D2
@@ -32,8 +40,12 @@ _TSO: Final = _TUN_F_CSUM | _TUN_F_TSO4 | _TUN_F_TSO_ECN
 _UDP_SEGMENT: Final = 103
 _UDP_GRO: Final = 104
 _IP_MTU_DISCOVER: Final = 10
-_IP_PMTUDISC_DO: Final = 2
+_IPV6_MTU_DISCOVER: Final = 23
+_PMTUDISC_DO: Final = 2
 _IP_MTU: Final = 14
+_IPV6_MTU: Final = 24
+_MAX_SEGMENTS: Final = 64
+"""Datagrams in one ``UDP_SEGMENT`` call (``UDP_MAX_SEGMENTS`` of older kernels)."""
 _SO_SNDBUFFORCE: Final = 32
 _SO_RCVBUFFORCE: Final = 33
 _SOCKET_BUFFER: Final = 16 << 20
@@ -56,17 +68,80 @@ class TunPort(Protocol):
         """Write one packet; an empty ``header`` if ``packet`` begins with its own. Returns 0 or the error number."""
 
 
-class UnderlayPort(Protocol):
-    """The side of the other nodes: datagrams, many of one size to or from one node in a call."""
+class Inlet(Protocol):
+    """A socket that packets of peers come in by."""
 
-    def receive(self, buffer: memoryview) -> tuple[int, int, Endpoint] | None:
-        """Bytes received, the size of each datagram in them (the last may be shorter), and who sent them."""
+    def fileno(self) -> int:
+        """For polling."""
 
-    def send(self, data: memoryview, size: int, endpoint: Endpoint) -> int:
-        """Send ``data`` as datagrams of ``size`` bytes, the last may be shorter. Returns 0 or the error number."""
+    def receive(self, buffer: memoryview) -> tuple[int, int, PeerId | None] | None:
+        """One receive call's worth of packets, back to back in ``buffer``, which has room for 64 KB.
 
-    def path_mtu(self, endpoint: Endpoint) -> int:
-        """The largest IP packet, in bytes, that the kernel believes can reach ``endpoint``."""
+        :returns: how many bytes, the size of each packet in them (the last may be shorter), and the peer that certainly
+            sent them: ``None`` if there is nothing to deliver, be it refused (and counted) or a message for the port
+            itself. Nothing at all if nothing waits.
+        """
+
+
+class UnderlayPort(ABC):
+    """The side of the peers: packets, many of one size to or from one peer in a call, as one data plane carries them.
+
+    The port knows who a peer is and where; forwarding only hands its name through. A port lives as long as its worker;
+    :meth:`open` and :meth:`close` follow the TUN device, since a worker without a device must leave its packets to the
+    others on the same port.
+    """
+
+    deadline: float = math.inf
+    """When (:func:`time.monotonic`) :meth:`expire` wants to be called."""
+
+    def __init__(self) -> None:
+        self.counters: dict[str, int] = {}
+        """Totals of the port's own, shown next to those of forwarding."""
+
+    @abstractmethod
+    def open(self) -> Sequence[Inlet]:
+        """Begin to send and receive.
+
+        :raises OSError: a socket can't be had; its ``filename`` says which.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave the sockets; what is known of peers is kept."""
+
+    @abstractmethod
+    def send(self, data: memoryview, size: int, peer: PeerId) -> int:
+        """Send packets of ``size`` bytes, the last may be shorter, at most :meth:`rows` of them.
+
+        :returns: 0 or the error number.
+        """
+
+    @abstractmethod
+    def rows(self, size: int) -> int:
+        """How many packets of ``size`` bytes one :meth:`send` takes; at least 1."""
+
+    @abstractmethod
+    def path_mtu(self, peer: PeerId) -> int:
+        """The largest packet, in bytes, that the kernel believes can reach ``peer`` in one datagram."""
+
+    @abstractmethod
+    def put(self, peer: PeerId, details: Sequence[Any]) -> None:
+        """A peer holds a subnet now. Called again for each of its subnets, and whenever ``details`` change.
+
+        :param details: what follows the peer in its rows of the table, of JSON's types.
+        """
+
+    @abstractmethod
+    def remove(self, peer: PeerId) -> None:
+        """A peer holds no subnet any more."""
+
+    def expire(self, now: float) -> None:
+        """Do what is due at ``now``, and set the next :attr:`deadline`."""
+        self.deadline = math.inf
+
+    def status(self) -> Mapping[str, Any]:
+        """What to tell the daemon every second, besides the counters; of JSON's types."""
+        return {}
 
 
 class TunQueue:
@@ -141,27 +216,43 @@ class TunQueue:
 
 
 class UdpSocket:
-    """A UDP socket bound to this node's underlay address, with segmentation offloads where the kernel has them.
+    """A UDP socket bound to ``address``, of either family, with segmentation offloads where the kernel has them.
 
     Its port may be bound again by the same user (``SO_REUSEPORT``): by further workers, and by a successor.
+
+    :raises OSError: it can't be opened or bound; ``filename`` says where.
     """
 
     def __init__(self, address: str, port: int, *, offload: bool) -> None:
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
-            self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_DO)
-            for forced, plain in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
-                self._enlarge(forced, plain)
-            self.segments = offload and self._switch_on(_UDP_SEGMENT, 0)
-            if offload:
-                self._switch_on(_UDP_GRO, 1)
-            self._socket.bind((address, port))
-        except BaseException:
-            self._socket.close()
-            raise
+        self._ipv6 = ":" in address
+        self._family = socket.AF_INET6 if self._ipv6 else socket.AF_INET
+        self.overhead = 48 if self._ipv6 else 28
+        """Bytes of an outer IP and UDP header."""
+        self.largest = 0xFFFF - self.overhead
+        """Bytes that one datagram, or one call's datagrams together, may have."""
         self._ancillary_size = socket.CMSG_SPACE(4)
+        self._socket = socket.socket(self._family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        try:
+            self._prepare(offload)
+            self._socket.bind((address, port))
+        except OSError as error:
+            self._socket.close()
+            error.filename = f"UDP port {f'[{address}]' if self._ipv6 else address}:{port}"
+            raise
+
+    def _prepare(self, offload: bool) -> None:
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
+        if self._ipv6:
+            self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            self._socket.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DO)
+        else:
+            self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DO)
+        for forced, plain in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
+            self._enlarge(forced, plain)
+        self.segments = offload and self._switch_on(_UDP_SEGMENT, 0)
+        if offload:
+            self._switch_on(_UDP_GRO, 1)
 
     def _enlarge(self, forced: int, plain: int) -> None:
         try:
@@ -185,9 +276,12 @@ class UdpSocket:
         self._socket.close()
 
     def receive(self, buffer: memoryview) -> tuple[int, int, Endpoint] | None:
-        """See :class:`UnderlayPort`."""
+        """Bytes received, the size of each datagram in them (the last may be shorter), and who sent them.
+
+        Nothing if nothing waits.
+        """
         try:
-            length, ancillary, _, endpoint = self._socket.recvmsg_into(
+            length, ancillary, _, sender = self._socket.recvmsg_into(
                 (buffer,), self._ancillary_size, socket.MSG_DONTWAIT
             )
         except BlockingIOError:
@@ -197,11 +291,15 @@ class UdpSocket:
         size = length
         for level, kind, data in ancillary:
             if level == socket.SOL_UDP and kind == _UDP_GRO:
-                size = int.from_bytes(data[:4], "little" if struct.pack("=H", 1)[0] else "big")
-        return length, size, endpoint
+                size = int.from_bytes(data[:4], sys.byteorder)
+        return length, size, sender[:2] if self._ipv6 else sender
+
+    def rows(self, size: int) -> int:
+        """How many datagrams of ``size`` bytes go into one call; at least 1."""
+        return max(1, min(_MAX_SEGMENTS, self.largest // size))
 
     def send(self, data: memoryview, size: int, endpoint: Endpoint) -> int:
-        """See :class:`UnderlayPort`."""
+        """Send ``data`` as datagrams of ``size`` bytes, the last may be shorter. Returns 0 or the error number."""
         try:
             if len(data) <= size:
                 self._socket.sendto(data, endpoint)
@@ -216,10 +314,11 @@ class UdpSocket:
         return 0
 
     def path_mtu(self, endpoint: Endpoint) -> int:
-        """See :class:`UnderlayPort`."""
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        """The largest datagram's payload, in bytes, that the kernel believes can reach ``endpoint``."""
+        with socket.socket(self._family, socket.SOCK_DGRAM) as probe:
+            level, option = (socket.IPPROTO_IPV6, _IPV6_MTU) if self._ipv6 else (socket.IPPROTO_IP, _IP_MTU)
             try:
                 probe.connect(endpoint)
-                return probe.getsockopt(socket.IPPROTO_IP, _IP_MTU)
+                return probe.getsockopt(level, option) - self.overhead
             except OSError:
-                return 0xFFFF  # no route just now: not a question of size
+                return self.largest  # no route just now: not a question of size

@@ -2,9 +2,9 @@
 
 :class:`Forwarder` is a router with two sides. From the TUN device: find the peer that holds the destination, take one
 hop off the TTL, put the packet into the batch for that peer; what can't go on is answered by ICMP. From the underlay:
-accept only what a peer may send (its public address, its lease as source, our subnet as destination) and hand it to
-the kernel. Packets that a fast path can take together are taken together, all others one by one, and every packet that
-goes nowhere is counted under a reason.
+accept only what a peer may send (its lease as source, our subnet as destination) and hand it to the kernel; that the
+peer sent it is the underlay port's word. Packets that a fast path can take together are taken together, all others one
+by one, and every packet that goes nowhere is counted under a reason.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final
 from . import packet as ip
 from . import vnet
 from .packet import Header
-from .ports import TunPort, UnderlayPort
-from .table import Endpoint, Peer, PeerTable
+from .ports import Inlet, TunPort, UnderlayPort
+from .table import Peer, PeerId, PeerTable
 
 if TYPE_CHECKING:
     from .offload import Joiner, Plan, Splitter
@@ -44,8 +44,6 @@ COUNTERS: Final = (
     "drop_too_big",
     "drop_super_packet",
     "drop_send_failed",
-    "drop_unknown_sender",
-    "drop_source_port",
     "drop_spoofed_source",
     "drop_not_for_us",
     "drop_tun_failed",
@@ -53,15 +51,9 @@ COUNTERS: Final = (
 """Totals since the start. Packets are packets on the wire, bytes are theirs without the outer headers."""
 
 _BUFFER: Final = vnet.LENGTH + (1 << 16)
-_MAX_SEGMENTS: Final = 64
-"""Datagrams in one ``UDP_SEGMENT`` call (``UDP_MAX_SEGMENTS`` of older kernels)."""
-_MAX_DATAGRAM: Final = 65507
-"""Payload of the largest UDP datagram over IPv4, and of one such call."""
 _DATAGRAM_BUFFER: Final = 1 << 16
 _DATAGRAM_BUFFERS: Final = 4 * _DATAGRAM_BUFFER
 _MAX_PATHS: Final = 1 << 16
-_OUTER: Final = 28
-"""Bytes of the outer IPv4 and UDP headers."""
 _SMALLEST_MTU: Final = 68
 
 
@@ -89,15 +81,13 @@ class RateLimit:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``mtu``: the overlay's, in bytes. ``port``: peers send from it, unless ``any_source_port``.
+    """``mtu``: the overlay's, in bytes.
 
     ``address`` is ours on the TUN device, four bytes, the source of our ICMP messages.
     """
 
     mtu: int
-    port: int
     address: bytes
-    any_source_port: bool = False
 
 
 class Forwarder:
@@ -121,7 +111,7 @@ class Forwarder:
         self.underlay = underlay
         self.table = table
         self.counters = dict.fromkeys(COUNTERS, 0)
-        self.failures: dict[Endpoint, str] = {}
+        self.failures: dict[PeerId, str] = {}
         self._limits = limits
         self._icmp_limit = icmp_limit
         self._splitter = splitter
@@ -131,8 +121,8 @@ class Forwarder:
         self._batch = _Batch(splitter.buffer if splitter else bytearray(1 << 16))
         self._datagrams = memoryview(joiner.buffer if joiner else bytearray(_DATAGRAM_BUFFERS))[:_DATAGRAM_BUFFERS]
         self._routes: dict[bytes, Peer | None] = {}
-        self._paths: set[tuple[str, bytes, bytes]] = set()
-        self._path_mtus: dict[Endpoint, int] = {}
+        self._paths: set[tuple[PeerId, bytes, bytes]] = set()
+        self._path_mtus: dict[PeerId, int] = {}
 
     def table_changed(self) -> None:
         """Forget what was remembered of the table's answers."""
@@ -172,9 +162,9 @@ class Forwarder:
         elif header.ttl <= 1:
             self._refuse(packet, header, ip.TIME_EXCEEDED, "drop_ttl_exceeded")
         elif self._input[1] != vnet.GSO_NONE:
-            self._send_super_packet(packet, header, peer.endpoint)
+            self._send_super_packet(packet, header, peer.id)
         else:
-            self._send_packet(packet, header, peer.endpoint)
+            self._send_packet(packet, header, peer.id)
 
     def _route(self, destination: bytes) -> Peer | None:
         try:
@@ -185,7 +175,7 @@ class Forwarder:
             peer = self._routes[destination] = self.table.lookup(destination)
             return peer
 
-    def _send_packet(self, packet: memoryview, header: Header, endpoint: Endpoint) -> None:
+    def _send_packet(self, packet: memoryview, header: Header, peer: PeerId) -> None:
         if self._input[0] & vnet.NEEDS_CSUM:
             gso = vnet.unpack(self._input)
             udp = header.protocol == ip.UDP
@@ -193,20 +183,20 @@ class Forwarder:
                 self.counters["drop_malformed"] += 1
                 return
         ip.decrement_ttl(packet)
-        if header.length <= self._mtu(endpoint):
-            self._append(packet, endpoint)
+        if header.length <= self._mtu(peer):
+            self._append(packet, peer)
             return
-        for piece in self._fitting(packet, endpoint):
-            self._append(piece, endpoint)
+        for piece in self._fitting(packet, peer):
+            self._append(piece, peer)
 
-    def _append(self, packet: memoryview | bytes, endpoint: Endpoint) -> None:
+    def _append(self, packet: memoryview | bytes, peer: PeerId) -> None:
         batch = self._batch
-        if not batch.takes(endpoint, len(packet)):
+        if not batch.takes(peer, len(packet)):
             self._flush()
-            batch.begin(endpoint, len(packet))
+            batch.begin(peer, len(packet))
         batch.append(packet)
 
-    def _send_super_packet(self, packet: memoryview, header: Header, endpoint: Endpoint) -> None:
+    def _send_super_packet(self, packet: memoryview, header: Header, peer: PeerId) -> None:
         splitter, array = self._splitter, self._input_array
         if splitter is None or array is None:
             self.counters["drop_super_packet"] += 1
@@ -214,14 +204,14 @@ class Forwarder:
         plan = splitter.plan(packet, header, vnet.unpack(self._input))
         if plan is None:
             self.counters["drop_malformed"] += 1
-        elif plan.wire <= self._mtu(endpoint):
-            self._split(plan, endpoint)
+        elif plan.wire <= self._mtu(peer):
+            self._split(plan, peer)
         elif header.fragment & ip.DONT_FRAGMENT:
-            self._refuse(packet, header, ip.FRAGMENTATION_NEEDED, "drop_too_big", self._mtu(endpoint))
+            self._refuse(packet, header, ip.FRAGMENTATION_NEEDED, "drop_too_big", self._mtu(peer))
         else:
-            self._split_and_fragment(plan, endpoint)
+            self._split_and_fragment(plan, peer)
 
-    def _split(self, plan: Plan, endpoint: Endpoint) -> None:
+    def _split(self, plan: Plan, peer: PeerId) -> None:
         splitter, batch = self._splitter, self._batch
         assert splitter is not None
         assert self._input_array is not None
@@ -229,16 +219,16 @@ class Forwarder:
         first = 0
         while first < plan.count:
             left = plan.count - first
-            fits = batch.wire == plan.wire and batch.takes(endpoint, plan.wire)
+            fits = batch.wire == plan.wire and batch.takes(peer, plan.wire)
             if not fits or (batch.room < left <= splitter.room(plan.wire)):
                 self._flush()
-                batch.begin(endpoint, plan.wire)
+                batch.begin(peer, plan.wire)
             count = min(left, batch.room)
             splitter.split(plan, source, first, count, batch.rows)
             first += count
             batch.extend(count, plan.last if first == plan.count else plan.wire)
 
-    def _split_and_fragment(self, plan: Plan, endpoint: Endpoint) -> None:
+    def _split_and_fragment(self, plan: Plan, peer: PeerId) -> None:
         """Each packet of this super-packet is too big for the path."""
         splitter = self._splitter
         assert splitter is not None
@@ -248,17 +238,17 @@ class Forwarder:
         for number in range(plan.count):
             splitter.split(plan, source, number, 1, 0)
             size = plan.last if number == plan.count - 1 else plan.wire
-            for piece in self._fitting(bytes(splitter.buffer[:size]), endpoint):
-                self._send(memoryview(piece), len(piece), endpoint)
+            for piece in self._fitting(bytes(splitter.buffer[:size]), peer):
+                self._send(memoryview(piece), len(piece), peer)
 
-    def _mtu(self, endpoint: Endpoint) -> int:
-        return self._path_mtus.get(endpoint, self._limits.mtu) if self._path_mtus else self._limits.mtu
+    def _mtu(self, peer: PeerId) -> int:
+        return self._path_mtus.get(peer, self._limits.mtu) if self._path_mtus else self._limits.mtu
 
-    def _fitting(self, packet: bytes | memoryview, endpoint: Endpoint) -> Iterable[bytes | memoryview]:
+    def _fitting(self, packet: bytes | memoryview, peer: PeerId) -> Iterable[bytes | memoryview]:
         """What to send for a packet that is ready but for its size: itself, fragments, or nothing but an ICMP error."""
         header = ip.parse(packet)
         assert header is not None
-        mtu = self._mtu(endpoint)
+        mtu = self._mtu(peer)
         if header.length <= mtu:
             return (packet,)
         if header.fragment & ip.DONT_FRAGMENT:
@@ -286,17 +276,17 @@ class Forwarder:
         batch = self._batch
         if batch.rows == 0:
             return
-        wire, endpoint = batch.wire, batch.endpoint
+        wire, peer = batch.wire, batch.peer
         data = batch.take()
-        step = max(1, min(_MAX_SEGMENTS, _MAX_DATAGRAM // wire)) * wire
+        step = self.underlay.rows(wire) * wire
         if len(data) <= step:
-            self._send(data, wire, endpoint)
+            self._send(data, wire, peer)
             return
         for start in range(0, len(data), step):
-            self._send(data[start : start + step], wire, endpoint)
+            self._send(data[start : start + step], wire, peer)
 
-    def _send(self, data: memoryview, wire: int, endpoint: Endpoint) -> None:
-        error = self.underlay.send(data, wire, endpoint)
+    def _send(self, data: memoryview, wire: int, peer: PeerId) -> None:
+        error = self.underlay.send(data, wire, peer)
         counters = self.counters
         packets = -(-len(data) // wire)
         if error == 0:
@@ -304,30 +294,30 @@ class Forwarder:
             counters["sent_packets"] += packets
             counters["sent_bytes"] += len(data)
             if self.failures:
-                self.failures.pop(endpoint, None)
-        elif error not in _TOO_BIG or not self._path_shrank(data, wire, endpoint):
+                self.failures.pop(peer, None)
+        elif error not in _TOO_BIG or not self._path_shrank(data, wire, peer):
             counters["drop_send_failed"] += packets
-            self.failures[endpoint] = f"can't send to {endpoint[0]}:{endpoint[1]}: {os.strerror(error)}"
+            self.failures[peer] = f"can't send to {peer}: {os.strerror(error)}"
 
-    def _path_shrank(self, data: memoryview, wire: int, endpoint: Endpoint) -> bool:
+    def _path_shrank(self, data: memoryview, wire: int, peer: PeerId) -> bool:
         """If the path's MTU is smaller than we knew: learn it, and send again what it allows."""
-        mtu = max(_SMALLEST_MTU, self.underlay.path_mtu(endpoint) - _OUTER)
-        if mtu >= self._mtu(endpoint):
+        mtu = max(_SMALLEST_MTU, self.underlay.path_mtu(peer))
+        if mtu >= self._mtu(peer):
             return False
-        self._path_mtus[endpoint] = mtu
+        self._path_mtus[peer] = mtu
         for start in range(0, len(data), wire):
-            for piece in self._fitting(bytes(data[start : start + wire]), endpoint):
-                self._send(memoryview(piece), len(piece), endpoint)
+            for piece in self._fitting(bytes(data[start : start + wire]), peer):
+                self._send(memoryview(piece), len(piece), peer)
         return True
 
     # From the underlay to the TUN device
 
-    def from_underlay(self, budget: int) -> bool:
+    def from_underlay(self, inlet: Inlet, budget: int) -> bool:
         """Deliver up to ``budget`` receive calls' worth of packets; returns whether more may be waiting.
 
-        What comes in from one sender in one size is laid out back to back and delivered as one train.
+        What comes in from one peer in one size is laid out back to back and delivered as one train.
         """
-        receive, buffer = self.underlay.receive, self._datagrams
+        receive, buffer = inlet.receive, self._datagrams
         train: _Train | None = None
         at = 0
         more = True
@@ -337,13 +327,12 @@ class Forwarder:
                 more = False
                 break
             length, size, sender = received
-            size = size or 1
-            if not self._is_welcome(length, size, sender):
+            if sender is None or not self._is_something(length, size):
                 continue
-            if train is None or not train.extend(at, length, size, sender[0]):
+            if train is None or not train.extend(at, length, size, sender):
                 if train is not None:
                     self._inbound(train)
-                train = _Train(sender[0], size, at, at + length)
+                train = _Train(sender, size, at, at + length)
             at = train.stop
             if train.is_closed or at + _DATAGRAM_BUFFER > len(buffer):
                 self._inbound(train)
@@ -353,17 +342,11 @@ class Forwarder:
             self._inbound(train)
         return more
 
-    def _is_welcome(self, length: int, size: int, sender: Endpoint) -> bool:
+    def _is_something(self, length: int, size: int) -> bool:
+        """Count what a peer sent; a datagram may be empty."""
         counters = self.counters
-        packets = -(-length // size) or 1
-        if not self.table.is_sender(sender[0]):
-            counters["drop_unknown_sender"] += packets
-            return False
-        if sender[1] != self._limits.port and not self._limits.any_source_port:
-            counters["drop_source_port"] += packets
-            return False
         counters["received_calls"] += 1
-        counters["received_packets"] += packets
+        counters["received_packets"] += -(-length // size) if length else 1
         counters["received_bytes"] += length
         if length == 0:
             counters["drop_malformed"] += 1
@@ -390,7 +373,7 @@ class Forwarder:
             row += joined
             start += joined * size
 
-    def _accept(self, packet: memoryview, sender: str) -> Header | None:
+    def _accept(self, packet: memoryview, sender: PeerId) -> Header | None:
         """The header of a packet that ``sender`` may send us, else ``None`` and counted."""
         header = ip.parse(packet)
         if header is None or ip.checksum(packet[: header.header_length]) != 0:
@@ -400,7 +383,7 @@ class Forwarder:
         if path in self._paths:
             return header
         owner = self.table.lookup(header.source)
-        if owner is None or owner.endpoint[0] != sender:
+        if owner is None or owner.id != sender:
             self.counters["drop_spoofed_source"] += 1
             return None
         if not self.table.is_own(header.destination):
@@ -417,14 +400,14 @@ class Forwarder:
 
 
 class _Train:
-    """Datagrams of one size from one node, back to back in a buffer; the last may be shorter and is the last."""
+    """Packets of one size from one peer, back to back in a buffer; the last may be shorter and is the last."""
 
     __slots__ = ("sender", "size", "start", "stop")
 
-    def __init__(self, sender: str, size: int, start: int, stop: int) -> None:
+    def __init__(self, sender: PeerId, size: int, start: int, stop: int) -> None:
         self.sender, self.size, self.start, self.stop = sender, size, start, stop
 
-    def extend(self, at: int, length: int, size: int, sender: str) -> bool:
+    def extend(self, at: int, length: int, size: int, sender: PeerId) -> bool:
         """Add what was received at ``at``, if it belongs here."""
         fits = at == self.stop and sender == self.sender and size == self.size
         if fits:
@@ -438,13 +421,13 @@ class _Train:
 
 
 class _Batch:
-    """Packets of one size for one node, one after the other in a buffer; the last may be shorter and is the last."""
+    """Packets of one size for one peer, one after the other in a buffer; the last may be shorter and is the last."""
 
-    __slots__ = ("_buffer", "_limit", "_tail", "endpoint", "rows", "wire")
+    __slots__ = ("_buffer", "_limit", "_tail", "peer", "rows", "wire")
 
     def __init__(self, buffer: bytearray) -> None:
         self._buffer = memoryview(buffer)
-        self.endpoint: Endpoint = ("", 0)
+        self.peer: PeerId = ""
         self.wire = self.rows = self._limit = self._tail = 0
 
     @property
@@ -452,18 +435,13 @@ class _Batch:
         """Rows that still fit."""
         return self._limit - self.rows
 
-    def takes(self, endpoint: Endpoint, length: int) -> bool:
-        """Whether a packet of ``length`` bytes for ``endpoint`` can follow."""
-        return (
-            0 < self.rows < self._limit
-            and length <= self.wire
-            and self._tail == self.wire
-            and endpoint == self.endpoint
-        )
+    def takes(self, peer: PeerId, length: int) -> bool:
+        """Whether a packet of ``length`` bytes for ``peer`` can follow."""
+        return 0 < self.rows < self._limit and length <= self.wire and self._tail == self.wire and peer == self.peer
 
-    def begin(self, endpoint: Endpoint, wire: int) -> None:
+    def begin(self, peer: PeerId, wire: int) -> None:
         """Start with packets of ``wire`` bytes; the batch must be empty."""
-        self.endpoint, self.wire, self.rows, self._tail = endpoint, wire, 0, wire
+        self.peer, self.wire, self.rows, self._tail = peer, wire, 0, wire
         self._limit = len(self._buffer) // (wire + (wire & 1))
 
     def append(self, packet: memoryview | bytes) -> None:

@@ -7,14 +7,14 @@ import random
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tests.unit.backends.udp import reference
-from tests.unit.backends.udp.reference import ACK, CWR, ECE, FIN, PSH, RST, SYN, TCP, UDP, URG, Packet
+from tests.unit.backends.userspace import reference
+from tests.unit.backends.userspace.reference import ACK, CWR, ECE, FIN, PSH, RST, SYN, TCP, UDP, URG, Packet
 
-from pyflannel_backends.udp import vnet
-from pyflannel_backends.udp.packet import parse
+from pyflannel_backends.userspace import vnet
+from pyflannel_backends.userspace.packet import parse
 
 pytest.importorskip("numpy")
-from pyflannel_backends.udp.offload import Joiner, Splitter, plan_split
+from pyflannel_backends.userspace.offload import Joiner, Splitter, plan_split
 
 FLAGS = st.sampled_from([ACK, ACK | PSH, ACK | FIN, ACK | FIN | PSH, ACK | CWR, ACK | CWR | PSH | ECE])
 

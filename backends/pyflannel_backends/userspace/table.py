@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TypeAlias
 
-__all__ = ["Endpoint", "Peer", "PeerTable", "Subnet"]
+__all__ = ["Peer", "PeerId", "PeerTable", "Subnet"]
 
 Subnet: TypeAlias = IPv4Network | IPv6Network
-Endpoint: TypeAlias = tuple[str, int]
-"""Address in its usual text form, and UDP port: as :mod:`socket` has it."""
+PeerId: TypeAlias = str
+"""Who a peer is: what packets are sent to and what they come from. Only the underlay port knows what it means; udp
+takes the peer's public address, wireguard its public key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +24,15 @@ class Peer:
     """One subnet of the overlay and the node that holds it."""
 
     subnet: Subnet
-    endpoint: Endpoint
+    id: PeerId
 
     @classmethod
-    def from_text(cls, subnet: str, address: str, port: int) -> Peer:
+    def from_text(cls, subnet: str, peer: PeerId) -> Peer:
         """From a subnet in CIDR form.
 
         :raises ValueError: it is none.
         """
-        return cls(ip_network(subnet), (address, port))
+        return cls(ip_network(subnet), peer)
 
 
 class PeerTable:
@@ -42,7 +43,7 @@ class PeerTable:
         self._peers: dict[Subnet, Peer] = {}
         self._by_prefix: dict[tuple[int, int], dict[int, Peer]] = {}
         self._order: list[tuple[int, int, dict[int, Peer]]] = []
-        self._senders: dict[str, int] = {}
+        self._held: dict[PeerId, int] = {}
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -50,9 +51,9 @@ class PeerTable:
     def __iter__(self) -> Iterator[Peer]:
         return iter(self._peers.values())
 
-    def put(self, peer: Peer) -> None:
-        """Add a peer, or replace who held its subnet."""
-        self.remove(peer.subnet)
+    def put(self, peer: Peer) -> Peer | None:
+        """Add a peer, or replace who held its subnet; returns that one."""
+        former = self.remove(peer.subnet)
         subnet = peer.subnet
         host_bits = subnet.max_prefixlen - subnet.prefixlen
         group = self._by_prefix.get((subnet.version, host_bits))
@@ -61,23 +62,23 @@ class PeerTable:
             self._sort()
         group[int(subnet.network_address) >> host_bits] = peer
         self._peers[subnet] = peer
-        address = peer.endpoint[0]
-        self._senders[address] = self._senders.get(address, 0) + 1
+        self._held[peer.id] = self._held.get(peer.id, 0) + 1
+        return former
 
-    def remove(self, subnet: Subnet) -> None:
-        """Forget who held ``subnet``, if anybody."""
+    def remove(self, subnet: Subnet) -> Peer | None:
+        """Forget who held ``subnet``, if anybody; returns that one."""
         peer = self._peers.pop(subnet, None)
         if peer is None:
-            return
+            return None
         key = subnet.version, subnet.max_prefixlen - subnet.prefixlen
         del self._by_prefix[key][int(subnet.network_address) >> key[1]]
         if not self._by_prefix[key]:
             del self._by_prefix[key]
             self._sort()
-        address = peer.endpoint[0]
-        self._senders[address] -= 1
-        if not self._senders[address]:
-            del self._senders[address]
+        self._held[peer.id] -= 1
+        if not self._held[peer.id]:
+            del self._held[peer.id]
+        return peer
 
     def lookup(self, address: bytes) -> Peer | None:
         """The peer whose subnet is the most specific one around ``address``."""
@@ -99,9 +100,9 @@ class PeerTable:
             for subnet in self.own
         )
 
-    def is_sender(self, address: str) -> bool:
-        """Whether any peer has this public address."""
-        return address in self._senders
+    def is_peer(self, peer: PeerId) -> bool:
+        """Whether ``peer`` holds any subnet."""
+        return peer in self._held
 
     def _sort(self) -> None:
         self._order = [

@@ -7,10 +7,10 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.backends.udp import reference
-from tests.unit.backends.udp.reference import UDP, Packet
+from tests.unit.backends.userspace import reference
+from tests.unit.backends.userspace.reference import UDP, Packet
 
-from pyflannel_backends.udp import packet as ip
+from pyflannel_backends.userspace import packet as ip
 
 
 @given(st.binary(max_size=300))

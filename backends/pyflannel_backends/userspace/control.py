@@ -3,6 +3,9 @@
 The daemon speaks: ``configure`` (once, to a worker it has just started), ``put``, ``remove``, ``replace`` (the whole
 table at once) and ``stop``. The worker speaks: ``hello`` (who it is and how it is configured, to whoever connects) and
 ``status`` (every second). Both run the same release or recognise that they don't by :data:`PROTOCOL`.
+
+A row of the table is a list: the subnet (CIDR), the peer that holds it, and the details that the data plane's port
+wants to know of that peer.
 """
 
 from __future__ import annotations
@@ -16,34 +19,35 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-__all__ = ["PROTOCOL", "Frames", "Message", "WorkerConfig", "connect", "encode", "listen", "trusted"]
+__all__ = ["PROTOCOL", "Frames", "Message", "Row", "WorkerConfig", "connect", "encode", "listen", "trusted"]
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 Message: TypeAlias = dict[str, Any]
+Row: TypeAlias = Sequence[Any]
+"""``[subnet, peer, *details]``, of JSON's types."""
 
 _LENGTH: Final = struct.Struct("!I")
 _LONGEST: Final = 64 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerConfig:
-    """All that a worker needs besides the table; a worker with another one has to be replaced.
+    """What every worker needs besides the table; a data plane adds its own. A worker with another one is replaced.
 
-    ``address`` and ``port`` are where it receives, ``own`` this node's subnets (CIDR), ``mtu`` the overlay's in bytes.
+    ``own`` are this node's subnets (CIDR), ``mtu`` is the overlay's in bytes. Nothing secret belongs here: a worker
+    tells its configuration to whoever may connect to it.
     """
 
     device: str
-    address: str
-    port: int
     mtu: int
     own: Sequence[str]
     offload: bool
-    any_source_port: bool
     protocol: int = PROTOCOL
 
     def to_message(self) -> Message:
         """As a document that compares equal to a received one."""
-        return {**asdict(self), "own": list(self.own)}
+        message: Message = json.loads(json.dumps(asdict(self)))
+        return message
 
 
 def encode(message: Message) -> bytes:

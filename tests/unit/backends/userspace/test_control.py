@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel_backends.udp import control
-from pyflannel_backends.udp.control import Frames
+from pyflannel_backends.userspace import control
+from pyflannel_backends.userspace.control import Frames
 
 MESSAGES = st.lists(st.dictionaries(st.text(max_size=5), st.integers() | st.text(), max_size=3), max_size=5)
 

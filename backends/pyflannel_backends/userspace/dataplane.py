@@ -1,4 +1,4 @@
-"""The daemon's side of the data plane: keeps the workers alive and tells them what they should know.
+"""The daemon's side of a data plane: keeps the workers alive and tells them what they should know.
 
 The core only changes what is *wanted*, a dictionary, and never waits. A thread brings each worker there: it takes over
 the worker that an earlier daemon left behind if that one is configured as we want, starts one where there is none, and
@@ -18,53 +18,64 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Any, Final
 
 from pyflannel.backend import DataPlane, Lease, Subnets
 
 from . import control
-from .control import Frames, Message, WorkerConfig
+from .control import Frames, Message, Row, WorkerConfig
 
-__all__ = ["UdpDataPlane"]
+__all__ = ["UserspaceDataPlane", "WorkerKind"]
 
 _ANSWER_TIMEOUT: Final = 5.0
 _BACKOFF: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 """Seconds before a worker is started again, by how often it died young."""
 _YOUNG: Final = 5.0
 
-_Row: TypeAlias = tuple[str, str, int]
+
+@dataclass(frozen=True)
+class WorkerKind:
+    """What makes one data plane's workers.
+
+    ``name`` is the backend's, ``module`` what ``python -m`` runs. ``config`` is what every worker is told, and told of;
+    ``secrets`` are given to a worker that is started, and to nobody else. ``rows`` are a lease's rows of the table.
+    """
+
+    name: str
+    module: str
+    config: WorkerConfig
+    rows: Callable[[Lease], Iterable[Row]]
+    secrets: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
-class UdpDataPlane(DataPlane):
+class UserspaceDataPlane(DataPlane):
     """See the module's docstring.
 
-    :param config: what every worker is told.
     :param directory: where the workers' sockets are.
     :param workers: how many of them.
     """
 
-    def __init__(self, config: WorkerConfig, directory: Path, workers: int) -> None:
+    def __init__(self, kind: WorkerKind, directory: Path, workers: int) -> None:
+        self._kind = kind
         self._lock = threading.Lock()
-        self._wanted: dict[str, tuple[_Row, ...]] = {}
-        self._port = config.port
+        self._wanted: dict[str, tuple[Row, ...]] = {}
         self._complete = False
         self._stopping = threading.Event()
         self._crash: BaseException | None = None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._links = [_Link(config, _socket_path(directory, number)) for number in range(workers)]
+        self._links = [_Link(kind, directory / f"{kind.name}-worker-{number}.sock") for number in range(workers)]
         self._directory = directory
-        self._thread = threading.Thread(target=self._work, name="udp data plane", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=f"{kind.name} data plane", daemon=True)
         self._thread.start()
 
     # Called by the core
 
     def put(self, peer: Lease) -> None:
         """See :class:`DataPlane`."""
-        assert peer.attributes.public_ip is not None
-        address = str(peer.attributes.public_ip)
-        rows = tuple((str(subnet), address, self._port) for subnet in peer.subnets.each if subnet.version == 4)
+        rows = tuple(self._kind.rows(peer))
         with self._lock:
             self._wanted[peer.key] = rows
             for link in self._links:
@@ -89,22 +100,25 @@ class UdpDataPlane(DataPlane):
                 self._rouse()
             reasons = [link.trouble for link in self._links]
             if all(reasons):
-                return dict.fromkeys(self._wanted, f"udp data plane: {reasons[0]}")
-            failures = {endpoint: why for link in self._links for endpoint, why in link.failures.items()}
+                return dict.fromkeys(self._wanted, f"{self._kind.name} data plane: {reasons[0]}")
+            failures = {peer: why for link in self._links for peer, why in link.status.get("failures", {}).items()}
             if not failures:
                 return {}
-            return {
-                key: failures[rows[0][1:]] for key, rows in self._wanted.items() if rows and rows[0][1:] in failures
-            }
+            return {key: failures[rows[0][1]] for key, rows in self._wanted.items() if rows and rows[0][1] in failures}
 
     def counters(self) -> Mapping[str, int]:
-        """See :class:`DataPlane`; the names are those of :data:`~pyflannel_backends.udp.forward.COUNTERS`."""
+        """See :class:`DataPlane`: those of :data:`~.forward.COUNTERS`, and those of the workers' underlay ports."""
         totals: dict[str, int] = {}
         with self._lock:
             for link in self._links:
                 for name, value in (*link.retired.items(), *link.counters.items()):
                     totals[name] = totals.get(name, 0) + value
         return totals
+
+    def statuses(self) -> Sequence[Message]:
+        """What each worker said last of itself; empty where it said nothing yet."""
+        with self._lock:
+            return [link.status for link in self._links]
 
     def stop(self) -> None:
         """Let go of the workers; they go on forwarding with the table they have."""
@@ -118,7 +132,7 @@ class UdpDataPlane(DataPlane):
     def end(self) -> None:
         """End the workers, too."""
         self.stop()
-        for path in _socket_paths(self._directory):
+        for path in self._socket_paths():
             _end_worker(path)
 
     # The thread
@@ -177,11 +191,11 @@ class UdpDataPlane(DataPlane):
             replace = link.stale and self._complete
             link.stale = link.stale and not replace
             peers = self._table() if replace else [row for rows in pending.values() for row in rows]
-            gone = {_subnet_text(key) for key, rows in pending.items() if not rows} if not replace else set()
+            gone = {subnet for key, rows in pending.items() if not rows for subnet in _subnets(key)}
             if gone:
                 gone.difference_update(row[0] for row in self._table())
         messages: list[Message] = []
-        if gone:
+        if gone and not replace:
             messages.append({"do": "remove", "subnets": sorted(gone)})
         if replace or peers:
             messages.append({"do": "replace" if replace else "put", "peers": peers})
@@ -193,8 +207,7 @@ class UdpDataPlane(DataPlane):
         for message in messages or ():
             if message.get("say") == "status":
                 with self._lock:
-                    link.counters = message["counters"]
-                    link.failures = {(address, port): why for address, port, why in message["failures"]}
+                    link.status = message
                     link.trouble = message["trouble"]
                 if not link.trouble:
                     link.succeed()
@@ -213,17 +226,20 @@ class UdpDataPlane(DataPlane):
         with self._lock:
             for name, value in link.counters.items():
                 link.retired[name] = link.retired.get(name, 0) + value
-            link.counters, link.failures, link.trouble = {}, {}, reason
+            link.status, link.trouble = {}, reason
 
-    def _table(self) -> list[_Row]:
+    def _table(self) -> list[Row]:
         return [row for rows in self._wanted.values() for row in rows]
 
     def _end_surplus(self) -> None:
         """End workers that an earlier daemon had more of."""
         ours = {link.path for link in self._links}
-        for path in _socket_paths(self._directory):
+        for path in self._socket_paths():
             if path not in ours:
                 _end_worker(path)
+
+    def _socket_paths(self) -> Iterable[Path]:
+        return self._directory.glob(f"{self._kind.name}-worker-*.sock")
 
 
 class _Link:
@@ -232,23 +248,28 @@ class _Link:
     ``stale`` means that the worker may know peers that are gone, ``pending`` is what it has not been told yet.
     """
 
-    def __init__(self, config: WorkerConfig, path: Path) -> None:
-        self._config = config
+    def __init__(self, kind: WorkerKind, path: Path) -> None:
+        self._kind = kind
         self.path = path
-        self.pending: dict[str, tuple[_Row, ...]] = {}
+        self.pending: dict[str, tuple[Row, ...]] = {}
         self.stale = False
         self.opened = self.due = 0.0
         self.deaths = 0
         self.trouble = "the worker is starting"
-        self.failures: dict[tuple[str, int], str] = {}
-        self.counters: Mapping[str, int] = {}
+        self.status: Message = {}
         self.retired: dict[str, int] = {}
         self.connection: socket.socket | None = None
         self._predecessor: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._frames = Frames()
 
-    def open(self, peers: Sequence[_Row]) -> bool:
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """The worker's totals as it said them last."""
+        counters: Mapping[str, int] = self.status.get("counters", {})
+        return counters
+
+    def open(self, peers: Sequence[Row]) -> bool:
         """Connect to the worker that listens if it is configured as we want, else start one that knows ``peers``.
 
         :returns: whether it is one that was there before.
@@ -262,32 +283,40 @@ class _Link:
             except (OSError, ValueError):
                 found.close()
                 raise
-            if hello["config"] == self._config.to_message():
+            if hello["config"] == self._kind.config.to_message():
                 self.connection = found
                 return True
             self._predecessor = found
         self._start(peers)
         return False
 
-    def _start(self, peers: Sequence[_Row]) -> None:
+    def _start(self, peers: Sequence[Row]) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with theirs:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", f"{__package__}.worker", str(theirs.fileno())],
+                    [sys.executable, "-m", self._kind.module, str(theirs.fileno())],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     start_new_session=True,
                 )
             ours.settimeout(_ANSWER_TIMEOUT)
-            first = {"do": "configure", "config": self._config.to_message(), "path": str(self.path), "peers": peers}
-            ours.sendall(control.encode(first))
+            ours.sendall(control.encode(self._first_message(peers)))
             self._hello(ours)
         except (OSError, ValueError):
             ours.close()
             raise
         self.connection = ours
+
+    def _first_message(self, peers: Sequence[Row]) -> Message:
+        return {
+            "do": "configure",
+            "config": self._kind.config.to_message(),
+            "secrets": dict(self._kind.secrets),
+            "path": str(self.path),
+            "peers": peers,
+        }
 
     def _hello(self, connection: socket.socket) -> Message:
         connection.settimeout(_ANSWER_TIMEOUT)
@@ -348,16 +377,8 @@ class _Link:
         self.connection = self._predecessor = None
 
 
-def _socket_path(directory: Path, number: int) -> Path:
-    return directory / f"udp-worker-{number}.sock"
-
-
-def _socket_paths(directory: Path) -> Iterable[Path]:
-    return directory.glob("udp-worker-*.sock")
-
-
-def _subnet_text(key: str) -> str:
-    return str(Subnets.from_key(key).ipv4)
+def _subnets(key: str) -> Iterable[str]:
+    return (str(subnet) for subnet in Subnets.from_key(key).each)
 
 
 def _say_stop(connection: socket.socket) -> None:

@@ -1,0 +1,48 @@
+"""What every data plane of our own shares: packets between a TUN device and an underlay, moved by worker processes.
+
+The idea: one router, whatever carries its packets. :class:`.forward.Forwarder` reads packets from the TUN device,
+finds the peer that holds the destination and hands packets of one size for that peer to an underlay port; what the
+port says a peer has sent it checks and hands to the kernel. What a peer *is*, where it is, and what a packet looks like
+on the wire is the port's business alone. Both sides move up to 64 KB of packets a call, and what lies between is
+vectorised (:mod:`.offload`).
+
+========================  ============================================================================================
+:mod:`.vnet`              the virtio header before each packet on the TUN device
+:mod:`.packet`            reading and answering single packets
+:mod:`.offload`           cutting and joining super-packets, with numpy
+:mod:`.table`             which peer holds a subnet
+:mod:`.ports`             what forwarding needs of its two sides; the TUN queue and the UDP socket
+:mod:`.forward`           the router
+:mod:`.control`           what daemon and worker say to each other
+:mod:`.worker`            the worker's process
+:mod:`.dataplane`         the daemon's side: workers kept alive and fed
+========================  ============================================================================================
+
+How to add a data plane (:mod:`pyflannel_backends.udp` is the smallest example):
+
+1. A module with a config type (a frozen, ``kw_only`` dataclass derived from :class:`.control.WorkerConfig`, with fields
+   of JSON's types), an :class:`.ports.UnderlayPort`, and at its end, for ``python -m``,
+   ``work(ConfigType, make_port)`` (:func:`.worker.work`), where ``make_port(config, secrets)`` makes the port.
+2. In the backend's ``start``: ``UserspaceDataPlane(WorkerKind(name, module, config, rows, secrets), state_dir, 1)``.
+   ``rows`` turns a peer's lease into rows of the table, ``(subnet, peer, *details)``: ``peer`` is a text that names it
+   for good (udp: its public address; wireguard: its public key), ``details`` whatever the port wants to know of it.
+   Two leases with one ``peer`` are one peer with two subnets. The config is told to whoever may connect to the worker
+   and decides, by comparing equal, whether an earlier daemon's worker is kept; ``secrets`` are told once, to a worker
+   that is started. So what a changed secret must replace has to show in the config as something that isn't secret.
+
+What the port has to know of its life:
+
+* It is made once per worker and keeps what it knows of peers. ``put`` comes for every row, so more than once for a
+  peer, and must cost little when nothing changed; ``remove`` comes when a peer lost its last subnet. Both come also
+  while the port is closed.
+* ``open`` returns the sockets to wait for, as many as there are (say, IPv4 and IPv6), each with a ``receive`` of its
+  own. ``receive`` may return ``None`` as the sender: handled, nothing to deliver. It decrypts or copies into the buffer
+  that it is given, whose start is even; packets lie back to back there, all of one size but the last.
+* ``size`` may be larger than the packets in the rows (padding): a row's packet ends where its IP header says.
+* ``send`` gets up to ``rows(size)`` packets, whose memory is reused as soon as it returns. What can't be sent yet (no
+  session) the port copies, or drops and counts. The error numbers ``EMSGSIZE`` and ``EINVAL`` make forwarding ask
+  ``path_mtu`` and send smaller packets; any other is a failure that ``status`` shows for this peer until a send
+  succeeds.
+* ``deadline`` is read before every wait and may be changed at any time; ``expire`` is called once it has passed.
+* Everything runs in one thread, and nothing may raise for what a packet contains.
+"""

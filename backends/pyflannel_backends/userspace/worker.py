@@ -1,0 +1,320 @@
+"""The process that moves the packets. Each data plane has a module of its own for it, which calls :func:`work`.
+
+It is started by the daemon with one end of a socket pair as the descriptor that its first argument names, but doesn't
+need the daemon to live: it forwards with the table it has, and whoever connects to its Unix socket next feeds it from
+then on. It attaches to the TUN device when the device is there, and again when it was deleted and made anew. Without a
+daemon *and* without a device for ten seconds there is nothing left to do, and it ends; so deleting the device is all
+that a cleanup needs.
+
+One loop, one thread: whatever is ready is handled in turn, packets in bursts that are short enough for the other side
+of the overlay not to wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import ipaddress
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+from . import control
+from .control import Frames, Message, Row, WorkerConfig
+from .forward import COUNTERS, Forwarder, Limits, RateLimit
+from .packet import TCP, UDP
+from .ports import DeviceGone, Inlet, TunQueue, UnderlayPort
+from .table import Peer, PeerTable, Subnet
+
+if TYPE_CHECKING:
+    from .offload import Joiner, Splitter
+
+_BURST: Final = 16
+"""Receive calls on one side before the other side gets its turn."""
+_TICK: Final = 1.0
+_ORPHAN_LIFETIME: Final = 10.0
+_PATH_MTU_LIFETIME: Final = 600.0
+_ICMP_RATE: Final = 1000.0
+_ICMP_BURST: Final = 100.0
+_RTMGRP_LINK: Final = 1
+
+Config = TypeVar("Config", bound=WorkerConfig)
+
+
+class _Source(Protocol):
+    def fileno(self) -> int: ...
+
+
+class Worker:
+    """See the module's docstring.
+
+    :param connection: to the daemon; :param path: where to listen for the next one.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        config: WorkerConfig,
+        underlay: UnderlayPort,
+        path: Path,
+        peers: Iterable[Row],
+    ) -> None:
+        self._config = config
+        self._underlay = underlay
+        self._table = PeerTable(ipaddress.ip_network(subnet) for subnet in config.own)
+        self._put(peers)
+        self._counters = dict.fromkeys(COUNTERS, 0)
+        self._tun: TunQueue | None = None
+        self._inlets: Sequence[Inlet] = ()
+        self._forwarder: Forwarder | None = None
+        self._trouble = ""
+        self._running = True
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Callable[[], object]] = {}
+        self._control: socket.socket | None = None
+        self._frames = Frames()
+        self._listener = control.listen(path)
+        self._watch(self._listener, self._accept)
+        self._links = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        self._links.bind((0, _RTMGRP_LINK))
+        self._watch(self._links, self._links_changed)
+        now = time.monotonic()
+        self._needed_at = now
+        self._next_tick = now + _TICK
+        self._forget_at = now + _PATH_MTU_LIFETIME
+        self._take(connection)
+
+    def run(self) -> None:
+        """Until told to stop, or nothing is left to do."""
+        signal.signal(signal.SIGTERM, self._terminate)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._tick()
+        poll, handlers, underlay, clock = self._epoll.poll, self._handlers, self._underlay, time.monotonic
+        while self._running:
+            for fd, _ in poll(max(0.0, min(self._next_tick, underlay.deadline) - clock())):
+                handler = handlers.get(fd)
+                if handler is not None:
+                    handler()
+            now = clock()
+            if now >= underlay.deadline:
+                underlay.expire(now)
+            if now >= self._next_tick:
+                self._tick()
+        self._dissolve()
+        self._listener.close()
+
+    def _terminate(self, *_: object) -> None:
+        self._running = False
+
+    def _watch(self, source: _Source, handler: Callable[[], object]) -> None:
+        self._handlers[source.fileno()] = handler
+        self._epoll.register(source.fileno(), select.EPOLLIN)
+
+    def _unwatch(self, source: _Source) -> None:
+        del self._handlers[source.fileno()]
+        self._epoll.unregister(source.fileno())
+
+    # The data path
+
+    def _assemble(self) -> None:
+        """Attach to the device and open the underlay's sockets; forward as soon as both are there."""
+        if self._forwarder is not None:
+            return
+        config = self._config
+        offload = _load_offload() if config.offload else None
+        try:
+            self._tun = self._tun or TunQueue(config.device, offload=offload is not None)
+            self._inlets = self._underlay.open()
+        except DeviceGone as error:
+            self._trouble = str(error)
+            return
+        except OSError as error:
+            self._trouble = f"can't open {error.filename}: {error.strerror}"
+            return
+        self._trouble = ""
+        self._forwarder = forwarder = self._make_forwarder(self._tun, offload)
+        self._watch(self._tun, self._from_tun)
+        for inlet in self._inlets:
+            self._watch(inlet, functools.partial(forwarder.from_underlay, inlet, _BURST))
+
+    def _make_forwarder(self, tun: TunQueue, offload: Any) -> Forwarder:
+        config = self._config
+        splitter: Splitter | None = None
+        joiner: Joiner | None = None
+        if offload is not None and tun.tso:
+            splitter = offload.Splitter()
+            joiner = offload.Joiner(frozenset({TCP, UDP} if tun.uso else {TCP}))
+        limits = Limits(config.mtu, ipaddress.ip_network(config.own[0]).network_address.packed)
+        icmp_limit = RateLimit(_ICMP_RATE, _ICMP_BURST, time.monotonic)
+        forwarder = Forwarder(tun, self._underlay, self._table, limits, icmp_limit, splitter, joiner)
+        forwarder.counters = self._counters
+        return forwarder
+
+    def _from_tun(self) -> None:
+        if self._forwarder is not None:
+            try:
+                self._forwarder.from_tun(_BURST)
+            except DeviceGone as error:
+                self._dissolve()
+                self._trouble = str(error)
+                self._assemble()
+
+    def _dissolve(self) -> None:
+        """Let go of the device and the sockets."""
+        if self._forwarder is None:
+            return
+        assert self._tun is not None
+        self._forwarder = None
+        self._unwatch(self._tun)
+        for inlet in self._inlets:
+            self._unwatch(inlet)
+        self._tun.close()
+        self._underlay.close()
+        self._tun, self._inlets = None, ()
+
+    # The daemon
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return  # it was gone again
+        if control.trusted(connection):
+            self._take(connection)
+        else:
+            connection.close()
+
+    def _take(self, connection: socket.socket) -> None:
+        """Obey this daemon from now on, and no other."""
+        self._leave_daemon()
+        connection.setblocking(False)
+        self._control = connection
+        self._frames = Frames()
+        self._watch(connection, self._listen)
+        self._say({"say": "hello", "pid": os.getpid(), "config": self._config.to_message()})
+
+    def _leave_daemon(self) -> None:
+        if self._control is not None:
+            self._unwatch(self._control)
+            self._control.close()
+            self._control = None
+
+    def _say(self, message: Message) -> None:
+        """Never wait for the daemon: one that doesn't read has to connect again."""
+        if self._control is None:
+            return
+        data = control.encode(message)
+        try:
+            if self._control.send(data, socket.MSG_NOSIGNAL) == len(data):
+                return
+        except OSError:
+            pass  # either way the conversation is over
+        self._leave_daemon()
+
+    def _listen(self) -> None:
+        assert self._control is not None
+        try:
+            data = self._control.recv(1 << 20)
+            messages = self._frames.feed(data)
+        except BlockingIOError:
+            return
+        except (OSError, ValueError):
+            self._leave_daemon()
+            return
+        if not data:
+            self._leave_daemon()
+        for message in messages:
+            self._obey(message)
+
+    def _obey(self, message: Message) -> None:
+        match message.get("do"):
+            case "put":
+                self._put(message["peers"])
+            case "remove":
+                self._remove(ipaddress.ip_network(subnet) for subnet in message["subnets"])
+            case "replace":
+                kept = {ipaddress.ip_network(row[0]) for row in message["peers"]}
+                self._remove([peer.subnet for peer in self._table if peer.subnet not in kept])
+                self._put(message["peers"])
+            case "stop":
+                self._running = False
+        if self._forwarder is not None:
+            self._forwarder.table_changed()
+
+    def _put(self, rows: Iterable[Row]) -> None:
+        for subnet, peer, *details in rows:
+            former = self._table.put(Peer.from_text(subnet, peer))
+            self._underlay.put(peer, details)
+            self._forget(former)
+
+    def _remove(self, subnets: Iterable[Subnet]) -> None:
+        for subnet in subnets:
+            self._forget(self._table.remove(subnet))
+
+    def _forget(self, former: Peer | None) -> None:
+        """Tell the underlay of a peer that lost its last subnet."""
+        if former is not None and not self._table.is_peer(former.id):
+            self._underlay.remove(former.id)
+
+    # Time and links
+
+    def _links_changed(self) -> None:
+        with contextlib.suppress(OSError):  # nothing left to read, or more than fits: either way look at the device
+            while self._links.recv(1 << 16):
+                pass
+        self._assemble()
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self._next_tick = now + _TICK
+        self._assemble()
+        if self._control is not None or self._forwarder is not None:
+            self._needed_at = now
+        elif now - self._needed_at > _ORPHAN_LIFETIME:
+            self._running = False
+        if self._forwarder is not None and now > self._forget_at:
+            self._forwarder.forget_path_mtus()
+            self._forget_at = now + _PATH_MTU_LIFETIME
+        self._say(
+            {
+                **self._underlay.status(),
+                "say": "status",
+                "counters": {**self._counters, **self._underlay.counters},
+                "trouble": self._trouble,
+                "failures": {} if self._forwarder is None else self._forwarder.failures,
+            }
+        )
+
+
+def _load_offload() -> Any | None:
+    """The vectorised path; ``None`` without numpy, which is an extra."""
+    try:
+        from . import offload
+    except ImportError:
+        return None
+    return offload
+
+
+def work(config_type: type[Config], make_port: Callable[[Config, Mapping[str, Any]], UnderlayPort]) -> None:
+    """Be a worker: take the configuration from the daemon, then move packets.
+
+    :param make_port: from the configuration and the secrets.
+    """
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    frames = Frames()
+    messages: list[Message] = []
+    while not messages:
+        data = connection.recv(1 << 16)
+        if not data:
+            return
+        messages = frames.feed(data)
+    first = messages[0]
+    config = config_type(**first["config"])
+    port = make_port(config, first["secrets"])
+    Worker(connection, config, port, Path(first["path"]), first["peers"]).run()
