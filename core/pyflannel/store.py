@@ -40,6 +40,7 @@ __all__ = [
     "Snapshot",
     "Store",
     "StoreLocation",
+    "StoreTime",
     "Watch",
 ]
 
@@ -102,6 +103,18 @@ class Batch:
     changes: tuple[Change, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class StoreTime:
+    """What a store's wall clock said when it was asked: between ``earliest`` and ``latest``, in seconds since 1970.
+
+    ``latest`` is ``None`` where the store can only tell that it is not earlier. ``source`` says what told it.
+    """
+
+    earliest: float
+    latest: float | None
+    source: str
+
+
 class Watch(ABC):
     """An open stream of changes. Iterating blocks until there is a batch; ``close()`` ends it from any thread."""
 
@@ -139,7 +152,8 @@ class Store(ABC):
     * ``scheme``: the URL scheme it answers to, equal to its entry point's name;
     * ``options``: option name to one line of help, for ``?name=value`` in the URL and keys of the ``[store]`` table;
     * ``secret_options``: those that must never be shown;
-    * ``exact_ttl``: whether :meth:`time_to_live` tells the remaining time, rather than a limit to it.
+    * ``exact_ttl``: whether :meth:`time_to_live` tells the remaining time, rather than a limit to it;
+    * ``node_clocks``: whether the nodes' own wall clocks decide when a lease ends, rather than a server's.
 
     Constructing a driver validates the location and may not touch the network: ``ConfigError`` is all it may raise.
     """
@@ -149,6 +163,7 @@ class Store(ABC):
     options: ClassVar[Mapping[str, str]] = {}
     secret_options: ClassVar[frozenset[str]] = frozenset()
     exact_ttl: ClassVar[bool] = True
+    node_clocks: ClassVar[bool] = False
 
     def __init__(self, location: StoreLocation) -> None:
         location.check_options(self.options, self.secret_options)
@@ -209,6 +224,13 @@ class Store(ABC):
     def time_to_live(self, records: Iterable[Record]) -> Mapping[str, float | None]:
         """Key to remaining seconds (``None``: permanent or unknown). May cost a call each: display and migration."""
         return {record.key: record.ttl for record in records}
+
+    def clock(self) -> StoreTime | None:
+        """The wall clock of the store, asked without leaving a trace; ``None`` if it has none. For diagnosis only.
+
+        :raises StoreUnavailableError: it can't be had now, or not this way; the message says why.
+        """
+        return None
 
     def close(self) -> None:  # noqa: B027 - a driver that holds nothing has nothing to do
         """Let go of connections and files; ends all watches. Idempotent."""

@@ -13,7 +13,7 @@ from typing import Final
 
 from pyflannel_stores._etcd_access import Access, Endpoint
 
-__all__ = ["refusal"]
+__all__ = ["refusal", "tls_context"]
 
 # A client's side of HTTP/2 begins with this preface and a SETTINGS frame; the server's with a SETTINGS frame: three
 # bytes of length, then its type, 4 (RFC 9113, sections 3.4, 4.1 and 6.5).
@@ -28,7 +28,8 @@ def refusal(access: Access, endpoint: Endpoint, timeout: float) -> str | None:
     try:
         with socket.create_connection((endpoint.host, endpoint.port), timeout) as raw:
             try:
-                context = _context(access)
+                context = tls_context(access)
+                context.set_alpn_protocols(["h2"])
             except OSError as error:
                 files = ", ".join(path for path in (access.cafile, access.certfile, access.keyfile) if path)
                 return f"can't use the certificates in {files}: {_short(error)}"
@@ -37,9 +38,12 @@ def refusal(access: Access, endpoint: Endpoint, timeout: float) -> str | None:
         return None
 
 
-def _context(access: Access) -> ssl.SSLContext:
+def tls_context(access: Access) -> ssl.SSLContext:
+    """TLS with the files of ``access``; without a cafile nothing is verified.
+
+    :raises OSError: a file can't be read, or is no certificate or key.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.set_alpn_protocols(["h2"])
     if access.cafile is None:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -272,6 +272,14 @@ class Directory:
             raise failure("list", self.subnets, error) from None
         return signatures
 
+    def newest(self) -> float:
+        """When the newest record was written, by its writer's clock; 0 if there is none. Changes nothing.
+
+        :raises StoreUnavailableError: the directory can't be read.
+        """
+        times = [modified for _, modified, *_ in self.scan().values()]
+        return max(times, default=0) / 1e9
+
     def _names(self) -> list[str]:
         try:
             return os.listdir(self.subnets)

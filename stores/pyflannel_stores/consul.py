@@ -54,6 +54,7 @@ from pyflannel.store import (
     Snapshot,
     Store,
     StoreLocation,
+    StoreTime,
     Watch,
 )
 
@@ -227,6 +228,17 @@ class ConsulStore(Store):
 
         ttls = self._consul.call(deadline, request)
         return {record.key: ttls.get(record.handle) for record in records}
+
+    def clock(self) -> StoreTime:
+        """See :class:`~pyflannel.store.Store`. The ``Date`` (RFC 9110, 6.6.1) of an answer that needs no token."""
+        from email.utils import parsedate_to_datetime
+
+        def request(client: Any) -> StoreTime:
+            headers = client.http.get(lambda answer: answer.headers, "/v1/status/leader")
+            earliest = parsedate_to_datetime(headers["Date"]).timestamp()
+            return StoreTime(earliest, earliest + 1, f"Consul {client.http.base_uri}")
+
+        return self._consul.call(self._http.Deadline(_BUDGET), request)
 
     def close(self) -> None:
         """See :class:`~pyflannel.store.Store`."""

@@ -21,7 +21,18 @@ from dataclasses import replace
 from typing import Any, ClassVar, Final, NoReturn
 
 from pyflannel.errors import ConflictError, HistoryGoneError, StoreDeniedError, StoreError, StoreUnavailableError
-from pyflannel.store import API_VERSION, CONFIG_KEY, Batch, Change, Record, Snapshot, Store, StoreLocation, Watch
+from pyflannel.store import (
+    API_VERSION,
+    CONFIG_KEY,
+    Batch,
+    Change,
+    Record,
+    Snapshot,
+    Store,
+    StoreLocation,
+    StoreTime,
+    Watch,
+)
 from pyflannel_stores._etcd_access import OPTIONS, Access, Endpoint
 from pyflannel_stores._etcd_cluster import Cluster, Deadline, LeaseGone, Member, Metadata, Verdict, plain
 
@@ -149,6 +160,13 @@ class EtcdStore(Store):
             some = leases[start : start + _TTL_REQUESTS]
             left.update(zip(some, self._lifetimes(some, deadline), strict=True))
         return {record.key: left[_lease_id(record)] for record in records}
+
+    def clock(self) -> StoreTime:
+        """A member's, to the second, asked over HTTP: see :mod:`pyflannel_stores._etcd_clock`."""
+        from pyflannel_stores import _etcd_clock
+
+        members, first = self._cluster.access.endpoints, self._cluster.preferred
+        return _etcd_clock.ask(self._cluster.access, members[first:] + members[:first], Deadline())
 
     def close(self) -> None:
         """Close all connections and end all watches. An etcd lease that waits to be given back expires by itself."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from pyflannel.errors import ConfigError, ConflictError
-from pyflannel.store import API_VERSION, CONFIG_KEY, Record, Snapshot, Store, StoreLocation, Watch
+from pyflannel.store import API_VERSION, CONFIG_KEY, Record, Snapshot, Store, StoreLocation, StoreTime, Watch
 from pyflannel_stores._file_directory import LOCK_TIMEOUT, Directory, Stored
 from pyflannel_stores._file_format import LATEST
 
@@ -36,6 +36,7 @@ class FileStore(Store):
 
     api_version: ClassVar[int] = API_VERSION
     scheme: ClassVar[str] = "file"
+    node_clocks: ClassVar[bool] = True
     options: ClassVar[Mapping[str, str]] = {
         "create": "make the directory if it is missing: yes (default), or no to wait for a mount",
         "poll": "seconds between two looks at the directory where inotify can't tell of changes (default 1.0)",
@@ -152,6 +153,11 @@ class FileStore(Store):
             stored = self._directory.load(record.key)
             left[record.key] = None if stored is None or stored.expires is None else stored.expires - now
         return left
+
+    def clock(self) -> StoreTime | None:
+        """Not earlier than the newest file: a writer's clock stood there. ``None`` for a directory without files."""
+        newest = self._directory.newest()
+        return StoreTime(newest, None, "a lease or the network config that a node wrote") if newest else None
 
     def close(self) -> None:
         """End all watches; nothing else is held between calls."""

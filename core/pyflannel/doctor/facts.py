@@ -26,10 +26,10 @@ from pyflannel.overlay import Overlay
 from pyflannel.plugins import load_backend, load_store
 from pyflannel.settings import Settings
 from pyflannel.status import query
-from pyflannel.store import Record, Snapshot
+from pyflannel.store import Record, Snapshot, StoreTime
 from pyflannel.underlay import Inventory, Selection, Underlay, choose
 
-__all__ = ["Facts", "StoreFacts", "gather"]
+__all__ = ["ClockFacts", "Facts", "StoreFacts", "gather"]
 
 T = TypeVar("T")
 
@@ -44,6 +44,19 @@ class StoreFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class ClockFacts:
+    """What the store's clock said, and this node's right before and after, in Unix time.
+
+    ``said`` is ``None`` if the store has no clock; ``decides`` whether leases end by the nodes' clocks.
+    """
+
+    said: StoreTime | None
+    before: float
+    after: float
+    decides: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """All facts; ``None`` where there is none, with the reason in ``problems`` under the field's name."""
 
@@ -53,6 +66,7 @@ class Facts:
     inventory: Inventory | None
     underlay: Underlay | None
     store: StoreFacts | None
+    clock: ClockFacts | None
     network: NetworkConfig | None
     backend: Backend[Any] | None
     record: Record | None
@@ -88,6 +102,7 @@ def gather(settings: Settings) -> Facts:
         "underlay", lambda: choose(_need(inventory, problems, "inventory"), _selection(settings, status))
     )
     asked = attempt("store", lambda: _ask(settings, status))
+    clock = attempt("clock", lambda: _clock(settings, _need(asked, problems, "store")))
     network = attempt("network", lambda: _network(settings, asked, problems))
     backend = attempt("backend", lambda: _backend(_need(network, problems, "network")))
     record = attempt("record", lambda: _own_record(settings, status, _need(asked, problems, "store"), underlay))
@@ -95,7 +110,7 @@ def gather(settings: Settings) -> Facts:
     overlay = attempt("overlay", lambda: _overlay(settings, status, network, backend, underlay, lease, asked, problems))
     kernel = attempt("kernel", lambda: _kernel(overlay))
     return Facts(
-        settings, problems, status, inventory, underlay, asked, network, backend, record, lease, overlay, kernel
+        settings, problems, status, inventory, underlay, asked, clock, network, backend, record, lease, overlay, kernel
     )
 
 
@@ -135,6 +150,15 @@ def _ask(settings: Settings, status: Mapping[str, JSON] | None) -> StoreFacts:
         key = status["lease"]["key"] if status is not None and status["lease"] is not None else None
         own = [record for record in snapshot.leases if record.key == key]
         return StoreFacts(snapshot, seconds, store.time_to_live(own))
+
+
+def _clock(settings: Settings, _: StoreFacts) -> ClockFacts:
+    """Ask a store that has answered already."""
+    kind = load_store(settings.store.scheme)
+    with kind(settings.store) as store:
+        before = time.time()
+        said = store.clock()
+        return ClockFacts(said, before, time.time(), kind.node_clocks)
 
 
 def _network(settings: Settings, asked: StoreFacts | None, problems: Mapping[str, PyflannelError]) -> NetworkConfig:

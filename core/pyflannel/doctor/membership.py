@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 from pyflannel import envfile
@@ -21,7 +20,7 @@ SLOW_STORE: Final = 1.0
 """Seconds for one snapshot from which on a store is slow."""
 
 CLOCK_SLACK: Final = 2.0
-"""Seconds that a record's time may lie in the future without a word about clocks."""
+"""Seconds that this node's clock and the store's may differ without a word."""
 
 BRIDGES: Final = ("docker0", "cni0")
 """The bridges that container runtimes make for one subnet."""
@@ -73,29 +72,31 @@ def store(facts: Facts) -> Iterator[Finding]:
 
 
 def clock(facts: Facts) -> Iterator[Finding]:
-    """This node's clock against the store's, where records tell a time and an expiry depends on it."""
-    location = facts.settings.store
-    if location.scheme != "file":
-        yield skipped(
-            "clock", f"{location.scheme} counts expiries on its own clock; nothing here depends on this one's"
-        )
+    """This node's clock against the store's."""
+    if facts.clock is None:
+        yield skipped("clock", _reason(facts, "clock"))
         return
-    ahead = newest(Path(location.path)) - time.time()
-    if ahead > CLOCK_SLACK:
-        yield failed(
-            "clock",
-            f"a lease was written {ahead:.0f} s in the future",
-            "this clock is behind another node's, or was set back: leases end at another time than their nodes believe",
-            "chronyc tracking   # or: timedatectl timesync-status",
-        )
+    said, decides = facts.clock.said, facts.clock.decides
+    if said is None:
+        yield skipped("clock", f"{facts.settings.store.scheme} tells no time")
+        return
+    ahead = facts.clock.before - said.latest if said.latest is not None else -math.inf
+    behind = said.earliest - facts.clock.after
+    if max(ahead, behind) <= CLOCK_SLACK:
+        told = "agrees with" if said.latest is not None else "is not behind"
+        yield passed("clock", f"this node's {told} {said.source}")
+        return
+    which = f"{ahead:.0f} s ahead of" if ahead > behind else f"{behind:.0f} s behind"
+    text, fix = f"this node's is {which} {said.source}", "chronyc tracking   # or: timedatectl timesync-status"
+    if decides:
+        meaning = "one of the two is wrong, and leases end by these clocks: at another time than their nodes believe"
+        yield failed("clock", text, meaning, fix)
     else:
-        yield passed("clock", "no record of the store is from the future")
-
-
-def newest(directory: Path) -> float:
-    """When the newest file below ``directory`` was changed, in Unix time; 0 if there is none."""
-    times = [path.stat().st_mtime for path in directory.rglob("*") if path.is_file()]
-    return max(times, default=0.0)
+        meaning = (
+            "one of the two is wrong. Leases are not hurt, the store counts their time itself; but certificates are "
+            "judged by these clocks, and the logs of two nodes don't match"
+        )
+        yield warned("clock", text, meaning, fix)
 
 
 def network(facts: Facts) -> Iterator[Finding]:
