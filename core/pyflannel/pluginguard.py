@@ -15,7 +15,17 @@ from typing import Any, Final
 
 from pyflannel.backend import Backend, Node, Published
 from pyflannel.errors import PluginError, PyflannelError
-from pyflannel.kernel.model import Address, FdbEntry, KernelObject, Link, Neighbour, Route, Sysctl
+from pyflannel.kernel.model import (
+    Address,
+    FdbEntry,
+    KernelObject,
+    Link,
+    Neighbour,
+    Route,
+    Sysctl,
+    WireguardDevice,
+    WireguardPeer,
+)
 from pyflannel.lease import IPNetwork
 
 __all__ = ["PUBLISH_TIMEOUT", "Bounded", "Publisher", "checked_mtu", "examined"]
@@ -23,7 +33,7 @@ __all__ = ["PUBLISH_TIMEOUT", "Bounded", "Publisher", "checked_mtu", "examined"]
 PUBLISH_TIMEOUT: Final = 60.0
 """Seconds that a backend may take to say what our lease should carry; it may run a command or make a key."""
 
-_ON_LINKS: Final = frozenset({Address, FdbEntry, Neighbour, Route})
+_ON_LINKS: Final = frozenset({Address, FdbEntry, Neighbour, Route, WireguardDevice, WireguardPeer})
 
 
 def examined(
@@ -31,7 +41,7 @@ def examined(
 ) -> tuple[KernelObject, ...]:
     """A plan's objects.
 
-    :param subnets: what its routes may lead to.
+    :param subnets: what its routes may lead to, and its WireGuard peers speak for.
     :param links: links of ours that other plans make.
     :raises PluginError: it holds something that a backend must not plan; says what.
     """
@@ -54,6 +64,8 @@ def examined(
             raise PluginError(f"it planned {item}, on a link that is not its own")
         if kind is Route and not _within(item.destination, subnets):
             raise PluginError(f"it planned {item}, which leads beyond {', '.join(map(str, subnets))}")
+        if kind is WireguardPeer and not all(_within(ip, subnets) for ip in item.allowed_ips):
+            raise PluginError(f"it planned {item}, which may speak for more than {', '.join(map(str, subnets))}")
     return objects
 
 

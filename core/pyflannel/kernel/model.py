@@ -14,15 +14,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 from ipaddress import IPv4Interface, IPv6Interface
-from typing import ClassVar, Final, TypeAlias
+from typing import ClassVar, Final, NamedTuple, TypeAlias
 
 from pyflannel.lease import IPAddress, IPNetwork
+from pyflannel.secret import Secret
 
 __all__ = [
     "OWNER",
     "ROUTE_PROTOCOL",
     "Address",
     "DesiredState",
+    "Endpoint",
     "FdbEntry",
     "ForeignInfo",
     "GenericInfo",
@@ -36,6 +38,8 @@ __all__ = [
     "Sysctl",
     "TunInfo",
     "VxlanInfo",
+    "WireguardDevice",
+    "WireguardPeer",
 ]
 
 OWNER: Final = "pyflannel"
@@ -55,7 +59,9 @@ class Kind(IntEnum):
     ADDRESS = 2
     NEIGHBOUR = 3
     FDB = 4
-    ROUTE = 5
+    WIREGUARD = 5
+    WIREGUARD_PEER = 6
+    ROUTE = 7
 
 
 Key: TypeAlias = tuple[Kind, object, object]
@@ -210,6 +216,82 @@ class FdbEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class WireguardDevice:
+    """How a WireGuard device of ours is set up (``wg(8)``, set): its key, UDP port and mark of outer packets.
+
+    The device itself is a :class:`Link` with ``GenericInfo("wireguard")``.
+
+    :param private_key: 32 bytes; clamped (RFC 7748, 5) as the kernel keeps them. ``None``: it has none yet.
+    """
+
+    link: str
+    private_key: Secret | None
+    listen_port: int
+    fwmark: int = 0
+
+    def __post_init__(self) -> None:
+        if self.private_key is not None:
+            key = bytearray(self.private_key.reveal())
+            key[0] &= 248
+            key[31] = key[31] & 127 | 64
+            object.__setattr__(self, "private_key", Secret(bytes(key)))
+
+    def __str__(self) -> str:
+        return f"wireguard {self.link} listen-port {self.listen_port}" + (f" fwmark {self.fwmark}" * bool(self.fwmark))
+
+    @property
+    def key(self) -> Key:
+        """By link."""
+        return (Kind.WIREGUARD, self.link, None)
+
+
+class Endpoint(NamedTuple):
+    """A UDP address of a peer's."""
+
+    address: IPAddress
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.address}:{self.port}" if self.address.version == 4 else f"[{self.address}]:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class WireguardPeer:
+    """A peer of a WireGuard device (``wg(8)``, peer).
+
+    :param public_key: 44 characters of base64.
+    :param allowed_ips: what is sent to it and accepted from it; kept sorted, so that equal sets are equal.
+    :param endpoint: where it is reached first. The kernel goes on to wherever the peer's packets come from, which is
+        neither reported nor put right; a changed ``endpoint`` is written.
+    :param keepalive: seconds between keepalives; 0 for none.
+    """
+
+    link: str
+    public_key: str
+    allowed_ips: tuple[IPNetwork, ...]
+    endpoint: Endpoint | None = None
+    preshared_key: Secret | None = None
+    keepalive: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.allowed_ips) > 1:
+            ordered = sorted(set(self.allowed_ips), key=lambda ip: (ip.version, ip.network_address, ip.prefixlen))
+            object.__setattr__(self, "allowed_ips", tuple(ordered))
+
+    def __str__(self) -> str:
+        ips = ",".join(map(str, self.allowed_ips)) or "none"
+        words = ["wireguard", self.link, "peer", self.public_key, "allowed-ips", ips]
+        words += ["endpoint", str(self.endpoint)] if self.endpoint else []
+        words += ["persistent-keepalive", str(self.keepalive)] if self.keepalive else []
+        return " ".join(words)
+
+    @property
+    def key(self) -> Key:
+        """By link and public key."""
+        return (Kind.WIREGUARD_PEER, self.link, self.public_key)
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """A route in the main table.
 
@@ -251,7 +333,7 @@ class Route:
         return (Kind.ROUTE, self.destination, self.effective_metric)
 
 
-KernelObject: TypeAlias = Link | Sysctl | Address | Neighbour | FdbEntry | Route
+KernelObject: TypeAlias = Link | Sysctl | Address | Neighbour | FdbEntry | WireguardDevice | WireguardPeer | Route
 
 
 class DesiredState:

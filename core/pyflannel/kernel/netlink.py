@@ -9,8 +9,10 @@ Three rules make it fast and safe:
   word, and so does an IPv4 address that was its last. Then the notice asks for a new dump.
 
 Order of work in :meth:`NetlinkPort.apply`: deletions of routes, forwarding entries, neighbours and links; then links,
-sysctls, addresses; then deletions of addresses; then neighbours, forwarding entries, routes. Addresses are deleted
-after others were added because the kernel drops all IPv4 routes of a link together with its last address.
+sysctls, addresses; then deletions of addresses; then neighbours, forwarding entries, WireGuard's devices and peers and
+deletions of such peers; then routes. Addresses are deleted after others were added because the kernel drops all IPv4
+routes of a link together with its last address. WireGuard has a protocol and a life of its own:
+:mod:`~pyflannel.kernel.wireguard`.
 """
 
 from __future__ import annotations
@@ -64,8 +66,9 @@ from pyflannel.kernel.model import (
 from pyflannel.kernel.netns import call_in
 from pyflannel.kernel.port import NOTHING, SEVERAL, KernelPort, Notice, Scope, Write
 from pyflannel.kernel.refusal import foreign_link, foreign_route, refusal
-from pyflannel.kernel.rtsocket import Answer, NotificationSocket, Refused, RequestSocket
+from pyflannel.kernel.rtsocket import NETLINK_GENERIC, Answer, NotificationSocket, Refused, RequestSocket
 from pyflannel.kernel.wire import RouteRow
+from pyflannel.kernel.wireguard import Wireguard
 
 __all__ = ["NetlinkPort"]
 
@@ -138,6 +141,7 @@ class NetlinkPort(KernelPort):
             wire.RTM_NEWNETCONF: self._hear_netconf,
         }
         self._request, self._notified = self._inside(lambda: (RequestSocket(), NotificationSocket(_GROUPS)))
+        self._wireguard = Wireguard(lambda: self._inside(lambda: RequestSocket(NETLINK_GENERIC)))
         self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll = select.epoll()
         self._epoll.register(self._notified.fileno(), select.EPOLLIN)
@@ -155,6 +159,7 @@ class NetlinkPort(KernelPort):
             os.close(self._wakeup)
             self._request.close()
             self._notified.close()
+            self._wireguard.close()
 
     # what is there
 
@@ -176,6 +181,8 @@ class NetlinkPort(KernelPort):
                 self._read_neighbours(index, link.name, found)
             if isinstance(link.info, VxlanInfo):
                 self._read_fdb(index, link.name, found)
+        for item in self._wireguard.read(self._wireguard_links(), known):
+            found.add(item)
         for family in (AF_INET, AF_INET6):
             self._read_routes(family, found)
         self._announce()
@@ -192,6 +199,13 @@ class NetlinkPort(KernelPort):
             for index in before.by_index.keys() | table.by_index.keys():
                 self._note_interface(before.by_index.get(index), table.by_index.get(index))
         self._ours = {index: table.link(row) for index, row in table.by_index.items() if self._in_scope(row)}
+
+    def _wireguard_links(self) -> dict[str, int]:
+        return {
+            link.name: index
+            for index, link in self._ours.items()
+            if link.name in self._scope.wireguard and link.info.kind == "wireguard" and self._owns(index)
+        }
 
     def _in_scope(self, row: LinkRow) -> bool:
         return row.name in self._scope.links or row.alias == OWNER
@@ -281,6 +295,7 @@ class NetlinkPort(KernelPort):
         if self._reread:
             self._reread = False
             self._compare_sysctls()
+        self._pending.changes.update(self._wireguard.reread(self._wireguard_links()))
         with contextlib.suppress(BlockingIOError):  # it was not set
             os.eventfd_read(self._wakeup)
         notice, self._pending = self._pending, Notice()
@@ -424,6 +439,8 @@ class NetlinkPort(KernelPort):
         self._send(map(self._deletion, deleted[Kind.ADDRESS]), failures)
         self._send((self._creation(write, failures) for write in put[Kind.NEIGHBOUR]), failures)
         self._send((self._creation(write, failures) for write in put[Kind.FDB]), failures)
+        wireguard = [*put[Kind.WIREGUARD], *put[Kind.WIREGUARD_PEER], *deleted[Kind.WIREGUARD_PEER]]
+        self._wireguard.put(wireguard, self._index, failures)
         self._put_routes(put[Kind.ROUTE], failures)
         self._announce()
         return failures

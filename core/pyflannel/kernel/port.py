@@ -37,12 +37,14 @@ class Scope:
 
     ``generic`` are the links among them whose kind the port knows nothing about
     (:class:`~pyflannel.kernel.model.GenericInfo`): of such a device is reported what the wanted one says something
-    about, its MAC address included.
+    about, its MAC address included. ``wireguard`` are the WireGuard devices among them whose keys and peers are ours to
+    set; those of any other are somebody's own, and are not reported.
     """
 
     links: frozenset[str] = frozenset()
     sysctls: frozenset[str] = frozenset()
     generic: Mapping[str, Link] = field(default_factory=dict)
+    wireguard: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,9 @@ class KernelPort(ABC):
         """Make the changes: deletions first, in reverse order of kind, then the rest in order of kind.
 
         Addresses are the exception: old ones are deleted after new ones were added, because the kernel drops all IPv4
-        routes of a link together with its last address. A sysctl can't be deleted; such a write does nothing.
+        routes of a link together with its last address. So are WireGuard's peers: one that takes over another's
+        allowed-ips must have them before that one goes. A sysctl and a WireGuard device's set-up can't be deleted; such
+        a write does nothing.
 
         :returns: the keys that failed, each with the reason; all others are done. Deleting what is gone is done.
         """
@@ -108,7 +112,11 @@ class KernelPort(ABC):
 
     @abstractmethod
     def poll(self) -> Notice:
-        """Collect what was notified; never blocks."""
+        """Collect what was notified; never blocks.
+
+        Call it every few seconds even if nothing is readable: of WireGuard's peers the kernel tells nothing, so they
+        are read again from time to time, and what differs is reported here as if it had been told.
+        """
 
     @abstractmethod
     def close(self) -> None:

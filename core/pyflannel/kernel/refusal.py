@@ -9,7 +9,12 @@ from pyflannel.errors import KernelError
 from pyflannel.kernel.model import GenericInfo, Kind, Link, Route, VxlanInfo
 from pyflannel.kernel.port import Write
 
-__all__ = ["foreign_link", "foreign_route", "refusal"]
+__all__ = ["NO_WIREGUARD", "foreign_link", "foreign_route", "refusal"]
+
+NO_WIREGUARD = (
+    "this kernel has no WireGuard: load its module ('modprobe wireguard'; Linux has it from 5.6 on), or let pyflannel "
+    'carry the packets by itself: "Implementation": "userspace" (or "auto") in Backend of the network config'
+)
 
 _ADVICE = {
     errno.EPERM: "this needs CAP_NET_ADMIN in the network namespace: run as root or grant the capability",
@@ -35,7 +40,7 @@ def refusal(write: Write, number: int, text: str = "", advice: str = "") -> Kern
     item = write.new or write.old
     assert item is not None
     verb = "create" if write.old is None else "delete" if write.new is None else "change"
-    if item.key[0] is Kind.SYSCTL:
+    if item.key[0] in (Kind.SYSCTL, Kind.WIREGUARD):
         verb = "set"
     reason = f"{text} ({os.strerror(number)})" if text else os.strerror(number)
     advice = advice or _ADVICE.get(number, "")
@@ -43,6 +48,7 @@ def refusal(write: Write, number: int, text: str = "", advice: str = "") -> Kern
         advice = f"its underlay interface {item.info.underlay} is not there"
     if number == errno.EOPNOTSUPP and isinstance(item, Link) and isinstance(item.info, GenericInfo):
         advice = f"this kernel has no {item.info.kind} devices: load or build the module"
+        advice = NO_WIREGUARD if item.info.kind == "wireguard" else advice
     if number == errno.EINVAL and isinstance(item, Link) and isinstance(item.info, VxlanInfo):
         advice = (
             f"MTU {item.mtu} must leave room for the encapsulation (50 bytes over IPv4, 70 over IPv6) "

@@ -23,7 +23,9 @@ from pyflannel.kernel.wire import (
     messages,
 )
 
-__all__ = ["Answer", "NotificationSocket", "Refused", "RequestSocket"]
+__all__ = ["NETLINK_GENERIC", "Answer", "NotificationSocket", "Refused", "RequestSocket"]
+
+NETLINK_GENERIC: Final = 16
 
 _SOL_NETLINK = 270
 _NETLINK_ADD_MEMBERSHIP = 1
@@ -71,9 +73,9 @@ class Answer(NamedTuple):
     end: int
 
 
-def _open() -> socket.socket:
+def _open(protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
     try:
-        opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     except OSError as error:
         raise KernelError(
             f"can't open a netlink socket: {error.strerror}; a seccomp profile or systemd's RestrictAddressFamilies "
@@ -100,10 +102,13 @@ def _option(sock: socket.socket, option: int) -> bool:
 
 class RequestSocket:
     """Asks the kernel. ``port_id`` is how notifications name this socket as their cause; ``strict`` says whether the
-    kernel heeds the selection in dump requests."""
+    kernel heeds the selection in dump requests.
 
-    def __init__(self) -> None:
-        self._socket = _open()
+    :param protocol: the netlink protocol (``netlink(7)``): routes, links and the like, or :data:`NETLINK_GENERIC`.
+    """
+
+    def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
+        self._socket = _open(protocol)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(_PATIENCE, 0))
         _option(self._socket, _NETLINK_EXT_ACK)
         _option(self._socket, _NETLINK_CAP_ACK)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from pyflannel.errors import KernelError
-from pyflannel.kernel.model import GenericInfo, KernelObject, Key, Kind, Link, Sysctl
+from pyflannel.kernel.model import GenericInfo, KernelObject, Key, Kind, Link, Sysctl, WireguardDevice
 from pyflannel.kernel.port import KernelPort, Notice, Scope, Write
 
 __all__ = ["Failure", "ObjectState", "ObjectStatus", "Outcome", "Tracker"]
@@ -29,6 +29,12 @@ FIRST_RETRY = 1.0
 
 LAST_RETRY = 60.0
 """The longest such pause, in seconds."""
+
+_SCOPE = frozenset({Kind.LINK, Kind.SYSCTL, Kind.WIREGUARD})
+"""What the port is told to look at."""
+
+_LASTING = frozenset({Kind.SYSCTL, Kind.WIREGUARD})
+"""What can't be deleted."""
 
 
 class ObjectState(str, Enum):
@@ -108,7 +114,7 @@ class Tracker:
             self._drifted.discard(key)
             self._dirty.add(key)
             self._stamp(key)
-            if key[0] in (Kind.LINK, Kind.SYSCTL):
+            if key[0] in _SCOPE:
                 self._resync = True  # the port's scope changes with these
 
     def _stamp(self, key: Key) -> None:
@@ -163,6 +169,7 @@ class Tracker:
             frozenset(links),
             frozenset(item.path for item in self._desired.values() if isinstance(item, Sysctl)),
             {name: link for name, link in links.items() if isinstance(link.info, GenericInfo)},
+            frozenset(item.link for item in self._desired.values() if isinstance(item, WireguardDevice)),
         )
         found = self.port.dump(self._scope, self._desired)
         for key in [key for key in self._actual if key not in found]:
@@ -236,7 +243,7 @@ class Tracker:
                 self._dirty.discard(key)
                 self._drifted.discard(key)
                 self._failures.pop(key, None)
-            elif (new is None and (not self.sweep or key[0] is Kind.SYSCTL)) or self._lacks_link(new):
+            elif (new is None and (not self.sweep or key[0] in _LASTING)) or self._lacks_link(new):
                 self._failures.pop(key, None)  # it is not refused now, it waits: nothing is due
             elif (failure := self._failures.get(key)) is None or failure.retry_at <= now:
                 yield key, Write(old, new)

@@ -4,7 +4,9 @@ It keeps the rules that matter to a reconciler. Routes need a link that is up an
 link that goes takes its addresses, neighbours, forwarding entries and routes along; one that is set down loses its
 routes, neighbours and IPv6 addresses; a changed MAC costs the neighbours; the last IPv4 address of a link that goes
 takes the IPv4 neighbours and routes along. Of the routes nothing is said but that a new dump is needed. Foreign routes
-and devices are never replaced. The suite in ``tests/integration/kernel`` runs on the twin and on a real kernel.
+and devices are never replaced. A WireGuard peer takes its allowed-ips from whoever had them, learns endpoints
+(``roam``) and vanishes without a word: :meth:`TwinPort.poll` reports that as if it had read the peers again. The suite
+in ``tests/integration/kernel`` runs on the twin and on a real kernel.
 
 Besides the port there is what *others* do to the kernel (``put``, ``remove``, ``set_link``, ``append_remote``), which
 is notified like on the real one, and there are switches for what goes wrong::
@@ -32,6 +34,7 @@ from pyflannel.kernel.links import can_become
 from pyflannel.kernel.model import (
     ROUTE_PROTOCOL,
     Address,
+    Endpoint,
     FdbEntry,
     ForeignInfo,
     GenericInfo,
@@ -43,6 +46,8 @@ from pyflannel.kernel.model import (
     Route,
     Sysctl,
     VxlanInfo,
+    WireguardDevice,
+    WireguardPeer,
 )
 from pyflannel.kernel.port import NOTHING, SEVERAL, KernelPort, Notice, Scope, Write
 from pyflannel.kernel.refusal import foreign_link, foreign_route, refusal
@@ -82,6 +87,9 @@ class TwinPort(KernelPort):
         self.neighbours: dict[Key, Neighbour] = {}
         self.fdb: dict[Key, tuple[FdbEntry, ...]] = {}
         self.routes: dict[Key, _RouteEntry] = {}
+        self.wireguard: dict[Key, WireguardDevice | WireguardPeer] = {}
+        self.learned: dict[Key, Endpoint] = {}
+        """Where peers have roamed to."""
         self.sysctls: dict[str, str] = dict(sysctls or {})
         self.dead: str | None = None
         self.dumps = 0
@@ -114,6 +122,7 @@ class TwinPort(KernelPort):
         found.update((key, item) for key, item in self.neighbours.items() if self._owns(item.link))
         found.update((key, _seen(ways)) for key, ways in self.fdb.items() if self._owns(ways[0].link))
         found.update((key, entry.route) for key, entry in self.routes.items() if self._is_ours(entry))
+        found.update((key, item) for key, item in self.wireguard.items() if self._sets(item.link))
         for path in scope.sysctls & self.sysctls.keys():
             item = Sysctl(path, self.sysctls[path])
             found[item.key] = item
@@ -193,6 +202,9 @@ class TwinPort(KernelPort):
         elif isinstance(item, Neighbour):
             self.neighbours[item.key] = item
             self._tell(item.key, item, self._owns(item.link))
+        elif isinstance(item, WireguardDevice | WireguardPeer):
+            self._put_wireguard(item)
+            self._tell(item.key, item, self._sets(item.link))
         else:
             self.addresses[item.key] = item
             self._pending.interfaces.add(item.link)
@@ -217,7 +229,14 @@ class TwinPort(KernelPort):
         elif key[0] is Kind.FDB:
             ways = self.fdb.pop(key, None)
             self._tell(key, None, ways is not None and self._owns(ways[0].link))
+        elif key[0] is Kind.WIREGUARD_PEER:
+            gone = self.wireguard.pop(key, None)
+            self._tell(key, None, gone is not None and self._sets(gone.link))
         self._announce()
+
+    def roam(self, key: Key, endpoint: Endpoint) -> None:
+        """A WireGuard peer's packets come from another place now; nobody is told."""
+        self.learned[key] = endpoint
 
     def set_link(self, name: str, *, up: bool | None = None, mtu: int | None = None, mac: str | None = None) -> None:
         """Somebody sets a link up or down, or changes its MTU or MAC.
@@ -304,6 +323,9 @@ class TwinPort(KernelPort):
         link = self.links.get(name) if name is not None else None
         return link is not None and self._in_scope(link) and not isinstance(link.info, ForeignInfo)
 
+    def _sets(self, name: str) -> bool:
+        return name in self._scope.wireguard and self._owns(name)
+
     def _is_ours(self, entry: _RouteEntry) -> bool:
         return entry.protocol == ROUTE_PROTOCOL or (entry.route.onlink and self._owns(entry.route.link))
 
@@ -327,6 +349,8 @@ class TwinPort(KernelPort):
         _drop(self.neighbours, lambda item: item.link == name)
         _drop(self.fdb, lambda ways: ways[0].link == name)
         _drop(self.routes, lambda entry: entry.route.link == name)
+        for key in _drop(self.wireguard, lambda item: item.link == name):
+            self.learned.pop(key, None)
         del self.links[name]
 
     def _lose_address(self, key: Key) -> None:
@@ -372,8 +396,11 @@ class TwinPort(KernelPort):
                 self.addresses[write.new.key] = write.new
             elif isinstance(write.new, Neighbour):
                 self.neighbours[write.new.key] = write.new
-            else:
+            elif isinstance(write.new, FdbEntry):
                 self._put_fdb(write, write.new)
+            else:
+                self._require_wireguard(write, write.new.link)
+                self._put_wireguard(write.new, write.old)
 
     def _delete(self, write: Write) -> None:
         item = write.old
@@ -393,6 +420,9 @@ class TwinPort(KernelPort):
             self.neighbours.pop(item.key, None)
         elif isinstance(item, FdbEntry):
             self.fdb.pop(item.key, None)
+        elif isinstance(item, WireguardPeer):
+            self.wireguard.pop(item.key, None)
+            self.learned.pop(item.key, None)
 
     def _require_link(self, write: Write, name: str) -> Link:
         link = self.links.get(name)
@@ -440,6 +470,20 @@ class TwinPort(KernelPort):
             raise refusal(write, errno.EOPNOTSUPP)
         self.fdb[entry.key] = (entry,)
 
+    def _require_wireguard(self, write: Write, name: str) -> None:
+        if self.links[name].info.kind != "wireguard":
+            raise refusal(write, errno.EOPNOTSUPP)
+
+    def _put_wireguard(self, item: WireguardDevice | WireguardPeer, old: KernelObject | None = None) -> None:
+        if isinstance(item, WireguardPeer):
+            for key, other in list(self.wireguard.items()):
+                if isinstance(other, WireguardPeer) and other.link == item.link and key != item.key:
+                    left = tuple(ip for ip in other.allowed_ips if ip not in item.allowed_ips)
+                    self.wireguard[key] = replace(other, allowed_ips=left)
+            if not isinstance(old, WireguardPeer) or old.endpoint != item.endpoint:
+                self.learned.pop(item.key, None)
+        self.wireguard[item.key] = item
+
     def _put_route(self, write: Write, route: Route) -> None:
         if route.link is not None:
             link = self._require_link(write, route.link)
@@ -459,9 +503,9 @@ class TwinPort(KernelPort):
 
 
 def _order(write: Write) -> tuple[int, int]:
-    """Deletions backwards, then creations; addresses are deleted only after others were added."""
+    """Deletions backwards, then creations; addresses and WireGuard's peers go only after others were added."""
     kind = write.key[0]
-    if write.new is None and kind is not Kind.ADDRESS:
+    if write.new is None and kind not in (Kind.ADDRESS, Kind.WIREGUARD_PEER):
         return (0, -kind)
     return (1, 2 * kind + (1 if write.new is None else 0))
 

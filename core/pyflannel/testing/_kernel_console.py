@@ -1,8 +1,9 @@
 """A process in a node's namespace that shows what the daemon keeps in the kernel, and takes things out of it.
 
 One JSON document a line, in and out: ``{"do": "dump", "sysctls": [...]}`` answers with the objects as texts,
-``{"do": "remove", "object": text, "sysctls": [...]}`` takes that object away behind the daemon's back (a kernel
-parameter gets another value) and answers with what the kernel had against it.
+``{"do": "remove", "object": text, "sysctls": [...]}`` takes that object away behind the daemon's back (what can't be
+removed, a kernel parameter or a WireGuard device's port, gets another value) and answers with what the kernel had
+against it.
 """
 
 from __future__ import annotations
@@ -12,21 +13,30 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from pyflannel.kernel.model import Kind, Sysctl
+from pyflannel.kernel.model import KernelObject, Link, Sysctl, WireguardDevice
 from pyflannel.kernel.netlink import NetlinkPort
 from pyflannel.kernel.port import Scope, Write
 
 
 def _answer(port: NetlinkPort, request: dict[str, Any]) -> dict[str, Any]:
-    found = port.dump(Scope(sysctls=frozenset(request["sysctls"])))
+    sysctls = frozenset(request["sysctls"])
+    found = port.dump(Scope(sysctls=sysctls))
+    wireguard = [item.name for item in found.values() if isinstance(item, Link) and item.info.kind == "wireguard"]
+    if wireguard:
+        found = port.dump(Scope(sysctls=sysctls, wireguard=frozenset(wireguard)))
     if request["do"] == "dump":
         return {"objects": sorted([key[0].name, repr(item)] for key, item in found.items())}
     chosen = next((item for item in found.values() if repr(item) == request["object"]), None)
     if chosen is None:
         return {"errors": ["it was not there"]}
-    new = replace(chosen, value="1" if chosen.value == "0" else "0") if isinstance(chosen, Sysctl) else None
-    assert (new is not None) == (chosen.key[0] is Kind.SYSCTL)
-    return {"errors": [str(error) for error in port.apply([Write(chosen, new)]).values()]}
+    return {"errors": [str(error) for error in port.apply([Write(chosen, _other(chosen))]).values()]}
+
+
+def _other(item: KernelObject) -> KernelObject | None:
+    """What stands for the absence of an object."""
+    if isinstance(item, Sysctl):
+        return replace(item, value="1" if item.value == "0" else "0")
+    return replace(item, listen_port=item.listen_port - 1) if isinstance(item, WireguardDevice) else None
 
 
 def main() -> None:

@@ -36,7 +36,18 @@ from hypothesis import strategies as st
 
 from pyflannel.backend import API_VERSION, Backend, Lease, Node, PeerRejected, Underlay, parse_options
 from pyflannel.errors import ConfigError, KernelError, PluginError
-from pyflannel.kernel.model import Address, DesiredState, FdbEntry, KernelObject, Kind, Link, Neighbour, Route, Sysctl
+from pyflannel.kernel.model import (
+    Address,
+    DesiredState,
+    FdbEntry,
+    KernelObject,
+    Kind,
+    Link,
+    Neighbour,
+    Route,
+    Sysctl,
+    WireguardPeer,
+)
 from pyflannel.lab import Lab
 from pyflannel.lab import Node as LabNode
 from pyflannel.lab.daemon import pyflannel_command
@@ -391,9 +402,22 @@ def _check_object(
         assert not inside or (subnet is not None and item.interface.ip in subnet), f"{item}: in another node's subnet"
     if isinstance(item, FdbEntry) and peer is not None:
         assert item.remote in (peer.attributes.public_ip, peer.attributes.public_ipv6), f"{item}: not the peer"
+    if isinstance(item, WireguardPeer):
+        _check_wireguard_peer(item, peer)
     if isinstance(item, (FdbEntry, Neighbour)):
         assert int(item.mac[:2], 16) & 1 == 0, f"{item}: not a unicast MAC address"
         assert item.mac == item.mac.lower(), f"{item}: the kernel says MAC addresses in lower case"
+
+
+def _check_wireguard_peer(item: WireguardPeer, peer: Lease | None) -> None:
+    assert peer is not None, f"{item}: whose is it?"
+    for network in item.allowed_ips:
+        subnet = peer.subnets.of(network.version)
+        assert subnet is not None, f"{item}: the peer has no {network}"
+        assert network.subnet_of(subnet), f"{item}: the peer may speak for {subnet} only"  # type: ignore[arg-type]
+    if item.endpoint is not None:
+        public = (peer.attributes.public_ip, peer.attributes.public_ipv6)
+        assert item.endpoint.address in public, f"{item}: not the peer"
 
 
 def _check_link(link: Link, underlay: Underlay) -> None:

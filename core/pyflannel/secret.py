@@ -1,0 +1,44 @@
+"""Keys that may be used and must not be shown.
+
+A :class:`Secret` is bytes whose text says nothing: it can stand in a plan, a log line, an error or a status document by
+mistake without giving itself away. Only :meth:`Secret.reveal` gives the bytes, so a search for that word finds every
+place that uses them.
+"""
+
+from __future__ import annotations
+
+import hmac
+from typing import Any, NoReturn
+
+__all__ = ["Secret"]
+
+
+class Secret:
+    """Immutable bytes, compared in constant time."""
+
+    __slots__ = ("_bytes",)
+
+    def __init__(self, value: bytes) -> None:
+        self._bytes = bytes(value)
+
+    def reveal(self) -> bytes:
+        """The bytes themselves."""
+        return self._bytes
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and hmac.compare_digest(self._bytes, other._bytes)
+
+    def __hash__(self) -> int:
+        return hash(self._bytes)
+
+    def __repr__(self) -> str:
+        return "Secret(hidden)"
+
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Secret:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret is not written down: it can't be pickled")
