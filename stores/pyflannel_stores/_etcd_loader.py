@@ -8,6 +8,9 @@ description out of their source without running it, and builds the classes the w
 The description goes into a descriptor pool of our own, because other etcd clients in the same process register files
 of the same names (``kv.proto``) in protobuf's default pool. A release of etcd3 whose modules look different is left
 to the plain import.
+
+gRPC brings an asynchronous half along that nobody here calls, and with it asyncio and TLS's Python side: 7 MB, and a
+third of the time that gRPC's import takes. They are put off until somebody asks for something in them.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.abc import InspectLoader, Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import spec_from_loader
@@ -31,6 +35,9 @@ _GENERATED: Final = frozenset(f"etcd3.etcdrpc.{name}_pb2" for name in ("kv", "au
 # The literal is written in Python 2's style: text whose characters stand for bytes. A regular expression finds it in
 # a twentieth of the time that parsing the module takes.
 _DESCRIPTION: Final = re.compile(r"""serialized_pb=_b\(('(?:[^'\\\n]|\\.)*')\)""")
+
+# What gRPC imports and etcd3 does not use.
+_PUT_OFF: Final = ("asyncio", "grpc.aio")
 
 _importing: Final = threading.Lock()
 
@@ -50,7 +57,8 @@ def load_etcd3() -> Any:
         finder = _DescriptionFinder()
         sys.meta_path.insert(0, finder)
         try:
-            etcd3 = importlib.import_module("etcd3")
+            with _put_off(*_PUT_OFF):
+                etcd3 = importlib.import_module("etcd3")
         finally:
             sys.meta_path.remove(finder)
         _let_waiting_threads_sleep()
@@ -67,6 +75,28 @@ def _let_waiting_threads_sleep() -> None:
 
     if hasattr(_common, "MAXIMUM_WAIT_TIMEOUT"):
         _common.MAXIMUM_WAIT_TIMEOUT = 60.0
+
+
+@contextmanager
+def _put_off(*names: str) -> Iterator[None]:
+    """Give those who import these modules meanwhile stand-ins for them; leave no trace in ``sys.modules``."""
+    stand_ins = {name: _StandIn(name) for name in names if name not in sys.modules}
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name, stand_in in stand_ins.items():
+            if sys.modules.get(name) is stand_in:
+                del sys.modules[name]
+
+
+class _StandIn(ModuleType):
+    """A module that is imported when something in it is asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
 
 
 class _DescriptionFinder(MetaPathFinder):

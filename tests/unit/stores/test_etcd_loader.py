@@ -81,3 +81,20 @@ def test_grpc_is_told_to_be_silent_unless_somebody_wants_to_hear_it() -> None:
     program = LOAD + "import os; print(os.environ['GRPC_VERBOSITY'])"
     assert output(program) == "NONE"
     assert output(program, GRPC_VERBOSITY="ERROR") == "ERROR"
+
+
+def test_the_asynchronous_half_of_grpc_is_imported_by_those_who_use_it() -> None:
+    program = LOAD + (
+        "import sys; unused = {'asyncio', 'ssl', 'grpc.aio'} & set(sys.modules)\n"
+        "import asyncio, grpc, grpc.aio\n"
+        "async def use():\n"
+        "    async with grpc.aio.insecure_channel('127.0.0.1:1') as channel:\n"
+        "        return type(channel).__module__, channel.get_state() == grpc.ChannelConnectivity.IDLE\n"
+        "print(unused, *asyncio.run(use()), asyncio is sys.modules['asyncio'], grpc.aio is sys.modules['grpc.aio'])"
+    )
+    assert output(program) == "set() grpc.aio._channel True True True"
+
+
+def test_modules_that_are_there_already_are_left_as_they_are() -> None:
+    program = "import asyncio, grpc; aio = grpc.aio; " + LOAD
+    assert output(program + "import sys; print(sys.modules['asyncio'] is asyncio, grpc.aio is aio)") == "True True"
