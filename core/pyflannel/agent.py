@@ -313,7 +313,7 @@ class Agent:
         self.settings = adopted
         self.measures.reloads += 1
         self._resync_due = now + adopted.resync_interval
-        self.firewall.every(adopted.iptables_resync)
+        self.firewall.reload(adopted.iptables_resync)
         log.info("settings reloaded: log level %s, resync every %g s", adopted.log_level, adopted.resync_interval)
 
     # The kernel's side

@@ -13,7 +13,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-__all__ = ["Chain", "ChainRule", "Table", "first_drop", "reachable"]
+__all__ = [
+    "FORWARD_CHAIN",
+    "POSTROUTING_CHAIN",
+    "Chain",
+    "ChainRule",
+    "Table",
+    "first_drop",
+    "is_our_chain",
+    "reachable",
+]
+
+FORWARD_CHAIN: Final = "FLANNEL-FWD"
+POSTROUTING_CHAIN: Final = "FLANNEL-POSTRTG"
 
 _OBEYED: Final = ("DOCKER-ISOLATION-",)
 """Chains whose broad drops keep two bridges of this node apart; they are obeyed like a particular rule."""
@@ -59,6 +71,11 @@ class Table:
     def versions(self) -> tuple[int, ...]:
         """The IP versions whose packets it sees."""
         return {"ip": (4,), "ip6": (6,), "inet": (4, 6)}.get(self.family, ())
+
+
+def is_our_chain(name: str) -> bool:
+    """Whether a chain of iptables is one of flannel's."""
+    return name in {FORWARD_CHAIN, POSTROUTING_CHAIN}
 
 
 def first_drop(table: Table, rules: Sequence[ChainRule]) -> int | None:

@@ -6,12 +6,12 @@ of iptables, where its people look for them. On all others nftables is the kerne
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from pyflannel.firewall.iptables import Tables, Variant, in_use
 from pyflannel.firewall.model import Mode
-from pyflannel.firewall.nftables import Ruleset
+from pyflannel.firewall.nftables import ChainId, Ruleset
 
 __all__ = ["MISSING", "Tools", "choose"]
 
@@ -26,16 +26,25 @@ class Tools:
     iptables: Mapping[str, Variant]
 
 
-def choose(mode: Mode, tools: Tools, ruleset: Ruleset | None, legacy: Mapping[int, Tables], current: str = "") -> str:
+def choose(
+    mode: Mode,
+    tools: Tools,
+    ruleset: Ruleset | None,
+    legacy: Mapping[int, Tables],
+    current: str = "",
+    ours: Set[ChainId] = frozenset(),
+) -> str:
     """The port: ``nftables``, ``iptables-nft`` or ``iptables-legacy``; ``none``; empty if what is needed is missing.
 
-    :param current: the port in use; an iptables port stays although its host has no other rules of that kind now.
+    :param current: the port in use; an iptables port stays although its host has no other rules of that kind now,
+        which is so for a moment whenever their owner restarts.
+    :param ours: built-in chains of iptables-nft that were made for our rules.
     """
     if mode is Mode.NONE:
         return "none"
     if mode is Mode.NFTABLES:
         return "nftables" if tools.nft is not None else ""
-    kinds = _kinds_in_use(tools, ruleset, legacy)
+    kinds = _kinds_in_use(tools, ruleset, legacy, ours)
     if current.startswith("iptables-") and current.removeprefix("iptables-") in tools.iptables and not kinds:
         return current
     if kinds:
@@ -45,10 +54,10 @@ def choose(mode: Mode, tools: Tools, ruleset: Ruleset | None, legacy: Mapping[in
     return next((f"iptables-{kind}" for kind in ("nft", "legacy") if kind in tools.iptables), "")
 
 
-def _kinds_in_use(tools: Tools, ruleset: Ruleset | None, legacy: Mapping[int, Tables]) -> list[str]:
+def _kinds_in_use(tools: Tools, ruleset: Ruleset | None, legacy: Mapping[int, Tables], ours: Set[ChainId]) -> list[str]:
     """The kinds of iptables that are installed and have rules, the better one first."""
     used = []
-    if "nft" in tools.iptables and ruleset is not None and ruleset.uses_iptables:
+    if "nft" in tools.iptables and ruleset is not None and ruleset.uses_iptables(ours):
         used.append("nft")
     if "legacy" in tools.iptables and any(map(in_use, legacy.values())):
         used.append("legacy")

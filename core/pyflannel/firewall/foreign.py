@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any
 
-from pyflannel.firewall.chains import Chain, ChainRule, Table, first_drop
-from pyflannel.firewall.iptables import FORWARD_CHAIN, Tables
+from pyflannel.firewall.chains import FORWARD_CHAIN, Chain, ChainRule, Table, first_drop
+from pyflannel.firewall.iptables import Tables
 from pyflannel.firewall.nftables import Ruleset, is_ours
 from pyflannel.firewall.state import Drop
 from pyflannel.lease import IPNetwork

@@ -14,14 +14,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from pyflannel.firewall import programs
-from pyflannel.firewall.chains import Chain, ChainRule, Table, first_drop
+from pyflannel.firewall import programs, shells
+from pyflannel.firewall.chains import (
+    FORWARD_CHAIN,
+    POSTROUTING_CHAIN,
+    Chain,
+    ChainRule,
+    Table,
+    first_drop,
+    is_our_chain,
+)
 from pyflannel.firewall.model import FORWARD_COMMENT, MASQ_COMMENT, FamilyRules, Rule
 
-__all__ = ["FORWARD_CHAIN", "POSTROUTING_CHAIN", "Variant", "find_variants", "in_use", "parse", "script"]
-
-FORWARD_CHAIN: Final = "FLANNEL-FWD"
-POSTROUTING_CHAIN: Final = "FLANNEL-POSTRTG"
+__all__ = ["Variant", "find_variants", "in_use", "parse", "script"]
 
 _PREFIX: Final = {4: "ip", 6: "ip6"}
 _WITH_VALUE: Final = frozenset({"-i", "-o", "--in-interface", "--out-interface"})
@@ -90,19 +95,15 @@ def in_use(tables: Tables) -> bool:
     """Whether somebody other than us has rules or chains here, or a policy that drops."""
     for table in tables.values():
         for chain in table.chains.values():
-            if chain.policy == "drop" or (not chain.hook and not _is_our_chain(chain.name)):
+            if chain.policy == "drop" or (not chain.hook and not is_our_chain(chain.name)):
                 return True
-            if not _is_our_chain(chain.name) and any(not _is_our_jump(rule) for rule in chain.rules):
+            if not is_our_chain(chain.name) and any(not _is_our_jump(rule) for rule in chain.rules):
                 return True
     return False
 
 
-def _is_our_chain(name: str) -> bool:
-    return name in {FORWARD_CHAIN, POSTROUTING_CHAIN}
-
-
 def _is_our_jump(rule: ChainRule) -> bool:
-    return any(map(_is_our_chain, rule.targets))
+    return any(map(is_our_chain, rule.targets))
 
 
 # What should be ------------------------------------------------------------------------------------------------------
@@ -125,6 +126,9 @@ class _Part:
     @property
     def jump(self) -> str:
         return f'-m comment --comment "{self.comment}" -j {self.chain}'
+
+
+_BASES: Final = (("filter", "FORWARD"), ("nat", "POSTROUTING"))
 
 
 def _parts(rules: FamilyRules) -> tuple[_Part, _Part]:
@@ -209,6 +213,8 @@ class Variant:
 
         :raises KernelError: it refused.
         """
+        if self.kind == "nft":
+            shells.make(_PREFIX[version], [table for table, base in _BASES if re.search(f"^-[AI] {base} ", text, re.M)])
         self.run([self.paths[version][1], "--noflush", "-w", "5"], text)
 
 

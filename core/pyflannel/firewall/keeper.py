@@ -5,7 +5,7 @@ daemon's loop, and what a check needs is imported beside the loop's start. What 
 into a slot; what it learns is one taken out.
 
 Somebody who removes our rules as fast as we write them gets at most :data:`BURST` answers in :data:`BURST_TIME`
-seconds; after that only the resync period's.
+seconds; after that only the resync period's, and the state says so. What the loop wants is done at once in any case.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class FirewallKeeper:
         self._changed = changed
         self._wanted: deque[tuple[Rules, bool]] = deque(maxlen=1)
         self._begun = False
+        self._anew = False
         self._stopping = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._not_before = 0.0
@@ -70,9 +71,10 @@ class FirewallKeeper:
         self._wanted.append((rules, force_nftables))
         os.eventfd_write(self._wake, 1)
 
-    def every(self, seconds: float) -> None:
-        """Look from now on after so many seconds at what sends no notifications."""
-        self._resync = seconds
+    def reload(self, resync: float) -> None:
+        """Take another resync period, and choose anew which port carries the rules."""
+        self._resync = resync
+        self._anew = True
         os.eventfd_write(self._wake, 1)
 
     def stop(self, timeout: float) -> None:
@@ -123,7 +125,12 @@ class FirewallKeeper:
             os.eventfd_read(self._wake)
         while self._wanted:
             self._firewall.want(*self._wanted.popleft())
+            self._repairs.clear()
             self._begun = dirty = True
+        if self._anew:
+            self._anew = False
+            self._firewall.reconsider()
+            dirty = True
         if notices is not None and notices.changed():
             self._firewall.forget()
             dirty = True
@@ -132,6 +139,9 @@ class FirewallKeeper:
     def _soon(self, now: float) -> float:
         """When the next check may be."""
         if len(self._repairs) == BURST and self._repairs[0] > now - BURST_TIME:
+            if self.state.in_place:
+                error = f"something else removes our rules again and again; the next try is in {self._resync:g} s"
+                self._tell(replace(self.state, in_place=False, errors=(error,)))
             return now + self._resync
         return max(now, self._not_before)
 

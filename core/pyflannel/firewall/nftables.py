@@ -11,13 +11,13 @@ other one left. There is no forward chain in them: its accepts would end that on
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from pyflannel.errors import KernelError
 from pyflannel.firewall import programs
-from pyflannel.firewall.chains import Chain, ChainRule, Table, first_drop
+from pyflannel.firewall.chains import Chain, ChainRule, Table, first_drop, is_our_chain
 from pyflannel.firewall.model import FORWARD_COMMENT, MASQ_COMMENT, NO_RULES, FamilyRules, Match, Rule, Rules, Verdict
 
 __all__ = ["TABLES", "ChainId", "Nft", "Ruleset", "is_ours", "needs_pass", "parse", "transaction"]
@@ -51,15 +51,26 @@ class Ruleset:
                         yield (family, name, chain.name), table, chain
 
     @property
-    def uses_iptables(self) -> bool:
-        """Whether somebody uses iptables-nft here: a built-in chain of filter or nat, in iptables' capitals."""
-        return any(
-            name in self.tables[family, table].chains
-            for family in ("ip", "ip6")
-            for table, names in (("filter", ("FORWARD", "INPUT", "OUTPUT")), ("nat", ("POSTROUTING", "PREROUTING")))
-            if (family, table) in self.tables
-            for name in names
-        )
+    def has_iptables(self) -> bool:
+        """Whether iptables-nft has been used here: there is a built-in chain of filter or nat, in its capitals."""
+        return any(True for _ in self._built_in())
+
+    def uses_iptables(self, ours: Set[ChainId] = frozenset()) -> bool:
+        """Whether somebody uses iptables-nft here, not counting chains of ``ours`` with nothing but our rules."""
+        for table, chain in self._built_in():
+            if (table.family, table.name, chain.name) not in ours or chain.policy == "drop":
+                return True
+            others = [name for name, each in table.chains.items() if not each.hook and not is_our_chain(name)]
+            if others or any(not is_ours(rule) and not any(map(is_our_chain, rule.targets)) for rule in chain.rules):
+                return True
+        return False
+
+    def _built_in(self) -> Iterator[tuple[Table, Chain]]:
+        for family in ("ip", "ip6"):
+            for name, chains in (("filter", ("FORWARD", "INPUT", "OUTPUT")), ("nat", ("POSTROUTING", "PREROUTING"))):
+                table = self.tables.get((family, name))
+                if table is not None:
+                    yield from ((table, table.chains[chain]) for chain in chains if chain in table.chains)
 
 
 def parse(text: str) -> Ruleset:

@@ -5,8 +5,7 @@ such as kube-proxy's rules for services, are no concern of ours: only tables, ba
 :meth:`Notices.watch` names count. iptables-legacy sends nothing, but gives its tables out as one block of memory, which
 :func:`legacy_fingerprint` compares at the price of a system call.
 
-Sources: linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h, linux/netfilter_ipv4/ip_tables.h and
-linux/netfilter_ipv6/ip6_tables.h.
+Sources: linux/netfilter/nf_tables.h, linux/netfilter_ipv4/ip_tables.h and linux/netfilter_ipv6/ip6_tables.h.
 """
 
 from __future__ import annotations
@@ -15,31 +14,34 @@ import ctypes
 import os
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from struct import Struct
 from typing import Final
 
 from pyflannel.digest import sha256
 from pyflannel.errors import KernelError
+from pyflannel.firewall import nfnetlink
+from pyflannel.firewall.nfnetlink import (
+    DELCHAIN,
+    DELTABLE,
+    FAMILIES,
+    NEWCHAIN,
+    NEWTABLE,
+    SUBSYSTEM,
+    attributes,
+    messages,
+    number,
+    open_socket,
+    text,
+)
 from pyflannel.firewall.nftables import ChainId
 
 __all__ = ["Notices", "legacy_fingerprint", "legacy_tables", "sees_forward_chains"]
 
-_NETLINK_NETFILTER: Final = 12
 _SOL_NETLINK: Final = 270
 _ADD_MEMBERSHIP: Final = 1
 _NFNLGRP_NFTABLES: Final = 7
-_SUBSYSTEM: Final = 10 << 8  # NFNL_SUBSYS_NFTABLES
-_NEWTABLE, _DELTABLE, _NEWCHAIN, _GETCHAIN, _DELCHAIN, _NEWRULE, _DELRULE = 0, 2, 3, 4, 5, 6, 8
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_REQUEST_DUMP: Final = 0x1 | 0x300
-_FAMILIES: Final = {1: "inet", 2: "ip", 10: "ip6"}
+_NEWRULE, _DELRULE = 6, 8
 _HOOK_FORWARD: Final = 2  # NF_INET_FORWARD
-
-_HEADER = Struct("=IHHII")
-_ATTRIBUTE = Struct("=HH")
-_BIG32 = Struct(">I")
 
 
 class Notices:
@@ -50,7 +52,7 @@ class Notices:
 
     def __init__(self) -> None:
         self._watched: frozenset[ChainId] = frozenset()
-        self._socket = _netlink()
+        self._socket = open_socket()
         self._socket.setblocking(False)
         try:
             self._socket.bind((0, 0))  # a socket without an address of its own gets no broadcasts
@@ -79,23 +81,23 @@ class Notices:
                 relevant = True
                 continue
             relevant = relevant or any(
-                self._counts(kind, datagram, start, end) for kind, start, end in _messages(datagram)
+                self._counts(kind, datagram, start, end) for kind, start, end in messages(datagram)
             )
 
     def _counts(self, kind: int, datagram: bytes, start: int, end: int) -> bool:
-        if kind & 0xFF00 != _SUBSYSTEM:
+        if kind & 0xFF00 != SUBSYSTEM:
             return False
-        action, family = kind & 0xFF, _FAMILIES.get(datagram[start], "")
+        action, family = kind & 0xFF, FAMILIES.get(datagram[start], "")
         if not family:
             return False
-        if action in (_NEWTABLE, _DELTABLE):
+        if action in (NEWTABLE, DELTABLE):
             return True
         if action in (_NEWRULE, _DELRULE):
-            names = dict(_attributes(datagram, start + 4, end))
-            return (family, _text(names.get(1)), _text(names.get(2))) in self._watched
-        if action in (_NEWCHAIN, _DELCHAIN):
-            names = dict(_attributes(datagram, start + 4, end))
-            table, name = _text(names.get(1)), _text(names.get(3))
+            names = dict(attributes(datagram, start + 4, end))
+            return (family, text(names.get(1)), text(names.get(2))) in self._watched
+        if action in (NEWCHAIN, DELCHAIN):
+            names = dict(attributes(datagram, start + 4, end))
+            table, name = text(names.get(1)), text(names.get(3))
             return 4 in names or name.startswith("FLANNEL-") or (family, table, name) in self._watched
         return False
 
@@ -104,61 +106,17 @@ class Notices:
         self._socket.close()
 
 
-def _netlink() -> socket.socket:
-    try:
-        return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
-    except OSError as error:
-        raise KernelError(f"no netfilter netlink in this kernel: {error.strerror}") from error
-
-
-def _messages(datagram: bytes) -> Iterator[tuple[int, int, int]]:
-    """Type, and where the payload begins and ends, of each message."""
-    at = 0
-    while at + 16 <= len(datagram):
-        length, kind, _, _, _ = _HEADER.unpack_from(datagram, at)
-        if length < 16:
-            return
-        yield kind, at + 16, at + length
-        at += (length + 3) & ~3
-
-
-def _attributes(data: bytes, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-    while start + 4 <= end:
-        length, kind = _ATTRIBUTE.unpack_from(data, start)
-        if length < 4:
-            return
-        yield kind & 0x3FFF, data[start + 4 : start + length]
-        start += (length + 3) & ~3
-
-
-def _text(value: bytes | None) -> str:
-    return (value or b"").rstrip(b"\0").decode(errors="replace")
-
-
 def sees_forward_chains() -> bool:
     """Whether any chain of nftables sees forwarded IP packets; asked over netlink, for want of programs."""
     try:
-        channel = _netlink()
+        return any(_is_forward(chain) for _, chain in nfnetlink.dump(nfnetlink.GETCHAIN))
     except KernelError:
         return False
-    with channel:
-        channel.settimeout(5.0)
-        channel.send(_HEADER.pack(20, _SUBSYSTEM | _GETCHAIN, _REQUEST_DUMP, 1, 0) + bytes(4))
-        found = False
-        while True:
-            datagram = channel.recv(1 << 16)
-            for kind, start, end in _messages(datagram):
-                if kind in (_NLMSG_ERROR, _NLMSG_DONE):
-                    return found
-                found = found or (datagram[start] in _FAMILIES and _is_forward(datagram, start, end))
 
 
-def _is_forward(datagram: bytes, start: int, end: int) -> bool:
-    hook = dict(_attributes(datagram, start + 4, end)).get(4)
-    if hook is None:
-        return False
-    number = dict(_attributes(hook, 0, len(hook))).get(1)
-    return number is not None and _BIG32.unpack(number)[0] == _HOOK_FORWARD
+def _is_forward(chain: dict[int, bytes]) -> bool:
+    hook = dict(attributes(chain[4], 0, len(chain[4]))) if 4 in chain else {}
+    return 1 in hook and number(hook[1]) == _HOOK_FORWARD
 
 
 # iptables-legacy -----------------------------------------------------------------------------------------------------

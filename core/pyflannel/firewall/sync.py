@@ -16,14 +16,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from pyflannel.errors import KernelError
-from pyflannel.firewall import iptables, nftables, programs
-from pyflannel.firewall.chains import Table, first_drop, reachable
+from pyflannel.firewall import iptables, nftables, programs, shells
+from pyflannel.firewall.chains import FORWARD_CHAIN, POSTROUTING_CHAIN, Table, first_drop, reachable
 from pyflannel.firewall.choose import MISSING, Tools, choose
 from pyflannel.firewall.foreign import find_drops
-from pyflannel.firewall.iptables import FORWARD_CHAIN, POSTROUTING_CHAIN, Tables, Variant, find_variants
+from pyflannel.firewall.iptables import Tables, Variant, find_variants
 from pyflannel.firewall.model import NO_RULES, FamilyRules, Mode, Rules
 from pyflannel.firewall.nftables import ChainId, Nft, Ruleset, transaction
 from pyflannel.firewall.notices import legacy_fingerprint, legacy_tables, sees_forward_chains
+from pyflannel.firewall.shells import Shells
 from pyflannel.firewall.state import Drop, FirewallState
 from pyflannel.lease import IPNetwork
 
@@ -71,12 +72,19 @@ class Firewall:
         self._legacy: dict[int, Tables] = {}
         self._fingerprints: dict[int, bytes] = {}
         self._settled: dict[str, str] = {}
+        self._shells = Shells()
         self._no_fully_random = False
 
     def want(self, rules: Rules, force_nftables: bool = False) -> None:
         """Say what should be in place from the next check on."""
         self.rules, self.force_nftables = rules, force_nftables
         self.state = replace(self.state, in_place=False)
+
+    def reconsider(self) -> None:
+        """Choose the port anew with the next check, as at the start."""
+        self.state = replace(self.state, port="", in_place=False)
+        self.forget()
+        self._legacy.clear()
 
     # Looking
 
@@ -118,6 +126,7 @@ class Firewall:
         if self._nft is not None and self._ruleset is None:
             try:
                 self._ruleset = self._nft.read()
+                self._shells = shells.read() if self._ruleset.has_iptables else Shells()
             except KernelError as error:
                 self._do_without_nft(error)
         legacy = self.tools.iptables.get("legacy")
@@ -263,7 +272,8 @@ class Firewall:
     def missing(self) -> tuple[str, ...]:
         """What :meth:`check` would write to, were it called now; changes nothing."""
         self._look()
-        return tuple(step.what for step in self._steps(self._choose()))
+        found = [step.what for step in self._steps(self._choose())]
+        return tuple(found or ["empty chains of iptables-nft"] * self._shells.any_unused)
 
     def drops(self) -> tuple[Drop, ...]:
         """Who drops what the overlay forwards; changes nothing.
@@ -321,6 +331,7 @@ class Firewall:
                     self._settled[step.signature] = step.now
             steps = [step for step in steps if self._settled.get(step.signature) != step.now]
             if not steps:
+                self._tidy()
                 return port, [], writes
             failed = self._write(steps, done)
             writes += len(steps) - len(failed)
@@ -337,9 +348,14 @@ class Firewall:
                 return port, [f"{step.what}: {error}" for step, error in failed.items()], writes
         return port, ["something else changes the firewall's rules as fast as they are written"], writes
 
+    def _tidy(self) -> None:
+        """Leave no empty chain of ours behind."""
+        if self._shells.any_unused or (self._ruleset is None and "nft" in self.tools.iptables):
+            shells.remove_unused()
+
     def _choose(self) -> str:
         mode = Mode.NFTABLES if self.force_nftables and self.mode is Mode.AUTO else self.mode
-        return choose(mode, self.tools, self._ruleset, self._legacy, self.state.port)
+        return choose(mode, self.tools, self._ruleset, self._legacy, self.state.port, self._shells.ours)
 
     @staticmethod
     def _write(steps: list[_Step], done: set[str]) -> dict[_Step, KernelError]:

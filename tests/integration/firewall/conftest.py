@@ -42,36 +42,33 @@ class Host:
         assert state.in_place
 
     def dump(self) -> str:
-        """All rules of all kinds, comparable: without counters, handles, comments on the tool's run, and empty shells.
+        """All rules of all kinds, comparable: without counters and handles, whatever was made first."""
+        return "\n".join([*_chains(self.sh("nft -s list ruleset")), self._legacy()])
 
-        An empty built-in chain with policy ACCEPT is what iptables leaves of a table that it once touched; nobody can
-        tell whose it was, and it does nothing.
-        """
-        ruleset = _tables(self.sh("nft -s list ruleset 2>/dev/null"))
-        legacy = "".join(
+    def whole(self) -> str:
+        """The same as the tools print it, in their order."""
+        return self.sh("nft -s list ruleset") + self._legacy()
+
+    def _legacy(self) -> str:
+        saved = "".join(
             self.sh(f"ip{'6' if version == 6 else ''}tables-legacy-save -t {table}")
             for version in (4, 6)
             for table in self.do(lambda version=version: legacy_tables(version))  # type: ignore[misc]
         )
-        kept = [line for line in legacy.splitlines() if line[:1] not in "#*C" and " ACCEPT [" not in line]
-        return "\n".join([*ruleset, *(re.sub(r"\[\d+:\d+\]", "", line) for line in kept)])
+        return re.sub(r"(?m)^#.*\n|\[\d+:\d+\]", "", saved)
 
     def close(self) -> None:
         """End the thread; the kernel takes the namespace down."""
         self._thread.shutdown()
 
 
-def _tables(listing: str) -> list[str]:
+def _chains(listing: str) -> list[str]:
     """The chains that nft lists, each with its table's name, in an order of their own: a table made anew comes last."""
-    chains = []
+    found = []
     for table, body in re.findall(r"^(table [^\n]*) \{\n(.*?)^\}", listing, flags=re.MULTILINE | re.DOTALL):
-        found = re.findall(r"^\t(chain .*?^\t\})", body, flags=re.MULTILINE | re.DOTALL)
-        kept = [chain for chain in found if not re.fullmatch(_SHELL, chain)]
-        chains += [f"{table} {chain}" for chain in kept or ([""] if table.split()[-1] not in {"filter", "nat"} else [])]
-    return sorted(chains)
-
-
-_SHELL = r"chain [A-Z]+ \{\n\t\ttype [^\n]*; policy accept;\n\t\}"
+        chains = re.findall(r"^\t(chain .*?^\t\})", body, flags=re.MULTILINE | re.DOTALL)
+        found += [table, *(f"{table} {chain}" for chain in chains)]
+    return sorted(found)
 
 
 def _unshare() -> None:

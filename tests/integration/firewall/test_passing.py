@@ -206,6 +206,7 @@ def test_cleanup_removes_the_rules_and_nothing_else(lab: Lab, node: Node) -> Non
     assert node.run(words).stdout == told.replace("would remove", "removed")
     rules = sh(node, "iptables-nft-save; ip6tables-nft-save; nft list ruleset")
     assert "flannel" not in rules.lower()
+    assert "POSTROUTING" not in rules
     assert "-A FORWARD -s 198.51.100.9/32 -j DROP" in rules
     node.daemon.start()
     node.daemon.wait_ready(peers=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
 
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from tests.integration.firewall.conftest import Host
 
 from pyflannel.errors import KernelError
-from pyflannel.firewall import programs
+from pyflannel.firewall import nfnetlink, programs
 from pyflannel.firewall.choose import Tools
 from pyflannel.firewall.iptables import Variant
 from pyflannel.firewall.model import NO_RULES, Mode, Rules, plan
@@ -285,9 +287,19 @@ printf 'table ip z { \n chain out { \n drop \n } \n chain f { \n BASE 0; \n iifn
 )
 """Rulesets that somebody else may have: each line a command, any of them in any order."""
 
+EMPTY = [
+    "iptables-nft -A FORWARD -j ACCEPT; iptables-nft -D FORWARD -j ACCEPT",
+    "ip6tables-nft -t nat -A POSTROUTING -j ACCEPT; ip6tables-nft -t nat -D POSTROUTING -j ACCEPT",
+    "nft add table ip nat",
+]
+"""What others have left behind: it is not ours to delete."""
+
+LEGACY_TABLES = "for p in iptables ip6tables; do for t in filter nat; do $p-legacy -t $t -S; done; done"
+"""iptables-legacy's tables can't be unmade once they are there; see the test below."""
+
 
 @given(
-    commands=st.lists(st.sampled_from(FOREIGN), max_size=5, unique=True),
+    commands=st.lists(st.sampled_from([*FOREIGN, *EMPTY]), max_size=5, unique=True),
     modes=st.lists(st.sampled_from([Mode.AUTO, Mode.NFTABLES, Mode.IPTABLES]), min_size=1, max_size=2),
     forward=st.booleans(),
     masquerade=st.booleans(),
@@ -298,19 +310,96 @@ def test_apply_and_clean_up_leave_the_ruleset_as_it_was(
 ) -> None:
     host = Host()
     try:
+        host.sh(LEGACY_TABLES)
         for command in commands:
             host.sh(command)
-        before = host.dump()
+        before = host.whole()
         rules = plan(DUAL, SUBNETS, forward=forward, masquerade=masquerade)
         for mode in modes:
             made = firewall(mode, rules)
             host.check(made)
             assert all(drop.passed for drop in made.state.drops)
-            dump = host.dump()
+            dump = host.whole()
             assert ("masquerade fully-random" in dump or "--random-fully" in dump) == masquerade
             host.check(firewall(mode, rules))
-            assert host.dump() == dump, "a second run changes nothing"
+            assert host.whole() == dump, "a second run changes nothing"
         host.check(firewall(rules=NO_RULES))
-        assert host.dump() == before
+        assert host.whole() == before
     finally:
         host.close()
+
+
+@pytest.mark.parametrize("mode", [Mode.IPTABLES, Mode.AUTO])
+def test_what_stays_of_legacy_is_an_empty_table(host: Host, mode: Mode) -> None:
+    """The kernel has no way to let go of a table of iptables-legacy while its module is loaded."""
+    host.sh("iptables-legacy -A INPUT -s 192.0.2.7 -j DROP")
+    made = firewall(mode)
+    assert port_of(host, made) == "iptables-legacy"
+    host.check(firewall(rules=NO_RULES))
+    lines = set(host.whole().splitlines())
+    assert lines == {
+        *("*filter", "*nat", "COMMIT", "-A INPUT -s 192.0.2.7/32 -j DROP"),
+        *(f":{name} ACCEPT " for name in ("INPUT", "FORWARD", "OUTPUT", "PREROUTING", "POSTROUTING")),
+    }
+
+
+def test_a_chain_of_ours_that_others_use_stays_while_they_do(host: Host) -> None:
+    made = firewall(Mode.IPTABLES)
+    assert port_of(host, made) == "iptables-nft"
+    assert host.sh("nft list ruleset").count('comment "made by pyflannel"') == 8, "four tables, a chain in each"
+    host.sh("iptables-nft -P FORWARD DROP; ip6tables-nft -A FORWARD -s 2001:db8::7 -j DROP")
+    host.sh("iptables-nft -t nat -N THEIRS")
+    made.want(NO_RULES)
+    made.forget()
+    host.check(made)
+    listing = host.sh("nft -s list ruleset")
+    assert re.findall(r"(?m)^table (\S+ \S+)|chain (\S+)", listing) == [
+        *(("ip filter", ""), ("", "FORWARD"), ("ip nat", ""), ("", "THEIRS"), ("ip6 filter", ""), ("", "FORWARD")),
+    ]
+    assert "policy drop" in listing
+    host.sh("iptables-nft -P FORWARD ACCEPT; ip6tables-nft -F; iptables-nft -t nat -X THEIRS")
+    assert host.do(firewall(rules=NO_RULES).missing) == ("empty chains of iptables-nft",)
+    host.check(firewall(rules=NO_RULES))
+    assert host.sh("nft list ruleset") == ""
+
+
+def test_a_chain_that_somebody_begins_to_use_just_then_is_not_deleted(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the deletion, a rule comes in."""
+    made = firewall(Mode.IPTABLES)
+    host.check(made)
+    transact = nfnetlink.transact
+    meddled: list[str] = []
+
+    def meddle(changes: Sequence[bytes], since: bytes) -> bool:
+        if not meddled:
+            meddled.append(programs.run(["sh", "-ec", "iptables-nft -A FORWARD -s 192.0.2.9 -j DROP"]))
+        return transact(changes, since)
+
+    monkeypatch.setattr(nfnetlink, "transact", meddle)
+    made.want(NO_RULES)
+    host.check(made)
+    assert meddled
+    assert host.sh("iptables-nft -S FORWARD; nft list tables") == (
+        "-P FORWARD ACCEPT\n-A FORWARD -s 192.0.2.9/32 -j DROP\ntable ip filter\n"
+    )
+
+
+def test_an_iptables_port_is_left_at_a_restart_or_a_reload_only(host: Host) -> None:
+    """Who restarts has no rules for a moment; a port that followed would move twice."""
+    host.sh(IPTABLES["nft"])
+    made = firewall()
+    assert port_of(host, made) == "iptables-nft"
+    host.sh("for p in iptables ip6tables; do $p-nft -F INPUT; $p-nft -X INPUT; done")
+    made.forget()
+    assert port_of(host, made) == "iptables-nft"
+    made.reconsider()
+    assert port_of(host, made) == "nftables"
+    assert "chain" not in host.sh("nft list table ip filter; nft list table ip6 filter"), "the tables are the others'"
+
+
+def test_chains_made_for_our_own_rules_do_not_keep_us_in_iptables(host: Host) -> None:
+    assert port_of(host, firewall(Mode.IPTABLES)) == "iptables-nft"
+    assert port_of(host, firewall(Mode.AUTO)) == "nftables"
+    assert host.sh("nft list tables") == "table ip flannel-ipv4\ntable ip6 flannel-ipv6\n"

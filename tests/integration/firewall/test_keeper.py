@@ -1,0 +1,97 @@
+"""The thread that keeps the rules: how it gives way to somebody who won't have them, and what a reload does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Network
+
+import pytest
+from tests.integration.firewall.conftest import Host
+
+from pyflannel.firewall import keeper as keeping
+from pyflannel.firewall.keeper import FirewallKeeper
+from pyflannel.firewall.model import Mode, plan
+from pyflannel.firewall.sync import Firewall, find_tools
+from pyflannel.lease import Subnets
+from pyflannel.network import NetworkConfig
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
+
+NETWORK = NetworkConfig.from_json('{"Network": "10.244.0.0/16"}')
+RULES = plan(NETWORK, Subnets(IPv4Network("10.244.3.0/24"), None), forward=True, masquerade=True)
+NEVER = 3600.0
+PATIENCE = 30.0
+BURST = 5
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def keeper(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[FirewallKeeper]:
+    """A keeper in the host's namespace that answers five times, and whose resync period never ends."""
+    monkeypatch.setattr(keeping, "BURST", BURST)
+    made = FirewallKeeper(lambda: Firewall(find_tools(), Mode.AUTO), NEVER, lambda: None)
+    host.do(made.start)
+    yield made
+    made.stop(10)
+
+
+def there(host: Host) -> bool:
+    return "flannel-ipv4" in host.sh("nft list tables")
+
+
+def fight(host: Host, keeper: FirewallKeeper) -> int:
+    """Remove the rules whenever they are there, until the keeper gives way; how often that was."""
+    removed = 0
+    deadline = time.monotonic() + PATIENCE
+    while not keeper.state.errors:
+        assert time.monotonic() < deadline
+        if there(host):
+            host.sh("nft delete table ip flannel-ipv4")
+            removed += 1
+    return removed
+
+
+def test_who_removes_the_rules_again_and_again_is_given_way_to(host: Host, keeper: FirewallKeeper) -> None:
+    keeper.want(RULES)
+    until(lambda: keeper.state.in_place)
+    assert fight(host, keeper) > BURST, "each removal was answered but the last one"
+    assert not there(host)
+    assert not keeper.state.in_place
+    assert keeper.state.trouble == (
+        "firewall: something else removes our rules again and again; the next try is in 3600 s"
+    )
+    assert keeper.state.repaired == BURST
+
+
+def test_the_next_period_tries_again(host: Host, keeper: FirewallKeeper) -> None:
+    keeper.want(RULES)
+    until(lambda: keeper.state.in_place)
+    fight(host, keeper)
+    keeper.reload(0.05)
+    until(lambda: keeper.state.in_place and there(host))
+
+
+def test_other_rules_are_written_at_once_all_the_same(host: Host, keeper: FirewallKeeper) -> None:
+    keeper.want(RULES)
+    until(lambda: keeper.state.in_place)
+    fight(host, keeper)
+    keeper.want(plan(NETWORK, Subnets(IPv4Network("10.244.9.0/24"), None), forward=True, masquerade=True))
+    until(lambda: keeper.state.in_place and "10.244.9.0/24" in host.sh("nft list ruleset"))
+
+
+def test_a_reload_moves_the_rules_to_where_the_host_s_are_now(host: Host, keeper: FirewallKeeper) -> None:
+    host.sh("iptables-legacy -P FORWARD DROP")
+    keeper.want(RULES)
+    until(lambda: keeper.state.port == "iptables-legacy" and keeper.state.in_place)
+    host.sh("iptables-legacy -P FORWARD ACCEPT")
+    keeper.reload(NEVER)
+    until(lambda: keeper.state.port == "nftables" and keeper.state.in_place)
+    assert "FLANNEL" not in host.sh("iptables-legacy-save")
+    assert keeper.state.repaired == 0, "nobody had changed our rules"
