@@ -22,6 +22,7 @@ import errno
 import fcntl
 import os
 import select
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -81,6 +82,12 @@ _ECHOED = frozenset({wire.RTM_NEWROUTE, wire.RTM_DELROUTE, wire.RTM_NEWNEIGH, wi
 """Notifications that name their cause and tell us nothing new when that is our own request socket."""
 
 _KERNEL_MADE = frozenset({wire.RTPROT_REDIRECT, wire.RTPROT_KERNEL, wire.RTPROT_RA})
+_TOLD = frozenset({"forwarding", "ip_forward", "rp_filter"})
+"""The sysctls of which the kernel tells (``NETCONFA_*`` in linux/netconf.h), among those that plans set."""
+
+_SILENT_PERIOD = 1.0
+"""Seconds between two looks at the other sysctls, at least."""
+
 _NETCONFA_IFINDEX = 1
 _NETCONF_ALL = -1
 _FEW = 8
@@ -126,6 +133,7 @@ class NetlinkPort(KernelPort):
         self._route_links: set[int] = set()
         self._sysctls: dict[str, str] = {}
         self._reread = False
+        self._silent_due = 0.0
         self._rewritten: set[int] = set()
         self._pending = Notice()
         self._closed = False
@@ -292,7 +300,7 @@ class NetlinkPort(KernelPort):
     def poll(self) -> Notice:
         """See :meth:`KernelPort.poll`."""
         self._drain()
-        if self._reread:
+        if self._reread or self._silent_changed():
             self._reread = False
             self._compare_sysctls()
         self._pending.changes.update(self._wireguard.reread(self._wireguard_links()))
@@ -409,6 +417,15 @@ class NetlinkPort(KernelPort):
         if raw is not None:
             (index,) = _I32.unpack(raw)
             self._reread |= index == _NETCONF_ALL or index in self._ours
+
+    def _silent_changed(self) -> bool:
+        """Whether a sysctl differs of which the kernel does not tell."""
+        silent = [path for path in self._scope.sysctls if path.rpartition("/")[2] not in _TOLD]
+        if not silent or time.monotonic() < self._silent_due:
+            return False
+        self._silent_due = time.monotonic() + _SILENT_PERIOD
+        now = self._inside(lambda: _read_sysctls(silent))
+        return any(now.get(path) != self._sysctls.get(path) for path in silent)
 
     def _compare_sysctls(self) -> None:
         now = self._inside(lambda: _read_sysctls(self._scope.sysctls))

@@ -114,8 +114,8 @@ class KernelPort(ABC):
     def poll(self) -> Notice:
         """Collect what was notified; never blocks.
 
-        Call it every few seconds even if nothing is readable: of WireGuard's peers the kernel tells nothing, so they
-        are read again from time to time, and what differs is reported here as if it had been told.
+        Call it every few seconds even if nothing is readable: of WireGuard's peers and of some sysctls the kernel tells
+        nothing, so they are read again from time to time, and what differs is reported here as if it had been told.
         """
 
     @abstractmethod

@@ -228,6 +228,18 @@ def test_a_device_name_with_a_dot_in_a_sysctl(namespace: Any) -> None:
     assert told.changes[key] == replace(wanted, value="1")
 
 
+@pytest.mark.parametrize("path", ["net/ipv4/conf/flannel.1/accept_local", "net/ipv6/conf/flannel.1/accept_ra"])
+def test_a_sysctl_of_which_the_kernel_does_not_tell(namespace: Any, path: str) -> None:
+    namespace.write(VXLAN)
+    scope = replace(namespace.scope, sysctls=frozenset({path, "net/ipv4/ip_forward"}))
+    found = namespace.port.dump(scope)
+    before = found[Kind.SYSCTL, path, None]
+    other = replace(before, value="0" if before.value == "1" else "1")
+    namespace.put(other)
+    told = namespace.until(lambda notice: before.key in notice.changes)
+    assert told.changes == {before.key: other}
+
+
 WITHOUT_RIGHT = """
 import os, sys
 from ipaddress import ip_address, ip_network
