@@ -22,7 +22,7 @@ from typing import Any, Final, TypeVar
 from pyflannel.errors import ConfigError, StoreDeniedError, StoreError, StoreUnavailableError
 from pyflannel.store import CALL_TIMEOUT
 from pyflannel_stores._etcd_access import Access, Endpoint
-from pyflannel_stores._etcd_loader import load_etcd3
+from pyflannel_stores._etcd_loader import load_etcd3, load_grpc
 
 __all__ = ["Cluster", "Deadline", "LeaseGone", "Member", "Metadata", "Verdict", "plain"]
 
@@ -155,7 +155,7 @@ class Cluster:
         return reply
 
     def _attempt(self, send: Send[Reply], endpoint: Endpoint, deadline: Deadline) -> Reply:
-        import grpc
+        grpc = load_grpc()
 
         if self._member is None or self._member.endpoint != endpoint or self._member.is_stale():
             self._drop()
@@ -183,7 +183,7 @@ class Cluster:
 
         Each member gets one attempt, and ``at_least`` as many are made. Raises as :meth:`call`.
         """
-        import grpc
+        grpc = load_grpc()
 
         endpoints = self.access.endpoints
         failures: dict[Endpoint, Exception] = {}
@@ -235,7 +235,7 @@ class Cluster:
         return (_WITH_LEADER, ("token", token)) if token else (_WITH_LEADER,)
 
     def _log_in(self, member: Member, deadline: Deadline) -> str:
-        import grpc
+        grpc = load_grpc()
 
         try:
             password = self.access.password()
@@ -259,7 +259,7 @@ class Cluster:
 
     def judge(self, error: Exception) -> Verdict:
         """What a failed call means."""
-        import grpc
+        grpc = load_grpc()
 
         code, details = _code(error), _details(error)
         if code == grpc.StatusCode.UNAUTHENTICATED or any(text in details for text in _TOKEN_TROUBLE):
@@ -339,14 +339,14 @@ def _details(error: Exception) -> str:
 
 def _by_etcd(error: Exception) -> bool:
     """Whether etcd itself said so: then the connection works. A deadline that passed tells nothing about TLS either."""
-    import grpc
+    grpc = load_grpc()
 
     return "etcdserver:" in _details(error) or _code(error) == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def plain(error: Exception) -> str:
     """The end of gRPC's message, which is where it says something."""
-    import grpc
+    grpc = load_grpc()
 
     if _code(error) == grpc.StatusCode.DEADLINE_EXCEEDED:
         return "no answer in time"

@@ -29,7 +29,7 @@ from importlib.util import spec_from_loader
 from types import ModuleType
 from typing import Any, Final
 
-__all__ = ["load_etcd3"]
+__all__ = ["load_etcd3", "load_grpc"]
 
 _GENERATED: Final = frozenset(f"etcd3.etcdrpc.{name}_pb2" for name in ("kv", "auth", "rpc"))
 # The literal is written in Python 2's style: text whose characters stand for bytes. A regular expression finds it in
@@ -63,6 +63,12 @@ def load_etcd3() -> Any:
             sys.meta_path.remove(finder)
         _let_waiting_threads_sleep()
         return etcd3
+
+
+def load_grpc() -> Any:
+    """The module ``grpc``, as etcd3's import left it: imported by others first, it brings along all that it has."""
+    load_etcd3()
+    return sys.modules["grpc"]
 
 
 def _let_waiting_threads_sleep() -> None:

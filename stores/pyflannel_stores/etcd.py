@@ -35,6 +35,7 @@ from pyflannel.store import (
 )
 from pyflannel_stores._etcd_access import OPTIONS, Access, Endpoint
 from pyflannel_stores._etcd_cluster import Cluster, Deadline, LeaseGone, Member, Metadata, Verdict, plain
+from pyflannel_stores._etcd_loader import load_grpc
 
 __all__ = ["EtcdStore", "EtcdWatch"]
 
@@ -231,7 +232,7 @@ class EtcdStore(Store):
 
         def send(member: Member, metadata: Metadata, deadline: Deadline) -> Any:
             nonlocal lost
-            import grpc
+            grpc = load_grpc()
 
             rpc = member.rpc
             unchanged = rpc.Compare(key=key, result=rpc.Compare.EQUAL)
@@ -265,7 +266,7 @@ class EtcdStore(Store):
 
         def send(member: Member, metadata: Metadata, deadline: Deadline) -> int:
             nonlocal sent
-            import grpc
+            grpc = load_grpc()
 
             sent += 1
             request = member.rpc.LeaseGrantRequest(TTL=asked, ID=lease)
@@ -335,7 +336,7 @@ class EtcdStore(Store):
             self._cluster.call(revoke, deadline)
 
     def _seconds(self, answer: Any) -> float:
-        import grpc
+        grpc = load_grpc()
 
         try:
             return max(0.0, float(answer.result().TTL))
@@ -378,7 +379,7 @@ class EtcdWatch(Watch):
         self._early_ends = 0
 
     def __next__(self) -> Batch:
-        import grpc
+        grpc = load_grpc()
 
         while not self._closed.is_set():
             try:
@@ -446,7 +447,7 @@ class EtcdWatch(Watch):
         self._responses = responses
 
     def _attempt(self, endpoint: Endpoint, deadline: Deadline) -> tuple[Iterator[Any], Any]:
-        import grpc
+        grpc = load_grpc()
 
         self._drop()
         member = self._cluster.connect(endpoint)
