@@ -30,6 +30,7 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.util.ssl_ import create_urllib3_context
 
 from pyflannel.errors import StoreDeniedError, StoreError, StoreUnavailableError
 
@@ -192,6 +193,17 @@ def _resolve(host: str, port: int) -> None:
         socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
 
+def _tls_context() -> ssl.SSLContext:
+    """One without RFC 5280's letter, which Python insists on since 3.13.
+
+    Go, and so Consul and all of its other clients, takes an authority without key usage (such as ``openssl req -x509``
+    makes) and certificates without a key identifier.
+    """
+    context: ssl.SSLContext = create_urllib3_context()
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
+
+
 class _Adapter(HTTPAdapter):
     """An adapter that tells of every connection it opens."""
 
@@ -200,7 +212,7 @@ class _Adapter(HTTPAdapter):
         super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
 
     def init_poolmanager(self, *arguments: Any, **keywords: Any) -> None:
-        super().init_poolmanager(*arguments, **keywords)
+        super().init_poolmanager(*arguments, ssl_context=_tls_context(), **keywords)
         told = self._told
 
         class Plain(HTTPConnection):

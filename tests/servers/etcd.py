@@ -121,7 +121,7 @@ class Certificate:
 
 
 class Authority:
-    """A certificate authority in a directory."""
+    """A certificate authority in a directory: no extension that Go doesn't ask for, so the least that users have."""
 
     def __init__(self, directory: Path, name: str = "ca") -> None:
         self.directory = directory
