@@ -50,6 +50,7 @@ setup(
             "host-gw = pyflannel_backends.host_gw:HostGatewayBackend",
             "udp = pyflannel_backends.udp:UdpBackend",
             "vxlan = pyflannel_backends.vxlan:VxlanBackend",
+            "wireguard = pyflannel_backends.wireguard:WireguardBackend",
         ],
         "pyflannel.stores": [
             "consul = pyflannel_stores.consul:ConsulStore",

@@ -32,6 +32,7 @@ from pyflannel.errors import ConfigError, PeerRejected
 from pyflannel.kernel.model import (
     Address,
     DesiredState,
+    Endpoint,
     FdbEntry,
     GenericInfo,
     KernelObject,
@@ -41,9 +42,12 @@ from pyflannel.kernel.model import (
     Sysctl,
     TunInfo,
     VxlanInfo,
+    WireguardDevice,
+    WireguardPeer,
 )
 from pyflannel.lease import JSON, IPAddress, IPNetwork, Lease, LeaseAttributes, Subnets
 from pyflannel.network import NetworkConfig
+from pyflannel.secret import Secret
 from pyflannel.underlay import Underlay
 
 __all__ = [
@@ -54,6 +58,7 @@ __all__ = [
     "Capabilities",
     "DataPlane",
     "DesiredState",
+    "Endpoint",
     "FdbEntry",
     "GenericInfo",
     "IPAddress",
@@ -69,12 +74,16 @@ __all__ = [
     "PeerRejected",
     "Published",
     "Route",
+    "Secret",
     "Subnets",
     "Sysctl",
     "TunInfo",
     "Underlay",
     "VxlanInfo",
+    "WireguardDevice",
+    "WireguardPeer",
     "forwarding",
+    "has_generic_netlink",
     "option",
     "parse_options",
     "route_via_underlay",
@@ -189,6 +198,13 @@ class Backend(ABC, Generic[O]):
         """What our own lease should carry for peers to reach us."""
         return Published()
 
+    def describe(self, node: Node) -> Mapping[str, str]:
+        """What ``status`` should say about this backend on this node: names to short texts, and nothing secret.
+
+        Called from any thread, often; returns at once.
+        """
+        return {}
+
     @abstractmethod
     def mtu(self, underlay: Underlay) -> int:
         """The largest packet, in bytes, that containers may send over this overlay without fragmentation."""
@@ -230,9 +246,33 @@ def route_via_underlay(node: Node, subnet: IPNetwork, gateway: IPAddress) -> Rou
     return Route(subnet, node.underlay.interface, gateway)
 
 
-def option(key: str, default: Any, doc: str, *, minimum: int | None = None, maximum: int | None = None) -> Any:
-    """A field of a backend's ``Options``: its key in the ``Backend`` dictionary, default, meaning and bounds."""
-    return field(default=default, metadata={"key": key, "doc": doc, "minimum": minimum, "maximum": maximum})
+def has_generic_netlink(family: str) -> bool:
+    """Whether this kernel has a family of generic netlink such as ``wireguard``, or a module for it, which it loads.
+
+    Not for planning: ask once, when the backend is made.
+
+    :raises KernelError: the kernel can't be asked.
+    """
+    from pyflannel.kernel.generic import has_family
+
+    return has_family(family)
+
+
+def option(
+    key: str,
+    default: Any,
+    doc: str,
+    *,
+    minimum: int | None = None,
+    maximum: int | None = None,
+    secret: bool = False,
+) -> Any:
+    """A field of a backend's ``Options``: its key in the ``Backend`` dictionary, default, meaning and bounds.
+
+    :param secret: keeps the value out of texts, such as errors.
+    """
+    metadata = {"key": key, "doc": doc, "minimum": minimum, "maximum": maximum, "secret": secret}
+    return field(default=default, repr=not secret, metadata=metadata)
 
 
 def parse_options(
@@ -260,7 +300,8 @@ def parse_options(
         accepted = _accepted_type(hints[item.name])
         if type(value) is not accepted:
             expected = _TYPE_NAMES.get(accepted, accepted.__name__)
-            raise ConfigError(f"{source}: Backend.{key} is {json.dumps(value)}: must be {expected}")
+            shown = "hidden" if item.metadata["secret"] else json.dumps(value)
+            raise ConfigError(f"{source}: Backend.{key} is {shown}: must be {expected}")
         if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
             raise ConfigError(f"{source}: Backend.{key} is {value}: must be {_bounds(minimum, maximum)}")
         arguments[item.name] = value

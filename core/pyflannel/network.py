@@ -57,7 +57,7 @@ class FamilyConfig(Generic[N]):
     def index_range(self, subnet: IPNetwork) -> range:
         """The numbers of the leasable subnets that ``subnet`` (of any length) overlaps; empty if none."""
         low = int(subnet.network_address) - int(self.subnet_min.network_address)
-        high = int(subnet.broadcast_address) - int(self.subnet_min.network_address)
+        high = low + (1 << (subnet.max_prefixlen - subnet.prefixlen)) - 1
         return range(max(0, low // self.step), min(self.size, high // self.step + 1))
 
     def fits(self, subnet: IPNetwork | None) -> bool:
@@ -79,7 +79,7 @@ class NetworkConfig:
     ipv4: FamilyConfig[IPv4Network] | None
     ipv6: FamilyConfig[IPv6Network] | None
     backend_type: str
-    backend_options: Mapping[str, JSON]
+    backend_options: Mapping[str, JSON] = field(repr=False)  # there may be a shared key among them
     enable_nftables: bool = False
     unknown_keys: tuple[str, ...] = field(default=(), compare=False)
 

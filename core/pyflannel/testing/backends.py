@@ -358,7 +358,7 @@ class BackendPlanning(_Subject):
     @_PROPERTY
     @given(underlay_mtu=st.integers(1500, 65535))
     def test_the_mtu_fits_the_underlay(self, state: Path, underlay_mtu: int) -> None:
-        scene = self.example(state, self.versions, {}, underlay_mtu)
+        scene = self.example(state, self.versions, self.variants[0], underlay_mtu)
         mtu = scene.backend.mtu(scene.nodes[0].underlay)
         assert type(mtu) is int
         assert IPV6_MINIMUM_MTU <= mtu <= underlay_mtu

@@ -1,0 +1,255 @@
+"""wireguard: containers' packets encrypted and authenticated, in WireGuard's protocol.
+
+Every node has a key pair; its lease says the public key, so the store is where the nodes learn whom to trust. For each
+peer the kernel holds one entry: the public key, where the node is reached first, and which source addresses it may
+speak for, which are just those of its lease. The whole network is routed into the device, which picks the peer by the
+destination.
+
+Two implementations speak this protocol: the kernel's, and one of our own in userspace for kernels that lack it. Both
+are the same to peers, and there is no third way: a packet that can't be encrypted is not sent.
+
+This module is the planner; :mod:`.keys` keeps the private key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import ip_interface
+from typing import Final
+
+from pyflannel.backend import (
+    Address,
+    Backend,
+    Capabilities,
+    DesiredState,
+    Endpoint,
+    GenericInfo,
+    IPAddress,
+    KernelObject,
+    Lease,
+    Link,
+    Node,
+    PeerRejected,
+    Published,
+    Route,
+    Secret,
+    Sysctl,
+    TunInfo,
+    Underlay,
+    WireguardDevice,
+    WireguardPeer,
+    forwarding,
+    has_generic_netlink,
+    option,
+)
+from pyflannel.errors import ConfigError
+
+from . import keys
+
+__all__ = ["DEVICE", "DEVICE_V6", "OVERHEAD", "WireguardBackend", "WireguardOptions"]
+
+DEVICE: Final = "flannel-wg"
+DEVICE_V6: Final = "flannel-wg-v6"
+"""The device for IPv6 packets in mode ``separate``."""
+
+OVERHEAD: Final = 80
+"""Bytes that are added at most: outer IPv6 header (40), UDP (8), WireGuard's header (16) and tag (16)."""
+
+MODES: Final = ("separate", "auto", "ipv4", "ipv6")
+IMPLEMENTATIONS: Final = ("auto", "kernel", "userspace")
+
+
+@dataclass(frozen=True, slots=True)
+class WireguardOptions:
+    """The keys of ``Backend`` in the network document; all but ``Implementation`` are flannel's."""
+
+    listen_port: int = option("ListenPort", 51820, "UDP port of all nodes", minimum=1, maximum=65535)
+    listen_port_v6: int = option(
+        "ListenPortV6", 51821, "UDP port of the device for IPv6 in mode separate", minimum=1, maximum=65535
+    )
+    psk: str = option("PSK", "", "a key that all nodes share besides their own, as 'wg genpsk' prints it", secret=True)
+    mtu: int | None = option("MTU", None, "largest underlay packet to use, instead of the interface's", minimum=576)
+    mode: str = option(
+        "Mode",
+        "separate",
+        "separate: a device for each address family; auto, ipv4, ipv6: one device, and peers are reached by the "
+        "address that is likely to work, by IPv4, by IPv6",
+    )
+    keepalive: int = option(
+        "PersistentKeepaliveInterval", 0, "seconds between keepalives to every peer; 0: none", minimum=0, maximum=65535
+    )
+    implementation: str = option(
+        "Implementation", "auto", "kernel: WireGuard of the kernel; userspace: our own; auto: the kernel's if it has it"
+    )
+
+
+class WireguardBackend(Backend[WireguardOptions]):
+    """Containers' packets in WireGuard, as flannel's backend of this name sends them."""
+
+    name = "wireguard"
+    Options = WireguardOptions
+    capabilities = Capabilities(ipv4=True, ipv6=True, encrypts=True)
+
+    def __init__(self, options: WireguardOptions) -> None:
+        super().__init__(options)
+        _check_choice("Mode", options.mode, MODES)
+        _check_choice("Implementation", options.implementation, IMPLEMENTATIONS)
+        self.psk = _psk(options.psk)
+        self.implementation = options.implementation
+        if self.implementation == "auto":
+            self.implementation = "kernel" if _kernel_has_wireguard() else "userspace"
+
+    def describe(self, node: Node) -> Mapping[str, str]:
+        """Which implementation runs, and under which key."""
+        return {"implementation": self.implementation, "public_key": self._identity(node).public_key}
+
+    def mtu(self, underlay: Underlay) -> int:
+        """The same over IPv4 and IPv6, so that a roaming peer never meets a smaller one."""
+        return (self.options.mtu or underlay.mtu) - OVERHEAD
+
+    def _identity(self, node: Node) -> keys.Identity:
+        return keys.identity(keys.key_path(node.state_dir))
+
+    def publish(self, node: Node) -> Published:
+        """Our public key, for each family in use. Makes the private one if there is none.
+
+        :raises ConfigError: the key file can't be made or used.
+        """
+        data = {"PublicKey": keys.load_or_create(keys.key_path(node.state_dir)).public_key}
+        return Published(*(data if node.subnets.of(version) is not None else None for version in (4, 6)))
+
+    def plan_node(self, node: Node) -> DesiredState:
+        """The devices with our key, each with the subnet's network address, and the whole network behind them.
+
+        :raises ConfigError: this implementation can't carry the network.
+        """
+        wanted = {"ipv4": 4, "ipv6": 6}.get(self.options.mode)
+        if wanted is not None and wanted not in node.network.versions:
+            raise ConfigError(
+                f"network config: Backend.Mode is {self.options.mode!r}, but EnableIPv{wanted} is false: leases say "
+                f"the addresses of the families in use only; set EnableIPv{wanted} to true, or Mode to separate"
+            )
+        return DesiredState(item for version in node.network.versions for item in self._own(node, version))
+
+    def _own(self, node: Node, version: int) -> Iterator[KernelObject]:
+        subnet, network = node.subnets.of(version), node.network.family(version)
+        if subnet is None or network is None:
+            return
+        device, mtu = self.device(version), self.mtu(node.underlay)
+        yield forwarding(version)
+        if self.implementation == "kernel":
+            yield Link(device, GenericInfo("wireguard"), mtu)
+            yield WireguardDevice(device, self._identity(node).private_key, self.port(version))
+        else:
+            self._refuse_ipv6(version)
+            yield Link(device, TunInfo(vnet_hdr=True, multi_queue=True), mtu)
+            # The worker's ICMP errors come from this node's own address, which the kernel takes for a forgery
+            # otherwise. What peers send is checked by the worker and never has such a source.
+            yield Sysctl(f"net/ipv4/conf/{device}/accept_local", "1")
+        yield Address(device, ip_interface(f"{subnet.network_address}/{subnet.max_prefixlen}"))
+        yield Sysctl(f"net/ipv6/conf/{device}/accept_ra", "0", optional=True)
+        yield Route(network.network, device)
+
+    def _refuse_ipv6(self, version: int) -> None:
+        if version == 6:
+            raise ConfigError(
+                "backend wireguard: in userspace it carries IPv4 only; load the kernel's module on this node "
+                "('modprobe wireguard'), or set EnableIPv6 to false in the network config"
+            )
+
+    def device(self, version: int) -> str:
+        """The name of the device that carries packets of IP version 4 or 6."""
+        return DEVICE_V6 if version == 6 and self.options.mode == "separate" else DEVICE
+
+    def port(self, version: int) -> int:
+        """The UDP port of that device, on every node."""
+        separate = version == 6 and self.options.mode == "separate"
+        return self.options.listen_port_v6 if separate else self.options.listen_port
+
+    def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
+        """The peer, on one device or on two; in userspace nothing, for the worker's table holds the peers.
+
+        :raises PeerRejected: it has no usable key, or no address that it can be reached by.
+        """
+        reachable = list(self.reach(node, peer))
+        return DesiredState(reachable if self.implementation == "kernel" else ())
+
+    def reach(self, node: Node, peer: Lease) -> Iterator[WireguardPeer]:
+        """A peer's lease, as the entry that each of our devices needs for it.
+
+        :raises PeerRejected: see :meth:`plan_peer`.
+        """
+        versions = [version for version in node.network.versions if peer.subnets.of(version) is not None]
+        if self.options.mode == "separate":
+            for version in versions:
+                yield self._peer(node, peer, [version], _public(peer, version))
+        elif versions:
+            yield self._peer(node, peer, versions, self._endpoint(node, peer))
+
+    def _peer(self, node: Node, peer: Lease, versions: list[int], address: IPAddress) -> WireguardPeer:
+        key = _public_key(peer, versions[-1])
+        if key == self._identity(node).public_key:
+            raise PeerRejected(f"PublicKey {key} is this node's own: two nodes must not share a key file")
+        subnets = tuple(subnet for subnet in peer.subnets.each if subnet.version in versions)
+        endpoint = Endpoint(address, self.port(versions[-1]))
+        return WireguardPeer(self.device(versions[-1]), key, subnets, endpoint, self.psk, self.options.keepalive)
+
+    def _endpoint(self, node: Node, peer: Lease) -> IPAddress:
+        """Which address of a peer to use where one device serves both families."""
+        if self.options.mode != "auto":
+            return _public(peer, 4 if self.options.mode == "ipv4" else 6)
+        ipv4, ipv6 = peer.attributes.public_ip, peer.attributes.public_ipv6
+        if ipv4 is None or ipv6 is None:
+            return _public(peer, 4 if ipv6 is None else 6)
+        # As flannel decides it: IPv4 reaches nearly everywhere, IPv6 only where both ends have global addresses.
+        ours_v4, ours_v6 = node.underlay.public_ipv4, node.underlay.public_ipv6
+        if not ipv4.is_private and ours_v4 is not None:
+            return ipv4
+        both_global = ours_v6 is not None and not ipv6.is_private and not ours_v6.is_private
+        return ipv6 if both_global else ipv4
+
+
+@lru_cache(maxsize=1)
+def _kernel_has_wireguard() -> bool:
+    return has_generic_netlink("wireguard")
+
+
+def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"network config: Backend.{key} is {value!r}: must be one of {', '.join(choices)}")
+
+
+def _psk(text: str) -> Secret | None:
+    if not text:
+        return None
+    key = keys.decode(text)
+    if key is None:
+        raise ConfigError("network config: Backend.PSK is no key: must be 44 characters as 'wg genpsk' prints them")
+    return Secret(key)
+
+
+def _public(peer: Lease, version: int) -> IPAddress:
+    address = peer.attributes.public(version)
+    name = "PublicIP" if version == 4 else "PublicIPv6"
+    if address is None:
+        raise PeerRejected(f"the lease has no {name}, by which its node would be reached")
+    if address.is_multicast or address.is_unspecified or address.is_loopback or int(address) == 0xFFFFFFFF:
+        raise PeerRejected(f"{name} {address} is not the address of a host")
+    return address
+
+
+def _public_key(peer: Lease, version: int) -> str:
+    name, data = ("BackendData" if version == 4 else "BackendV6Data"), peer.attributes.data(version)
+    if not isinstance(data, dict):
+        raise PeerRejected(f"{name} is {_shortened(data)}, expected an object with PublicKey")
+    key = next((value for field, value in data.items() if str(field).lower() == "publickey"), None)
+    if not isinstance(key, str) or keys.decode(key) is None:
+        raise PeerRejected(f"{name}.PublicKey is {_shortened(key)}, expected 44 characters of base64")
+    return key
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."

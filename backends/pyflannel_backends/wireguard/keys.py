@@ -1,0 +1,180 @@
+"""The node's private key: a file that is made once, kept, and read again at every start.
+
+The file is the truth. What is published and what the kernel or the workers are given follows from it, so a start after
+a crash in the middle of anything ends where the file says. It holds one line of base64 as ``wg genkey`` prints it, and
+only its owner may read it. It comes into being complete or not at all, also for two that make it in one moment.
+
+Planning must not read files: :func:`identity` remembers what :func:`load_or_create` read last.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tempfile
+from base64 import b64decode, b64encode
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pyflannel.backend import Secret
+from pyflannel.errors import ConfigError
+
+__all__ = ["FILE_NAME", "Identity", "create", "decode", "identity", "key_path", "load", "load_or_create", "replace"]
+
+FILE_NAME: Final = "wireguard.key"
+"""In the state directory, unless ``WIREGUARD_KEY_FILE`` names another file, as with flannel."""
+
+_KEY = re.compile("[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=")
+_LONGEST = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A node's key pair: ``private_key`` is 32 bytes, clamped (RFC 7748, 5); ``public_key`` is base64."""
+
+    private_key: Secret
+    public_key: str
+
+    @classmethod
+    def of(cls, private_key: bytes) -> Identity:
+        """The key pair of a private key."""
+        from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+        key = bytearray(private_key)
+        key[0] &= 248
+        key[31] = key[31] & 127 | 64
+        public = X25519PrivateKey.from_private_bytes(bytes(key)).public_key()
+        text = b64encode(public.public_bytes(Encoding.Raw, PublicFormat.Raw)).decode("ascii")
+        return cls(Secret(bytes(key)), text)
+
+    @classmethod
+    def new(cls) -> Identity:
+        """A fresh one."""
+        return cls.of(os.urandom(32))
+
+
+def decode(text: str) -> bytes | None:
+    """The 32 bytes of a key as wg(8) writes them; ``None`` if ``text`` is no such key, or the one of zeros."""
+    if not _KEY.fullmatch(text):
+        return None
+    key = b64decode(text)
+    return key if any(key) else None
+
+
+def key_path(state_dir: Path) -> Path:
+    """Where the key of the node with this state directory is."""
+    named = os.environ.get("WIREGUARD_KEY_FILE")
+    return Path(named) if named else state_dir / FILE_NAME
+
+
+_identities: dict[Path, Identity] = {}
+
+
+def identity(path: Path) -> Identity:
+    """The key pair of ``path`` as it was read last; reads, or makes, it at the first call.
+
+    :raises ConfigError: see :func:`load_or_create`.
+    """
+    known = _identities.get(path)
+    return known if known is not None else load_or_create(path)
+
+
+def load_or_create(path: Path) -> Identity:
+    """Read the key file, or make one with a new key.
+
+    :raises ConfigError: it can't be made, it can't be read, others may read it, or it holds no key.
+    """
+    found = load(path)
+    while found is None:  # made and deleted again by somebody else, at worst
+        create(path, Identity.new())
+        found = load(path)
+    _identities[path] = found
+    return found
+
+
+def load(path: Path) -> Identity | None:
+    """Read the key file; ``None`` if there is none.
+
+    :raises ConfigError: see :func:`load_or_create`. The message never tells what is in the file.
+    """
+    try:
+        with path.open("rb") as file:
+            _check_owner(path, os.fstat(file.fileno()))
+            content = file.read(_LONGEST)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"WireGuard key file {path}: {error.strerror}") from None
+    key = decode(content.decode("ascii", errors="replace").strip())
+    if key is None:
+        raise ConfigError(
+            f"WireGuard key file {path}: no private key in it, which is a line of 44 characters as 'wg genkey' prints; "
+            "delete the file to get a new key"
+        )
+    return Identity.of(key)
+
+
+def _check_owner(path: Path, about: os.stat_result) -> None:
+    if not stat.S_ISREG(about.st_mode):
+        raise ConfigError(f"WireGuard key file {path}: is no regular file")
+    if about.st_uid not in (0, os.geteuid()):
+        raise ConfigError(f"WireGuard key file {path}: belongs to user {about.st_uid}, who must not have the key")
+    if about.st_mode & 0o077:
+        raise ConfigError(
+            f"WireGuard key file {path}: mode {stat.S_IMODE(about.st_mode):04o} lets others use the key; "
+            f"'chmod 600 {path}', or delete it to get a new key if somebody may have read it"
+        )
+
+
+def create(path: Path, new: Identity) -> None:
+    """Make the key file if there is none; leaves alone one that has come into being meanwhile.
+
+    :raises ConfigError: it can't be made.
+    """
+    with suppress(FileExistsError):
+        _write(path, new, lambda temporary: os.link(temporary, path))
+
+
+def replace(path: Path, new: Identity) -> None:
+    """Put a key in the place of whatever the file held.
+
+    :raises ConfigError: it can't be written; the file is as it was.
+    """
+    _write(path, new, lambda temporary: temporary.replace(path))
+    _identities[path] = new
+
+
+def _write(path: Path, new: Identity, install: Callable[[Path], object]) -> None:
+    """Write a whole file beside ``path``, on disk before ``install`` gives it the name."""
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mode 0600
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(b64encode(new.private_key.reveal()) + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            install(temporary)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync(path.parent)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise ConfigError(
+            f"WireGuard key file {path}: {error.strerror}; choose another --state-dir, or set WIREGUARD_KEY_FILE"
+        ) from None
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
