@@ -261,7 +261,7 @@ class Splitter:
         """Sum whole rows: a right IP header sums to nothing, and so does padding."""
         header = plan.header
         at = header.header_length
-        sums = np.add.reduce(matrix.words[row:stop], axis=1, dtype=np.uint32)
+        sums = matrix.words[row:stop].sum(axis=1, dtype=np.uint32)
         sums += np.uint32(_native(_pseudo(header, plan.wire - at)) - 1)
         if short:
             sums[-1] += np.uint32(0xFFFF + _native(plan.last - at) - _native(plan.wire - at))
@@ -446,7 +446,7 @@ class Joiner:
         Their IP headers are right and sum to nothing, so whole rows are summed.
         """
         at = header.header_length
-        sums = np.add.reduce(self._words[first : first + count], axis=1, dtype=np.uint32)
+        sums = self._words[first : first + count].sum(axis=1, dtype=np.uint32)
         sums += np.uint32(_native(_pseudo(header, header.length - at)))
         if first + count == self._count and self._last != self._size:
             sums[-1] += np.uint32(0xFFFF + _native(self._last - at) - _native(header.length - at))
