@@ -34,7 +34,7 @@ class UdpPort(UnderlayPort):
         self.counters.update(drop_unknown_sender=0, drop_source_port=0)
         self._config = config
         self._known: set[PeerId] = set()
-        self._socket: UdpSocket | None = None
+        self._socket: UdpSocket
 
     def open(self) -> Sequence[Inlet]:
         """See :class:`UnderlayPort`."""
@@ -44,9 +44,7 @@ class UdpPort(UnderlayPort):
 
     def close(self) -> None:
         """See :class:`UnderlayPort`."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        self._socket.close()
 
     def put(self, peer: PeerId, details: Sequence[Any]) -> None:
         """See :class:`UnderlayPort`."""
@@ -58,11 +56,11 @@ class UdpPort(UnderlayPort):
 
     def fileno(self) -> int:
         """See :class:`Inlet`."""
-        return self._open_socket.fileno()
+        return self._socket.fileno()
 
     def receive(self, buffer: memoryview) -> tuple[int, int, PeerId | None] | None:
         """See :class:`Inlet`. An address is as good as the underlay's own filters; see docs/backends/udp.md."""
-        received = self._open_socket.receive(buffer)
+        received = self._socket.receive(buffer)
         if received is None:
             return None
         length, size, (address, port) = received
@@ -74,20 +72,15 @@ class UdpPort(UnderlayPort):
 
     def send(self, data: memoryview, size: int, peer: PeerId) -> int:
         """See :class:`UnderlayPort`."""
-        return self._open_socket.send(data, size, (peer, self._config.port))
+        return self._socket.send(data, size, (peer, self._config.port))
 
     def rows(self, size: int) -> int:
         """See :class:`UnderlayPort`."""
-        return self._open_socket.rows(size)
+        return self._socket.rows(size)
 
     def path_mtu(self, peer: PeerId) -> int:
         """See :class:`UnderlayPort`."""
-        return self._open_socket.path_mtu((peer, self._config.port))
-
-    @property
-    def _open_socket(self) -> UdpSocket:
-        assert self._socket is not None, "the port is not open"
-        return self._socket
+        return self._socket.path_mtu((peer, self._config.port))
 
     def _refuse(self, length: int, size: int, reason: str) -> tuple[int, int, None]:
         self.counters[reason] += -(-length // size) if length else 1

@@ -86,6 +86,8 @@ class Inlet(Protocol):
 class UnderlayPort(ABC):
     """The side of the peers: packets, many of one size to or from one peer in a call, as one data plane carries them.
 
+    Sends, receives and questions of :meth:`rows` and :meth:`path_mtu` come only while it is open.
+
     The port knows who a peer is and where; forwarding only hands its name through. A port lives as long as its worker;
     :meth:`open` and :meth:`close` follow the TUN device, since a worker without a device must leave its packets to the
     others on the same port.

@@ -6,8 +6,7 @@ then on. It attaches to the TUN device when the device is there, and again when 
 daemon *and* without a device for ten seconds there is nothing left to do, and it ends; so deleting the device is all
 that a cleanup needs.
 
-One loop, one thread: whatever is ready is handled in turn, packets in bursts that are short enough for the other side
-of the overlay not to wait.
+One loop, one thread: whatever is ready is handled in turn.
 """
 
 from __future__ import annotations
@@ -35,8 +34,6 @@ from .table import Peer, PeerTable, Subnet
 if TYPE_CHECKING:
     from .offload import Joiner, Splitter
 
-_BURST: Final = 16
-"""Receive calls on one side before the other side gets its turn."""
 _TICK: Final = 1.0
 _ORPHAN_LIFETIME: Final = 10.0
 _PATH_MTU_LIFETIME: Final = 600.0
@@ -96,11 +93,15 @@ class Worker:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._tick()
         poll, handlers, underlay, clock = self._epoll.poll, self._handlers, self._underlay, time.monotonic
+        now = clock()
         while self._running:
-            for fd, _ in poll(max(0.0, min(self._next_tick, underlay.deadline) - clock())):
-                handler = handlers.get(fd)
-                if handler is not None:
-                    handler()
+            try:
+                for fd, _ in poll(max(0.0, min(self._next_tick, underlay.deadline) - now)):
+                    handler = handlers.get(fd)
+                    if handler is not None:
+                        handler()
+            except DeviceGone as error:
+                self._reattach(str(error))
             now = clock()
             if now >= underlay.deadline:
                 underlay.expire(now)
@@ -139,9 +140,9 @@ class Worker:
             return
         self._trouble = ""
         self._forwarder = forwarder = self._make_forwarder(self._tun, offload)
-        self._watch(self._tun, self._from_tun)
+        self._watch(self._tun, forwarder.from_tun)
         for inlet in self._inlets:
-            self._watch(inlet, functools.partial(forwarder.from_underlay, inlet, _BURST))
+            self._watch(inlet, functools.partial(forwarder.from_underlay, inlet))
 
     def _make_forwarder(self, tun: TunQueue, offload: Any) -> Forwarder:
         config = self._config
@@ -156,14 +157,11 @@ class Worker:
         forwarder.counters = self._counters
         return forwarder
 
-    def _from_tun(self) -> None:
-        if self._forwarder is not None:
-            try:
-                self._forwarder.from_tun(_BURST)
-            except DeviceGone as error:
-                self._dissolve()
-                self._trouble = str(error)
-                self._assemble()
+    def _reattach(self, reason: str) -> None:
+        """Find the device again, or wait for it."""
+        self._dissolve()
+        self._trouble = reason
+        self._assemble()
 
     def _dissolve(self) -> None:
         """Let go of the device and the sockets."""
