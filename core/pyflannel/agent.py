@@ -18,14 +18,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyflannel import envfile, runlock
-from pyflannel.backend import Backend, Node, parse_options
-from pyflannel.errors import KernelError, PluginError, PyflannelError, UnderlayError
+from pyflannel.backend import Backend, Change, Node, parse_options
+from pyflannel.control import ACTION_TIMEOUT, ControlServer
+from pyflannel.errors import DaemonError, KernelError, PluginError, PyflannelError, UnderlayError
 from pyflannel.feeding import Feed
 from pyflannel.firewall.keeper import FirewallKeeper
 from pyflannel.firewall.model import Mode, plan
@@ -102,6 +105,8 @@ def run(settings: Settings, read_settings: Callable[[], Settings]) -> int:
             stack.callback(health.close)
         server = StatusServer(settings.run_dir, agent.status)
         stack.callback(server.close)
+        control = ControlServer(settings.run_dir, agent.act)
+        stack.callback(control.close)
         agent.run()
     return 0
 
@@ -143,6 +148,24 @@ class _Membership:
     feed: Feed
     published: bool = False
     """Whether subnet.env says what we hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Somebody wants an action of the backend."""
+
+    backend: str
+    action: str
+    answer: Future[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Republished:
+    """Our lease says what an action has changed, or why it does not."""
+
+    asked: _Asked
+    change: Change
+    error: PyflannelError | None
 
 
 class Agent:
@@ -200,7 +223,7 @@ class Agent:
         self._read_inventory = read_inventory
         self._notifier = notifier
         self._read_settings = read_settings
-        self._mailbox: deque[Event] = deque()
+        self._mailbox: deque[Event | _Asked | _Republished] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = threading.Event()
         self._reload_wanted = False
@@ -225,7 +248,21 @@ class Agent:
         self._reload_wanted = True
         self._awake()
 
-    def _post(self, event: Event) -> None:
+    def act(self, backend: str, action: str) -> str:
+        """Do an action of the backend; returns what was done.
+
+        :raises PyflannelError: it did not come about, or is not done in time.
+        """
+        answer: Future[str] = Future()
+        self._post(_Asked(backend, action, answer))
+        try:
+            return answer.result(ACTION_TIMEOUT)
+        except FutureTimeoutError:
+            raise DaemonError(
+                f"{action} is not done after {ACTION_TIMEOUT:.0f} s and goes on; see 'pyflannel status'"
+            ) from None
+
+    def _post(self, event: Event | _Asked | _Republished) -> None:
         self._mailbox.append(event)
         self._awake()
 
@@ -373,11 +410,15 @@ class Agent:
 
     # The store's side
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: Event | _Asked | _Republished) -> None:
         if isinstance(event, Fatal):
             raise event.error
         try:
-            if isinstance(event, Joined):
+            if isinstance(event, _Asked):
+                self._begin_action(event)
+            elif isinstance(event, _Republished):
+                self._end_action(event)
+            elif isinstance(event, Joined):
                 with self._calling(event.backend, "planning"):
                     self._join(event)
             elif self.membership is not None:
@@ -448,6 +489,69 @@ class Agent:
             else:
                 overlay.put(change.key, change.record.value)
         self.tracker.changed(overlay.drain_changed())
+
+    # Actions of the backend
+
+    def _begin_action(self, asked: _Asked) -> None:
+        """Have the backend change what it says of this node, and bring the kernel there; then the lease is written.
+
+        The kernel first: peers that read the new lease must not find us as we were.
+        """
+        try:
+            member = self._able_to_act(asked)
+            with self._calling(member.backend, asked.action):
+                change = _plan(member.backend, lambda: member.backend.act(asked.action, member.overlay.node))
+        except PyflannelError as error:
+            asked.answer.set_exception(error)
+            return
+        try:
+            self._replan()
+        except PyflannelError as error:
+            self._end_action(_Republished(asked, change, error))
+            return
+        if self.own_in_place:
+            self.keeper.republish(lambda error: self._post(_Republished(asked, change, error)))
+        else:
+            reason = self.kernel_trouble or next((str(item.error) for item in self.tracker.failures.values()), "")
+            self._end_action(_Republished(asked, change, KernelError(f"the kernel does not take it: {reason}")))
+
+    def _able_to_act(self, asked: _Asked) -> _Membership:
+        member = self.membership
+        if member is None or not self.own_in_place:
+            raise DaemonError(f"{asked.action} has to wait: {standing(self)[1]}")
+        if member.backend.name != asked.backend:
+            raise DaemonError(f"this node runs backend {member.backend.name!r}, not {asked.backend!r}")
+        if asked.action not in member.backend.actions:
+            raise PluginError(f"backend {member.backend.name!r} has no action {asked.action!r}")
+        if self.keeper.state.trouble:
+            raise DaemonError(f"{asked.action} has to wait: {self.keeper.state.trouble}")
+        return member
+
+    def _end_action(self, outcome: _Republished) -> None:
+        error, asked = outcome.error, outcome.asked
+        if error is None:
+            log.info("%s", outcome.change.done)
+            asked.answer.set_result(outcome.change.done)
+            return
+        log.error("%s is taken back: %s", asked.action, error)
+        try:
+            outcome.change.undo()
+            self._replan()
+        except PyflannelError as failure:
+            asked.answer.set_exception(DaemonError(f"{asked.action} failed ({error}) and can't be undone: {failure}"))
+            raise
+        finally:
+            self.keeper.republish(lambda _: None)  # the store may have taken it after all
+        asked.answer.set_exception(DaemonError(f"{asked.action} is taken back, all is as before: {error}"))
+
+    def _replan(self) -> None:
+        """Plan anew, and write what differs at once."""
+        member = self.membership
+        if member is not None:
+            self._move(member.overlay.node)
+            member.feed.renew()
+            for _ in range(2):  # a first refusal is not believed
+                self._reconcile()
 
     # The backend's own data plane
 

@@ -22,7 +22,7 @@ import json
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Final, Generic, TypeVar
@@ -56,6 +56,7 @@ __all__ = [
     "Address",
     "Backend",
     "Capabilities",
+    "Change",
     "DataPlane",
     "DesiredState",
     "Endpoint",
@@ -140,6 +141,18 @@ class NoOptions:
     """The options of a backend that has none."""
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What an action has changed (:meth:`Backend.act`), and how to take it back.
+
+    :param done: one sentence for whoever asked.
+    :param undo: makes ``publish`` and ``plan_node`` say again what they said before.
+    """
+
+    done: str
+    undo: Callable[[], None]
+
+
 O = TypeVar("O")  # noqa: E741 - the options of a backend
 
 
@@ -166,6 +179,9 @@ class DataPlane(ABC):
         plane knew besides may then be forgotten.
         """
 
+    def renew(self) -> None:  # noqa: B027 - most data planes have nothing to do
+        """An action has changed what the backend says of this node (:class:`Change`), or taken that back."""
+
     def counters(self) -> Mapping[str, int]:
         """Named totals since the start, for ``status`` and metrics."""
         return {}
@@ -183,13 +199,16 @@ class Backend(ABC, Generic[O]):
     * ``api_version``: the :data:`API_VERSION` it was built for;
     * ``name``: as in ``Backend.Type``, equal to its entry point's name;
     * ``Options``: a frozen dataclass for the keys of the ``Backend`` dictionary (see :func:`option`);
-    * ``capabilities``.
+    * ``capabilities``;
+    * ``actions``: what an operator can ask for with ``pyflannel NAME ACTION`` while the daemon runs, each with a line
+      of help.
     """
 
     api_version: ClassVar[int] = API_VERSION
     name: ClassVar[str]
     Options: ClassVar[type[Any]] = NoOptions
     capabilities: ClassVar[Capabilities] = Capabilities()
+    actions: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, options: O) -> None:
         self.options = options
@@ -219,6 +238,17 @@ class Backend(ABC, Generic[O]):
         :raises PeerRejected: ``peer``'s lease is unusable; the message says why.
         """
         return DesiredState()
+
+    def act(self, action: str, node: Node) -> Change:
+        """Do one of ``actions``: change what ``publish`` and ``plan_node`` say of this node from now on.
+
+        The core then brings the kernel and the data plane there, and last the lease. If the store does not take the
+        lease, the core calls :attr:`Change.undo` and goes back. What was changed must be kept where a start after a
+        crash finds it: that start goes on with it.
+
+        :raises PyflannelError: it can't be done; nothing is changed.
+        """
+        raise NotImplementedError(f"backend {self.name} has no action {action}")
 
     def start(self, node: Node) -> DataPlane | None:
         """Start or take over the backend's own data plane; ``None`` where the kernel moves the packets."""

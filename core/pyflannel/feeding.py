@@ -87,6 +87,14 @@ class Feed:
             self._failed(error)
             return {}
 
+    def renew(self) -> None:
+        """Tell the data plane that an action has changed what the backend says."""
+        if self.plane is not None:
+            try:
+                self.plane.renew()
+            except Exception as error:  # a plugin's fault must not end the loop
+                self._failed(error)
+
     def _failed(self, error: Exception) -> None:
         log.debug("the data plane of backend %s failed", self.backend.name, exc_info=True)
         self.trouble = f"the data plane of backend {self.backend.name!r} failed: {type(error).__name__}: {error}"

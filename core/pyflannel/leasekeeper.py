@@ -169,7 +169,12 @@ class _Received:
     batch: Batch
 
 
-_Input: TypeAlias = _Stop | Underlay | _Broken | _Received
+@dataclass(frozen=True, slots=True)
+class _Republish:
+    done: Callable[[PyflannelError | None], None]
+
+
+_Input: TypeAlias = _Stop | Underlay | _Broken | _Received | _Republish
 
 
 class _Watcher:
@@ -252,6 +257,13 @@ class LeaseKeeper:
     def move(self, underlay: Underlay) -> None:
         """The underlay is another one now: our lease must say so."""
         self._inbox.put(underlay)
+
+    def republish(self, done: Callable[[PyflannelError | None], None]) -> None:
+        """Write into our lease what the backend publishes now.
+
+        :param done: told how it went, in the keeper's thread. After an error the lease may say either.
+        """
+        self._inbox.put(_Republish(done))
 
     def stop(self, timeout: float) -> None:
         """End the thread, waiting ``timeout`` seconds at most. The lease stays in the store, for the next start."""
@@ -482,13 +494,17 @@ class LeaseKeeper:
             due.append(session.watch_at)
         if session.over:
             return
-        received = self._next(min(due, default=None))
+        self._take_in(session, self._next(min(due, default=None)))
+
+    def _take_in(self, session: _Session, received: _Input | None) -> None:
         if isinstance(received, Underlay):
             self._moved(session, received)
         elif isinstance(received, _Broken) and received.watcher is session.watcher:
             self._watch_broke(session, received.error)
         elif isinstance(received, _Received) and received.watcher is session.watcher:
             self._batch(session, received.batch)
+        elif isinstance(received, _Republish):
+            received.done(self._publish(session))
 
     def _next(self, until: float | None) -> _Input | None:
         timeout = None if until is None else max(0.0, until - self._clock())
@@ -505,8 +521,11 @@ class LeaseKeeper:
     def _sit_out(self, until: float) -> None:
         """Wait between two sessions; ends early when told to stop, or when the underlay changed."""
         while not self._stopping and self._clock() < until:
-            if isinstance(self._next(until), Underlay):
+            received = self._next(until)
+            if isinstance(received, Underlay):
                 return
+            if isinstance(received, _Republish):
+                received.done(LeaseError(f"the lease can't be written now: {self.state.trouble}"))
 
     def _open_watch(self, session: _Session) -> None:
         try:
@@ -537,8 +556,8 @@ class LeaseKeeper:
             session.renew_at = self._clock() + self._backoff.next()
             self._report(error)
 
-    def _publish(self, session: _Session) -> None:
-        """Write what we are into our lease."""
+    def _publish(self, session: _Session) -> PyflannelError | None:
+        """Write what we are into our lease; what keeps us from it, if anything does."""
         factory = _SessionFactory(
             self._options,
             self._publisher,
@@ -550,14 +569,16 @@ class LeaseKeeper:
         )
         try:
             record = self._take(session.record, session.lease, factory)
-        except ConflictError:
+        except ConflictError as error:
             session.over = True
+            return error
         except StoreUnavailableError as error:
             session.publish_at = self._clock() + self._backoff.next()
             self._report(error)
-        else:
-            session.publish_at = None
-            self._hold(session, record)
+            return error
+        session.publish_at = None
+        self._hold(session, record)
+        return self._unpublished
 
     def _moved(self, session: _Session, underlay: Underlay) -> None:
         _check_underlay(session.node.network, underlay, session.backend)

@@ -173,7 +173,9 @@ def _facts(status: Status, now: float) -> Iterator[tuple[str, str]]:
     if lease is not None:
         yield "Lease", _expiry(lease.expires_in, lease.reserved)
     yield "Network", " ".join(filter(None, (status.network, status.ipv6_network)))
-    yield "Backend", status.backend.name if status.backend is not None else ""
+    if status.backend is not None:
+        details = (f"{name.replace('_', ' ')} {text}" for name, text in status.backend.details.items())
+        yield "Backend", ", ".join((status.backend.name, *details))
     if underlay is not None:
         addresses = filter(None, (underlay.public_ipv4 or underlay.ipv4, underlay.public_ipv6 or underlay.ipv6))
         yield "Underlay", f"{underlay.interface}, MTU {underlay.mtu}"

@@ -94,7 +94,7 @@ def document(agent: Agent) -> Status:
         state=state,
         message=message,
         node_id=agent.node_id,
-        backend=status.BackendStatus(member.backend.name) if member is not None else None,
+        backend=_backend(agent),
         store=status.StoreStatus(str(agent.store.location), not agent.keeper.state.trouble),
         network=str(network.ipv4.network) if network is not None and network.ipv4 else None,
         ipv6_network=str(network.ipv6.network) if network is not None and network.ipv6 else None,
@@ -118,6 +118,17 @@ def document(agent: Agent) -> Status:
         firewall=_firewall(agent),
         data_plane=_counters(agent),
     )
+
+
+def _backend(agent: Agent) -> status.BackendStatus | None:
+    member = agent.membership
+    if member is None:
+        return None
+    try:
+        details = {str(name): str(text) for name, text in member.backend.describe(member.overlay.node).items()}
+    except Exception as error:  # a plugin's fault; the rest of the document does not depend on it
+        details = {"fault": f"describe failed: {type(error).__name__}: {error}"}
+    return status.BackendStatus(member.backend.name, details=details)
 
 
 def _firewall(agent: Agent) -> status.FirewallStatus:

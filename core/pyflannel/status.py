@@ -9,15 +9,11 @@ The fields are stable: later versions add some, and change or remove none.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import os
-import selectors
 import socket
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -25,6 +21,7 @@ from typing import Any, Final
 
 from pyflannel.errors import DaemonError
 from pyflannel.lease import JSON
+from pyflannel.runsocket import RunSocketServer, exchange
 
 __all__ = [
     "BackendStatus",
@@ -73,11 +70,12 @@ class PeerState(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class BackendStatus:
-    """The backend in use, and the distribution it came with."""
+    """The backend in use, and the distribution it came with; ``details`` are what it tells of itself."""
 
     name: str
     distribution: str = ""
     version: str = ""
+    details: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,57 +234,19 @@ def _plain(value: Any) -> Any:
 
 
 class StatusServer:
-    """Answers for the daemon from a thread of its own.
-
-    Open it only while holding the run directory (:mod:`pyflannel.runlock`): a socket that an earlier daemon left is
-    replaced.
+    """Answers for the daemon from a thread of its own; see :class:`RunSocketServer`.
 
     :param current: makes the document. Called in the server's thread, so it reads what another thread may be writing:
         hand over frozen values.
     """
 
     def __init__(self, run_dir: Path, current: Callable[[], Status]) -> None:
-        self._path = run_dir / _NAME
         self._current = current
-        self._wake, self._woken = socket.socketpair()
-        self._listener = self._listen()
-        self._thread = threading.Thread(target=self._serve, name="status", daemon=True)
-        self._thread.start()
+        self._server = RunSocketServer(run_dir / _NAME, self._answer)
 
     def close(self) -> None:
         """Stop answering. Idempotent."""
-        if self._thread.is_alive():
-            self._wake.send(b".")
-            self._thread.join()
-            self._path.unlink(missing_ok=True)
-        for channel in (self._listener, self._wake, self._woken):
-            channel.close()
-
-    def _listen(self) -> socket.socket:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            self._path.unlink(missing_ok=True)
-            os.fchmod(listener.fileno(), 0o600)  # Linux gives the file this mode at bind(2), with no moment in between
-            with _short(self._path) as address:
-                listener.bind(address)
-            listener.listen()
-        except OSError as error:
-            for channel in (listener, self._wake, self._woken):
-                channel.close()
-            raise DaemonError(f"{self._path}: {error.strerror}; choose another --run-dir") from None
-        return listener
-
-    def _serve(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._listener, selectors.EVENT_READ)
-            selector.register(self._woken, selectors.EVENT_READ)
-            while True:
-                ready = [key.fileobj for key, _ in selector.select()]
-                if self._woken in ready:
-                    return
-                client, _ = self._listener.accept()
-                with client:
-                    self._answer(client)
+        self._server.close()
 
     def _answer(self, client: socket.socket) -> None:
         try:
@@ -306,38 +266,11 @@ def query(run_dir: Path, timeout: float = _PATIENCE) -> dict[str, JSON]:
     :raises DaemonError: none answers, or not with a document.
     """
     path = run_dir / _NAME
-    chunks = []
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as channel:
-        channel.settimeout(timeout)
-        try:
-            with _short(path) as address:
-                channel.connect(address)
-            while chunk := channel.recv(1 << 16):
-                chunks.append(chunk)
-        except OSError as error:
-            raise DaemonError(_unanswered(path, error)) from None
+    raw = exchange(path, b"", timeout)
     try:
-        document = json.loads(b"".join(chunks))
+        document = json.loads(raw)
     except ValueError:
         raise DaemonError(f"the daemon at {path} went away before it had answered") from None
     if not isinstance(document, dict) or "error" in document:
         raise DaemonError(f"the daemon at {path} answered: {document}")
     return document
-
-
-def _unanswered(path: Path, error: OSError) -> str:
-    if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
-        return f"no daemon answers at {path}; is pyflannel running, with this --run-dir?"
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return f"{path}: permission denied; ask as the user the daemon runs as (usually root)"
-    return f"the daemon at {path} does not answer: {error.strerror or error}"
-
-
-@contextmanager
-def _short(path: Path) -> Iterator[str]:
-    """A name for ``path`` that fits into the 108 bytes of ``sun_path``, however deep it lies (``unix(7)``)."""
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)

@@ -17,12 +17,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_interface
-from typing import Final
+from typing import ClassVar, Final
 
 from pyflannel.backend import (
     Address,
     Backend,
     Capabilities,
+    Change,
     DesiredState,
     Endpoint,
     GenericInfo,
@@ -56,6 +57,8 @@ DEVICE_V6: Final = "flannel-wg-v6"
 
 OVERHEAD: Final = 80
 """Bytes that are added at most: outer IPv6 header (40), UDP (8), WireGuard's header (16) and tag (16)."""
+
+ROTATE_KEY: Final = "rotate-key"
 
 MODES: Final = ("separate", "auto", "ipv4", "ipv6")
 IMPLEMENTATIONS: Final = ("auto", "kernel", "userspace")
@@ -91,6 +94,9 @@ class WireguardBackend(Backend[WireguardOptions]):
     name = "wireguard"
     Options = WireguardOptions
     capabilities = Capabilities(ipv4=True, ipv6=True, encrypts=True)
+    actions: ClassVar[Mapping[str, str]] = {
+        ROTATE_KEY: "Give this node a new key pair. Traffic goes on; peers learn the new key from the store."
+    }
 
     def __init__(self, options: WireguardOptions) -> None:
         super().__init__(options)
@@ -158,6 +164,18 @@ class WireguardBackend(Backend[WireguardOptions]):
                 "backend wireguard: in userspace it carries IPv4 only; load the kernel's module on this node "
                 "('modprobe wireguard'), or set EnableIPv6 to false in the network config"
             )
+
+    def act(self, action: str, node: Node) -> Change:
+        """``rotate-key``: a new key file in the place of the old one.
+
+        :raises ConfigError: the file can't be read or written.
+        """
+        if action != ROTATE_KEY:
+            return super().act(action, node)
+        path = keys.key_path(node.state_dir)
+        old, new = keys.load_or_create(path), keys.Identity.new()
+        keys.replace(path, new)
+        return Change(f"the public key of this node is {new.public_key} now", lambda: keys.replace(path, old))
 
     def device(self, version: int) -> str:
         """The name of the device that carries packets of IP version 4 or 6."""

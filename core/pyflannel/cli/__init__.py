@@ -56,7 +56,9 @@ class LazyGroup(FlagGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command itself."""
         if cmd_name not in COMMANDS:
-            return None
+            from pyflannel.cli.action import actions
+
+            return actions(cmd_name)
         module, _, name = COMMANDS[cmd_name][0].partition(":")
         found: click.Command = getattr(importlib.import_module(module), name)
         return found
@@ -65,6 +67,8 @@ class LazyGroup(FlagGroup):
         """The list of commands, importing none."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in sorted(COMMANDS.items())])
+        formatter.write_paragraph()
+        formatter.write_text("Backends may have commands of their own: pyflannel BACKEND --help.")
 
     def invoke(self, ctx: click.Context) -> object:
         """Run it; a closed pipe is not click's business, which would end with another exit code."""

@@ -47,7 +47,9 @@ def _summary(document: JSON, now: datetime) -> Iterator[str]:
         networks = " ".join(filter(None, (document["network"], document["ipv6_network"])))
         yield f"Network:   {networks}"
     if document["backend"]:
-        yield f"Backend:   {_plugin(document['backend']['name'], document['backend'])}"
+        told = document["backend"].get("details", {})
+        details = "".join(f", {name.replace('_', ' ')} {text}" for name, text in told.items())
+        yield f"Backend:   {_plugin(document['backend']['name'], document['backend'])}{details}"
     if document["store"]:
         connected = "" if document["store"]["connected"] else ", not connected"
         yield f"Store:     {_plugin(document['store']['location'], document['store'])}{connected}"

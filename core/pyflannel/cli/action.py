@@ -1,0 +1,43 @@
+"""``pyflannel BACKEND ACTION``: what a backend lets an operator ask of a running daemon.
+
+The backend is loaded here for its list of actions only; the daemon does the work (:mod:`pyflannel.control`).
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+import click
+
+from pyflannel.cli.flags import FlagCommand, flags, settings
+from pyflannel.cli.output import printable
+from pyflannel.control import request
+from pyflannel.plugins import BACKENDS, load_backend
+
+__all__ = ["actions"]
+
+
+def actions(name: str) -> click.Group | None:
+    """The commands of the backend ``name``; ``None`` if there is no such backend, or it has none.
+
+    :raises PluginError: it does not load.
+    """
+    if not any(entry.name == name for entry in metadata.entry_points(group=BACKENDS)):
+        return None
+    kind = load_backend(name)
+    if not kind.actions:
+        return None
+    group = click.Group(name, help=f"What the backend {name} of a running daemon can be asked for.")
+    for action, text in kind.actions.items():
+        group.add_command(_command(name, action, text))
+    return group
+
+
+def _command(backend: str, action: str, text: str) -> click.Command:
+    @click.command(action, cls=FlagCommand, params=flags("node"), help=text)
+    @click.pass_context
+    def command(ctx: click.Context) -> None:
+        click.echo(printable(request(settings(ctx).run_dir, backend, action)))
+
+    found: click.Command = command
+    return found
