@@ -28,12 +28,12 @@ from pyflannel.backend import (
     PeerRejected,
     Route,
     Sysctl,
-    TunInfo,
     Underlay,
     forwarding,
     option,
 )
 from pyflannel.errors import ConfigError
+from pyflannel_backends.userspace import tun_info
 
 if TYPE_CHECKING:
     from pyflannel_backends.userspace.control import Row
@@ -84,7 +84,7 @@ class UdpBackend(Backend[UdpOptions]):
         return DesiredState(
             [
                 forwarding(4),
-                Link(DEVICE, TunInfo(vnet_hdr=True, multi_queue=True), self.mtu(node.underlay)),
+                Link(DEVICE, tun_info(offload=self.options.offload), self.mtu(node.underlay)),
                 # The worker's ICMP errors come from this node's own address, which the kernel takes for a forgery
                 # otherwise. What peers send is checked by the worker and never has such a source.
                 Sysctl(f"net/ipv4/conf/{DEVICE}/accept_local", "1"),

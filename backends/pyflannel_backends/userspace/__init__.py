@@ -23,7 +23,9 @@ How to add a data plane (:mod:`pyflannel_backends.udp` is the smallest example):
 1. A module with a config type (a frozen, ``kw_only`` dataclass derived from :class:`.control.WorkerConfig`, with fields
    of JSON's types), an :class:`.ports.UnderlayPort`, and at its end, for ``python -m``,
    ``work(ConfigType, make_port)`` (:func:`.worker.work`), where ``make_port(config, secrets)`` makes the port.
-2. In the backend's ``start``: ``UserspaceDataPlane(WorkerKind(name, module, config, rows, secrets), state_dir, 1)``.
+2. In the backend's plan: the device, ``Link(name, tun_info(offload=...), mtu)``, and, for our ICMP errors to get
+   through, the sysctl ``accept_local``, as udp has it.
+3. In the backend's ``start``: ``UserspaceDataPlane(WorkerKind(name, module, config, rows, secrets), state_dir, 1)``.
    ``rows`` turns a peer's lease into rows of the table, ``(subnet, peer, *details)``: ``peer`` is a text that names it
    for good (udp: its public address; wireguard: its public key), ``details`` whatever the port wants to know of it.
    Two leases with one ``peer`` are one peer with two subnets. The config is told to whoever may connect to the worker
@@ -46,3 +48,18 @@ What the port has to know of its life:
 * ``deadline`` is read before every wait and may be changed at any time; ``expire`` is called once it has passed.
 * Everything runs in one thread, and nothing may raise for what a packet contains.
 """
+
+from __future__ import annotations
+
+from pyflannel.backend import TunInfo
+
+__all__ = ["tun_info"]
+
+
+def tun_info(*, offload: bool) -> TunInfo:
+    """The TUN device that a worker attaches to.
+
+    Multi-queue for one worker, too: its successor attaches while it still forwards. The queue takes what TCP sends at
+    once when it has found a fast path. Single packets are many; a super-packet may hold 64 KB of the host's memory.
+    """
+    return TunInfo(vnet_hdr=True, multi_queue=True, queue_length=1000 if offload else 2000)

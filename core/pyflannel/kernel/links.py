@@ -40,6 +40,7 @@ _IFLA_ADDRESS = 1
 _IFLA_IFNAME = 3
 _IFLA_MTU = 4
 _IFLA_LINK = 5
+_IFLA_TXQLEN = 13
 _IFLA_LINKINFO = 18
 _IFLA_IFALIAS = 20
 _IFLA_INFO_KIND = 1
@@ -102,6 +103,8 @@ def can_become(actual: Link, wanted: Link) -> bool:
         return replace(have, local=want.local, learning=want.learning) == want and (
             have.local.version == want.local.version
         )
+    if isinstance(have, TunInfo) and isinstance(want, TunInfo):
+        return replace(have, queue_length=want.queue_length) == want
     return have == want
 
 
@@ -158,7 +161,7 @@ class LinkTable:
             return self._like(wanted.info, row)
         if row.kind in ("vxlan", "tun"):
             data = _info_data(row.message)
-            return self._vxlan(data) if row.kind == "vxlan" else _tun(data)
+            return self._vxlan(data) if row.kind == "vxlan" else _tun(data, row.message)
         return GenericInfo(row.kind) if row.alias == OWNER and row.kind else ForeignInfo(row.kind or "physical")
 
     def _like(self, wanted: LinkInfo, row: LinkRow) -> LinkInfo:
@@ -196,10 +199,11 @@ def _info_data(message: bytes) -> dict[str, Any]:
     return dict(found["attrs"]) if isinstance(found, Mapping) else {}
 
 
-def _tun(data: dict[str, Any]) -> LinkInfo:
+def _tun(data: dict[str, Any], message: bytes) -> LinkInfo:
     if data.get("IFLA_TUN_TYPE") != _IFF_TUN:
         return ForeignInfo("tap")
-    return TunInfo(bool(data.get("IFLA_TUN_VNET_HDR")), bool(data.get("IFLA_TUN_MULTI_QUEUE")))
+    (queue_length,) = _U32.unpack(wire.attributes(message, 32, len(message))[_IFLA_TXQLEN])
+    return TunInfo(bool(data.get("IFLA_TUN_VNET_HDR")), bool(data.get("IFLA_TUN_MULTI_QUEUE")), queue_length)
 
 
 def encode_link_query(name: str | None) -> bytes:
@@ -254,13 +258,15 @@ def _encode_creation(link: Link, more: list[tuple[str, Any]]) -> bytes:
 
 
 def encode_link(actual: Link, wanted: Link, index: int) -> bytes:
-    """``RTM_NEWLINK`` that gives a link the MTU, MAC, mark and state it lacks, and repeats none that it has: setting a
-    MAC address, even to what it is, costs the link its neighbours."""
+    """``RTM_NEWLINK`` that gives a link the MTU, MAC, queue, mark and state it lacks, and repeats none that it has:
+    setting a MAC address, even to what it is, costs the link its neighbours."""
     attrs: list[tuple[str, Any]] = []
     if actual.mtu != wanted.mtu:
         attrs.append(("IFLA_MTU", wanted.mtu))
     if wanted.mac is not None and actual.mac != wanted.mac:
         attrs.append(("IFLA_ADDRESS", wanted.mac))
+    if isinstance(wanted.info, TunInfo) and actual.info != wanted.info:
+        attrs.append(("IFLA_TXQLEN", wanted.info.queue_length))
     if wanted.marked and not actual.marked:
         attrs.append(("IFLA_IFALIAS", OWNER))
     fields = {"index": index, "flags": IFF_UP if wanted.up else 0, "change": IFF_UP}

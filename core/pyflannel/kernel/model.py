@@ -87,11 +87,15 @@ class VxlanInfo:
 
 @dataclass(frozen=True, slots=True)
 class TunInfo:
-    """A persistent TUN device (``tun.rst`` in the kernel's documentation) that a userspace data plane attaches to."""
+    """A persistent TUN device (``tun.rst`` in the kernel's documentation) that a userspace data plane attaches to.
+
+    ``queue_length`` is how many packets may wait for it in each queue; the kernel drops what comes then.
+    """
 
     kind: ClassVar[str] = "tun"
     vnet_hdr: bool = False
     multi_queue: bool = False
+    queue_length: int = 500
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,18 @@ from typing import Any
 import pytest
 
 from pyflannel.errors import KernelError
-from pyflannel.kernel.model import Address, FdbEntry, GenericInfo, KernelObject, Kind, Link, Neighbour, Route, VxlanInfo
+from pyflannel.kernel.model import (
+    Address,
+    FdbEntry,
+    GenericInfo,
+    KernelObject,
+    Kind,
+    Link,
+    Neighbour,
+    Route,
+    TunInfo,
+    VxlanInfo,
+)
 from pyflannel.kernel.netlink import NetlinkPort
 from pyflannel.kernel.port import Scope, Write
 
@@ -298,6 +309,17 @@ def test_a_mark_that_was_removed_is_told_and_set_again(namespace: Any) -> None:
     assert told.changes[VXLAN.key] == replace(VXLAN, marked=False)
     assert namespace.write(VXLAN) == {}
     assert namespace.dump()[VXLAN.key] == VXLAN
+
+
+def test_a_queue_that_was_cut_is_told_and_grows_again(namespace: Any) -> None:
+    device = Link("flannel0", TunInfo(queue_length=1000), 1472)
+    namespace.become([device])
+    namespace.ip("link", "set", "flannel0", "txqueuelen", "10")
+    told = namespace.until(lambda notice: device.key in notice.changes)
+    assert told.changes[device.key] == replace(device, info=TunInfo(queue_length=10))
+    namespace.become([device])
+    (shown,) = namespace.json("link", "show", "flannel0")
+    assert shown["txqlen"] == 1000
 
 
 def test_a_device_of_ours_that_was_renamed_is_still_ours(namespace: Any) -> None:

@@ -484,7 +484,7 @@ def test_sysctls(world: Any) -> None:
     assert world.port.apply([Write(item, None) for item in wanted]) == {}
 
 
-@pytest.mark.parametrize("info", [TunInfo(), TunInfo(vnet_hdr=True), TunInfo(multi_queue=True)])
+@pytest.mark.parametrize("info", [TunInfo(), TunInfo(vnet_hdr=True), TunInfo(multi_queue=True, queue_length=2000)])
 def test_tun_devices(world: Any, info: TunInfo) -> None:
     device = Link("flannel0", info, 1472)
     wanted: list[KernelObject] = [
@@ -499,6 +499,17 @@ def test_tun_devices(world: Any, info: TunInfo) -> None:
     assert world.dump()[other.key] == other
     world.become([])
     assert not any(key[0] is not Kind.SYSCTL for key in world.dump())
+
+
+def test_a_tun_device_s_queue_grows_in_place(world: Any) -> None:
+    device = Link("flannel0", TunInfo(multi_queue=True, queue_length=1000), 1472)
+    address = Address("flannel0", ip_interface("10.1.0.0/32"))
+    world.become([device, address])
+    longer = replace(device, info=TunInfo(multi_queue=True, queue_length=3000))
+    assert world.write(longer) == {}
+    found = world.dump()
+    assert found[device.key] == longer
+    assert found[address.key] == address  # a device that was made anew would have lost it
 
 
 def macvlan(mode: str = "bridge", **changes: Any) -> Link:

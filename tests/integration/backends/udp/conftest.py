@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from pyflannel_backends.userspace import tun_info
+
 HERE = Path(__file__).parent
 DEADLINE = 20.0
 _numbers = itertools.count()
@@ -67,7 +69,8 @@ class Node:
         mtu = self._options.get("underlay_mtu", 1500) - 28
         self.ip("tuntap", "add", "flannel0", "mode", "tun", "vnet_hdr", "multi_queue")
         self.ip("addr", "add", f"10.5.{self.number}.0/32", "dev", "flannel0")
-        self.ip("link", "set", "flannel0", "mtu", str(mtu), "up")
+        queue = tun_info(offload=self._options.get("offload", True)).queue_length
+        self.ip("link", "set", "flannel0", "mtu", str(mtu), "txqueuelen", str(queue), "up")
         self.ip("route", "add", "10.5.0.0/16", "dev", "flannel0")
         run(*self.command("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.flannel0.accept_local=1"))
 

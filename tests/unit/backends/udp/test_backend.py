@@ -42,7 +42,7 @@ def test_the_plan_is_what_flanneld_left_in_the_kernel() -> None:
     node, backend = node_and_backend()
     planned = set(backend.plan_node(node))
     assert planned == {
-        Link("flannel0", TunInfo(vnet_hdr=True, multi_queue=True), 1472),
+        Link("flannel0", TunInfo(vnet_hdr=True, multi_queue=True, queue_length=1000), 1472),
         Address("flannel0", ip_interface("172.16.45.0/32")),
         Route(node.network.ipv4.network, "flannel0"),  # type: ignore[union-attr]
         Sysctl("net/ipv4/ip_forward", "1"),
