@@ -77,8 +77,12 @@ def _unshare() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _tools() -> None:
-    """Skip all where the rights or the programs are missing."""
+def _tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Skip all where the rights or the programs are missing.
+
+    iptables-legacy knows one lock for all namespaces, and without ``-w`` fails where another has it. Here every test
+    process has one of its own.
+    """
     if os.geteuid() != 0:
         pytest.skip("needs root")
     tools = find_tools()
@@ -86,6 +90,9 @@ def _tools() -> None:
         pytest.skip("needs nft and both kinds of iptables")
     if subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False).returncode:
         pytest.skip("can't make network namespaces")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XTABLES_LOCKFILE", str(tmp_path_factory.mktemp("iptables") / "lock"))
+        yield
 
 
 @pytest.fixture
