@@ -35,7 +35,7 @@ from pyflannel.firewall.nfnetlink import (
 )
 from pyflannel.firewall.nftables import ChainId
 
-__all__ = ["Notices", "legacy_fingerprint", "legacy_tables", "sees_forward_chains"]
+__all__ = ["HIDDEN", "Notices", "legacy_fingerprint", "legacy_is_hidden", "legacy_tables", "sees_forward_chains"]
 
 _SOL_NETLINK: Final = 270
 _ADD_MEMBERSHIP: Final = 1
@@ -128,26 +128,73 @@ _ENTRIES_HEADER: Final = 40
 _LEVEL: Final = {4: (socket.AF_INET, socket.IPPROTO_IP), 6: (socket.AF_INET6, socket.IPPROTO_IPV6)}
 _NEXT_OFFSET: Final = {4: 90, 6: 142}
 _COUNTERS: Final = {4: 96, 6: 152}
+_INFIX: Final = {4: "", 6: "6"}
+# In what _entries returns: where FORWARD's first entry and its policy are, and where the entries begin. In an entry:
+# where it says where its target is, the verdict behind the target's header, and what that is for accept.
+_FORWARD: Final = (12, 32)
+_BLOCK: Final = 48
+_TARGET: Final = {4: 88, 6: 140}
+_VERDICT: Final = 32
+_ACCEPTS: Final = (1 << 32) - 2
+
+HIDDEN: Final = b"hidden"
+"""The fingerprint of rules that :func:`legacy_is_hidden` finds."""
 
 
 def legacy_tables(version: int) -> tuple[str, ...]:
-    """The tables of iptables-legacy that exist; asking any other way would create them."""
-    path = Path("/proc/thread-self/net/ip_tables_names" if version == 4 else "/proc/thread-self/net/ip6_tables_names")
+    """The tables of iptables-legacy that exist, as far as this user may see them; see :func:`legacy_is_hidden`."""
     try:
-        return tuple(sorted(path.read_text(encoding="ascii").split()))
+        return tuple(sorted(_names(version).read_text(encoding="ascii").split()))
     except OSError:
         return ()
+
+
+def _names(version: int) -> Path:
+    return Path(f"/proc/thread-self/net/ip{_INFIX[version]}_tables_names")
 
 
 def legacy_fingerprint(version: int) -> bytes:
     """A value that changes when a rule, a chain or a policy of iptables-legacy does; empty if there are no tables."""
     tables = legacy_tables(version)
     if not tables:
-        return b""
+        return HIDDEN if legacy_is_hidden(version) else b""
+    return sha256(b"".join(table.encode() + b"\0" + _rules(version, table) for table in tables))
+
+
+def legacy_is_hidden(version: int) -> bool:
+    """Whether iptables-legacy has rules or a drop for forwarded packets that this user may not look at by name.
+
+    Only root may read which tables there are, and ``iptables-legacy`` runs for root alone. CAP_NET_ADMIN is enough to
+    ask the kernel for one table; but that would make it, empty, so nobody is asked while its module is not there.
+    """
+    try:
+        with _names(version).open():
+            return False
+    except PermissionError:
+        pass
+    except OSError:
+        return False
+    built_in = not Path(f"/sys/module/ip{_INFIX[version]}_tables").exists()
+    if not built_in and not Path(f"/sys/module/ip{_INFIX[version]}table_filter").exists():
+        return False
+    try:
+        rules = _rules(version, "filter")
+    except KernelError:  # no such table, or no right at all: then nothing can be told
+        return False
+    first, last = (_word(rules, place) for place in _FORWARD)
+    target = int.from_bytes(rules[_BLOCK + last + _TARGET[version] :][:2], sys.byteorder)
+    verdict = _word(rules, _BLOCK + last + target + _VERDICT)
+    return first != last or verdict != _ACCEPTS
+
+
+def _word(data: bytes, at: int) -> int:
+    return int.from_bytes(data[at : at + 4], sys.byteorder)
+
+
+def _rules(version: int, table: str) -> bytes:
     family, level = _LEVEL[version]
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-        rules = [table.encode() + b"\0" + _entries(channel.fileno(), level, version, table) for table in tables]
-    return sha256(b"".join(rules))
+        return _entries(channel.fileno(), level, version, table)
 
 
 def _entries(descriptor: int, level: int, version: int, table: str) -> bytes:

@@ -23,7 +23,7 @@ from pyflannel.firewall.foreign import find_drops
 from pyflannel.firewall.iptables import Tables, Variant, find_variants
 from pyflannel.firewall.model import NO_RULES, FamilyRules, Mode, Rules
 from pyflannel.firewall.nftables import ChainId, Nft, Ruleset, transaction
-from pyflannel.firewall.notices import legacy_fingerprint, legacy_tables, sees_forward_chains
+from pyflannel.firewall.notices import HIDDEN, legacy_fingerprint, legacy_tables, sees_forward_chains
 from pyflannel.firewall.shells import Shells
 from pyflannel.firewall.state import Drop, FirewallState
 from pyflannel.lease import IPNetwork
@@ -296,7 +296,7 @@ class Firewall:
         """
         was_in_place = self.state.in_place
         port, errors, writes = self._converge()
-        errors += self._missing(port)
+        errors += self._missing(port) or self._hidden()
         drops: tuple[Drop, ...] = ()
         if self.rules.any_forward and port != "none":
             drops = find_drops(self._ruleset, self._legacy, self._networks)
@@ -318,6 +318,12 @@ class Firewall:
         if self.rules.any_forward and (sees_forward_chains() or legacy_tables(4) or legacy_tables(6)):
             return [f"there are firewall rules on this host, and none of ours: {MISSING}"]
         return []
+
+    def _hidden(self) -> list[str]:
+        if not self.rules.any_forward or HIDDEN not in self._fingerprints.values():
+            return []
+        text = "iptables-legacy has rules for forwarded packets, which this user may neither see nor change"
+        return [f"{text}: run the daemon as contrib/pyflannel.service.d/iptables-legacy.conf does"]
 
     def _converge(self) -> tuple[str, list[str], int]:
         done: set[str] = set()
