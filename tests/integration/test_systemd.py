@@ -1,7 +1,7 @@
 """The units: systemd accepts them, and the daemon works with no more than they give it.
 
-There is no systemd to run them here, so the rights are made with setpriv(1) in a lab: another user, one ambient
-capability, and memory that can't be written and executed.
+Here the rights are made with setpriv(1) in a lab: another user, one ambient capability, and memory that can't be
+written and executed. What a real systemd makes of the unit is tested in ``test_systemd_boot``.
 """
 
 from __future__ import annotations
