@@ -8,7 +8,6 @@ can't delay a repair.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import random
@@ -25,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyflannel import envfile, runlock
+from pyflannel import envfile, memory, runlock
 from pyflannel.backend import Backend, Change, Node, parse_options
 from pyflannel.control import ACTION_TIMEOUT, ControlServer
 from pyflannel.errors import DaemonError, KernelError, PluginError, PyflannelError, UnderlayError
@@ -109,13 +108,6 @@ def run(settings: Settings, read_settings: Callable[[], Settings]) -> int:
         stack.callback(control.close)
         agent.run()
     return 0
-
-
-def _release_memory() -> None:
-    """Give back what a snapshot of thousands of leases took for a moment: ``malloc_trim(3)``, where libc has it."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _require_net_admin() -> None:
@@ -277,7 +269,7 @@ class Agent:
         :raises PyflannelError: the first session showed that this configuration can't work.
         """
         self.firewall.start()
-        with selectors.DefaultSelector() as selector:
+        with memory.rush(), selectors.DefaultSelector() as selector:
             selector.register(self._wake, selectors.EVENT_READ)
             selector.register(self._port.fileno(), selectors.EVENT_READ)
             try:
@@ -313,7 +305,7 @@ class Agent:
         self._announce(now)
         if self._trim_due is not None and now >= self._trim_due:
             self._trim_due = None
-            _release_memory()
+            memory.settle()
 
     def _patience(self) -> float:
         """Seconds until something is due."""
