@@ -13,7 +13,6 @@ retried with growing, jittered pauses, and the watch resumes where it broke off 
 
 from __future__ import annotations
 
-import json
 import queue
 import random
 import threading
@@ -366,7 +365,11 @@ class LeaseKeeper:
         return session
 
     def _obtain(self, network: NetworkConfig, factory: _SessionFactory, records: dict[str, Record]) -> Record:
-        identity = Identity(self._options.node_id, factory.underlay.public_ipv4, factory.underlay.public_ipv6)
+        identity = Identity(
+            self._options.node_id,
+            factory.underlay.public_ipv4 if network.ipv4 else None,
+            factory.underlay.public_ipv6 if network.ipv6 else None,
+        )
         leases = [lease for record in self._concerning(identity, records) if (lease := _readable(record)) is not None]
         existing = [Existing(lease, records[lease.key].permanent) for lease in leases if lease.key in records]
         previous = self.state.lease.subnets if self.state.lease else None
@@ -385,11 +388,11 @@ class LeaseKeeper:
 
     def _concerning(self, identity: Identity, records: dict[str, Record]) -> Iterator[Record]:
         """The records that may be ours or a rival's: those that name us. Reading all takes as long as all the rest."""
-        node_id = json.dumps(identity.node_id)[1:-1]
-        names = [node_id, *(str(ip) for ip in (identity.public_ipv4, identity.public_ipv6) if ip is not None)]
+        addresses = [str(ip) for ip in (identity.public_ipv4, identity.public_ipv6) if ip is not None]
+        names = [f'"{name}"' for name in (identity.node_id, *addresses)]
         for record in records.values():
             # A text with escapes or an IPv6 address may spell one name in several ways.
-            if "\\" in record.value or ":" in names[-1] or any(name in record.value for name in names):
+            if "\\" in record.value or identity.public_ipv6 is not None or any(name in record.value for name in names):
                 yield record
 
     def _refuse_to_lose(

@@ -153,6 +153,22 @@ def test_a_lease_is_renewed_before_it_expires(tmp_path: Path, outside: Store) ->
         assert record_of(outside, joined.lease.key) is not None
 
 
+@pytest.mark.parametrize("ascii_only", [True, False])
+@pytest.mark.parametrize("node_id", ["a", "N", "Büro 7", 'the "first"', "back\\slash"])
+def test_a_lease_is_found_again_however_its_text_spells_our_id(
+    tmp_path: Path, outside: Store, node_id: str, ascii_only: bool
+) -> None:
+    with keeping(tmp_path, node_id=node_id) as keeper:
+        first = keeper.next(Joined)
+    (tmp_path / "subnet-1.env").unlink(missing_ok=True)
+    record = record_of(outside, first.lease.key)
+    assert record is not None
+    document = {**json.loads(record.value), "PublicIP": "192.0.2.77"}
+    outside.update(record, json.dumps(document, ensure_ascii=ascii_only), 60.0)
+    with keeping(tmp_path, node_id=node_id) as keeper:
+        assert keeper.next(Joined).lease.subnets == first.lease.subnets
+
+
 def test_a_reservation_stays_one(tmp_path: Path, outside: Store) -> None:
     outside.write_config(DOCUMENT, None)
     outside.create("10.5.9.0-24", LeaseAttributes(IPv4Address("192.0.2.1")).to_json(), None)
