@@ -37,7 +37,7 @@ _GENERATED: Final = frozenset(f"etcd3.etcdrpc.{name}_pb2" for name in ("kv", "au
 _DESCRIPTION: Final = re.compile(r"""serialized_pb=_b\(('(?:[^'\\\n]|\\.)*')\)""")
 
 # What gRPC imports and etcd3 does not use.
-_PUT_OFF: Final = ("asyncio", "grpc.aio")
+_PUT_OFF: Final = ("asyncio", "google.protobuf.internal.python_message", "grpc.aio", "tenacity")
 
 _importing: Final = threading.Lock()
 
@@ -54,13 +54,13 @@ def load_etcd3() -> Any:
         if "etcd3" in sys.modules:
             return sys.modules["etcd3"]
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-        finder = _DescriptionFinder()
-        sys.meta_path.insert(0, finder)
-        try:
-            with _put_off(*_PUT_OFF):
+        with _put_off(*_PUT_OFF):
+            finder = _DescriptionFinder()
+            sys.meta_path.insert(0, finder)
+            try:
                 etcd3 = importlib.import_module("etcd3")
-        finally:
-            sys.meta_path.remove(finder)
+            finally:
+                sys.meta_path.remove(finder)
         _let_waiting_threads_sleep()
         return etcd3
 
