@@ -1,0 +1,50 @@
+"""The machines, booted once for all tests, and the skip where one can't be had.
+
+A test takes the one it wants, ``uml`` or ``cloud``, or ``machine`` to run on each. What a test left behind in a machine
+(devices, rules, files) is there for the next: work in namespaces of your own, as everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from tests.kernels.guest import KERNELS, Guest, NoMachineError, guest
+
+
+def _boot(name: str) -> Iterator[Guest]:
+    try:
+        with guest(name) as machine:
+            yield machine
+    except NoMachineError as reason:
+        pytest.skip(f"no other kernel to test on: {reason}")
+
+
+@pytest.fixture(scope="session")
+def uml() -> Iterator[Guest]:
+    """user-mode-linux: vxlan, ipip and tun, no WireGuard; fast."""
+    yield from _boot("uml")
+
+
+@pytest.fixture(scope="session")
+def cloud() -> Iterator[Guest]:
+    """Debian's cloud kernel under emulation: has everything, WireGuard too; ten to twenty times slower than here."""
+    yield from _boot("cloud")
+
+
+@pytest.fixture(params=sorted(KERNELS))
+def machine(request: pytest.FixtureRequest) -> Guest:
+    """Each of them in turn."""
+    found: Guest = request.getfixturevalue(request.param)
+    return found
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one machine stay together under pytest-xdist, so that it is booted once."""
+    for item in items:
+        parameters = (
+            item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+        )
+        for name in KERNELS:
+            if name in (*getattr(item, "fixturenames", ()), *parameters):
+                item.add_marker(pytest.mark.xdist_group(f"kernel-{name}"))
