@@ -8,7 +8,8 @@ vectorised (:mod:`.offload`).
 
 ========================  ============================================================================================
 :mod:`.vnet`              the virtio header before each packet on the TUN device
-:mod:`.packet`            reading and answering single packets
+:mod:`.packet`            reading and answering single packets: what is common, and IPv4
+:mod:`.ipv6`              the same for IPv6
 :mod:`.offload`           cutting and joining super-packets, with numpy
 :mod:`.table`             which peer holds a subnet
 :mod:`.ports`             what forwarding needs of its two sides; the TUN queue and the UDP socket
@@ -47,6 +48,10 @@ What the port has to know of its life:
   succeeds.
 * ``deadline`` is read before every wait and may be changed at any time; ``expire`` is called once it has passed.
 * Everything runs in one thread, and nothing may raise for what a packet contains.
+
+IPv6 inside needs nothing but a subnet of that family in the config's ``own`` (its network address answers with ICMPv6
+errors) and rows with the peers' IPv6 subnets; both families share one TUN device. A family without a subnet in ``own``
+is dropped and counted. That is the inside only: the port may reach its peers over either family.
 """
 
 from __future__ import annotations

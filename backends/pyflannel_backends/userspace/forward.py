@@ -15,13 +15,13 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from . import ipv6, vnet
 from . import packet as ip
-from . import vnet
-from .packet import Header
+from .packet import Header, IcmpError
 from .ports import Inlet, TunPort, UnderlayPort
 from .table import Peer, PeerId, PeerTable
 
@@ -42,7 +42,8 @@ COUNTERS: Final = (
     "icmp_suppressed",
     "fragmented",
     "drop_malformed",
-    "drop_not_ipv4",
+    "drop_other_family",
+    "drop_link_local",
     "drop_no_route",
     "drop_ttl_exceeded",
     "drop_too_big",
@@ -69,11 +70,16 @@ _TOO_BIG: Final = frozenset({errno.EMSGSIZE, errno.EINVAL})
 
 _LEAVING: Final = struct.Struct("!H8xBxH4xHH4x4s")
 """Virtio flags and GSO type, then of an IPv4 header: first byte, length, TTL and protocol, checksum, destination."""
+_LEAVING6: Final = struct.Struct("!H12xHxB16x16s")
+"""Virtio flags and GSO type, then of an IPv6 header: payload length, hop limit, destination."""
 _ARRIVING: Final = struct.Struct("!BxH8x8s")
 """Of an IPv4 header: first byte, length, both addresses."""
+_ARRIVING6: Final = struct.Struct("!4xH2x32s")
+"""Of an IPv6 header: payload length, both addresses."""
 _HOPS: Final = struct.Struct("!HH")
 _HOPS_AT: Final = vnet.LENGTH + 8
 """Where TTL and protocol, and the checksum, are in what the TUN device gave."""
+_HOP_LIMIT_AT: Final = vnet.LENGTH + 7
 _NO_OPTIONS: Final = 0x45
 """First byte of an IPv4 packet with a header of twenty bytes."""
 
@@ -100,11 +106,12 @@ class RateLimit:
 class Limits:
     """``mtu``: the overlay's, in bytes.
 
-    ``address`` is ours on the TUN device, four bytes, the source of our ICMP messages.
+    ``addresses`` are ours on the TUN device, the sources of our ICMP errors, by IP version. A family without one is not
+    carried.
     """
 
     mtu: int
-    address: bytes
+    addresses: Mapping[int, bytes]
 
 
 class Forwarder:
@@ -192,6 +199,8 @@ class Forwarder:
 
         Short on purpose: after some milliseconds of idleness each line of code costs a wait for memory.
         """
+        if self._input[vnet.LENGTH] >> 4 == 6:
+            return self._next_hop6(length)
         undone, first, total, hops, value, destination = _LEAVING.unpack_from(self._input)
         peer = None if undone or first != _NO_OPTIONS else self._routes.get(destination)
         if (
@@ -207,21 +216,41 @@ class Forwarder:
 
     def _outbound(self, length: int) -> None:
         packet = self._input[vnet.LENGTH : length]
-        header = ip.parse(packet)
+        header = _parse(packet)
         if header is None:
-            other_family = len(packet) > 0 and packet[0] >> 4 == 6
-            self.counters["drop_not_ipv4" if other_family else "drop_malformed"] += 1
+            self.counters["drop_malformed"] += 1
             return
         packet = packet[: header.length]
+        reason = self._unroutable(header)
+        if reason:
+            self.counters[reason] += 1
+            return
         peer = self._route(header.destination)
         if peer is None:
-            self._refuse(packet, header, ip.HOST_UNREACHABLE, "drop_no_route")
+            self._refuse(packet, header, IcmpError.NO_ROUTE, "drop_no_route")
         elif header.ttl <= 1:
-            self._refuse(packet, header, ip.TIME_EXCEEDED, "drop_ttl_exceeded")
+            self._refuse(packet, header, IcmpError.TIME_EXCEEDED, "drop_ttl_exceeded")
         elif self._input[1] != vnet.GSO_NONE:
             self._send_super_packet(packet, header, peer.id)
         else:
             self._send_packet(packet, header, peer.id)
+
+    def _next_hop6(self, length: int) -> PeerId | None:
+        undone, payload, hops, destination = _LEAVING6.unpack_from(self._input)
+        peer = None if undone else self._routes.get(destination)
+        total = ipv6.IPV6_HEADER + payload
+        if peer is None or hops < 2 or total != length - vnet.LENGTH or total > self._mtu(peer.id):
+            return None
+        self._input[_HOP_LIMIT_AT] = hops - 1
+        return peer.id
+
+    def _unroutable(self, header: Header) -> str:
+        """The reason why a packet from the host stays here without an answer, if there is one."""
+        if header.version not in self._limits.addresses:
+            return "drop_other_family"
+        if header.version == 6 and not (ipv6.is_routable(header.source) and ipv6.is_routable(header.destination)):
+            return "drop_link_local"
+        return ""
 
     def _route(self, destination: bytes) -> Peer | None:
         try:
@@ -239,7 +268,10 @@ class Forwarder:
             if not ip.complete_checksum(packet, gso.csum_start, gso.csum_offset, udp=udp):
                 self.counters["drop_malformed"] += 1
                 return
-        ip.decrement_ttl(packet)
+        if header.version == 6:
+            ipv6.decrement_hop_limit(packet)
+        else:
+            ip.decrement_ttl(packet)
         if header.length <= self._mtu(peer):
             self._append(packet, peer)
             return
@@ -264,7 +296,7 @@ class Forwarder:
         elif plan.wire <= self._mtu(peer):
             self._split(plan, peer)
         elif header.fragment & ip.DONT_FRAGMENT:
-            self._refuse(packet, header, ip.FRAGMENTATION_NEEDED, "drop_too_big", self._mtu(peer))
+            self._refuse(packet, header, IcmpError.TOO_BIG, "drop_too_big", self._mtu(peer))
         else:
             self._split_and_fragment(plan, peer)
 
@@ -303,23 +335,22 @@ class Forwarder:
 
     def _fitting(self, packet: bytes | memoryview, peer: PeerId) -> Iterable[bytes | memoryview]:
         """What to send for a packet that is ready but for its size: itself, fragments, or nothing but an ICMP error."""
-        header = ip.parse(packet)
+        header = _parse(packet)
         assert header is not None
         mtu = self._mtu(peer)
         if header.length <= mtu:
             return (packet,)
         if header.fragment & ip.DONT_FRAGMENT:
-            self._refuse(packet, header, ip.FRAGMENTATION_NEEDED, "drop_too_big", mtu)
+            self._refuse(packet, header, IcmpError.TOO_BIG, "drop_too_big", mtu)
             return ()
         self.counters["fragmented"] += 1
         return ip.fragment(packet, header, mtu)
 
-    def _refuse(
-        self, packet: memoryview | bytes, header: Header, kind: tuple[int, int], reason: str, mtu: int = 0
-    ) -> None:
+    def _refuse(self, packet: memoryview | bytes, header: Header, error: IcmpError, reason: str, mtu: int = 0) -> None:
         """Drop a packet and tell its sender, unless that is forbidden or too often."""
         self.counters[reason] += 1
-        message = ip.icmp_error(packet, header, kind, self._limits.address, mtu)
+        answer = ipv6.icmp_error if header.version == 6 else ip.icmp_error
+        message = answer(packet, header, error, self._limits.addresses[header.version], mtu)
         if message is None:
             return
         if not self._icmp_limit.allow():
@@ -424,8 +455,11 @@ class Forwarder:
 
     def _is_expected(self, packet: memoryview, sender: PeerId) -> bool:
         """Whether a packet is one of many between two addresses, and needs no second look; short on purpose."""
-        if len(packet) < ip.IPV4_HEADER:
+        if len(packet) < ipv6.IPV6_HEADER:
             return False
+        if packet[0] >> 4 == 6:
+            payload, addresses = _ARRIVING6.unpack_from(packet)
+            return payload + ipv6.IPV6_HEADER == len(packet) and (sender, addresses) in self._paths
         first, total, addresses = _ARRIVING.unpack_from(packet)
         return (
             first == _NO_OPTIONS
@@ -457,8 +491,8 @@ class Forwarder:
 
     def _accept(self, packet: memoryview, sender: PeerId) -> Header | None:
         """The header of a packet that ``sender`` may send us, else ``None`` and counted."""
-        header = ip.parse(packet)
-        if header is None or ip.checksum(packet[: header.header_length]) != 0:
+        header = _parse(packet)
+        if header is None or (header.version == 4 and ip.checksum(packet[: header.header_length]) != 0):
             self.counters["drop_malformed"] += 1
             return None
         path = sender, header.source + header.destination
@@ -479,6 +513,11 @@ class Forwarder:
     def _to_tun(self, header: bytes, packet: memoryview | bytes, packets: int = 1) -> None:
         if self.tun.send(header, packet):
             self.counters["drop_tun_failed"] += packets
+
+
+def _parse(packet: memoryview | bytes) -> Header | None:
+    """Read the header of a packet of either family."""
+    return ipv6.parse(packet) if len(packet) > 0 and packet[0] >> 4 == 6 else ip.parse(packet)
 
 
 class _Train:

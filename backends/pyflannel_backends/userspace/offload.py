@@ -115,7 +115,7 @@ def plan_split(packet: Bytes, header: Header, gso: vnet.VnetHeader) -> Plan | No
     """
     protocol = {vnet.GSO_TCPV4: TCP, vnet.GSO_UDP_L4: UDP}.get(gso.gso_type & ~vnet.GSO_ECN)
     transport = _transport_header(packet, header)
-    if protocol != header.protocol or transport == 0:
+    if protocol != header.protocol or transport == 0 or header.version != 4:
         return None
     length = header.header_length + transport
     total, payload = header.length - length, gso.gso_size
@@ -319,6 +319,8 @@ class Joiner:
         :param packet: row ``first``, whose header is ``header`` and has a right checksum.
         """
         if first + 1 >= self._count or header.length != self._size or header.protocol not in self._protocols:
+            return 1
+        if header.version != 4:
             return 1
         transport = _transport_header(packet, header)
         at = header.header_length

@@ -1,7 +1,7 @@
 """IPv4 packets as bytes: reading headers, checksums, TTL, fragments and ICMP errors. Pure, one packet at a time.
 
-Everything a router must know of a packet is here, without numpy and without a socket. The vectorised path
-(:mod:`.offload`) handles trains of equal packets; whatever is unusual ends up in this module.
+Everything a router must know of a packet is here and, for the other family, in :mod:`.ipv6`, without numpy and without
+a socket. The vectorised path (:mod:`.offload`) handles trains of equal packets; whatever is unusual ends up here.
 
 Sources: RFC 791 (IP), RFC 792 and RFC 1812 section 4.3 (ICMP errors), RFC 1071 and RFC 1624 (checksums),
 RFC 1191 (fragmentation needed).
@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from enum import Enum
 from typing import Final, NamedTuple, TypeAlias
 
 __all__ = [
     "DONT_FRAGMENT",
-    "FRAGMENTATION_NEEDED",
-    "HOST_UNREACHABLE",
     "IPV4_HEADER",
     "TCP",
-    "TIME_EXCEEDED",
     "UDP",
     "Bytes",
     "Header",
+    "IcmpError",
     "checksum",
     "complete_checksum",
     "decrement_ttl",
@@ -39,11 +38,6 @@ ICMP: Final = 1
 TCP: Final = 6
 UDP: Final = 17
 
-HOST_UNREACHABLE: Final = (3, 1)
-FRAGMENTATION_NEEDED: Final = (3, 4)
-TIME_EXCEEDED: Final = (11, 0)
-"""ICMP type and code."""
-
 DONT_FRAGMENT: Final = 0x4000
 MORE_FRAGMENTS: Final = 0x2000
 _OFFSET: Final = 0x1FFF
@@ -54,8 +48,30 @@ _ICMP_ERRORS: Final = frozenset({3, 4, 5, 11, 12})
 _IPV4 = struct.Struct("!BBHHHBBH4s4s")
 
 
+class IcmpError(Enum):
+    """Why a packet doesn't go on: type and code of the ICMP message, for IPv4 and for IPv6."""
+
+    NO_ROUTE = (3, 1), (1, 0)
+    TOO_BIG = (3, 4), (2, 0)
+    TIME_EXCEEDED = (11, 0), (3, 0)
+
+    @property
+    def ipv4(self) -> tuple[int, int]:
+        """For ICMP: host unreachable, fragmentation needed, time exceeded."""
+        return self.value[0]
+
+    @property
+    def ipv6(self) -> tuple[int, int]:
+        """For ICMPv6: no route to destination, packet too big, time exceeded."""
+        return self.value[1]
+
+
 class Header(NamedTuple):
-    """The IPv4 header's fields that forwarding needs. ``length`` is the total length, all lengths in bytes."""
+    """An IP header's fields that forwarding needs. ``length`` is the whole packet's, all lengths in bytes.
+
+    Of IPv6, ``ttl`` is the hop limit, ``protocol`` the next header, ``header_length`` without extension headers, and
+    ``fragment`` says what holds for all packets: routers must not fragment them.
+    """
 
     header_length: int
     length: int
@@ -65,6 +81,7 @@ class Header(NamedTuple):
     protocol: int
     source: bytes
     destination: bytes
+    version: int = 4
 
     @property
     def is_fragment(self) -> bool:
@@ -171,12 +188,11 @@ def _copied_options(options: bytes) -> bytes:
     return bytes(copied) + bytes(-len(copied) % 4)
 
 
-def icmp_error(packet: Bytes, header: Header, kind: tuple[int, int], source: bytes, mtu: int = 0) -> bytes | None:
+def icmp_error(packet: Bytes, header: Header, error: IcmpError, source: bytes, mtu: int = 0) -> bytes | None:
     """An ICMP error about ``packet``, addressed to its sender.
 
-    :param kind: type and code.
     :param source: our address, four bytes.
-    :param mtu: the next hop's MTU, for :data:`FRAGMENTATION_NEEDED`.
+    :param mtu: the next hop's MTU, for :attr:`IcmpError.TOO_BIG`.
     :returns: an IPv4 packet, or ``None`` where RFC 1812 4.3.2.7 forbids an answer: to ICMP errors, to fragments but
         the first, and to senders or destinations that are not one host.
     """
@@ -187,7 +203,7 @@ def icmp_error(packet: Bytes, header: Header, kind: tuple[int, int], source: byt
     ):
         return None
     quoted = bytes(packet[: min(header.length, _QUOTED - IPV4_HEADER - 8)])
-    message = bytearray(struct.pack("!BBHHH", *kind, 0, 0, mtu) + quoted)
+    message = bytearray(struct.pack("!BBHHH", *error.ipv4, 0, 0, mtu) + quoted)
     struct.pack_into("!H", message, 2, checksum(message))
     head = bytearray(_IPV4.pack(0x45, 0xC0, IPV4_HEADER + len(message), 0, 0, 64, ICMP, 0, source, header.source))
     struct.pack_into("!H", head, 10, checksum(head))

@@ -151,7 +151,8 @@ class Worker:
         if offload is not None and tun.tso:
             splitter = offload.Splitter()
             joiner = offload.Joiner(frozenset({TCP, UDP} if tun.uso else {TCP}))
-        limits = Limits(config.mtu, ipaddress.ip_network(config.own[0]).network_address.packed)
+        subnets = [ipaddress.ip_network(subnet) for subnet in config.own]
+        limits = Limits(config.mtu, {subnet.version: subnet.network_address.packed for subnet in subnets})
         icmp_limit = RateLimit(_ICMP_RATE, _ICMP_BURST, time.monotonic)
         forwarder = Forwarder(tun, self._underlay, self._table, limits, icmp_limit, splitter, joiner)
         forwarder.counters = self._counters

@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass, replace
 
 FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))
-TCP, UDP = 6, 17
+TCP, UDP, ICMPV6 = 6, 17, 58
 
 
 def internet_checksum(data: bytes) -> int:
@@ -24,12 +24,18 @@ def internet_checksum(data: bytes) -> int:
 
 
 def pseudo_header(source: bytes, destination: bytes, protocol: int, length: int) -> bytes:
+    """Of either family, by the addresses' length; RFC 9293 3.1, RFC 8200 8.1."""
+    if len(source) == 16:
+        return source + destination + struct.pack("!II", length, protocol)
     return source + destination + bytes([0, protocol]) + struct.pack("!H", length)
 
 
 @dataclass(repr=False)
 class Packet:
-    """A TCP or UDP packet taken apart; ``build`` puts it together with right lengths and checksums."""
+    """A TCP or UDP packet taken apart; ``build`` puts it together with right lengths and checksums.
+
+    With addresses of sixteen bytes it is an IPv6 packet: ``tos`` is the traffic class then, ``ttl`` the hop limit.
+    """
 
     payload: bytes
     protocol: int = TCP
@@ -46,6 +52,7 @@ class Packet:
     flags: int = ACK
     window: int = 1000
     tcp_options: bytes = b""
+    flow_label: int = 0
 
     def __repr__(self) -> str:
         fields = {**vars(self), "payload": self.payload[:8].hex() + f"... ({len(self.payload)} bytes)"}
@@ -69,8 +76,12 @@ class Packet:
         return self._ip_header(len(transport)) + bytes(transport)
 
     @property
+    def ip_length(self) -> int:
+        return 40 if len(self.source) == 16 else 20 + len(self.ip_options)
+
+    @property
     def header_length(self) -> int:
-        return 20 + len(self.ip_options) + (20 + len(self.tcp_options) if self.protocol == TCP else 8)
+        return self.ip_length + (20 + len(self.tcp_options) if self.protocol == TCP else 8)
 
     def _transport(self) -> bytes:
         if self.protocol == UDP:
@@ -82,6 +93,9 @@ class Packet:
         return head + self.tcp_options + self.payload
 
     def _ip_header(self, length: int) -> bytes:
+        if len(self.source) == 16:
+            first = 6 << 28 | self.tos << 20 | self.flow_label
+            return struct.pack("!IHBB", first, length, self.protocol, self.ttl) + self.source + self.destination
         size = 20 + len(self.ip_options)
         head = bytearray(
             struct.pack(
@@ -124,7 +138,9 @@ def segments(packet: Packet, size: int, hops: int = 1) -> list[bytes]:
 
 
 def is_valid(packet: bytes) -> bool:
-    """Whether an independent receiver would take this IPv4 packet: lengths and all checksums are right."""
+    """Whether an independent receiver would take this packet: lengths and all checksums are right."""
+    if packet[:1] and packet[0] >> 4 == 6:
+        return _is_valid6(packet)
     if len(packet) < 20 or packet[0] >> 4 != 4:
         return False
     size = (packet[0] & 15) * 4
@@ -137,3 +153,12 @@ def is_valid(packet: bytes) -> bool:
     if protocol == UDP and transport[6:8] == b"\0\0":
         return True
     return internet_checksum(pseudo_header(packet[12:16], packet[16:20], protocol, len(transport)) + transport) == 0
+
+
+def _is_valid6(packet: bytes) -> bool:
+    if len(packet) < 40 or 40 + struct.unpack_from("!H", packet, 4)[0] != len(packet):
+        return False
+    protocol, transport = packet[6], packet[40:]
+    if protocol not in (TCP, UDP, ICMPV6):
+        return True
+    return internet_checksum(pseudo_header(packet[8:24], packet[24:40], protocol, len(transport)) + transport) == 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,22 +24,28 @@ from pyflannel_backends.userspace.offload import Joiner, Splitter
 PEER, OTHER = "peer two", "peer three"
 OUT = {"source": bytes([10, 5, 1, 2]), "destination": bytes([10, 5, 2, 2])}
 IN = {"source": bytes([10, 5, 2, 2]), "destination": bytes([10, 5, 1, 2])}
+OUT6 = {"source": ip_address("fd00:5:1::2").packed, "destination": ip_address("fd00:5:2::2").packed}
+IN6 = {"source": OUT6["destination"], "destination": OUT6["source"]}
 
 
 class Bench:
-    """A forwarder of node 10.5.1.0/24 with peers 10.5.2.0/24 and, on another node, 10.5.3.0/24."""
+    """A forwarder of node 10.5.1.0/24, fd00:5:1::/64 with peers 10.5.2.0/24, fd00:5:2::/64 and, on another node, .3."""
 
-    def __init__(self, *, offload: bool = True, mtu: int = 1472) -> None:
+    def __init__(self, *, offload: bool = True, mtu: int = 1472, ipv6: bool = True) -> None:
         self.tun, self.underlay = MemoryTun(), MemoryUnderlay(mtu)
-        table = PeerTable([ip_network("10.5.1.0/24")])
+        table = PeerTable([ip_network("10.5.1.0/24"), ip_network("fd00:5:1::/64")][: 1 + ipv6])
         table.put(Peer(ip_network("10.5.2.0/24"), PEER))
         table.put(Peer(ip_network("10.5.3.0/24"), OTHER))
+        if ipv6:
+            table.put(Peer(ip_network("fd00:5:2::/64"), PEER))
+            table.put(Peer(ip_network("fd00:5:3::/64"), OTHER))
+        addresses = {4: bytes([10, 5, 1, 0]), 6: ip_address("fd00:5:1::").packed}
         self.now = 0.0
         self.forwarder = Forwarder(
             self.tun,
             self.underlay,
             table,
-            Limits(1472, bytes([10, 5, 1, 0])),
+            Limits(1472, addresses if ipv6 else {4: addresses[4]}),
             RateLimit(10.0, 3.0, lambda: self.now),
             Splitter() if offload else None,
             Joiner() if offload else None,
@@ -74,13 +81,25 @@ def super_packet(packet: Packet, size: int) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.parametrize("offload", [True, False])
-def test_a_packet_goes_to_the_peer_that_holds_its_destination_one_hop_on(offload: bool) -> None:
+@pytest.mark.parametrize("ends", [OUT, OUT6])
+def test_packets_go_to_the_peer_that_holds_their_destination_one_hop_on(offload: bool, ends: dict[str, Any]) -> None:
     bench = Bench(offload=offload)
-    packet = Packet(b"hello", **OUT)  # type: ignore[arg-type]
-    bench.tun.incoming.append(vnet.PLAIN + packet.build())
-    bench.forwarder.from_tun()
+    packet = Packet(b"hello", **ends)
+    sent = bench.from_tun(*[packet.build()] * 3)
     packet.ttl -= 1
-    assert bench.underlay.outgoing == [(packet.build(), PEER)]
+    assert sent == [packet.build()] * 3
+    assert not any(bench.drops.values())
+
+
+@pytest.mark.parametrize("ends", [OUT, OUT6])
+def test_a_packet_that_grew_or_shrank_behind_its_header_is_cut_or_dropped(ends: dict[str, Any]) -> None:
+    bench = Bench()
+    packet = Packet(b"hello", **ends)
+    data = packet.build()
+    sent = bench.from_tun(data, data + b"more", data[:-1], data)
+    packet.ttl -= 1
+    assert sent == [packet.build()] * 3
+    assert bench.drops == {"drop_malformed": 1}
 
 
 def test_packets_for_several_nodes_keep_their_order_and_share_calls_but_for_the_first() -> None:
@@ -106,9 +125,10 @@ def test_a_super_packet_leaves_as_the_reference_cuts_it(protocol: int, size: int
     assert Bench().from_tun(data, data, header=header) == reference.segments(packet, size) * 2
 
 
-def test_a_packet_without_its_checksum_gets_it() -> None:
-    packet = Packet(b"data", UDP, **OUT)  # type: ignore[arg-type]
-    header = vnet.VnetHeader(vnet.NEEDS_CSUM, vnet.GSO_NONE, 0, 0, 20, 6).pack()
+@pytest.mark.parametrize("ends", [OUT, OUT6])
+def test_a_packet_without_its_checksum_gets_it(ends: dict[str, Any]) -> None:
+    packet = Packet(b"data", UDP, **ends)
+    header = vnet.VnetHeader(vnet.NEEDS_CSUM, vnet.GSO_NONE, 0, 0, packet.ip_length, 6).pack()
     (sent,) = Bench().from_tun(packet.build_partial(), header=header)
     packet.ttl -= 1
     assert sent == packet.build()
@@ -121,17 +141,27 @@ def test_a_packet_without_its_checksum_gets_it() -> None:
         (Packet(b"x", ttl=0, **OUT), (11, 0), "drop_ttl_exceeded"),  # type: ignore[arg-type]
         (Packet(b"x", destination=bytes([10, 5, 9, 9])), (3, 1), "drop_no_route"),
         (Packet(b"x" * 1433, **OUT), (3, 4), "drop_too_big"),  # type: ignore[arg-type]
+        (Packet(b"x", ttl=1, **OUT6), (3, 0), "drop_ttl_exceeded"),  # type: ignore[arg-type]
+        (Packet(b"x", ttl=0, **OUT6), (3, 0), "drop_ttl_exceeded"),  # type: ignore[arg-type]
+        (Packet(b"x", source=OUT6["source"], destination=ip_address("fd00:5:9::9").packed), (1, 0), "drop_no_route"),
+        (Packet(b"x" * 1413, **OUT6), (2, 0), "drop_too_big"),  # type: ignore[arg-type]
     ],
 )
-def test_what_cannot_go_on_is_answered_and_counted(packet: Packet, kind: tuple[int, int], reason: str) -> None:
+@pytest.mark.parametrize("known", [True, False])
+def test_what_cannot_go_on_is_answered_and_counted(
+    packet: Packet, kind: tuple[int, int], reason: str, known: bool
+) -> None:
     bench = Bench()
+    if known:  # a route that was asked for before is remembered
+        bench.from_tun(Packet(b"x", **OUT).build(), Packet(b"x", **OUT6).build())  # type: ignore[arg-type]
     assert bench.from_tun(packet.build()) == []
     ((header, answer),) = bench.tun.outgoing
     assert header == vnet.PLAIN
     assert reference.is_valid(answer)
-    assert reference.internet_checksum(answer[20:]) == 0
-    assert (answer[20], answer[21]) == kind
-    assert answer[16:20] == packet.source
+    size = packet.ip_length
+    assert size == 40 or reference.internet_checksum(answer[20:]) == 0
+    assert (answer[size], answer[size + 1]) == kind
+    assert answer[size - len(packet.source) : size] == packet.source
     assert bench.drops == {reason: 1}
 
 
@@ -225,14 +255,21 @@ def test_trains_of_several_calls_are_joined_and_do_not_overwrite_each_other() ->
         (Packet(b"x", source=bytes([8, 8, 8, 8]), destination=bytes([10, 5, 1, 2])), PEER, "drop_spoofed_source"),
         (Packet(b"x", source=bytes([10, 5, 2, 7]), destination=bytes([10, 5, 3, 2])), PEER, "drop_not_for_us"),
         (Packet(b"x", source=bytes([10, 5, 2, 7]), destination=b"\xff" * 4), PEER, "drop_not_for_us"),
+        (Packet(b"x", **IN6), OTHER, "drop_spoofed_source"),  # type: ignore[arg-type]
+        (Packet(b"x", source=OUT6["source"], destination=OUT6["source"]), PEER, "drop_spoofed_source"),
+        (Packet(b"x", source=IN6["source"], destination=OUT6["destination"]), PEER, "drop_not_for_us"),
+        (Packet(b"x", source=IN6["source"], destination=ip_address("ff02::1").packed), PEER, "drop_not_for_us"),
     ],
 )
 def test_only_a_peer_s_own_packets_for_our_subnet_are_accepted(packet: Packet, sender: str, reason: str) -> None:
     bench = Bench()
     assert bench.from_underlay(packet.build(), sender=sender) == []
     assert bench.drops == {reason: 1}
-    good = Packet(b"x", **IN).build()  # type: ignore[arg-type]
-    assert bench.from_underlay(good) == [(vnet.PLAIN, good)]
+    for ends in (IN, IN6):
+        good = Packet(b"x", **ends).build()  # type: ignore[arg-type]
+        assert bench.from_underlay(good) == [(vnet.PLAIN, good)]
+        assert bench.from_underlay(good) == [(vnet.PLAIN, good)]  # remembered
+    assert bench.from_underlay(packet.build(), sender=sender) == []
 
 
 def test_what_the_port_keeps_to_itself_goes_nowhere_and_holds_nothing_up() -> None:
@@ -263,10 +300,18 @@ def test_a_table_that_changed_is_asked_again() -> None:
     assert bench.drops == {"drop_spoofed_source": 1}
 
 
-def test_other_families_and_nonsense_from_the_device_are_counted() -> None:
+def test_what_stays_on_the_host_s_own_link_is_not_answered() -> None:
     bench = Bench()
+    solicitation = Packet(b"x", source=ip_address("fe80::1").packed, destination=ip_address("ff02::2").packed).build()
+    assert bench.from_tun(solicitation) == []
+    assert bench.tun.outgoing == []
+    assert bench.drops == {"drop_link_local": 1}
+
+
+def test_other_families_and_nonsense_from_the_device_are_counted() -> None:
+    bench = Bench(ipv6=False)
     assert bench.from_tun(b"\x60" + bytes(60), b"\x45", b"", Packet(b"x").build()[:25]) == []
-    assert bench.drops == {"drop_not_ipv4": 1, "drop_malformed": 3}
+    assert bench.drops == {"drop_other_family": 1, "drop_malformed": 3}
 
 
 def test_a_super_packet_without_the_vectorised_path_is_counted() -> None:
@@ -290,11 +335,16 @@ def hostile(draw: st.DrawFn) -> bytes:
     if draw(st.integers(0, 3)) == 0:
         return draw(st.binary(max_size=100))
     protocol = draw(st.sampled_from([reference.TCP, UDP]))
-    addresses = draw(st.sampled_from([IN, OUT]))
+    addresses = draw(st.sampled_from([IN, OUT, IN6, OUT6]))
     data = bytearray(Packet(draw(st.binary(max_size=60)), protocol, **addresses).build())  # type: ignore[arg-type]
     for position, value in draw(st.lists(st.tuples(st.integers(0, len(data) - 1), st.integers(0, 255)), max_size=4)):
         data[position] = value
     return bytes(data[: draw(st.integers(0, len(data)))] if draw(st.booleans()) else data)
+
+
+def length_of(packet: bytes) -> int:
+    """What the IP header says."""
+    return 40 + int.from_bytes(packet[4:6], "big") if packet[0] >> 4 == 6 else int.from_bytes(packet[2:4], "big")
 
 
 @given(st.lists(st.tuples(hostile(), st.binary(min_size=10, max_size=10) | st.just(vnet.PLAIN))), st.booleans())
@@ -304,9 +354,7 @@ def test_nothing_from_the_device_ends_the_worker_or_leaves_malformed(
     bench = Bench(offload=offload)
     for packet, header in packets:
         for sent in bench.from_tun(packet, header=header):
-            own = ip.parse(sent)
-            assert own is not None
-            assert own.length == len(sent) <= 1472
+            assert length_of(sent) == len(sent) <= 1472
 
 
 @given(st.lists(hostile(), min_size=1), st.integers(1, 120), st.booleans())
@@ -316,12 +364,12 @@ def test_nothing_from_the_underlay_ends_the_worker_or_reaches_the_kernel_malform
     bench = Bench(offload=offload)
     for data in (*packets, b"".join(packets)):
         for header, written in bench.from_underlay(data, size):
-            own = ip.parse(written)
-            assert own is not None
-            assert own.length == len(written)
-            assert reference.internet_checksum(written[: own.header_length]) == 0
-            assert written[12:15] == bytes([10, 5, 2])
-            assert written[16:19] == bytes([10, 5, 1])
+            assert length_of(written) == len(written)
+            if written[0] >> 4 == 6:
+                assert (written[8:16], written[24:32]) == (IN6["source"][:8], IN6["destination"][:8])
+            else:
+                assert reference.internet_checksum(written[: (written[0] & 15) * 4]) == 0
+                assert (written[12:15], written[16:19]) == (IN["source"][:3], IN["destination"][:3])
             if header != vnet.PLAIN:
                 gso = vnet.unpack(header)
                 assert gso.csum_start + gso.csum_offset + 2 <= gso.header_length < len(written)

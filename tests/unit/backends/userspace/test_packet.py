@@ -104,7 +104,7 @@ def test_an_error_quotes_the_packet_and_names_the_mtu() -> None:
     data = Packet(b"x" * 2000).build()
     header = ip.parse(data)
     assert header is not None
-    message = ip.icmp_error(data, header, ip.FRAGMENTATION_NEEDED, bytes([10, 5, 1, 0]), 1472)
+    message = ip.icmp_error(data, header, ip.IcmpError.TOO_BIG, bytes([10, 5, 1, 0]), 1472)
     assert message is not None
     assert len(message) == 576
     assert reference.internet_checksum(message[:20]) == 0
@@ -141,5 +141,5 @@ def _icmp(kind: int) -> bytes:
 def test_errors_are_sent_about_what_may_be_answered(data: bytes, answered: bool) -> None:
     header = ip.parse(data)
     assert header is not None
-    message = ip.icmp_error(data, header, ip.HOST_UNREACHABLE, bytes([10, 5, 1, 0]))
+    message = ip.icmp_error(data, header, ip.IcmpError.NO_ROUTE, bytes([10, 5, 1, 0]))
     assert (message is not None) == answered
