@@ -168,6 +168,7 @@ class NamespaceWorld(World):
         elif isinstance(item, FdbEntry):
             self.bridge("fdb", "replace", item.mac, "dev", item.link, "dst", str(item.remote), "self", "permanent")
         else:
+            assert isinstance(item, Route)
             self.ip(f"-{item.destination.version}", "route", "replace", *route_words(item), "proto", str(protocol))
 
     def _put_link(self, item: Link) -> None:
