@@ -36,6 +36,7 @@ from pyflannel.standing import readiness
 
 if TYPE_CHECKING:
     from pyflannel.agent import Agent
+    from pyflannel.reach import Reachability
 
 __all__ = ["STUCK_AFTER", "HealthServer", "Response", "answers"]
 
@@ -92,6 +93,7 @@ class Response:
 
 def answers(agent: Agent) -> Callable[[str], Response]:
     """What the daemon says about itself, by path."""
+    reachability: Reachability | None = None
 
     def healthz() -> Response:
         return Response(HTTPStatus.OK, b"flanneld is running")
@@ -115,9 +117,13 @@ def answers(agent: Agent) -> Callable[[str], Response]:
             return Response.text(HTTPStatus.NOT_IMPLEMENTED, str(error))
 
     def page() -> Response:
+        nonlocal reachability
         from pyflannel.page import render
+        from pyflannel.reach import Reachability
 
-        text = render(agent.status(), readiness(agent), time.time())
+        reachability = reachability or Reachability()
+        status = agent.status()
+        text = render(status, readiness(agent), time.time(), reachability.look(status))
         return Response(HTTPStatus.OK, text.encode(), "text/html; charset=utf-8")
 
     routes = {"/": page, "/healthz": healthz, "/livez": livez, "/metrics": metrics, "/readyz": readyz}

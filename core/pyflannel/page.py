@@ -8,17 +8,23 @@ ids, reasons) is escaped; state is always a word, never a colour alone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from html import escape
 from typing import Final
 
+from pyflannel.reach import Answer
 from pyflannel.status import ObjectStatus, PeerState, PeerStatus, State, Status
 
 __all__ = ["RELOAD_SECONDS", "render"]
 
 RELOAD_SECONDS: Final = 10
 """How often the page loads itself again."""
+
+FIRST_RELOAD_SECONDS: Final = 2
+"""The same while it is not known yet which peers answer."""
+
+NOTHING_ASKED: Final[Mapping[str, Answer]] = {}
 
 _ROWS: Final = 200
 _SQUARES: Final = 2000
@@ -38,6 +44,10 @@ _TONES: Final = {
     PeerState.SKIPPED: "bad",
     PeerState.FAILED: "bad",
 }
+
+_Stand = tuple[str, str]
+_OK: Final = PeerState.OK
+_SILENT: Final[_Stand] = ("silent", "bad")
 
 _STYLE: Final = """
 :root{color-scheme:light dark;--page:#f4f5f7;--card:#fff;--line:#dfe3e8;--text:#1c2430;--soft:#5b6675;
@@ -75,26 +85,30 @@ td:nth-child(5){grid-row:3;grid-column:1/3}}
 """
 
 
-def render(status: Status, readiness: tuple[bool, str], now: float) -> str:
+def render(
+    status: Status, readiness: tuple[bool, str], now: float, answers: Mapping[str, Answer] = NOTHING_ASKED
+) -> str:
     """The page.
 
     :param readiness: as /readyz says it: whether, and how things stand.
     :param now: Unix time in seconds.
+    :param answers: what peers that were asked have answered, by their keys.
     """
     name = status.node_id or "this node"
+    seconds = RELOAD_SECONDS if answers or not status.peers else FIRST_RELOAD_SECONDS
     parts = (
         f"<header><h1>{escape(name)}</h1>{_state(status, readiness[0])}",
         f'<p class="says">{escape(status.message)}</p></header>',
-        *_troubles(status, readiness, now),
+        *_troubles(status, readiness, now, answers),
         *_node(status, now),
-        *_peers(status),
+        *_peers(status, answers),
         *_counters(status),
         _footer(status, now),
     )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">'
+        f'<meta http-equiv="refresh" content="{seconds}">'
         f"<title>{escape(status.state.value)}: {escape(name)}</title><style>{_STYLE}</style></head>"
         f"<body><main>{''.join(parts)}</main></body></html>\n"
     )
@@ -132,8 +146,8 @@ def _duration(seconds: float) -> str:
 # What is wrong -------------------------------------------------------------------------------------------------------
 
 
-def _troubles(status: Status, readiness: tuple[bool, str], now: float) -> Iterator[str]:
-    found = list(_wrong(status, readiness, now))
+def _troubles(status: Status, readiness: tuple[bool, str], now: float, answers: Mapping[str, Answer]) -> Iterator[str]:
+    found = [*_wrong(status, readiness, now), *_silent(status.peers, answers)]
     if not found:
         return
     more = f"<li>and {len(found) - _TROUBLES} more: pyflannel status --all</li>" if len(found) > _TROUBLES else ""
@@ -152,6 +166,14 @@ def _wrong(status: Status, readiness: tuple[bool, str], now: float) -> Iterator[
     for peer in status.peers:
         if peer.state in (PeerState.FAILED, PeerState.SKIPPED):
             yield f"{escape(_subnets(peer))} is {peer.state.value}: {escape(peer.reason)}"
+
+
+def _silent(peers: Sequence[PeerStatus], answers: Mapping[str, Answer]) -> Iterator[str]:
+    for peer in peers:
+        answer = answers.get(peer.key)
+        if answer is not None and not answer.good:
+            where = " ".join(filter(None, (peer.public_ip, peer.public_ipv6)))
+            yield f"{escape(_subnets(peer))} at {escape(where)}: {escape(str(answer))}"
 
 
 def _object(item: ObjectStatus, now: float) -> str:
@@ -193,27 +215,37 @@ def _expiry(expires_in: float | None, reserved: bool) -> str:
     return f"{_duration(expires_in)} left" if expires_in > 0 else "has expired"
 
 
-def _peers(status: Status) -> Iterator[str]:
-    counts = Counter(peer.state for peer in status.peers)
-    tags = " ".join(_tag(f"{counts[state]} {state.value}", _TONES[state]) for state in _ORDER if counts[state])
-    peers = sorted(status.peers, key=lambda peer: _ORDER.index(peer.state))
+def _peers(status: Status, answers: Mapping[str, Answer]) -> Iterator[str]:
+    stands = {peer.key: _stand(peer, answers.get(peer.key)) for peer in status.peers}
+    counts = Counter(stands.values())
+    order = [*((state.value, _TONES[state]) for state in _ORDER[:-1]), _SILENT, (_OK.value, _TONES[_OK])]
+    tags = " ".join(_tag(f"{counts[stand]} {stand[0]}", stand[1]) for stand in order if counts[stand])
+    peers = sorted(status.peers, key=lambda peer: order.index(stands[peer.key]))
     yield f"<section><h2>{len(peers) + 1} nodes {tags}</h2>"
     if len(peers) > 8:
-        yield _map(status.peers)
+        yield _map(status.peers, stands)
     yield "<table><thead><tr><th>Subnet</th><th>Node</th><th>Reached by</th><th>State</th><th></th></tr></thead><tbody>"
     yield _own_row(status)
     for peer in peers[:_ROWS]:
-        yield _row(peer)
+        yield _row(peer, stands[peer.key], answers.get(peer.key))
     yield "</tbody></table>"
     if len(peers) > _ROWS:
         yield f"<p><small>and {len(peers) - _ROWS} more: pyflannel status --all</small></p>"
     yield "</section>"
 
 
-def _map(peers: Sequence[PeerStatus]) -> str:
+def _stand(peer: PeerStatus, answer: Answer | None) -> _Stand:
+    """How a peer stands in a word, and the word's tone: what the kernel holds for it, and whether it answers."""
+    if peer.state is _OK and answer is not None and not answer.good:
+        return _SILENT
+    return peer.state.value, _TONES[peer.state]
+
+
+def _map(peers: Sequence[PeerStatus], stands: Mapping[str, _Stand]) -> str:
     squares = (
-        f'<i class="{_TONES[peer.state]}" title="{escape(f"{_subnets(peer)} {peer.state.value}")}"></i>'
+        f'<i class="{tone}" title="{escape(f"{_subnets(peer)} {word}")}"></i>'
         for peer in peers[:_SQUARES]
+        for word, tone in (stands[peer.key],)
     )
     return f'<div class="map" aria-hidden="true"><i class="self" title="this node"></i>{"".join(squares)}</div>'
 
@@ -222,16 +254,18 @@ def _own_row(status: Status) -> str:
     subnets = " ".join(status.lease.subnets) if status.lease is not None else "no subnet yet"
     underlay = status.underlay
     addresses = () if underlay is None else (underlay.public_ipv4, underlay.public_ipv6)
-    return _cells(subnets, f"{status.node_id} (this node)", addresses, status.state)
+    own = status.state.value, _TONES[status.state]
+    return _cells(subnets, f"{status.node_id} (this node)", addresses, own)
 
 
-def _row(peer: PeerStatus) -> str:
-    return _cells(_subnets(peer), peer.node_id or "", (peer.public_ip, peer.public_ipv6), peer.state, peer.reason)
+def _row(peer: PeerStatus, stand: _Stand, answer: Answer | None) -> str:
+    says = peer.reason or (str(answer) if answer is not None else "")
+    return _cells(_subnets(peer), peer.node_id or "", (peer.public_ip, peer.public_ipv6), stand, says)
 
 
-def _cells(subnets: str, node: str, addresses: Iterable[str | None], state: State | PeerState, reason: str = "") -> str:
+def _cells(subnets: str, node: str, addresses: Iterable[str | None], stand: _Stand, says: str = "") -> str:
     texts = "".join(f"<td>{escape(text)}</td>" for text in (subnets, node, " ".join(filter(None, addresses))))
-    return f"<tr>{texts}<td>{_tag(state.value, _TONES[state])}</td><td><small>{escape(reason)}</small></td></tr>"
+    return f"<tr>{texts}<td>{_tag(*stand)}</td><td><small>{escape(says)}</small></td></tr>"
 
 
 def _subnets(peer: PeerStatus) -> str:

@@ -117,3 +117,48 @@ def test_what_is_wrong_is_on_the_page(node: Node, chromium: str, tmp_path: Path)
     assert "What is wrong" in dom
     assert "10.244.77.0/24 is skipped: BackendType is '&lt;script&gt;document.title=1&lt;/script&gt;'" in dom
     assert "<title>1</title>" not in dom
+
+
+def fetch(node: Node) -> str:
+    return node.run(["curl", "-sS", f"http://127.0.0.1:{PORT}/"]).stdout
+
+
+def test_the_page_says_who_answers(node: Node) -> None:
+    other = node.lab.nodes[1]
+    until(lambda: "answers in " in fetch(node))
+    assert "silent" not in fetch(node)
+    other.unplug()
+    try:
+        until(lambda: "1 silent" in fetch(node))
+        assert "192.0.2.2: does not answer" in fetch(node)
+    finally:
+        other.plug()
+    wall = "table inet wall { chain c { type filter hook input priority -300; udp dport 8472 drop; }; }"
+    other.run(["nft", "-f", "-"], input=wall)
+    try:
+        until(lambda: "192.0.2.2: the node answers, the overlay does not" in fetch(node))
+    finally:
+        other.run(["nft", "delete", "table", "inet", "wall"])
+    until(lambda: "silent" not in fetch(node) and "answers in " in fetch(node))
+
+
+@pytest.mark.parametrize("backend", ["host-gw", "udp"])
+def test_who_answers_with_other_backends_and_without_the_right_to_ping(backend: str) -> None:
+    script = (
+        "import sys; from pathlib import Path; from pyflannel.reach import ask; from pyflannel.status import query\n"
+        "from types import SimpleNamespace as N; from pyflannel.status import PeerState\n"
+        "said = query(Path(sys.argv[1])); peers = [N(**{**peer, 'state': PeerState(peer['state'])}) "
+        "for peer in said['peers']]\n"
+        "print([str(answer) for answer in ask(N(peers=peers, lease=N(**said['lease']))).values()])\n"
+    )
+    with Lab(nodes=2) as lab:
+        for node in lab.nodes:
+            node.start_daemon(lab.file_store, backend, "10.244.0.0/16")
+        for node in lab.nodes:
+            node.daemon.wait_ready(peers=1)
+        one = lab.nodes[0]
+        one.run(["sh", "-c", "echo 1 0 >/proc/sys/net/ipv4/ping_group_range"])
+        command = [sys.executable, "-c", script, str(one.daemon.run_directory)]
+        for drop in ([], ["setpriv", "--bounding-set=-net_raw", "--inh-caps=-all"]):
+            wanted = "['the node answers']" if backend == "host-gw" else "['answers in "
+            until(lambda words=(*drop, *command), wanted=wanted: one.run(words).stdout.startswith(wanted))  # type: ignore[misc]

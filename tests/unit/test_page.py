@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from pyflannel import page
 from pyflannel.page import render
+from pyflannel.reach import Answer
 from pyflannel.status import (
     BackendStatus,
     FailureStatus,
@@ -132,3 +134,36 @@ def test_dark_and_light_define_the_same_colours() -> None:
     light, dark = re.findall(r":root\{([^}]*)\}", page._STYLE)
     names = [set(re.findall(r"--\w+(?=:)", block)) for block in (light, dark)]
     assert names[0] == names[1]
+
+
+def test_a_peer_that_does_not_answer_is_wrong_whatever_the_kernel_holds() -> None:
+    peers = status(peers=3).peers
+    answers = {
+        peers[0].key: Answer(0.00025, 0.0002, True),
+        peers[1].key: Answer(None, 0.0002, True),
+        peers[2].key: Answer(None, None, False),
+    }
+    usable = replace(status(), peers=tuple(replace(peer, state=PeerState.OK, reason="") for peer in peers))
+    found = Checker(render(usable, (True, "ready"), NOW, answers))
+    text = " ".join(found.texts)
+    assert "answers in 0.25 ms" in text
+    assert text.count("the node answers, the overlay does not") == 2, "in its row and in what is wrong"
+    assert "does not answer" in text
+    assert "2 silent" in text
+    assert "1 ok" in text
+
+
+def test_without_an_address_on_its_device_a_peer_whose_node_answers_is_well() -> None:
+    assert Answer(None, 0.001, False).good
+    assert str(Answer(None, 0.001, False)) == "the node answers"
+
+
+def test_it_comes_back_soon_for_the_first_answers() -> None:
+    asked = {peer.key: Answer(0.1, 0.1, True) for peer in status().peers}
+    soon, later = (
+        re.search(r'http-equiv="refresh" content="(\d+)"', render(status(), (True, ""), NOW, answers))
+        for answers in ({}, asked)
+    )
+    assert soon is not None
+    assert later is not None
+    assert int(soon[1]) < int(later[1])

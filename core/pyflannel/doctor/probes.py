@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pyflannel.doctor.echo import echo, knock_tcp, knock_udp, largest_echo
 from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
+from pyflannel.echo import echo, knock_tcp, knock_udp, largest_echo
 from pyflannel.kernel.model import Address, Link
 from pyflannel.lease import IPAddress
 
@@ -167,7 +167,7 @@ def judge(target: Target, reach: Reach, interface: str, port: int | None) -> Ite
         if reach.unchecked and not reach.checksummed:
             yield _unfinished(target, interface)
         return
-    milliseconds = f"{reach.overlay * 1000:.1f} ms"
+    milliseconds = f"{reach.overlay * 1000:.2f} ms"
     note = "" if reach.gateway or reach.through != target.device else "; no container bridge there"
     yield passed("peer overlay", f"{target.name}: {reach.through} answers in {milliseconds}{note}")
     yield from _sizes(target, reach)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.doctor import echo
+from pyflannel import echo
 from pyflannel.doctor.examination import spread
 from pyflannel.doctor.finding import Finding, Verdict, failed, passed, skipped, warned, worst
 from pyflannel.doctor.probes import Reach, Target, checksum_errors, judge

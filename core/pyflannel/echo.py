@@ -12,18 +12,19 @@ import errno
 import os
 import random
 import select
+import selectors
 import socket
 import struct
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from ipaddress import IPv4Address
 from typing import Final
 
 from pyflannel.errors import KernelError
 from pyflannel.lease import IPAddress
 
-__all__ = ["HEADERS", "echo", "knock_tcp", "knock_udp", "largest_echo"]
+__all__ = ["HEADERS", "echo", "echo_all", "knock_all", "knock_tcp", "knock_udp", "largest_echo"]
 
 HEADERS: Final = {4: 28, 6: 48}
 """Bytes of IP and ICMP header before an echo's payload."""
@@ -81,6 +82,35 @@ def echo(address: IPAddress, size: int = 64, timeout: float = 1.0, tries: int = 
             if answer is not None:
                 return time.monotonic() - sent[answer]
     return None
+
+
+def echo_all(addresses: Collection[IPAddress], timeout: float = 1.0) -> dict[IPAddress, float]:
+    """Ping many at once, once each; those that answered within ``timeout`` seconds, with their round-trip times.
+
+    :raises KernelError: this process may not ping.
+    """
+    found: dict[IPAddress, float] = {}
+    until = time.monotonic() + timeout
+    for version in (4, 6):
+        asked = [address for address in addresses if address.version == version]
+        if asked:
+            with _icmp(version) as (channel, raw):
+                found.update(_echo_each(asked, version, channel, raw and version == 4, until))
+    return found
+
+
+def _echo_each(
+    asked: Sequence[IPAddress], version: int, channel: socket.socket, has_ip_header: bool, until: float
+) -> Iterator[tuple[IPAddress, float]]:
+    token = random.getrandbits(64)
+    sent: dict[int, float] = {}
+    for number, address in enumerate(asked):
+        with suppress(OSError):  # no way there: no answer either
+            sent[number] = time.monotonic()
+            channel.sendto(_request(version, number & 0xFFFF, _TOKEN.pack(token, number)), (str(address), 0))
+    while sent and (answered := _await(channel, has_ip_header, token, until)) is not None:
+        if answered in sent:
+            yield asked[answered], time.monotonic() - sent.pop(answered)
 
 
 def _request(version: int, sequence: int, payload: bytes) -> bytes:
@@ -151,6 +181,28 @@ def knock_udp(address: IPAddress, checksum: bool = True, timeout: float = 1.0, t
             except OSError:  # no answer in time, or no route: another try
                 continue
     return False
+
+
+def knock_all(addresses: Collection[IPAddress], timeout: float = 1.0, port: int = 9) -> dict[IPAddress, float]:
+    """As :func:`echo_all` by attempts at a TCP connection, which need no right: a refusal is an answer."""
+    found: dict[IPAddress, float] = {}
+    until = time.monotonic() + timeout
+    with selectors.DefaultSelector() as selector, ExitStack() as stack:
+        for address in addresses:
+            family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+            channel = stack.enter_context(socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC))
+            channel.setblocking(False)
+            begin = time.monotonic()
+            if channel.connect_ex((str(address), port)) == errno.EINPROGRESS:
+                selector.register(channel, selectors.EVENT_WRITE, (address, begin))
+        while selector.get_map() and (left := until - time.monotonic()) > 0:
+            for key, _ in selector.select(left):
+                selector.unregister(key.fileobj)
+                address, begin = key.data
+                error = key.fileobj.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # type: ignore[union-attr]
+                if error in (0, errno.ECONNREFUSED):
+                    found[address] = time.monotonic() - begin
+    return found
 
 
 def knock_tcp(address: IPAddress, port: int = 9, timeout: float = 1.0) -> bool:
