@@ -48,6 +48,7 @@ setup(
             "alloc = pyflannel_backends.alloc:AllocBackend",
             "extension = pyflannel_backends.extension:ExtensionBackend",
             "host-gw = pyflannel_backends.host_gw:HostGatewayBackend",
+            "ipip = pyflannel_backends.ipip:IpipBackend",
             "udp = pyflannel_backends.udp:UdpBackend",
             "vxlan = pyflannel_backends.vxlan:VxlanBackend",
             "wireguard = pyflannel_backends.wireguard:WireguardBackend",
