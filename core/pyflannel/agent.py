@@ -64,8 +64,11 @@ CHECK_INTERVAL = 1.0
 PLUGIN_PATIENCE = 5.0
 """Seconds after which a backend's call is taken for one that hangs, and named in ``status``."""
 
-BEAT_INTERVAL = 2.0
+BEAT_INTERVAL = 4.0
 """The longest time in seconds that the loop sleeps: what /livez and the watchdog hear it by."""
+
+SETTLE_AFTER = 2.0
+"""Seconds from joining until the kernel has told of all that we write then, and the memory that took can be given back."""
 
 BLACKHOLE_METRIC = 0xFFFFFFFE
 """Behind every other route: what makes a packet to an unused address of ours end here instead of looping."""
@@ -314,6 +317,8 @@ class Agent:
             due.append(self._underlay_due)
         if self.tracker.retry_at is not None:
             due.append(self.tracker.retry_at)
+        if self._trim_due is not None:
+            due.append(self._trim_due)
         if self.membership is not None:
             due.append(self.membership.feed.due)
         if self._notifier.watchdog_interval is not None:
@@ -441,7 +446,7 @@ class Agent:
         self.membership = _Membership(event.backend, overlay, feed)
         self._follow(overlay)
         self.tracker.sweep = True
-        self._trim_due = self.clock() + BEAT_INTERVAL  # when the kernel has told of all that we write now
+        self._trim_due = self.clock() + SETTLE_AFTER
         self.backend_trouble = ""
         if before is None or before.overlay.node.subnets != event.node.subnets:
             log.info("lease: %s (%s)", event.lease.subnets, event.backend.name)
