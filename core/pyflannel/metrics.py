@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from pyflannel.errors import PyflannelError, StoreDeniedError, StoreUnavailableError
-from pyflannel.standing import object_counts, peer_states, readiness, standing
+from pyflannel.standing import backend_details, object_counts, peer_states, readiness, standing
 from pyflannel.status import PeerState, State
 from pyflannel.store import Record, Snapshot, Store, Watch
 from pyflannel.version import VERSION
@@ -217,6 +217,9 @@ def _standing(agent: Agent) -> Iterator[Metric]:
         "store": agent.store.location.scheme,
     }
     yield _gauge("build_info", "Always 1; the labels tell what runs.", [(build, 1)])
+    details = [({"detail": name, "value": text}, 1) for name, text in backend_details(agent).items()]
+    if details:
+        yield _gauge("backend_info", "Always 1; what the backend tells of itself.", details)
     yield _gauge("ready", "Whether containers can use the overlay (1) or not (0).", [({}, ready)])
     yield _gauge("state", "1 for the daemon's state, else 0.", [({"state": s.value}, s is state) for s in State])
     yield _gauge("start_time_seconds", "When the daemon started, in Unix time.", [({}, agent.started)])

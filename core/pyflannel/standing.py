@@ -24,7 +24,7 @@ from pyflannel.version import VERSION
 if TYPE_CHECKING:
     from pyflannel.agent import Agent
 
-__all__ = ["document", "object_counts", "peer_states", "readiness", "standing"]
+__all__ = ["backend_details", "document", "object_counts", "peer_states", "readiness", "standing"]
 
 
 def standing(agent: Agent) -> tuple[State, str]:
@@ -122,13 +122,18 @@ def document(agent: Agent) -> Status:
 
 def _backend(agent: Agent) -> status.BackendStatus | None:
     member = agent.membership
+    return status.BackendStatus(member.backend.name, details=backend_details(agent)) if member is not None else None
+
+
+def backend_details(agent: Agent) -> Mapping[str, str]:
+    """What the backend tells of itself."""
+    member = agent.membership
     if member is None:
-        return None
+        return {}
     try:
-        details = {str(name): str(text) for name, text in member.backend.describe(member.overlay.node).items()}
-    except Exception as error:  # a plugin's fault; the rest of the document does not depend on it
-        details = {"fault": f"describe failed: {type(error).__name__}: {error}"}
-    return status.BackendStatus(member.backend.name, details=details)
+        return {str(name): str(text) for name, text in member.backend.describe(member.overlay.node).items()}
+    except Exception as error:  # a plugin's fault; nothing else depends on it
+        return {"fault": f"describe failed: {type(error).__name__}: {error}"}
 
 
 def _firewall(agent: Agent) -> status.FirewallStatus:
