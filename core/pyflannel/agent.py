@@ -68,7 +68,7 @@ BEAT_INTERVAL = 4.0
 """The longest time in seconds that the loop sleeps: what /livez and the watchdog hear it by."""
 
 SETTLE_AFTER = 2.0
-"""Seconds from joining until the kernel has told of all that we write then, and the memory that took can be given back."""
+"""Seconds from joining until the kernel has told of all that we write then: time to give back what that took."""
 
 BLACKHOLE_METRIC = 0xFFFFFFFE
 """Behind every other route: what makes a packet to an unused address of ours end here instead of looping."""
