@@ -77,11 +77,15 @@ def test_it_is_named_and_the_lease_is_renewed(
     daemon.wait_status(lambda status: status["lease"] is not None, "holding a lease", PATIENCE)
     peer = lab.outside(node.directory).parent / f"store-{number}" / "subnets" / f"{PEER}.json"
     peer.write_text(json.dumps({"PublicIP": "192.0.2.77", "BackendType": "bad"}))
-    daemon.wait_status(lambda status: reason in status["message"], f"saying {reason!r}", PATIENCE)
+    # On a busy machine the short lease may run out for a moment, which then is what the daemon speaks of.
+    status = daemon.wait_status(lambda status: reason in status["message"], f"saying {reason!r}", PATIENCE)
     for _ in range(3):
-        renewed = daemon.status()["lease"]["renewed"]
-        daemon.wait_status(lambda status: status["lease"]["renewed"] != renewed, "renewing", PATIENCE)  # noqa: B023
-    assert daemon.running
-    assert reason in daemon.status()["message"]
+        renewed = status["lease"]["renewed"]
+        status = daemon.wait_status(
+            lambda status: status["lease"]["renewed"] != renewed,  # noqa: B023
+            "renewing",
+            PATIENCE,
+        )
+    daemon.wait_status(lambda status: reason in status["message"], f"still saying {reason!r}", PATIENCE)
     assert node.run(["ip", "address", "show", "eth0"]).stdout == before
     daemon.kill()
