@@ -33,6 +33,7 @@ _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _IP_PMTUDISC_PROBE = 10, 23, 3  # linux/in
 _SO_NO_CHECK = 11  # asm-generic/socket.h
 _TOKEN = struct.Struct("!QQ")
 _EPHEMERAL = (33434, 65000)
+_PACE = 0.0001  # seconds between two pings of many, at least
 
 
 @contextmanager
@@ -104,13 +105,18 @@ def _echo_each(
 ) -> Iterator[tuple[IPAddress, float]]:
     token = random.getrandbits(64)
     sent: dict[int, float] = {}
+
+    def answered(until: float) -> Iterator[tuple[IPAddress, float]]:
+        while sent and (number := _await(channel, has_ip_header, token, until)) is not None:
+            if number in sent:
+                yield asked[number], time.monotonic() - sent.pop(number)
+
     for number, address in enumerate(asked):
         with suppress(OSError):  # no way there: no answer either
             sent[number] = time.monotonic()
             channel.sendto(_request(version, number & 0xFFFF, _TOKEN.pack(token, number)), (str(address), 0))
-    while sent and (answered := _await(channel, has_ip_header, token, until)) is not None:
-        if answered in sent:
-            yield asked[answered], time.monotonic() - sent.pop(answered)
+        yield from answered(time.monotonic() + _PACE)  # as it comes: what waits to be read seems to have come late
+    yield from answered(until)
 
 
 def _request(version: int, sequence: int, payload: bytes) -> bytes:

@@ -86,6 +86,8 @@ SETTINGS = """
 node-id = "{name}"
 iface = ["eth0"]
 ip-masq = true
+healthz-ip = "127.0.0.1"
+healthz-port = 8401
 [store]
 url = "file:///var/lib/pyflannel/store"
 [network]
@@ -245,6 +247,12 @@ def test_all_of_the_hardening_is_in_force(pair: list[Machine]) -> None:
     assert (fields["NoNewPrivs"], fields["Seccomp"]) == ("1", "2")
     assert machine.status["firewall"]["port"] == "nftables"
     assert machine.status["state"] == "ready"
+
+
+def test_the_page_asks_peers_also_where_its_user_may_not_ping(pair: list[Machine]) -> None:
+    machine = pair[0]
+    machine.run("echo 1 0 >/proc/sys/net/ipv4/ping_group_range")
+    until(lambda: "answers in " in machine.run("curl -sS http://127.0.0.1:8401/"))
 
 
 def test_what_is_changed_by_hand_comes_back_under_it_too(pair: list[Machine]) -> None:

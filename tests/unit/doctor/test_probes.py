@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -15,6 +16,8 @@ from pyflannel import echo
 from pyflannel.doctor.examination import spread
 from pyflannel.doctor.finding import Finding, Verdict, failed, passed, skipped, warned, worst
 from pyflannel.doctor.probes import Reach, Target, checksum_errors, judge
+from pyflannel.errors import KernelError
+from pyflannel.lease import IPAddress
 
 DEVICE, GATEWAY = ip_address("10.1.2.0"), ip_address("10.1.2.1")
 TARGET = Target("10.1.2.0/24 at 192.0.2.2", ip_address("192.0.2.2"), DEVICE, GATEWAY, 1450, 1500, "flannel.1")
@@ -136,3 +139,15 @@ def test_a_choice_of_peers_is_spread_evenly(numbers: tuple[int, int]) -> None:
     assert len(chosen) == count
     assert chosen[0] == 0
     assert gaps <= {total // count, -(-total // count)}
+
+
+@pytest.mark.parametrize("ask", [echo.echo_all, echo.knock_all])
+def test_many_are_asked_at_once_and_told_apart(ask: Callable[..., dict[IPAddress, float]]) -> None:
+    addresses = [ip_address(f"127.0.1.{number}") for number in range(100)]
+    try:
+        answers = ask({*addresses, ip_address("127.255.255.255")}, timeout=0.3)
+    except KernelError as error:
+        pytest.skip(str(error))
+    assert answers.keys() == set(addresses), "all but a broadcast address, to which nobody answers"
+    assert all(0 < seconds < 0.3 for seconds in answers.values())
+    assert ask([]) == {}
