@@ -256,6 +256,10 @@ def _work(agent: Agent) -> Iterator[Metric]:
     yield _counter("kernel_writes", "Kernel objects written or deleted.", [({}, measures.written)])
     yield _counter("kernel_refusals", "Writes that the kernel refused.", [({}, measures.refused)])
     yield _counter("drift_repaired", "Objects that others had changed and that were put right.", [({}, agent.repaired)])
+    firewall = agent.firewall.state
+    yield _gauge("firewall_in_place", "Whether our firewall rules are as they should be.", [({}, firewall.in_place)])
+    text = "How often firewall rules were written anew after others had changed the firewall."
+    yield _counter("firewall_repaired", text, [({}, firewall.repaired)])
     yield _counter("reloads", "Reloads of the settings (SIGHUP).", [({}, measures.reloads)])
 
 

@@ -86,6 +86,20 @@ def test_repairs_and_packets_are_counted(lab: Lab) -> None:
     assert value(node, "device_transmit_packets_total", device="flannel.1") >= sent + 3
 
 
+def test_repairs_of_the_firewall_are_counted(lab: Lab) -> None:
+    """On this host somebody drops, so there is something of ours to remove."""
+    node = lab.nodes[1]
+    node.run(["sh", "-ec", "nft add table ip wall; nft add chain ip wall f '{ type filter hook forward priority 9; }'"])
+    node.run(["nft", "add rule ip wall f reject"])
+    until(lambda: "flanneld forward" in node.run(["nft", "list", "ruleset"]).stdout)
+    until(lambda: value(node, "firewall_in_place") == 1)
+    repaired = value(node, "firewall_repaired_total")
+    node.run(["sh", "-ec", "nft flush chain ip wall f; nft add rule ip wall f reject"])
+    until(lambda: value(node, "firewall_repaired_total") > repaired)
+    until(lambda: value(node, "firewall_in_place") == 1)
+    node.run(["nft", "delete", "table", "ip", "wall"])
+
+
 def test_readiness_ends_with_the_lease_and_comes_back(lab: Lab) -> None:
     """The store goes away, the lease runs out, the store comes back; forwarding is another matter."""
     node = lab.nodes[2]
