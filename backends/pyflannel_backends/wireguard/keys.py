@@ -76,12 +76,16 @@ _identities: dict[Path, Identity] = {}
 
 
 def identity(path: Path) -> Identity:
-    """The key pair of ``path`` as it was read last; reads, or makes, it at the first call.
+    """The key pair of ``path`` as it was read last; reads it if that never was.
 
-    :raises ConfigError: see :func:`load_or_create`.
+    :raises ConfigError: see :func:`load`; or there is none.
     """
-    known = _identities.get(path)
-    return known if known is not None else load_or_create(path)
+    known = _identities.get(path) or load(path)
+    if known is None:
+        raise ConfigError(
+            f"WireGuard key file {path}: there is none yet; the daemon makes it when it joins the network"
+        )
+    return known
 
 
 def load_or_create(path: Path) -> Identity:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, TypeAlias, TypeVar
 
-from pyflannel.doctor import firewall, membership, node
+from pyflannel.doctor import firewall, membership, node, wireguard
 from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
 from pyflannel.doctor.probes import Target, checksum_errors, judge, probe_peers, targets
@@ -59,6 +59,8 @@ def examine(facts: Facts, probes: bool = True, peers: Sequence[str] = ()) -> Ite
     if probes:
         for finding in _probe(facts, peers):
             yield replace(finding, group="peers")
+    for finding in wireguard.handshakes(facts):  # after the probes, which make peers shake hands
+        yield replace(finding, group="peers")
 
 
 def _probe(facts: Facts, peers: Sequence[str]) -> Iterator[Finding]:

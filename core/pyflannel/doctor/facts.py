@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from pyflannel.backend import Backend, Node, parse_options
 from pyflannel.errors import LeaseError, MalformedError, PyflannelError, StoreError
-from pyflannel.kernel.model import KernelObject, Key, Link, Sysctl
+from pyflannel.kernel.model import KernelObject, Key, Link
 from pyflannel.kernel.port import Scope
 from pyflannel.lease import JSON, Lease
 from pyflannel.network import NetworkConfig
@@ -239,11 +239,9 @@ def _overlay(
 def _kernel(overlay: Overlay | None) -> Mapping[Key, KernelObject]:
     from pyflannel.kernel.netlink import NetlinkPort
 
-    wanted = overlay.desired.values() if overlay is not None else ()
-    links = frozenset(item.name for item in wanted if isinstance(item, Link))
-    sysctls = frozenset(item.path for item in wanted if isinstance(item, Sysctl))
+    wanted = overlay.desired if overlay is not None else {}
     port = NetlinkPort()
     try:
-        return port.dump(Scope(links, sysctls))
+        return port.dump(Scope.of(wanted.values()), wanted)
     finally:
         port.close()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from pyflannel import envfile
 from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
 from pyflannel.errors import PyflannelError
-from pyflannel.kernel.model import KernelObject, Key, Link, Sysctl
+from pyflannel.kernel.model import KernelObject, Key, Link, Sysctl, WireguardPeer
 from pyflannel.status import State
 from pyflannel.version import VERSION
 
@@ -223,6 +224,8 @@ def objects(facts: Facts) -> Iterator[Finding]:
 
 def _differs(key: Key, item: KernelObject, facts: Facts) -> bool:
     actual = (facts.kernel or {}).get(key)
+    if isinstance(item, WireguardPeer) and isinstance(actual, WireguardPeer) and actual.endpoint is not None:
+        actual = replace(actual, endpoint=item.endpoint)  # the kernel follows a peer's packets
     return actual != item and not (isinstance(item, Sysctl) and item.optional and actual is None)
 
 

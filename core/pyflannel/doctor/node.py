@@ -11,11 +11,14 @@ from typing import Final
 
 from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
-from pyflannel.kernel.model import KernelObject, Link, TunInfo, VxlanInfo
+from pyflannel.kernel.model import KernelObject, Link
 
 __all__ = ["bridge_filter", "forwarding", "kernel_features", "return_path_filter", "rights", "underlay", "underlay_mtu"]
 
 _CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}  # linux/capability.h
+_MODULES: Final = frozenset({"ipip", "tun", "vxlan", "wireguard"})
+"""The kinds of devices whose module has the kind's name."""
+
 _STRICT = 1
 
 
@@ -76,7 +79,7 @@ def kernel_features(facts: Facts) -> Iterator[Finding]:
 def _module(item: KernelObject) -> str | None:
     if not isinstance(item, Link):
         return None
-    return "vxlan" if isinstance(item.info, VxlanInfo) else "tun" if isinstance(item.info, TunInfo) else None
+    return item.info.kind if item.info.kind in _MODULES else None
 
 
 def availability(module: str, release: str, root: Path = Path("/")) -> str:

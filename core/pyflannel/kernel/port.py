@@ -15,14 +15,14 @@ the link is reported, with a :class:`~pyflannel.kernel.model.ForeignInfo`; what 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import Final
 
 from pyflannel.errors import KernelError
-from pyflannel.kernel.model import KernelObject, Key, Link
+from pyflannel.kernel.model import GenericInfo, KernelObject, Key, Link, Sysctl, WireguardDevice
 
 __all__ = ["SEVERAL", "KernelPort", "Notice", "Scope", "Write"]
 
@@ -45,6 +45,21 @@ class Scope:
     sysctls: frozenset[str] = frozenset()
     generic: Mapping[str, Link] = field(default_factory=dict)
     wireguard: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, wanted: Iterable[KernelObject]) -> Scope:
+        """What has to be looked at to tell whether the kernel holds just these objects."""
+        links: dict[str, Link] = {}
+        sysctls, wireguard = set(), set()
+        for item in wanted:
+            if isinstance(item, Link):
+                links[item.name] = item
+            elif isinstance(item, Sysctl):
+                sysctls.add(item.path)
+            elif isinstance(item, WireguardDevice):
+                wireguard.add(item.link)
+        generic = {name: link for name, link in links.items() if isinstance(link.info, GenericInfo)}
+        return cls(frozenset(links), frozenset(sysctls), generic, frozenset(wireguard))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from pyflannel.errors import KernelError
-from pyflannel.kernel.model import GenericInfo, KernelObject, Key, Kind, Link, Sysctl, WireguardDevice
+from pyflannel.kernel.model import KernelObject, Key, Kind, Sysctl
 from pyflannel.kernel.port import KernelPort, Notice, Scope, Write
 
 __all__ = ["Failure", "ObjectState", "ObjectStatus", "Outcome", "Tracker"]
@@ -164,13 +164,7 @@ class Tracker:
                 self._stamp(key)
 
     def _dump(self) -> None:
-        links = {item.name: item for item in self._desired.values() if isinstance(item, Link)}
-        self._scope = Scope(
-            frozenset(links),
-            frozenset(item.path for item in self._desired.values() if isinstance(item, Sysctl)),
-            {name: link for name, link in links.items() if isinstance(link.info, GenericInfo)},
-            frozenset(item.link for item in self._desired.values() if isinstance(item, WireguardDevice)),
-        )
+        self._scope = Scope.of(self._desired.values())
         found = self.port.dump(self._scope, self._desired)
         for key in [key for key in self._actual if key not in found]:
             self._see(key, None)

@@ -67,6 +67,8 @@ def network(versions: tuple[int, ...] = (4,)) -> NetworkConfig:
 
 
 def node(state: Path, versions: tuple[int, ...] = (4,), **public: Any) -> Node:
+    """A node that has joined: it has a key."""
+    keys.load_or_create(keys.key_path(state))
     ipv4, ipv6 = IPv4Address(BOTH[0]), IPv6Address(BOTH[1])
     underlay = Underlay("eth0", 1500, ipv4, ipv6, public.get("ipv4", ipv4), public.get("ipv6", ipv6), ())
     return Node("node-1", network(versions), underlay, subnets(1, versions), state)
@@ -201,6 +203,14 @@ def test_a_lease_with_an_impossible_address_is_rejected(tmp_path: Path, address:
 
 
 # plans
+
+
+def test_planning_makes_no_key(tmp_path: Path) -> None:
+    """So that doctor can plan without leaving a trace."""
+    here = replace(node(tmp_path), state_dir=tmp_path / "other")
+    with pytest.raises(ConfigError, match="none yet"):
+        backend().plan_node(here)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_device_for_each_family(tmp_path: Path) -> None:
