@@ -47,8 +47,14 @@ def refusal(write: Write, number: int, text: str = "", advice: str = "") -> Kern
     if number == errno.ENODEV and isinstance(item, Link) and isinstance(item.info, VxlanInfo):
         advice = f"its underlay interface {item.info.underlay} is not there"
     if number == errno.EOPNOTSUPP and isinstance(item, Link) and isinstance(item.info, GenericInfo):
-        advice = f"this kernel has no {item.info.kind} devices: load or build the module"
-        advice = NO_WIREGUARD if item.info.kind == "wireguard" else advice
+        kind = item.info.kind
+        advice = (
+            f"this kernel has no {kind} devices: load its module ('modprobe {kind}'), or set another Backend.Type in "
+            "the network config (host-gw needs no module, udp just tun)"
+        )
+        advice = NO_WIREGUARD if kind == "wireguard" else advice
+    if number == errno.EEXIST and isinstance(item, Link) and isinstance(item.info, GenericInfo) and not advice:
+        advice = f"another {item.info.kind} device has the same ends: see 'ip -d link show type {item.info.kind}'"
     if number == errno.EINVAL and isinstance(item, Link) and isinstance(item.info, VxlanInfo):
         advice = (
             f"MTU {item.mtu} must leave room for the encapsulation (50 bytes over IPv4, 70 over IPv6) "
