@@ -221,6 +221,7 @@ WAYS: Mapping[str, Way] = {
     "vxlan": Way(daemon("vxlan"), colour=OURS),
     "udp": Way(daemon("udp"), colour=OURS),
     "udp, no offload": Way(daemon("udp", "Offload=false"), colour=OURS),
+    "wireguard": Way(daemon("wireguard", "Implementation=userspace"), colour=OURS),
     "tinc": Way(tinc, ("tincd",), ("tincd", "--version"), "#d98c5f"),
     "openvpn": Way(openvpn, ("openvpn",), ("openvpn", "--version"), "#d98c5f"),
     "nebula": Way(nebula, ("nebula", "nebula-cert"), ("nebula", "-version"), "#d98c5f"),

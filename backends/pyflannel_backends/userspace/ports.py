@@ -34,8 +34,8 @@ _TUNGETIFF: Final = 0x800454D2
 _TUNSETOFFLOAD: Final = 0x400454D0
 _TUNSETVNETHDRSZ: Final = 0x400454D8
 _IFF_TUN, _IFF_MULTI_QUEUE, _IFF_PERSIST, _IFF_NO_PI, _IFF_VNET_HDR = 0x0001, 0x0100, 0x0800, 0x1000, 0x4000
-_TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO_ECN, _TUN_F_USO4, _TUN_F_USO6 = 0x01, 0x02, 0x08, 0x20, 0x40
-_TSO: Final = _TUN_F_CSUM | _TUN_F_TSO4 | _TUN_F_TSO_ECN
+_TUN_F_CSUM, _TUN_F_TSO4, _TUN_F_TSO6, _TUN_F_TSO_ECN, _TUN_F_USO4, _TUN_F_USO6 = 0x01, 0x02, 0x04, 0x08, 0x20, 0x40
+_TSO: Final = _TUN_F_CSUM | _TUN_F_TSO4 | _TUN_F_TSO6 | _TUN_F_TSO_ECN
 
 _UDP_SEGMENT: Final = 103
 _UDP_GRO: Final = 104
@@ -93,9 +93,6 @@ class UnderlayPort(ABC):
     others on the same port.
     """
 
-    deadline: float = math.inf
-    """When (:func:`time.monotonic`) :meth:`expire` wants to be called."""
-
     def __init__(self) -> None:
         self.counters: dict[str, int] = {}
         """Totals of the port's own, shown next to those of forwarding."""
@@ -137,9 +134,17 @@ class UnderlayPort(ABC):
     def remove(self, peer: PeerId) -> None:
         """A peer holds no subnet any more."""
 
-    def expire(self, now: float) -> None:
-        """Do what is due at ``now``, and set the next :attr:`deadline`."""
-        self.deadline = math.inf
+    @property
+    def deadline(self) -> float:
+        """When (:func:`time.monotonic`) :meth:`expire` wants to be called next; infinite if never."""
+        return math.inf
+
+    def expire(self, now: float) -> None:  # noqa: B027 - most ports have nothing to do
+        """Do what is due at ``now``; the :attr:`deadline` lies behind it then."""
+
+    def failures(self) -> Mapping[PeerId, str]:
+        """Peers that can't be reached as things are, and why, besides those that a send failed for."""
+        return {}
 
     def status(self) -> Mapping[str, Any]:
         """What to tell the daemon every second, besides the counters; of JSON's types."""

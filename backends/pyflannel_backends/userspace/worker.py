@@ -286,9 +286,12 @@ class Worker:
                 "say": "status",
                 "counters": {**self._counters, **self._underlay.counters},
                 "trouble": self._trouble,
-                "failures": {} if self._forwarder is None else self._forwarder.failures,
+                "failures": {} if self._forwarder is None else self._failures(self._forwarder),
             }
         )
+
+    def _failures(self, forwarder: Forwarder) -> Mapping[str, str]:
+        return {**self._underlay.failures(), **forwarder.failures}
 
 
 def _load_offload() -> Any | None:

@@ -24,6 +24,7 @@ from pyflannel.backend import (
     Backend,
     Capabilities,
     Change,
+    DataPlane,
     DesiredState,
     Endpoint,
     GenericInfo,
@@ -37,7 +38,6 @@ from pyflannel.backend import (
     Route,
     Secret,
     Sysctl,
-    TunInfo,
     Underlay,
     WireguardDevice,
     WireguardPeer,
@@ -46,6 +46,7 @@ from pyflannel.backend import (
     option,
 )
 from pyflannel.errors import ConfigError
+from pyflannel_backends.userspace import tun_info
 
 from . import keys
 
@@ -149,21 +150,13 @@ class WireguardBackend(Backend[WireguardOptions]):
             yield Link(device, GenericInfo("wireguard"), mtu)
             yield WireguardDevice(device, self._identity(node).private_key, self.port(version))
         else:
-            self._refuse_ipv6(version)
-            yield Link(device, TunInfo(vnet_hdr=True, multi_queue=True), mtu)
+            yield Link(device, tun_info(offload=True), mtu)
             # The worker's ICMP errors come from this node's own address, which the kernel takes for a forgery
             # otherwise. What peers send is checked by the worker and never has such a source.
             yield Sysctl(f"net/ipv4/conf/{device}/accept_local", "1")
         yield Address(device, ip_interface(f"{subnet.network_address}/{subnet.max_prefixlen}"))
         yield Sysctl(f"net/ipv6/conf/{device}/accept_ra", "0", optional=True)
         yield Route(network.network, device)
-
-    def _refuse_ipv6(self, version: int) -> None:
-        if version == 6:
-            raise ConfigError(
-                "backend wireguard: in userspace it carries IPv4 only; load the kernel's module on this node "
-                "('modprobe wireguard'), or set EnableIPv6 to false in the network config"
-            )
 
     def act(self, action: str, node: Node) -> Change:
         """``rotate-key``: a new key file in the place of the old one.
@@ -227,6 +220,17 @@ class WireguardBackend(Backend[WireguardOptions]):
             return ipv4
         both_global = ours_v6 is not None and not ipv6.is_private and not ours_v6.is_private
         return ipv6 if both_global else ipv4
+
+    def start(self, node: Node) -> DataPlane | None:
+        """In userspace, take over the workers that an earlier daemon left behind, or start them.
+
+        :raises ConfigError: the underlay has no address to receive at.
+        """
+        if self.implementation == "kernel":
+            return None
+        from .dataplane import WireguardDataPlane
+
+        return WireguardDataPlane(self, node)
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,169 @@
+"""The wireguard backend's worker: packets encrypted by :mod:`.tunnel`, keys kept by this process alone.
+
+``python -m pyflannel_backends.wireguard.worker FD``; see :mod:`pyflannel_backends.userspace.worker`.
+
+The private key is read from its file, here and by nobody else, and again when the file is another one: so rotating the
+key needs no word from the daemon, and works without one. The preshared key comes from the daemon by the socket. Neither
+is ever said again; and this process leaves no core dump and can't be looked into but by root.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pyflannel.errors import ConfigError
+from pyflannel_backends.userspace.control import WorkerConfig
+from pyflannel_backends.userspace.ports import UdpSocket
+from pyflannel_backends.userspace.table import PeerId
+from pyflannel_backends.userspace.worker import work
+
+from . import keys
+from .machine import Limits, Machine, Timestamps
+from .noise import Identity
+from .tunnel import Tunnel
+
+__all__ = ["KeyedTunnel", "ReservedTimestamps", "WireguardConfig"]
+
+_PR_SET_DUMPABLE: Final = 4
+_KEY_CHECK: Final = 1.0
+"""Seconds between looks at the key file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WireguardConfig(WorkerConfig):
+    """What a worker of this backend is told besides.
+
+    ``listen`` are addresses and ports to receive at, one of each family at most. ``key_file`` holds the private key,
+    ``timestamp_file`` what :class:`~.machine.Timestamps` reserves. ``psk_digest`` tells one preshared key from another
+    without telling it. ``limits`` are other values than the white paper's for :class:`~.machine.Limits`.
+    """
+
+    listen: Sequence[tuple[str, int]]
+    key_file: str
+    timestamp_file: str
+    keepalive: int = 0
+    psk_digest: str = ""
+    limits: Mapping[str, float] = field(default_factory=dict)
+
+
+class ReservedTimestamps:
+    """A number in a file, replaced as a whole.
+
+    It isn't forced to the disk: only a loss of power *and* a clock that has gone back could make the loss of it felt,
+    and then for as long as the clock is behind.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.trouble = ""
+
+    def read(self) -> int:
+        """What was reserved last; 0 if nothing was, or nobody knows."""
+        try:
+            return int(self._path.read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    def reserve(self, timestamp: int) -> None:
+        """Keep a number. If that fails, handshakes go on: it matters to the next run only."""
+        fresh = self._path.with_name(f".{self._path.name}-{os.getpid()}")
+        try:
+            fresh.write_text(f"{timestamp}\n")
+            fresh.replace(self._path)
+            self.trouble = ""
+        except OSError as error:
+            self.trouble = f"{self._path}: {error.strerror}"
+
+
+class KeyedTunnel(Tunnel):
+    """A tunnel whose key is the one in the file, whenever that changes.
+
+    :raises ConfigError: the file has no usable key.
+    """
+
+    def __init__(self, config: WireguardConfig, psk: bytes) -> None:
+        self._key_file = Path(config.key_file)
+        self._key_seen = self._look()
+        self._key_trouble = ""
+        self._next_look = time.monotonic() + _KEY_CHECK
+        self._reserved = ReservedTimestamps(Path(config.timestamp_file))
+        timestamps = Timestamps(time.time_ns, self._reserved.read(), self._reserved.reserve)
+        limits = Limits(**config.limits)  # type: ignore[arg-type] # messages are counted in whole numbers
+        machine = Machine(self._load(), timestamps, os.urandom, mtu=config.mtu, limits=limits)
+        sockets = [functools.partial(UdpSocket, *place, offload=config.offload) for place in config.listen]
+        super().__init__(machine, sockets, config.mtu, psk=psk, keepalive=config.keepalive)
+
+    def _look(self) -> tuple[int, int, int] | None:
+        """What tells one file from another."""
+        with suppress(OSError):
+            about = self._key_file.stat()
+            return about.st_ino, about.st_mtime_ns, about.st_ctime_ns
+        return None
+
+    def _load(self) -> Identity:
+        found = keys.load(self._key_file)
+        if found is None:
+            raise ConfigError(f"WireGuard key file {self._key_file}: there is none")
+        return Identity(found.private_key.reveal())
+
+    @property
+    def deadline(self) -> float:
+        """See :class:`UnderlayPort`."""
+        return min(self.machine.deadline, self._next_look)
+
+    def expire(self, now: float) -> None:
+        """See :class:`UnderlayPort`."""
+        if now >= self._next_look:
+            self._next_look = now + _KEY_CHECK
+            self._renew(now)
+        super().expire(now)
+
+    def _renew(self, now: float) -> None:
+        """Take the key of another file. While that one can't be used, stay with the key we have and say so."""
+        seen = self._look()
+        if seen == self._key_seen:
+            return
+        try:
+            identity = self._load()
+        except ConfigError as error:
+            self._key_trouble = str(error)
+            return
+        self._key_seen, self._key_trouble = seen, ""
+        if identity.public != self.machine.public_key:
+            self.machine.set_identity(identity, now)
+
+    def status(self) -> Mapping[str, Any]:
+        """See :class:`UnderlayPort`."""
+        return {**super().status(), "trouble_with_files": self._key_trouble or self._reserved.trouble}
+
+    def failures(self) -> Mapping[PeerId, str]:
+        """See :class:`UnderlayPort`. A key file that can't be used concerns every peer, sooner or later."""
+        if self._key_trouble:
+            return dict.fromkeys(self._names, f"still using the former key: {self._key_trouble}")
+        return super().failures()
+
+
+def keep_secrets() -> None:
+    """Leave no core dump, and let nobody but root trace this process or read its memory (``prctl(2)``)."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE)")
+
+
+def _make_port(config: WireguardConfig, secrets: Mapping[str, Any]) -> KeyedTunnel:
+    return KeyedTunnel(config, bytes.fromhex(secrets.get("psk", "")) or bytes(32))
+
+
+if __name__ == "__main__":
+    keep_secrets()
+    work(WireguardConfig, _make_port)
