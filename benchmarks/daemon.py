@@ -8,9 +8,13 @@ them. Printed are, as medians over the rounds:
 * floor: ``ip -batch`` and ``bridge -batch`` writing the same entries in the same namespace, and the ratio;
 * change: from a lease's writing in the store to the route in the kernel, told by netlink;
 * check: a comparison with the kernel in which nothing differs;
-* memory and idle CPU of the daemon.
+* memory and idle CPU of the daemon;
+* with ``--outage``, its CPU while the store's server is frozen (SIGSTOP: connections stay, nothing answers) and while
+  it is gone (SIGKILL: connections are refused).
 
-    python benchmarks/daemon.py --peers 5000 --rounds 3 --store file|etcd|consul
+    python benchmarks/daemon.py --peers 5000 --rounds 3 --store file|etcd|consul [--outage]
+
+CPU seconds stand beside each start: where other programs run too, they tell more than the time on the wall.
 
 Needs root, or user namespaces.
 """
@@ -24,6 +28,7 @@ import socket
 import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +38,8 @@ from pyflannel.lab import Lab, Node
 NETWORK = {"Network": "10.0.0.0/8", "SubnetLen": 24, "Backend": {"Type": "vxlan"}}
 DEVICE = "flannel.1"
 CHANGES = 20
+IDLE = 60.0
+OUTAGE = 60.0
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -134,14 +141,14 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.002)
 
 
-def start(lab: Lab, node: Node, url: str) -> float:
-    """Start the daemon; seconds from its process's start to subnet.env."""
+def start(lab: Lab, node: Node, url: str) -> tuple[float, float]:
+    """Start the daemon; seconds from its process's start to subnet.env, and its CPU seconds till then."""
     file = lab.outside(node.subnet_file)
     file.unlink(missing_ok=True)
     begin = time.perf_counter()
     node.start_daemon(url, "vxlan")
     until(file.exists)
-    return time.perf_counter() - begin
+    return time.perf_counter() - begin, cpu(node.daemon.process.pid)
 
 
 def batch(node: Node, count: int) -> float:
@@ -167,36 +174,57 @@ def batch(node: Node, count: int) -> float:
 
 
 def memory(pid: int) -> float:
-    """Resident megabytes (MiB) of a process."""
+    """Resident megabytes of a process: of 1,000,000 bytes."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) * 1024 / 1e6
 
 
 def cpu(pid: int) -> float:
-    """CPU seconds of a process so far."""
+    """CPU seconds of a process so far, those of threads that have ended included; to the hundredth."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
-def measure(lab: Lab, store: str, count: int, rounds: int) -> dict[str, list[float]]:
+def busy(pid: int, seconds: float) -> float:
+    """Percent of a processor that a process takes during the next ``seconds``."""
+    before, begin = cpu(pid), time.monotonic()
+    time.sleep(seconds)
+    return (cpu(pid) - before) / (time.monotonic() - begin) * 100
+
+
+def outage(node: Node, store: str) -> dict[str, list[float]]:
+    """The daemon's CPU while the server says nothing, and while it is gone, which it is from then on."""
+    daemon, server = node.daemon, node.lab.servers[-1]
+    server_pid = server.run(["pidof", "-s", store]).stdout.strip()
+    found = {}
+    for signal, name in (("STOP", "frozen"), ("KILL", "gone")):
+        server.run(["kill", f"-{signal}", server_pid])
+        daemon.wait_status(lambda status: status["state"] == "degraded", "missing its store", 120)
+        found[name] = [busy(daemon.process.pid, OUTAGE)]
+        server.run(["kill", "-CONT", server_pid], check=False)
+        if signal == "STOP":
+            daemon.wait_status(lambda status: status["state"] == "ready", "back at its store", 120)
+    return found
+
+
+def measure(lab: Lab, arguments: argparse.Namespace) -> dict[str, list[float]]:
     """All figures, one entry a round."""
-    node = lab.nodes[0]
+    node, store, count = lab.nodes[0], arguments.store, arguments.peers
     url = lab.file_store if store == "file" else lab.start_store(store)
     print(f"filling {store} with {count} leases ...", file=sys.stderr)
     inside(node, "fill", url, str(count))
-    found: dict[str, list[float]] = {
-        name: [] for name in ("cold", "floor", "warm", "change", "check", "memory", "idle")
-    }
-    for _ in range(rounds):
-        found["cold"].append(start(lab, node, url))
-        node.daemon.stop()
-        found["warm"].append(start(lab, node, url))
+    found: dict[str, list[float]] = defaultdict(list)
+    for _ in range(arguments.rounds):
+        for name in ("cold", "warm"):
+            wall, work = start(lab, node, url)
+            found[name].append(wall)
+            found[f"{name} cpu"].append(work)
+            if name == "cold":
+                node.daemon.stop()
         found["change"].append(statistics.median(json.loads(inside(node, "change", url))))
         pid = node.daemon.process.pid
         time.sleep(5)  # what a start does at leisure is no idle CPU
-        before = cpu(pid)
-        time.sleep(20)
-        found["idle"].append((cpu(pid) - before) / 20 * 100)
+        found["idle"].append(busy(pid, IDLE))
         found["memory"].append(memory(pid))
         node.daemon.stop()
         seconds, writes = json.loads(inside(node, "check", str(count)))
@@ -205,6 +233,9 @@ def measure(lab: Lab, store: str, count: int, rounds: int) -> dict[str, list[flo
         found["check"].append(seconds)
         node.ip([f"link del {DEVICE}"])
         found["floor"].append(batch(node, count))
+    if arguments.outage:
+        start(lab, node, url)
+        found.update(outage(node, store))
     return found
 
 
@@ -213,6 +244,7 @@ def main() -> None:
     parser.add_argument("--peers", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--store", choices=("file", "etcd", "consul"), default="file")
+    parser.add_argument("--outage", action="store_true", help="also measure while the store's server is away")
     parser.add_argument("--inside", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inside:
@@ -223,20 +255,25 @@ def main() -> None:
             "check": lambda: check(int(words[0])),
         }[part]()
         return
+    if arguments.outage and arguments.store == "file":
+        parser.error("a file store has no server that could fail")
     with Lab(nodes=1, containers=0) as lab:
-        found = measure(lab, arguments.store, arguments.peers, arguments.rounds)
+        found = measure(lab, arguments)
     median = {name: statistics.median(values) for name, values in found.items()}
     print(f"{arguments.peers} peers on {arguments.store}, medians of {arguments.rounds} rounds")
-    print(f"  cold start to last entry   {median['cold']:8.3f} s")
+    print(f"  cold start to last entry   {median['cold']:8.3f} s    ({median['cold cpu']:.2f} s of CPU)")
     ratio = median["cold"] / median["floor"]
     print(
-        f"  ip and bridge -batch       {median['floor']:8.3f} s   (the whole cold start takes {ratio:.2f} times that)"
+        f"  ip and bridge -batch       {median['floor']:8.3f} s    (the whole cold start takes {ratio:.2f} times that)"
     )
-    print(f"  warm start                 {median['warm']:8.3f} s")
+    print(f"  warm start                 {median['warm']:8.3f} s    ({median['warm cpu']:.2f} s of CPU)")
     print(f"  one change to its route    {median['change']:8.2f} ms")
     print(f"  check, nothing differs     {median['check']:8.3f} s")
-    print(f"  resident memory            {median['memory']:8.1f} MiB")
-    print(f"  idle CPU                   {median['idle']:8.2f} %")
+    print(f"  resident memory            {median['memory']:8.1f} MB")
+    print(f"  idle CPU                   {median['idle']:8.3f} %")
+    if arguments.outage:
+        print(f"  CPU, server frozen         {median['frozen']:8.3f} %")
+        print(f"  CPU, server gone           {median['gone']:8.3f} %")
 
 
 if __name__ == "__main__":
