@@ -11,6 +11,9 @@ A super-packet tells the kernel that its checksums need not be looked at, so onl
 others reach the kernel one by one, with the checksum they came with. What is joined, the kernel (or a
 :class:`Splitter`) cuts into the very same packets again.
 
+IPv6 is IPv4 with less to do: no identification that counts up, no header checksum. A packet with extension headers
+stays alone.
+
 Sources: RFC 9293 (TCP), RFC 768 (UDP), RFC 3168 (CWR belongs to the first segment), ``segmentation-offloads.rst``.
 """
 
@@ -59,6 +62,27 @@ def _pseudo(header: Header, length: int) -> int:
     return ones_sum(header.source + header.destination + struct.pack("!HH", header.protocol, length))
 
 
+def _remainder(head: Bytes, header: Header, length: int) -> int:
+    """What the sum of a whole packet lacks to be the sum that its TCP or UDP checksum makes zero.
+
+    That is the pseudo-header less the IP header. A right IPv4 header sums to nothing. Of an IPv6 header the addresses
+    and the length are in both.
+
+    :param head: begins with the IP header; :param length: of TCP or UDP with its payload, in bytes.
+    """
+    if header.version == 6:
+        return (header.protocol + 2 * 0xFFFF - ones_sum(head[:4]) - ones_sum(head[6:8])) % 0xFFFF
+    return _pseudo(header, length)
+
+
+def _shortage(header: Header, full: int, short: int) -> int:
+    """What to add, in this machine's order of bytes, to :func:`_remainder` for a packet of another length."""
+    if header.version == 6:
+        return 0
+    at = header.header_length
+    return 0xFFFF + _native(short - at) - _native(full - at)
+
+
 def _ip_checksums(header_sum: int, identification: int, count: int) -> U16:
     """The checksums of ``count`` IP headers that differ only in their identification, which counts up.
 
@@ -87,6 +111,13 @@ def _transport_header(packet: Bytes, header: Header) -> int:
     return 0
 
 
+def _gso_type(header: Header) -> int:
+    """What a super-packet with this header is called."""
+    if header.protocol == UDP:
+        return vnet.GSO_UDP_L4
+    return vnet.GSO_TCPV6 if header.version == 6 else vnet.GSO_TCPV4
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How one super-packet will be cut: ``count`` packets of ``wire`` bytes, the last one of ``last``.
@@ -110,12 +141,12 @@ class Plan:
 def plan_split(packet: Bytes, header: Header, gso: vnet.VnetHeader) -> Plan | None:
     """Read what is needed to cut a super-packet and take one hop off its TTL.
 
-    :param packet: the IPv4 packet, exactly ``header.length`` bytes.
+    :param packet: the IP packet, exactly ``header.length`` bytes.
     :returns: ``None`` if packet and virtio header don't make sense together.
     """
-    protocol = {vnet.GSO_TCPV4: TCP, vnet.GSO_UDP_L4: UDP}.get(gso.gso_type & ~vnet.GSO_ECN)
+    protocol = header.protocol
     transport = _transport_header(packet, header)
-    if protocol != header.protocol or transport == 0 or header.version != 4:
+    if transport == 0 or gso.gso_type & ~vnet.GSO_ECN != _gso_type(header):
         return None
     length = header.header_length + transport
     total, payload = header.length - length, gso.gso_size
@@ -124,10 +155,14 @@ def plan_split(packet: Bytes, header: Header, gso: vnet.VnetHeader) -> Plan | No
     count = -(-total // payload)
     wire = length + payload if count > 1 else header.length
     template = bytearray(packet[:length])
-    struct.pack_into("!HH", template, 2, wire, 0)
-    template[8] -= 1
-    template[10:12] = bytes(2)
     at = header.header_length
+    if header.version == 6:
+        struct.pack_into("!H", template, 4, wire - at)
+        template[7] -= 1
+    else:
+        struct.pack_into("!HH", template, 2, wire, 0)
+        template[8] -= 1
+        template[10:12] = bytes(2)
     template[at + _CHECKSUM_OFFSET[protocol] : at + _CHECKSUM_OFFSET[protocol] + 2] = bytes(2)
     sequence = first = last = 0
     if protocol == TCP:
@@ -155,7 +190,7 @@ class _Matrix:
     """Views on a buffer whose rows are packets of ``wire`` bytes. Rows of odd length get a padding byte.
 
     ``words`` and the columns but for ``flags`` hold the bytes as they are on the wire: 16-bit words, whose order of
-    bytes does not matter to a sum, and the sequence numbers.
+    bytes does not matter to a sum, and the sequence numbers. ``identifications`` and ``ip_checksums`` are IPv4's.
     """
 
     __slots__ = ("checksums", "flags", "identifications", "ip_checksums", "rows", "sequences", "steps", "words")
@@ -220,10 +255,11 @@ class Splitter:
             rows[full, plan.last :] = 0
         if wire & 1:
             rows[:, wire] = 0
-        identification = (header.identification + first) & 0xFFFF
-        matrix.identifications[row:stop] = _COUNTING[identification : identification + count]
-        header_sum = ones_sum(plan.template[: header.header_length])
-        matrix.ip_checksums[row:stop] = _ip_checksums(header_sum, identification, count)
+        if header.version == 4:
+            identification = (header.identification + first) & 0xFFFF
+            matrix.identifications[row:stop] = _COUNTING[identification : identification + count]
+            header_sum = ones_sum(plan.template[: header.header_length])
+            matrix.ip_checksums[row:stop] = _ip_checksums(header_sum, identification, count)
         if header.protocol == TCP:
             matrix.sequences[row:stop] = matrix.steps[first : first + count] + np.uint32(plan.sequence)
         if plan.first_flags and first == 0:
@@ -249,22 +285,24 @@ class Splitter:
     def _shorten(plan: Plan, row: U8) -> None:
         at = plan.header.header_length
         head = bytearray(row[:at].tobytes())
-        struct.pack_into("!H", head, 2, plan.last)
-        struct.pack_into("!H", head, 10, 0)
-        struct.pack_into("!H", head, 10, 0xFFFF - ones_sum(head))
+        if plan.header.version == 6:
+            struct.pack_into("!H", head, 4, plan.last - at)
+        else:
+            struct.pack_into("!H", head, 2, plan.last)
+            struct.pack_into("!H", head, 10, 0)
+            struct.pack_into("!H", head, 10, 0xFFFF - ones_sum(head))
         row[:at] = np.frombuffer(head, np.uint8)
         if plan.header.protocol == UDP:
             row[at + 4 : at + 6] = np.frombuffer(struct.pack("!H", plan.last - at), np.uint8)
 
     @staticmethod
     def _sum(plan: Plan, matrix: _Matrix, row: int, stop: int, short: bool) -> None:
-        """Sum whole rows: a right IP header sums to nothing, and so does padding."""
+        """Sum whole rows; padding sums to nothing."""
         header = plan.header
-        at = header.header_length
         sums = matrix.words[row:stop].sum(axis=1, dtype=np.uint32)
-        sums += np.uint32(_native(_pseudo(header, plan.wire - at)) - 1)
+        sums += np.uint32(_native(_remainder(plan.template, header, plan.wire - header.header_length)) + 0xFFFE)
         if short:
-            sums[-1] += np.uint32(0xFFFF + _native(plan.last - at) - _native(plan.wire - at))
+            sums[-1] += np.uint32(_shortage(header, plan.wire, plan.last))
         sums %= np.uint32(0xFFFF)
         np.subtract(np.uint32(0xFFFE), sums, out=sums)
         if header.protocol == UDP:
@@ -320,8 +358,6 @@ class Joiner:
         """
         if first + 1 >= self._count or header.length != self._size or header.protocol not in self._protocols:
             return 1
-        if header.version != 4:
-            return 1
         transport = _transport_header(packet, header)
         at = header.header_length
         head = at + transport
@@ -364,12 +400,15 @@ class Joiner:
     def _seal(head: bytearray, header: Header, total: int, last_flags: int) -> int:
         """Make the first packet's header the super-packet's; returns the GSO type."""
         at = header.header_length
-        struct.pack_into("!H", head, 2, total)
-        struct.pack_into("!H", head, 10, 0)
-        struct.pack_into("!H", head, 10, 0xFFFF - ones_sum(head[:at]))
-        kind = vnet.GSO_UDP_L4
+        if header.version == 6:
+            struct.pack_into("!H", head, 4, total - at)
+        else:
+            struct.pack_into("!H", head, 2, total)
+            struct.pack_into("!H", head, 10, 0)
+            struct.pack_into("!H", head, 10, 0xFFFF - ones_sum(head[:at]))
+        kind = _gso_type(header)
         if header.protocol == TCP:
-            kind = vnet.GSO_TCPV4 | (vnet.GSO_ECN if head[at + 13] & _CWR else 0)
+            kind |= vnet.GSO_ECN if head[at + 13] & _CWR else 0
             head[at + 13] |= last_flags & (_FIN | _PSH)
         else:
             struct.pack_into("!H", head, at + 4, total - at)
@@ -389,11 +428,9 @@ class Joiner:
         if count > 1:
             words = self._words[first + 1 : first + count, : len(template) // 2]
             expected = self._expected(words, template, header, payload)
-            if words.tobytes() == expected.tobytes():
-                joined = count
-            else:
-                different = (words != expected).any(axis=1)
-                joined += int(different.argmax()) if different.any() else len(words)
+            different = (words != expected).ravel()
+            first_one = int(different.argmax())
+            joined += first_one // words.shape[1] if different[first_one] else len(words)
         if first + joined < self._count and self._ends(first, joined, template, header):
             joined += 1
         return joined
@@ -405,11 +442,12 @@ class Joiner:
         count = len(words)
         expected = np.empty(words.shape, np.uint16)
         expected[:] = np.frombuffer(template, np.uint16)
-        following = header.identification + 1 & 0xFFFF
-        expected[:, 2] = _COUNTING[following : following + count]
-        fixed = bytearray(template[:at])
-        fixed[4:6] = fixed[10:12] = bytes(2)
-        expected[:, 5] = _ip_checksums(ones_sum(fixed), following, count)
+        if header.version == 4:
+            following = header.identification + 1 & 0xFFFF
+            expected[:, 2] = _COUNTING[following : following + count]
+            fixed = bytearray(template[:at])
+            fixed[4:6] = fixed[10:12] = bytes(2)
+            expected[:, 5] = _ip_checksums(ones_sum(fixed), following, count)
         column = (at + _CHECKSUM_OFFSET[header.protocol]) // 2
         expected[:, column] = words[:, column]
         if header.protocol == TCP:
@@ -428,8 +466,11 @@ class Joiner:
             return False
         actual = self._rows[first + number, :head].tobytes()
         expected = bytearray(template)
-        struct.pack_into("!HH", expected, 2, length, header.identification + number & 0xFFFF)
-        expected[10:12] = actual[10:12]
+        if header.version == 6:
+            struct.pack_into("!H", expected, 4, length - at)
+        else:
+            struct.pack_into("!HH", expected, 2, length, header.identification + number & 0xFFFF)
+            expected[10:12] = actual[10:12]
         field = at + _CHECKSUM_OFFSET[header.protocol]
         expected[field : field + 2] = actual[field : field + 2]
         if header.protocol == TCP:
@@ -440,17 +481,14 @@ class Joiner:
             if actual[field : field + 2] == bytes(2):
                 return False
             struct.pack_into("!H", expected, at + 4, length - at)
-        return actual == expected and checksum(actual[:at]) == 0
+        return actual == expected and (header.version == 6 or checksum(actual[:at]) == 0)
 
     def _verified(self, first: int, count: int, header: Header) -> int:
-        """How many of ``count`` rows have a right TCP or UDP checksum before one has not; at least 1.
-
-        Their IP headers are right and sum to nothing, so whole rows are summed.
-        """
-        at = header.header_length
+        """How many of ``count`` rows have a right TCP or UDP checksum before one has not; at least 1."""
+        remainder = _remainder(self._rows[first, :8].tobytes(), header, header.length - header.header_length)
         sums = self._words[first : first + count].sum(axis=1, dtype=np.uint32)
-        sums += np.uint32(_native(_pseudo(header, header.length - at)))
+        sums += np.uint32(_native(remainder))
         if first + count == self._count and self._last != self._size:
-            sums[-1] += np.uint32(0xFFFF + _native(self._last - at) - _native(header.length - at))
+            sums[-1] += np.uint32(_shortage(header, header.length, self._last))
         sums %= np.uint32(0xFFFF)
         return max(1, int((sums != 0).argmax())) if sums.any() else count

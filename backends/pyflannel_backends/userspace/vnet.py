@@ -9,12 +9,24 @@ from __future__ import annotations
 import struct
 from typing import Final, NamedTuple
 
-__all__ = ["GSO_ECN", "GSO_NONE", "GSO_TCPV4", "GSO_UDP_L4", "LENGTH", "NEEDS_CSUM", "PLAIN", "VnetHeader", "unpack"]
+__all__ = [
+    "GSO_ECN",
+    "GSO_NONE",
+    "GSO_TCPV4",
+    "GSO_TCPV6",
+    "GSO_UDP_L4",
+    "LENGTH",
+    "NEEDS_CSUM",
+    "PLAIN",
+    "VnetHeader",
+    "unpack",
+]
 
 NEEDS_CSUM: Final = 1
 """Flag: the checksum at ``csum_start + csum_offset`` holds only the pseudo-header's sum."""
 GSO_NONE: Final = 0
 GSO_TCPV4: Final = 1
+GSO_TCPV6: Final = 4
 GSO_UDP_L4: Final = 5
 GSO_ECN: Final = 0x80
 """Added to a TCP type: CWR is set, and belongs to the first segment only."""

@@ -73,6 +73,10 @@ class Node:
         self.ip("link", "set", "flannel0", "mtu", str(mtu), "txqueuelen", str(queue), "up")
         self.ip("route", "add", "10.5.0.0/16", "dev", "flannel0")
         run(*self.command("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.flannel0.accept_local=1"))
+        if self._options.get("dual_stack"):
+            self.ip("addr", "add", f"fd00:5:{self.number}::/128", "dev", "flannel0", "nodad")
+            self.ip("route", "add", "fd00:5::/32", "dev", "flannel0")
+            run(*self.command("sysctl", "-qw", "net.ipv6.conf.all.forwarding=1"))
 
     def start_driver(self) -> None:
         script, options = str(HERE / "driver.py"), json.dumps(self._options)
@@ -169,6 +173,8 @@ class Overlay:
             node.ip("link", "add", "cni0", "type", "bridge")
             node.ip("addr", "add", f"10.5.{node.number}.1/24", "dev", "cni0")
             node.ip("link", "set", "cni0", "up")
+            if self.options.get("dual_stack"):
+                node.ip("addr", "add", f"fd00:5:{node.number}::1/64", "dev", "cni0", "nodad")
             node.make_device()
             node.start_driver()
             node.put_peer()
@@ -184,7 +190,7 @@ MakeOverlay = Callable[..., Overlay]
 
 @pytest.fixture
 def make_overlay(tmp_path: Path) -> Iterator[MakeOverlay]:
-    """Build an overlay; keyword arguments are options of the backend, and ``underlay_mtu``."""
+    """Build an overlay; keyword arguments are options of the backend, ``underlay_mtu``, and ``dual_stack``."""
     if os.geteuid() != 0:
         pytest.skip("needs root, for network namespaces")
     for tool in ("ip", "ping", "sysctl"):

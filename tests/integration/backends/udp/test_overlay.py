@@ -29,12 +29,12 @@ def _answer(process: subprocess.Popen[str]) -> Any:
 class Transfer:
     """One TCP connection from node 1 to node 2 that carries ``size`` bytes."""
 
-    def __init__(self, overlay: Overlay, size: int) -> None:
+    def __init__(self, overlay: Overlay, size: int, target: str = "10.5.2.1") -> None:
         first, second = overlay.nodes
         self.size = size
         self._sink = second.start(sys.executable, TRAFFIC, "sink", "5001", stdout=subprocess.PIPE)
         assert _answer(self._sink) == "listening"
-        words = (sys.executable, TRAFFIC, "source", "10.5.2.1", "5001", str(size))
+        words = (sys.executable, TRAFFIC, "source", target, "5001", str(size))
         self._source = first.start(*words, stdout=subprocess.PIPE)
 
     @property
@@ -70,6 +70,40 @@ def test_a_stream_travels_in_super_packets_and_nothing_is_sent_again(overlay: Ov
     assert after["joined_packets"] - before["joined_packets"] > 0.9 * received
     dropped = {name: count for name, count in after.items() if name.startswith("drop_") and name != "drop_other_family"}
     assert not any(dropped.values()), dropped
+
+
+@pytest.mark.parametrize("offload", [True, False])
+def test_the_device_s_queue_holds_what_tcp_sends_at_once(make_overlay: MakeOverlay, offload: bool) -> None:
+    overlay = make_overlay(Offload=offload)
+    Transfer(overlay, 40 * MEBIBYTE).finish()
+    for node in overlay.nodes:
+        (device,) = json.loads(node.ip("-json", "-statistics", "link", "show", "flannel0"))
+        assert device["stats64"]["tx"]["dropped"] == 0
+
+
+@pytest.mark.parametrize("offload", [True, False])
+def test_ipv6_inside(make_overlay: MakeOverlay, offload: bool) -> None:
+    overlay = make_overlay(dual_stack=True, Offload=offload)
+    first, second = overlay.nodes
+
+    def ping(*words: str) -> str:
+        done = first.command("ping", "-n", "-c", "1", "-W", "2", *words)
+        return subprocess.run(done, capture_output=True, text=True, check=False).stdout
+
+    for size in (8, 1424, 1425, 20001):
+        assert " 0% packet loss" in ping("-s", str(size), "fd00:5:2::1"), size
+    assert "From fd00:5:1:: icmp_seq=1 Time exceeded: Hop limit" in ping("-t", "1", "fd00:5:2::1")
+    assert "From fd00:5:1:: icmp_seq=1 Destination unreachable: No route" in ping("fd00:5:99::1")
+    before = second.counters()
+    Transfer(overlay, 20 * MEBIBYTE, "fd00:5:2::1").finish()
+    wait_until(lambda: second.counters()["received_bytes"] > 20 * MEBIBYTE, "the counters of the whole stream")
+    after = second.counters()
+    received = after["received_packets"] - before["received_packets"]
+    assert (after["joined_packets"] - before["joined_packets"] > 0.5 * received) == offload
+    first.ip("route", "add", "192.0.2.2/32", "dev", "under", "mtu", "1400")
+    assert "mtu=1372" in ping("-M", "do", "-s", "1400", "fd00:5:2::1").replace("mtu: ", "mtu=").replace(
+        "mtu = ", "mtu="
+    )
 
 
 def test_a_killed_worker_is_replaced_under_load(overlay: Overlay) -> None:

@@ -28,7 +28,7 @@ def digest(size: int) -> str:
 
 
 def sink(port: int) -> None:
-    with socket.create_server(("0.0.0.0", port)) as server:
+    with socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True) as server:
         print(json.dumps("listening"), flush=True)
         connection, _ = server.accept()
         total, size = hashlib.sha256(), 0

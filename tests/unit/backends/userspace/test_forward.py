@@ -75,8 +75,9 @@ class Bench:
 
 
 def super_packet(packet: Packet, size: int) -> tuple[bytes, bytes]:
-    kind, offset = (vnet.GSO_UDP_L4, 6) if packet.protocol == UDP else (vnet.GSO_TCPV4, 16)
-    header = vnet.VnetHeader(vnet.NEEDS_CSUM, kind, packet.header_length, size, 20, offset)
+    tcp = vnet.GSO_TCPV6 if packet.ip_length == 40 else vnet.GSO_TCPV4
+    kind, offset = (vnet.GSO_UDP_L4, 6) if packet.protocol == UDP else (tcp, 16)
+    header = vnet.VnetHeader(vnet.NEEDS_CSUM, kind, packet.header_length, size, packet.ip_length, offset)
     return header.pack(), packet.build_partial()
 
 
@@ -118,9 +119,10 @@ def test_packets_for_several_nodes_keep_their_order_and_share_calls_but_for_the_
 
 
 @pytest.mark.parametrize("protocol", [reference.TCP, UDP])
-@pytest.mark.parametrize("size", [1, 7, 536, 1420, 1432])
-def test_a_super_packet_leaves_as_the_reference_cuts_it(protocol: int, size: int) -> None:
-    packet = Packet(bytes(range(256)) * 40, protocol, flags=ACK | PSH, **OUT)  # type: ignore[arg-type]
+@pytest.mark.parametrize("size", [1, 7, 536, 1400, 1412])
+@pytest.mark.parametrize("ends", [OUT, OUT6])
+def test_a_super_packet_leaves_as_the_reference_cuts_it(protocol: int, size: int, ends: dict[str, Any]) -> None:
+    packet = Packet(bytes(range(256)) * 40, protocol, flags=ACK | PSH, **ends)
     header, data = super_packet(packet, size)
     assert Bench().from_tun(data, data, header=header) == reference.segments(packet, size) * 2
 
@@ -183,6 +185,17 @@ def test_a_large_packet_that_may_be_cut_leaves_in_fragments() -> None:
     assert all(reference.internet_checksum(piece[:20]) == 0 and piece[8] == 63 for piece in sent)
 
 
+def test_an_ipv6_super_packet_that_is_too_big_is_answered() -> None:
+    bench = Bench(mtu=1300)
+    header, data = super_packet(Packet(b"x" * 5000, **OUT6), 1400)  # type: ignore[arg-type]
+    bench.from_tun(data, header=header)  # the path's MTU is learnt from this one
+    assert bench.from_tun(data, header=header) == []
+    answer = bench.tun.outgoing[-1][1]
+    assert reference.is_valid(answer)
+    assert answer[40:42] == bytes([2, 0])
+    assert answer[44:48] == (1300).to_bytes(4, "big")
+
+
 @pytest.mark.parametrize("fragment", [0, 0x4000])
 @pytest.mark.parametrize("size", [None, 1400])
 def test_a_path_that_shrank_is_learnt(fragment: int, size: int | None) -> None:
@@ -220,11 +233,12 @@ def test_a_peer_that_cannot_be_reached_is_told_apart_until_it_can() -> None:
 
 
 @pytest.mark.parametrize("offload", [True, False])
-def test_a_train_of_one_stream_reaches_the_kernel(offload: bool) -> None:
+@pytest.mark.parametrize("ends", [IN, IN6])
+def test_a_train_of_one_stream_reaches_the_kernel(offload: bool, ends: dict[str, Any]) -> None:
     bench = Bench(offload=offload)
-    packet = Packet(b"x" * 10000, **IN)  # type: ignore[arg-type]
+    packet = Packet(b"x" * 10000, **ends)
     wire = reference.segments(packet, 1000)
-    written = bench.from_underlay(b"".join(wire), 1040)
+    written = bench.from_underlay(b"".join(wire), len(wire[0]))
     if offload:
         ((header, data),) = written
         packet.ttl -= 1

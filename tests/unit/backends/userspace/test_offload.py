@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -10,12 +11,17 @@ from hypothesis import strategies as st
 from tests.unit.backends.userspace import reference
 from tests.unit.backends.userspace.reference import ACK, CWR, ECE, FIN, PSH, RST, SYN, TCP, UDP, URG, Packet
 
-from pyflannel_backends.userspace import vnet
-from pyflannel_backends.userspace.packet import parse
+from pyflannel_backends.userspace import ipv6, vnet
+from pyflannel_backends.userspace import packet as ipv4
+from pyflannel_backends.userspace.packet import Header
 
 pytest.importorskip("numpy")
 from pyflannel_backends.userspace.offload import Joiner, Splitter, plan_split
 
+SIX: dict[str, Any] = {
+    "source": bytes.fromhex("fd000005000200000000000000000002"),
+    "destination": bytes.fromhex("fd" + "00" * 14 + "01"),
+}
 FLAGS = st.sampled_from([ACK, ACK | PSH, ACK | FIN, ACK | FIN | PSH, ACK | CWR, ACK | CWR | PSH | ECE])
 
 
@@ -38,12 +44,24 @@ def payload(size: int, seed: int) -> bytes:
     return Payload(size, seed)
 
 
+def parse(data: bytes) -> Header | None:
+    return ipv6.parse(data) if data[:1] and data[0] >> 4 == 6 else ipv4.parse(data)
+
+
+def ipv6_addresses() -> st.SearchStrategy[bytes]:
+    return st.binary(min_size=16, max_size=16) | st.sampled_from([bytes(16), b"\xff" * 16])
+
+
 @st.composite
 def super_packets(draw: st.DrawFn) -> tuple[Packet, int]:
     """A packet and its segment size."""
     protocol = draw(st.sampled_from([TCP, UDP]))
     tcp_options = draw(st.sampled_from([b"", bytes(12), bytes(40)])) if protocol == TCP else b""
-    ip_options = draw(st.sampled_from([b"", b"\x01\x01\x01\x00", bytes(40)]))
+    ipv6_inside = draw(st.booleans())
+    ip_options = b"" if ipv6_inside else draw(st.sampled_from([b"", b"\x01\x01\x01\x00", bytes(40)]))
+    ends: dict[str, Any] = (
+        {"source": draw(ipv6_addresses()), "destination": draw(ipv6_addresses())} if ipv6_inside else {}
+    )
     size = draw(st.one_of(st.sampled_from([1, 2, 535, 536, 1408, 1420, 1444]), st.integers(1, 9000)))
     most = 0xFFFF - 128
     length = draw(st.one_of(st.integers(1, min(most, 100 * size)), st.just(min(most, 44 * size))))
@@ -51,7 +69,8 @@ def super_packets(draw: st.DrawFn) -> tuple[Packet, int]:
         Packet(
             payload=draw(st.builds(Payload, st.just(length), st.integers(-2, 1 << 30))),
             protocol=protocol,
-            identification=draw(st.one_of(st.integers(0, 0xFFFF), st.integers(0xFFF0, 0xFFFF))),
+            identification=0 if ipv6_inside else draw(st.one_of(st.integers(0, 0xFFFF), st.integers(0xFFF0, 0xFFFF))),
+            flow_label=draw(st.integers(0, 0xFFFFF)) if ipv6_inside else 0,
             ttl=draw(st.integers(2, 255)),
             tos=draw(st.integers(0, 255)),
             fragment=draw(st.sampled_from([0, 0x4000])),
@@ -60,15 +79,16 @@ def super_packets(draw: st.DrawFn) -> tuple[Packet, int]:
             acknowledgement=draw(st.integers(0, 0xFFFFFFFF)),
             flags=draw(FLAGS),
             tcp_options=tcp_options,
+            **ends,
         ),
         size,
     )
 
 
 def gso(packet: Packet, size: int) -> vnet.VnetHeader:
-    kind = vnet.GSO_TCPV4 if packet.protocol == TCP else vnet.GSO_UDP_L4
-    offset = 16 if packet.protocol == TCP else 6
-    return vnet.VnetHeader(vnet.NEEDS_CSUM, kind, packet.header_length, size, 20 + len(packet.ip_options), offset)
+    tcp = vnet.GSO_TCPV6 if len(packet.source) == 16 else vnet.GSO_TCPV4
+    kind, offset = (tcp, 16) if packet.protocol == TCP else (vnet.GSO_UDP_L4, 6)
+    return vnet.VnetHeader(vnet.NEEDS_CSUM, kind, packet.header_length, size, packet.ip_length, offset)
 
 
 def split(packet: Packet, size: int, splitter: Splitter | None = None) -> list[bytes]:
@@ -104,7 +124,9 @@ def join(packets: list[bytes], joiner: Joiner | None = None) -> list[tuple[vnet.
     while row < len(packets):
         header = parse(packets[row])
         count = 1
-        if header is not None and reference.internet_checksum(packets[row][: header.header_length]) == 0:
+        if header is not None and (
+            header.version == 6 or reference.internet_checksum(packets[row][: header.header_length]) == 0
+        ):
             count = joiner.run(row, packets[row], header)
         if count == 1:
             result.append((None, packets[row]))
@@ -183,24 +205,33 @@ def take_apart(header: vnet.VnetHeader | None, packet: bytes) -> list[bytes]:
     if header is None:
         return [packet]
     start, size = header.csum_start, header.header_length
-    protocol = packet[9]
-    tcp = protocol == TCP
+    own = parse(packet)
+    assert own is not None
+    tcp = own.protocol == TCP
+    ip_fields: dict[str, Any]
+    if own.version == 6:
+        first = int.from_bytes(packet[:4], "big")
+        ip_fields = {"tos": first >> 20 & 0xFF, "flow_label": first & 0xFFFFF}
+    else:
+        ip_fields = {
+            "tos": packet[1],
+            "identification": own.identification,
+            "fragment": own.fragment,
+            "ip_options": packet[20:start],
+        }
     whole = Packet(
         payload=packet[size:],
-        protocol=protocol,
-        source=packet[12:16],
-        destination=packet[16:20],
+        protocol=own.protocol,
+        source=own.source,
+        destination=own.destination,
         ports=(int.from_bytes(packet[start : start + 2], "big"), int.from_bytes(packet[start + 2 : start + 4], "big")),
-        identification=int.from_bytes(packet[4:6], "big"),
-        ttl=packet[8],
-        tos=packet[1],
-        fragment=int.from_bytes(packet[6:8], "big"),
-        ip_options=packet[20:start],
+        ttl=own.ttl,
         sequence=int.from_bytes(packet[start + 4 : start + 8], "big") if tcp else 0,
         acknowledgement=int.from_bytes(packet[start + 8 : start + 12], "big") if tcp else 0,
         flags=packet[start + 13] if tcp else 0,
         window=int.from_bytes(packet[start + 14 : start + 16], "big") if tcp else 0,
         tcp_options=packet[start + 20 : size] if tcp else b"",
+        **ip_fields,
     )
     assert header.flags == vnet.NEEDS_CSUM
     assert whole.build_partial() == packet
@@ -213,10 +244,12 @@ def test_packets_with_other_flags_stay_single(flag: int) -> None:
     assert [header for header, _ in join(wire)] == [None, None, None]
 
 
-def test_push_ends_a_run() -> None:
-    one = reference.segments(Packet(b"a" * 3000, flags=ACK | PSH), 1000)
-    two = reference.segments(Packet(b"b" * 3000, sequence=3000, identification=3), 1000)
-    assert [len(packet) for _, packet in join(one + two)] == [3040, 3040]
+@pytest.mark.parametrize("ends", [{}, SIX])
+def test_push_ends_a_run(ends: dict[str, Any]) -> None:
+    first = Packet(b"a" * 3000, flags=ACK | PSH, **ends)
+    one = reference.segments(first, 1000)
+    two = reference.segments(Packet(b"b" * 3000, sequence=3000, identification=3, **ends), 1000)
+    assert [len(packet) - first.ip_length for _, packet in join(one + two)] == [3020, 3020]
 
 
 def test_a_damaged_packet_reaches_the_kernel_alone_and_as_it_came() -> None:
@@ -234,6 +267,15 @@ def test_a_damaged_packet_reaches_the_kernel_alone_and_as_it_came() -> None:
 
 def test_udp_without_checksum_stays_single() -> None:
     wire = [segment[:26] + bytes(2) + segment[28:] for segment in reference.segments(Packet(b"x" * 99, UDP), 33)]
+    assert [header for header, _ in join(wire)] == [None, None, None]
+
+
+def test_extension_headers_stay_single() -> None:
+    wire = []
+    for segment in reference.segments(Packet(b"x" * 3000, **SIX), 1000):
+        length = int.from_bytes(segment[4:6], "big") + 8
+        extension = bytes([segment[6], 0, 1, 4, 0, 0, 0, 0])
+        wire.append(segment[:4] + length.to_bytes(2, "big") + bytes([60]) + segment[7:40] + extension + segment[40:])
     assert [header for header, _ in join(wire)] == [None, None, None]
 
 
@@ -259,8 +301,8 @@ def test_a_joiner_leaves_protocols_alone_that_the_device_takes_no_super_packets_
 
 @given(st.binary(max_size=200), st.binary(min_size=10, max_size=10))
 def test_no_super_packet_that_makes_no_sense_is_planned(data: bytes, virtio: bytes) -> None:
-    head = bytearray(Packet(data).build())
-    for bytes_ in (data, bytes(head)):
+    six = Packet(data, source=b"\1" * 16, destination=b"\2" * 16)
+    for bytes_ in (data, Packet(data).build(), six.build()):
         header = parse(bytes_)
         if header is None:
             continue
