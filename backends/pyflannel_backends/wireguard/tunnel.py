@@ -401,7 +401,7 @@ class Tunnel(UnderlayPort):
         stride = max(size - OVERHEAD, 1)
         owner: Peer | None = None
         end = kept = 0
-        for at in range(0, length, size):
+        for at in range(0, length, max(size, 1)):
             data = bytes(sealed[at : min(at + size, length)])
             peer, packet = self._take_one(data, sender, now)
             if peer is None or not packet:
