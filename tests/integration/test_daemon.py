@@ -12,6 +12,7 @@ from ipaddress import IPv4Interface
 from typing import Any
 
 import pytest
+from tests import iproute
 
 from pyflannel.lab import Lab, Node
 
@@ -48,7 +49,7 @@ def until(condition: Callable[[], bool], what: str = "") -> None:
 
 def read(node: Node, *command: str) -> Any:
     """What iproute2 says, as JSON; nothing about a device that is not there."""
-    return json.loads(node.run(list(command), check=False).stdout or "[]")
+    return iproute.parse(node.run(list(command), check=False).stdout)
 
 
 def kernel(node: Node) -> dict[str, Any]:

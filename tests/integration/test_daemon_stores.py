@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from tests import iproute
 from tests.servers import consul, etcd
 
 from pyflannel.lab import Lab, Node
@@ -123,7 +124,7 @@ def test_the_tutorial_s_document_is_followed(cluster: Cluster) -> None:
     for node in cluster.lab.nodes:
         status = node.daemon.status()
         assert status["network"] == "172.16.0.0/12"
-        (link,) = json.loads(node.run(["ip", "-j", "-d", "link", "show", "flannel.172"]).stdout)
+        (link,) = iproute.parse(node.run(["ip", "-j", "-d", "link", "show", "flannel.172"]).stdout)
         assert (link["linkinfo"]["info_data"]["id"], link["linkinfo"]["info_data"]["port"]) == (172, 8889)
     assert cluster.lab.reachability().complete
 
@@ -165,7 +166,7 @@ def test_a_document_put_with_etcdctl_is_followed(cluster: Cluster) -> None:
 
 def vxlan_port(node: Node) -> int | None:
     done = node.run(["ip", "-j", "-d", "link", "show", "flannel.172"], check=False)
-    links = json.loads(done.stdout or "[]")
+    links = iproute.parse(done.stdout)
     return links[0]["linkinfo"]["info_data"]["port"] if links else None
 
 

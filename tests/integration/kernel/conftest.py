@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import iproute
 
 from pyflannel.errors import KernelError
 from pyflannel.kernel.model import (
@@ -154,7 +154,7 @@ class NamespaceWorld(World):
         return run("bridge", "-n", self.name, *words)
 
     def json(self, *words: str) -> Any:
-        return json.loads(self.ip("-j", "-d", *words) or "[]")
+        return iproute.parse(self.ip("-j", "-d", *words))
 
     def put(self, item: KernelObject, protocol: int = FOREIGN_PROTOCOL) -> None:
         if isinstance(item, Link):
