@@ -20,8 +20,9 @@ from pathlib import Path
 import pytest
 from tests.servers import consul as consul_servers
 from tests.servers import etcd as etcd_servers
+from tests.servers.authority import Authority
 from tests.servers.consul import consul
-from tests.servers.etcd import Authority, add_user, enable_auth, etcd
+from tests.servers.etcd import add_user, ctl_arguments, enable_auth, etcd, tls_arguments
 
 from pyflannel.errors import StoreUnavailableError
 from pyflannel.lab.servers.consul import ConsulCluster, ConsulTLS
@@ -76,8 +77,8 @@ def test_etcd_with_client_certificates_and_users(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     client = authority.client()
     files = {"cafile": authority.cafile, "certfile": client.certfile, "keyfile": client.keyfile}
-    with etcd(tls=True, arguments=authority.server_arguments()) as cluster:
-        words = authority.ctl_arguments(client)
+    with etcd(tls=True, arguments=tls_arguments(authority)) as cluster:
+        words = ctl_arguments(authority, client)
         add_user(cluster, "node", "secret", "/x/", *words)
         enable_auth(cluster, *words)
         with closing(open_store(f"etcd://{cluster.hosts}/x", **files, username="node", password="secret")) as store:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.servers.authority import Authority
 from tests.servers.consul import MISSING, consul, put, sessions
-from tests.servers.etcd import Authority
 
 from pyflannel.errors import ConfigError, StoreDeniedError
 from pyflannel.lab.servers.consul import ConsulCluster, ConsulTLS

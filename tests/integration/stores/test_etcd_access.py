@@ -15,7 +15,8 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from tests.servers.etcd import MISSING, Authority, add_user, enable_auth, etcd, etcdctl, stored
+from tests.servers.authority import Authority
+from tests.servers.etcd import MISSING, add_user, enable_auth, etcd, etcdctl, stored, tls_arguments
 from tests.servers.following import Follower
 
 from pyflannel.errors import StoreDeniedError, StoreUnavailableError
@@ -60,7 +61,7 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secure]:
     authority = Authority(tmp_path_factory.mktemp("ca"))
     client = authority.client()
     options = {"cafile": authority.cafile, "certfile": client.certfile, "keyfile": client.keyfile}
-    with etcd(tls=True, arguments=authority.server_arguments()) as cluster:
+    with etcd(tls=True, arguments=tls_arguments(authority)) as cluster:
         yield Secure(cluster, authority, options)
 
 
@@ -78,7 +79,7 @@ def test_ipv6_with_tls_and_no_client_certificate(tmp_path: Path, prefix: str) ->
     if not _has_ipv6():
         pytest.skip("no IPv6 loopback here")
     authority = Authority(tmp_path)
-    arguments = authority.server_arguments(client_certificates=False)
+    arguments = tls_arguments(authority, client_certificates=False)
     with etcd(tls=True, host="::1", arguments=arguments) as cluster:
         assert cluster.hosts.startswith("[::1]:")
         with closing(open_store(cluster, prefix, cafile=authority.cafile)) as store:

@@ -29,19 +29,15 @@ from types import TracebackType
 from typing import Any, Final
 
 from pyflannel.errors import ConfigError, StoreUnavailableError
-from pyflannel.lab.servers.etcd import HERE, Running
+from pyflannel.lab.servers.process import HERE, PORTS, Server
 
 __all__ = ["ConsulCluster", "ConsulServer", "ConsulTLS", "find_consul"]
 
 START_TIMEOUT: Final = 30.0
 """Seconds a cluster may take to elect a leader and answer; on an idle machine it takes 1 to 3."""
 
-STOP_TIMEOUT: Final = 5.0
-"""Seconds a server may take to end on SIGTERM before it is killed."""
-
 _POLL: Final = 0.05
 _PORT_NAMES: Final = ("http", "server", "serf_lan")
-_PORTS: Final = range(20000, 32000)  # below the ephemeral ports, so that no outgoing connection sits on one
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +71,11 @@ def find_consul() -> Path | None:
     return Path(on_path) if on_path else None
 
 
-class ConsulServer:
-    """One server of a :class:`ConsulCluster`, which makes it: a process to kill, freeze and start again."""
+class ConsulServer(Server):
+    """One server of a :class:`ConsulCluster`, which makes it."""
 
     def __init__(self, name: str, directory: Path, address: str, ports: Mapping[str, int]) -> None:
+        super().__init__(f"Consul {name}", directory / "log")
         self.name = name
         self.directory = directory
         self.address = address
@@ -86,14 +83,7 @@ class ConsulServer:
         self.host = f"{address}:{ports['http']}"
         """``address:port`` for clients, as it stands in a store's URL."""
         self.config_file = directory / "config.json"
-        self.log = directory / "log"
-        self.process: Running | None = None
         self.config: Mapping[str, Any] = {}
-
-    @property
-    def running(self) -> bool:
-        """Whether its process has not ended; a paused one runs too."""
-        return self.process is not None and self.process.running
 
     def configure(self, config: Mapping[str, Any]) -> None:
         """Write the configuration, which may hold a token: for the owner's eyes alone."""
@@ -102,24 +92,6 @@ class ConsulServer:
         self.config_file.touch(mode=0o600)
         self.config_file.write_text(json.dumps(config, indent=1), encoding="utf-8")
 
-    def pause(self) -> None:
-        """Freeze the process (SIGSTOP): its sockets stay open, nothing is answered."""
-        self._process().pause()
-
-    def resume(self) -> None:
-        """Let it go on after :meth:`pause`."""
-        self._process().resume()
-
-    def kill(self) -> None:
-        """Kill it (SIGKILL), as a crash does. Its data stay."""
-        self._process().kill()
-
-    def stop(self) -> None:
-        """End it in good order, by force if that takes too long. Idempotent."""
-        if self.process is not None and self.process.running:
-            self.process.resume()
-            self.process.stop(STOP_TIMEOUT)
-
     def wipe(self) -> None:
         """Forget all data; it must not run."""
         shutil.rmtree(self.directory / "data", ignore_errors=True)
@@ -127,16 +99,6 @@ class ConsulServer:
     def get(self, path: str) -> Any:
         """What it answers at ``path`` of its HTTP interface, as JSON, to the one with all rights; ``None``: nothing."""
         return _get(self.config, path)
-
-    def last_words(self, lines: int = 8) -> str:
-        """The end of its log."""
-        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
-        return "\n".join(text.splitlines()[-lines:]) or "no log"
-
-    def _process(self) -> Running:
-        if self.process is None:
-            raise RuntimeError(f"Consul {self.name} was never started")
-        return self.process
 
 
 class ConsulCluster:
@@ -206,8 +168,7 @@ class ConsulCluster:
     def launch(self, server: ConsulServer) -> None:
         """Start one server, on its data if it has any, without waiting."""
         words = [str(self._binary), "agent", "-config-file", str(server.config_file)]
-        with server.log.open("a", encoding="utf-8") as log:
-            server.process = HERE.start(["setpriv", "--pdeathsig", "SIGKILL", *words], stdout=log, stderr=log)
+        server.launch(HERE, ["setpriv", "--pdeathsig", "SIGKILL", *words])
 
     def stop(self) -> None:
         """End all servers at once. Idempotent; data stay."""
@@ -282,10 +243,10 @@ def _choose_place(given: str | None) -> tuple[str, dict[str, int]]:
     dice = random.SystemRandom()
     for _ in range(100):
         address = given or "127.{}.{}.{}".format(*(dice.randrange(1, 255) for _ in range(3)))
-        ports = dict(zip(_PORT_NAMES, dice.sample(_PORTS, len(_PORT_NAMES)), strict=True))
+        ports = dict(zip(_PORT_NAMES, dice.sample(PORTS, len(_PORT_NAMES)), strict=True))
         if _free(address, ports.values()):
             return address, ports
-    raise StoreUnavailableError(f"no free ports between {_PORTS.start} and {_PORTS.stop} on {given or '127.0.0.0/8'}")
+    raise StoreUnavailableError(f"no free ports between {PORTS.start} and {PORTS.stop} on {given or '127.0.0.0/8'}")
 
 
 def _free(address: str, ports: Iterable[int]) -> bool:

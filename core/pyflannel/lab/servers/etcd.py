@@ -1,11 +1,8 @@
 """A real etcd of one or more members, started for a lab, a test or a benchmark.
 
-The idea: an :class:`EtcdCluster` is a directory, some ports, and one process per member. Where the processes run is
-not its business: a *place* starts them, either this system (:data:`HERE`) or a namespace of a lab, which has the same
-``start`` method. Healthy means what etcd itself says at ``/health``, on a plain loopback port of its own, so that
-neither TLS nor authentication stands in the way of asking.
-
-Members can be killed, paused and started again on the same data, for tests of what a node does meanwhile.
+The idea: an :class:`EtcdCluster` is a directory, some ports, and one process per member, started in a *place*. Healthy
+means what etcd itself says at ``/health``, on a plain loopback port of its own, so that neither TLS nor authentication
+stands in the way of asking.
 """
 
 from __future__ import annotations
@@ -13,7 +10,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -21,17 +17,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Final, Protocol
+from typing import Final
 
 from pyflannel.errors import ConfigError, StoreUnavailableError
+from pyflannel.lab.servers.process import HERE, PORTS, Place, Server
 
-__all__ = ["HERE", "EtcdCluster", "EtcdMember", "Place", "Running", "find_etcd"]
+__all__ = ["EtcdCluster", "EtcdMember", "find_etcd"]
 
 START_TIMEOUT: Final = 20.0
 """Seconds a cluster gets to become healthy."""
-
-# Below the kernel's range for outgoing connections, so that none of those takes a member's port while it is down.
-_PORTS: Final = range(20000, 32000)
 
 # Runs where the members run. Asks until every address in the arguments says it is healthy, or is killed.
 _ASK_HEALTH: Final = """
@@ -50,99 +44,6 @@ while waiting:
 """
 
 
-class Running(Protocol):
-    """A started process, as far as a member needs it."""
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-
-    @property
-    def running(self) -> bool:
-        """Whether it has not ended."""
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end and return its exit status."""
-
-    def pause(self) -> None:
-        """Stop it (SIGSTOP)."""
-
-    def resume(self) -> None:
-        """Let it go on."""
-
-    def kill(self) -> None:
-        """Kill it (SIGKILL) and wait until it is gone."""
-
-    def stop(self, timeout: float = 10.0) -> int:
-        """Ask it to end (SIGTERM), kill it after ``timeout`` seconds."""
-
-
-class Place(Protocol):
-    """Somewhere processes can be started: this system, or a namespace of a lab."""
-
-    def start(
-        self, words: Sequence[str | os.PathLike[str]], *, stdout: int | IO[str] | None, stderr: int | IO[str] | None
-    ) -> Running:
-        """Start a command."""
-
-
-class _Process:
-    """A process of this system."""
-
-    def __init__(self, popen: subprocess.Popen[bytes]) -> None:
-        self._popen = popen
-
-    @property
-    def pid(self) -> int:
-        return self._popen.pid
-
-    @property
-    def running(self) -> bool:
-        return self._popen.poll() is None
-
-    def wait(self, timeout: float | None = None) -> int:
-        return self._popen.wait(timeout)
-
-    def pause(self) -> None:
-        self._popen.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, self._popen.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-
-    def resume(self) -> None:
-        self._popen.send_signal(signal.SIGCONT)
-
-    def kill(self) -> None:
-        self._popen.kill()
-        self._popen.wait()
-
-    def stop(self, timeout: float = 10.0) -> int:
-        self._popen.terminate()
-        try:
-            return self.wait(timeout)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            return self.wait()
-
-
-class _Here:
-    """This system, in the network namespace of the caller."""
-
-    def start(
-        self,
-        words: Sequence[str | os.PathLike[str]],
-        *,
-        stdout: int | IO[str] | None = subprocess.DEVNULL,
-        stderr: int | IO[str] | None = subprocess.DEVNULL,
-    ) -> Running:
-        """Start a command in a session of its own, so that a terminal's Ctrl-C reaches only the owner."""
-        command = [os.fspath(word) for word in words]
-        return _Process(
-            subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True)
-        )
-
-
-HERE: Final[Place] = _Here()
-
-
 def find_etcd() -> str | None:
     """The path of the etcd server, or ``None`` if it is not installed."""
     return shutil.which(
@@ -150,10 +51,11 @@ def find_etcd() -> str | None:
     )
 
 
-class EtcdMember:
-    """One member: its addresses, its data, and its process while it runs."""
+class EtcdMember(Server):
+    """One member: its addresses and its data."""
 
     def __init__(self, name: str, host: str, ports: Sequence[int], directory: Path, scheme: str) -> None:
+        super().__init__(f"etcd member {name}", directory / f"{name}.log")
         bracketed = f"[{host}]" if ":" in host else host
         client, peer, metrics = ports
         self.name = name
@@ -163,46 +65,6 @@ class EtcdMember:
         self.peer_url = f"http://{bracketed}:{peer}"
         self.metrics_url = f"http://{bracketed}:{metrics}"
         self.data = directory / name
-        self.log = directory / f"{name}.log"
-        self.process: Running | None = None
-
-    @property
-    def running(self) -> bool:
-        """Whether its process has not ended; a paused one runs too."""
-        return self.process is not None and self.process.running
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._process().pid
-
-    def pause(self) -> None:
-        """Stop the process (SIGSTOP): connections stay open and nothing answers."""
-        self._process().pause()
-
-    def resume(self) -> None:
-        """Let it go on after :meth:`pause`."""
-        self._process().resume()
-
-    def kill(self) -> None:
-        """Kill it (SIGKILL), as a crash does. Its data stay."""
-        self._process().kill()
-
-    def stop(self) -> None:
-        """End it in good order, if it runs."""
-        if self.process is not None:
-            self.process.resume()
-            self.process.stop()
-
-    def last_words(self, lines: int = 5) -> str:
-        """The end of its log."""
-        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.exists() else ""
-        return "\n".join(text.splitlines()[-lines:]) or "no log"
-
-    def _process(self) -> Running:
-        if self.process is None:
-            raise RuntimeError(f"etcd member {self.name} was never started")
-        return self.process
 
 
 class EtcdCluster:
@@ -278,8 +140,7 @@ class EtcdCluster:
             "--logger=zap",
             *self._arguments,
         ]
-        with member.log.open("a", encoding="utf-8") as log:
-            member.process = self._place.start(words, stdout=log, stderr=log)
+        member.launch(self._place, words)
 
     def wait_healthy(self, timeout: float = START_TIMEOUT) -> None:
         """Wait until every member that runs says it is healthy: there is a leader, and no alarm.
@@ -326,7 +187,7 @@ def _free_ports(count: int, host: str) -> list[int]:
     """Ports nobody listens on, at random so that several runs beside each other don't meet."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     ports: list[int] = []
-    for port in random.sample(_PORTS, len(_PORTS)):
+    for port in random.sample(PORTS, len(PORTS)):
         with socket.socket(family) as probe:
             try:
                 probe.bind((host, port))
@@ -335,4 +196,4 @@ def _free_ports(count: int, host: str) -> list[int]:
         ports.append(port)
         if len(ports) == count:
             return ports
-    raise StoreUnavailableError(f"no {count} free ports between {_PORTS.start} and {_PORTS.stop} on {host}")
+    raise StoreUnavailableError(f"no {count} free ports between {PORTS.start} and {PORTS.stop} on {host}")
