@@ -25,3 +25,7 @@ def test_nodes_with_daemons(cloud: Guest) -> None:
 
 def test_the_conformance_kit(cloud: Guest) -> None:
     assert passed(cloud.pytest(NODES, "-k", "TestKernel"))
+
+
+def test_both_implementations_in_one_network(cloud: Guest) -> None:
+    assert passed(cloud.pytest("tests/integration/backends/wireguard/test_mixed.py"))

@@ -13,6 +13,7 @@ This module is the planner; :mod:`.keys` keeps the private key.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -63,6 +64,8 @@ ROTATE_KEY: Final = "rotate-key"
 
 MODES: Final = ("separate", "auto", "ipv4", "ipv6")
 IMPLEMENTATIONS: Final = ("auto", "kernel", "userspace")
+IMPLEMENTATION_VARIABLE: Final = "WIREGUARD_IMPLEMENTATION"
+"""Environment variable for one node, beside flannel's ``WIREGUARD_KEY_FILE``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +107,7 @@ class WireguardBackend(Backend[WireguardOptions]):
         _check_choice("Mode", options.mode, MODES)
         _check_choice("Implementation", options.implementation, IMPLEMENTATIONS)
         self.psk = _psk(options.psk)
-        self.implementation = options.implementation
-        if self.implementation == "auto":
-            self.implementation = "kernel" if _kernel_has_wireguard() else "userspace"
+        self.implementation = _choose(options.implementation)
 
     def describe(self, node: Node) -> Mapping[str, str]:
         """Which implementation runs, and under which key."""
@@ -231,6 +232,21 @@ class WireguardBackend(Backend[WireguardOptions]):
         from .dataplane import WireguardDataPlane
 
         return WireguardDataPlane(self, node)
+
+
+def _choose(wanted: str) -> str:
+    """The implementation: where the network document leaves it open, the node's environment may decide.
+
+    :raises ConfigError: the environment names none.
+    """
+    if wanted != "auto":
+        return wanted
+    named = os.environ.get(IMPLEMENTATION_VARIABLE, "auto")
+    if named not in IMPLEMENTATIONS:
+        raise ConfigError(f"{IMPLEMENTATION_VARIABLE} is {named!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
+    if named != "auto":
+        return named
+    return "kernel" if _kernel_has_wireguard() else "userspace"
 
 
 @lru_cache(maxsize=1)

@@ -13,7 +13,7 @@ from tests.integration.backends.wireguard import kernels
 
 from pyflannel.lab import Lab, Node
 from pyflannel.lab.daemon import pyflannel_command
-from pyflannel.testing.backends import BackendConformance
+from pyflannel.testing.backends import BackendBehaviour
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600), kernels.needs_wireguard]
 
@@ -24,8 +24,8 @@ OPTIONS = {"Implementation": "kernel", "PSK": PSK}
 STRANGER = b64encode(bytes(range(1, 33))).decode()
 
 
-class TestKernel(BackendConformance):
-    """The conformance kit, behaviour included."""
+class TestKernel(BackendBehaviour):
+    """The conformance kit's second half; the first needs no kernel and is run with the unit tests."""
 
     backend = "wireguard"
     variants = (

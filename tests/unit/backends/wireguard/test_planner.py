@@ -136,6 +136,7 @@ def test_the_psk_is_shown_nowhere(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("there", "expected"), [(True, "kernel"), (False, "userspace")])
 def test_auto_takes_the_kernel_s_where_it_is(monkeypatch: pytest.MonkeyPatch, there: bool, expected: str) -> None:
+    monkeypatch.delenv("WIREGUARD_IMPLEMENTATION", raising=False)
     asked = []
 
     def family(name: str) -> bool:
@@ -152,6 +153,16 @@ def test_auto_takes_the_kernel_s_where_it_is(monkeypatch: pytest.MonkeyPatch, th
             assert backend(Implementation=forced).implementation == forced
     finally:
         wireguard._kernel_has_wireguard.cache_clear()
+
+
+def test_a_node_may_decide_where_the_document_leaves_it_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    for named in ("kernel", "userspace"):
+        monkeypatch.setenv("WIREGUARD_IMPLEMENTATION", named)
+        assert backend(Implementation="auto").implementation == named
+        assert backend(Implementation="userspace").implementation == "userspace"
+    monkeypatch.setenv("WIREGUARD_IMPLEMENTATION", "rust")
+    with pytest.raises(ConfigError, match="WIREGUARD_IMPLEMENTATION is 'rust'"):
+        backend(Implementation="auto")
 
 
 def test_what_is_told_about_it(tmp_path: Path) -> None:
