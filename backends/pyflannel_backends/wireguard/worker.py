@@ -26,8 +26,8 @@ from pyflannel_backends.userspace.ports import UdpSocket
 from pyflannel_backends.userspace.table import PeerId
 from pyflannel_backends.userspace.worker import work
 
-from . import keys
-from .machine import Limits, Machine, Timestamps
+from . import keys, messages
+from .machine import Endpoint, Limits, Machine, Peer, Timestamps
 from .noise import Identity
 from .tunnel import Tunnel
 
@@ -36,6 +36,9 @@ __all__ = ["KeyedTunnel", "ReservedTimestamps", "WireguardConfig"]
 _PR_SET_DUMPABLE: Final = 4
 _KEY_CHECK: Final = 1.0
 """Seconds between looks at the key file."""
+_INITIATION: Final = bytes((messages.INITIATION,))
+_KEY_GLANCE: Final = 0.01
+"""The same while peers begin handshakes: one that fails for want of the new key is begun again seconds later only."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +98,7 @@ class KeyedTunnel(Tunnel):
         self._key_seen = self._look()
         self._key_trouble = ""
         self._next_look = time.monotonic() + _KEY_CHECK
+        self._next_glance = 0.0
         self._reserved = ReservedTimestamps(Path(config.timestamp_file))
         timestamps = Timestamps(time.time_ns, self._reserved.read(), self._reserved.reserve)
         limits = Limits(**config.limits)  # type: ignore[arg-type] # messages are counted in whole numbers
@@ -119,6 +123,13 @@ class KeyedTunnel(Tunnel):
     def deadline(self) -> float:
         """See :class:`UnderlayPort`."""
         return min(self.machine.deadline, self._next_look)
+
+    def _take_one(self, data: bytes, sender: Endpoint, now: float) -> tuple[Peer | None, bytes]:
+        """A peer that begins a handshake may have read our new key in the store before we looked at the file."""
+        if data[:1] == _INITIATION and now >= self._next_glance:
+            self._next_glance = now + _KEY_GLANCE
+            self._renew(now)
+        return super()._take_one(data, sender, now)
 
     def expire(self, now: float) -> None:
         """See :class:`UnderlayPort`."""
