@@ -303,6 +303,28 @@ class BackendPlanning(_Subject):
                 assert json.loads(json.dumps(part, allow_nan=False)) == part
             assert type(scene.backend)(scene.backend.options).publish(node) == published
 
+    def test_it_describes_itself_in_texts(self, state: Path) -> None:
+        scene = self.example(state, self.versions, self.variants[0])
+        told = scene.backend.describe(scene.nodes[0])
+        assert all(isinstance(part, str) for pair in told.items() for part in pair), f"describe() says {told!r}"
+
+    def test_actions_can_be_taken_back(self, state: Path) -> None:
+        """An action changes what is said of the node, to be found again by another life; undoing it, nothing stays."""
+        if not self.kind.actions:
+            not_applicable("the backend has no actions")
+        for action, text in self.kind.actions.items():
+            assert text.strip(), f"action {action} has no help"
+            scene = self.example(state, self.versions, self.variants[0])
+            backend, node = scene.backend, scene.nodes[0]
+            before = (backend.publish(node), backend.plan_node(node))
+            change = backend.act(action, node)
+            assert change.done.strip(), f"action {action} does not say what it has done"
+            after = (backend.publish(node), backend.plan_node(node))
+            other = type(backend)(backend.options)
+            assert (other.publish(node), other.plan_node(node)) == after, f"action {action} is forgotten by a restart"
+            change.undo()
+            assert (backend.publish(node), backend.plan_node(node)) == before, f"action {action} is not taken back"
+
     # only what is ours
 
     @_PROPERTY
