@@ -25,6 +25,7 @@ from pyflannel.backend import (
     Subnets,
     TunInfo,
     Underlay,
+    WireguardPeer,
 )
 from pyflannel.errors import PluginError
 from pyflannel.leasekeeper import Joined, Moved
@@ -103,6 +104,23 @@ def test_nonsense_for_one_peer_costs_that_peer(plan: Any, reason: str) -> None:
     assert "backend bad failed on it" in overlay.peers[BAD_PEER].reason
     assert overlay.peers[GOOD_PEER].reason == ""
     assert list(overlay.desired.values()) == [Route(ip_network("10.5.3.0/24"), "eth0", GATEWAY)]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "link", "reason"),
+    [
+        ("10.5.3.0/24", "p2", "may speak for more than 10.5.2.0/24"),
+        ("0.0.0.0/0", "p2", "may speak for more than 10.5.2.0/24"),
+        ("10.5.2.0/24", "wg0", "on a link that is not its own"),
+        ("10.5.2.0/25", "p2", ""),
+    ],
+)
+def test_a_wireguard_peer_may_speak_for_its_subnet_only(allowed: str, link: str, reason: str) -> None:
+    plan = [Link("p2", TunInfo(), 1400), WireguardPeer(link, "A" * 43 + "=", (ip_network(allowed),))]
+    overlay = Overlay(Bad(plan), NODE)
+    overlay.put(BAD_PEER, VALUE)
+    assert reason in overlay.peers[BAD_PEER].reason
+    assert bool(overlay.peers[BAD_PEER].reason) == bool(reason)
 
 
 def test_a_peers_own_link_may_carry_its_objects() -> None:

@@ -303,11 +303,17 @@ class NetlinkPort(KernelPort):
         if self._reread or self._silent_changed():
             self._reread = False
             self._compare_sysctls()
-        self._pending.changes.update(self._wireguard.reread(self._wireguard_links()))
+        self._reread_wireguard()
         with contextlib.suppress(BlockingIOError):  # it was not set
             os.eventfd_read(self._wakeup)
         notice, self._pending = self._pending, Notice()
         return notice
+
+    def _reread_wireguard(self) -> None:
+        try:
+            self._pending.changes.update(self._wireguard.reread(self._wireguard_links()))
+        except KernelError:
+            self._pending.resync = True  # the dump that this asks for says what is wrong, to those who can wait
 
     def _announce(self) -> None:
         pending = self._pending

@@ -9,13 +9,16 @@ from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyroute2.netlink.generic.wireguard import wgmsg
 
+from pyflannel.errors import KernelError
 from pyflannel.kernel import wire, wireguard
 from pyflannel.kernel.generic import encode
 from pyflannel.kernel.model import Endpoint, Kind, WireguardDevice, WireguardPeer
+from pyflannel.kernel.netlink import NetlinkPort
 from pyflannel.kernel.port import Write
 from pyflannel.kernel.rtsocket import Answer, Refused
 from pyflannel.kernel.wireguard import MESSAGE_SIZE, SESSION_SECONDS, Wireguard
@@ -305,6 +308,19 @@ def test_what_others_change_is_found_when_it_is_time() -> None:
     assert changes == {peer(1).key: None, peer(2).key: peer(2, allowed_ips=())}
     world.now += wireguard.REREAD_AFTER
     assert world.wireguard.reread({"wg0": INDEX}) == {}
+
+
+def test_a_failure_to_read_again_asks_for_a_dump_and_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(links: Any) -> Any:
+        raise KernelError("the kernel's tables changed during each of 10 attempts to read them")
+
+    port = NetlinkPort()
+    try:
+        port.poll()
+        monkeypatch.setattr(port._wireguard, "reread", fail)
+        assert port.poll().resync
+    finally:
+        port.close()
 
 
 def test_a_successor_has_the_allowed_ips_before_the_other_goes_and_is_greeted() -> None:
