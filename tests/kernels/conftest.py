@@ -2,14 +2,19 @@
 
 A test takes the one it wants, ``uml`` or ``cloud``, or ``machine`` to run on each. What a test left behind in a machine
 (devices, rules, files) is there for the next: work in namespaces of your own, as everywhere.
+
+The tests below ``inside`` run in a machine, by :meth:`~tests.kernels.guest.Guest.pytest`, and are collected only there.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
-from tests.kernels.guest import KERNELS, Guest, NoMachineError, guest
+from tests.kernels.guest import INSIDE, KERNELS, Guest, NoMachineError, guest
+
+collect_ignore = [] if INSIDE in os.environ else ["inside"]
 
 
 def _boot(name: str) -> Iterator[Guest]:

@@ -37,7 +37,21 @@ from tests.kernels.initramfs import archive
 
 from pyflannel.lab import Process, Sandbox
 
-__all__ = ["CHECKOUT", "KERNELS", "Cloud", "Guest", "GuestError", "Kernel", "NoMachineError", "UserMode", "guest"]
+__all__ = [
+    "CHECKOUT",
+    "INSIDE",
+    "KERNELS",
+    "Cloud",
+    "Guest",
+    "GuestError",
+    "Kernel",
+    "NoMachineError",
+    "UserMode",
+    "guest",
+]
+
+INSIDE: Final = "PYFLANNEL_INSIDE"
+"""The environment variable that tells tests in which machine they run; unset outside."""
 
 CHECKOUT: Final = Path(__file__).resolve().parents[2]
 
@@ -338,7 +352,7 @@ class Guest:
         """
         words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--timeout=0", "-vv", *arguments]
         rules = {name: os.environ[name] for name in ("CI", "PYFLANNEL_CACHE", "XDG_CACHE_HOME") if name in os.environ}
-        return self.run(words, env=rules, timeout=timeout).stdout
+        return self.run(words, env={**rules, INSIDE: self.kernel.name}, timeout=timeout).stdout
 
 
 @contextmanager
