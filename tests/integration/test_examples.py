@@ -90,8 +90,11 @@ def test_the_lab_runs_on_the_backend(visible: Path) -> None:
 
 
 def test_the_lab_runs_on_backend_and_store(visible: Path) -> None:
-    if find_etcd() is None:
+    etcd = find_etcd()
+    if etcd is None:
         pytest.skip("etcd is not installed: apt-get install etcd-server")
+    if "--enable-v2" not in run(etcd, "--help").stdout:
+        pytest.skip("not applicable: this etcd has no v2 API; 3.5 was the last that had it")
     words = ["--backend", "macvlan", "--store", "etcd-v2", "--nodes", "3", "--no-throughput"]
     done = run(sys.executable, "-m", "pyflannel", "lab", *words)
     assert done.returncode == 0, done.stdout
