@@ -3,10 +3,10 @@
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench bench-peers clean
+.PHONY: help demo test test-kernels lint docs bench bench-peers clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## an overlay of three nodes on this machine, from the first packet to the clean-up
 	@tools/bootstrap demo
@@ -16,6 +16,10 @@ test: ## every check there is: lint, types, unit and integration tests, the pack
 	@tools/bootstrap test
 	@rm -rf .tox/junit; mkdir -p .tox; chmod 755 .tox  # tests run it as another user too
 	@status=0; $(VENV)/tox run || status=$$?; $(VENV)/python tools/summary.py .tox/junit || status=1; exit $$status
+
+test-kernels: ## the backends on other kernels, in machines inside this one (minutes; Debian 12, x86_64)
+	@tools/bootstrap kernels
+	@$(VENV)/tox run -e kernels
 
 lint: ## style and types only
 	@tools/bootstrap demo
