@@ -1,4 +1,4 @@
-"""ipip where the kernel has none: an error says what to load or to use instead, and goes when its cause does."""
+"""ipip where the kernel has none: an error says what to load or to use instead, and that helps."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from pyflannel.errors import ExitCode
 from pyflannel.lab import Lab
 from pyflannel.lab.daemon import pyflannel_command
 
@@ -26,6 +27,7 @@ def test_a_kernel_without_ipip() -> None:
         shown = node.run(pyflannel_command("status", "--run-dir", str(daemon.run_directory)))
         assert REASON in " ".join(shown.stdout.split())
 
+        assert daemon.stop() == ExitCode.OK
         document = json.dumps({"Network": "10.244.0.0/16", "Backend": {"Type": "host-gw"}})
         node.run(pyflannel_command("config", "set", "--force", "-", "--store", lab.file_store), input=document)
-        daemon.wait_ready()
+        node.start_daemon(lab.file_store, "host-gw").wait_ready()
