@@ -306,8 +306,8 @@ class Forwarder:
         assert self._input_array is not None
         source = self._input_array[vnet.LENGTH : vnet.LENGTH + plan.header.length]
         first = 0
-        while first < plan.count:
-            left = plan.count - first
+        while first < plan.segments:
+            left = plan.segments - first
             fits = batch.wire == plan.wire and batch.takes(peer, plan.wire)
             if not fits or (batch.room < left <= splitter.room(plan.wire)):
                 self._flush()
@@ -315,7 +315,7 @@ class Forwarder:
             count = min(left, batch.room)
             splitter.split(plan, source, first, count, batch.rows)
             first += count
-            batch.extend(count, plan.last if first == plan.count else plan.wire)
+            batch.extend(count, plan.last if first == plan.segments else plan.wire)
 
     def _split_and_fragment(self, plan: Plan, peer: PeerId) -> None:
         """Each packet of this super-packet is too big for the path."""
@@ -324,9 +324,9 @@ class Forwarder:
         assert self._input_array is not None
         self._flush()
         source = self._input_array[vnet.LENGTH : vnet.LENGTH + plan.header.length]
-        for number in range(plan.count):
+        for number in range(plan.segments):
             splitter.split(plan, source, number, 1, 0)
-            size = plan.last if number == plan.count - 1 else plan.wire
+            size = plan.last if number == plan.segments - 1 else plan.wire
             for piece in self._fitting(bytes(splitter.buffer[:size]), peer):
                 self._send(memoryview(piece), len(piece), peer)
 

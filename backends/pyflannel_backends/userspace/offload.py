@@ -21,8 +21,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -118,9 +117,8 @@ def _gso_type(header: Header) -> int:
     return vnet.GSO_TCPV6 if header.version == 6 else vnet.GSO_TCPV4
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How one super-packet will be cut: ``count`` packets of ``wire`` bytes, the last one of ``last``.
+class Plan(NamedTuple):
+    """How one super-packet will be cut: ``segments`` packets of ``wire`` bytes, the last one of ``last``.
 
     ``template`` is the header of the middle packets with all checksums zero, ``first_flags`` and ``last_flags`` what
     the first and the last add to its TCP flags.
@@ -130,7 +128,7 @@ class Plan:
     header_length: int
     payload: int
     wire: int
-    count: int
+    segments: int
     last: int
     template: bytearray
     sequence: int
@@ -244,7 +242,7 @@ class Splitter:
         header, stop, head, payload, wire = plan.header, row + count, plan.header_length, plan.payload, plan.wire
         rows = matrix.rows[row:stop]
         rows[:, :head] = np.frombuffer(plan.template, np.uint8)
-        with_last = first + count == plan.count
+        with_last = first + count == plan.segments
         short = with_last and plan.last != wire
         full = count - short
         begin = head + first * payload

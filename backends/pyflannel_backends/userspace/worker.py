@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import ipaddress
 import os
 import select
@@ -319,4 +320,6 @@ def work(config_type: type[Config], make_port: Callable[[Config, Mapping[str, An
     first = messages[0]
     config = config_type(**first["config"])
     port = make_port(config, first["secrets"])
-    Worker(connection, config, port, Path(first["path"]), first["peers"]).run()
+    worker = Worker(connection, config, port, Path(first["path"]), first["peers"])
+    gc.freeze()  # what was imported stays; no collection, which packets would wait for, needs to look at it
+    worker.run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -41,12 +42,11 @@ class Transfer:
     def running(self) -> bool:
         return self._source.poll() is None
 
-    def finish(self) -> int:
-        """Wait for the end; returns how many segments were sent again."""
+    def finish(self) -> None:
+        """Wait for the end; the data must have arrived as it was."""
         with self._sink, self._source:
-            retransmissions = _answer(self._source)
+            assert _answer(self._source) == "sent"
             assert _answer(self._sink) == [self.size, digest(self.size)]
-        return int(retransmissions)
 
 
 @pytest.mark.parametrize("options", [{}, {"Offload": False}, {"Workers": 2}], ids=["offload", "plain", "two-workers"])
@@ -59,25 +59,35 @@ def test_packets_of_every_size_get_through(make_overlay: MakeOverlay, options: d
     Transfer(overlay, 20 * MEBIBYTE).finish()
 
 
-def test_a_stream_travels_in_super_packets_and_nothing_is_sent_again(overlay: Overlay) -> None:
+def test_a_stream_travels_in_super_packets(overlay: Overlay) -> None:
     _first, second = overlay.nodes
     before = second.counters()
-    assert Transfer(overlay, 100 * MEBIBYTE).finish() == 0
+    Transfer(overlay, 100 * MEBIBYTE).finish()
     wait_until(lambda: second.counters()["received_bytes"] > 100 * MEBIBYTE, "the counters of the whole stream")
     after = second.counters()
     received = after["received_packets"] - before["received_packets"]
     assert received / (after["received_calls"] - before["received_calls"]) > 8
     assert after["joined_packets"] - before["joined_packets"] > 0.9 * received
-    dropped = {name: count for name, count in after.items() if name.startswith("drop_") and name != "drop_other_family"}
-    assert not any(dropped.values()), dropped
 
 
 @pytest.mark.parametrize("offload", [True, False])
-def test_the_device_s_queue_holds_what_tcp_sends_at_once(make_overlay: MakeOverlay, offload: bool) -> None:
+def test_a_stream_loses_nothing_on_its_way(make_overlay: MakeOverlay, offload: bool) -> None:
+    """What TCP sends again may be due to a busy machine's timers; so count the packets at each step."""
     overlay = make_overlay(Offload=offload)
-    before = [_dropped(node) for node in overlay.nodes]  # what the kernel sent before a worker was there
-    Transfer(overlay, 40 * MEBIBYTE).finish()
-    assert [_dropped(node) for node in overlay.nodes] == before
+    first, second = overlay.nodes
+    unread = [_dropped(node) for node in overlay.nodes]  # what the kernel sent before a worker was there
+    Transfer(overlay, 100 * MEBIBYTE if offload else 40 * MEBIBYTE).finish()
+    assert [_dropped(node) for node in overlay.nodes] == unread
+
+    def arrived(source: Node, target: Node) -> bool:
+        sent, received = source.counters()["sent_packets"], target.counters()["received_packets"]
+        return received > 100 and 0 <= sent - received < 5  # the first pings came before everything was ready
+
+    for source, target in ((first, second), (second, first)):
+        wait_until(functools.partial(arrived, source, target), "every packet that was sent to have been received")
+    for counters in (first.counters(), second.counters()):
+        drops = {name for name, count in counters.items() if name.startswith("drop_") and count}
+        assert drops <= {"drop_other_family"}
 
 
 def _dropped(node: Node) -> int:

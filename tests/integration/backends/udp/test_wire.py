@@ -86,8 +86,8 @@ def test_every_packet_on_the_underlay_is_valid(make_overlay: MakeOverlay, tmp_pa
     path = tmp_path / "underlay.pcap"
     capture = Capture(overlay, path)
     try:
-        assert first.ping(size=1444, count=3)
-        assert second.ping(size=3000)
+        assert first.ping(size=1444, count=3, options=("-W", "10"))
+        assert second.ping(size=3000, options=("-W", "10"))
         Transfer(overlay, 2 * MEBIBYTE).finish()
         wait_until(lambda: path.stat().st_size > 2 * MEBIBYTE, "the capture to be written")
     finally:

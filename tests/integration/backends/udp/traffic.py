@@ -45,8 +45,7 @@ def source(host: str, port: int, size: int) -> None:
             connection.sendall(block)
         connection.shutdown(socket.SHUT_WR)
         connection.recv(1)
-        information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
-        print(json.dumps(int.from_bytes(information[100:104], sys.byteorder)), flush=True)
+        print(json.dumps("sent"), flush=True)
 
 
 if __name__ == "__main__":

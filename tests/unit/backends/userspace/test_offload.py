@@ -101,12 +101,12 @@ def split(packet: Packet, size: int, splitter: Splitter | None = None) -> list[b
     source = splitter.array(memoryview(data))
     result: list[bytes] = []
     first = 0
-    while first < plan.count:
-        count = min(plan.count - first, splitter.room(plan.wire) - 3)
+    while first < plan.segments:
+        count = min(plan.segments - first, splitter.room(plan.wire) - 3)
         splitter.split(plan, source, first, count, 3)
         for number in range(first, first + count):
             start = (3 + number - first) * plan.wire
-            length = plan.last if number == plan.count - 1 else plan.wire
+            length = plan.last if number == plan.segments - 1 else plan.wire
             result.append(bytes(splitter.buffer[start : start + length]))
         first += count
     return result
@@ -310,7 +310,7 @@ def test_no_super_packet_that_makes_no_sense_is_planned(data: bytes, virtio: byt
         if plan is not None:
             splitter = Splitter()
             source = splitter.array(memoryview(bytes_))[: header.length]
-            count = min(plan.count, splitter.room(plan.wire))
+            count = min(plan.segments, splitter.room(plan.wire))
             splitter.split(plan, source, 0, count, 0)
 
 
