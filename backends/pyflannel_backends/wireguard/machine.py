@@ -209,6 +209,8 @@ class Machine:
         self.sessions: dict[int, Session] = {}
         """By our index: what may come."""
         self.peers: dict[str, Peer] = {}
+        self.handshakes = 0
+        """How many were completed."""
         self._identity = identity
         self._timestamps = timestamps
         self._random = random
@@ -513,6 +515,7 @@ class Machine:
     def _completed(self, peer: Peer, now: float) -> None:
         peer.repeat_at, peer.unanswered, peer.tries = _NEVER, False, 0
         peer.handshaken = now
+        self.handshakes += 1
         self._send_staged(peer, now)
         self._schedule(peer)
 

@@ -113,7 +113,12 @@ class Tunnel(UnderlayPort):
         self._nonce_views = [self._nonce_bytes[at : at + _NONCE] for at in range(0, _NONCE * _ROWS, _NONCE)]
         self._views: dict[int, list[memoryview]] = {}
         self.counters.update(
-            drop_unauthentic=0, drop_replayed=0, drop_unknown_session=0, drop_no_message=0, drop_other_peer=0
+            handshakes=0,
+            drop_unauthentic=0,
+            drop_replayed=0,
+            drop_unknown_session=0,
+            drop_no_message=0,
+            drop_other_peer=0,
         )
 
     # Life
@@ -185,6 +190,7 @@ class Tunnel(UnderlayPort):
     def status(self) -> Mapping[str, Any]:
         """See :class:`UnderlayPort`: what ``wg show`` would say of the peers that we had a handshake with last."""
         now = self._clock()
+        self.counters["handshakes"] = self.machine.handshakes
         met = (
             (peer.handshaken, name, peer) for name, peer in self.machine.peers.items() if peer.handshaken is not None
         )
