@@ -526,10 +526,10 @@ class ConsulWatch(Watch):
             self._state = None
             self._revision = "before a reset"
             raise HistoryGoneError(f"{self._store.location}: the store was set back or replaced; take a new snapshot")
-        self._state = state
+        self._state = state.sharing(before)
         if not changes:
             return None
-        return Batch(self._history.add(state), changes)
+        return Batch(self._history.add(self._state), changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -538,6 +538,13 @@ class _State:
 
     index: int
     records: Mapping[str, Record]
+
+    def sharing(self, before: _State) -> _State:
+        """The same, made of the objects of the state before where they are equal: thousands, of which few change."""
+        old = before.records
+        return _State(
+            self.index, {key: old[key] if old.get(key) == record else record for key, record in self.records.items()}
+        )
 
 
 class _History:
