@@ -70,6 +70,9 @@ BEAT_INTERVAL = 4.0
 SETTLE_AFTER = 2.0
 """Seconds from joining until the kernel has told of all that we write then: time to give back what that took."""
 
+TRIM_PAUSE = 30.0
+"""Seconds from a change of leases until memory is given back: a store may have read them all again to find it."""
+
 BLACKHOLE_METRIC = 0xFFFFFFFE
 """Behind every other route: what makes a packet to an unused address of ours end here instead of looping."""
 
@@ -223,6 +226,7 @@ class Agent:
         self._stopping = threading.Event()
         self._reload_wanted = False
         self._ready_said = False
+        self._settle_due: float | None = None
         self._trim_due: float | None = None
         self._last_state, self._last_message = State.STARTING, ""
         self.last_error: tuple[float, str] | None = None
@@ -306,9 +310,16 @@ class Agent:
         self._reconcile()
         self._tend_data_plane(now)
         self._announce(now)
-        if self._trim_due is not None and now >= self._trim_due:
-            self._trim_due = None
+        self._tidy(now)
+
+    def _tidy(self, now: float) -> None:
+        """Give back memory, when what took it for a moment is over."""
+        if self._settle_due is not None and now >= self._settle_due:
+            self._settle_due = self._trim_due = None
             memory.settle()
+        elif self._trim_due is not None and now >= self._trim_due:
+            self._trim_due = None
+            memory.trim()
 
     def _patience(self) -> float:
         """Seconds until something is due."""
@@ -317,8 +328,7 @@ class Agent:
             due.append(self._underlay_due)
         if self.tracker.retry_at is not None:
             due.append(self.tracker.retry_at)
-        if self._trim_due is not None:
-            due.append(self._trim_due)
+        due += [at for at in (self._settle_due, self._trim_due) if at is not None]
         if self.membership is not None:
             due.append(self.membership.feed.due)
         if self._notifier.watchdog_interval is not None:
@@ -446,7 +456,7 @@ class Agent:
         self.membership = _Membership(event.backend, overlay, feed)
         self._follow(overlay)
         self.tracker.sweep = True
-        self._trim_due = self.clock() + SETTLE_AFTER
+        self._settle_due = self.clock() + SETTLE_AFTER
         self.backend_trouble = ""
         if before is None or before.overlay.node.subnets != event.node.subnets:
             log.info("lease: %s (%s)", event.lease.subnets, event.backend.name)
@@ -479,6 +489,8 @@ class Agent:
     def _peers_changed(self, event: PeersChanged) -> None:
         if self.membership is None:
             return
+        if self._trim_due is None:
+            self._trim_due = self.clock() + TRIM_PAUSE
         overlay = self.membership.overlay
         for change in event.changes:
             if change.record is None:

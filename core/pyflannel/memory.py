@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-__all__ = ["rush", "settle"]
+__all__ = ["rush", "settle", "trim"]
 
 _USUAL_THRESHOLD: Final = gc.get_threshold()
 
@@ -37,17 +37,23 @@ def settle() -> None:
     """Give back what a rush took for a moment. Takes some tens of milliseconds."""
     gc.set_threshold(*_USUAL_THRESHOLD)
     gc.collect()
+    trim()
+    _drop_program_text()
+
+
+def trim() -> None:
+    """Give back what is free, a few milliseconds' work: malloc_trim(3), where libc has it."""
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # malloc_trim(3) is glibc's
+    if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
-    _drop_program_text(libc)
 
 
-def _drop_program_text(libc: ctypes.CDLL) -> None:
+def _drop_program_text() -> None:
     """Unmap the pages of programs and libraries until they run again: half of gRPC's 17 MB are run once, to start it.
 
     Such pages are never written to: the next to run them finds them in the page cache (madvise(2), MADV_DONTNEED).
     """
+    libc = ctypes.CDLL(None)
     for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
         addresses, rights, _, _, inode, *_ = line.split()  # proc_pid_maps(5)
         if rights == "r-xp" and inode != "0":
