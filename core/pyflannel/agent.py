@@ -17,11 +17,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from pyflannel import envfile, memory, runlock
@@ -154,7 +153,7 @@ class _Asked:
 
     backend: str
     action: str
-    answer: Future[str]
+    answer: SimpleQueue[str | PyflannelError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,14 +251,17 @@ class Agent:
 
         :raises PyflannelError: it did not come about, or is not done in time.
         """
-        answer: Future[str] = Future()
+        answer: SimpleQueue[str | PyflannelError] = SimpleQueue()
         self._post(_Asked(backend, action, answer))
         try:
-            return answer.result(ACTION_TIMEOUT)
-        except FutureTimeoutError:
+            said = answer.get(timeout=ACTION_TIMEOUT)
+        except Empty:
             raise DaemonError(
                 f"{action} is not done after {ACTION_TIMEOUT:.0f} s and goes on; see 'pyflannel status'"
             ) from None
+        if isinstance(said, PyflannelError):
+            raise said
+        return said
 
     def _post(self, event: Event | _Asked | _Republished) -> None:
         self._mailbox.append(event)
@@ -511,7 +513,7 @@ class Agent:
             with self._calling(member.backend, asked.action):
                 change = _plan(member.backend, lambda: member.backend.act(asked.action, member.overlay.node))
         except PyflannelError as error:
-            asked.answer.set_exception(error)
+            asked.answer.put(error)
             return
         try:
             self._replan()
@@ -540,18 +542,18 @@ class Agent:
         error, asked = outcome.error, outcome.asked
         if error is None:
             log.info("%s", outcome.change.done)
-            asked.answer.set_result(outcome.change.done)
+            asked.answer.put(outcome.change.done)
             return
         log.error("%s is taken back: %s", asked.action, error)
         try:
             outcome.change.undo()
             self._replan()
         except PyflannelError as failure:
-            asked.answer.set_exception(DaemonError(f"{asked.action} failed ({error}) and can't be undone: {failure}"))
+            asked.answer.put(DaemonError(f"{asked.action} failed ({error}) and can't be undone: {failure}"))
             raise
         finally:
             self.keeper.republish(lambda _: None)  # the store may have taken it after all
-        asked.answer.set_exception(DaemonError(f"{asked.action} is taken back, all is as before: {error}"))
+        asked.answer.put(DaemonError(f"{asked.action} is taken back, all is as before: {error}"))
 
     def _replan(self) -> None:
         """Plan anew, and write what differs at once."""

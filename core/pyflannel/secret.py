@@ -7,7 +7,7 @@ place that uses them.
 
 from __future__ import annotations
 
-import hmac
+from _operator import _compare_digest  # what hmac has it from, without the libcrypto that hmac loads
 from typing import Any, NoReturn
 
 __all__ = ["Secret"]
@@ -26,7 +26,7 @@ class Secret:
         return self._bytes
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and hmac.compare_digest(self._bytes, other._bytes)
+        return isinstance(other, Secret) and _compare_digest(self._bytes, other._bytes)
 
     def __hash__(self) -> int:
         return hash(self._bytes)
