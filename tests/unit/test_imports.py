@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 ROOTS = {"pyflannel": "core", "pyflannel_backends": "backends", "pyflannel_stores": "stores"}
 API = {"pyflannel.backend", "pyflannel.store", "pyflannel.errors"}
 DYNAMIC = {"import_module", "__import__", "run_module", "find_spec"}
-HEAVY = {"cryptography", "etcd3", "google.protobuf", "grpc", "numpy", "pyroute2", "rich", "stevedore"}
+HEAVY = {"_hashlib", "cryptography", "etcd3", "google.protobuf", "grpc", "numpy", "pyroute2", "rich", "stevedore"}
 
 
 def imported(source: str, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
