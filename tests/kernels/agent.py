@@ -1,8 +1,9 @@
 """What runs inside a guest: reads commands from its terminal, runs them one at a time, and answers with what they said.
 
 One line of JSON each way, behind a mark, because a kernel may write to the same terminal. A command is
-``{"words": [...], "input": text or null, "timeout": seconds, "environment": {...}}``; its answer is ``{"status": exit
-status or null if time ran out, "output": text, "errors": text}``. Only the standard library is used: a kernel under
+``{"number": its own, "words": [...], "input": text or null, "timeout": seconds, "environment": {...}}``; its answer is
+``{"number": the same, "status": exit status or null if time ran out, "output": text, "errors": text}``. Number 0 is for
+the first word, that the agent is there. Only the standard library is used: a kernel under
 emulation starts this within a second.
 """
 
@@ -50,11 +51,11 @@ def main(terminal: str) -> None:
     if os.isatty(channel):
         tty.setraw(channel)
     with open(channel, "w", encoding="ascii", closefd=False) as answers, open(channel, encoding="ascii") as commands:
-        print(MARK + json.dumps({"ready": " ".join(os.uname())}), file=answers, flush=True)
+        print(MARK + json.dumps({"number": 0, "ready": " ".join(os.uname())}), file=answers, flush=True)
         for line in commands:
             command = json.loads(line)
             answer = run(command["words"], command["input"], command["timeout"], command["environment"])
-            print(MARK + json.dumps(answer), file=answers, flush=True)
+            print(MARK + json.dumps({"number": command["number"], **answer}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ collect_ignore = [] if INSIDE in os.environ else ["inside"]
 def _boot(name: str) -> Iterator[Guest]:
     try:
         with guest(name) as machine:
+            print(f"{machine.release} answers after {machine.boot_seconds:.1f} s")
             yield machine
     except NoMachineError as reason:
         pytest.skip(f"no other kernel to test on: {reason}")

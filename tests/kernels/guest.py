@@ -271,6 +271,7 @@ class Guest:
         """The last lines that the kernel said."""
 
         self._answers: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
+        self._number = 0
         began = time.monotonic()
         self._process = self._start(sandbox)
         self.release = str(self._answer(kernel.boot, "boot")["ready"])
@@ -305,13 +306,16 @@ class Guest:
             self._answers.put(None)
 
     def _answer(self, seconds: float, what: str) -> dict[str, Any]:
-        try:
-            answer = self._answers.get(timeout=seconds)
-        except Empty:
-            raise self._silent(f"{what}: no answer within {seconds:g} s") from None
-        if answer is None:
-            raise self._silent(f"{what}: the machine ended")
-        return answer
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                answer = self._answers.get(timeout=max(0.0, deadline - time.monotonic()))
+            except Empty:
+                raise self._silent(f"{what}: no answer within {seconds:g} s") from None
+            if answer is None:
+                raise self._silent(f"{what}: the machine ended")
+            if answer["number"] == self._number:  # else it is to a command that was given up
+                return answer
 
     def _silent(self, what: str) -> GuestError:
         return GuestError("\n".join([f"{self.kernel.name}: {what}; its console:", *self.console]))
@@ -333,7 +337,14 @@ class Guest:
         """
         command = [os.fspath(word) for word in words]
         seconds = timeout * self.kernel.slowness
-        message = {"words": command, "input": input, "timeout": seconds, "environment": dict(env or {})}
+        self._number += 1
+        message = {
+            "number": self._number,
+            "words": command,
+            "input": input,
+            "timeout": seconds,
+            "environment": dict(env or {}),
+        }
         assert self._process.proxy.stdin is not None
         print(json.dumps(message), file=self._process.proxy.stdin, flush=True)
         answer = self._answer(seconds + _GRACE, shlex.join(command))
