@@ -171,12 +171,13 @@ def check(ctx: click.Context, url: str | None, write: bool, as_json: bool) -> in
 def _show(report: Report) -> None:
     click.echo(f"store {report.store}")
     for endpoint in report.endpoints:
-        state = f"answers in {endpoint.seconds * 1000:.1f} ms" if not endpoint.error else printable(endpoint.error)
+        state = f"answers in {endpoint.seconds * 1000:.1f} ms" if not endpoint.error else "fails, see below"
         click.echo(f"  {endpoint.name}: {state}")
     for name, latency in report.latencies.items():
         low, middle, high = (f"{1000 * seconds:.1f}" for seconds in latency)
         click.echo(f"  {name}: {low} / {middle} / {high} ms (min, median, max)")
-    click.echo(f"  {report.leases} leases, {report.reservations} reservations")
+    if report.latencies:  # else nothing could be read
+        click.echo(f"  {report.leases} leases, {report.reservations} reservations")
     if report.ends_first is not None:
         click.echo(f"  the first lease ends in {duration(report.ends_first)}")
     for finding in report.findings:
