@@ -25,6 +25,7 @@ from uuid import uuid4
 
 import pytest
 
+from pyflannel.firewall.sync import LEGACY_DROP_IN
 from pyflannel.lab import Lab, Node
 from pyflannel.lab.sandbox import _child_of
 
@@ -201,6 +202,12 @@ class Machine:
         found: dict[str, Any] = json.loads(self.run("/opt/pyflannel/bin/pyflannel status --json"))
         return found
 
+    def doctor(self, check: str) -> dict[str, str]:
+        """The one finding of a check, as root sees it."""
+        told = self.run("/opt/pyflannel/bin/pyflannel doctor --no-probes --json || true")
+        (found,) = (finding for finding in json.loads(told)["findings"] if finding["check"] == check)
+        return dict(found)
+
     def pings(self, other: Machine) -> bool:
         """Whether the other's overlay device answers over the overlay."""
         address = other.run("sed -n 's/^FLANNEL_SUBNET=\\(.*\\)\\.1\\/.*/\\1.0/p' /run/flannel/subnet.env")
@@ -295,7 +302,7 @@ def test_stopping_leaves_the_overlay_and_starting_again_the_subnet(pair: list[Ma
 
 
 LEGACY = "for p in iptables ip6tables; do $p-legacy -P FORWARD DROP; done"
-DROP_IN = re.sub("(?m)^#.*\n", "", (CONTRIB / "pyflannel.service.d" / "iptables-legacy.conf").read_text())
+DROP_IN = re.sub("(?m)^#.*\n", "", (CONTRIB.parent / LEGACY_DROP_IN).read_text())
 
 
 @pytest.mark.parametrize(
@@ -330,7 +337,11 @@ def test_legacy_without_its_drop_in_is_said_to_be_in_want_of_rights() -> None:
         machine.run("systemctl start pyflannel")
         until(lambda: machine.status["state"] == "degraded", lambda: machine.status)
         assert "iptables-legacy has rules for forwarded packets" in machine.status["message"]
-        assert "contrib/pyflannel.service.d/iptables-legacy.conf" in machine.status["message"]
+        assert LEGACY_DROP_IN in machine.status["message"]
+        own = machine.doctor("own rules")
+        assert own["verdict"] == "fail"
+        assert LEGACY_DROP_IN in own["fix"]
+        assert "neither see nor change" in own["message"]
         other.run("ip6tables-legacy -F FORWARD")
         other.run("iptables-legacy -A INPUT -s 192.0.2.77 -j DROP; systemctl start pyflannel")
         until(lambda: other.status["firewall"]["in_place"])

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
 from pyflannel.errors import KernelError
 from pyflannel.firewall.model import Mode, Rules, plan
-from pyflannel.firewall.sync import Firewall, find_tools
+from pyflannel.firewall.sync import LEGACY_DROP_IN, Firewall, find_tools
 
 __all__ = ["foreign_drops", "own_rules"]
+
+_UNIT_D: Final = "/etc/systemd/system/pyflannel.service.d"
+_RESTART: Final = "systemctl restart pyflannel"
 
 
 def _firewall(facts: Facts, everything: bool) -> Firewall | None:
@@ -44,6 +48,14 @@ def own_rules(facts: Facts) -> Iterator[Finding]:
     if facts.settings.firewall is Mode.NONE or firewall.rules == Rules():
         yield passed("own rules", "the settings ask for none")
         return
+    if _lacks_rights(facts):
+        yield failed(
+            "own rules",
+            "iptables-legacy has rules for forwarded packets, which the daemon may neither see nor change",
+            "what they drop of the overlay's packets is lost; a restart alone gives it no more rights",
+            f"install -D -m 0644 -t {_UNIT_D} {LEGACY_DROP_IN} && systemctl daemon-reload && {_RESTART}",
+        )
+        return
     try:
         missing = firewall.missing()
     except KernelError as error:
@@ -55,10 +67,15 @@ def own_rules(facts: Facts) -> Iterator[Finding]:
             f"not as they should be: {', '.join(missing)}",
             "what others drop of the overlay's packets is lost, or what leaves the overlay keeps its inner address. A "
             "running daemon repairs this within seconds",
-            "pyflannel status; systemctl restart pyflannel",
+            f"pyflannel status; {_RESTART}",
         )
     else:
         yield passed("own rules", "in place")
+
+
+def _lacks_rights(facts: Facts) -> bool:
+    """Whether the daemon says so; who runs this command may well have the rights that the daemon lacks."""
+    return facts.status is not None and any(LEGACY_DROP_IN in error for error in facts.status["firewall"]["errors"])
 
 
 def foreign_drops(facts: Facts) -> Iterator[Finding]:

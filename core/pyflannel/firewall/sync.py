@@ -14,6 +14,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Final
 
 from pyflannel.errors import KernelError
 from pyflannel.firewall import iptables, nftables, programs, shells
@@ -28,9 +29,12 @@ from pyflannel.firewall.shells import Shells
 from pyflannel.firewall.state import Drop, FirewallState
 from pyflannel.lease import IPNetwork
 
-__all__ = ["Firewall", "find_tools"]
+__all__ = ["LEGACY_DROP_IN", "Firewall", "find_tools"]
 
 log = logging.getLogger(__name__)
+
+LEGACY_DROP_IN: Final = "contrib/pyflannel.service.d/iptables-legacy.conf"
+"""What the service wants where iptables-legacy has rules: only root may see and change them."""
 
 _ROUNDS = 4
 """Looks per check. One write is enough unless somebody else writes at the same time."""
@@ -323,7 +327,7 @@ class Firewall:
         if not self.rules.any_forward or HIDDEN not in self._fingerprints.values():
             return []
         text = "iptables-legacy has rules for forwarded packets, which this user may neither see nor change"
-        return [f"{text}: run the daemon as contrib/pyflannel.service.d/iptables-legacy.conf does"]
+        return [f"{text}: run the daemon as {LEGACY_DROP_IN} does"]
 
     def _converge(self) -> tuple[str, list[str], int]:
         done: set[str] = set()
