@@ -1,0 +1,133 @@
+"""wireguard in userspace under the real daemon, in a lab: whoever dies or changes its key, packets go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pyflannel.lab import Lab, Node
+from pyflannel.lab.daemon import pyflannel_command
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+
+PATIENCE = 60.0
+OPTIONS = ("--backend-option", "Implementation=userspace")
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def start(lab: Lab, network: str, *options: str) -> None:
+    for node in lab.nodes:
+        node.start_daemon(lab.file_store, "wireguard", network, [*OPTIONS, *options])
+    for node in lab.nodes:
+        node.daemon.wait_ready(peers=len(lab.nodes) - 1, timeout=PATIENCE)
+        node.attach_containers()
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(nodes=3) as lab:
+        start(lab, "10.244.0.0/16")
+        yield lab
+        for node in lab.nodes:
+            print(node.name, node.daemon.log(), sep="\n")
+
+
+def workers(node: Node) -> set[int]:
+    """The pids of the worker processes in this node's network namespace."""
+    namespace = os.stat(f"/proc/{node.lab.sandbox.pid}/root/run/netns/{node.name}").st_ino
+    found = set()
+    for entry in Path("/proc").iterdir():
+        try:
+            is_worker = entry.name.isdigit() and b"wireguard.worker" in (entry / "cmdline").read_bytes()
+            if is_worker and (entry / "ns/net").stat().st_ino == namespace:
+                found.add(int(entry.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def public_key(node: Node) -> str:
+    backend = node.daemon.status()["backend"]
+    assert isinstance(backend, dict)
+    details = backend["details"]
+    assert isinstance(details, dict)
+    return str(details["public_key"])
+
+
+def test_every_container_reaches_every_other(lab: Lab) -> None:
+    assert lab.reachability().complete
+    for node in lab.nodes:
+        assert "FLANNEL_MTU=1420\n" in lab.outside(node.subnet_file).read_text()
+        status = node.daemon.status()
+        assert status["backend"]["details"]["implementation"] == "userspace"
+        assert len(workers(node)) == 1
+    until(lambda: counter(lab.nodes[0], "handshakes") >= 2, "handshakes are counted")
+
+
+def counter(node: Node, name: str) -> int:
+    counters = node.daemon.status()["data_plane"]
+    assert isinstance(counters, dict)
+    return int(counters.get(name, 0))
+
+
+def test_the_worker_outlives_its_daemon(lab: Lab) -> None:
+    node, one, two = lab.nodes[0], lab.containers[0], lab.containers[1]
+    (worker,) = workers(node)
+    with one.ping(two.address(), interval=0.05) as ping:
+        ping.wait_replies(5, PATIENCE)
+        node.daemon.kill()
+        ping.wait_replies(ping.replies + 10, PATIENCE)
+        node.daemon.start()
+        node.daemon.wait_ready(peers=2, timeout=PATIENCE)
+        ping.wait_replies(ping.replies + 10, PATIENCE)
+        assert ping.stop().lost == 0
+    assert workers(node) == {worker}
+
+
+def test_kill_9_of_the_worker(lab: Lab) -> None:
+    node = lab.nodes[0]
+    (worker,) = workers(node)
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: len(workers(node) - {worker}) == 1, "there is another one")
+    until(lambda: lab.reachability().complete, "containers reach each other")
+
+
+def test_a_new_key_costs_no_packet(lab: Lab) -> None:
+    """Old sessions go on until new ones are there, on both sides."""
+    node = lab.nodes[0]
+    until(lambda: lab.reachability().complete, "containers reach each other")
+    one, two = lab.containers[:2]
+    old, handshakes = public_key(node), counter(lab.nodes[1], "handshakes")
+    (worker,) = workers(node)
+    with one.ping(two.address(), interval=0.02) as ping, two.ping(one.address(), interval=0.02) as pong:
+        ping.wait_replies(10, PATIENCE)
+        pong.wait_replies(10, PATIENCE)
+        words = ["wireguard", "rotate-key", "--run-dir", str(node.daemon.run_directory)]
+        node.run(pyflannel_command(*words), timeout=PATIENCE)
+        until(lambda: counter(lab.nodes[1], "handshakes") > handshakes, "a handshake with the new key")
+        ping.wait_replies(ping.replies + 20, PATIENCE)
+        pong.wait_replies(pong.replies + 20, PATIENCE)
+        assert (ping.stop().lost, pong.stop().lost) == (0, 0)
+    assert public_key(node) != old
+    assert workers(node) == {worker}
+
+
+@pytest.mark.parametrize("mode", ["separate", "auto"])
+def test_both_families(mode: str) -> None:
+    with Lab(nodes=2) as lab:
+        start(lab, "10.244.0.0/16", "--ipv6-network", "fd00:244::/48", "--backend-option", f"Mode={mode}")
+        reached = lab.reachability()
+        assert reached.complete
+        assert set(reached.versions) == {4, 6}
+        assert [len(workers(node)) for node in lab.nodes] == ([2, 2] if mode == "separate" else [1, 1])
