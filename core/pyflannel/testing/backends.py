@@ -506,7 +506,7 @@ class LiveOverlay:
         self.kind = kind
         self.versions = tuple(versions)
         self.options = options
-        self.pristine = {node.name: everything(node) for node in lab.nodes}
+        self.pristine = {node.name: at_rest(node) for node in lab.nodes}
         """What each kernel held before the first daemon."""
         self.consoles = {node.name: _Console(node) for node in lab.nodes}
         self.configure(options)
@@ -604,6 +604,12 @@ def everything(node: LabNode) -> list[str]:
     lines = node.run(["sh", "-ec", script]).stdout.splitlines()
     documents = json.loads("[" + ",".join(line for line in lines if line.strip()) + "]")
     return sorted(json.dumps(_lasting(item), sort_keys=True) for part in documents for item in part)
+
+
+def at_rest(node: LabNode) -> list[str]:
+    """:func:`everything`, when the node no longer looks for others with its addresses (RFC 4862, 5.4)."""
+    eventually(lambda: "tentative" not in "".join(everything(node)), "its addresses are settled", PATIENCE)
+    return everything(node)
 
 
 def _lasting(value: JSON) -> JSON:

@@ -6,7 +6,7 @@ import pytest
 
 from pyflannel.lab import Lab, Node
 from pyflannel.lab.daemon import pyflannel_command
-from pyflannel.testing.backends import everything
+from pyflannel.testing.backends import at_rest, everything
 from pyflannel.testing.stores import eventually
 
 pytestmark = pytest.mark.root
@@ -23,7 +23,7 @@ def routes(node: Node) -> str:
 def test_two_nodes(backend: str, device: str | None) -> None:
     with Lab(nodes=2) as lab:
         one = lab.nodes[0]
-        pristine = everything(one)
+        pristine = at_rest(one)
         for node in lab.nodes:
             node.start_daemon(lab.file_store, backend, "10.244.0.0/16")
         for node in lab.nodes:
