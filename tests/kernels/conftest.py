@@ -45,6 +45,7 @@ def machine(request: pytest.FixtureRequest) -> Guest:
     return found
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one machine stay together under pytest-xdist, so that it is booted once."""
     for item in items:
