@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from tests.integration.backends.wireguard import kernels
@@ -23,14 +24,28 @@ from pyflannel.lab.daemon import pyflannel_command
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600), kernels.needs_wireguard]
 
 
+@contextmanager
+def as_chosen(implementation: str) -> Iterator[None]:
+    """Daemons that are started meanwhile choose this implementation, whatever the kernel has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WIREGUARD_IMPLEMENTATION", implementation)
+        yield
+
+
+def restart(node: Node, implementation: str) -> None:
+    with as_chosen(implementation):
+        node.daemon.restart()
+    told = node.daemon.wait_ready(peers=1, timeout=PATIENCE)["backend"]["details"]
+    assert told["implementation"] == implementation
+
+
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     """The first node has the kernel's, the second one ours; the document is the same."""
-    arguments = ["--backend-option", f"PSK={PSK}"]
-    with Lab(nodes=2) as lab, pytest.MonkeyPatch.context() as environment:
+    with Lab(nodes=2) as lab:
         for node, implementation in zip(lab.nodes, ("kernel", "userspace"), strict=True):
-            environment.setenv("WIREGUARD_IMPLEMENTATION", implementation)
-            node.start_daemon(lab.file_store, "wireguard", NETWORK, arguments)
+            with as_chosen(implementation):
+                node.start_daemon(lab.file_store, "wireguard", NETWORK, ["--backend-option", f"PSK={PSK}"])
         for node in lab.nodes:
             node.daemon.wait_ready(peers=1, timeout=PATIENCE)
             node.attach_containers()
@@ -100,10 +115,18 @@ def test_a_new_key_costs_no_packet(lab: Lab, turn: str) -> None:
 
 
 def test_either_side_may_start_anew(lab: Lab) -> None:
-    for node in lab.nodes:
-        node.daemon.restart()
-        node.daemon.wait_ready(peers=1, timeout=PATIENCE)
+    for node, implementation in zip(lab.nodes, ("kernel", "userspace"), strict=True):
+        restart(node, implementation)
         until(lambda: reachable(lab), "containers reach each other")
+
+
+def test_a_node_may_change_its_implementation(lab: Lab) -> None:
+    node = lab.nodes[0]
+    key = public_key(node)
+    for implementation in ("userspace", "kernel"):
+        restart(node, implementation)
+        until(lambda: reachable(lab), f"containers reach each other by way of the {implementation}")
+        assert public_key(node) == key
 
 
 def test_cleanup_leaves_nothing(lab: Lab) -> None:
