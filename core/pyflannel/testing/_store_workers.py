@@ -1,6 +1,7 @@
 """What the store kit's other processes do. Spawned processes import this module, so it leaves pytest out.
 
-Each function is one node's part: it opens a store of its own, as a daemon on another host would.
+Each function is one node's part: it opens a store of its own, as a daemon on another host would. One that fails lets
+nobody wait for it at the line, and :func:`results` tells its error rather than that of those it let down.
 """
 
 from __future__ import annotations
@@ -8,9 +9,13 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.synchronize import Barrier
+from threading import BrokenBarrierError
+from typing import TypeVar
 
 from pyflannel.allocation import allocate
 from pyflannel.errors import ConflictError, StoreUnavailableError
@@ -18,7 +23,20 @@ from pyflannel.lease import Subnets
 from pyflannel.network import NetworkConfig
 from pyflannel.store import Record, Store, StoreLocation
 
-__all__ = ["Opening", "Tally", "allocate_nodes", "count_up", "create_all", "hammer", "join", "race", "win_after_expiry"]
+__all__ = [
+    "Opening",
+    "Tally",
+    "allocate_nodes",
+    "count_up",
+    "create_all",
+    "hammer",
+    "join",
+    "race",
+    "results",
+    "win_after_expiry",
+]
+
+T = TypeVar("T")
 
 TIMEOUT = 60.0
 
@@ -36,6 +54,32 @@ def _line_up() -> None:
     _barrier.wait(TIMEOUT)
 
 
+@contextmanager
+def _one_of_many() -> Iterator[None]:
+    """A part in which all workers meet at the line, perhaps again and again."""
+    assert _barrier is not None
+    try:
+        yield
+    except BaseException:
+        _barrier.abort()
+        raise
+
+
+def _line_up_anew() -> None:
+    assert _barrier is not None
+    _barrier.reset()
+
+
+def results(pool: ProcessPoolExecutor, jobs: Sequence[Future[T]], patience: float) -> list[T]:
+    """What each of the workers returned, within ``patience`` seconds; the error of the one that failed by itself."""
+    done, _ = wait(jobs, patience)
+    errors = [error for job in jobs if job in done and (error := job.exception()) is not None]
+    if errors:
+        pool.submit(_line_up_anew).result(patience)  # the next test has the same workers
+        raise next((error for error in errors if not isinstance(error, BrokenBarrierError)), errors[0])
+    return [job.result(0) for job in jobs]
+
+
 @dataclass(frozen=True)
 class Opening:
     """How to open the store under test in any process."""
@@ -48,6 +92,7 @@ class Opening:
         return self.store_class(self.location)
 
 
+@_one_of_many()
 def race(opening: Opening, keys: Sequence[str], number: int) -> list[Record]:
     """Try to create each of ``keys`` at the same moment as every other worker; returns what this one won."""
     won = []
@@ -62,6 +107,7 @@ def race(opening: Opening, keys: Sequence[str], number: int) -> list[Record]:
     return won
 
 
+@_one_of_many()
 def win_after_expiry(opening: Opening, key: str, number: int) -> Record | None:
     """Try to create ``key``, which is about to expire, until this worker or another one has."""
     deadline = time.monotonic() + TIMEOUT
@@ -128,6 +174,7 @@ class Tally:
     conflicts: int
 
 
+@_one_of_many()
 def allocate_nodes(opening: Opening, network: str, nodes: int, seed: int) -> Tally:
     """Get a subnet for each of ``nodes`` nodes, as a daemon does: look, choose, create only if absent, else again."""
     config = NetworkConfig.from_json(network)

@@ -30,7 +30,17 @@ from typing import ClassVar
 import pytest
 
 from pyflannel.errors import ConfigError, ConflictError, HistoryGoneError, StoreError, StoreUnavailableError
-from pyflannel.store import API_VERSION, CALL_TIMEOUT, CONFIG_KEY, Change, Record, Snapshot, Store, StoreLocation
+from pyflannel.store import (
+    API_VERSION,
+    CALL_TIMEOUT,
+    CONFIG_KEY,
+    Change,
+    Record,
+    Snapshot,
+    Store,
+    StoreLocation,
+    StoreTime,
+)
 from pyflannel.testing import _store_workers as workers
 from pyflannel.testing._store_workers import Opening
 
@@ -38,6 +48,9 @@ __all__ = ["Follower", "Opening", "StoreConformance", "contents", "eventually", 
 
 PATIENCE = 30.0
 """Seconds after which the kit takes a thing for not happening at all. Nothing is judged by how long it took."""
+
+CLOCK_SLACK = 600.0
+"""Seconds by which the clocks of a test's server and of this host may differ: less than two time zones do."""
 
 KEY = "10.5.34.0-24"
 VALUE = (
@@ -395,7 +408,7 @@ class StoreConformance:
     def test_exactly_one_of_many_creates_a_key(self, store: Store, opening: Opening, pool: ProcessPoolExecutor) -> None:
         keys = [f"10.5.{number}.0-24" for number in range(5)]
         jobs = [pool.submit(workers.race, opening, keys, number) for number in range(self.racers)]
-        won = [record for job in jobs for record in job.result(4 * PATIENCE)]
+        won = [record for each in workers.results(pool, jobs, 4 * PATIENCE) for record in each]
         assert sorted(record.key for record in won) == sorted(keys)
         assert contents(store.snapshot()) == {record.key: _facts(record) for record in won}
 
@@ -410,7 +423,7 @@ class StoreConformance:
     ) -> None:
         network, nodes = '{"Network":"10.5.0.0/16"}', 224 // self.racers
         jobs = [pool.submit(workers.allocate_nodes, opening, network, nodes, number) for number in range(self.racers)]
-        keys = [key for job in jobs for key in job.result(8 * PATIENCE).keys]
+        keys = [key for tally in workers.results(pool, jobs, 8 * PATIENCE) for key in tally.keys]
         assert len(set(keys)) == len(keys) == nodes * self.racers
         assert set(contents(store.snapshot())) == set(keys)
 
@@ -466,8 +479,7 @@ class StoreConformance:
     def test_exactly_one_gets_an_expired_key(self, store: Store, opening: Opening, pool: ProcessPoolExecutor) -> None:
         store.create(KEY, VALUE, self.minimum_ttl)
         jobs = [pool.submit(workers.win_after_expiry, opening, KEY, number) for number in range(self.racers)]
-        won = [job.result(8 * PATIENCE) for job in jobs]
-        winners = [record for record in won if record is not None]
+        winners = [record for record in workers.results(pool, jobs, 8 * PATIENCE) if record is not None]
         assert len(winners) == 1
         assert contents(store.snapshot()) == {KEY: _facts(winners[0])}
 
@@ -488,6 +500,36 @@ class StoreConformance:
         seconds = left[leased.key]
         assert seconds is None or 0 < seconds <= 3600
         assert leased.ttl is None or 0 < leased.ttl <= 3600
+
+    # the clock
+
+    def test_the_clock_tells_the_time_of_day_or_nothing(self, store: Store) -> None:
+        """In seconds since 1970, in time, and without a trace; a driver without one inherits ``None``."""
+        assert isinstance(store.node_clocks, bool)
+        self._ask_clock(store)
+        record = store.create(KEY, VALUE, 3600.0)
+        self._ask_clock(store)
+        assert contents(store.snapshot()) == {KEY: _facts(record)}
+
+    @staticmethod
+    def _ask_clock(store: Store) -> None:
+        began, said, refusal = time.monotonic(), None, "none"
+        try:
+            said = store.clock()
+        except StoreError as error:
+            refusal = str(error)
+        assert refusal, "the message says why"
+        assert time.monotonic() - began < 2 * CALL_TIMEOUT, "the contract allows CALL_TIMEOUT"
+        if said is None:
+            return
+        assert isinstance(said, StoreTime)
+        assert said.source, "nobody is told whose clock it is"
+        assert isinstance(said.earliest, float)
+        assert said.earliest <= time.time() + CLOCK_SLACK
+        if said.latest is not None:
+            assert isinstance(said.latest, float)
+            assert said.earliest <= said.latest
+            assert said.latest >= time.time() - CLOCK_SLACK
 
     # the watch
 
@@ -698,6 +740,7 @@ class StoreConformance:
             with pytest.raises(StoreUnavailableError):
                 call()
             assert time.monotonic() - began < 2 * CALL_TIMEOUT, "the contract allows CALL_TIMEOUT"
+        StoreConformance._ask_clock(store)
 
     @staticmethod
     def _answers(store: Store) -> bool:
