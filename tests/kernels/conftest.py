@@ -43,15 +43,3 @@ def machine(request: pytest.FixtureRequest) -> Guest:
     """Each of them in turn."""
     found: Guest = request.getfixturevalue(request.param)
     return found
-
-
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one machine stay together under pytest-xdist, so that it is booted once."""
-    for item in items:
-        parameters = (
-            item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
-        )
-        for name in KERNELS:
-            if name in (*getattr(item, "fixturenames", ()), *parameters):
-                item.add_marker(pytest.mark.xdist_group(f"kernel-{name}"))
