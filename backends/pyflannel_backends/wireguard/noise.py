@@ -14,13 +14,16 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable
 from hashlib import blake2s
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from .messages import Initiation, Response
+
+if TYPE_CHECKING:
+    from cryptography.utils import Buffer
 
 __all__ = [
     "CHAIN",
@@ -105,14 +108,38 @@ class Identity:
             return None  # all zeros: the other side chose a point that makes the secret known to everybody
 
 
+class _CopyingCipher:
+    """What ``cryptography`` before version 47 lacks, at the price of a copy."""
+
+    __slots__ = ("_cipher", "decrypt", "encrypt")
+
+    def __init__(self, key: bytes) -> None:
+        self._cipher = ChaCha20Poly1305(key)
+        self.encrypt, self.decrypt = self._cipher.encrypt, self._cipher.decrypt
+
+    def encrypt_into(self, nonce: Buffer, data: Buffer, associated_data: Buffer | None, buf: memoryview) -> int:
+        buf[:] = self._cipher.encrypt(nonce, data, associated_data)
+        return len(buf)
+
+    def decrypt_into(self, nonce: Buffer, data: Buffer, associated_data: Buffer | None, buf: memoryview) -> int:
+        buf[:] = self._cipher.decrypt(nonce, data, associated_data)
+        return len(buf)
+
+
+TransportCipher: TypeAlias = "ChaCha20Poly1305 | _CopyingCipher"
+_transport_cipher: Callable[[bytes], TransportCipher] = (
+    ChaCha20Poly1305 if hasattr(ChaCha20Poly1305, "encrypt_into") else _CopyingCipher
+)
+
+
 class TransportKeys:
     """The two keys that a handshake ends with, ready for use."""
 
     __slots__ = ("receive", "send")
 
     def __init__(self, send: bytes, receive: bytes) -> None:
-        self.send = ChaCha20Poly1305(send)
-        self.receive = ChaCha20Poly1305(receive)
+        self.send = _transport_cipher(send)
+        self.receive = _transport_cipher(receive)
 
 
 class Initiator:

@@ -17,8 +17,6 @@ from .messages import TAG, TransportHeader
 from .noise import TransportKeys
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-
     from .machine import Peer
 
 __all__ = ["REJECT_AFTER_MESSAGES", "REJECT_AFTER_TIME", "ReplayWindow", "Session", "nonce"]
@@ -98,8 +96,8 @@ class Session:
     ) -> None:
         self.peer = peer
         self.index, self.remote_index = index, remote_index
-        self.send_key: ChaCha20Poly1305 = keys.send
-        self.receive_key: ChaCha20Poly1305 = keys.receive
+        self.send_key = keys.send
+        self.receive_key = keys.receive
         self.initiator = initiator
         self.created = now
         self.expires = now + REJECT_AFTER_TIME

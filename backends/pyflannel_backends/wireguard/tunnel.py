@@ -35,11 +35,10 @@ from .messages import HEADER, OVERHEAD, TRANSPORT
 from .session import REJECT_AFTER_MESSAGES
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-
     from pyflannel_backends.userspace.table import PeerId
 
     from .machine import Endpoint, Machine, Peer
+    from .noise import TransportCipher
     from .session import Session
 
 __all__ = ["PADDING", "Tunnel", "padded"]
@@ -376,7 +375,7 @@ class Tunnel(UnderlayPort):
         return kept if len(kept) != rows else None
 
     def _decrypt(
-        self, key: ChaCha20Poly1305, ciphertexts: Sequence[memoryview], plain: memoryview
+        self, key: TransportCipher, ciphertexts: Sequence[memoryview], plain: memoryview
     ) -> tuple[list[int], int]:
         """Decrypt into rows; returns the size of each, -1 for a forged one, and how far they lie apart.
 
@@ -461,7 +460,7 @@ class _TunnelInlet:
 
 
 def _open_each(
-    key: ChaCha20Poly1305,
+    key: TransportCipher,
     nonces: Sequence[memoryview],
     ciphertexts: Sequence[memoryview],
     plain: Sequence[memoryview],

@@ -8,6 +8,7 @@ import pytest
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from pyflannel_backends.wireguard import noise
 from pyflannel_backends.wireguard.cookie import hchacha20, xchacha20poly1305
 from pyflannel_backends.wireguard.noise import CHAIN, PROLOGUE, Identity, kdf
 from pyflannel_backends.wireguard.session import nonce
@@ -75,6 +76,20 @@ def test_chacha20poly1305() -> None:
         "6116"
         "1ae10b594f09e26a7e902ecbd0600691"
     )
+
+
+def test_an_older_library_seals_the_same() -> None:
+    """Before version 47, ``cryptography`` can't write where it is told."""
+    key, number = bytes(range(32)), nonce(7)
+    plain, buffer, back = b"packet" * 9, memoryview(bytearray(54 + 16)), memoryview(bytearray(54))
+    copying = noise._CopyingCipher(key)
+    assert copying.encrypt_into(number, plain, None, buffer) == 70
+    assert bytes(buffer) == ChaCha20Poly1305(key).encrypt(number, plain, None) == copying.encrypt(number, plain, None)
+    assert copying.decrypt_into(number, buffer, None, back) == 54
+    assert bytes(back) == plain
+    buffer[3] ^= 1
+    with pytest.raises(InvalidTag):
+        copying.decrypt_into(number, buffer, None, back)
 
 
 def test_nonce_is_zeros_and_the_number_with_its_lowest_byte_first() -> None:
