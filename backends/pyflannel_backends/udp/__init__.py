@@ -33,7 +33,7 @@ from pyflannel.backend import (
     option,
 )
 from pyflannel.errors import ConfigError
-from pyflannel_backends.userspace import tun_info
+from pyflannel_backends.userspace import leaves_a_cpu, tun_info
 
 if TYPE_CHECKING:
     from pyflannel_backends.userspace.control import Row
@@ -59,6 +59,9 @@ class UdpOptions:
         "processes that move packets; by default one, and more from four cores on",
         minimum=1,
         maximum=64,
+    )
+    realtime: bool = option(
+        "Realtime", True, "packets go before ordinary programs; needs CAP_SYS_NICE, and a CPU that no worker has"
     )
     any_source_port: bool = option(
         "AnySourcePort", False, "accept peers whose packets don't come from Port, as behind some NAT"
@@ -113,7 +116,11 @@ class UdpBackend(Backend[UdpOptions]):
         from pyflannel_backends.userspace.dataplane import UserspaceDataPlane, WorkerKind
 
         kind = WorkerKind(self.name, f"{__name__}.worker", self.worker_config(node), _rows)
-        return UserspaceDataPlane(kind, node.state_dir, self.options.workers or _default_workers())
+        return UserspaceDataPlane(kind, node.state_dir, self._workers)
+
+    @property
+    def _workers(self) -> int:
+        return self.options.workers or _default_workers()
 
     def worker_config(self, node: Node) -> UdpConfig:
         """What a worker on ``node`` has to know."""
@@ -132,6 +139,7 @@ class UdpBackend(Backend[UdpOptions]):
             mtu=self.mtu(node.underlay),
             own=[str(node.subnets.ipv4)],
             offload=self.options.offload,
+            realtime=self.options.realtime and leaves_a_cpu(self._workers),
             any_source_port=self.options.any_source_port,
         )
 

@@ -47,6 +47,7 @@ What the port has to know of its life:
   ``path_mtu`` and send smaller packets; any other is a failure that ``status`` shows for this peer until a send
   succeeds.
 * ``deadline`` is read before every wait and may be changed at any time; ``expire`` is called once it has passed.
+* ``WorkerConfig.realtime`` is worth having; set it where :func:`leaves_a_cpu` says so.
 * Everything runs in one thread, and nothing may raise for what a packet contains.
 
 IPv6 inside needs nothing but a subnet of that family in the config's ``own`` (its network address answers with ICMPv6
@@ -56,9 +57,20 @@ is dropped and counted. That is the inside only: the port may reach its peers ov
 
 from __future__ import annotations
 
+import os
+
 from pyflannel.backend import TunInfo
 
-__all__ = ["tun_info"]
+__all__ = ["leaves_a_cpu", "tun_info"]
+
+
+def leaves_a_cpu(workers: int) -> bool:
+    """Whether so many workers may be scheduled before ordinary programs (``SCHED_RR``), since a CPU is left to those.
+
+    The kernel's own forwarding goes before programs, too: on a busy node a worker that waits for its turn carries a
+    fraction of what it could, and a ping takes milliseconds.
+    """
+    return workers < len(os.sched_getaffinity(0))
 
 
 def tun_info(*, offload: bool) -> TunInfo:

@@ -34,7 +34,8 @@ _LONGEST: Final = 64 << 20
 class WorkerConfig:
     """What every worker needs besides the table; a data plane adds its own. A worker with another one is replaced.
 
-    ``own`` are this node's subnets (CIDR), ``mtu`` is the overlay's in bytes. Nothing secret belongs here: a worker
+    ``own`` are this node's subnets (CIDR), ``mtu`` is the overlay's in bytes, ``realtime`` lets packets go before
+    ordinary programs (see :func:`~pyflannel_backends.userspace.leaves_a_cpu`). Nothing secret belongs here: a worker
     tells its configuration to whoever may connect to it.
     """
 
@@ -42,6 +43,7 @@ class WorkerConfig:
     mtu: int
     own: Sequence[str]
     offload: bool
+    realtime: bool = False
     protocol: int = PROTOCOL
 
     def to_message(self) -> Message:

@@ -93,6 +93,9 @@ class Worker:
         signal.signal(signal.SIGTERM, self._terminate)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._tick()
+        if self._config.realtime:
+            with contextlib.suppress(PermissionError):  # without CAP_SYS_NICE packets wait with everybody else
+                os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
         poll, handlers, underlay, clock = self._epoll.poll, self._handlers, self._underlay, time.monotonic
         now = clock()
         while self._running:

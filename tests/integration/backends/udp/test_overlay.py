@@ -121,6 +121,23 @@ def test_ipv6_inside(make_overlay: MakeOverlay, offload: bool) -> None:
     )
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
+@pytest.mark.parametrize(
+    ("options", "policy"),
+    [
+        ({}, os.SCHED_RR),
+        ({"Realtime": False}, os.SCHED_OTHER),
+        ({"Workers": len(os.sched_getaffinity(0))}, os.SCHED_OTHER),
+    ],
+    ids=["default", "off", "no-cpu-left"],
+)
+def test_packets_go_before_programs_where_a_cpu_is_left_to_these(
+    make_overlay: MakeOverlay, options: dict[str, Any], policy: int
+) -> None:
+    overlay = make_overlay(**options)
+    assert {os.sched_getscheduler(worker) for node in overlay.nodes for worker in node.workers()} == {policy}
+
+
 def test_a_killed_worker_is_replaced_under_load(overlay: Overlay) -> None:
     first, second = overlay.nodes
     transfer = Transfer(overlay, 300 * MEBIBYTE)

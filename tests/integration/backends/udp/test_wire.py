@@ -48,7 +48,7 @@ class Capture:
             "-i",
             "under",
             "-s",
-            "65535",
+            "2048",  # of each slot in the buffer: so many frames fit that a busy tcpdump loses none
             "-B",
             "32768",
             "--immediate-mode",
