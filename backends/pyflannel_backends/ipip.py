@@ -4,8 +4,8 @@ One device takes all peers: it has no remote address, so the kernel sends what i
 route, and that is the peer's public address. A peer is therefore one route and nothing else, and with ``DirectRouting``
 a peer on the same link gets a plain route through the underlay in its place.
 
-The module also makes a device ``tunl0`` in every network namespace. It is its own, takes what no other device wants, and
-is left alone.
+The module also makes a device ``tunl0`` in every network namespace. It takes what no other device wants, is the
+module's own, and is left alone.
 """
 
 from __future__ import annotations

@@ -8,11 +8,15 @@ from tests.kernels.guest import Guest
 pytestmark = [pytest.mark.root, pytest.mark.timeout(1800)]
 
 
+def load_ipip(machine: Guest) -> Guest:
+    """The module makes ``tunl0`` in every network namespace: from the start, so that it is nobody's leftover."""
+    machine.run(["/run/guest/modprobe", "ipip"])
+    return machine
+
+
 @pytest.fixture(scope="module")
 def with_ipip(uml: Guest) -> Guest:
-    """The module makes ``tunl0`` in every network namespace: from the start, so that it is nobody's leftover."""
-    uml.run(["/run/guest/modprobe", "ipip"])
-    return uml
+    return load_ipip(uml)
 
 
 @pytest.mark.parametrize("backend", ["TestVxlan", "TestHostGateway", "TestIpip"])
@@ -26,4 +30,4 @@ def test_ipip_beside_flanneld_and_others(with_ipip: Guest) -> None:
 
 @pytest.mark.parametrize("backend", ["vxlan", "host-gw", "ipip"])
 def test_two_nodes_under_emulation(cloud: Guest, backend: str) -> None:
-    cloud.pytest(f"tests/kernels/inside/test_smoke.py::test_two_nodes[{backend}]")
+    load_ipip(cloud).pytest(f"tests/kernels/inside/test_smoke.py::test_two_nodes[{backend}]")
