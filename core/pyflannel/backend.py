@@ -186,6 +186,13 @@ class DataPlane(ABC):
         """Named totals since the start, for ``status`` and metrics."""
         return {}
 
+    def describe(self) -> Mapping[str, str]:
+        """Lease key to what ``status`` should say of a peer besides its state: a few words, and nothing secret.
+
+        Called from any thread; returns at once. May leave peers out.
+        """
+        return {}
+
     @abstractmethod
     def stop(self) -> None:
         """The daemon is going away: leave packets flowing if that is possible, else end cleanly. Idempotent."""

@@ -87,6 +87,14 @@ class Feed:
             self._failed(error)
             return {}
 
+    def descriptions(self) -> Mapping[str, str]:
+        """What the data plane tells of peers, by lease key."""
+        try:
+            return {} if self.plane is None else {key: str(text) for key, text in self.plane.describe().items()}
+        except Exception as error:  # the rest of the status document does not depend on it
+            self._failed(error)
+            return {}
+
     def renew(self) -> None:
         """Tell the data plane that an action has changed what the backend says."""
         if self.plane is not None:

@@ -160,9 +160,10 @@ def _peers(agent: Agent, tracked: list[Tracked]) -> tuple[status.PeerStatus, ...
     if agent.membership is None:
         return ()
     overlay = agent.membership.overlay
-    unsettled, problems = _unsettled(tracked), agent.membership.feed.problems
+    feed = agent.membership.feed
+    unsettled, problems, notes = _unsettled(tracked), feed.problems, feed.descriptions()
     return tuple(
-        _peer(peer, overlay.lease(peer.key), unsettled, problems.get(peer.key, ""))
+        _peer(peer, overlay.lease(peer.key), unsettled, problems.get(peer.key, ""), notes.get(peer.key, ""))
         for peer in list(overlay.peers.values())
     )
 
@@ -183,7 +184,9 @@ def _peer_state(peer: Peer, unsettled: Mapping[Key, Tracked], problem: str) -> t
     return state, reason
 
 
-def _peer(peer: Peer, lease: Lease | None, unsettled: Mapping[Key, Tracked], problem: str) -> status.PeerStatus:
+def _peer(
+    peer: Peer, lease: Lease | None, unsettled: Mapping[Key, Tracked], problem: str, note: str
+) -> status.PeerStatus:
     state, reason = _peer_state(peer, unsettled, problem)
     return status.PeerStatus(
         key=peer.key,
@@ -193,6 +196,7 @@ def _peer(peer: Peer, lease: Lease | None, unsettled: Mapping[Key, Tracked], pro
         public_ip=_text(lease.attributes.public_ip) if lease is not None else None,
         public_ipv6=_text(lease.attributes.public_ipv6) if lease is not None else None,
         node_id=lease.attributes.node_id if lease is not None else None,
+        note=note,
     )
 
 

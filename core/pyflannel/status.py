@@ -113,7 +113,10 @@ class LeaseStatus:
 
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
-    """One other node, or a lease that could not be used (``skipped``), with the reason."""
+    """One other node, or a lease that could not be used (``skipped``), with the reason.
+
+    ``note`` is what the backend's own data plane tells of it.
+    """
 
     key: str
     subnets: tuple[str, ...]
@@ -122,6 +125,7 @@ class PeerStatus:
     public_ip: str | None = None
     public_ipv6: str | None = None
     node_id: str | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,11 @@ class UserspaceDataPlane(DataPlane):
                     totals[name] = totals.get(name, 0) + value
         return totals
 
+    def peers(self) -> Mapping[str, str]:
+        """Lease key to the peer that holds it, as the rows of the table name it."""
+        with self._lock:
+            return {key: rows[0][1] for key, rows in self._wanted.items() if rows}
+
     def statuses(self) -> Sequence[Message]:
         """What each worker said last of itself; empty where it said nothing yet."""
         with self._lock:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from hashlib import blake2s
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyflannel.backend import DataPlane, Lease, Node, Subnets
 from pyflannel.errors import ConfigError
@@ -69,6 +69,16 @@ class WireguardDataPlane(DataPlane):
                 totals[name] = totals.get(name, 0) + count
         return totals
 
+    def describe(self) -> Mapping[str, str]:
+        """See :class:`DataPlane`: of the peers that a worker had a handshake with last, what ``wg show`` would say."""
+        notes: dict[str, list[str]] = {}
+        for plane in self.planes:
+            met = {peer: about for told in plane.statuses() for peer, about in told.get("peers", {}).items()}
+            for key, peer in plane.peers().items():
+                if peer in met:
+                    notes.setdefault(key, []).append(_note(met[peer]))
+        return {key: "; ".join(texts) for key, texts in notes.items()}
+
     def stop(self) -> None:
         """See :class:`DataPlane`. The workers go on."""
         for plane in self.planes:
@@ -124,3 +134,10 @@ def rows(backend: WireguardBackend, node: Node, peer: Lease, device: str) -> Ite
         if entry.link == device and entry.endpoint is not None
         for subnet in entry.allowed_ips
     ]
+
+
+def _note(about: Mapping[str, Any]) -> str:
+    address, port = about["endpoint"]
+    place = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    megabytes = [f"{about[name] / 1e6:.1f} MB" for name in ("received_bytes", "sent_bytes")]
+    return f"at {place}, handshake {about['handshake_age']:.0f} s ago, {megabytes[0]} received, {megabytes[1]} sent"

@@ -109,7 +109,9 @@ def _peers(document: JSON, everything: bool) -> Iterator[str]:
     for peer in shown[:limit]:
         addresses = " ".join(filter(None, (peer["public_ip"], peer["public_ipv6"])))
         reason = f": {peer['reason']}" if peer["reason"] else ""
-        yield f"  {peer['state']:<8} {' '.join(peer['subnets']) or peer['key']} via {addresses or 'nothing'}{reason}"
+        note = f" ({peer['note']})" if peer.get("note") else ""
+        subnets = " ".join(peer["subnets"]) or peer["key"]
+        yield f"  {peer['state']:<8} {subnets} via {addresses or 'nothing'}{reason}{note}"
     if len(shown) > limit:
         yield f"  and {len(shown) - limit} more (--all)"
 

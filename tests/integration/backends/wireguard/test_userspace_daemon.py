@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ def until(condition: Callable[[], object], what: str) -> None:
 def start(lab: Lab, network: str, *options: str) -> None:
     for node in lab.nodes:
         node.start_daemon(lab.file_store, "wireguard", network, [*OPTIONS, *options])
+        node.daemon.wait_ready(timeout=PATIENCE)
     for node in lab.nodes:
         node.daemon.wait_ready(peers=len(lab.nodes) - 1, timeout=PATIENCE)
         node.attach_containers()
@@ -73,6 +75,10 @@ def test_every_container_reaches_every_other(lab: Lab) -> None:
         assert status["backend"]["details"]["implementation"] == "userspace"
         assert len(workers(node)) == 1
     until(lambda: counter(lab.nodes[0], "handshakes") >= 2, "handshakes are counted")
+    words = ["status", "--all", "--run-dir", str(lab.nodes[0].daemon.run_directory)]
+    told = lab.nodes[0].run(pyflannel_command(*words)).stdout
+    for node in lab.nodes[1:]:
+        assert re.search(rf"\(at {node.ipv4.ip}:51820, handshake \d+ s ago, [\d.]+ MB received, [\d.]+ MB sent\)", told)
 
 
 def counter(node: Node, name: str) -> int:

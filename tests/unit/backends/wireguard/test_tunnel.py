@@ -15,8 +15,9 @@ from tests.unit.backends.wireguard.world import WALL
 
 from pyflannel_backends.userspace.ports import Endpoint, Inlet, UdpSocket
 from pyflannel_backends.wireguard.machine import Machine, Timestamps
-from pyflannel_backends.wireguard.messages import OVERHEAD, TRANSPORT, kind
+from pyflannel_backends.wireguard.messages import OVERHEAD, TRANSPORT, TransportHeader, kind
 from pyflannel_backends.wireguard.noise import Identity
+from pyflannel_backends.wireguard.session import REJECT_AFTER_MESSAGES, nonce
 from pyflannel_backends.wireguard.tunnel import Tunnel, padded
 
 MTU = 1420
@@ -315,6 +316,24 @@ def test_no_number_is_used_twice_over_batches_and_single_packets() -> None:
         assert len(headers) == rows
         assert not headers & seen
         seen |= headers
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_last_numbers_of_a_key_are_not_taken(rows: int) -> None:
+    """Not even from a peer that has the key."""
+    pair = Pair()
+    session = pair.one.tunnel.machine.peers["lease"].current
+    assert session is not None
+
+    def message(counter: int) -> bytes:
+        header = TransportHeader(session.remote_index, counter).pack()
+        return header + session.send_key.encrypt(nonce(counter), packet(32), None)
+
+    first = REJECT_AFTER_MESSAGES - rows + 1
+    wire = [message(counter) for counter in range(first, first + rows)]
+    got, _ = pair.two.receive(wire, pair.one.endpoint)
+    assert got == [packet(32)] * (rows - 1)
+    assert pair.two.tunnel.counters["drop_replayed"] + pair.two.tunnel.counters["drop_unauthentic"] == 1
 
 
 @given(st.binary(max_size=1500), st.integers(1, 1500))
