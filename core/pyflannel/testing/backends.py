@@ -525,7 +525,9 @@ class LiveOverlay:
         """Write the network document with these backend options."""
         text = json.dumps(document(self.kind, options, self.versions))
         self.nodes[0].run(
-            pyflannel_command("config", "set", "--force", "-", "--store", self.lab.file_store), input=text
+            pyflannel_command("config", "set", "--force", "-", "--store", self.lab.file_store),
+            input=text,
+            timeout=PATIENCE,
         )
 
     def change(self, options: Mapping[str, JSON]) -> None:
@@ -794,7 +796,7 @@ class BackendBehaviour(_Subject):
         node = overlay.nodes[2]
         node.daemon.stop()
         node.detach_containers()
-        node.run(pyflannel_command("cleanup", "--run-dir", str(node.daemon.run_directory)))
+        node.run(pyflannel_command("cleanup", "--run-dir", str(node.daemon.run_directory)), timeout=PATIENCE)
         eventually(lambda: everything(node) == overlay.pristine[node.name], _difference(overlay, node), 10.0)
         node.daemon.start()
         node.daemon.wait_ready(peers=2, timeout=PATIENCE)
