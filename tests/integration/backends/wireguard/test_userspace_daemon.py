@@ -13,11 +13,19 @@ import pytest
 
 from pyflannel.lab import Lab, Node
 from pyflannel.lab.daemon import pyflannel_command
+from pyflannel.testing.backends import BackendBehaviour
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 PATIENCE = 60.0
 OPTIONS = ("--backend-option", "Implementation=userspace")
+
+
+class TestUserspace(BackendBehaviour):
+    """The conformance kit's second half."""
+
+    backend = "wireguard"
+    variants = ({"Implementation": "userspace"}, {"Implementation": "userspace", "ListenPort": 51900, "MTU": 1480})
 
 
 def until(condition: Callable[[], object], what: str) -> None:

@@ -144,6 +144,24 @@ def test_both_begin_at_once() -> None:
     assert first.received[1:] == second.received[1:] == [PADDED]
 
 
+def test_a_late_answer_does_not_replace_what_was_agreed_since() -> None:
+    """Our own initiation is void once the peer's handshake is confirmed: the peer may have forgotten ours."""
+    world = World()
+    first, second = world.meet()
+    first.send(second, PACKET)
+    ours = world.wire.pop()
+    second.send(first, PACKET)
+    world.settle()
+    agreed = first.machine.peers[second.name].current
+    assert agreed is not None
+    assert not agreed.initiator
+    world.wire.append(ours)
+    world.deliver()
+    assert kinds(world) == [RESPONSE]
+    world.settle()
+    assert first.machine.peers[second.name].current is agreed
+
+
 def test_the_initiator_renews_after_120_seconds_and_loses_nothing() -> None:
     world = World()
     first, second = established(world)
