@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
+from tests import iproute
 
 from pyflannel.errors import ExitCode
 from pyflannel.lab import Lab, Node
@@ -43,12 +44,12 @@ def start(node: Node, *arguments: str) -> Daemon:
 
 def device(node: Node, name: str = "flannel.ipip") -> dict[str, Any]:
     shown = node.run(["ip", "-j", "-d", "address", "show", "dev", name], check=False).stdout
-    found: list[dict[str, Any]] = [link for link in json.loads(shown or "[]") if link]
+    found: list[dict[str, Any]] = [link for link in iproute.parse(shown) if link]
     return found[0] if found else {}
 
 
 def routes(node: Node) -> dict[str, tuple[str, str]]:
-    shown = json.loads(node.run(["ip", "-j", "route", "show", "proto", "241"]).stdout)
+    shown = iproute.parse(node.run(["ip", "-j", "route", "show", "proto", "241"]).stdout)
     return {route["dst"]: (route["dev"], route["gateway"]) for route in shown}
 
 
