@@ -87,7 +87,7 @@ def test_a_capture_shows_no_plain_text(lab: Lab) -> None:
     with kernel.capture() as capture:
         one.run(["ping", "-c", "3", "-W", "20", "-p", pattern.hex(), two.address()], timeout=PATIENCE)
     frames = capture.stop()
-    assert len(frames) >= 6
+    assert frames, "nothing was seen on the underlay"
     assert not [frame for frame in frames if pattern[:8] in frame]
 
 
