@@ -1,4 +1,4 @@
-"""Asking a lab's daemons over HTTP, and waiting for what they answer."""
+"""Asking a lab's daemons over HTTP, and waiting for what comes true in its own time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ sys.stdout.write(f"{response.status}\\n{response.read().decode()}")
 """
 
 
-def until(condition: Callable[[], bool], what: str = "") -> None:
+def until(condition: Callable[[], object], what: object = "") -> None:
+    """Wait for a condition; ``what`` is said if it does not come true."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, what or condition

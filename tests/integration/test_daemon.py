@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import IPv4Interface
 from typing import Any
 
 import pytest
 from tests import iproute
+from tests.integration.asking import until
 
 from pyflannel.lab import Lab, Node
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
-PATIENCE = 60.0
 
 NETWORK = {"Network": "10.244.0.0/16", "SubnetMax": "10.244.89.0", "Backend": {"Type": "vxlan", "VNI": 42}}
 """Nobody gets a subnet above 89: those are for what tests make up."""
@@ -38,13 +38,6 @@ def lab() -> Iterator[Lab]:
         yield lab
         for node in lab.nodes:
             print(node.name, node.daemon.log(), sep="\n")
-
-
-def until(condition: Callable[[], bool], what: str = "") -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what or condition
-        time.sleep(0.02)
 
 
 def read(node: Node, *command: str) -> Any:

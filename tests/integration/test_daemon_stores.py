@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from base64 import b64decode
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from tests import iproute
+from tests.integration.asking import PATIENCE, until
 from tests.servers import consul, etcd
 
 from pyflannel.lab import Lab, Node
@@ -20,7 +20,6 @@ from pyflannel.lab.sandbox import Process
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
-PATIENCE = 60.0
 PREFIX = "/coreos.com/network"
 TUTORIAL = (
     '{"Network":"172.16.0.0/12","SubnetLen":24,"SubnetMin":"172.16.16.0","SubnetMax":"172.31.247.0",'
@@ -31,13 +30,6 @@ STORES = [
     pytest.param(name, marks=pytest.mark.skipif(MISSING[name] is not None, reason=str(MISSING[name])))
     for name in ("etcd", "consul")
 ]
-
-
-def until(condition: Callable[[], object], what: object = "") -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what or condition
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("store", STORES)

@@ -11,27 +11,19 @@ import os
 import shutil
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from tests.integration.asking import until
 
 from pyflannel.lab import Lab, Node
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
-PATIENCE = 60.0
 NETWORK = {"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}
 PROGRAMS = ("dockerd", "docker", "containerd", "runc", "etcd", "etcdctl", "busybox")
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 class Docker:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.integration.asking import PATIENCE, until
 from tests.servers import consul, etcd
 
 from pyflannel.lab import Lab, Node
@@ -22,15 +22,6 @@ pytestmark = [
     pytest.mark.timeout(180),
     pytest.mark.skipif(etcd.MISSING is not None, reason=str(etcd.MISSING)),
 ]
-
-PATIENCE = 60.0
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -10,19 +10,18 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.integration.asking import until
 from tests.integration.backends.udp import traffic
 
 from pyflannel.lab import Container, Lab, Machine, Node
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
-PATIENCE = 60.0
 MEBIBYTE = 1 << 20
 
 
@@ -37,13 +36,6 @@ def lab() -> Iterator[Lab]:
         yield lab
         for node in lab.nodes:
             print(node.name, node.daemon.log(), sep="\n")
-
-
-def until(condition: Callable[[], bool], what: str = "") -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what or condition
-        time.sleep(0.02)
 
 
 def workers(node: Node) -> set[int]:

@@ -7,18 +7,17 @@ MAC address through standard output, and is told the peers' through standard inp
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tests.integration.asking import until
 
 from pyflannel.lab import Lab, Node
 from pyflannel.testing.backends import BackendConformance, LiveOverlay, not_applicable
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
-PATIENCE = 60.0
 
 HOST_GW = {
     "SubnetAddCommand": 'ip route add "$SUBNET" via "$PUBLIC_IP"',
@@ -43,13 +42,6 @@ VXLAN = {
     "SubnetRemoveCommand": 'read -r vtep; gateway="${SUBNET%/*}"; ip route del "$SUBNET" dev ext0;'
     ' bridge fdb del "$vtep" dev ext0 self dst "$PUBLIC_IP"; ip neighbour del "$gateway" dev ext0',
 }
-
-
-def until(condition: Callable[[], bool], what: object) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def store_of(lab: Lab) -> Any:
