@@ -25,11 +25,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from pyflannel.errors import ConfigError, StoreUnavailableError
-from pyflannel.lab.servers.process import HERE, PORTS, Server
+from pyflannel.lab.servers.process import HERE, PORTS, Cluster, Server
 
 __all__ = ["ConsulCluster", "ConsulServer", "ConsulTLS", "find_consul"]
 
@@ -101,7 +100,7 @@ class ConsulServer(Server):
         return _get(self.config, path)
 
 
-class ConsulCluster:
+class ConsulCluster(Cluster):
     """Servers that know each other; with ``size=1`` a single one. A context manager that starts and stops them all.
 
     :param directory: where configuration, data and logs go; it belongs to the caller, who removes it.
@@ -136,19 +135,6 @@ class ConsulCluster:
         )
         for server in self.servers:
             server.configure({**self._config(server), **(config or {})})
-
-    def __enter__(self) -> ConsulCluster:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     @property
     def hosts(self) -> str:

@@ -16,11 +16,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Final
 
 from pyflannel.errors import ConfigError, StoreUnavailableError
-from pyflannel.lab.servers.process import HERE, PORTS, Place, Server
+from pyflannel.lab.servers.process import HERE, PORTS, Cluster, Place, Server
 
 __all__ = ["EtcdCluster", "EtcdMember", "find_etcd"]
 
@@ -67,7 +66,7 @@ class EtcdMember(Server):
         self.data = directory / name
 
 
-class EtcdCluster:
+class EtcdCluster(Cluster):
     """An etcd cluster of our own. A context manager; :meth:`stop` leaves no process behind.
 
     :param directory: for data and logs; belongs to the caller, who removes it.
@@ -168,19 +167,6 @@ class EtcdCluster:
         for member in self.members:
             if member.running:
                 member.kill()
-
-    def __enter__(self) -> EtcdCluster:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
 
 def _free_ports(count: int, host: str) -> list[int]:

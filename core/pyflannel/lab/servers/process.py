@@ -9,11 +9,15 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Final, Protocol
+from types import TracebackType
+from typing import IO, Final, Protocol, TypeVar
 
-__all__ = ["HERE", "PORTS", "Place", "Running", "Server"]
+__all__ = ["HERE", "PORTS", "Cluster", "Place", "Running", "Server"]
+
+C = TypeVar("C", bound="Cluster")
 
 PORTS: Final = range(20000, 32000)
 """Below the kernel's range for outgoing connections, so that none of those takes a server's port while it is down."""
@@ -169,3 +173,31 @@ class Server:
         if self.process is None:
             raise RuntimeError(f"{self.title} was never started")
         return self.process
+
+
+class Cluster(ABC):
+    """Servers that belong together. A context manager that starts them all, and leaves no process behind."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start all that don't run, and wait until the whole is healthy.
+
+        :raises StoreUnavailableError: one ended or is not healthy in time; the message has the end of its log.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End all at once. Idempotent; data stay."""
+
+    def __enter__(self: C) -> C:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
