@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyflannel.backend import DataPlane, Lease, Node, Subnets
 from pyflannel.errors import ConfigError
+from pyflannel_backends.userspace import leaves_a_cpu
 from pyflannel_backends.userspace.control import Row
 from pyflannel_backends.userspace.dataplane import UserspaceDataPlane, WorkerKind
 
@@ -109,6 +110,7 @@ def worker_config(backend: WireguardBackend, node: Node, device: str) -> Wiregua
         mtu=backend.mtu(node.underlay),
         own=[str(subnet) for version in versions if (subnet := node.subnets.of(version)) is not None],
         offload=True,
+        realtime=leaves_a_cpu(len(set(map(backend.device, node.network.versions)))),
         listen=listen,
         key_file=str(keys.key_path(node.state_dir)),
         timestamp_file=str(node.state_dir / f"{device}-{_TIMESTAMP_FILE}"),
