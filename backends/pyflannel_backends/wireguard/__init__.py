@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_interface
+from pathlib import Path
 from typing import ClassVar, Final
 
 from pyflannel.backend import (
@@ -70,13 +71,14 @@ IMPLEMENTATION_VARIABLE: Final = "WIREGUARD_IMPLEMENTATION"
 
 @dataclass(frozen=True, slots=True)
 class WireguardOptions:
-    """The keys of ``Backend`` in the network document; all but ``Implementation`` are flannel's."""
+    """The keys of ``Backend`` in the network document; all but ``PSKFile`` and ``Implementation`` are flannel's."""
 
     listen_port: int = option("ListenPort", 51820, "UDP port of all nodes", minimum=1, maximum=65535)
     listen_port_v6: int = option(
         "ListenPortV6", 51821, "UDP port of the device for IPv6 in mode separate", minimum=1, maximum=65535
     )
     psk: str = option("PSK", "", "a key that all nodes share besides their own, as 'wg genpsk' prints it", secret=True)
+    psk_file: str = option("PSKFile", "", "the same, from a file of every node's own: the store never has it")
     mtu: int | None = option("MTU", None, "largest underlay packet to use, instead of the interface's", minimum=576)
     mode: str = option(
         "Mode",
@@ -106,7 +108,7 @@ class WireguardBackend(Backend[WireguardOptions]):
         super().__init__(options)
         _check_choice("Mode", options.mode, MODES)
         _check_choice("Implementation", options.implementation, IMPLEMENTATIONS)
-        self.psk = _psk(options.psk)
+        self.psk = _psk(options)
         self.implementation = _choose(options.implementation)
 
     def describe(self, node: Node) -> Mapping[str, str]:
@@ -259,10 +261,17 @@ def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
         raise ConfigError(f"network config: Backend.{key} is {value!r}: must be one of {', '.join(choices)}")
 
 
-def _psk(text: str) -> Secret | None:
-    if not text:
+def _psk(options: WireguardOptions) -> Secret | None:
+    if options.psk and options.psk_file:
+        raise ConfigError("network config: Backend has a PSK and a PSKFile: remove one")
+    if options.psk_file:
+        path = Path(options.psk_file)
+        if not path.is_absolute():
+            raise ConfigError(f"network config: Backend.PSKFile is {options.psk_file!r}: must be an absolute path")
+        return keys.load_psk(path)
+    if not options.psk:
         return None
-    key = keys.decode(text)
+    key = keys.decode(options.psk)
     if key is None:
         raise ConfigError("network config: Backend.PSK is no key: must be 44 characters as 'wg genpsk' prints them")
     return Secret(key)

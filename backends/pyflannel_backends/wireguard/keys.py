@@ -23,7 +23,18 @@ from typing import Final
 from pyflannel.backend import Secret
 from pyflannel.errors import ConfigError
 
-__all__ = ["FILE_NAME", "Identity", "create", "decode", "identity", "key_path", "load", "load_or_create", "replace"]
+__all__ = [
+    "FILE_NAME",
+    "Identity",
+    "create",
+    "decode",
+    "identity",
+    "key_path",
+    "load",
+    "load_or_create",
+    "load_psk",
+    "replace",
+]
 
 FILE_NAME: Final = "wireguard.key"
 """In the state directory, unless ``WIREGUARD_KEY_FILE`` names another file, as with flannel."""
@@ -106,32 +117,49 @@ def load(path: Path) -> Identity | None:
 
     :raises ConfigError: see :func:`load_or_create`. The message never tells what is in the file.
     """
+    key = _read(path, "WireGuard key file", "no private key in it", "wg genkey", "delete the file to get a new key")
+    return None if key is None else Identity.of(key)
+
+
+def load_psk(path: Path) -> Secret:
+    """Read the key that all nodes share.
+
+    :raises ConfigError: there is none, it can't be read, others may read it, or it holds no key. The message never
+        tells what is in the file.
+    """
+    key = _read(path, "WireGuard PSK file", "no key in it", "wg genpsk", "copy another node's")
+    if key is None:
+        raise ConfigError(
+            f"WireGuard PSK file {path}: there is none; Backend.PSKFile says that every node has it there"
+        )
+    return Secret(key)
+
+
+def _read(path: Path, what: str, empty: str, command: str, mend: str) -> bytes | None:
+    """The one key that a file holds, as ``command`` prints it; ``None`` if there is no such file."""
     try:
         with path.open("rb") as file:
-            _check_owner(path, os.fstat(file.fileno()))
+            _check_owner(f"{what} {path}", path, os.fstat(file.fileno()))
             content = file.read(_LONGEST)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ConfigError(f"WireGuard key file {path}: {error.strerror}") from None
+        raise ConfigError(f"{what} {path}: {error.strerror}") from None
     key = decode(content.decode("ascii", errors="replace").strip())
     if key is None:
-        raise ConfigError(
-            f"WireGuard key file {path}: no private key in it, which is a line of 44 characters as 'wg genkey' prints; "
-            "delete the file to get a new key"
-        )
-    return Identity.of(key)
+        raise ConfigError(f"{what} {path}: {empty}, which is a line of 44 characters as '{command}' prints; {mend}")
+    return key
 
 
-def _check_owner(path: Path, about: os.stat_result) -> None:
+def _check_owner(file: str, path: Path, about: os.stat_result) -> None:
     if not stat.S_ISREG(about.st_mode):
-        raise ConfigError(f"WireGuard key file {path}: is no regular file")
+        raise ConfigError(f"{file}: is no regular file")
     if about.st_uid not in (0, os.geteuid()):
-        raise ConfigError(f"WireGuard key file {path}: belongs to user {about.st_uid}, who must not have the key")
+        raise ConfigError(f"{file}: belongs to user {about.st_uid}, who must not have the key")
     if about.st_mode & 0o077:
         raise ConfigError(
-            f"WireGuard key file {path}: mode {stat.S_IMODE(about.st_mode):04o} lets others use the key; "
-            f"'chmod 600 {path}', or delete it to get a new key if somebody may have read it"
+            f"{file}: mode {stat.S_IMODE(about.st_mode):04o} lets others use the key; "
+            f"'chmod 600 {path}', or make a new key if somebody may have read it"
         )
 
 

@@ -110,11 +110,37 @@ def test_the_defaults_are_flannel_s() -> None:
         ({"Implementation": "rust"}, "Backend.Implementation"),
         ({"PSK": "secret"}, "Backend.PSK"),
         ({"PSK": PSK[:-2] + "9="}, "Backend.PSK"),
+        ({"PSK": PSK, "PSKFile": "/etc/psk"}, "PSK and a PSKFile"),
+        ({"PSKFile": "psk"}, "Backend.PSKFile is 'psk'"),
+        ({"PSKFile": "/nonexistent/psk"}, "WireGuard PSK file /nonexistent/psk: there is none"),
     ],
 )
 def test_wrong_options_are_refused_by_name(options: Mapping[str, JSON], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         backend(**options)
+
+
+def test_the_psk_may_be_in_a_file_of_the_node_s_own(tmp_path: Path) -> None:
+    path = tmp_path / "psk"
+    path.write_text(PSK + "\n")
+    path.chmod(0o600)
+    made = backend(PSKFile=str(path))
+    assert made.psk == Secret(bytes(range(1, 33)))
+    (peer,) = peers(made.plan_peer(node(tmp_path), lease())).values()
+    assert peer.preshared_key == made.psk
+    path.chmod(0o640)
+    with pytest.raises(ConfigError, match="mode 0640 lets others use the key"):
+        backend(PSKFile=str(path))
+
+
+@pytest.mark.parametrize("content", ["", PSK[:-2], PSK * 2])
+def test_a_psk_file_without_a_psk_is_named_and_not_shown(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "psk"
+    path.write_text(content)
+    path.chmod(0o600)
+    with pytest.raises(ConfigError, match="no key in it") as caught:
+        backend(PSKFile=str(path))
+    assert PSK[:10] not in str(caught.value)
 
 
 def test_the_psk_is_shown_nowhere(tmp_path: Path) -> None:
