@@ -13,6 +13,7 @@ VERSION = runpy.run_path(str(HERE / "core" / "pyflannel" / "version.py"))["VERSI
 EXTRAS = {
     "consul": ["py-consul>=1.6"],
     "udp": ["numpy>=1.24"],
+    "wireguard": ["cryptography>=47", "numpy>=1.24"],
     "metrics": ["prometheus-client>=0.20"],
 }
 TEST = ["hypothesis>=6.100", "pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "scapy>=2.5", "setuptools>=77"]
