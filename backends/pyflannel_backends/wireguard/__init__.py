@@ -6,7 +6,8 @@ speak for, which are just those of its lease. The whole network is routed into t
 destination.
 
 Two implementations speak this protocol: the kernel's, and one of our own in userspace for kernels that lack it. Both
-are the same to peers, and there is no third way: a packet that can't be encrypted is not sent.
+are the same to peers, and there is no third way: a packet that can't be encrypted is not sent, and while the device is
+missing a blackhole route holds the packets back.
 
 This module is the planner; :mod:`.keys` keeps the private key.
 """
@@ -60,6 +61,9 @@ DEVICE_V6: Final = "flannel-wg-v6"
 
 OVERHEAD: Final = 80
 """Bytes that are added at most: outer IPv6 header (40), UDP (8), WireGuard's header (16) and tag (16)."""
+
+SHUT: Final = 4_000_000_000
+"""The metric of the route that takes what is not routed into the device: worse than any that somebody would set."""
 
 ROTATE_KEY: Final = "rotate-key"
 
@@ -160,6 +164,8 @@ class WireguardBackend(Backend[WireguardOptions]):
         yield Address(device, ip_interface(f"{subnet.network_address}/{subnet.max_prefixlen}"))
         yield Sysctl(f"net/ipv6/conf/{device}/accept_ra", "0", optional=True)
         yield Route(network.network, device)
+        # A device that somebody deletes takes its routes along: until it is back, nothing may leave in plaintext.
+        yield Route(network.network, None, metric=SHUT)
 
     def act(self, action: str, node: Node) -> Change:
         """``rotate-key``: a new key file in the place of the old one.

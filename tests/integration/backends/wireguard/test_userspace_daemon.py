@@ -7,12 +7,14 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
 from pyflannel.lab import Lab, Node
 from pyflannel.lab.daemon import pyflannel_command
+from pyflannel.lab.measure import read_pcap
 from pyflannel.testing.backends import BackendBehaviour
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -135,6 +137,24 @@ def test_a_new_key_costs_no_packet(lab: Lab) -> None:
         assert (ping.stop().lost, pong.stop().lost) == (0, 0)
     assert public_key(node) != old
     assert workers(node) == {worker}
+
+
+def test_without_the_device_nothing_leaves_in_plaintext(lab: Lab) -> None:
+    """The node's default route leads to the underlay, and takes what no other route takes."""
+    node, one, two = lab.nodes[0], lab.containers[0], lab.containers[1]
+    until(lambda: lab.reachability().complete, "containers reach each other")
+    inner = [IPv4Address(container.address()).packed for container in (one, two)]
+    node.daemon.stop()
+    node.ip(["link del flannel-wg"])
+    try:
+        with node.capture() as underlay, node.capture(one.port) as inside, one.ping(two.address(), interval=0.02):
+            until(lambda: any(inner[1] in frame for frame in read_pcap(inside.path)), "the container sends")
+        assert sum(b"".join(inner) in frame for frame in inside.stop()) > 0
+        assert not [frame for frame in underlay.stop() if b"".join(inner) in frame]
+    finally:
+        node.daemon.start()
+        node.daemon.wait_ready(peers=2, timeout=PATIENCE)
+    until(lambda: lab.reachability().complete, "containers reach each other again")
 
 
 @pytest.mark.parametrize("mode", ["separate", "auto"])

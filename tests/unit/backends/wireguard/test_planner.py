@@ -33,7 +33,7 @@ from pyflannel.network import NetworkConfig
 from pyflannel.testing.backends import BackendPlanning
 from pyflannel.underlay import Underlay
 from pyflannel_backends import wireguard
-from pyflannel_backends.wireguard import WireguardBackend, WireguardOptions, keys
+from pyflannel_backends.wireguard import SHUT, WireguardBackend, WireguardOptions, keys
 
 PSK = b64encode(bytes(range(1, 33))).decode()
 KEY = "PxAJ+mM7QYmDSmq0Qd8DmsGVmJBjH5Yd0SNZUEO9Ul0="
@@ -258,7 +258,8 @@ def test_a_device_for_each_family(tmp_path: Path) -> None:
         assert Link(name, GenericInfo("wireguard"), 1420) in plan
         assert WireguardDevice(name, secret, port) in plan
         assert Address(name, ip_interface(inner)) in plan
-    assert {Route(ip_network("10.5.0.0/16"), "flannel-wg"), Route(ip_network("fd00:5::/48"), "flannel-wg-v6")} <= plan
+    for network, device in ((ip_network("10.5.0.0/16"), "flannel-wg"), (ip_network("fd00:5::/48"), "flannel-wg-v6")):
+        assert {Route(network, device), Route(network, None, metric=SHUT)} <= plan
 
 
 @pytest.mark.parametrize("mode", ["auto", "ipv4", "ipv6"])
@@ -340,7 +341,8 @@ def test_userspace_plans_a_tun_device_and_no_peers(tmp_path: Path) -> None:
     plan = set(made.plan_node(here))
     (link,) = [item for item in plan if isinstance(item, Link)]
     assert (link.name, link.info.kind, link.mtu) == ("flannel-wg", "tun", 1420)
-    assert Route(ip_network("10.5.0.0/16"), "flannel-wg") in plan
+    network = ip_network("10.5.0.0/16")
+    assert {Route(network, "flannel-wg"), Route(network, None, metric=SHUT)} <= plan
     assert not any(isinstance(item, WireguardDevice) for item in plan)
     assert not list(made.plan_peer(here, lease()))
     with pytest.raises(PeerRejected):
