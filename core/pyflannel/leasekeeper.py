@@ -336,19 +336,7 @@ class LeaseKeeper:
     # Getting the lease
 
     def _join(self, snapshot: Snapshot, document: str) -> _Session:
-        network = NetworkConfig.from_json(document, f"network config in {self._store.location}")
-        if self._options.backend is not None and self._options.backend != network.backend_type:
-            raise ConfigError(
-                f"--backend is {self._options.backend!r}, but the network config in {self._store.location} says "
-                f"{network.backend_type!r}; start without --backend, or change the config with 'pyflannel config set'"
-            )
-        seed = self._options.seed
-        if seed is not None and seed.binding and NetworkConfig.from_json(seed.document, seed.source) != network:
-            raise ConfigError(
-                f"the network config in {self._store.location} means something else than {seed.source}; make them "
-                "agree with 'pyflannel config set', or start without that file"
-            )
-        backend = self._backend_for(network)
+        network, backend = self._followed(document)
         underlay = self._underlay
         assert underlay is not None
         _check_underlay(network, underlay, backend)
@@ -363,6 +351,26 @@ class LeaseKeeper:
         if record.key not in known:
             session.confirm_at = self._clock() + CONFIRM_INTERVAL
         return session
+
+    def _followed(self, document: str) -> tuple[NetworkConfig, Backend[Any]]:
+        """What a network document of the store says, and the backend for it.
+
+        :raises ConfigError: it can't be followed, or this node's settings say otherwise.
+        :raises PluginError: its backend is missing or doesn't load.
+        """
+        network = NetworkConfig.from_json(document, f"network config in {self._store.location}")
+        if self._options.backend is not None and self._options.backend != network.backend_type:
+            raise ConfigError(
+                f"--backend is {self._options.backend!r}, but the network config in {self._store.location} says "
+                f"{network.backend_type!r}; start without --backend, or change the config with 'pyflannel config set'"
+            )
+        seed = self._options.seed
+        if seed is not None and seed.binding and NetworkConfig.from_json(seed.document, seed.source) != network:
+            raise ConfigError(
+                f"the network config in {self._store.location} means something else than {seed.source}; make them "
+                "agree with 'pyflannel config set', or start without that file"
+            )
+        return network, self._backend_for(network)
 
     def _obtain(self, network: NetworkConfig, factory: _SessionFactory, records: dict[str, Record]) -> Record:
         identity = Identity(
@@ -614,7 +622,7 @@ class LeaseKeeper:
             self._report(None)
             return
         try:
-            self._backend_for(NetworkConfig.from_json(record.value, f"network config in {self._store.location}"))
+            self._followed(record.value)
         except (ConfigError, PluginError) as error:
             self._refused_config = error  # go on with the one we have until this one is mended
             self._report(error)

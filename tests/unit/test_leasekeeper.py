@@ -282,6 +282,27 @@ def test_an_invalid_new_document_is_reported_and_the_old_one_kept(tmp_path: Path
         assert keeper.keeper.state.lease is not None
 
 
+@pytest.mark.parametrize(
+    ("options", "document", "named"),
+    [
+        ({"backend": "vxlan"}, '{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}', "--backend"),
+        ({"seed": NetworkSeed(DOCUMENT, "f", True)}, '{"Network": "10.7.0.0/16"}', "something else than f"),
+    ],
+)
+def test_what_the_node_insists_on_outlives_another_document(
+    tmp_path: Path, outside: Store, options: dict[str, Any], document: str, named: str
+) -> None:
+    with keeping(tmp_path, **options) as keeper:
+        key = keeper.next(Joined).lease.key
+        outside.write_config(document, outside.read_config())
+        keeper.until(lambda: named in keeper.keeper.state.trouble)
+        assert record_of(outside, key) is not None
+        outside.create("10.5.77.0-24", LeaseAttributes(IPv4Address("192.0.2.77")).to_json(), None)
+        news = keeper.next(PeersChanged)
+        assert [change.key for change in news.changes] == ["10.5.77.0-24"], "peers are still followed"
+        assert named in keeper.keeper.state.trouble
+
+
 def test_without_a_document_we_wait_and_say_so(tmp_path: Path, outside: Store) -> None:
     with keeping(tmp_path, seed=None) as keeper:
         keeper.until(lambda: "no network config" in keeper.keeper.state.trouble)
