@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 CONTRIB = Path(__file__).parents[2] / "contrib"
 SYSTEMD = next((path for path in (Path("/lib/systemd/systemd"), Path("/usr/lib/systemd/systemd")) if path.exists()), "")
 PATIENCE = 30.0
-NET_ADMIN, NET_RAW = 1 << 12, 1 << 13
+NET_ADMIN, NET_RAW, SYS_NICE = 1 << 12, 1 << 13, 1 << 23
 
 BOOT = r"""
 mount --make-rprivate /
@@ -303,6 +303,7 @@ def test_stopping_leaves_the_overlay_and_starting_again_the_subnet(pair: list[Ma
 
 LEGACY = "for p in iptables ip6tables; do $p-legacy -P FORWARD DROP; done"
 DROP_IN = re.sub("(?m)^#.*\n", "", (CONTRIB.parent / LEGACY_DROP_IN).read_text())
+REALTIME = re.sub("(?m)^#.*\n", "", (CONTRIB / "pyflannel.service.d/realtime.conf").read_text())
 
 
 @pytest.mark.parametrize(
@@ -311,8 +312,9 @@ DROP_IN = re.sub("(?m)^#.*\n", "", (CONTRIB.parent / LEGACY_DROP_IN).read_text()
         ("vxlan", LEGACY.replace("legacy", "nft"), "", "iptables-nft", NET_ADMIN),
         ("vxlan", LEGACY, DROP_IN, "iptables-legacy", NET_ADMIN | NET_RAW),
         ("udp", "true", "", "nftables", NET_ADMIN),
+        ("udp", "true", REALTIME, "nftables", NET_ADMIN | SYS_NICE),
     ],
-    ids=["iptables-nft", "iptables-legacy with the drop-in", "udp"],
+    ids=["iptables-nft", "iptables-legacy with the drop-in", "udp", "udp with the drop-in"],
 )
 def test_each_way_works_with_what_the_unit_gives(
     backend: str, rules: str, drop_in: str, port: str, rights: int
@@ -326,6 +328,8 @@ def test_each_way_works_with_what_the_unit_gives(
         assert one.status["firewall"]["port"] == port
         effective = one.run("grep CapEff /proc/$(systemctl show --property=MainPID --value pyflannel)/status")
         assert int(effective.split()[1], 16) == rights
+        classes = {line.split()[0] for line in one.run("ps -eo cls=,args=").splitlines() if "udp.worker" in line}
+        assert classes == (set() if backend != "udp" else {"RR"} if rights & SYS_NICE else {"TS"})
         one.run("systemctl kill --signal=KILL pyflannel")
         until(lambda: one.show("NRestarts") == "1" and one.show("ActiveState") == "active")
         until(lambda: one.pings(two) and two.pings(one), lambda: (one.log, two.log))
