@@ -31,6 +31,8 @@ from .control import Frames, Message, Row, WorkerConfig
 __all__ = ["UserspaceDataPlane", "WorkerKind"]
 
 _ANSWER_TIMEOUT: Final = 5.0
+_START_TIMEOUT: Final = 60.0
+"""Seconds until a worker that was started answers: it has imported all that it needs by then."""
 _BACKOFF: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 """Seconds before a worker is started again, by how often it died young."""
 _YOUNG: Final = 5.0
@@ -139,6 +141,8 @@ class UserspaceDataPlane(DataPlane):
         self.stop()
         for path in self._socket_paths():
             _end_worker(path)
+        for link in self._links:
+            link.reap()
 
     # The thread
 
@@ -284,7 +288,7 @@ class _Link:
         found = control.connect(self.path)
         if found is not None:
             try:
-                hello = self._hello(found)
+                hello = self._hello(found, _ANSWER_TIMEOUT)
             except (OSError, ValueError):
                 found.close()
                 raise
@@ -306,13 +310,21 @@ class _Link:
                     stdout=subprocess.DEVNULL,
                     start_new_session=True,
                 )
-            ours.settimeout(_ANSWER_TIMEOUT)
+            ours.settimeout(_START_TIMEOUT)
             ours.sendall(control.encode(self._first_message(peers)))
-            self._hello(ours)
+            self._hello(ours, _START_TIMEOUT)
         except (OSError, ValueError):
             ours.close()
+            self._abandon()
             raise
         self.connection = ours
+
+    def _abandon(self) -> None:
+        """End a worker that didn't answer: with a table that nobody renews it would share the next one's packets."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
 
     def _first_message(self, peers: Sequence[Row]) -> Message:
         return {
@@ -323,8 +335,8 @@ class _Link:
             "peers": peers,
         }
 
-    def _hello(self, connection: socket.socket) -> Message:
-        connection.settimeout(_ANSWER_TIMEOUT)
+    def _hello(self, connection: socket.socket, timeout: float) -> Message:
+        connection.settimeout(timeout)
         self._frames = Frames()
         while True:
             data = connection.recv(1 << 16)
@@ -332,6 +344,7 @@ class _Link:
                 raise ConnectionError("it ended at once; its own words are in the daemon's log")
             for message in self._frames.feed(data):
                 if message.get("say") == "hello":
+                    connection.settimeout(_ANSWER_TIMEOUT)
                     return message
 
     def tell(self, messages: Sequence[Message]) -> bool:
@@ -373,6 +386,12 @@ class _Link:
             return "the worker closed its connection"
         self._process = None
         return f"the worker was killed by signal {-code}" if code < 0 else f"the worker ended with exit code {code}"
+
+    def reap(self) -> None:
+        """Take note of the end of the worker that we started, if it has ended."""
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_ANSWER_TIMEOUT)
 
     def let_go(self) -> None:
         """Close the connections; workers go on."""

@@ -4,7 +4,8 @@ It is started by the daemon with one end of a socket pair as the descriptor that
 need the daemon to live: it forwards with the table it has, and whoever connects to its Unix socket next feeds it from
 then on. It attaches to the TUN device when the device is there, and again when it was deleted and made anew. Without a
 daemon *and* without a device for ten seconds there is nothing left to do, and it ends; so deleting the device is all
-that a cleanup needs.
+that a cleanup needs. Without a daemon it also ends when another worker has its socket's place: no daemon will find it
+again, and it would get a share of the packets and forward them with a table that nobody renews.
 
 One loop, one thread: whatever is ready is handled in turn.
 """
@@ -78,6 +79,7 @@ class Worker:
         self._control: socket.socket | None = None
         self._frames = Frames()
         self._listener = control.listen(path)
+        self._path, self._place = path, path.stat().st_ino
         self._watch(self._listener, self._accept)
         self._links = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         self._links.bind((0, _RTMGRP_LINK))
@@ -281,6 +283,8 @@ class Worker:
             self._needed_at = now
         elif now - self._needed_at > _ORPHAN_LIFETIME:
             self._running = False
+        if self._control is None and self._is_displaced():
+            self._running = False
         if self._forwarder is not None and now > self._forget_at:
             self._forwarder.forget_path_mtus()
             self._forget_at = now + _PATH_MTU_LIFETIME
@@ -293,6 +297,13 @@ class Worker:
                 "failures": {} if self._forwarder is None else self._failures(self._forwarder),
             }
         )
+
+    def _is_displaced(self) -> bool:
+        """Whether another worker listens where this one did."""
+        try:
+            return self._path.stat().st_ino != self._place
+        except OSError:
+            return False  # nobody does
 
     def _failures(self, forwarder: Forwarder) -> Mapping[str, str]:
         return {**self._underlay.failures(), **forwarder.failures}

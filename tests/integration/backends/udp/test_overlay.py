@@ -178,6 +178,18 @@ def test_peers_that_left_while_no_daemon_ran_are_forgotten_with_the_first_check_
     wait_until(lambda: not first.ping(), "the peer to be forgotten")
 
 
+def test_a_worker_that_no_daemon_will_find_again_leaves_the_packets_to_the_next(overlay: Overlay) -> None:
+    """As when a daemon is killed after it started a worker, and before that one listens."""
+    first, _ = overlay.nodes
+    (lost,) = first.workers()
+    first.kill_driver()
+    (first.state_dir / "udp-worker-0.sock").unlink()
+    first.start_driver()
+    first.put_peer()
+    wait_until(lambda: len(first.workers()) == 1 and lost not in first.workers(), "the lost worker to end")
+    assert first.ping(count=5)
+
+
 def test_a_worker_that_is_configured_otherwise_is_replaced_without_a_gap(overlay: Overlay) -> None:
     first, _ = overlay.nodes
     (worker,) = first.workers()

@@ -1,0 +1,69 @@
+"""The daemon's side of a data plane: workers that are slow to answer. There is no device here, which they report."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyflannel.backend import Lease, LeaseAttributes, Subnets
+from pyflannel_backends.udp.worker import UdpConfig
+from pyflannel_backends.userspace import dataplane
+from pyflannel_backends.userspace.dataplane import UserspaceDataPlane, WorkerKind
+
+MODULE = "pyflannel_backends.udp.worker"
+PATIENCE = 60.0
+PEER = Subnets.from_key("10.5.2.0-24")
+
+
+def until(condition: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+def workers() -> int:
+    """How many workers this process has started and not seen the end of."""
+    return sum(_is_worker(entry) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+
+
+def _is_worker(process: Path) -> bool:
+    try:
+        parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+        return parent == os.getpid() and MODULE.encode() in (process / "cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def test_a_worker_that_answers_too_late_is_ended_before_another_one_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of them would share the packets, and one would never hear of a change."""
+    monkeypatch.setattr(dataplane, "_START_TIMEOUT", 0.001)
+    monkeypatch.setattr(dataplane, "_BACKOFF", (0.0,))
+    config = UdpConfig(
+        device="pyfl-none",
+        mtu=1400,
+        own=["10.5.1.0/24"],
+        offload=False,
+        address="127.0.0.1",
+        port=0,
+        any_source_port=False,
+    )
+    kind = WorkerKind("udp", MODULE, config, lambda lease: [("10.5.2.0/24", "192.0.2.2")])
+    plane = UserspaceDataPlane(kind, tmp_path, 1)
+    try:
+        plane.put(Lease(PEER, LeaseAttributes(public_ip=IPv4Address("192.0.2.2"))))
+        until(lambda: "can't be started" in plane.check().get(PEER.key, ""), "no worker answers in time")
+        monkeypatch.setattr(dataplane, "_START_TIMEOUT", PATIENCE)
+        until(lambda: plane.statuses()[0], "a worker that had the time to answer")
+        assert workers() == 1
+    finally:
+        plane.end()
+    assert workers() == 0
