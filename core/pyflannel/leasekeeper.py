@@ -441,7 +441,12 @@ class LeaseKeeper:
             subnets = allocate(network, held, previous, self._rng)
             value = factory.attributes(subnets, LeaseAttributes()).to_json()
             try:
-                return self._store.create(subnets.key, value, self._options.ttl)
+                record = self._store.create(subnets.key, value, self._options.ttl)
+                rivals = self._crossing(network, record.key)
+                if not rivals:
+                    return record
+                held += rivals
+                self._store.delete(record)
             except ConflictError:
                 if subnets == previous:  # perhaps it is ours, made by a mirror of two stores: look whose it is
                     raise StoreUnavailableError(
@@ -449,6 +454,19 @@ class LeaseKeeper:
                     ) from None
                 held.append(subnets)
         raise StoreUnavailableError("many nodes are leasing subnets right now; trying again")
+
+    def _crossing(self, network: NetworkConfig, key: str) -> list[Subnets]:
+        """What others leased meanwhile that overlaps the lease ``key``, which we have just created.
+
+        Creating excludes everybody who wants the same key. With two families, two keys can share a subnet of one of
+        them; but then the node that was later sees the other's lease, and gives its own back. Two that see each other
+        both do.
+        """
+        ours = _claim(network, key)
+        if ours is None or len(network.versions) < 2:
+            return []
+        others = [_claim(network, record.key) for record in self._store.snapshot().leases if record.key != key]
+        return [claim for claim in others if claim is not None and claim.overlaps(ours)]
 
     def _hold(self, session: _Session, record: Record) -> None:
         """Note that ``record`` is ours, as just written or renewed."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,8 +31,8 @@ E = TypeVar("E")
 
 
 def underlay(host: int = 1) -> Underlay:
-    address = IPv4Address(f"192.0.2.{host}")
-    return Underlay("eth0", 1500, address, public_ipv4=address)
+    ipv4, ipv6 = IPv4Address(f"192.0.2.{host}"), IPv6Address(f"2001:db8::{host:x}")
+    return Underlay("eth0", 1500, ipv4, ipv6, public_ipv4=ipv4, public_ipv6=ipv6)
 
 
 class Keeper:
@@ -357,6 +357,48 @@ class Flaky(FileStore):
         self.down = True
         for watch in list(self._watches):
             watch.close()
+
+
+TWO_FAMILIES = (
+    '{"Network": "10.5.0.0/24", "SubnetLen": 28, "EnableIPv6": true, "IPv6Network": "fd00:5::/48", '
+    '"Backend": {"Type": "alloc"}}'
+)
+
+
+class Overtaken(FileStore):
+    """A store in which somebody else leases the same IPv4 subnet in the moment in which we do."""
+
+    overtaken = ""
+
+    def create(self, key: str, value: str, ttl: float | None) -> Record:
+        record = super().create(key, value, ttl)
+        if not self.overtaken:
+            self.overtaken = f"{key.split('&')[0]}&fd00:5:0:7777::-64"
+            super().create(self.overtaken, foreign(7, "node-7"), None)
+        return record
+
+
+def test_two_leases_never_share_a_subnet_of_one_family_alone(tmp_path: Path, outside: Store) -> None:
+    outside.write_config(TWO_FAMILIES, None)
+    store = Overtaken(StoreLocation.parse(f"file://{tmp_path}/store"))
+    with keeping(tmp_path, store=store) as keeper:
+        joined = keeper.next(Joined)
+        assert store.overtaken
+        assert not joined.lease.subnets.overlaps(Subnets.from_key(store.overtaken))
+        assert {record.key for record in outside.snapshot().leases} == {joined.lease.key, store.overtaken}
+
+
+def test_many_nodes_that_start_at_once_get_subnets_of_their_own_in_both_families(
+    tmp_path: Path, outside: Store
+) -> None:
+    outside.write_config(TWO_FAMILIES, None)
+    keepers = [Keeper(tmp_path, host) for host in range(1, 13)]
+    try:
+        held = [keeper.next(Joined).lease.subnets for keeper in keepers]
+    finally:
+        for keeper in keepers:
+            keeper.close()
+    assert len({subnets.ipv4 for subnets in held}) == len({subnets.ipv6 for subnets in held}) == len(keepers)
 
 
 def test_an_outage_at_the_start_is_waited_out(tmp_path: Path) -> None:
