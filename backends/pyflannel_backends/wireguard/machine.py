@@ -67,14 +67,15 @@ class Timestamps:
     """TAI64N labels for handshakes, each greater than all before it: peers refuse an older one.
 
     That holds when the wall clock is set back, and over restarts, as long as what was reserved is kept. Reserving ahead
-    makes that one write a minute at most; a clock that is right again catches up within the same minute.
+    makes that one write in five seconds at most. It is given back at the end: a run that ended otherwise makes the next
+    one's labels that much too new, and whoever has the key after that, the kernel say, is ignored for as long.
 
     :param wall: nanoseconds since 1970.
     :param after: what the last run reserved; 0 if there was none.
     :param reserve: keeps a number, greater than all labels until the next call, for the next run.
     """
 
-    _AHEAD: Final = 60 * 10**9
+    _AHEAD: Final = 5 * 10**9
     _COARSE: Final = 1 << 24
     """Labels are this coarse, in nanoseconds, so that they don't tell how long something took."""
 
@@ -91,6 +92,12 @@ class Timestamps:
             self._reserve(self._reserved)
         seconds, nanoseconds = divmod(self._last, 10**9)
         return (2**62 + 10 + seconds).to_bytes(8, "big") + nanoseconds.to_bytes(4, "big")
+
+    def release(self) -> None:
+        """Reserve no more than was used. There may be further labels, which reserve again."""
+        if self._last < self._reserved:
+            self._reserved = self._last
+            self._reserve(self._last)
 
 
 class Peer:

@@ -67,6 +67,7 @@ class ReservedTimestamps:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._kept = 0
         self.trouble = ""
 
     def read(self) -> int:
@@ -77,12 +78,17 @@ class ReservedTimestamps:
             return 0
 
     def reserve(self, timestamp: int) -> None:
-        """Keep a number. If that fails, handshakes go on: it matters to the next run only."""
+        """Keep a number. If that fails, handshakes go on: it matters to the next run only.
+
+        A number smaller than the last one is kept only while that is still there: a successor may have reserved more.
+        """
+        if timestamp < self._kept != self.read():
+            return
         fresh = self._path.with_name(f".{self._path.name}-{os.getpid()}")
         try:
             fresh.write_text(f"{timestamp}\n")
             fresh.replace(self._path)
-            self.trouble = ""
+            self._kept, self.trouble = timestamp, ""
         except OSError as error:
             self.trouble = f"{self._path}: {error.strerror}"
 
@@ -100,9 +106,9 @@ class KeyedTunnel(Tunnel):
         self._next_look = time.monotonic() + _KEY_CHECK
         self._next_glance = 0.0
         self._reserved = ReservedTimestamps(Path(config.timestamp_file))
-        timestamps = Timestamps(time.time_ns, self._reserved.read(), self._reserved.reserve)
+        self._timestamps = Timestamps(time.time_ns, self._reserved.read(), self._reserved.reserve)
         limits = Limits(**config.limits)  # type: ignore[arg-type] # messages are counted in whole numbers
-        machine = Machine(self._load(), timestamps, os.urandom, mtu=config.mtu, limits=limits)
+        machine = Machine(self._load(), self._timestamps, os.urandom, mtu=config.mtu, limits=limits)
         sockets = [functools.partial(UdpSocket, *place, offload=config.offload) for place in config.listen]
         super().__init__(machine, sockets, config.mtu, psk=psk, keepalive=config.keepalive)
 
@@ -123,6 +129,11 @@ class KeyedTunnel(Tunnel):
     def deadline(self) -> float:
         """See :class:`UnderlayPort`."""
         return min(self.machine.deadline, self._next_look)
+
+    def close(self) -> None:
+        """See :class:`UnderlayPort`."""
+        super().close()
+        self._timestamps.release()
 
     def _take_one(self, data: bytes, sender: Endpoint, now: float) -> tuple[Peer | None, bytes]:
         """A peer that begins a handshake may have read our new key in the store before we looked at the file."""

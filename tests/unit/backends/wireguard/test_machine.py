@@ -339,6 +339,12 @@ def test_timestamps_grow_and_are_reserved_ahead_but_seldom() -> None:
     assert all(len(label) == 12 for label in labels)
     assert len(reserved) == 2
     assert Timestamps(lambda: 0, kept[0], reserve).next() > labels[-1]
+    timestamps.release()
+    assert kept[0] == as_number(labels[-1])
+    assert Timestamps(lambda: 0, kept[0], reserve).next() > labels[-1]
+    labels.append(timestamps.next())
+    assert labels[-2] < labels[-1]
+    assert as_number(labels[-1]) < kept[0], "what comes after is reserved again"
     coarse = 1 << 54  # nanoseconds: 18,014,398 s after 1970, which is TAI64's 2 ** 62 + 10 s
     assert Timestamps(lambda: coarse + 99, 0, reserve).next().hex() == f"{0x400000000000000A + 18_014_398:x}1e5e1400"
 
