@@ -36,7 +36,9 @@ def _other(item: KernelObject) -> KernelObject | None:
     """What stands for the absence of an object."""
     if isinstance(item, Sysctl):
         return replace(item, value="1" if item.value == "0" else "0")
-    return replace(item, listen_port=item.listen_port - 1) if isinstance(item, WireguardDevice) else None
+    if isinstance(item, WireguardDevice):  # far from its own port: the neighbouring one may be another device's
+        return replace(item, listen_port=item.listen_port ^ 256)
+    return None
 
 
 def main() -> None:

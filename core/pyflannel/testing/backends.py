@@ -654,7 +654,7 @@ class BackendBehaviour(_Subject):
 
     def test_containers_reach_each_other(self, overlay: LiveOverlay) -> None:
         self._need_traffic()
-        matrix = overlay.lab.reachability()
+        matrix = overlay.lab.reachability(timeout=PATIENCE)  # handshakes that cross begin anew, seconds later
         assert matrix.complete, f"no answer: {matrix.failed}"
         assert matrix.versions == overlay.versions
 
