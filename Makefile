@@ -3,10 +3,10 @@
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kernels lint docs bench bench-peers clean
+.PHONY: help demo test test-kernels test-kernels-all lint docs bench bench-peers clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## an overlay of three nodes on this machine, from the first packet to the clean-up
 	@tools/bootstrap demo
@@ -20,6 +20,10 @@ test: ## every check there is: lint, types, unit and integration tests, the pack
 test-kernels: ## the backends on other kernels, in machines inside this one (minutes; Debian 12, x86_64)
 	@tools/bootstrap kernels
 	@$(VENV)/tox run -e kernels
+
+test-kernels-all: ## the same, with the long tests
+	@tools/bootstrap kernels
+	@$(VENV)/tox run -e kernels -- -m "long or not long"
 
 lint: ## style and types only
 	@tools/bootstrap demo

@@ -23,6 +23,7 @@ def test_nodes_with_daemons(cloud: Guest) -> None:
     assert passed(cloud.pytest(NODES, "-k", "not TestKernel"))
 
 
+@pytest.mark.long
 def test_the_conformance_kit(cloud: Guest) -> None:
     assert passed(cloud.pytest(NODES, "-k", "TestKernel"))
 
