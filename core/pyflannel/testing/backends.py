@@ -609,8 +609,13 @@ def everything(node: LabNode) -> list[str]:
 
 
 def at_rest(node: LabNode) -> list[str]:
-    """:func:`everything`, when the node no longer looks for others with its addresses (RFC 4862, 5.4)."""
-    eventually(lambda: "tentative" not in "".join(everything(node)), "its addresses are settled", PATIENCE)
+    """:func:`everything`, when the node's wire is up and nobody else has its addresses (RFC 4862, 5.4)."""
+    passing = ("tentative", "NO-CARRIER")
+    eventually(
+        lambda: not any(word in item for item in everything(node) for word in passing),
+        "its links and addresses are settled",
+        PATIENCE,
+    )
     return everything(node)
 
 
