@@ -176,9 +176,10 @@ class Machine:
         return self.run("systemctl is-active multi-user.target", check=False) == "active"
 
     def run(self, script: str, check: bool = True) -> str:
-        """Run a shell script in the machine as root and return what it prints."""
+        """Run a shell script in the machine as root, with nothing of this process's environment but its PATH."""
         done = subprocess.run(
             ["nsenter", f"--target={self.pid}", "--all", "--", "sh", "-ec", script],
+            env={"PATH": os.environ["PATH"]},
             capture_output=True,
             text=True,
             check=False,
