@@ -1,10 +1,12 @@
-"""Asking a lab's daemons over HTTP, and waiting for what comes true in its own time."""
+"""Asking a lab's daemons over HTTP, finding their workers, and waiting for what comes true in its own time."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from pyflannel.lab import Node
 
@@ -32,3 +34,18 @@ def get(node: Node, path: str, port: int = 8401) -> tuple[int, str]:
     done = node.run([sys.executable, "-c", _GET, str(port), path])
     status, _, body = done.stdout.partition("\n")
     return int(status), body
+
+
+def workers(node: Node, backend: str) -> set[int]:
+    """The pids of a backend's worker processes in this node's network namespace."""
+    namespace = os.stat(f"/proc/{node.lab.sandbox.pid}/root/run/netns/{node.name}").st_ino
+    module = f"{backend}.worker".encode()
+    found = set()
+    for entry in Path("/proc").iterdir():
+        try:
+            is_worker = entry.name.isdigit() and module in (entry / "cmdline").read_bytes()
+            if is_worker and (entry / "ns/net").stat().st_ino == namespace:
+                found.add(int(entry.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.asking import until
+from tests.integration.asking import until, workers
 from tests.integration.backends.udp import traffic
 
 from pyflannel.lab import Container, Lab, Machine, Node
@@ -36,20 +36,6 @@ def lab() -> Iterator[Lab]:
         yield lab
         for node in lab.nodes:
             print(node.name, node.daemon.log(), sep="\n")
-
-
-def workers(node: Node) -> set[int]:
-    """The pids of the worker processes in this node's network namespace."""
-    namespace = os.stat(f"/proc/{node.lab.sandbox.pid}/root/run/netns/{node.name}").st_ino
-    found = set()
-    for entry in Path("/proc").iterdir():
-        try:
-            is_worker = entry.name.isdigit() and b"udp.worker" in (entry / "cmdline").read_bytes()
-            if is_worker and (entry / "ns/net").stat().st_ino == namespace:
-                found.add(int(entry.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
 
 
 def counters(node: Node) -> Mapping[str, int]:
@@ -98,7 +84,7 @@ def test_every_container_reaches_every_other(lab: Lab) -> None:
     assert lab.reachability().complete
     for node in lab.nodes:
         assert "FLANNEL_MTU=1472\n" in lab.outside(node.subnet_file).read_text()
-        assert len(workers(node)) == 1
+        assert len(workers(node, "udp")) == 1
 
 
 def test_kill_9_of_the_worker_under_load(lab: Lab) -> None:
@@ -106,36 +92,36 @@ def test_kill_9_of_the_worker_under_load(lab: Lab) -> None:
     for node in lab.nodes[:2]:
         carried = device_bytes(node)
         until(lambda node=node, carried=carried: device_bytes(node) > carried + MEBIBYTE)  # type: ignore[misc]
-        (worker,) = workers(node)
+        (worker,) = workers(node, "udp")
         os.kill(worker, signal.SIGKILL)
         assert transfer.running
-        until(lambda node=node, worker=worker: len(workers(node) - {worker}) == 1)  # type: ignore[misc]
+        until(lambda node=node, worker=worker: len(workers(node, "udp") - {worker}) == 1)  # type: ignore[misc]
     transfer.finish()
     until(lambda: lab.reachability().complete)
 
 
 def test_kill_9_of_the_daemon_under_load_loses_nothing(lab: Lab) -> None:
     node = lab.nodes[0]
-    before = workers(node)
+    before = workers(node, "udp")
     transfer = Transfer(lab.containers[0], lab.containers[1], 400 * MEBIBYTE)
     with lab.containers[0].ping(lab.containers[2].address()) as ping:
         ping.wait_replies(3)
         node.daemon.kill()
         ping.wait_replies(3)
-        assert workers(node) == before
+        assert workers(node, "udp") == before
         node.daemon.start()
         node.daemon.wait_ready(peers=2)
         ping.wait_replies(3)
         loss = ping.stop()
     transfer.finish()
     assert loss.lost == 0
-    assert workers(node) == before, "the restarted daemon took it over"
+    assert workers(node, "udp") == before, "the restarted daemon took it over"
     until(lambda: counters(node).get("sent_bytes", 0) > transfer.size, "the counters of the worker's whole life")
 
 
 def test_a_restart_takes_the_worker_over_with_the_table_of_now(lab: Lab) -> None:
     node, _, gone = lab.nodes
-    before, file = workers(node), lease_file(gone)
+    before, file = workers(node, "udp"), lease_file(gone)
     lease = file.read_bytes()
     gone.daemon.stop()
     node.daemon.stop()
@@ -147,17 +133,17 @@ def test_a_restart_takes_the_worker_over_with_the_table_of_now(lab: Lab) -> None
     gone.daemon.start()
     for each in (node, gone):
         each.daemon.wait_ready(peers=2)
-    assert workers(node) == before
+    assert workers(node, "udp") == before
     until(lambda: lab.reachability().complete)
 
 
 def test_a_deleted_device_comes_back(lab: Lab) -> None:
     node = lab.nodes[0]
-    before = workers(node)
+    before = workers(node, "udp")
     node.run(["ip", "link", "del", "flannel0"])
     until(lambda: node.daemon.status()["repaired"] > 0)
     until(lambda: lab.reachability().complete)
-    assert workers(node) == before
+    assert workers(node, "udp") == before
 
 
 def test_a_peer_that_leaves_and_returns(lab: Lab) -> None:
@@ -222,10 +208,10 @@ def test_drops_are_shown_by_reason(lab: Lab, reason: str) -> None:
 def test_cleanup_ends_the_worker(lab: Lab) -> None:
     node = lab.nodes[2]
     node.daemon.stop()
-    assert len(workers(node)) == 1
+    assert len(workers(node, "udp")) == 1
     node.run([*node.daemon.command[:3], "cleanup", "--run-dir", str(node.daemon.run_directory)])
     assert node.run(["ip", "link", "show", "flannel0"], check=False).returncode != 0
-    until(lambda: not workers(node))
+    until(lambda: not workers(node, "udp"))
     node.daemon.start()
     node.daemon.wait_ready(peers=2)
     until(lambda: lab.reachability().complete)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import IPv4Address
-from pathlib import Path
 
 import pytest
+from tests.integration.asking import PATIENCE, until, workers
 
 from pyflannel.lab import Lab, Node
 from pyflannel.lab.daemon import pyflannel_command
@@ -19,7 +18,6 @@ from pyflannel.testing.backends import BackendBehaviour
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
-PATIENCE = 60.0
 OPTIONS = ("--backend-option", "Implementation=userspace")
 
 
@@ -28,13 +26,6 @@ class TestUserspace(BackendBehaviour):
 
     backend = "wireguard"
     variants = ({"Implementation": "userspace"}, {"Implementation": "userspace", "ListenPort": 51900, "MTU": 1480})
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 def start(lab: Lab, network: str, *options: str) -> None:
@@ -55,20 +46,6 @@ def lab() -> Iterator[Lab]:
             print(node.name, node.daemon.log(), sep="\n")
 
 
-def workers(node: Node) -> set[int]:
-    """The pids of the worker processes in this node's network namespace."""
-    namespace = os.stat(f"/proc/{node.lab.sandbox.pid}/root/run/netns/{node.name}").st_ino
-    found = set()
-    for entry in Path("/proc").iterdir():
-        try:
-            is_worker = entry.name.isdigit() and b"wireguard.worker" in (entry / "cmdline").read_bytes()
-            if is_worker and (entry / "ns/net").stat().st_ino == namespace:
-                found.add(int(entry.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
-
-
 def public_key(node: Node) -> str:
     backend = node.daemon.status()["backend"]
     assert isinstance(backend, dict)
@@ -83,7 +60,7 @@ def test_every_container_reaches_every_other(lab: Lab) -> None:
         assert "FLANNEL_MTU=1420\n" in lab.outside(node.subnet_file).read_text()
         status = node.daemon.status()
         assert status["backend"]["details"]["implementation"] == "userspace"
-        assert len(workers(node)) == 1
+        assert len(workers(node, "wireguard")) == 1
     until(lambda: counter(lab.nodes[0], "handshakes") >= 2, "handshakes are counted")
     words = ["status", "--all", "--run-dir", str(lab.nodes[0].daemon.run_directory)]
     told = lab.nodes[0].run(pyflannel_command(*words)).stdout
@@ -99,7 +76,7 @@ def counter(node: Node, name: str) -> int:
 
 def test_the_worker_outlives_its_daemon(lab: Lab) -> None:
     node, one, two = lab.nodes[0], lab.containers[0], lab.containers[1]
-    (worker,) = workers(node)
+    (worker,) = workers(node, "wireguard")
     with one.ping(two.address(), interval=0.05) as ping:
         ping.wait_replies(5, PATIENCE)
         node.daemon.kill()
@@ -108,14 +85,14 @@ def test_the_worker_outlives_its_daemon(lab: Lab) -> None:
         node.daemon.wait_ready(peers=2, timeout=PATIENCE)
         ping.wait_replies(ping.replies + 10, PATIENCE)
         assert ping.stop().lost == 0
-    assert workers(node) == {worker}
+    assert workers(node, "wireguard") == {worker}
 
 
 def test_kill_9_of_the_worker(lab: Lab) -> None:
     node = lab.nodes[0]
-    (worker,) = workers(node)
+    (worker,) = workers(node, "wireguard")
     os.kill(worker, signal.SIGKILL)
-    until(lambda: len(workers(node) - {worker}) == 1, "there is another one")
+    until(lambda: len(workers(node, "wireguard") - {worker}) == 1, "there is another one")
     until(lambda: lab.reachability().complete, "containers reach each other")
 
 
@@ -125,7 +102,7 @@ def test_a_new_key_costs_no_packet(lab: Lab) -> None:
     until(lambda: lab.reachability().complete, "containers reach each other")
     one, two = lab.containers[:2]
     old, handshakes = public_key(node), counter(lab.nodes[1], "handshakes")
-    (worker,) = workers(node)
+    (worker,) = workers(node, "wireguard")
     with one.ping(two.address(), interval=0.02) as ping, two.ping(one.address(), interval=0.02) as pong:
         ping.wait_replies(10, PATIENCE)
         pong.wait_replies(10, PATIENCE)
@@ -136,7 +113,7 @@ def test_a_new_key_costs_no_packet(lab: Lab) -> None:
         pong.wait_replies(pong.replies + 20, PATIENCE)
         assert (ping.stop().lost, pong.stop().lost) == (0, 0)
     assert public_key(node) != old
-    assert workers(node) == {worker}
+    assert workers(node, "wireguard") == {worker}
 
 
 def test_without_the_device_nothing_leaves_in_plaintext(lab: Lab) -> None:
@@ -164,4 +141,4 @@ def test_both_families(mode: str) -> None:
         reached = lab.reachability()
         assert reached.complete
         assert set(reached.versions) == {4, 6}
-        assert [len(workers(node)) for node in lab.nodes] == ([2, 2] if mode == "separate" else [1, 1])
+        assert [len(workers(node, "wireguard")) for node in lab.nodes] == ([2, 2] if mode == "separate" else [1, 1])
