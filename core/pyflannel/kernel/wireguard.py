@@ -98,8 +98,8 @@ _U32 = Struct("=I")
 _U64 = Struct("=Q")
 _ATTRIBUTE = Struct("=HH")
 _TIMESPEC = Struct("=qq")
-_SOCKADDR_IN = Struct("=HH4s8x")
-_SOCKADDR_IN6 = Struct("=HHI16sI")
+_SOCKADDR_IN = Struct("=H2s4s8x")
+_SOCKADDR_IN6 = Struct("=H2sI16sI")
 
 WireguardObject: TypeAlias = WireguardDevice | WireguardPeer
 
@@ -187,13 +187,10 @@ def _key(peer: WireguardPeer) -> bytes:
 
 def _sockaddr(endpoint: Endpoint) -> bytes:
     address, port = endpoint
-    network_order = port >> 8 | (port & 255) << 8 if _LITTLE else port
+    network_order = port.to_bytes(2, "big")
     if address.version == 4:
         return _SOCKADDR_IN.pack(AF_INET, network_order, address.packed)
     return _SOCKADDR_IN6.pack(AF_INET6, network_order, 0, address.packed, 0)
-
-
-_LITTLE = _U16.pack(1) == b"\1\0"
 
 
 def _allowed_ip(network: IPNetwork) -> bytes:
