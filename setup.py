@@ -3,7 +3,7 @@
 import runpy
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 ROOTS = {"pyflannel": "core", "pyflannel_backends": "backends", "pyflannel_stores": "stores"}
 
@@ -19,6 +19,15 @@ EXTRAS = {
 TEST = ["hypothesis>=6.100", "pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "scapy>=2.5", "setuptools>=77"]
 DEVELOPMENT = {"test": TEST, "bench": ["matplotlib>=3.6"], "dev": [*TEST, "mypy==2.4.*", "ruff==0.17.*", "tox>=4.30"]}
 
+# Optional: without a compiler, Python does the same. Of the stable ABI, so that one wheel is for all versions.
+FAST_PATH = Extension(
+    "pyflannel_backends.userspace._fastpath",
+    sources=["backends/pyflannel_backends/userspace/_fastpath.c"],
+    extra_compile_args=["-O2", "-Wall", "-Wextra"],
+    py_limited_api=True,
+    optional=True,
+)
+
 setup(
     name="pyflannel",
     version=VERSION,
@@ -30,7 +39,12 @@ setup(
     python_requires=">=3.10",
     package_dir={package: f"{root}/{package}" for package, root in ROOTS.items()},
     packages=[package for root in ROOTS.values() for package in find_packages(root, include=["pyflannel*"])],
-    package_data={**{package: ["py.typed"] for package in ROOTS}, "pyflannel.skeleton": ["**/*.tmpl", "README.md"]},
+    ext_modules=[FAST_PATH],
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    package_data={
+        **{package: ["py.typed", "**/*.pyi"] for package in ROOTS},
+        "pyflannel.skeleton": ["**/*.tmpl", "README.md"],
+    },
     install_requires=[
         "click>=8.1",
         "cryptography>=41",

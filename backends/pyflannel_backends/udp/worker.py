@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyflannel_backends.userspace.control import WorkerConfig
-from pyflannel_backends.userspace.ports import Inlet, UdpSocket, UnderlayPort
+from pyflannel_backends.userspace.ports import Endpoint, Inlet, Received, UdpSocket, UnderlayPort, load_fast_path
 from pyflannel_backends.userspace.table import PeerId
 from pyflannel_backends.userspace.worker import work
+
+if TYPE_CHECKING:
+    from pyflannel_backends.userspace._fastpath import FastPath
 
 __all__ = ["UdpConfig", "UdpPort"]
 
@@ -58,12 +61,31 @@ class UdpPort(UnderlayPort):
         """See :class:`Inlet`."""
         return self._socket.fileno()
 
-    def receive(self, buffer: memoryview) -> tuple[int, int, PeerId | None] | None:
-        """See :class:`Inlet`. An address is as good as the underlay's own filters; see docs/backends/udp.md."""
-        received = self._socket.receive(buffer)
-        if received is None:
+    def fast_path(self, epoll: int, tun: int, tun_buffer: bytearray, buffer: bytearray) -> FastPath | None:
+        """See :class:`UnderlayPort`."""
+        made = load_fast_path()
+        config = self._config
+        if made is None or ":" in config.address:
             return None
-        length, size, (address, port) = received
+        return made(
+            epoll=epoll,
+            tun=tun,
+            tun_buffer=tun_buffer,
+            udp=self.fileno(),
+            udp_buffer=buffer,
+            port=config.port,
+            any_port=config.any_source_port,
+            judge=self._judge,
+        )
+
+    def receive(self, buffer: memoryview) -> Received | None:
+        """See :class:`Inlet`."""
+        received = self._socket.receive(buffer)
+        return None if received is None else self._judge(*received)
+
+    def _judge(self, length: int, size: int, sender: Endpoint) -> Received:
+        """Tell who has sent this. An address is as good as the underlay's own filters; see docs/backends/udp.md."""
+        address, port = sender
         if address not in self._known:
             return self._refuse(length, size, "drop_unknown_sender")
         if port != self._config.port and not self._config.any_source_port:
@@ -82,7 +104,7 @@ class UdpPort(UnderlayPort):
         """See :class:`UnderlayPort`."""
         return self._socket.path_mtu((peer, self._config.port))
 
-    def _refuse(self, length: int, size: int, reason: str) -> tuple[int, int, None]:
+    def _refuse(self, length: int, size: int, reason: str) -> Received:
         self.counters[reason] += -(-length // size) if length else 1
         return length, size, None
 

@@ -8,6 +8,9 @@ by one, and every packet that goes nowhere is counted under a reason.
 
 When a side was found empty, the next packet there is most likely alone, so it goes on before anybody looks for more.
 While packets keep coming they are taken in bursts, which are short enough for the other side not to wait.
+
+Where there is a fast path, lone packets are read by it, and come here only if it can't tell what to do with them. It is
+told here what it may do with others like those that needed no second look.
 """
 
 from __future__ import annotations
@@ -22,10 +25,11 @@ from typing import TYPE_CHECKING, Final
 from . import ipv6, vnet
 from . import packet as ip
 from .packet import Header, IcmpError
-from .ports import Inlet, TunPort, UnderlayPort
+from .ports import Inlet, Received, TunPort, UnderlayPort
 from .table import Peer, PeerId, PeerTable
 
 if TYPE_CHECKING:
+    from ._fastpath import FastPath
     from .offload import Joiner, Plan, Splitter
 
 __all__ = ["COUNTERS", "Forwarder", "Limits", "RateLimit"]
@@ -140,45 +144,68 @@ class Forwarder:
         self._icmp_limit = icmp_limit
         self._splitter = splitter
         self._joiner = joiner
-        self._input = memoryview(bytearray(_BUFFER))
+        self.tun_buffer = bytearray(_BUFFER)
+        self._input = memoryview(self.tun_buffer)
         self._input_array = splitter.array(self._input) if splitter else None
         self._batch = _Batch(splitter.buffer if splitter else bytearray(1 << 16))
-        self._datagrams = memoryview(joiner.buffer if joiner else bytearray(_DATAGRAM_BUFFERS))[:_DATAGRAM_BUFFERS]
+        self.buffer = joiner.buffer if joiner else bytearray(_DATAGRAM_BUFFERS)
+        self._datagrams = memoryview(self.buffer)[:_DATAGRAM_BUFFERS]
         self._datagram = self._datagrams[:_DATAGRAM_BUFFER]
         self._tun_rests = self._underlay_rests = True
         self._routes: dict[bytes, Peer | None] = {}
         self._paths: set[tuple[PeerId, bytes]] = set()
         self._path_mtus: dict[PeerId, int] = {}
+        self._fast_path: FastPath | None = None
+
+    def attach(self, fast_path: FastPath | None) -> None:
+        """Work with a fast path, which reads into :attr:`tun_buffer` and :attr:`buffer`."""
+        self._fast_path = fast_path
 
     def table_changed(self) -> None:
         """Forget what was remembered of the table's answers."""
         self._routes.clear()
         self._paths.clear()
         self.failures.clear()
+        self._unlearn()
 
     def forget_path_mtus(self) -> None:
         """Try full-sized packets again; the kernel forgets a path's MTU too, after ten minutes."""
         self._path_mtus.clear()
+        self._unlearn()
+
+    def _unlearn(self) -> None:
+        """See that the fast path does nothing that we would not do."""
+        if self._fast_path is not None:
+            self._fast_path.forget()
 
     # From the TUN device to the underlay
 
-    def from_tun(self) -> None:
-        """Forward what waits, at most a burst."""
+    def from_tun(self, length: int | None = None) -> None:
+        """Forward what waits, at most a burst; or one packet of ``length`` bytes, which was read already."""
         alone, self._tun_rests = self._tun_rests, False
-        if alone:
-            self._one_from_tun()
+        if length is not None:
+            self._one_from_tun(length)
+        elif alone:
+            self._one_from_tun(self.tun.receive(self._input))
         else:
             self._burst_from_tun()
 
-    def _one_from_tun(self) -> None:
+    def _one_from_tun(self, length: int) -> None:
         """Send one packet before looking for more."""
-        length = self.tun.receive(self._input)
         peer = self._next_hop(length)
         if peer is not None:
             self._send(self._input[vnet.LENGTH : length], length - vnet.LENGTH, peer)
+            if self._fast_path is not None:
+                self._learn_route(peer)
         elif length:
             self._outbound(length)
             self._flush()
+
+    def _learn_route(self, peer: PeerId) -> None:
+        """Leave the next packet to this destination to the fast path, if all is well there."""
+        *_, destination = _LEAVING.unpack_from(self._input)
+        if self._fast_path is not None and self._input[vnet.LENGTH] == _NO_OPTIONS and peer not in self.failures:
+            self._fast_path.learn_route(destination, peer, self._mtu(peer))
 
     def _burst_from_tun(self) -> None:
         receive, buffer = self.tun.receive, self._input
@@ -385,6 +412,7 @@ class Forwarder:
                 self.failures.pop(peer, None)
         elif error not in _TOO_BIG or not self._path_shrank(data, wire, peer):
             counters["drop_send_failed"] += packets
+            self._unlearn()
             self.failures[peer] = f"can't send to {peer}: {os.strerror(error)}"
 
     def _path_shrank(self, data: memoryview, wire: int, peer: PeerId) -> bool:
@@ -393,6 +421,7 @@ class Forwarder:
         if mtu >= self._mtu(peer):
             return False
         self._path_mtus[peer] = mtu
+        self._unlearn()
         for start in range(0, len(data), wire):
             for piece in self._fitting(bytes(data[start : start + wire]), peer):
                 self._send(memoryview(piece), len(piece), peer)
@@ -400,21 +429,25 @@ class Forwarder:
 
     # From the underlay to the TUN device
 
-    def from_underlay(self, inlet: Inlet) -> None:
-        """Deliver what waits, at most a burst of receive calls."""
+    def from_underlay(self, inlet: Inlet, received: Received | None = None) -> None:
+        """Deliver what waits, at most a burst of receive calls; or what was received already."""
         alone, self._underlay_rests = self._underlay_rests, False
-        if alone:
-            self._one_from_underlay(inlet)
+        if received is not None:
+            self._one_from_underlay(received)
+        elif alone:
+            self._one_from_underlay(inlet.receive(self._datagram) or (0, 0, None))
         else:
             self._burst_from_underlay(inlet)
 
-    def _one_from_underlay(self, inlet: Inlet) -> None:
-        """Deliver what one call brings before looking for more."""
-        length, size, sender = inlet.receive(self._datagram) or (0, 0, None)
+    def _one_from_underlay(self, received: Received) -> None:
+        """Deliver what one call has brought before looking for more."""
+        length, size, sender = received
         if sender is None or not self._is_something(length, size):
             return
         if size == length and self._is_expected(self._datagram[:length], sender):
             self._to_tun(vnet.PLAIN, self._datagram[:length])
+            if self._fast_path is not None and self._datagram[0] == _NO_OPTIONS:
+                self._fast_path.learn_path(sender, bytes(self._datagram[12:20]))
         else:
             self._inbound(_Train(sender, size, 0, length))
 

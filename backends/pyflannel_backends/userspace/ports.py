@@ -19,15 +19,31 @@ import struct
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from . import vnet
 from .table import PeerId
 
-__all__ = ["DeviceGone", "Endpoint", "Inlet", "TunPort", "TunQueue", "UdpSocket", "UnderlayPort"]
+if TYPE_CHECKING:
+    from ._fastpath import FastPath
+
+__all__ = [
+    "DeviceGone",
+    "Endpoint",
+    "Inlet",
+    "Received",
+    "TunPort",
+    "TunQueue",
+    "UdpSocket",
+    "UnderlayPort",
+    "load_fast_path",
+]
 
 Endpoint: TypeAlias = tuple[str, int]
 """Address in its usual text form, and UDP port: as :mod:`socket` has it."""
+Received: TypeAlias = tuple[int, int, PeerId | None]
+"""How many bytes, the size of each packet in them (the last may be shorter), and the peer that certainly sent them:
+``None`` if there is nothing to deliver, be it refused (and counted) or a message for the port itself."""
 
 _TUNSETIFF: Final = 0x400454CA
 _TUNGETIFF: Final = 0x800454D2
@@ -74,12 +90,10 @@ class Inlet(Protocol):
     def fileno(self) -> int:
         """For polling."""
 
-    def receive(self, buffer: memoryview) -> tuple[int, int, PeerId | None] | None:
+    def receive(self, buffer: memoryview) -> Received | None:
         """One receive call's worth of packets, back to back in ``buffer``, which has room for 64 KB.
 
-        :returns: how many bytes, the size of each packet in them (the last may be shorter), and the peer that certainly
-            sent them: ``None`` if there is nothing to deliver, be it refused (and counted) or a message for the port
-            itself. Nothing at all if nothing waits.
+        Nothing if nothing waits.
         """
 
 
@@ -133,6 +147,14 @@ class UnderlayPort(ABC):
     @abstractmethod
     def remove(self, peer: PeerId) -> None:
         """A peer holds no subnet any more."""
+
+    def fast_path(self, epoll: int, tun: int, tun_buffer: bytearray, buffer: bytearray) -> FastPath | None:
+        """Machine code that waits, and carries packets that come alone, where this is open and there is such code.
+
+        :param epoll: the descriptor to wait with. ``tun`` and the inlet are registered there.
+        :param buffer: what :meth:`Inlet.receive` fills too.
+        """
+        return None
 
     @property
     def deadline(self) -> float:
@@ -329,3 +351,14 @@ class UdpSocket:
                 return probe.getsockopt(level, option) - self.overhead
             except OSError:
                 return self.largest  # no route just now: not a question of size
+
+
+def load_fast_path() -> type[FastPath] | None:
+    """The fast path; ``None`` where it was not compiled, or ``PYFLANNEL_NO_EXTENSIONS`` is set."""
+    if os.environ.get("PYFLANNEL_NO_EXTENSIONS"):
+        return None
+    try:
+        from ._fastpath import FastPath
+    except ImportError:
+        return None
+    return FastPath

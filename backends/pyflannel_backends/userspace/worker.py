@@ -34,6 +34,7 @@ from .ports import DeviceGone, Inlet, TunQueue, UnderlayPort
 from .table import Peer, PeerTable, Subnet
 
 if TYPE_CHECKING:
+    from ._fastpath import FastPath
     from .offload import Joiner, Splitter
 
 _TICK: Final = 1.0
@@ -72,10 +73,12 @@ class Worker:
         self._tun: TunQueue | None = None
         self._inlets: Sequence[Inlet] = ()
         self._forwarder: Forwarder | None = None
+        self._fast_path: FastPath | None = None
         self._trouble = ""
         self._running = True
         self._epoll = select.epoll()
-        self._handlers: dict[int, Callable[[], object]] = {}
+        self._poll: Callable[[float], Sequence[tuple[int, Any]]] = self._wait
+        self._handlers: dict[int, Callable[..., object]] = {}
         self._control: socket.socket | None = None
         self._frames = Frames()
         self._listener = control.listen(path)
@@ -98,14 +101,13 @@ class Worker:
         if self._config.realtime:
             with contextlib.suppress(PermissionError):  # without CAP_SYS_NICE packets wait with everybody else
                 os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
-        poll, handlers, underlay, clock = self._epoll.poll, self._handlers, self._underlay, time.monotonic
-        now = clock()
+        handlers, underlay, clock = self._handlers, self._underlay, time.monotonic
         while self._running:
             try:
-                for fd, _ in poll(max(0.0, min(self._next_tick, underlay.deadline) - now)):
+                for fd, read in self._poll(min(self._next_tick, underlay.deadline)):
                     handler = handlers.get(fd)
                     if handler is not None:
-                        handler()
+                        handler() if read is None else handler(read)
             except DeviceGone as error:
                 self._reattach(str(error))
             now = clock()
@@ -116,10 +118,14 @@ class Worker:
         self._dissolve()
         self._listener.close()
 
+    def _wait(self, deadline: float) -> Sequence[tuple[int, Any]]:
+        """What is ready before ``deadline``, as :meth:`FastPath.poll` has it; nothing has been read."""
+        return [(fd, None) for fd, _ in self._epoll.poll(max(0.0, deadline - time.monotonic()))]
+
     def _terminate(self, *_: object) -> None:
         self._running = False
 
-    def _watch(self, source: _Source, handler: Callable[[], object]) -> None:
+    def _watch(self, source: _Source, handler: Callable[..., object]) -> None:
         self._handlers[source.fileno()] = handler
         self._epoll.register(source.fileno(), select.EPOLLIN)
 
@@ -149,6 +155,11 @@ class Worker:
         self._watch(self._tun, forwarder.from_tun)
         for inlet in self._inlets:
             self._watch(inlet, functools.partial(forwarder.from_underlay, inlet))
+        self._fast_path = self._underlay.fast_path(
+            self._epoll.fileno(), self._tun.fileno(), forwarder.tun_buffer, forwarder.buffer
+        )
+        forwarder.attach(self._fast_path)
+        self._poll = self._wait if self._fast_path is None else self._fast_path.poll
 
     def _make_forwarder(self, tun: TunQueue, offload: Any) -> Forwarder:
         config = self._config
@@ -175,7 +186,9 @@ class Worker:
         if self._forwarder is None:
             return
         assert self._tun is not None
-        self._forwarder = None
+        self._count()
+        self._forwarder = self._fast_path = None
+        self._poll = self._wait
         self._unwatch(self._tun)
         for inlet in self._inlets:
             self._unwatch(inlet)
@@ -288,6 +301,7 @@ class Worker:
         if self._forwarder is not None and now > self._forget_at:
             self._forwarder.forget_path_mtus()
             self._forget_at = now + _PATH_MTU_LIFETIME
+        self._count()
         self._say(
             {
                 **self._underlay.status(),
@@ -297,6 +311,19 @@ class Worker:
                 "failures": {} if self._forwarder is None else self._failures(self._forwarder),
             }
         )
+
+    def _count(self) -> None:
+        """Add what the fast path has done."""
+        if self._fast_path is None:
+            return
+        counters = self._counters
+        sent, sent_bytes, received, received_bytes = self._fast_path.take_counters()
+        counters["sent_packets"] += sent
+        counters["sent_calls"] += sent
+        counters["sent_bytes"] += sent_bytes
+        counters["received_packets"] += received
+        counters["received_calls"] += received
+        counters["received_bytes"] += received_bytes
 
     def _is_displaced(self) -> bool:
         """Whether another worker listens where this one did."""
