@@ -42,4 +42,5 @@ bench-peers: ## install other overlay programs from Debian, for `make bench` to 
 
 clean: ## remove what the other targets made here, .venv too (system packages stay)
 	@rm -rf .venv .tox .cache build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find backends -name '*.so' -delete
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

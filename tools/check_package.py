@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from configparser import ConfigParser
 from email.parser import Parser
@@ -50,6 +51,12 @@ def build(work: Path) -> Path:
     return wheel
 
 
+def can_compile() -> bool:
+    """Whether C extensions can be built here."""
+    headers = Path(sysconfig.get_paths()["include"])
+    return shutil.which("cc") is not None and (headers / "Python.h").exists()
+
+
 def read_wheel(wheel: Path) -> tuple[list[str], str, ConfigParser]:
     """The wheel's file names, its metadata and its entry points; every source file of ours and no other is in it."""
     with zipfile.ZipFile(wheel) as archive:
@@ -62,7 +69,7 @@ def read_wheel(wheel: Path) -> tuple[list[str], str, ConfigParser]:
     expected = {
         path.relative_to(ROOT / root).as_posix()
         for package, root in PACKAGES.items()
-        for pattern in ("*.py", "py.typed", "*.tmpl")
+        for pattern in ("*.py", "*.pyi", "py.typed", "*.tmpl")
         for path in (ROOT / root / package).rglob(pattern)
     }
     check(expected <= found, f"{wheel.name} lacks {sorted(expected - found)}")
@@ -71,6 +78,8 @@ def read_wheel(wheel: Path) -> tuple[list[str], str, ConfigParser]:
         f"{wheel.name} holds what is none of ours: {sorted(found - expected)}",
     )
     check(all(f"{package}/py.typed" in found for package in PACKAGES), f"{wheel.name} lacks a py.typed")
+    compiled = any(name.endswith("/_fastpath.abi3.so") for name in found)
+    check(compiled or not can_compile(), f"{wheel.name} lacks the fast path, and there is a compiler here")
     check(any(name.endswith("/LICENSE") for name in names), f"{wheel.name} lacks the licence")
     for group, name in (
         ("console_scripts", "pyflannel"),
