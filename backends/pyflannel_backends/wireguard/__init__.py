@@ -168,15 +168,15 @@ class WireguardBackend(Backend[WireguardOptions]):
         yield Route(network.network, None, metric=SHUT)
 
     def act(self, action: str, node: Node) -> Change:
-        """``rotate-key``: a new key file in the place of the old one.
+        """``rotate-key``: a new key file in the place of the old one, which the workers have taken when this returns.
 
-        :raises ConfigError: the file can't be read or written.
+        :raises ConfigError: the file can't be read or written, or a worker does not take it.
         """
         if action != ROTATE_KEY:
             return super().act(action, node)
         path = keys.key_path(node.state_dir)
-        old, new = keys.load_or_create(path), keys.Identity.new()
-        keys.replace(path, new)
+        new = keys.Identity.new()
+        old = keys.exchange(path, new)
         return Change(f"the public key of this node is {new.public_key} now", lambda: keys.replace(path, old))
 
     def device(self, version: int) -> str:

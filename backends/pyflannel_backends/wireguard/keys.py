@@ -4,21 +4,26 @@ The file is the truth. What is published and what the kernel or the workers are 
 a crash in the middle of anything ends where the file says. It holds one line of base64 as ``wg genkey`` prints it, and
 only its owner may read it. It comes into being complete or not at all, also for two that make it in one moment.
 
+A worker, which reads the key by itself, holds a shared lock on the file that it has it from (``flock(2)``), so whoever
+puts another one in its place can tell when nobody uses the former key any more.
+
 Planning must not read files: :func:`identity` remembers what :func:`load_or_create` read last.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import stat
 import tempfile
+import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from pyflannel.backend import Secret
 from pyflannel.errors import ConfigError
@@ -28,12 +33,14 @@ __all__ = [
     "Identity",
     "create",
     "decode",
+    "exchange",
     "identity",
     "key_path",
     "load",
     "load_or_create",
     "load_psk",
     "replace",
+    "use",
 ]
 
 FILE_NAME: Final = "wireguard.key"
@@ -41,6 +48,9 @@ FILE_NAME: Final = "wireguard.key"
 
 _KEY = re.compile("[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=")
 _LONGEST = 4096
+_PATIENCE = 5.0
+"""Seconds that workers may take to read another key; they look each second at least."""
+_PAUSE = 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +189,55 @@ def replace(path: Path, new: Identity) -> None:
     """
     _write(path, new, lambda temporary: temporary.replace(path))
     _identities[path] = new
+
+
+def exchange(path: Path, new: Identity) -> Identity:
+    """Replace the key, and wait until every worker uses the new one. Returns the old one.
+
+    :raises ConfigError: it can't be read or written, or a worker does not take it; the file is as it was.
+    """
+    old = load_or_create(path)
+    with path.open("rb") as former:
+        replace(path, new)
+        deadline = time.monotonic() + _PATIENCE
+        while _is_held(former):
+            if time.monotonic() > deadline:
+                replace(path, old)
+                raise ConfigError(
+                    f"WireGuard key file {path}: a worker still used the former key after {_PATIENCE:g} s, which is "
+                    "back; 'pyflannel status' may say what is wrong with it"
+                )
+            time.sleep(_PAUSE)
+    return old
+
+
+def use(path: Path) -> tuple[Identity, BinaryIO]:
+    """Read the key file, and hold its lock until the file that this returns is closed.
+
+    The lock comes first. If the file is replaced in this moment, we may hold the former one's lock and use the new key,
+    but never the other way round.
+
+    :raises ConfigError: there is none, or see :func:`load`.
+    """
+    with ExitStack() as undo:
+        try:
+            file = undo.enter_context(path.open("rb"))
+            fcntl.flock(file, fcntl.LOCK_SH)
+        except OSError as error:
+            raise ConfigError(f"WireGuard key file {path}: {error.strerror}") from None
+        found = load(path)
+        if found is None:
+            raise ConfigError(f"WireGuard key file {path}: it was deleted")
+        undo.pop_all()
+    return found, file
+
+
+def _is_held(file: BinaryIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _write(path: Path, new: Identity, install: Callable[[Path], object]) -> None:

@@ -10,6 +10,10 @@ our answer arrived, so it waits as ``next`` until something comes that was encry
 ``former``: packets are still on their way, and until the peer hears of the new session it goes on with the old one. Our
 own unanswered initiation is a state beside those, so when both sides begin at once, both handshakes succeed.
 
+When our own key changes, what was agreed under the former one still receives, but sends no more: a kernel forgets it as
+it learns the new key, and we can't know when that is. Packets wait for a handshake with the new key, as they do in the
+kernel; after some time without one, the peer seems to know the former key only, and they go on.
+
 Times are monotonic seconds, as :func:`time.monotonic` gives them; handshakes carry wall-clock time, which
 :class:`Timestamps` keeps from going back. White paper, sections 5 and 6. Where we do otherwise than the kernel:
 
@@ -223,6 +227,8 @@ class Machine:
         self._random = random
         self._mtu = mtu
         self._limits = limits or Limits()
+        self._resume_at = _NEVER
+        """When sessions of a former key of ours send again."""
         self._gate = Gate(identity.public, random)
         self._pending: dict[int, Peer] = {}
         self._holders: dict[bytes, list[Peer]] = {}
@@ -304,12 +310,20 @@ class Machine:
             del self._holders[peer.public_key]
 
     def set_identity(self, identity: Identity, now: float) -> None:
-        """Have another key pair from now on. Sessions stay until they are renewed; unfinished handshakes begin anew."""
+        """Have another key pair from now on, be it a former one again.
+
+        Sessions that another key of ours agreed on only receive until there are new ones, or until two handshakes have
+        gone unanswered. Unfinished handshakes begin anew.
+        """
         self._identity = identity
         self._gate = Gate(identity.public, self._random)
-        for peer in set(self._pending.values()):
+        self._resume_at = now + 2 * (self._limits.rekey_timeout + _JITTER)
+        for peer in self.peers.values():
             peer.initiated = -_NEVER
-            self._ask(peer, now)
+            if peer.pending is not None:
+                self._ask(peer, now)
+            if peer.staged:
+                self._send_staged(peer, now)
 
     def failures(self) -> Iterator[tuple[str, str]]:
         """Peers that can't be reached as things are, and why."""
@@ -327,7 +341,9 @@ class Machine:
     def sending(self, peer: Peer, now: float) -> Session | None:
         """The session to send with; ``None`` if there is none."""
         session = peer.current
-        return session if session is not None and session.is_alive(now) else None
+        if session is None or not session.is_alive(now):
+            return None
+        return session if session.own_key == self._identity.public or self._resume_at == _NEVER else None
 
     def send(self, peer: Peer, packets: Iterable[bytes], now: float) -> None:
         """Send packets one by one, or keep them and begin a handshake."""
@@ -529,7 +545,7 @@ class Machine:
     def _new_session(
         self, peer: Peer, index: int, remote: int, keys: TransportKeys, *, initiator: bool, now: float
     ) -> Session:
-        session = Session(peer, index, remote, keys, initiator=initiator, now=now)
+        session = Session(peer, index, remote, keys, own_key=self._identity.public, initiator=initiator, now=now)
         self.sessions[index] = session
         return session
 
@@ -605,16 +621,25 @@ class Machine:
     @property
     def deadline(self) -> float:
         """When :meth:`tick` has something to do; infinite if never."""
-        return self._heap[0][0] if self._heap else _NEVER
+        return min(self._resume_at, self._heap[0][0]) if self._heap else self._resume_at
 
     def tick(self, now: float) -> None:
         """Do what is due."""
+        if self._resume_at <= now:
+            self._resume(now)
         while self._heap and self._heap[0][0] <= now:
             at, _, peer = heapq.heappop(self._heap)
             if at == peer.wake:
                 peer.wake = _NEVER
                 self._serve(peer, now)
                 self._schedule(peer)
+
+    def _resume(self, now: float) -> None:
+        """Send with what a former key of ours agreed on again, where there is nothing else."""
+        self._resume_at = _NEVER
+        for peer in self.peers.values():
+            if peer.staged:
+                self._send_staged(peer, now)
 
     def _schedule(self, peer: Peer) -> None:
         """Note the peer for when something is due. Too early does no harm; later entries are left to lapse."""

@@ -74,7 +74,7 @@ class Session:
     """Transport in both directions between us and one peer.
 
     ``index`` is our name for it, ``remote_index`` the peer's; ``created`` and ``expires`` are monotonic times in
-    seconds; ``initiator`` says whether the handshake was ours.
+    seconds; ``initiator`` says whether the handshake was ours, ``own_key`` under which public key of ours it was.
     """
 
     __slots__ = (
@@ -83,6 +83,7 @@ class Session:
         "expires",
         "index",
         "initiator",
+        "own_key",
         "peer",
         "receive_key",
         "remote_index",
@@ -92,12 +93,21 @@ class Session:
     )
 
     def __init__(
-        self, peer: Peer, index: int, remote_index: int, keys: TransportKeys, *, initiator: bool, now: float
+        self,
+        peer: Peer,
+        index: int,
+        remote_index: int,
+        keys: TransportKeys,
+        *,
+        own_key: bytes,
+        initiator: bool,
+        now: float,
     ) -> None:
         self.peer = peer
         self.index, self.remote_index = index, remote_index
         self.send_key = keys.send
         self.receive_key = keys.receive
+        self.own_key = own_key
         self.initiator = initiator
         self.created = now
         self.expires = now + REJECT_AFTER_TIME

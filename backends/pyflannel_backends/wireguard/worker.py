@@ -3,8 +3,10 @@
 ``python -m pyflannel_backends.wireguard.worker FD``; see :mod:`pyflannel_backends.userspace.worker`.
 
 The private key is read from its file, here and by nobody else, and again when the file is another one: so rotating the
-key needs no word from the daemon, and works without one. The preshared key comes from the daemon by the socket. Neither
-is ever said again; and this process leaves no core dump and can't be looked into but by root.
+key needs no word from the daemon, and works without one. The kernel tells of a change at once (``inotify(7)``), and the
+lock on the former file tells whoever made it how long packets are sent under the former key. The preshared key comes
+from the daemon by the socket. Neither is ever said again; and this process leaves no core dump and can't be looked into
+but by root.
 """
 
 from __future__ import annotations
@@ -14,15 +16,15 @@ import functools
 import os
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from pyflannel.errors import ConfigError
 from pyflannel_backends.userspace.control import WorkerConfig
-from pyflannel_backends.userspace.ports import UdpSocket
+from pyflannel_backends.userspace.ports import Inlet, UdpSocket
 from pyflannel_backends.userspace.table import PeerId
 from pyflannel_backends.userspace.worker import work
 
@@ -36,6 +38,7 @@ __all__ = ["KeyedTunnel", "ReservedTimestamps", "WireguardConfig"]
 _PR_SET_DUMPABLE: Final = 4
 _KEY_CHECK: Final = 1.0
 """Seconds between looks at the key file."""
+_IN_MOVED_TO: Final = 0x80
 _INITIATION: Final = bytes((messages.INITIATION,))
 _KEY_GLANCE: Final = 0.01
 """The same while peers begin handshakes: one that fails for want of the new key is begun again seconds later only."""
@@ -102,13 +105,19 @@ class KeyedTunnel(Tunnel):
     def __init__(self, config: WireguardConfig, psk: bytes) -> None:
         self._key_file = Path(config.key_file)
         self._key_seen = self._look()
+        found, held = keys.use(self._key_file)
+        held.close()  # nothing is sent yet
+        identity = Identity(found.private_key.reveal())
+        self._is_open = False
+        self._held: BinaryIO | None = None
+        self._watch: _DirectoryWatch | None = None
         self._key_trouble = ""
         self._next_look = time.monotonic() + _KEY_CHECK
         self._next_glance = 0.0
         self._reserved = ReservedTimestamps(Path(config.timestamp_file))
         self._timestamps = Timestamps(time.time_ns, self._reserved.read(), self._reserved.reserve)
         limits = Limits(**config.limits)  # type: ignore[arg-type] # messages are counted in whole numbers
-        machine = Machine(self._load(), self._timestamps, os.urandom, mtu=config.mtu, limits=limits)
+        machine = Machine(identity, self._timestamps, os.urandom, mtu=config.mtu, limits=limits)
         sockets = [functools.partial(UdpSocket, *place, offload=config.offload) for place in config.listen]
         super().__init__(machine, sockets, config.mtu, psk=psk, keepalive=config.keepalive)
 
@@ -119,20 +128,29 @@ class KeyedTunnel(Tunnel):
             return about.st_ino, about.st_mtime_ns, about.st_ctime_ns
         return None
 
-    def _load(self) -> Identity:
-        found = keys.load(self._key_file)
-        if found is None:
-            raise ConfigError(f"WireGuard key file {self._key_file}: there is none")
-        return Identity(found.private_key.reveal())
-
     @property
     def deadline(self) -> float:
         """See :class:`UnderlayPort`."""
         return min(self.machine.deadline, self._next_look)
 
+    def open(self) -> Sequence[Inlet]:
+        """See :class:`UnderlayPort`. What comes from the last inlet is no packet, but word of another key."""
+        inlets = list(super().open())
+        with suppress(OSError):  # the system has too few of them: another key is found within a second all the same
+            self._watch = _DirectoryWatch(self._key_file.parent, lambda: self._renew(time.monotonic()))
+            inlets.append(self._watch)
+        self._is_open = True
+        self._take_key(self._look(), time.monotonic())
+        return inlets
+
     def close(self) -> None:
         """See :class:`UnderlayPort`."""
         super().close()
+        self._is_open = False
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+        self._hold(None)
         self._timestamps.release()
 
     def _take_one(self, data: bytes, sender: Endpoint, now: float) -> tuple[Peer | None, bytes]:
@@ -150,18 +168,33 @@ class KeyedTunnel(Tunnel):
         super().expire(now)
 
     def _renew(self, now: float) -> None:
-        """Take the key of another file. While that one can't be used, stay with the key we have and say so."""
+        """Take the key of another file."""
         seen = self._look()
-        if seen == self._key_seen:
-            return
+        if seen != self._key_seen:
+            self._take_key(seen, now)
+
+    def _take_key(self, seen: tuple[int, int, int] | None, now: float) -> None:
+        """Take the key of the file. While that can't be used, stay with the key we have and say so."""
         try:
-            identity = self._load()
+            found, held = keys.use(self._key_file)
         except ConfigError as error:
             self._key_trouble = str(error)
             return
         self._key_seen, self._key_trouble = seen, ""
+        identity = Identity(found.private_key.reveal())
         if identity.public != self.machine.public_key:
             self.machine.set_identity(identity, now)
+            self._flush()
+        if self._is_open:
+            self._hold(held)
+        else:
+            held.close()
+
+    def _hold(self, key_file: BinaryIO | None) -> None:
+        """Let go of the former key file: nothing more will be sent under its key."""
+        if self._held is not None:
+            self._held.close()
+        self._held = key_file
 
     def status(self) -> Mapping[str, Any]:
         """See :class:`UnderlayPort`."""
@@ -172,6 +205,38 @@ class KeyedTunnel(Tunnel):
         if self._key_trouble:
             return dict.fromkeys(self._names, f"still using the former key: {self._key_trouble}")
         return super().failures()
+
+
+class _DirectoryWatch:
+    """Calls back when a file in a directory was replaced, by way of the loop that waits for packets.
+
+    :raises OSError: the directory can't be watched.
+    """
+
+    def __init__(self, directory: Path, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._fd: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._fd < 0 or libc.inotify_add_watch(self._fd, os.fsencode(directory), _IN_MOVED_TO) < 0:
+            number = ctypes.get_errno()
+            self.close()
+            raise OSError(number, os.strerror(number), str(directory))
+
+    def fileno(self) -> int:
+        """See :class:`Inlet`."""
+        return self._fd
+
+    def receive(self, _buffer: memoryview) -> None:
+        """See :class:`Inlet`. It never brings anything."""
+        with suppress(BlockingIOError):
+            os.read(self._fd, 1 << 16)
+            self._changed()
+
+    def close(self) -> None:
+        """Watch no more."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def keep_secrets() -> None:

@@ -1,12 +1,19 @@
-"""A worker takes the key that the file holds, without a word from the daemon, and before a handshake fails for it."""
+"""A worker takes the key that the file holds, without a word from the daemon, and before a handshake fails for it.
+
+Whoever changes the key learns when it has.
+"""
 
 from __future__ import annotations
 
+import selectors
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pyflannel.errors import ConfigError
 from pyflannel_backends.wireguard import keys, messages
 from pyflannel_backends.wireguard.worker import KeyedTunnel, WireguardConfig
 
@@ -14,7 +21,7 @@ SENDER = ("192.0.2.9", 51820)
 
 
 @pytest.fixture
-def tunnel(tmp_path: Path) -> KeyedTunnel:
+def tunnel(tmp_path: Path) -> Iterator[KeyedTunnel]:
     path = tmp_path / "key"
     keys.load_or_create(path)
     config = WireguardConfig(
@@ -26,7 +33,9 @@ def tunnel(tmp_path: Path) -> KeyedTunnel:
         key_file=str(path),
         timestamp_file=str(tmp_path / "timestamp"),
     )
-    return KeyedTunnel(config, bytes(32))
+    tunnel = KeyedTunnel(config, bytes(32))
+    yield tunnel
+    tunnel.close()
 
 
 def renewed(tunnel: KeyedTunnel, path: Path) -> bytes:
@@ -61,3 +70,57 @@ def test_and_within_a_second_anyway(tunnel: KeyedTunnel, tmp_path: Path) -> None
     public = renewed(tunnel, tmp_path / "key")
     tunnel.expire(time.monotonic() + 1.1)
     assert tunnel.machine.public_key == public
+
+
+def test_at_once_while_it_waits_for_packets(tunnel: KeyedTunnel, tmp_path: Path) -> None:
+    (watch,) = tunnel.open()
+    with selectors.DefaultSelector() as selector:
+        selector.register(watch, selectors.EVENT_READ)
+        public = renewed(tunnel, tmp_path / "key")
+        assert selector.select(10)
+        assert watch.receive(memoryview(bytearray(1))) is None
+        assert tunnel.machine.public_key == public
+        assert not selector.select(0)
+
+
+def test_who_exchanges_the_key_waits_until_it_is_taken(tunnel: KeyedTunnel, tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    (watch,) = tunnel.open()
+    before, new, taken = keys.identity(path), keys.Identity.new(), threading.Event()
+
+    def serve() -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(watch, selectors.EVENT_READ)
+            selector.select(10)
+        taken.set()
+        watch.receive(memoryview(bytearray(1)))
+
+    worker = threading.Thread(target=serve)
+    worker.start()
+    assert keys.exchange(path, new) == before
+    assert taken.is_set()
+    worker.join()
+    assert tunnel.machine.public_key == keys.decode(new.public_key)
+
+
+def test_a_key_that_a_worker_does_not_take_is_taken_back(
+    tunnel: KeyedTunnel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "_PATIENCE", 0.0)
+    path = tmp_path / "key"
+    tunnel.open()
+    before = keys.load(path)
+    with pytest.raises(ConfigError, match="still used the former key"):
+        keys.exchange(path, keys.Identity.new())
+    assert keys.load(path) == keys.identity(path) == before
+
+
+def test_nobody_waits_for_a_worker_without_a_device(tunnel: KeyedTunnel, tmp_path: Path) -> None:
+    """It sends nothing, and has the new key before it does."""
+    path = tmp_path / "key"
+    tunnel.open()
+    tunnel.close()
+    new = keys.Identity.new()
+    keys.exchange(path, new)
+    tunnel.open()
+    assert tunnel.machine.public_key == keys.decode(new.public_key)

@@ -391,37 +391,79 @@ def test_peers_are_followed_to_where_they_authenticate_from() -> None:
     assert first.machine.peers[second.name].endpoint == ("192.0.2.99", 51820)
 
 
-def test_our_own_new_key_interrupts_nothing() -> None:
+def change_key(host: Host, private: bytes) -> None:
+    host.private = private
+    host.machine.set_identity(Identity(private), host.world.now)
+    host.flush()
+
+
+def test_our_own_new_key_costs_no_packet() -> None:
+    """What we send waits for a handshake with the new key; what comes is taken as before."""
     world = World()
     first, second = established(world)
-    first.private = first.random.randbytes(32)
-    first.machine.set_identity(Identity(first.private), world.now)
-    for host, other in ((first, second), (second, first)):
-        host.send(other, PACKET)
-        assert kinds(world) == [TRANSPORT]
-        world.settle()
-        assert other.received == [PADDED]
-        other.received.clear()
+    change_key(first, first.random.randbytes(32))
+    first.send(second, PACKET)
+    assert kinds(world) == [INITIATION], "which nobody understands yet"
+    second.send(first, PACKET)
+    world.settle()
+    assert (first.received, second.received) == ([PADDED], [])
     second.know(first)  # the new lease arrives
     assert kinds(world) == [INITIATION]
     second.send(first, PACKET)
-    assert kinds(world) == [INITIATION, TRANSPORT], "the old session carries on until the new one is there"
+    assert kinds(world) == [INITIATION, TRANSPORT], "the other side need not wait"
     world.settle()
-    assert first.received == [PADDED]
-    first.received.clear()
+    assert (first.received, second.received) == ([PADDED] * 2, [PADDED])
     world.pass_time(181)
     second.send(first, PACKET)
     world.settle()
-    assert first.received == [PADDED]
+    assert first.received == [PADDED] * 3
+
+
+def test_a_peer_that_forgets_all_as_it_learns_our_new_key_misses_no_packet() -> None:
+    """As the kernel does, which lets one peer take the place of the other."""
+    world = World()
+    first, second = established(world)
+    change_key(first, first.random.randbytes(32))
+    first.send(second, PACKET)
+    world.settle()
+    second.machine.remove(first.name)
+    second.know(first, keepalive=1)  # sends one at once
+    first.send(second, PACKET)
+    world.pass_time(1)
+    assert second.received == [PADDED] * 2
+
+
+def test_a_peer_that_does_not_learn_our_new_key_is_sent_to_under_the_former() -> None:
+    world = World()
+    first, second = established(world)
+    change_key(first, first.random.randbytes(32))
+    first.send(second, PACKET)
+    world.pass_time(10)
+    assert not second.received
+    world.pass_time(1)
+    assert second.received == [PADDED]
+    first.send(second, PACKET)
+    assert kinds(world) == [TRANSPORT]
+
+
+def test_a_key_change_that_is_taken_back_holds_nothing_up() -> None:
+    world = World()
+    first, second = established(world)
+    former = first.private
+    change_key(first, first.random.randbytes(32))
+    first.send(second, PACKET)
+    world.lose()
+    change_key(first, former)
+    assert TRANSPORT in kinds(world)
+    world.settle()
+    assert second.received == [PADDED]
 
 
 def test_a_handshake_under_way_survives_our_new_key() -> None:
     world = World()
     first, second = world.meet()
     first.send(second, PACKET)
-    first.private = first.random.randbytes(32)
-    first.machine.set_identity(Identity(first.private), world.now)
-    first.flush()
+    change_key(first, first.random.randbytes(32))
     second.know(first)
     world.settle()
     assert second.received == [PADDED]

@@ -64,8 +64,8 @@ def test_the_window_at_its_edges() -> None:
 def pair() -> tuple[Session, Session]:
     one, other = b"a" * 32, b"b" * 32
     return (
-        Session(Peer("b", bytes(32)), 1, 2, TransportKeys(one, other), initiator=True, now=0),
-        Session(Peer("a", bytes(32)), 2, 1, TransportKeys(other, one), initiator=False, now=0),
+        Session(Peer("b", bytes(32)), 1, 2, TransportKeys(one, other), own_key=bytes(32), initiator=True, now=0),
+        Session(Peer("a", bytes(32)), 2, 1, TransportKeys(other, one), own_key=bytes(32), initiator=False, now=0),
     )
 
 

@@ -252,11 +252,11 @@ def test_a_peer_that_changed_its_key_is_the_same_peer() -> None:
     """Its packets under the old sessions count as sent by the new name."""
     pair = Pair()
     former, one, two = pair.one.id, pair.one, pair.two
+    one.send([packet(100, 1)], two)
+    (before,) = one.take()
     one.identity = Identity(one.random.randbytes(32))
     one.tunnel.machine.set_identity(one.identity, pair.clock[0])
     one.id = b64encode(one.identity.public).decode()
-    one.send([packet(100, 1)], two)
-    (before,) = one.take()
     two.know(one)
     two.tunnel.remove(former)
     assert two.receive([before], one.endpoint) == ([packet(100, 1)], one.id)

@@ -96,5 +96,5 @@ def test_an_unusable_key_file_is_told_of_and_the_old_key_stays(tmp_path: Path) -
 
 
 def test_without_a_key_there_is_no_tunnel(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="there is none"):
+    with pytest.raises(ConfigError, match="No such file"):
         KeyedTunnel(config(tmp_path), bytes(32))
