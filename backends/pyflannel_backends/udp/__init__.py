@@ -10,8 +10,10 @@ This module is the planner.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_interface
 from typing import TYPE_CHECKING, Final
@@ -74,6 +76,10 @@ class UdpBackend(Backend[UdpOptions]):
     name = "udp"
     Options = UdpOptions
     capabilities = Capabilities(ipv4=True, ipv6=False, untyped_leases=True)
+
+    def describe(self, node: Node) -> Mapping[str, str]:
+        """What the workers have to be fast with."""
+        return _means(self.options.offload)
 
     def mtu(self, underlay: Underlay) -> int:
         """See :class:`Backend`."""
@@ -146,6 +152,15 @@ class UdpBackend(Backend[UdpOptions]):
 
 def _rows(peer: Lease) -> Iterable[Row]:
     return [(str(subnet), str(peer.attributes.public_ip)) for subnet in peer.subnets.each if subnet.version == 4]
+
+
+@functools.cache
+def _means(offload: bool) -> Mapping[str, str]:
+    from pyflannel_backends.userspace.ports import load_fast_path
+
+    numpy = importlib.util.find_spec("numpy") is not None
+    batches = "off" if not offload else "yes" if numpy else "no: numpy is not installed"
+    return {"offload": batches, "fast_path": "yes" if load_fast_path() else "no: not compiled, or switched off"}
 
 
 def _default_workers() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_interface
 
@@ -25,7 +26,7 @@ from pyflannel.backend import (
     parse_options,
 )
 from pyflannel.errors import ConfigError
-from pyflannel_backends.udp import UdpBackend, UdpOptions
+from pyflannel_backends.udp import UdpBackend, UdpOptions, _means
 
 UNDERLAY = Underlay("eth0", 1500, ipv4=IPv4Address("192.0.2.1"), public_ipv4=IPv4Address("192.0.2.1"))
 
@@ -89,3 +90,20 @@ def test_without_ipv4_there_is_no_data_plane() -> None:
 def test_options_out_of_bounds_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         parse_options(UdpOptions, options)
+
+
+def test_status_says_what_there_is_to_be_fast_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    node, backend = node_and_backend()
+    _, plain = node_and_backend(Offload=False)
+    assert backend.describe(node)["offload"] == "yes"
+    assert plain.describe(node)["offload"] == "off"
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    monkeypatch.setenv("PYFLANNEL_NO_EXTENSIONS", "1")
+    _means.cache_clear()
+    try:
+        assert backend.describe(node) == {
+            "offload": "no: numpy is not installed",
+            "fast_path": "no: not compiled, or switched off",
+        }
+    finally:
+        _means.cache_clear()
