@@ -325,6 +325,12 @@ class Machine:
             if peer.staged:
                 self._send_staged(peer, now)
 
+    def begin_again(self, now: float) -> None:
+        """Begin unfinished handshakes of ours anew, as their answers may have gone to somebody else."""
+        for peer in tuple(self._pending.values()):
+            peer.initiated = -_NEVER
+            self._ask(peer, now)
+
     def failures(self) -> Iterator[tuple[str, str]]:
         """Peers that can't be reached as things are, and why."""
         for peer in self.peers.values():

@@ -36,6 +36,9 @@ from .tunnel import Tunnel
 __all__ = ["KeyedTunnel", "ReservedTimestamps", "WireguardConfig"]
 
 _PR_SET_DUMPABLE: Final = 4
+_SUCCESSION: Final = (0.2, 1.0)
+"""Seconds after opening the sockets at which handshakes are begun again: a predecessor that has other options had the
+port until it heard that we were there, and may have got the answers."""
 _KEY_CHECK: Final = 1.0
 """Seconds between looks at the key file."""
 _IN_MOVED_TO: Final = 0x80
@@ -113,6 +116,7 @@ class KeyedTunnel(Tunnel):
         self._watch: _DirectoryWatch | None = None
         self._key_trouble = ""
         self._next_look = time.monotonic() + _KEY_CHECK
+        self._begin_again_at: list[float] = []
         self._next_glance = 0.0
         self._reserved = ReservedTimestamps(Path(config.timestamp_file))
         self._timestamps = Timestamps(time.time_ns, self._reserved.read(), self._reserved.reserve)
@@ -131,7 +135,7 @@ class KeyedTunnel(Tunnel):
     @property
     def deadline(self) -> float:
         """See :class:`UnderlayPort`."""
-        return min(self.machine.deadline, self._next_look)
+        return min(self.machine.deadline, self._next_look, *self._begin_again_at)
 
     def open(self) -> Sequence[Inlet]:
         """See :class:`UnderlayPort`. What comes from the last inlet is no packet, but word of another key."""
@@ -140,7 +144,9 @@ class KeyedTunnel(Tunnel):
             self._watch = _DirectoryWatch(self._key_file.parent, lambda: self._renew(time.monotonic()))
             inlets.append(self._watch)
         self._is_open = True
-        self._take_key(self._look(), time.monotonic())
+        now = time.monotonic()
+        self._take_key(self._look(), now)
+        self._begin_again_at = [now + after for after in _SUCCESSION]
         return inlets
 
     def close(self) -> None:
@@ -165,6 +171,9 @@ class KeyedTunnel(Tunnel):
         if now >= self._next_look:
             self._next_look = now + _KEY_CHECK
             self._renew(now)
+        if any(at <= now for at in self._begin_again_at):
+            self._begin_again_at = [at for at in self._begin_again_at if at > now]
+            self.machine.begin_again(now)
         super().expire(now)
 
     def _renew(self, now: float) -> None:

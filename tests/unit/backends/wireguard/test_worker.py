@@ -98,3 +98,22 @@ def test_an_unusable_key_file_is_told_of_and_the_old_key_stays(tmp_path: Path) -
 def test_without_a_key_there_is_no_tunnel(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         KeyedTunnel(config(tmp_path), bytes(32))
+
+
+def test_a_handshake_that_its_predecessor_got_the_answer_to_is_begun_again_soon(tmp_path: Path) -> None:
+    keys.load_or_create(tmp_path / "key")
+    tunnel = KeyedTunnel(config(tmp_path), bytes(32))
+    tunnel.put(PEER, ["lease", "192.0.2.2", 51820])
+    tunnel.open()
+    try:
+        tunnel.send(memoryview(bytearray(100)), 100, PEER)
+        peer = tunnel.machine.peers["lease"]
+        first, begun = peer.initiated, {peer.initiated}
+        while tunnel.deadline < first + 4:
+            tunnel.expire(tunnel.deadline)
+            begun.add(peer.initiated)
+        assert len(begun) == 3
+        assert max(begun) < first + 2
+        assert peer.staged
+    finally:
+        tunnel.close()
