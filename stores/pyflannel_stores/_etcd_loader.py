@@ -11,11 +11,15 @@ to the plain import.
 
 gRPC brings an asynchronous half along that nobody here calls, and with it asyncio and TLS's Python side: 7 MB, and a
 third of the time that gRPC's import takes. They are put off until somebody asks for something in them.
+
+Threads that wait for an answer wake up many times a second to look for signals. Here they wait on: those in Python by
+a constant of gRPC's, those in its compiled code by the kernel's leave (:func:`patient_threads`).
 """
 
 from __future__ import annotations
 
 import ast
+import ctypes
 import importlib
 import os
 import re
@@ -29,7 +33,7 @@ from importlib.util import spec_from_loader
 from types import ModuleType
 from typing import Any, Final
 
-__all__ = ["load_etcd3", "load_grpc"]
+__all__ = ["load_etcd3", "load_grpc", "patient_threads"]
 
 _GENERATED: Final = frozenset(f"etcd3.etcdrpc.{name}_pb2" for name in ("kv", "auth", "rpc"))
 # The literal is written in Python 2's style: text whose characters stand for bytes. A regular expression finds it in
@@ -38,6 +42,12 @@ _DESCRIPTION: Final = re.compile(r"""serialized_pb=_b\(('(?:[^'\\\n]|\\.)*')\)""
 
 # What gRPC imports and etcd3 does not use.
 _PUT_OFF: Final = ("asyncio", "google.protobuf.internal.python_message", "grpc.aio", "tenacity")
+
+# Of linux/prctl.h.
+_PR_SET_TIMERSLACK: Final = 29
+_PR_GET_TIMERSLACK: Final = 30
+# Nanoseconds by which a patient thread's waiting may take longer than it asked for; what arrives wakes it at once.
+_PATIENCE: Final = 1_000_000_000
 
 _importing: Final = threading.Lock()
 
@@ -69,6 +79,29 @@ def load_grpc() -> Any:
     """The module ``grpc``, as etcd3's import left it: imported by others first, it brings along all that it has."""
     load_etcd3()
     return sys.modules["grpc"]
+
+
+@contextmanager
+def patient_threads() -> Iterator[None]:
+    """Have the threads that are started meanwhile wait for up to a second longer than they ask for.
+
+    This is for the one that waits for a stream's answers: gRPC wakes it up five times a second, to no end. A thread
+    inherits it from the one that starts it (``prctl(2)``, PR_SET_TIMERSLACK), which has it only as long as this lasts.
+    Where prctl is denied, nothing changes.
+
+    It is not for a thread that acts when its time is up, as those of gRPC's pool do. A signal that there is work may
+    find none of them waiting, and they look for it again 15 ms later: patient ones took a second for a first call.
+    Waiting for the interpreter is waiting, too: while another thread computes without a pause, a patient one gets its
+    turn after a second, instead of the usual 5 ms (``sys.getswitchinterval``).
+    """
+    libc = ctypes.CDLL(None)
+    usual = libc.prctl(_PR_GET_TIMERSLACK, 0, 0, 0, 0)
+    libc.prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(_PATIENCE), 0, 0, 0)
+    try:
+        yield
+    finally:
+        # More than an int holds comes back negative, and 0 stands for what the thread began with.
+        libc.prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(max(usual, 0)), 0, 0, 0)
 
 
 def _let_waiting_threads_sleep() -> None:

@@ -35,7 +35,7 @@ from pyflannel.store import (
 )
 from pyflannel_stores._etcd_access import OPTIONS, Access, Endpoint
 from pyflannel_stores._etcd_cluster import Cluster, Deadline, LeaseGone, Member, Metadata, Verdict, plain
-from pyflannel_stores._etcd_loader import load_grpc
+from pyflannel_stores._etcd_loader import load_grpc, patient_threads
 
 __all__ = ["EtcdStore", "EtcdWatch"]
 
@@ -475,7 +475,8 @@ class EtcdWatch(Watch):
         )
         metadata = self._cluster.metadata(member, deadline)
         requests = _once_and_wait(rpc.WatchRequest(create_request=create), self._end_requests)
-        responses = rpc.WatchStub(member.client.channel).Watch(requests, metadata=metadata)
+        with patient_threads():  # those that wait for the stream's requests and answers
+            responses = rpc.WatchStub(member.client.channel).Watch(requests, metadata=metadata)
         # A deadline given to gRPC would be one for the whole stream.
         alarm = threading.Timer(deadline.left, responses.cancel)
         alarm.daemon = True

@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+from pyflannel_stores._etcd_loader import patient_threads
 
 LOAD = "from pyflannel_stores._etcd_loader import load_etcd3; etcd3 = load_etcd3(); rpc = etcd3.etcdrpc; "
 
@@ -98,3 +102,24 @@ def test_the_asynchronous_half_of_grpc_is_imported_by_those_who_use_it() -> None
 def test_modules_that_are_there_already_are_left_as_they_are() -> None:
     program = "import asyncio, grpc; aio = grpc.aio; " + LOAD
     assert output(program + "import sys; print(sys.modules['asyncio'] is asyncio, grpc.aio is aio)") == "True True"
+
+
+def slack() -> int:
+    """The calling thread's, in nanoseconds."""
+    return int(Path(f"/proc/{threading.get_native_id()}/timerslack_ns").read_text(encoding="ascii"))
+
+
+def slack_of_a_new_thread() -> int:
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(slack()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_threads_are_patient_that_were_started_so_and_no_others() -> None:
+    usual, meanwhile = slack(), 0
+    with suppress(RuntimeError), patient_threads():
+        meanwhile = slack_of_a_new_thread()
+        raise RuntimeError
+    assert (slack(), meanwhile, slack_of_a_new_thread()) == (usual, 1_000_000_000, usual)
