@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import pytest
 from tests.integration.asking import until
+from tests.integration.overlay import overlay
 
 from pyflannel.lab import Lab, Node
 from pyflannel.lab.daemon import pyflannel_command
@@ -23,15 +24,8 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab(nodes=3) as lab:
-        for node in lab.nodes:
-            node.start_daemon(lab.file_store, "vxlan", "10.244.0.0/16")
-        for node in lab.nodes:
-            node.daemon.wait_ready(peers=2)
-            node.attach_containers()
+    with overlay("vxlan") as lab:
         yield lab
-        for node in lab.nodes:
-            print(node.name, node.log_tail(40))
 
 
 @dataclass(frozen=True)

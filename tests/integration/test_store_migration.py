@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from tests.integration.asking import PATIENCE, until
+from tests.integration.overlay import overlay
 from tests.servers import consul, etcd
 
 from pyflannel.lab import Lab, Node
@@ -26,15 +27,8 @@ pytestmark = [
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    with Lab(nodes=3) as lab:
-        for node in lab.nodes:
-            node.start_daemon(lab.file_store, "vxlan", "10.244.0.0/16")
-        for node in lab.nodes:
-            node.daemon.wait_ready(peers=2)
-            node.attach_containers()
+    with overlay("vxlan") as lab:
         yield lab
-        for node in lab.nodes:
-            print(node.name, node.daemon.log(), sep="\n")
 
 
 class Migration:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from tests.integration.asking import until, workers
 from tests.integration.backends.udp import traffic
+from tests.integration.overlay import overlay
 
 from pyflannel.lab import Container, Lab, Machine, Node
 
@@ -27,15 +28,8 @@ MEBIBYTE = 1 << 20
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab(nodes=3) as lab:
-        for node in lab.nodes:
-            node.start_daemon(lab.file_store, "udp", "10.244.0.0/16")
-        for node in lab.nodes:
-            node.daemon.wait_ready(peers=2)
-            node.attach_containers()
+    with overlay("udp") as lab:
         yield lab
-        for node in lab.nodes:
-            print(node.name, node.daemon.log(), sep="\n")
 
 
 def counters(node: Node) -> Mapping[str, int]:

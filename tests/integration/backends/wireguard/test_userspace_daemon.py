@@ -10,6 +10,7 @@ from ipaddress import IPv4Address
 
 import pytest
 from tests.integration.asking import PATIENCE, until, workers
+from tests.integration.overlay import overlay
 
 from pyflannel.lab import Lab, Node
 from pyflannel.lab.daemon import pyflannel_command
@@ -28,22 +29,10 @@ class TestUserspace(BackendBehaviour):
     variants = ({"Implementation": "userspace"}, {"Implementation": "userspace", "ListenPort": 51900, "MTU": 1480})
 
 
-def start(lab: Lab, network: str, *options: str) -> None:
-    for node in lab.nodes:
-        node.start_daemon(lab.file_store, "wireguard", network, [*OPTIONS, *options])
-        node.daemon.wait_ready(timeout=PATIENCE)
-    for node in lab.nodes:
-        node.daemon.wait_ready(peers=len(lab.nodes) - 1, timeout=PATIENCE)
-        node.attach_containers()
-
-
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab(nodes=3) as lab:
-        start(lab, "10.244.0.0/16")
+    with overlay("wireguard", *OPTIONS) as lab:
         yield lab
-        for node in lab.nodes:
-            print(node.name, node.daemon.log(), sep="\n")
 
 
 def public_key(node: Node) -> str:
@@ -136,8 +125,8 @@ def test_without_the_device_nothing_leaves_in_plaintext(lab: Lab) -> None:
 
 @pytest.mark.parametrize("mode", ["separate", "auto"])
 def test_both_families(mode: str) -> None:
-    with Lab(nodes=2) as lab:
-        start(lab, "10.244.0.0/16", "--ipv6-network", "fd00:244::/48", "--backend-option", f"Mode={mode}")
+    options = (*OPTIONS, "--ipv6-network", "fd00:244::/48", "--backend-option", f"Mode={mode}")
+    with overlay("wireguard", *options, nodes=2) as lab:
         reached = lab.reachability()
         assert reached.complete
         assert set(reached.versions) == {4, 6}
