@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from pyflannel.lab import Node
 
 PATIENCE = 60.0
@@ -21,11 +23,12 @@ sys.stdout.write(f"{response.status}\\n{response.read().decode()}")
 """
 
 
-def until(condition: Callable[[], object], what: object = "") -> None:
-    """Wait for a condition; ``what`` is said if it does not come true."""
-    deadline = time.monotonic() + PATIENCE
+def until(condition: Callable[[], object], what: object = "", patience: float = PATIENCE) -> None:
+    """Wait for a condition; ``what`` is said if it does not come true, or what that returns then."""
+    deadline = time.monotonic() + patience
     while not condition():
-        assert time.monotonic() < deadline, what or condition
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {patience:g} s: {what() if callable(what) else what or condition}")
         time.sleep(0.02)
 
 

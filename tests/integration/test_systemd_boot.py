@@ -16,14 +16,14 @@ import shutil
 import site
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from tests.integration.asking import until
 
 from pyflannel.firewall.sync import LEGACY_DROP_IN
 from pyflannel.lab import Lab, Node
@@ -33,7 +33,6 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
 CONTRIB = Path(__file__).parents[2] / "contrib"
 SYSTEMD = next((path for path in (Path("/lib/systemd/systemd"), Path("/usr/lib/systemd/systemd")) if path.exists()), "")
-PATIENCE = 30.0
 NET_ADMIN, NET_RAW, SYS_NICE = 1 << 12, 1 << 13, 1 << 23
 
 BOOT = r"""
@@ -97,13 +96,6 @@ Backend = {{ Type = "{backend}" }}
 """
 
 LOG = "[Service]\nStandardError=append:/run/pyflannel.log\n"
-
-
-def until(condition: Callable[[], bool], what: Callable[[], object] = lambda: "") -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.05)
 
 
 def unified_cgroups() -> Path:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
+from tests.integration import asking
 from tests.integration.backends.wireguard import kernels
 
 from pyflannel.lab import Lab, Node
@@ -18,6 +19,7 @@ from pyflannel.testing.backends import BackendBehaviour
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600), kernels.needs_wireguard]
 
 PATIENCE = 120.0
+until = partial(asking.until, patience=PATIENCE)
 NETWORK = "10.244.0.0/16"
 PSK = b64encode(bytes(range(32))).decode()
 OPTIONS = {"Implementation": "kernel", "PSK": PSK}
@@ -59,13 +61,6 @@ def entries(node: Node) -> dict[str, Entry]:
         for key, psk, endpoint, ips, handshake, received, sent, keepalive in rows
     )
     return {entry.key: entry for entry in found}
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)
 
 
 def public_key(node: Node) -> str:

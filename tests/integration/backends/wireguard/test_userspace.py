@@ -22,27 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.integration.asking import PATIENCE, until, workers
 
 from pyflannel.lab import Lab, Node, Process
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 DRIVER = Path(__file__).with_name("userspace_driver.py")
-PATIENCE = 30.0
 PSK = b64encode(bytes(range(32))).decode()
 PORT = 51820
 OUTER = 14 + 20 + 8
 """Bytes before the payload of a captured datagram: Ethernet, IPv4, UDP."""
-
-
-def until(condition: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        result = condition()
-        if result:
-            return result
-        time.sleep(0.05)
-    raise AssertionError(f"not within {patience} s: {what}")
 
 
 def pings(node: Node, target: str, *options: str) -> bool:
@@ -99,16 +89,7 @@ class Ours:
 
     def worker(self) -> int:
         """The pid of the worker as seen from outside the lab; 0 if none runs."""
-        driver = self._driver.pid
-        for entry in Path("/proc").iterdir():
-            try:
-                if entry.name.isdigit() and b"wireguard.worker" in (entry / "cmdline").read_bytes():
-                    parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
-                    if int(parent) == driver:
-                        return int(entry.name)
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-        return 0
+        return max(workers(self.node, "wireguard"), default=0)
 
     def close(self) -> None:
         with self._driver.proxy:
