@@ -31,8 +31,9 @@ enum {
     VNET = 10,         /* struct virtio_net_hdr, before every packet of the device */
     HEADER = 20,       /* of IPv4, without options */
     NO_OPTIONS = 0x45, /* its first byte then */
-    LARGEST = 0xFFFF,  /* datagram, and packet */
-    SLOTS = 1024,      /* of each cache; a power of two */
+    LARGEST = 0xFFFF,  /* datagram, packet, and port */
+    BITS = 10,
+    SLOTS = 1 << BITS, /* of each cache */
     EVENTS = 16,
     GRO = 104, /* UDP_GRO of linux/udp.h, which older headers lack */
 };
@@ -56,7 +57,6 @@ struct side {
     int rests;      /* nothing waited there when last looked at: the next packet comes after a pause */
     PyObject *view; /* on the bytearray, which can't move while there is one */
     unsigned char *buffer;
-    size_t size;
 };
 
 typedef struct {
@@ -103,20 +103,22 @@ checksum_holds(const unsigned char *header)
     return fold(sum) == 0xFFFF;
 }
 
-/* One hop less, or more, and the header's checksum after it. */
+/* One hop less, and the header's checksum after it. */
 static void
-change_hops(unsigned char *header, int by)
+take_hop(unsigned char *header)
 {
-    uint32_t sum = fold(read16(header + 10) + (by < 0 ? 0x0100u : 0xFEFFu));
-    header[8] = (unsigned char)(header[8] + by);
+    uint32_t sum = read16(header + 10) + 0x0100u;
+    sum += sum >= 0xFFFF; /* 0 rather than 0xFFFF, too, as RFC 1624 has it */
+    header[8]--;
     header[10] = (unsigned char)(sum >> 8);
     header[11] = (unsigned char)sum;
 }
 
+/* The highest bits of a product depend on all of its factor's. Addresses differ in their last bytes. */
 static unsigned
 slot(uint32_t one, uint32_t two)
 {
-    return (one * 2654435761u ^ two * 2246822519u) >> 16 & (SLOTS - 1);
+    return (ntohl(one) * 2654435761u ^ ntohl(two) * 2246822519u) >> (32 - BITS);
 }
 
 /* Send on what was read from the device. Whether that was possible; if not, the packet is as it was. */
@@ -136,9 +138,11 @@ leave(FastPath *self, size_t length)
         return 0;
     struct sockaddr_in to = {
         .sin_family = AF_INET, .sin_port = htons(self->port), .sin_addr.s_addr = route->peer};
-    change_hops(packet, -1);
-    if (sendto(self->udp.fd, packet, total, 0, (struct sockaddr *)&to, sizeof to) < 0) {
-        change_hops(packet, 1); /* Python tries again, and says what is wrong */
+    unsigned char before[HEADER];
+    memcpy(before, packet, HEADER);
+    take_hop(packet);
+    if (sendto(self->udp.fd, packet, total, MSG_DONTWAIT, (struct sockaddr *)&to, sizeof to) < 0) {
+        memcpy(packet, before, HEADER); /* Python tries again, waits for room, and says what is wrong */
         return 0;
     }
     self->sent++;
@@ -192,7 +196,7 @@ from_tun(FastPath *self, PyObject *left)
     struct side *tun = &self->tun;
     if (!tun->rests)
         return hand_over_unread(left, tun->fd);
-    ssize_t length = read(tun->fd, tun->buffer, tun->size);
+    ssize_t length = read(tun->fd, tun->buffer, VNET + LARGEST);
     if (length < 0)
         return errno == EAGAIN ? 0 : hand_over_unread(left, tun->fd);
     tun->rests = 0;
@@ -206,7 +210,7 @@ from_udp(FastPath *self, PyObject *left)
     if (!udp->rests)
         return hand_over_unread(left, udp->fd);
     struct sockaddr_in from = {0};
-    struct iovec part = {udp->buffer, udp->size};
+    struct iovec part = {udp->buffer, LARGEST};
     union {
         struct cmsghdr header;
         char space[CMSG_SPACE(sizeof(int))];
@@ -255,14 +259,14 @@ dispatch(FastPath *self, const struct epoll_event *events, int count, PyObject *
     return failed;
 }
 
-/* Milliseconds from now until ``deadline``, rounded up, at most a minute. */
+/* Milliseconds from now until ``deadline``, rounded up, at most a minute; none if that is no number. */
 static int
 until(double deadline)
 {
     struct timespec time;
     clock_gettime(CLOCK_MONOTONIC, &time);
     double left = deadline - ((double)time.tv_sec + (double)time.tv_nsec / 1e9);
-    return left <= 0 ? 0 : left > 60 ? 60000 : (int)(left * 1000) + 1;
+    return !(left > 0) ? 0 : left > 60 ? 60000 : (int)(left * 1000) + 1;
 }
 
 /* What is ready; nothing at the deadline, or after a signal. Returns the number of events, or -1 and an error. The lock
@@ -318,15 +322,26 @@ check_length(Py_ssize_t length, Py_ssize_t right)
     return -1;
 }
 
+static int
+check_range(const char *name, int value)
+{
+    if (value > 0 && value <= LARGEST)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "%s of the fast path must be from 1 to %d, not %d", name, LARGEST, value);
+    return -1;
+}
+
 static PyObject *
 learn_route(FastPath *self, PyObject *arguments)
 {
     const char *destination, *peer;
     Py_ssize_t length;
+    int mtu;
     struct route route;
-    if (!PyArg_ParseTuple(arguments, "y#sH", &destination, &length, &peer, &route.mtu) || check_length(length, 4) ||
-        parse_peer(peer, &route.peer))
+    if (!PyArg_ParseTuple(arguments, "y#si", &destination, &length, &peer, &mtu) || check_length(length, 4) ||
+        parse_peer(peer, &route.peer) || check_range("mtu", mtu))
         return NULL;
+    route.mtu = (uint16_t)mtu;
     route.destination = read32((const unsigned char *)destination);
     self->routes[slot(route.destination, 0)] = route;
     Py_RETURN_NONE;
@@ -365,36 +380,44 @@ take_counters(FastPath *self, PyObject *Py_UNUSED(ignored))
     return counters;
 }
 
-/* Life */
+/* Life: all is there from the beginning and stays, so that there is no half a fast path to use. Like a tuple it needs
+ * no tp_clear: who makes it part of a cycle has one. */
 
 static int
 open_side(struct side *side, int fd, PyObject *buffer)
 {
-    Py_ssize_t size = PyByteArray_Size(buffer);
+    if (PyByteArray_Size(buffer) < VNET + LARGEST) {
+        PyErr_Format(PyExc_ValueError, "a buffer of the fast path has at least %d bytes", VNET + LARGEST);
+        return -1;
+    }
     side->fd = fd;
     side->rests = 1;
-    side->buffer = (unsigned char *)PyByteArray_AsString(buffer);
-    side->size = size < VNET + LARGEST ? (size_t)size : VNET + LARGEST;
     side->view = PyMemoryView_FromObject(buffer);
+    side->buffer = (unsigned char *)PyByteArray_AsString(buffer);
     return side->view == NULL ? -1 : 0;
 }
 
-static int
-init(FastPath *self, PyObject *arguments, PyObject *names)
+static PyObject *
+make(PyTypeObject *type, PyObject *arguments, PyObject *names)
 {
     static char *keywords[] = {"epoll", "tun", "tun_buffer", "udp", "udp_buffer", "port", "any_port", "judge", NULL};
     PyObject *tun_buffer, *udp_buffer, *judge;
-    int tun, udp;
-    if (self->judge != NULL) {
-        PyErr_SetString(PyExc_TypeError, "a fast path is made once");
-        return -1;
-    }
+    int epoll, tun, udp, port, any_port;
     if (!PyArg_ParseTupleAndKeywords(
-            arguments, names, "iiO!iO!HpO", keywords, &self->epoll, &tun, &PyByteArray_Type, &tun_buffer, &udp,
-            &PyByteArray_Type, &udp_buffer, &self->port, &self->any_port, &judge))
-        return -1;
+            arguments, names, "$iiO!iO!ipO", keywords, &epoll, &tun, &PyByteArray_Type, &tun_buffer, &udp,
+            &PyByteArray_Type, &udp_buffer, &port, &any_port, &judge) ||
+        check_range("port", port))
+        return NULL;
+    FastPath *self = (FastPath *)PyType_GenericAlloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->epoll = epoll;
+    self->port = (uint16_t)port;
+    self->any_port = any_port;
     self->judge = Py_NewRef(judge);
-    return open_side(&self->tun, tun, tun_buffer) || open_side(&self->udp, udp, udp_buffer) ? -1 : 0;
+    if (open_side(&self->tun, tun, tun_buffer) || open_side(&self->udp, udp, udp_buffer))
+        Py_CLEAR(self);
+    return (PyObject *)self;
 }
 
 static int
@@ -407,22 +430,15 @@ traverse(FastPath *self, visitproc visit, void *arg)
     return 0;
 }
 
-static int
-clear(FastPath *self)
-{
-    Py_CLEAR(self->judge);
-    Py_CLEAR(self->tun.view);
-    Py_CLEAR(self->udp.view);
-    return 0;
-}
-
 static void
 dealloc(FastPath *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
-    clear(self);
-    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_XDECREF(self->judge);
+    Py_XDECREF(self->tun.view);
+    Py_XDECREF(self->udp.view);
+    PyObject_GC_Del(self);
     Py_DECREF(type);
 }
 
@@ -436,8 +452,7 @@ static PyMethodDef methods[] = {
 };
 
 static PyType_Slot slots[] = {
-    {Py_tp_init, init},       {Py_tp_traverse, traverse}, {Py_tp_clear, clear},
-    {Py_tp_dealloc, dealloc}, {Py_tp_methods, methods},   {0, NULL},
+    {Py_tp_new, make}, {Py_tp_traverse, traverse}, {Py_tp_dealloc, dealloc}, {Py_tp_methods, methods}, {0, NULL},
 };
 
 static PyType_Spec specification = {

@@ -13,10 +13,12 @@ class FastPath:
     :param epoll: what to wait with. Both other descriptors are registered there, level-triggered.
     :param tun: a queue of the device, not blocking; packets have a virtio header.
     :param udp: a bound IPv4 socket; a packet on the wire is one datagram.
-    :param tun_buffer: :param udp_buffer: where packets are read to, each when its turn comes in :meth:`poll`.
+    :param tun_buffer: :param udp_buffer: where packets are read to, each when its turn comes in :meth:`poll`; with room
+        for a virtio header and 65535 bytes. They can't be resized any more.
     :param port: the peers' UDP port. Packets from other ports are left to Python unless ``any_port``.
     :param judge: what to hand over for a datagram that is left to Python, from its length, the size of each packet in
         it, and who sent it.
+    :raises ValueError: a buffer is too small, or the port none.
     """
 
     def __init__(
@@ -34,11 +36,13 @@ class FastPath:
     def poll(self, deadline: float, /) -> list[tuple[int, int | Received | None]]:
         """Wait until Python has something to do, a signal came, or it is ``deadline`` (:func:`time.monotonic`).
 
-        Other threads of this process wait too.
+        It also ends after a minute of waiting, and a signal that comes while a packet is carried ends the wait after
+        that only at ``deadline``. Other threads of this process wait too.
 
         :returns: descriptors that are ready, and what was read from each: nothing (``None``), a packet of so many bytes
             from the device, or what ``judge`` has said of a datagram.
         :raises OSError: the epoll descriptor is closed.
+        :raises Exception: what ``judge``, or the handler of a signal, has raised.
         """
 
     def learn_route(self, destination: bytes, peer: PeerId, mtu: int, /) -> None:
