@@ -39,13 +39,15 @@ from .messages import CookieReply, Handshake, Initiation, Response
 from .noise import KEY, Identity, Initiator, RandomBytes, ReceivedInitiation, TransportKeys
 from .session import REJECT_AFTER_TIME, Session
 
-__all__ = ["STAGED", "Endpoint", "Limits", "Machine", "Peer", "Timestamps"]
+__all__ = ["HELD", "STAGED", "Endpoint", "Limits", "Machine", "Peer", "Timestamps"]
 
 Endpoint: TypeAlias = tuple[str, int]
 Datagram: TypeAlias = tuple[Endpoint, bytes]
 
 STAGED: Final = 128
 """Packets that wait for a handshake, per peer; older ones give way."""
+HELD: Final = 4096
+"""Further ones that find room, for all peers together, when a new key of ours makes those wait that we talk to."""
 _JITTER: Final = 1 / 3
 """Seconds by which repeated handshakes are spread, so that two nodes don't begin together for ever."""
 _INITIATION_SPACING: Final = 1 / 50
@@ -152,7 +154,7 @@ class Peer:
         self.current: Session | None = None
         self.next: Session | None = None
         self.former: list[Session] = []
-        self.staged: deque[bytes] = deque(maxlen=STAGED)
+        self.staged: deque[bytes] = deque()
         self.set_key(public_key)
         # When something is due:
         self.repeat_at = _NEVER
@@ -229,6 +231,8 @@ class Machine:
         self._limits = limits or Limits()
         self._resume_at = _NEVER
         """When sessions of a former key of ours send again."""
+        self._room = 0
+        """How many packets more than ``STAGED`` may still be kept."""
         self._gate = Gate(identity.public, random)
         self._pending: dict[int, Peer] = {}
         self._holders: dict[bytes, list[Peer]] = {}
@@ -317,6 +321,7 @@ class Machine:
         """
         self._identity = identity
         self._gate = Gate(identity.public, self._random)
+        self._room = HELD
         self._resume_at = now + 2 * (self._limits.rekey_timeout + _JITTER)
         for peer in self.peers.values():
             peer.initiated = -_NEVER
@@ -355,7 +360,7 @@ class Machine:
         """Send packets one by one, or keep them and begin a handshake."""
         session = self.sending(peer, now)
         if session is None:
-            peer.staged.extend(packets)
+            self._stage(peer, packets)
             self._ask(peer, now)
             return
         count = size = 0
@@ -363,6 +368,15 @@ class Machine:
             size += self._seal(session, self._padded(packet))
             count += 1
         self.sent(session, count, size, now)
+
+    def _stage(self, peer: Peer, packets: Iterable[bytes]) -> None:
+        for packet in packets:
+            if len(peer.staged) >= STAGED:
+                if self._room:
+                    self._room -= 1
+                else:
+                    peer.staged.popleft()
+            peer.staged.append(packet)
 
     def sent(self, session: Session, packets: int, size: int, now: float) -> None:
         """Note that ``packets`` with content were sent, ``size`` bytes on the wire, the underlay's headers not counted.
@@ -400,9 +414,11 @@ class Machine:
 
     def _send_staged(self, peer: Peer, now: float) -> None:
         """Send what waited for a session; the initiator says something in any case, so that the responder knows."""
-        packets = list(peer.staged)
-        peer.staged.clear()
-        if packets:
+        if peer.staged and self.sending(peer, now) is None:
+            self._ask(peer, now)
+        elif peer.staged:
+            packets = list(peer.staged)
+            peer.staged.clear()
             self.send(peer, packets, now)
         elif peer.current is not None and peer.current.initiator:
             self._send_keepalive(peer, now)
@@ -642,7 +658,7 @@ class Machine:
 
     def _resume(self, now: float) -> None:
         """Send with what a former key of ours agreed on again, where there is nothing else."""
-        self._resume_at = _NEVER
+        self._resume_at, self._room = _NEVER, 0
         for peer in self.peers.values():
             if peer.staged:
                 self._send_staged(peer, now)

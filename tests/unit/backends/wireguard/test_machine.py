@@ -6,7 +6,7 @@ import pytest
 from tests.unit.backends.wireguard.world import Host, World
 
 from pyflannel_backends.wireguard import messages
-from pyflannel_backends.wireguard.machine import STAGED, Limits, Timestamps
+from pyflannel_backends.wireguard.machine import HELD, STAGED, Limits, Timestamps
 from pyflannel_backends.wireguard.messages import INITIATION, RESPONSE, TRANSPORT, kind
 from pyflannel_backends.wireguard.noise import Identity
 
@@ -431,6 +431,18 @@ def test_a_peer_that_forgets_all_as_it_learns_our_new_key_misses_no_packet() -> 
     first.send(second, PACKET)
     world.pass_time(1)
     assert second.received == [PADDED] * 2
+
+
+def test_a_new_key_of_ours_leaves_room_for_what_is_on_its_way_to_those_that_we_talk_to() -> None:
+    """In all, so that many peers can't take the memory; then the oldest give way as ever."""
+    world = World()
+    first, second = established(world)
+    change_key(first, first.random.randbytes(32))
+    packets = [bytes([0x45]) + number.to_bytes(15, "big") for number in range(STAGED + HELD + 10)]
+    first.send(second, *packets)
+    second.know(first)
+    world.settle()
+    assert second.received == packets[10:]
 
 
 def test_a_peer_that_does_not_learn_our_new_key_is_sent_to_under_the_former() -> None:
