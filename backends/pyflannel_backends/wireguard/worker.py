@@ -42,6 +42,7 @@ port until it heard that we were there, and may have got the answers."""
 _KEY_CHECK: Final = 1.0
 """Seconds between looks at the key file."""
 _IN_MOVED_TO: Final = 0x80
+_IN_CREATE: Final = 0x100
 _INITIATION: Final = bytes((messages.INITIATION,))
 _KEY_GLANCE: Final = 0.01
 """The same while peers begin handshakes: one that fails for want of the new key is begun again seconds later only."""
@@ -217,7 +218,7 @@ class KeyedTunnel(Tunnel):
 
 
 class _DirectoryWatch:
-    """Calls back when a file in a directory was replaced, by way of the loop that waits for packets.
+    """Calls back when a file in a directory was made or replaced, by way of the loop that waits for packets.
 
     :raises OSError: the directory can't be watched.
     """
@@ -226,7 +227,7 @@ class _DirectoryWatch:
         self._changed = changed
         libc = ctypes.CDLL(None, use_errno=True)
         self._fd: int = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        if self._fd < 0 or libc.inotify_add_watch(self._fd, os.fsencode(directory), _IN_MOVED_TO) < 0:
+        if self._fd < 0 or libc.inotify_add_watch(self._fd, os.fsencode(directory), _IN_MOVED_TO | _IN_CREATE) < 0:
             number = ctypes.get_errno()
             self.close()
             raise OSError(number, os.strerror(number), str(directory))

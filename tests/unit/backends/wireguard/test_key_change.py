@@ -83,24 +83,32 @@ def test_at_once_while_it_waits_for_packets(tunnel: KeyedTunnel, tmp_path: Path)
         assert not selector.select(0)
 
 
+def test_also_one_that_was_made_because_there_was_none(tunnel: KeyedTunnel, tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    (watch,) = tunnel.open()
+    path.unlink()
+    public = keys.decode(keys.load_or_create(path).public_key)
+    watch.receive(memoryview(bytearray(1)))
+    assert tunnel.machine.public_key == public
+
+
 def test_who_exchanges_the_key_waits_until_it_is_taken(tunnel: KeyedTunnel, tmp_path: Path) -> None:
     path = tmp_path / "key"
     (watch,) = tunnel.open()
-    before, new, taken = keys.identity(path), keys.Identity.new(), threading.Event()
+    before, new = keys.identity(path), keys.Identity.new()
 
     def serve() -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(watch, selectors.EVENT_READ)
-            selector.select(10)
-        taken.set()
-        watch.receive(memoryview(bytearray(1)))
+            while tunnel.machine.public_key == keys.decode(before.public_key) and selector.select(10):
+                watch.receive(memoryview(bytearray(1)))
 
     worker = threading.Thread(target=serve)
     worker.start()
-    assert keys.exchange(path, new) == before
-    assert taken.is_set()
+    former = keys.exchange(path, new)
+    used = tunnel.machine.public_key
     worker.join()
-    assert tunnel.machine.public_key == keys.decode(new.public_key)
+    assert (former, used) == (before, keys.decode(new.public_key))
 
 
 def test_a_key_that_a_worker_does_not_take_is_taken_back(
