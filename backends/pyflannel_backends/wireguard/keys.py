@@ -17,12 +17,12 @@ import os
 import re
 import stat
 import tempfile
-import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic, sleep
 from typing import BinaryIO, Final
 
 from pyflannel.backend import Secret
@@ -199,15 +199,15 @@ def exchange(path: Path, new: Identity) -> Identity:
     old = load_or_create(path)
     with path.open("rb") as former:
         replace(path, new)
-        deadline = time.monotonic() + _PATIENCE
+        deadline = monotonic() + _PATIENCE
         while _is_held(former):
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 replace(path, old)
                 raise ConfigError(
                     f"WireGuard key file {path}: a worker still used the former key after {_PATIENCE:g} s, which is "
                     "back; 'pyflannel status' may say what is wrong with it"
                 )
-            time.sleep(_PAUSE)
+            sleep(_PAUSE)
     return old
 
 
