@@ -13,6 +13,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
+from pyflannel import smallfile
 from pyflannel.errors import ConfigError
 from pyflannel.lease import IPNetwork, Subnets
 from pyflannel.network import NetworkConfig
@@ -74,7 +75,7 @@ def _is_right(path: Path, text: str) -> bool:
         return (
             stat.S_ISREG(status.st_mode)
             and stat.S_IMODE(status.st_mode) == _FILE_MODE
-            and path.read_bytes() == text.encode()
+            and smallfile.read(path) == text.encode()
         )
     except FileNotFoundError:
         return False

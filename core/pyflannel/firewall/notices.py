@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from pyflannel import smallfile
 from pyflannel.digest import sha256
 from pyflannel.errors import KernelError
 from pyflannel.firewall import nfnetlink
@@ -35,7 +36,7 @@ from pyflannel.firewall.nfnetlink import (
 )
 from pyflannel.firewall.nftables import ChainId
 
-__all__ = ["HIDDEN", "Notices", "legacy_fingerprint", "legacy_is_hidden", "legacy_tables", "sees_forward_chains"]
+__all__ = ["HIDDEN", "Notices", "legacy_fingerprint", "legacy_tables", "sees_forward_chains"]
 
 _SOL_NETLINK: Final = 270
 _ADD_MEMBERSHIP: Final = 1
@@ -138,42 +139,39 @@ _VERDICT: Final = 32
 _ACCEPTS: Final = (1 << 32) - 2
 
 HIDDEN: Final = b"hidden"
-"""The fingerprint of rules that :func:`legacy_is_hidden` finds."""
+"""The fingerprint of rules that this user may not look at by name."""
 
 
 def legacy_tables(version: int) -> tuple[str, ...]:
-    """The tables of iptables-legacy that exist, as far as this user may see them; see :func:`legacy_is_hidden`."""
+    """The tables of iptables-legacy that exist, as far as this user may see them."""
+    return _table_names(version) or ()
+
+
+def _table_names(version: int) -> tuple[str, ...] | None:
+    """The same; ``None`` if this user may not see them."""
     try:
-        return tuple(sorted(_names(version).read_text(encoding="ascii").split()))
+        names = smallfile.read(f"/proc/thread-self/net/ip{_INFIX[version]}_tables_names")
+    except PermissionError:
+        return None
     except OSError:
         return ()
-
-
-def _names(version: int) -> Path:
-    return Path(f"/proc/thread-self/net/ip{_INFIX[version]}_tables_names")
+    return tuple(sorted(names.decode("ascii").split()))
 
 
 def legacy_fingerprint(version: int) -> bytes:
     """A value that changes when a rule, a chain or a policy of iptables-legacy does; empty if there are no tables."""
-    tables = legacy_tables(version)
+    tables = _table_names(version)
     if not tables:
-        return HIDDEN if legacy_is_hidden(version) else b""
+        return HIDDEN if tables is None and _drops_unseen(version) else b""
     return sha256(b"".join(table.encode() + b"\0" + _rules(version, table) for table in tables))
 
 
-def legacy_is_hidden(version: int) -> bool:
-    """Whether iptables-legacy has rules or a drop for forwarded packets that this user may not look at by name.
+def _drops_unseen(version: int) -> bool:
+    """Whether iptables-legacy has rules or a drop for forwarded packets, for a user who may not look at it by name.
 
     Only root may read which tables there are, and ``iptables-legacy`` runs for root alone. CAP_NET_ADMIN is enough to
     ask the kernel for one table; but that would make it, empty, so nobody is asked while its module is not there.
     """
-    try:
-        with _names(version).open():
-            return False
-    except PermissionError:
-        pass
-    except OSError:
-        return False
     built_in = not Path(f"/sys/module/ip{_INFIX[version]}_tables").exists()
     if not built_in and not Path(f"/sys/module/ip{_INFIX[version]}table_filter").exists():
         return False

@@ -30,6 +30,7 @@ from socket import AF_INET, AF_INET6
 from struct import Struct
 from typing import Final, TypeVar
 
+from pyflannel import smallfile
 from pyflannel.errors import KernelError
 from pyflannel.kernel import wire
 from pyflannel.kernel.links import (
@@ -786,7 +787,7 @@ def _read_sysctls(paths: Iterable[str]) -> dict[str, str]:
     found = {}
     for path in paths:
         try:
-            found[path] = " ".join(Path("/proc/sys", path).read_text(encoding="ascii", errors="replace").split())
+            found[path] = " ".join(smallfile.read(f"/proc/sys/{path}").decode("ascii", "replace").split())
         except OSError:
             continue  # not there, or not for us: absent from a dump, and refused when it is written
     return found
