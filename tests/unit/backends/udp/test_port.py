@@ -14,9 +14,9 @@ from pyflannel_backends.udp.worker import UdpConfig, UdpPort
 PEER, STRANGER = "127.0.1.2", "127.0.1.3"
 
 
-def make_port(*, any_source_port: bool = False) -> UdpPort:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
+def make_port(*, any_source_port: bool = False, address: str = "127.0.1.1") -> UdpPort:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind((address, 0))
         number = probe.getsockname()[1]
     port = UdpPort(
         UdpConfig(
@@ -24,7 +24,7 @@ def make_port(*, any_source_port: bool = False) -> UdpPort:
             mtu=1472,
             own=["10.5.1.0/24"],
             offload=True,
-            address="127.0.1.1",
+            address=address,
             port=number,
             any_source_port=any_source_port,
         )
@@ -90,3 +90,29 @@ def test_several_datagrams_of_one_size_go_in_one_call(port: UdpPort) -> None:
         assert port.send(memoryview(b"a" * 1000 + b"b" * 1000 + b"c" * 10), 1000, PEER) == 0
         assert [len(peer.recv(2000)) for _ in range(3)] == [1000, 1000, 10]
     assert port.path_mtu(PEER) > 1472
+
+
+def fast_path_of(port: UdpPort) -> object:
+    with select.epoll() as epoll:
+        return port.fast_path(epoll.fileno(), 0, bytearray(1 << 17), bytearray(1 << 17))
+
+
+def test_there_is_a_fast_path_where_it_was_compiled_and_nobody_switched_it_off(
+    port: UdpPort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extension = pytest.importorskip(
+        "pyflannel_backends.userspace._fastpath", reason="the extension was not compiled", exc_type=ImportError
+    )
+    monkeypatch.delenv("PYFLANNEL_NO_EXTENSIONS", raising=False)
+    assert type(fast_path_of(port)) is extension.FastPath
+    monkeypatch.setenv("PYFLANNEL_NO_EXTENSIONS", "1")
+    assert fast_path_of(port) is None
+
+
+def test_over_ipv6_there_is_no_fast_path() -> None:
+    try:
+        port = make_port(address="::1")
+    except OSError as error:
+        pytest.skip(f"needs IPv6 on loopback: {error}")
+    assert fast_path_of(port) is None
+    port.close()

@@ -10,11 +10,14 @@ import contextlib
 import select
 import socket
 import time
+from typing import TYPE_CHECKING
 
 from pyflannel_backends.udp.worker import UdpConfig, UdpPort
-from pyflannel_backends.userspace._fastpath import FastPath
 from pyflannel_backends.userspace.forward import Forwarder
 from pyflannel_backends.userspace.ports import TunQueue
+
+if TYPE_CHECKING:
+    from pyflannel_backends.userspace._fastpath import FastPath
 
 NODE, PEER, OTHER, STRANGER = "127.0.1.1", "127.0.1.2", "127.0.1.3", "127.0.1.4"
 _END = b"the end"

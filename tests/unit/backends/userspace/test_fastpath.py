@@ -20,6 +20,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.unit.backends.userspace import reference
+from tests.unit.backends.userspace.edges import OTHER, PEER, STRANGER, Edges
 from tests.unit.backends.userspace.memory import MemoryTun, MemoryUnderlay
 from tests.unit.backends.userspace.reference import UDP, Packet
 
@@ -32,7 +33,6 @@ from pyflannel_backends.userspace.table import Peer, PeerTable
 pytest.importorskip(
     "pyflannel_backends.userspace._fastpath", reason="the extension was not compiled", exc_type=ImportError
 )
-from tests.unit.backends.userspace.edges import OTHER, PEER, STRANGER, Edges
 
 from pyflannel_backends.userspace._fastpath import FastPath
 
@@ -258,6 +258,14 @@ def test_datagrams_that_came_as_one_are_python_s(bench: Bench, edges: Edges, cou
     assert bench.udp_buffer[: len(whole)] == whole
 
 
+def test_datagrams_that_came_as_one_are_no_packet_even_if_they_say_so(bench: Bench, edges: Edges) -> None:
+    bench.path.learn_path(PEER, THEIRS + OURS)
+    whole = arriving(payload=bytes(72))
+    edges.rest(bench.path)
+    edges.send(whole, size=50)
+    assert bench.path.poll(0.0) == [(edges.port.fileno(), (len(whole), 50, "judged"))]
+
+
 # Which slot
 
 
@@ -281,6 +289,16 @@ def test_who_shares_a_slot_loses_it_but_takes_nothing_over(bench: Bench) -> None
     assert bench.from_udp(arriving()) is None
     assert bench.from_udp(arriving(), OTHER) is None
     assert bench.from_udp(arriving(source=host), OTHER) == arriving(source=host)
+
+
+def test_what_is_in_a_slot_is_good_for_its_own_addresses_alone(bench: Bench) -> None:
+    bench.path.learn_route(THEIRS, PEER, MTU)
+    bench.path.learn_path(PEER, THEIRS + OURS)
+    for number in range(4_000):
+        host = struct.pack("!BBH", 10, 6, number)
+        assert bench.from_tun(leaving(destination=host)) is None
+        assert bench.from_udp(arriving(source=host)) is None
+        assert bench.from_udp(arriving(destination=host)) is None
 
 
 # Waiting

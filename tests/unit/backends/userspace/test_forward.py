@@ -1,15 +1,20 @@
-"""The router between two edges in memory: what goes where, what is answered, what is dropped and why."""
+"""The router between two edges in memory: what goes where, what is answered, what is dropped and why.
+
+All of it twice: alone, and behind a fast path between real descriptors that every packet comes to first.
+"""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.backends.userspace import reference
+from tests.unit.backends.userspace.edges import Edges
 from tests.unit.backends.userspace.memory import MemoryTun, MemoryUnderlay
 from tests.unit.backends.userspace.reference import ACK, PSH, UDP, Packet
 
@@ -21,7 +26,7 @@ from pyflannel_backends.userspace.table import Peer, PeerTable
 pytest.importorskip("numpy")
 from pyflannel_backends.userspace.offload import Joiner, Splitter
 
-PEER, OTHER = "peer two", "peer three"
+PEER, OTHER = "127.0.1.2", "127.0.1.3"
 OUT = {"source": bytes([10, 5, 1, 2]), "destination": bytes([10, 5, 2, 2])}
 IN = {"source": bytes([10, 5, 2, 2]), "destination": bytes([10, 5, 1, 2])}
 OUT6 = {"source": ip_address("fd00:5:1::2").packed, "destination": ip_address("fd00:5:2::2").packed}
@@ -29,7 +34,12 @@ IN6 = {"source": OUT6["destination"], "destination": OUT6["source"]}
 
 
 class Bench:
-    """A forwarder of node 10.5.1.0/24, fd00:5:1::/64 with peers 10.5.2.0/24, fd00:5:2::/64 and, on another node, .3."""
+    """A forwarder of node 10.5.1.0/24, fd00:5:1::/64 with peers 10.5.2.0/24, fd00:5:2::/64 and, on another node, .3.
+
+    Where there are ``edges``, a fast path between them gets every packet first, alone.
+    """
+
+    edges: ClassVar[Edges | None] = None
 
     def __init__(self, *, offload: bool = True, mtu: int = 1472, ipv6: bool = True) -> None:
         self.tun, self.underlay = MemoryTun(), MemoryUnderlay(mtu)
@@ -50,28 +60,59 @@ class Bench:
             Splitter() if offload else None,
             Joiner() if offload else None,
         )
+        self.fast_path = self.edges.attach(self.forwarder) if self.edges else None
 
     def from_tun(self, *packets: bytes, header: bytes = vnet.PLAIN) -> list[bytes]:
-        self.tun.incoming.extend(header + packet for packet in packets)
-        while self.tun.incoming:
+        if self.edges and self.fast_path:
+            for packet in packets:
+                self.edges.rest(self.fast_path)
+                self.edges.give(header + packet)
+                for _, length in self.fast_path.poll(0.0):
+                    self.forwarder.from_tun(length)  # type: ignore[arg-type] # of a packet from the device
+                self.underlay.outgoing += self.edges.sent()
+        else:
+            self.tun.incoming.extend(header + packet for packet in packets)
+            while self.tun.incoming:
+                self.forwarder.from_tun()
             self.forwarder.from_tun()
-        self.forwarder.from_tun()
         sent, self.underlay.outgoing = self.underlay.outgoing, []
         return [packet for packet, _ in sent]
 
     def from_underlay(
         self, data: bytes, size: int | None = None, sender: str | None = PEER
     ) -> list[tuple[bytes, bytes]]:
-        self.underlay.incoming.append((data, size or len(data), sender))
-        while self.underlay.incoming:
+        size = size or len(data)
+        if self.edges and self.fast_path and sender is not None and len(data) <= 64 * size:
+            self.edges.rest(self.fast_path)
+            self.edges.send(data, sender, size=size)
+            for _, received in self.fast_path.poll(0.0):
+                self.forwarder.from_underlay(self.underlay, received)  # type: ignore[arg-type] # of a datagram
+            self.tun.outgoing += self.edges.given()
+        else:
+            self.underlay.incoming.append((data, size, sender))
+            while self.underlay.incoming:
+                self.forwarder.from_underlay(self.underlay)
             self.forwarder.from_underlay(self.underlay)
-        self.forwarder.from_underlay(self.underlay)
         written, self.tun.outgoing = self.tun.outgoing, []
         return written
 
     @property
     def drops(self) -> dict[str, int]:
         return {name: count for name, count in self.forwarder.counters.items() if name.startswith("drop_") and count}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["python", "fast-path"], autouse=True)
+def _edges(request: pytest.FixtureRequest) -> Iterator[None]:
+    if not request.param:
+        yield
+        return
+    pytest.importorskip(
+        "pyflannel_backends.userspace._fastpath", reason="the extension was not compiled", exc_type=ImportError
+    )
+    Bench.edges = Edges()
+    yield
+    Bench.edges.close()
+    Bench.edges = None
 
 
 def super_packet(packet: Packet, size: int) -> tuple[bytes, bytes]:
@@ -227,9 +268,55 @@ def test_a_peer_that_cannot_be_reached_is_told_apart_until_it_can() -> None:
     packet = Packet(b"x", **OUT).build()  # type: ignore[arg-type]
     assert bench.from_tun(packet) == []
     assert bench.drops == {"drop_send_failed": 1}
-    assert bench.forwarder.failures == {PEER: "can't send to peer two: Network is unreachable"}
+    assert bench.forwarder.failures == {PEER: "can't send to 127.0.1.2: Network is unreachable"}
     assert len(bench.from_tun(packet)) == 1
     assert bench.forwarder.failures == {}
+
+
+@pytest.mark.parametrize("options", [b"", bytes(4)], ids=["fast", "slow"])
+@pytest.mark.parametrize("before", [1, 2])
+def test_a_peer_that_failed_once_in_a_flow_is_well_again_with_its_next_packet(before: int, options: bytes) -> None:
+    bench = Bench()
+    packet, other = Packet(b"x", **OUT), Packet(b"x", ip_options=options, **OUT)  # type: ignore[arg-type]
+    assert len(bench.from_tun(*[packet.build()] * before)) == before
+    bench.underlay.errors.append(errno.ENETUNREACH)
+    sent = bench.from_tun(other.build())
+    assert len(sent) == bench.underlay.errors.count(errno.ENETUNREACH)  # the fast path has a socket of its own
+    bench.underlay.errors.clear()
+    assert (PEER in bench.forwarder.failures) == (sent == [])
+    assert len(bench.from_tun(packet.build())) == 1
+    assert bench.forwarder.failures == {}
+    assert len(bench.from_tun(packet.build())) == 1
+
+
+def test_what_is_remembered_of_one_family_says_nothing_of_the_other() -> None:
+    """Where IPv4 has its addresses, an IPv6 packet has other bytes of its own."""
+    bench = Bench()
+    out = Packet(b"x", source=ip_address("fd00:5:1:0:a05:909::").packed, destination=OUT6["destination"])
+    come = Packet(b"x", source=ip_address("fd00:5:2:0:a05:102::").packed, destination=OUT6["source"])
+    for _ in range(3):
+        assert len(bench.from_tun(out.build())) == 1
+        assert len(bench.from_underlay(come.build())) == 1
+    assert bench.from_tun(Packet(b"x", destination=bytes([10, 5, 9, 9])).build()) == []
+    bench.tun.outgoing.clear()
+    alike = Packet(b"x", source=bytes([0, 2, 0, 0]), destination=bytes([10, 5, 1, 2]))
+    assert alike.source + alike.destination == come.build()[12:20]
+    assert bench.from_underlay(alike.build()) == []
+    assert bench.drops == {"drop_no_route": 1, "drop_spoofed_source": 1}
+
+
+def test_a_path_that_shrank_in_a_flow_is_learnt_for_all_its_packets() -> None:
+    bench = Bench()
+    packet, other = Packet(b"x" * 1400, **OUT), Packet(b"x" * 1400, ip_options=bytes(4), **OUT)  # type: ignore[arg-type]
+    assert len(bench.from_tun(packet.build(), packet.build())) == 2
+    bench.underlay.mtu = 1272
+    assert bench.from_tun(other.build(), packet.build()) == []
+    assert [answer[20:22] + answer[26:28] for _, answer in bench.tun.outgoing] == 2 * [
+        b"\3\4" + (1272).to_bytes(2, "big")
+    ]
+    bench.underlay.mtu = 1472
+    bench.forwarder.forget_path_mtus()
+    assert len(bench.from_tun(packet.build(), packet.build())) == 2
 
 
 @pytest.mark.parametrize("offload", [True, False])
