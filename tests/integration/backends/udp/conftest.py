@@ -79,17 +79,29 @@ class Node:
             run(*self.command("sysctl", "-qw", "net.ipv6.conf.all.forwarding=1"))
 
     def start_driver(self) -> None:
-        script, options = str(HERE / "driver.py"), json.dumps(self._options)
+        options = {name: value for name, value in self._options.items() if name != "extensions"}
         self.driver = self.start(
             sys.executable,
-            script,
+            str(HERE / "driver.py"),
             str(self.state_dir),
             str(self.number),
-            options,
+            json.dumps(options),
+            env=self._environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         assert self._answer() == "started"
+
+    def _environment(self) -> dict[str, str]:
+        """The worker's: with or without extensions, or as it is here."""
+        paths = [*os.environ.get("PYTHONPATH", "").split(os.pathsep), str(HERE.parents[3])]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        match self._options.get("extensions"):
+            case True:
+                environment.pop("PYFLANNEL_NO_EXTENSIONS", None)
+            case False:
+                environment["PYFLANNEL_NO_EXTENSIONS"] = "1"
+        return environment
 
     def tell(self, *words: str) -> Any:
         assert self.driver is not None
@@ -190,7 +202,10 @@ MakeOverlay = Callable[..., Overlay]
 
 @pytest.fixture
 def make_overlay(tmp_path: Path) -> Iterator[MakeOverlay]:
-    """Build an overlay; keyword arguments are options of the backend, ``underlay_mtu``, and ``dual_stack``."""
+    """Build an overlay; keyword arguments are options of the backend, or of :mod:`.driver`, or ``extensions``.
+
+    That says whether the workers have these; if it isn't given, that is as everywhere.
+    """
     if os.geteuid() != 0:
         pytest.skip("needs root, for network namespaces")
     for tool in ("ip", "ping", "sysctl"):
@@ -199,6 +214,10 @@ def make_overlay(tmp_path: Path) -> Iterator[MakeOverlay]:
     overlays: list[Overlay] = []
 
     def make(**options: Any) -> Overlay:
+        if options.get("extensions"):
+            pytest.importorskip(
+                "pyflannel_backends.userspace._fastpath", reason="the extension was not compiled", exc_type=ImportError
+            )
         directory = tmp_path / str(len(overlays))
         directory.mkdir()
         overlay = Overlay(directory, options)
@@ -216,3 +235,9 @@ def make_overlay(tmp_path: Path) -> Iterator[MakeOverlay]:
 @pytest.fixture
 def overlay(make_overlay: MakeOverlay) -> Overlay:
     return make_overlay()
+
+
+@pytest.fixture(params=[True, False], ids=["fast-path", "python"])
+def either_overlay(make_overlay: MakeOverlay, request: pytest.FixtureRequest) -> Overlay:
+    """With the fast path, and without."""
+    return make_overlay(extensions=request.param)

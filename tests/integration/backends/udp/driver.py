@@ -2,7 +2,7 @@
 
 ``driver.py STATE_DIR NUMBER OPTIONS``; answers every line with one. Killed, it leaves the worker as a daemon would.
 With the option ``dual_stack`` the worker carries IPv6 inside, too. The udp backend never asks for that, but what it
-runs on can do it.
+runs on can do it. With the option ``observed`` the worker is one that tells what Python does; see observed_worker.py.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from pyflannel_backends.userspace.dataplane import UserspaceDataPlane, WorkerKin
 def main() -> None:
     state_dir, number, options = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
     underlay_mtu, dual_stack = options.pop("underlay_mtu", 1500), options.pop("dual_stack", False)
+    observed = options.pop("observed", False)
     backend = UdpBackend(parse_options(UdpOptions, options)[0])
     underlay = Underlay("under", underlay_mtu, ip_address(f"192.0.2.{number}"))  # type: ignore[arg-type]
     network = NetworkConfig.from_json('{"Network": "10.5.0.0/16", "Backend": {"Type": "udp"}}')
     node = Node("node", network, underlay, Subnets.from_key(f"10.5.{number}.0-24"), state_dir)
-    plane = start_dual_stack(backend, node) if dual_stack else backend.start(node)
+    start = start_dual_stack if dual_stack else start_observed if observed else UdpBackend.start
+    plane = start(backend, node)
     assert isinstance(plane, UserspaceDataPlane)
     print(json.dumps("started"), flush=True)
     for line in sys.stdin:
@@ -45,6 +47,16 @@ def start_dual_stack(backend: UdpBackend, node: Node) -> UserspaceDataPlane:
     config = backend.worker_config(node)
     config = replace(config, own=both(config.own[0]))
     return UserspaceDataPlane(WorkerKind("udp", "pyflannel_backends.udp.worker", config, rows), node.state_dir, 1)
+
+
+def start_observed(backend: UdpBackend, node: Node) -> UserspaceDataPlane:
+    """As the backend does it, but with another module for the worker."""
+
+    def rows(lease: Lease) -> list[tuple[str, str]]:
+        return [(str(lease.subnets.ipv4), str(lease.attributes.public_ip))]
+
+    module = "tests.integration.backends.udp.observed_worker"
+    return UserspaceDataPlane(WorkerKind("udp", module, backend.worker_config(node), rows), node.state_dir, 1)
 
 
 def obey(plane: UserspaceDataPlane, words: list[str]) -> Any:

@@ -49,7 +49,11 @@ class Transfer:
             assert _answer(self._sink) == [self.size, digest(self.size)]
 
 
-@pytest.mark.parametrize("options", [{}, {"Offload": False}, {"Workers": 2}], ids=["offload", "plain", "two-workers"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"Offload": False}, {"Workers": 2}, {"extensions": False}, {"Offload": False, "extensions": False}],
+    ids=["offload", "plain", "two-workers", "python", "python-plain"],
+)
 def test_packets_of_every_size_get_through(make_overlay: MakeOverlay, options: dict[str, Any]) -> None:
     overlay = make_overlay(**options)
     first, second = overlay.nodes
@@ -213,8 +217,8 @@ def test_stop_leaves_the_worker_and_end_ends_it(overlay: Overlay) -> None:
     wait_until(lambda: not first.workers(), "the worker to end")
 
 
-def test_the_table_follows_what_the_core_puts_and_removes(overlay: Overlay) -> None:
-    first, _ = overlay.nodes
+def test_the_table_follows_what_the_core_puts_and_removes(either_overlay: Overlay) -> None:
+    first, _ = either_overlay.nodes
     first.tell("remove", "10.5.2.0-24")
     wait_until(lambda: not first.ping(), "no route")
     wait_until(lambda: first.counters()["drop_no_route"], "a counted drop")
@@ -223,23 +227,24 @@ def test_the_table_follows_what_the_core_puts_and_removes(overlay: Overlay) -> N
     wait_until(first.ping, "the route again")
 
 
-def test_an_unknown_destination_is_answered_with_host_unreachable(overlay: Overlay) -> None:
-    first, _ = overlay.nodes
+def test_an_unknown_destination_is_answered_with_host_unreachable(either_overlay: Overlay) -> None:
+    first, _ = either_overlay.nodes
     done = subprocess.run(
         first.command("ping", "-n", "-c", "1", "-W", "2", "10.5.200.1"), capture_output=True, text=True, check=False
     )
     assert "From 10.5.1.0 icmp_seq=1 Destination Host Unreachable" in done.stdout
 
 
-def test_a_ttl_that_runs_out_is_answered(overlay: Overlay) -> None:
-    first, _ = overlay.nodes
+def test_a_ttl_that_runs_out_is_answered(either_overlay: Overlay) -> None:
+    first, _ = either_overlay.nodes
     words = ("ping", "-n", "-c", "1", "-W", "2", "-t", "1", "10.5.2.1")
     done = subprocess.run(first.command(*words), capture_output=True, text=True, check=False)
     assert "From 10.5.1.0 icmp_seq=1 Time to live exceeded" in done.stdout
 
 
-def test_a_device_that_was_deleted_and_made_anew_is_attached_to_again(overlay: Overlay) -> None:
-    first, _ = overlay.nodes
+def test_a_device_that_was_deleted_and_made_anew_is_attached_to_again(either_overlay: Overlay) -> None:
+    first, _ = either_overlay.nodes
+    assert first.ping(count=3)
     workers = first.workers()
     first.ip("link", "del", "flannel0")
     wait_until(lambda: "10.5.2.0-24" in first.tell("check"), "check to tell that the device is gone")
@@ -256,15 +261,15 @@ def test_a_worker_without_daemon_and_device_ends(overlay: Overlay) -> None:
     wait_until(lambda: not first.workers(), "the orphan to end", deadline=30.0)
 
 
-def test_a_path_with_a_smaller_mtu_is_learnt_and_told(make_overlay: MakeOverlay) -> None:
-    overlay = make_overlay()
-    first, _ = overlay.nodes
+def test_a_path_with_a_smaller_mtu_is_learnt_and_told(either_overlay: Overlay) -> None:
+    first, _ = either_overlay.nodes
+    assert first.ping(size=1400, count=3)
     first.ip("route", "add", "192.0.2.2/32", "dev", "under", "mtu", "1300")
     assert first.ping(size=4000)
     words = ("ping", "-n", "-c", "2", "-i", "0.2", "-W", "1", "-M", "do", "-s", "1400", "10.5.2.1")
     done = subprocess.run(first.command(*words), capture_output=True, text=True, check=False)
     assert "mtu = 1272" in done.stdout or "mtu=1272" in done.stdout, done.stdout
-    Transfer(overlay, 10 * MEBIBYTE).finish()
+    Transfer(either_overlay, 10 * MEBIBYTE).finish()
 
 
 def test_memory_stays_flat_under_load(overlay: Overlay) -> None:
