@@ -12,6 +12,8 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from pyflannel_backends.udp.worker import UdpConfig, UdpPort
 from pyflannel_backends.userspace.forward import Forwarder
 from pyflannel_backends.userspace.ports import TunQueue
@@ -64,8 +66,11 @@ class Edges:
             end.close()
 
     def attach(self, forwarder: Forwarder) -> FastPath:
-        """A fast path for a forwarder, as the worker makes it."""
-        fast_path = self.port.fast_path(self.epoll.fileno(), self.tun.fileno(), forwarder.tun_buffer, forwarder.buffer)
+        """A fast path for a forwarder, as the worker makes it, even if extensions are switched off where tests run."""
+        buffers = forwarder.tun_buffer, forwarder.buffer
+        with pytest.MonkeyPatch.context() as environment:
+            environment.delenv("PYFLANNEL_NO_EXTENSIONS", raising=False)
+            fast_path = self.port.fast_path(self.epoll.fileno(), self.tun.fileno(), *buffers)
         assert fast_path is not None
         forwarder.attach(fast_path)
         return fast_path
