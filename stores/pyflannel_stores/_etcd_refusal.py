@@ -67,6 +67,8 @@ def _greet(access: Access, endpoint: Endpoint, context: ssl.SSLContext, raw: soc
         return f"its certificate is not good ({error.verify_message}); check cafile, the address and the clock"
     except ssl.SSLError as error:
         reason = error.reason or ""
+    except ConnectionError:
+        reason = ""  # a server that reads no TLS hangs up, and what it said before may be lost
     if access.cafile is None:
         return "it speaks TLS and we don't; add cafile, or tls=true" if "ALERT" in reason else None
     if "ALERT" in reason:
@@ -88,7 +90,7 @@ def _alerted(access: Access, reason: str) -> str:
 def _speaks_plain_http2(endpoint: Endpoint, timeout: float | None) -> bool:
     with socket.create_connection((endpoint.host, endpoint.port), timeout) as raw:
         raw.sendall(_HTTP2_GREETING)
-        return raw.recv(4)[3:] == bytes([4])
+        return raw.recv(4, socket.MSG_WAITALL)[3:] == bytes([4])
 
 
 def _short(error: OSError) -> str:

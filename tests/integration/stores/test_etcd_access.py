@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import struct
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -152,25 +153,53 @@ def test_tls_to_a_server_without(secure: Secure, prefix: str) -> None:
 def test_something_that_just_hangs_up_is_an_outage_and_no_refusal(secure: Secure, prefix: str, tls: bool) -> None:
     """As a load balancer does while no member is up behind it."""
     options = {name: str(path) for name, path in secure.options.items()} if tls else {}
+    with (
+        answering(lambda connection: None) as port,
+        closing(EtcdStore(StoreLocation.parse(f"etcd://127.0.0.1:{port}{prefix}", options))) as store,
+        pytest.raises(StoreUnavailableError, match="no member answered"),
+    ):
+        store.snapshot()
+
+
+def test_a_reset_from_a_server_without_tls_is_still_a_refusal(secure: Secure, prefix: str) -> None:
+    """What etcd does with a TLS greeting now and then: its answer is overtaken by the reset."""
+    options = {name: str(path) for name, path in secure.options.items()}
+    with (
+        answering(_reset_unless_http2) as port,
+        closing(EtcdStore(StoreLocation.parse(f"etcd://127.0.0.1:{port}{prefix}", options))) as store,
+        pytest.raises(StoreDeniedError, match="does not speak TLS"),
+    ):
+        store.snapshot()
+
+
+def _reset_unless_http2(connection: socket.socket) -> None:
+    if connection.recv(3) == b"PRI":
+        connection.sendall(bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+    else:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@contextmanager
+def answering(answer: Callable[[socket.socket], object]) -> Iterator[int]:
+    """A server's port, where each connection is given to ``answer`` and then closed."""
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, suppress(OSError):
+                answer(connection)
+
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=_hang_up, args=(listener,))
+        thread = threading.Thread(target=serve, daemon=True)
         thread.start()
-        url = f"etcd://127.0.0.1:{listener.getsockname()[1]}{prefix}"
-        with (
-            closing(EtcdStore(StoreLocation.parse(url, options))) as store,
-            pytest.raises(StoreUnavailableError, match="no member answered"),
-        ):
-            store.snapshot()
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
-
-
-def _hang_up(listener: socket.socket) -> None:
-    while True:
         try:
-            listener.accept()[0].close()
-        except OSError:
-            return
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(10)
 
 
 def test_name_that_is_not_in_the_certificate(secure: Secure, prefix: str) -> None:
