@@ -59,8 +59,11 @@ COUNTERS: Final = (
 )
 """Totals since the start. Packets are packets on the wire, bytes are theirs without the outer headers."""
 
-_BURST: Final = 16
-"""Receive calls on one side before the other side gets its turn."""
+_BURST: Final = 4
+"""Receive calls on one side before the other side gets its turn, where a call may bring 64 KB. What is handed over in
+one go should fit into the buffer of a receiver's socket."""
+_BURST_OF_SINGLES: Final = 16
+"""The same where each call brings one packet."""
 _BUFFER: Final = vnet.LENGTH + (1 << 16)
 _DATAGRAM_BUFFER: Final = 1 << 16
 _DATAGRAM_BUFFERS: Final = 4 * _DATAGRAM_BUFFER
@@ -151,6 +154,7 @@ class Forwarder:
         self.buffer = joiner.buffer if joiner else bytearray(_DATAGRAM_BUFFERS)
         self._datagrams = memoryview(self.buffer)[:_DATAGRAM_BUFFERS]
         self._datagram = self._datagrams[:_DATAGRAM_BUFFER]
+        self._burst = _BURST if splitter or joiner else _BURST_OF_SINGLES
         self._tun_rests = self._underlay_rests = True
         self._routes: dict[bytes, Peer | None] = {}
         self._paths: set[tuple[PeerId, bytes]] = set()
@@ -209,7 +213,7 @@ class Forwarder:
 
     def _burst_from_tun(self) -> None:
         receive, buffer = self.tun.receive, self._input
-        for _ in range(_BURST):
+        for _ in range(self._burst):
             length = receive(buffer)
             if length == 0:
                 self._tun_rests = True
@@ -456,7 +460,7 @@ class Forwarder:
         receive, buffer = inlet.receive, self._datagrams
         train: _Train | None = None
         at = 0
-        for _ in range(_BURST):
+        for _ in range(self._burst):
             received = receive(buffer[at : at + _DATAGRAM_BUFFER])
             if received is None:
                 self._underlay_rests = True
