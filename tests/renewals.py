@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from tests.storing import in_store
+
 from pyflannel.lab import Node
 from pyflannel.lab.daemon import pyflannel_command
 
@@ -41,14 +43,11 @@ class Renewals:
 
     def record(self) -> list[str]:
         """Key, version and handle of the node's lease in the store: they change if it was lost and taken again."""
-        code = (
-            "import json, sys; from pyflannel.plugins import load_store; from pyflannel.store import StoreLocation\n"
-            "where, node = StoreLocation.parse(sys.argv[1]), json.dumps(sys.argv[2])\n"
-            "with load_store(where.scheme)(where) as store:\n"
-            "    leases = [lease for lease in store.snapshot().leases if node in lease.value]\n"
-            "    print(json.dumps([(lease.key, lease.version, lease.handle) for lease in leases]))\n"
-        )
-        (found,) = json.loads(self.observer.run([pyflannel_command()[0], "-c", code, self.url, self.node.name]).stdout)
+        code = """
+            leases = [lease for lease in store.snapshot().leases if json.dumps(words[0]) in lease.value]
+            print(json.dumps([(lease.key, lease.version, lease.handle) for lease in leases]))
+        """
+        (found,) = json.loads(in_store(self.observer, self.url, code, self.node.name))
         return list(map(str, found))
 
     def go_on(self, record: list[str]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.integration.asking import until
+from tests.storing import create
 
 from pyflannel.lab import Lab, Node
 
@@ -108,12 +109,7 @@ def test_the_document_as_a_browser_reads_it(node: Node, chromium: str, tmp_path:
 
 def test_what_is_wrong_is_on_the_page(node: Node, chromium: str, tmp_path: Path) -> None:
     hostile = '{"PublicIP":"192.0.2.77","BackendType":"<script>document.title=1</script>"}'
-    put = (
-        "import sys; from pyflannel.plugins import load_store; from pyflannel.store import StoreLocation\n"
-        "store = load_store('file')(StoreLocation.parse(sys.argv[1]))\n"
-        "store.create('10.244.77.0-24', sys.argv[2], 3600.0)"
-    )
-    node.run([sys.executable, "-c", put, node.lab.file_store, hostile])
+    create(node, node.lab.file_store, "10.244.77.0-24", hostile, 3600)
     until(lambda: any(peer["state"] == "skipped" for peer in node.daemon.status()["peers"]))
     dom = browse(node, chromium, tmp_path, "--window-size=390,900", "--dump-dom")
     assert "What is wrong" in dom

@@ -13,6 +13,7 @@ import pytest
 from tests.integration.asking import PATIENCE, until
 from tests.integration.overlay import overlay
 from tests.servers import consul, etcd
+from tests.storing import delete
 
 from pyflannel.lab import Lab, Node
 from pyflannel.lab.daemon import peers_in, pyflannel_command
@@ -142,14 +143,3 @@ def test_nodes_on_both_sides_see_each_other_whatever_happens_meanwhile(lab: Lab)
     until(lambda: "one by one" in migration.log.read_text(), migration.log.read_text())
     migration.process.stop(PATIENCE)
     assert migration.end()["verified"]
-
-
-def delete(node: Node, store: str, key: str) -> None:
-    """Delete a lease behind everybody's back."""
-    code = (
-        "import sys; from pyflannel.plugins import load_store; from pyflannel.store import StoreLocation\n"
-        "where = StoreLocation.parse(sys.argv[1])\n"
-        "with load_store(where.scheme)(where) as store:\n"
-        "    store.delete(next(r for r in store.snapshot().leases if r.key == sys.argv[2]))\n"
-    )
-    node.run([pyflannel_command()[0], "-c", code, store, key])

@@ -14,14 +14,17 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from tests.renewals import OPTIONS, TTL, Renewals
+from tests.storing import create, delete
 
-from pyflannel.lab import Lab, Node
-from pyflannel.lab.daemon import peers_in, pyflannel_command
+from pyflannel.lab import Lab
+from pyflannel.lab.daemon import peers_in
 
 pytestmark = pytest.mark.root
 
 PATIENCE = 120.0
 DAY = 86400.0
+FOREIGN = '{"PublicIP": "192.0.2.2", "PublicIPv6": null, "BackendType": "host-gw"}'
+"""A lease of somebody who is never heard of again."""
 
 
 @pytest.fixture(autouse=True)
@@ -49,29 +52,6 @@ def etcd_lets_leases_live() -> bool:
     return (int(major), int(minor)) < (3, 5)
 
 
-def lease_once(observer: Node, url: str, subnet: str) -> None:
-    """A lease of somebody who is never heard of again."""
-    code = (
-        "import json, sys; from pyflannel.plugins import load_store; from pyflannel.store import StoreLocation\n"
-        "where = StoreLocation.parse(sys.argv[1])\n"
-        "value = {'PublicIP': '192.0.2.2', 'PublicIPv6': None, 'BackendType': 'host-gw'}\n"
-        "with load_store(where.scheme)(where) as store:\n"
-        "    store.create(sys.argv[2], json.dumps(value), float(sys.argv[3]))\n"
-    )
-    observer.run([pyflannel_command()[0], "-c", code, url, subnet, f"{TTL:g}"])
-
-
-def withdraw(observer: Node, url: str, subnet: str) -> None:
-    """Delete a lease from the store."""
-    code = (
-        "import sys; from pyflannel.plugins import load_store; from pyflannel.store import StoreLocation\n"
-        "where = StoreLocation.parse(sys.argv[1])\n"
-        "with load_store(where.scheme)(where) as store:\n"
-        "    store.delete(*[r for r in store.snapshot().leases if r.key == sys.argv[2]])\n"
-    )
-    observer.run([pyflannel_command()[0], "-c", code, url, subnet])
-
-
 @pytest.mark.parametrize("store", ["etcd", "consul"])
 def test_leases_outlive_it_and_end_in_their_time(store: str, set_clock: Callable[[float], None]) -> None:
     with Lab(nodes=2, containers=0) as lab:
@@ -83,11 +63,11 @@ def test_leases_outlive_it_and_end_in_their_time(store: str, set_clock: Callable
         before, snapshots = renewals.record(), renewals.calls("snapshot")
         for number, seconds in enumerate((DAY, -DAY)):
             subnet = f"10.244.{200 + number}.0-24"
-            lease_once(observer, url, subnet)
+            create(observer, url, subnet, FOREIGN, TTL)
             daemon.wait_ready(peers=1, timeout=PATIENCE)
             set_clock(seconds)
             renewals.go_on(before)
             if store == "etcd" and seconds < 0 and etcd_lets_leases_live():
-                withdraw(observer, url, subnet)
+                delete(observer, url, subnet)
             daemon.wait_status(lambda status: not peers_in(status, "ok"), "without a peer", PATIENCE)
         assert renewals.calls("snapshot") == snapshots, "no session began anew"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pyflannel.backend import Lease, LeaseAttributes, NetworkConfig, Node, Subnets, Underlay, parse_options
-from pyflannel_backends.udp import UdpBackend, UdpOptions
+from pyflannel_backends.udp import UdpBackend, UdpOptions, _rows
 from pyflannel_backends.userspace.dataplane import UserspaceDataPlane, WorkerKind
 
 
@@ -51,12 +51,8 @@ def start_dual_stack(backend: UdpBackend, node: Node) -> UserspaceDataPlane:
 
 def start_observed(backend: UdpBackend, node: Node) -> UserspaceDataPlane:
     """As the backend does it, but with another module for the worker."""
-
-    def rows(lease: Lease) -> list[tuple[str, str]]:
-        return [(str(lease.subnets.ipv4), str(lease.attributes.public_ip))]
-
     module = "tests.integration.backends.udp.observed_worker"
-    return UserspaceDataPlane(WorkerKind("udp", module, backend.worker_config(node), rows), node.state_dir, 1)
+    return UserspaceDataPlane(WorkerKind("udp", module, backend.worker_config(node), _rows), node.state_dir, 1)
 
 
 def obey(plane: UserspaceDataPlane, words: list[str]) -> Any:
