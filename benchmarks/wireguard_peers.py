@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+from pyflannel.backend import has_generic_netlink
 from pyflannel.kernel.model import Endpoint, GenericInfo, KernelObject, Link, WireguardDevice, WireguardPeer
 from pyflannel.kernel.netlink import NetlinkPort
 from pyflannel.kernel.port import Scope, Write
@@ -65,13 +66,6 @@ def namespace() -> Iterator[str]:
 
 def run(*words: str) -> None:
     subprocess.run(words, check=True)
-
-
-def has_wireguard() -> bool:
-    """Whether this kernel can make such a device."""
-    with namespace() as name:
-        words = ["ip", "-n", name, "link", "add", THEIRS, "type", "wireguard"]
-        return subprocess.run(words, check=False, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def cpu(work: Callable[[], object]) -> tuple[float, float]:
@@ -120,7 +114,7 @@ def main() -> None:
     parser.add_argument("--peers", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    if not has_wireguard():
+    if not has_generic_netlink("wireguard"):
         print("left out: this kernel has no WireGuard", file=sys.stderr)
         return
     rounds = [measure(arguments.peers) for _ in range(arguments.rounds)]
