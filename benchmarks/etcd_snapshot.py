@@ -24,7 +24,7 @@ from pathlib import Path
 
 from pyflannel.errors import StoreUnavailableError
 from pyflannel.lab.servers.etcd import EtcdCluster
-from pyflannel.lease import Lease
+from pyflannel.network.lease import Lease
 from pyflannel.store import Store, StoreLocation
 from pyflannel_stores.etcd import EtcdStore
 

@@ -27,7 +27,7 @@ from pyflannel.backend import has_generic_netlink
 from pyflannel.kernel.model import Endpoint, GenericInfo, KernelObject, Link, WireguardDevice, WireguardPeer
 from pyflannel.kernel.netlink import NetlinkPort
 from pyflannel.kernel.port import Scope, Write
-from pyflannel.secret import Secret
+from pyflannel.small.secret import Secret
 
 OURS, THEIRS = "flannel-wg", "by-wg"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pyflannel.kernel.model import Address, FdbEntry, KernelObject, Link, Neighbour, Route, VxlanInfo
-from pyflannel.lease import Lease
-from pyflannel.network import NetworkConfig
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import Lease
 
 GOLDEN = Path(__file__).parent / "golden"
 

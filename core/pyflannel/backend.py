@@ -27,7 +27,6 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
-from pyflannel.digest import sha256
 from pyflannel.errors import ConfigError, PeerRejected
 from pyflannel.kernel.model import (
     Address,
@@ -45,10 +44,11 @@ from pyflannel.kernel.model import (
     WireguardDevice,
     WireguardPeer,
 )
-from pyflannel.lease import JSON, IPAddress, IPNetwork, Lease, LeaseAttributes, Subnets
-from pyflannel.network import NetworkConfig
-from pyflannel.secret import Secret
-from pyflannel.underlay import Underlay
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import JSON, IPAddress, IPNetwork, Lease, LeaseAttributes, Subnets
+from pyflannel.network.underlay import Underlay
+from pyflannel.small.digest import sha256
+from pyflannel.small.secret import Secret
 
 __all__ = [
     "API_VERSION",

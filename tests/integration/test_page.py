@@ -143,8 +143,9 @@ def test_the_page_says_who_answers(node: Node) -> None:
 @pytest.mark.parametrize("backend", ["host-gw", "udp"])
 def test_who_answers_with_other_backends_and_without_the_right_to_ping(backend: str) -> None:
     script = (
-        "import sys; from pathlib import Path; from pyflannel.reach import ask; from pyflannel.status import query\n"
-        "from types import SimpleNamespace as N; from pyflannel.status import PeerState\n"
+        "import sys; from pathlib import Path; from pyflannel.show.reachability import ask\n"
+        "from pyflannel.show.status import query\n"
+        "from types import SimpleNamespace as N; from pyflannel.show.status import PeerState\n"
         "said = query(Path(sys.argv[1])); peers = [N(**{**peer, 'state': PeerState(peer['state'])}) "
         "for peer in said['peers']]\n"
         "print([str(answer) for answer in ask(N(peers=peers, lease=N(**said['lease']))).values()])\n"

@@ -84,10 +84,10 @@ def test_imports_point_from_plugins_to_core(package: str, path: Path) -> None:
         ("pyflannel_backends", "from pyflannel.kernel.model import Link"),
         ("pyflannel_backends", "import pyflannel.backends_private"),
         ("pyflannel_backends", "import pyflannel_stores"),
-        ("pyflannel_backends", "class A:\n    def f(self):\n        import pyflannel.lease"),
+        ("pyflannel_backends", "class A:\n    def f(self):\n        import pyflannel.network.lease"),
         ("pyflannel_stores", "from pyflannel_backends import vxlan"),
-        ("pyflannel_stores", "from pyflannel.lease import Lease"),
-        ("pyflannel_stores", "if True:\n    import pyflannel.network as n"),
+        ("pyflannel_stores", "from pyflannel.network.lease import Lease"),
+        ("pyflannel_stores", "if True:\n    import pyflannel.network.document as n"),
     ],
 )
 def test_a_wrong_import_is_found(package: str, source: str) -> None:
@@ -97,7 +97,7 @@ def test_a_wrong_import_is_found(package: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("package", "source"),
     [
-        ("pyflannel", "import os\nfrom pyflannel.lease import Lease\nfrom . import network\nimport pyroute2"),
+        ("pyflannel", "import os\nfrom pyflannel.network.lease import Lease\nfrom . import network\nimport pyroute2"),
         ("pyflannel_backends", "from pyflannel.backend import Backend\nfrom pyflannel import backend, errors"),
         ("pyflannel_backends", "from . import udp\nfrom .udp import pump\nimport numpy, pyflannel_backends.udp"),
         ("pyflannel_stores", "from pyflannel.store import Store\nimport grpc\nimport pyflannelish"),
@@ -118,9 +118,9 @@ def loaded_by(code: str) -> set[str]:
 @pytest.mark.parametrize(
     "module",
     [
-        "pyflannel.agent",
+        "pyflannel.daemon.loop",
         "pyflannel.backend",
-        "pyflannel.settings",
+        "pyflannel.settings.settings",
         "pyflannel.store",
         "pyflannel_backends.vxlan",
         "pyflannel_stores.file",

@@ -1,6 +1,6 @@
 """``pyflannel BACKEND ACTION``: what a backend lets an operator ask of a running daemon.
 
-The backend is loaded here for its list of actions only; the daemon does the work (:mod:`pyflannel.control`).
+The backend is loaded here for its list of actions only; the daemon does the work (:mod:`pyflannel.daemon.control`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import click
 
 from pyflannel.cli.flags import FlagCommand, flags, settings
 from pyflannel.cli.output import printable
-from pyflannel.control import request
+from pyflannel.daemon.control import request
 from pyflannel.plugins import BACKENDS, load_backend
 
 __all__ = ["actions"]

@@ -13,14 +13,14 @@ import click
 
 from pyflannel.cli.flags import FlagCommand, flags, settings
 from pyflannel.cli.output import printable
+from pyflannel.daemon.runlock import hold
 from pyflannel.errors import KernelError, MalformedError
 from pyflannel.kernel.model import KernelObject
 from pyflannel.kernel.port import Scope, Write
-from pyflannel.lease import Lease
-from pyflannel.nodeid import identify
+from pyflannel.membership.nodeid import identify
+from pyflannel.network.lease import Lease
 from pyflannel.plugins import load_store
-from pyflannel.runlock import hold
-from pyflannel.settings import Settings
+from pyflannel.settings.settings import Settings
 from pyflannel.store import Record, Store
 
 __all__ = ["cleanup"]

@@ -15,8 +15,8 @@ import click
 
 from pyflannel.cli.flags import FlagGroup, flags, settings
 from pyflannel.errors import ConfigError, MalformedError, PluginError, StoreError
-from pyflannel.lease import JSON, Subnets
-from pyflannel.network import NetworkConfig
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import JSON, Subnets
 from pyflannel.plugins import load_backend, load_store
 from pyflannel.store import Record, Snapshot, Store
 

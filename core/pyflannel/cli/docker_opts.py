@@ -12,8 +12,8 @@ from pathlib import Path
 
 import click
 
-from pyflannel import envfile
-from pyflannel.docker_opts import docker_options, render
+from pyflannel.daemon import subnet_env as envfile
+from pyflannel.daemon.docker_opts import docker_options, render
 from pyflannel.errors import ConfigError
 
 __all__ = ["docker_opts"]

@@ -15,9 +15,9 @@ from typing import Any, Final
 
 import click
 
-from pyflannel import log
-from pyflannel.options import OPTIONS, Option
-from pyflannel.settings import Settings, load
+from pyflannel.settings import log
+from pyflannel.settings.options import OPTIONS, Option
+from pyflannel.settings.settings import Settings, load
 
 __all__ = ["FlagCommand", "FlagGroup", "flags", "settings"]
 
@@ -108,7 +108,7 @@ class FlagGroup(FlagCommand, click.Group):
 
 
 def flags(*scopes: str) -> list[click.Parameter]:
-    """The flags of those scopes (see :class:`~pyflannel.options.Option`) and of scope ``any``."""
+    """The flags of those scopes (see :class:`~pyflannel.settings.options.Option`) and of scope ``any``."""
     return [Flag(row) for row in OPTIONS if row.scope in {"any", *scopes}]
 
 

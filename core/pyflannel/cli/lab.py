@@ -14,7 +14,7 @@ import click
 
 from pyflannel.cli.flags import FlagCommand
 from pyflannel.errors import ConfigError, ExitCode
-from pyflannel.lease import JSON
+from pyflannel.network.lease import JSON
 
 if TYPE_CHECKING:
     from rich.console import Console

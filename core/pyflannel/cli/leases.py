@@ -9,7 +9,7 @@ import click
 from pyflannel.cli.flags import FlagCommand, flags, settings
 from pyflannel.cli.output import duration, printable, show_json, show_table
 from pyflannel.errors import MalformedError
-from pyflannel.lease import JSON, Lease
+from pyflannel.network.lease import JSON, Lease
 from pyflannel.plugins import load_store
 from pyflannel.store import Record
 

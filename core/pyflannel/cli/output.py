@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import click
 
-from pyflannel.lease import JSON
+from pyflannel.network.lease import JSON
 
 __all__ = ["duration", "printable", "show_json", "show_table"]
 

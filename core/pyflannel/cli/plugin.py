@@ -16,7 +16,7 @@ import click
 
 from pyflannel.cli.flags import FlagCommand
 from pyflannel.errors import ConfigError, ExitCode, PluginError
-from pyflannel.lease import JSON
+from pyflannel.network.lease import JSON
 
 __all__ = ["plugin", "plugin_test"]
 

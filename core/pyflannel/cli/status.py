@@ -10,8 +10,8 @@ import click
 
 from pyflannel.cli.flags import FlagCommand, flags, settings
 from pyflannel.cli.output import duration, printable, show_json
-from pyflannel.lease import JSON
-from pyflannel.status import query
+from pyflannel.network.lease import JSON
+from pyflannel.show.status import query
 
 __all__ = ["status"]
 

@@ -17,8 +17,8 @@ from pyflannel.plugins import load_store
 from pyflannel.store import Store, StoreLocation
 
 if TYPE_CHECKING:
-    from pyflannel.migration import Done, Migration
-    from pyflannel.storecheck import Report
+    from pyflannel.storetools.check import Report
+    from pyflannel.storetools.migration import Done, Migration
 
 __all__ = ["store"]
 
@@ -60,7 +60,7 @@ def migrate(
         raise click.UsageError("--dry-run and --follow exclude each other", ctx)
     if until_moved and not follow:
         raise click.UsageError("--until-moved needs --follow", ctx)
-    from pyflannel.migration import Migration
+    from pyflannel.storetools.migration import Migration
 
     locations = _location(source), _location(target)
     if str(locations[0]) == str(locations[1]):
@@ -158,7 +158,7 @@ def check(ctx: click.Context, url: str | None, write: bool, as_json: bool) -> in
     then a record "pyflannel-check-..." is created, changed and deleted again. It is no lease, and lives 10 s at most.
     """
     wanted = settings(ctx)
-    from pyflannel.storecheck import check as run
+    from pyflannel.storetools.check import check as run
 
     report = run(_location(url) if url else wanted.store, write=write)
     if as_json:

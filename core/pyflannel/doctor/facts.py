@@ -19,15 +19,15 @@ from pyflannel.backend import Backend, Node, parse_options
 from pyflannel.errors import LeaseError, MalformedError, PyflannelError, StoreError
 from pyflannel.kernel.model import KernelObject, Key, Link
 from pyflannel.kernel.port import Scope
-from pyflannel.lease import JSON, Lease
-from pyflannel.network import NetworkConfig
-from pyflannel.nodeid import identify
-from pyflannel.overlay import Overlay
+from pyflannel.membership.nodeid import identify
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import JSON, Lease
+from pyflannel.network.underlay import Inventory, Selection, Underlay, choose
+from pyflannel.planning.overlay import Overlay
 from pyflannel.plugins import load_backend, load_store
-from pyflannel.settings import Settings
-from pyflannel.status import query
+from pyflannel.settings.settings import Settings
+from pyflannel.show.status import query
 from pyflannel.store import Record, Snapshot, StoreTime
-from pyflannel.underlay import Inventory, Selection, Underlay, choose
 
 __all__ = ["ClockFacts", "Facts", "StoreFacts", "gather"]
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
 
-from pyflannel import envfile
+from pyflannel.daemon import subnet_env as envfile
 from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
 from pyflannel.errors import PyflannelError
 from pyflannel.kernel.model import KernelObject, Key, Link, Sysctl, WireguardPeer
-from pyflannel.status import State
+from pyflannel.show.status import State
 from pyflannel.version import VERSION
 
 __all__ = ["bridges", "clock", "daemon", "device", "lease", "network", "objects", "store", "subnet_file"]

@@ -14,9 +14,9 @@ from typing import Final
 
 from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
-from pyflannel.echo import echo, knock_tcp, knock_udp, largest_echo
 from pyflannel.kernel.model import Address, Link
-from pyflannel.lease import IPAddress
+from pyflannel.network.lease import IPAddress
+from pyflannel.small.ping import echo, knock_tcp, knock_udp, largest_echo
 
 __all__ = ["Reach", "Target", "checksum_errors", "judge", "probe", "probe_peers", "targets"]
 

@@ -14,7 +14,7 @@ from pyflannel.firewall.chains import FORWARD_CHAIN, Chain, ChainRule, Table, fi
 from pyflannel.firewall.iptables import Tables
 from pyflannel.firewall.nftables import Ruleset, is_ours
 from pyflannel.firewall.state import Drop
-from pyflannel.lease import IPNetwork
+from pyflannel.network.lease import IPNetwork
 
 __all__ = ["find_drops"]
 

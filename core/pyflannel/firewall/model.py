@@ -11,8 +11,8 @@ from enum import Enum
 from ipaddress import ip_network
 from typing import Final
 
-from pyflannel.lease import IPNetwork, Subnets
-from pyflannel.network import NetworkConfig
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import IPNetwork, Subnets
 
 __all__ = [
     "FORWARD_COMMENT",

@@ -17,8 +17,6 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from pyflannel import smallfile
-from pyflannel.digest import sha256
 from pyflannel.errors import KernelError
 from pyflannel.firewall import nfnetlink
 from pyflannel.firewall.nfnetlink import (
@@ -35,6 +33,8 @@ from pyflannel.firewall.nfnetlink import (
     text,
 )
 from pyflannel.firewall.nftables import ChainId
+from pyflannel.small import files as smallfile
+from pyflannel.small.digest import sha256
 
 __all__ = ["HIDDEN", "Notices", "legacy_fingerprint", "legacy_tables", "sees_forward_chains"]
 

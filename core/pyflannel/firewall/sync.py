@@ -27,7 +27,7 @@ from pyflannel.firewall.nftables import ChainId, Nft, Ruleset, transaction
 from pyflannel.firewall.notices import HIDDEN, legacy_fingerprint, legacy_tables, sees_forward_chains
 from pyflannel.firewall.shells import Shells
 from pyflannel.firewall.state import Drop, FirewallState
-from pyflannel.lease import IPNetwork
+from pyflannel.network.lease import IPNetwork
 
 __all__ = ["LEGACY_DROP_IN", "Firewall", "find_tools"]
 

@@ -17,8 +17,8 @@ from pyflannel.kernel.model import OWNER, ROUTE_PROTOCOL
 from pyflannel.kernel.netns import call_in
 from pyflannel.kernel.rtnl import messages
 from pyflannel.kernel.rtsocket import RequestSocket
-from pyflannel.lease import IPAddress
-from pyflannel.underlay import Interface, InterfaceRoute, Inventory
+from pyflannel.network.lease import IPAddress
+from pyflannel.network.underlay import Interface, InterfaceRoute, Inventory
 
 __all__ = ["read_inventory"]
 

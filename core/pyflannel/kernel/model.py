@@ -16,8 +16,8 @@ from enum import IntEnum
 from ipaddress import IPv4Interface, IPv6Interface
 from typing import ClassVar, Final, NamedTuple, TypeAlias
 
-from pyflannel.lease import IPAddress, IPNetwork
-from pyflannel.secret import Secret
+from pyflannel.network.lease import IPAddress, IPNetwork
+from pyflannel.small.secret import Secret
 
 __all__ = [
     "OWNER",

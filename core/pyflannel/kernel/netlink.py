@@ -30,7 +30,6 @@ from socket import AF_INET, AF_INET6
 from struct import Struct
 from typing import Final, TypeVar
 
-from pyflannel import smallfile
 from pyflannel.errors import KernelError
 from pyflannel.kernel import wire
 from pyflannel.kernel.links import (
@@ -71,6 +70,7 @@ from pyflannel.kernel.refusal import foreign_link, foreign_route, refusal
 from pyflannel.kernel.rtsocket import NETLINK_GENERIC, Answer, NotificationSocket, Refused, RequestSocket
 from pyflannel.kernel.wire import RouteRow
 from pyflannel.kernel.wireguard import Wireguard
+from pyflannel.small import files as smallfile
 
 __all__ = ["NetlinkPort"]
 

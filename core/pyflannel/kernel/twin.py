@@ -52,7 +52,7 @@ from pyflannel.kernel.model import (
 from pyflannel.kernel.port import NOTHING, SEVERAL, KernelPort, Notice, Scope, Write
 from pyflannel.kernel.refusal import foreign_link, foreign_route, refusal
 from pyflannel.kernel.wire import is_flooded
-from pyflannel.lease import IPAddress
+from pyflannel.network.lease import IPAddress
 
 __all__ = ["FOREIGN_PROTOCOL", "TwinPort"]
 

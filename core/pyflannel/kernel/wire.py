@@ -15,7 +15,7 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from pyflannel.kernel.model import ROUTE_PROTOCOL, FdbEntry, Neighbour, Route
-from pyflannel.lease import IPAddress, IPNetwork
+from pyflannel.network.lease import IPAddress, IPNetwork
 
 __all__ = [
     "FdbRow",

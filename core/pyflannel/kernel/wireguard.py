@@ -32,8 +32,8 @@ from pyflannel.kernel.model import Endpoint, KernelObject, Key, Kind, WireguardD
 from pyflannel.kernel.port import NOTHING, Write
 from pyflannel.kernel.refusal import NO_WIREGUARD, refusal
 from pyflannel.kernel.rtsocket import Refused, RequestSocket
-from pyflannel.lease import IPNetwork
-from pyflannel.secret import Secret
+from pyflannel.network.lease import IPNetwork
+from pyflannel.small.secret import Secret
 
 __all__ = [
     "FAMILY",

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from pyflannel.errors import DaemonError
 from pyflannel.lab.topology import UPLINK, ContainerNetwork
-from pyflannel.lease import JSON
-from pyflannel.status import query
+from pyflannel.network.lease import JSON
+from pyflannel.show.status import query
 
 if TYPE_CHECKING:
     from pyflannel.lab.lab import Node
@@ -46,7 +46,7 @@ def read_container_network(text: str) -> ContainerNetwork:
 
 
 def peers_in(status: Mapping[str, JSON], *states: str) -> list[Mapping[str, JSON]]:
-    """The peers of a status document that are in one of ``states`` (see :class:`pyflannel.status.PeerState`)."""
+    """The peers of a status document that are in one of ``states`` (see :class:`pyflannel.show.status.PeerState`)."""
     return [peer for peer in status.get("peers", ()) if peer["state"] in states]
 
 

@@ -19,7 +19,7 @@ from pyflannel.lab.daemon import peers_in, pyflannel_command
 from pyflannel.lab.lab import Lab, Node
 from pyflannel.lab.measure import Matrix, Throughput
 from pyflannel.lab.serve import schemes
-from pyflannel.lease import JSON
+from pyflannel.network.lease import JSON
 
 __all__ = ["Failure", "NodeReport", "Overlay", "Report", "try_out"]
 

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 from pyflannel.backend import Backend, Node, parse_options
 from pyflannel.errors import ConfigError
-from pyflannel.lease import JSON, Lease, LeaseAttributes, Subnets
-from pyflannel.network import NetworkConfig
-from pyflannel.underlay import Underlay, UnderlayRoute
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import JSON, Lease, LeaseAttributes, Subnets
+from pyflannel.network.underlay import Underlay, UnderlayRoute
 
 __all__ = ["Scene", "accepted_type", "build", "document", "hostile", "lease_of", "make_node", "option_fields", "scenes"]
 

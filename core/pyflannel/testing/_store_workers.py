@@ -17,10 +17,10 @@ from multiprocessing.synchronize import Barrier
 from threading import BrokenBarrierError
 from typing import TypeVar
 
-from pyflannel.allocation import allocate
 from pyflannel.errors import ConflictError, StoreUnavailableError
-from pyflannel.lease import Subnets
-from pyflannel.network import NetworkConfig
+from pyflannel.membership.allocation import allocate
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import Subnets
 from pyflannel.store import Record, Store, StoreLocation
 
 __all__ = [

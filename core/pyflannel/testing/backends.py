@@ -51,8 +51,8 @@ from pyflannel.kernel.model import (
 from pyflannel.lab import Lab
 from pyflannel.lab import Node as LabNode
 from pyflannel.lab.daemon import pyflannel_command
-from pyflannel.lease import JSON
-from pyflannel.network import NetworkConfig
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import JSON
 from pyflannel.testing._purity import watched
 from pyflannel.testing._scenes import (
     Scene,

@@ -25,7 +25,7 @@ from pyflannel.backend import (
     Underlay,
     parse_options,
 )
-from pyflannel.underlay import UnderlayRoute
+from pyflannel.network.underlay import UnderlayRoute
 
 UNDERLAY = Underlay(
     "eth0",

@@ -13,8 +13,8 @@ from pyflannel.firewall import keeper as keeping
 from pyflannel.firewall.keeper import FirewallKeeper
 from pyflannel.firewall.model import Mode, plan
 from pyflannel.firewall.sync import Firewall, find_tools
-from pyflannel.lease import Subnets
-from pyflannel.network import NetworkConfig
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import Subnets
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 

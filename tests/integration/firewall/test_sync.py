@@ -18,8 +18,8 @@ from pyflannel.firewall.choose import Tools
 from pyflannel.firewall.iptables import Variant
 from pyflannel.firewall.model import NO_RULES, Mode, Rules, plan
 from pyflannel.firewall.sync import Firewall, find_tools
-from pyflannel.lease import Subnets
-from pyflannel.network import NetworkConfig
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import Subnets
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 

@@ -15,7 +15,7 @@ from tests.integration.kernel.conftest import PATIENCE, NamespaceWorld, run
 from pyflannel.kernel.model import Endpoint, GenericInfo, KernelObject, Key, Kind, Link, WireguardDevice, WireguardPeer
 from pyflannel.kernel.netlink import NetlinkPort
 from pyflannel.kernel.port import Scope, Write
-from pyflannel.secret import Secret
+from pyflannel.small.secret import Secret
 
 pytestmark = [pytest.mark.root, needs_wireguard]
 

@@ -17,8 +17,8 @@ from tests.servers.lossy import LossyProxy
 
 from pyflannel.errors import ConflictError, HistoryGoneError, StoreUnavailableError
 from pyflannel.lab.servers.etcd import EtcdCluster
-from pyflannel.lease import Lease
-from pyflannel.network import NetworkConfig
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import Lease
 from pyflannel.store import CONFIG_KEY, Change, Record, StoreLocation
 from pyflannel_stores.etcd import EtcdStore
 

@@ -4,9 +4,9 @@ from ipaddress import ip_address
 
 from tests import recordings
 
-from pyflannel import envfile
 from pyflannel.backend import DesiredState, LeaseAttributes, Node, NoOptions, Published, Underlay
-from pyflannel.overlay import Overlay
+from pyflannel.daemon import subnet_env as envfile
+from pyflannel.planning.overlay import Overlay
 from pyflannel.plugins import load_backend
 from pyflannel_backends.alloc import AllocBackend
 

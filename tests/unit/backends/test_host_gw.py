@@ -8,7 +8,7 @@ from tests import recordings
 
 from pyflannel.backend import Lease, LeaseAttributes, Node, NoOptions, PeerRejected, Published, Route, Subnets, Sysctl
 from pyflannel.kernel.model import KernelObject
-from pyflannel.underlay import Underlay, UnderlayRoute
+from pyflannel.network.underlay import Underlay, UnderlayRoute
 from pyflannel_backends.host_gw import HostGatewayBackend
 from pyflannel_backends.vxlan import VxlanBackend, VxlanOptions
 

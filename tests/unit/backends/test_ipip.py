@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests import recordings
 
-from pyflannel.agent import make_backend
 from pyflannel.backend import (
     Address,
     DesiredState,
@@ -23,15 +22,16 @@ from pyflannel.backend import (
     Subnets,
     forwarding,
 )
+from pyflannel.daemon.loop import make_backend
 from pyflannel.errors import PluginError
 from pyflannel.kernel.links import LinkTable, encode_new_link, parse_link
 from pyflannel.kernel.model import ForeignInfo, KernelObject, Kind
 from pyflannel.kernel.port import Scope
 from pyflannel.kernel.tracker import Tracker
 from pyflannel.kernel.twin import TwinPort
-from pyflannel.network import NetworkConfig
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.underlay import Underlay, UnderlayRoute
 from pyflannel.testing.backends import BackendPlanning
-from pyflannel.underlay import Underlay, UnderlayRoute
 from pyflannel_backends.host_gw import HostGatewayBackend
 from pyflannel_backends.ipip import IpipBackend, IpipOptions
 

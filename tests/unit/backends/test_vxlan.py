@@ -11,7 +11,7 @@ from tests import recordings
 from pyflannel.backend import FdbEntry, Lease, LeaseAttributes, Link, Node, PeerRejected, Route, Subnets, parse_options
 from pyflannel.errors import ConfigError
 from pyflannel.kernel.model import KernelObject
-from pyflannel.underlay import Underlay, UnderlayRoute
+from pyflannel.network.underlay import Underlay, UnderlayRoute
 from pyflannel_backends.vxlan import VxlanBackend, VxlanOptions
 
 UNDERLAY = Underlay(

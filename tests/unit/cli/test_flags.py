@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from pyflannel.cli.flags import FlagCommand, FlagGroup, flags, settings
-from pyflannel.settings import Settings
+from pyflannel.settings.settings import Settings
 
 seen: list[tuple[str, Settings]] = []
 
@@ -32,8 +32,8 @@ def leases(ctx: click.Context, words: tuple[str, ...], as_json: bool) -> None:
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     seen.clear()
-    monkeypatch.setattr("pyflannel.settings.DEFAULT_CONFIG", Path("/nonexistent"))
-    monkeypatch.setattr("pyflannel.log.configure", lambda *_: None)
+    monkeypatch.setattr("pyflannel.settings.settings.DEFAULT_CONFIG", Path("/nonexistent"))
+    monkeypatch.setattr("pyflannel.settings.log.configure", lambda *_: None)
 
 
 def run(*arguments: str) -> tuple[str, Settings]:

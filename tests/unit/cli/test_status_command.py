@@ -9,7 +9,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from pyflannel.status import (
+from pyflannel.show.status import (
     BackendStatus,
     DropStatus,
     FailureStatus,

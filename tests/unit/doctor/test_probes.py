@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel import echo
 from pyflannel.doctor.examination import spread
 from pyflannel.doctor.finding import Finding, Verdict, failed, passed, skipped, warned, worst
 from pyflannel.doctor.probes import Reach, Target, checksum_errors, judge
 from pyflannel.errors import KernelError
-from pyflannel.lease import IPAddress
+from pyflannel.network.lease import IPAddress
+from pyflannel.small import ping as echo
 
 DEVICE, GATEWAY = ip_address("10.1.2.0"), ip_address("10.1.2.1")
 TARGET = Target("10.1.2.0/24 at 192.0.2.2", ip_address("192.0.2.2"), DEVICE, GATEWAY, 1450, 1500, "flannel.1")

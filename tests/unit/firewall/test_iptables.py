@@ -7,7 +7,7 @@ import re
 import pytest
 from tests.recordings import GOLDEN, network
 
-from pyflannel.envfile import read_previous
+from pyflannel.daemon.subnet_env import read_previous
 from pyflannel.firewall.chains import first_drop
 from pyflannel.firewall.iptables import find_variants, in_use, parse, script
 from pyflannel.firewall.model import NO_RULES, FamilyRules, plan

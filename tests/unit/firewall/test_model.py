@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.firewall.model import NO_RULES, Match, Rule, Verdict, plan
-from pyflannel.lease import IPAddress, Subnets
-from pyflannel.network import NetworkConfig
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import IPAddress, Subnets
 
 DUAL = NetworkConfig.from_json('{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10::/48"}')
 ONLY4 = NetworkConfig.from_json('{"Network": "10.244.0.0/16"}')

@@ -13,8 +13,8 @@ from pyflannel.firewall.foreign import find_drops
 from pyflannel.firewall.iptables import parse as parse_iptables
 from pyflannel.firewall.model import NO_RULES, plan
 from pyflannel.firewall.nftables import parse, transaction
-from pyflannel.lease import IPNetwork, Subnets
-from pyflannel.network import NetworkConfig
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import IPNetwork, Subnets
 
 DUAL = NetworkConfig.from_json('{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10::/48"}')
 SUBNETS = Subnets(IPv4Network("10.244.3.0/24"), IPv6Network("fd00:10:0:3::/64"))

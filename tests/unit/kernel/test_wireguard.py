@@ -22,7 +22,7 @@ from pyflannel.kernel.netlink import NetlinkPort
 from pyflannel.kernel.port import Write
 from pyflannel.kernel.rtsocket import Answer, Refused
 from pyflannel.kernel.wireguard import MESSAGE_SIZE, SESSION_SECONDS, Wireguard
-from pyflannel.secret import Secret
+from pyflannel.small.secret import Secret
 
 FAMILY = 31
 INDEX = 7

@@ -27,7 +27,7 @@ from pyflannel.kernel.model import (
 from pyflannel.kernel.port import Scope
 from pyflannel.kernel.tracker import Tracker
 from pyflannel.kernel.twin import TwinPort
-from pyflannel.secret import Secret
+from pyflannel.small.secret import Secret
 
 DEVICE = "flannel-wg"
 LINK = Link(DEVICE, GenericInfo("wireguard"), 1420)

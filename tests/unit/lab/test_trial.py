@@ -12,7 +12,7 @@ from pyflannel.errors import ConfigError
 from pyflannel.lab.measure import Matrix, Pair, Throughput
 from pyflannel.lab.picture import render
 from pyflannel.lab.trial import Failure, NodeReport, Overlay, Report
-from pyflannel.network import NetworkConfig
+from pyflannel.network.document import NetworkConfig
 
 
 def node(number: int, *, up: bool = True) -> NodeReport:

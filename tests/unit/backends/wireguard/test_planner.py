@@ -29,9 +29,9 @@ from pyflannel.backend import (
     parse_options,
 )
 from pyflannel.errors import ConfigError, PeerRejected
-from pyflannel.network import NetworkConfig
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.underlay import Underlay
 from pyflannel.testing.backends import BackendPlanning
-from pyflannel.underlay import Underlay
 from pyflannel_backends import wireguard
 from pyflannel_backends.wireguard import SHUT, WireguardBackend, WireguardOptions, keys
 

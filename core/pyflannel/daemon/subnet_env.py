@@ -1,0 +1,159 @@
+"""``subnet.env``: how the rest of the node (a container runtime, a CNI plugin) learns which subnet it got.
+
+The file is flannel's, byte for byte. It is written whole and renamed into place, so that a reader never sees half of
+one, and it is our memory too: the subnet it names is the one we ask for when the store has forgotten us.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
+
+from pyflannel.errors import ConfigError
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import IPNetwork, Subnets
+from pyflannel.small import files as smallfile
+
+__all__ = ["DEFAULT_PATH", "Previous", "read_previous", "render", "write"]
+
+DEFAULT_PATH: Final = Path("/run/flannel/subnet.env")
+
+_FILE_MODE: Final = 0o644
+_DIRECTORY_MODE: Final = 0o755
+_READ_LIMIT: Final = 64 * 1024
+"""Bytes. A subnet.env has some two hundred; what is larger is something else."""
+
+N = TypeVar("N", IPv4Network, IPv6Network)
+
+
+def render(network: NetworkConfig, subnets: Subnets, mtu: int, ip_masq: bool) -> str:
+    """The file's text. ``subnets`` must fit ``network``; ``mtu`` in bytes.
+
+    ``FLANNEL_SUBNET`` is the subnet's first usable address and its length: what a bridge in it is configured with.
+    """
+    lines = []
+    if network.ipv4 is not None and subnets.ipv4 is not None:
+        lines += [f"FLANNEL_NETWORK={network.ipv4.network}", f"FLANNEL_SUBNET={_first_usable(subnets.ipv4)}"]
+    if network.ipv6 is not None and subnets.ipv6 is not None:
+        lines += [f"FLANNEL_IPV6_NETWORK={network.ipv6.network}", f"FLANNEL_IPV6_SUBNET={_first_usable(subnets.ipv6)}"]
+    lines += [f"FLANNEL_MTU={mtu}", f"FLANNEL_IPMASQ={str(ip_masq).lower()}"]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _first_usable(subnet: IPNetwork) -> str:
+    return f"{subnet.network_address + 1}/{subnet.prefixlen}"
+
+
+def write(path: Path, text: str) -> bool:
+    """Make ``path`` hold ``text``, readable by everybody whatever the umask, across a crash at any moment.
+
+    Creates missing parent directories. A file that is right already is left alone, for its watchers' sake.
+
+    :returns: whether it was written.
+    :raises ConfigError: it can't be written there.
+    """
+    try:
+        if _is_right(path, text):
+            return False
+        _make_directories(path.parent)
+        _replace(path, text)
+    except OSError as error:
+        raise ConfigError(
+            f"subnet file {path}: can't be written: {error.strerror}; name another place with --subnet-file, "
+            "or make this one writable"
+        ) from error
+    return True
+
+
+def _is_right(path: Path, text: str) -> bool:
+    try:
+        status = path.lstat()
+        return (
+            stat.S_ISREG(status.st_mode)
+            and stat.S_IMODE(status.st_mode) == _FILE_MODE
+            and smallfile.read(path) == text.encode()
+        )
+    except FileNotFoundError:
+        return False
+
+
+def _make_directories(directory: Path) -> None:
+    missing = [item for item in (directory, *directory.parents) if not item.exists()]
+    for item in reversed(missing):
+        item.mkdir(exist_ok=True)
+        item.chmod(_DIRECTORY_MODE)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a neighbour of ``path``, put it on disk, and rename it over ``path``.
+
+    The neighbour's name is fixed: what a killed daemon left of it is overwritten, not collected.
+    """
+    draft = path.with_name(f".{path.name}")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, _FILE_MODE)
+            file.write(text.encode())
+            file.flush()
+            os.fsync(descriptor)
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+class Previous(NamedTuple):
+    """The subnets a file names, or ``None`` and the reason why it names none."""
+
+    subnets: Subnets | None
+    reason: str = ""
+
+
+def read_previous(path: Path) -> Previous:
+    """The subnets that an earlier run wrote into ``path``. Never raises: a damaged file is one that says nothing."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(_READ_LIMIT).decode()
+    except OSError as error:
+        return Previous(None, f"{path}: {error.strerror}")
+    except UnicodeDecodeError:
+        return Previous(None, f"{path}: not a text file")
+    return _parse(text, str(path))
+
+
+def _parse(text: str, source: str) -> Previous:
+    values: dict[str, str] = {}
+    for line in text.splitlines():
+        key, _, value = line.partition("=")
+        values[key.strip()] = value.strip().strip("\"'")
+    try:
+        ipv4 = _subnet(IPv4Network, values, "FLANNEL_SUBNET")
+        ipv6 = _subnet(IPv6Network, values, "FLANNEL_IPV6_SUBNET")
+    except ValueError as error:
+        return Previous(None, f"{source}: {error}")
+    if ipv4 is None and ipv6 is None:
+        return Previous(None, f"{source}: names no FLANNEL_SUBNET or FLANNEL_IPV6_SUBNET")
+    return Previous(Subnets(ipv4, ipv6))
+
+
+def _subnet(kind: type[N], values: Mapping[str, str], key: str) -> N | None:
+    text = values.get(key)
+    if text is None:
+        return None
+    try:
+        if "/" not in text or "%" in text:
+            raise ValueError
+        return kind(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{key} is {text!r}, which is no {kind.__name__}") from None

@@ -1,0 +1,1 @@
+"""Membership: who this node is, which subnets it gets, and keeping the lease on them."""

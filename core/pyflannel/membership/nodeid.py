@@ -1,0 +1,65 @@
+"""Which node this is: an identity that survives reboots, new addresses and a reinstallation of pyflannel.
+
+It is derived from the machine id, hashed so that a lease in a shared store does not give the machine id away
+(``machine-id(5)`` calls it confidential), in the way of systemd's ``sd_id128_get_machine_app_specific(3)``: HMAC-SHA256
+with the machine id as key and an id of our own as message, cut to 128 bits and marked as a version 4 UUID.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from pathlib import Path
+from typing import Final
+
+from pyflannel.errors import ConfigError
+from pyflannel.small.digest import hmac_sha256
+
+__all__ = ["APPLICATION_ID", "identify", "machine_specific"]
+
+APPLICATION_ID: Final = uuid.UUID("8d1d7f0c-3c5e-4f5e-9a57-5a7b4d1c2e90")
+"""What makes our hash of the machine id differ from every other program's."""
+
+
+def identify(state_dir: Path, given: str | None = None, machine_id: Path = Path("/etc/machine-id")) -> str:
+    """This node's id: ``given``, else derived from the machine id, else random and kept in ``state_dir/node-id``.
+
+    :raises ConfigError: there is no machine id, and ``state_dir`` can't keep a random one.
+    """
+    if given is not None:
+        return given
+    try:
+        text = machine_id.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:  # containers and images often have none
+        text = ""
+    if re.fullmatch("[0-9a-f]{32}", text):
+        return str(machine_specific(uuid.UUID(text)))
+    return _kept(state_dir / "node-id", machine_id)
+
+
+def machine_specific(machine: uuid.UUID, application: uuid.UUID = APPLICATION_ID) -> uuid.UUID:
+    """``sd_id128_get_machine_app_specific(3)``."""
+    return uuid.UUID(bytes=hmac_sha256(machine.bytes, application.bytes)[:16], version=4)
+
+
+def _kept(path: Path, machine_id: Path) -> str:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = path.with_name(f"{path.name}.{os.getpid()}")
+        fresh.write_text(f"{uuid.uuid4()}\n", encoding="ascii")
+        try:
+            os.link(fresh, path)  # the first one wins, whole
+        except FileExistsError:
+            pass
+        finally:
+            fresh.unlink()
+        text = path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError as error:
+        raise ConfigError(
+            f"{machine_id} holds no machine id, and {path} can't keep a random one ({error.strerror}); "
+            "use --node-id or --state-dir"
+        ) from None
+    if not text:
+        raise ConfigError(f"{path} is empty; delete it, or use --node-id")
+    return text

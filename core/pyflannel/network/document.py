@@ -1,0 +1,293 @@
+"""The network document: what the whole overlay looks like, as every node reads it from the store.
+
+``NetworkConfig.from_json`` is the one gate. Behind it every value is typed, every default filled in and every rule of
+flannel's checked, so nothing else validates. Keys match without regard to case, as Go's decoder reads them, and keys
+we don't know are kept aside and reported, not refused, because a newer flannel may share the document with us.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Generic, NamedTuple, TypeVar
+
+from pyflannel.errors import ConfigError
+from pyflannel.network.lease import JSON, IPAddress, IPNetwork, Subnets
+
+__all__ = ["KEYS", "FamilyConfig", "NetworkConfig"]
+
+DEFAULT_BACKEND = "vxlan"
+
+N = TypeVar("N", IPv4Network, IPv6Network)
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyConfig(Generic[N]):
+    """One address family's half of the document: a network cut into subnets of one length.
+
+    ``subnet_min`` and ``subnet_max`` are the first and the last subnet that may be leased, both inclusive.
+    """
+
+    network: N
+    subnet_len: int
+    subnet_min: N
+    subnet_max: N
+
+    @property
+    def step(self) -> int:
+        """Addresses per subnet."""
+        return 1 << (self.network.max_prefixlen - self.subnet_len)
+
+    @property
+    def size(self) -> int:
+        """How many subnets may be leased."""
+        return (int(self.subnet_max.network_address) - int(self.subnet_min.network_address)) // self.step + 1
+
+    def subnet(self, index: int) -> N:
+        """The leasable subnet number ``index``, 0 being ``subnet_min``."""
+        if not 0 <= index < self.size:
+            raise IndexError(index)
+        base = int(self.subnet_min.network_address) + index * self.step
+        return type(self.network)((base, self.subnet_len))
+
+    def index_range(self, subnet: IPNetwork) -> range:
+        """The numbers of the leasable subnets that ``subnet`` (of any length) overlaps; empty if none."""
+        low = int(subnet.network_address) - int(self.subnet_min.network_address)
+        high = low + (1 << (subnet.max_prefixlen - subnet.prefixlen)) - 1
+        return range(max(0, low // self.step), min(self.size, high // self.step + 1))
+
+    def fits(self, subnet: IPNetwork | None) -> bool:
+        """Whether ``subnet`` is one of those that may be leased."""
+        return (
+            subnet is not None
+            and subnet.version == self.network.version
+            and subnet.prefixlen == self.subnet_len
+            and int(self.subnet_min.network_address)
+            <= int(subnet.network_address)
+            <= int(self.subnet_max.network_address)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """The validated network document. A family that is switched off is ``None``."""
+
+    ipv4: FamilyConfig[IPv4Network] | None
+    ipv6: FamilyConfig[IPv6Network] | None
+    backend_type: str
+    backend_options: Mapping[str, JSON] = field(repr=False)  # there may be a shared key among them
+    enable_nftables: bool = False
+    unknown_keys: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def families(self) -> tuple[FamilyConfig[IPv4Network] | FamilyConfig[IPv6Network], ...]:
+        """The families in use, IPv4 first."""
+        return tuple(family for family in (self.ipv4, self.ipv6) if family is not None)
+
+    def family(self, version: int) -> FamilyConfig[IPv4Network] | FamilyConfig[IPv6Network] | None:
+        """The half for IP version 4 or 6; ``None`` if it is switched off."""
+        return self.ipv4 if version == 4 else self.ipv6
+
+    @property
+    def versions(self) -> tuple[int, ...]:
+        """The IP versions in use, 4 first."""
+        return tuple(version for version in (4, 6) if self.family(version) is not None)
+
+    def contains(self, subnets: Subnets) -> bool:
+        """Whether ``subnets`` lie inside this network, in just the families it uses."""
+        return _inside(self.ipv4, subnets.ipv4) and _inside(self.ipv6, subnets.ipv6)
+
+    def fits(self, subnets: Subnets) -> bool:
+        """Whether a node of this network could hold ``subnets``: the right families, lengths and bounds."""
+        return (
+            (self.ipv4 is None) == (subnets.ipv4 is None)
+            and (self.ipv6 is None) == (subnets.ipv6 is None)
+            and all(
+                family.fits(subnet)
+                for family, subnet in ((self.ipv4, subnets.ipv4), (self.ipv6, subnets.ipv6))
+                if family is not None
+            )
+        )
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "network config") -> NetworkConfig:
+        """Parse and validate the document.
+
+        :param source: what the text was read from; every error begins with it.
+        :raises ConfigError: naming the key, the value and the rule that is broken.
+        """
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{source}: not valid JSON: {error}") from None
+        if not isinstance(document, dict):
+            raise ConfigError(f"{source}: expected a JSON object, found {type(document).__name__}")
+        return cls._from_document(_Document(source, document))
+
+    @classmethod
+    def _from_document(cls, document: _Document) -> NetworkConfig:
+        enable_ipv4 = document.boolean("EnableIPv4", True)
+        enable_ipv6 = document.boolean("EnableIPv6", False)
+        if not (enable_ipv4 or enable_ipv6):
+            raise document.error("EnableIPv4", False, "at least one of EnableIPv4 and EnableIPv6 must be true")
+        ipv4 = _family(document, "", IPv4Network, _IPV4) if enable_ipv4 else None
+        ipv6 = _family(document, "IPv6", IPv6Network, _IPV6) if enable_ipv6 else None
+        backend = document.get("Backend")
+        if backend is None:
+            backend = {}
+        if not isinstance(backend, dict):
+            raise document.error("Backend", backend, 'must be an object such as {"Type": "vxlan"}')
+        types = [value for name, value in backend.items() if name.lower() == "type"]
+        backend_type = types[-1] if types else DEFAULT_BACKEND
+        if not isinstance(backend_type, str) or not backend_type:
+            raise document.error("Backend.Type", backend_type, "must be the name of a backend")
+        return cls(
+            ipv4=ipv4,
+            ipv6=ipv6,
+            backend_type=backend_type,
+            backend_options={name: value for name, value in backend.items() if name.lower() != "type"},
+            enable_nftables=document.boolean("EnableNFTables", False),
+            unknown_keys=document.unknown,
+        )
+
+
+KEYS = (
+    "Network",
+    "SubnetLen",
+    "SubnetMin",
+    "SubnetMax",
+    "EnableIPv4",
+    "EnableIPv6",
+    "EnableNFTables",
+    "IPv6Network",
+    "IPv6SubnetLen",
+    "IPv6SubnetMin",
+    "IPv6SubnetMax",
+    "Backend",
+)
+"""The document's keys, as flannel writes them."""
+
+
+class _Document:
+    """The JSON object with Go's key matching and errors that name key, value and rule."""
+
+    def __init__(self, source: str, document: Mapping[str, JSON]) -> None:
+        self.source = source
+        names = {name.lower(): name for name in KEYS}
+        self._values = {names[name.lower()]: value for name, value in document.items() if name.lower() in names}
+        self.unknown = tuple(name for name in document if name.lower() not in names)
+
+    def get(self, key: str) -> JSON:
+        return self._values.get(key)
+
+    def error(self, key: str, value: JSON, rule: str) -> ConfigError:
+        return ConfigError(f"{self.source}: {key} is {json.dumps(value)}: {rule}")
+
+    def missing(self, key: str, rule: str) -> ConfigError:
+        near = difflib.get_close_matches(key, self.unknown, 1)
+        return ConfigError(f"{self.source}: {key} is missing: {rule}" + (f" (is {near[0]!r} a typo?)" if near else ""))
+
+    def boolean(self, key: str, default: bool) -> bool:
+        value = self.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.error(key, value, "must be true or false")
+        return value
+
+    def integer(self, key: str) -> int | None:
+        value = self.get(key)
+        if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+            return value
+        raise self.error(key, value, "must be a whole number")
+
+    def address(self, key: str, version: int) -> IPAddress | None:
+        value = self.get(key)
+        if value is None:
+            return None
+        try:
+            address = ip_address(value) if isinstance(value, str) and "%" not in value else None
+        except ValueError:
+            address = None
+        if address is None or address.version != version:
+            raise self.error(key, value, f"must be an IPv{version} address")
+        return address
+
+
+_CIDR = re.compile(r"[0-9A-Fa-f.:]+/[0-9]+")
+"""What Go reads as a network; :mod:`ipaddress` would take netmasks and scopes too, and flanneld would not start."""
+
+
+class _Rules(NamedTuple):
+    """What differs between the families: the smallest network, the usual subnet length, an example."""
+
+    version: int
+    bits: int
+    longest: int
+    subnet_len: int
+    example: str
+
+
+_IPV4 = _Rules(4, 32, 28, 24, "10.244.0.0/16")
+_IPV6 = _Rules(6, 128, 124, 64, "fd00:10::/48")
+
+
+def _family(document: _Document, prefix: str, kind: type[N], rules: _Rules) -> FamilyConfig[N]:
+    network_key, len_key = f"{prefix}Network", f"{prefix}SubnetLen"
+    network = _network(document, network_key, kind, rules)
+    length = document.integer(len_key)
+    if not length:  # 0 is Go's way of saying absent
+        length = max(rules.subnet_len, network.prefixlen + 2)
+    elif not network.prefixlen + 2 <= length <= rules.bits - 2:
+        raise document.error(
+            len_key,
+            length,
+            f"must be between {network.prefixlen + 2} ({network_key}'s length + 2) and {rules.bits - 2}",
+        )
+    step = 1 << (rules.bits - length)
+    last = int(network.broadcast_address) + 1 - step
+    min_key, max_key = f"{prefix}SubnetMin", f"{prefix}SubnetMax"
+    subnet_min = _bound(document, min_key, network, length, int(network.network_address) + step)
+    subnet_max = _bound(document, max_key, network, length, last)
+    if int(subnet_min.network_address) > int(subnet_max.network_address):
+        raise document.error(
+            min_key, str(subnet_min.network_address), f"lies behind {max_key} ({subnet_max.network_address})"
+        )
+    return FamilyConfig(network, length, subnet_min, subnet_max)
+
+
+def _network(document: _Document, key: str, kind: type[N], rules: _Rules) -> N:
+    text = document.get(key)
+    if text is None:
+        raise document.missing(key, f"EnableIPv{rules.version} needs the overlay's network, such as {rules.example}")
+    try:
+        network = ip_network(text, strict=False) if isinstance(text, str) and _CIDR.fullmatch(text) else None
+    except ValueError:
+        network = None
+    if not isinstance(network, kind):
+        raise document.error(key, text, f"must be an IPv{rules.version} network in CIDR form, such as {rules.example}")
+    if network.prefixlen > rules.longest:
+        raise document.error(key, text, f"too small: must be a /{rules.longest} or larger")
+    return network
+
+
+def _bound(document: _Document, key: str, network: N, length: int, default: int) -> N:
+    kind = type(network)
+    given = document.address(key, network.version)
+    if given is None:
+        return kind((default, length))
+    if given not in network:
+        raise document.error(key, str(given), f"lies outside the network {network}")
+    if int(given) % (1 << (network.max_prefixlen - length)):
+        raise document.error(key, str(given), f"is not the first address of a /{length}")
+    return kind((int(given), length))
+
+
+def _inside(family: FamilyConfig[N] | None, subnet: N | None) -> bool:
+    if family is None or subnet is None:
+        return family is None and subnet is None
+    return subnet.subnet_of(family.network)

@@ -1,0 +1,1 @@
+"""What the operator wants of this node: the table of settings, reading them, and logging as they say."""

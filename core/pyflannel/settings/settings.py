@@ -1,0 +1,511 @@
+"""Settings: what the operator wants of this node, from flags, environment and config file.
+
+Each source is first read into :class:`Given` values that know where they came from; then, setting by setting, the
+highest source wins: flags over environment (``PYFLANNEL_X`` over ``FLANNELD_X``) over the file over the default. The
+outcome is one frozen :class:`Settings`. All but :func:`load` and :meth:`Settings.read_seed` is free of I/O.
+
+Three settings are made of several: the store (``--store`` or flannel's ``--etcd-*``), the network document that seeds
+an empty store (``--network`` and its family, or the file's ``[network]`` table), and the log level (``--log-level`` or
+``-v``). There, too, the higher source wins, and two that contradict each other within one source are an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import re
+import stat
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from pyflannel.errors import ConfigError
+from pyflannel.firewall.model import Mode
+from pyflannel.membership.allocation import ConflictPolicy
+from pyflannel.network.document import KEYS as NETWORK_KEYS
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import JSON, IPAddress
+from pyflannel.settings.options import BY_NAME, OPTIONS, Option
+from pyflannel.store import StoreLocation
+
+__all__ = [
+    "DEFAULT_CONFIG",
+    "ConflictPolicy",
+    "Loaded",
+    "NetworkSeed",
+    "Settings",
+    "load",
+    "resolve",
+]
+
+DEFAULT_CONFIG: Final = Path("/etc/pyflannel/pyflannel.toml")
+
+Flags: TypeAlias = Mapping[str, "str | Sequence[str]"]
+"""Option name to text as given on the command line; a sequence for a repeatable one."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSeed:
+    """The network document to create if the store has none.
+
+    :param document: its JSON text, validated.
+    :param source: where it came from, for messages.
+    :param binding: a stored document that means something else is a reason not to run (``--net-config-path``).
+    """
+
+    document: str
+    source: str
+    binding: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the operator wants. Durations are in seconds; ``resolve({}, {})`` gives the defaults.
+
+    ``node_id`` is ``None`` unless it was given: :func:`pyflannel.membership.nodeid.identify` derives it.
+    ``network_document`` is the JSON text that the network flags and the ``[network]`` table make up.
+    """
+
+    store: StoreLocation
+    backend: str | None
+    network_document: str | None
+    network_source: str
+    net_config_path: Path | None
+    iface: tuple[str, ...]
+    iface_regex: tuple[re.Pattern[str], ...]
+    iface_can_reach: IPAddress | None
+    public_ip: IPv4Address | None
+    public_ipv6: IPv6Address | None
+    subnet_file: Path
+    lease_ttl: float
+    renew_margin: float
+    conflict_policy: ConflictPolicy
+    ip_masq: bool
+    ip_masq_fully_random: bool
+    iptables_resync: float
+    firewall: Mode
+    forward_rules: bool
+    blackhole_route: bool
+    resync_interval: float
+    run_dir: Path
+    state_dir: Path
+    node_id: str | None
+    healthz_ip: IPAddress
+    healthz_port: int
+    log_format: str
+    log_level: str
+
+    def read_seed(self) -> NetworkSeed | None:
+        """The network document to create in an empty store, or ``None`` if the settings name none.
+
+        :raises ConfigError: it can't be read, is invalid, or is of another backend than ``--backend``.
+        """
+        if self.net_config_path is not None:
+            source = str(self.net_config_path)
+            try:
+                text = self.net_config_path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"{BY_NAME['net-config-path'].flag} {source}: {_reason(error)}") from None
+            seed = NetworkSeed(text, source, True)
+        elif self.network_document is not None:
+            seed = NetworkSeed(self.network_document, self.network_source, False)
+        else:
+            return None
+        network = NetworkConfig.from_json(seed.document, seed.source)
+        if self.backend is not None and network.backend_type != self.backend:
+            raise ConfigError(
+                f"{seed.source}: Backend.Type is {network.backend_type!r}, but --backend is {self.backend!r}; "
+                "they must agree"
+            )
+        return seed
+
+
+class Loaded(NamedTuple):
+    """Settings, and what the operator should hear about them."""
+
+    settings: Settings
+    warnings: tuple[str, ...]
+
+
+class Level(IntEnum):
+    """The sources, weakest first."""
+
+    FILE = 1
+    ENVIRONMENT = 2
+    FLAG = 3
+
+
+class Given(NamedTuple):
+    """A value and where it came from: ``origin`` begins every message about it."""
+
+    value: Any
+    level: Level
+    origin: str
+
+
+GivenValues: TypeAlias = Mapping[str, Given]
+
+
+def load(flags: Flags, environ: Mapping[str, str], *, daemon: bool = False) -> Loaded:
+    """Read the config file and put all sources together.
+
+    :param daemon: the caller will run as the daemon: refuse what this version can't do, and log state changes.
+    :raises ConfigError: a value, a key or a combination is wrong; the message names its source.
+    """
+    config = _from_flags_or_environment(BY_NAME["config"], flags, environ)
+    path = config.value if config is not None else DEFAULT_CONFIG
+    try:
+        text = path.read_text(encoding="utf-8")
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        if config is not None:
+            raise ConfigError(f"{config.origin}: {path} does not exist") from None
+        return resolve(flags, environ, daemon=daemon)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path}: {_reason(error)}") from None
+    document = _parse_toml(text, path)
+    loaded = resolve(flags, environ, document, path, daemon=daemon)
+    if mode & (stat.S_IRGRP | stat.S_IROTH) and any(option.secret and option.name in document for option in OPTIONS):
+        warning = f"config file {path} holds a password and others can read it: chmod 600 {path}"
+        return Loaded(loaded.settings, (*loaded.warnings, warning))
+    return loaded
+
+
+def resolve(
+    flags: Flags,
+    environ: Mapping[str, str],
+    document: Mapping[str, Any] | None = None,
+    path: Path = DEFAULT_CONFIG,
+    *,
+    daemon: bool = False,
+) -> Loaded:
+    """The settings that three sources make together; ``document`` is the parsed config file, ``path`` its name.
+
+    :raises ConfigError: see :func:`load`.
+    """
+    given: dict[str, Given] = _from_document(document or {}, path)
+    for option in OPTIONS:
+        stronger = _from_flags_or_environment(option, flags, environ)
+        if stronger is None:
+            continue
+        if option.table and option.name in given and isinstance(given[option.name].value, dict):
+            given[f"[{option.name}]"] = given[option.name]
+        given[option.name] = stronger
+    for option in OPTIONS:
+        if option.unsupported and option.name in given and given[option.name].value is not False:
+            raise ConfigError(f"{given[option.name].origin}: not supported: {option.unsupported}")
+    return Loaded(_settings(given, daemon), tuple(_warnings(given, environ)))
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return str(error.strerror) if isinstance(error, OSError) else "is not UTF-8 text"
+
+
+# Reading the sources -------------------------------------------------------------------------------------------------
+
+
+def _parse_toml(text: str, path: Path) -> dict[str, Any]:
+    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    try:
+        document: dict[str, Any] = toml.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"config file {path}: not valid TOML: {error}") from None
+    return document
+
+
+def _from_flags_or_environment(option: Option, flags: Flags, environ: Mapping[str, str]) -> Given | None:
+    text = flags.get(option.name)
+    if text is not None and text != ():
+        texts = (text,) if isinstance(text, str) else tuple(text)
+        return _read(option, texts, Level.FLAG, f"flag {option.flag}")
+    for name in option.variables:
+        if environ.get(name):
+            texts = tuple(environ[name].splitlines()) if option.repeatable else (environ[name],)
+            return _read(option, texts, Level.ENVIRONMENT, f"environment variable {name}")
+    return None
+
+
+def _read(option: Option, texts: Sequence[str], level: Level, origin: str) -> Given:
+    values = []
+    for text in texts:
+        try:
+            values.append(option.kind.parse(text))
+        except ValueError as rule:
+            shown = "its value" if option.secret else repr(text)
+            raise ConfigError(f"{origin}: {shown} {rule}") from None
+    return Given(tuple(values) if option.repeatable else values[-1], level, origin)
+
+
+def _from_document(document: Mapping[str, Any], path: Path) -> dict[str, Given]:
+    known = {option.name: option for option in OPTIONS if option.in_file}
+    given = {}
+    for key, value in document.items():
+        origin = f"config file {path}: key {key!r}"
+        option = known.get(key)
+        if option is None:
+            raise ConfigError(f"config file {path}: unknown key {key!r}{_nearest(key, known)}")
+        if option.table and isinstance(value, dict):
+            given[key] = Given(value, Level.FILE, f"config file {path}: table [{key}]")
+        elif option.repeatable and isinstance(value, list):
+            given[key] = _read(option, [_toml_text(option, item, origin) for item in value], Level.FILE, origin)
+        else:
+            given[key] = _read(option, [_toml_text(option, value, origin)], Level.FILE, origin)
+    return given
+
+
+def _toml_text(option: Option, value: Any, origin: str) -> str:
+    if type(value) not in option.kind.toml:
+        expected = option.kind.toml_names
+        if option.repeatable:
+            expected += ", or a list of such"
+        if option.table:
+            expected += ", or a table"
+        shown = "its value" if option.secret else json.dumps(value, default=str)
+        raise ConfigError(f"{origin}: {shown} must be {expected}")
+    return json.dumps(value) if isinstance(value, bool) else str(value)
+
+
+def _nearest(key: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    folded = {name.lower().replace("_", "-"): name for name in known}
+    near = difflib.get_close_matches(key.lower().replace("_", "-"), folded, 1)
+    return f"; did you mean {folded[near[0]]!r}?" if near else f"; known are: {', '.join(sorted(known))}"
+
+
+# Putting them together -----------------------------------------------------------------------------------------------
+
+
+def _warnings(given: GivenValues, environ: Mapping[str, str]) -> list[str]:
+    warnings = []
+    password = given.get("etcd-password")
+    if password is not None and password.level is Level.FLAG:
+        warnings.append(
+            "flag --etcd-password: process lists show it; use --etcd-password-file or the environment variable "
+            f"{BY_NAME['etcd-password'].variables[0]}"
+        )
+    known = [name for option in OPTIONS for name in option.variables]
+    for name in sorted(environ):
+        # Only what looks like a slip: Kubernetes makes up variables such as PYFLANNEL_PORT for a service of our name.
+        if name.startswith(("PYFLANNEL_", "FLANNELD_")) and name not in known:
+            near = difflib.get_close_matches(name, known, 1, 0.9)
+            if near:
+                warnings.append(f"environment variable {name} is not known and ignored; did you mean {near[0]}?")
+    return warnings
+
+
+def _settings(given: GivenValues, daemon: bool) -> Settings:
+    def value(name: str) -> Any:
+        if name in given:
+            return given[name].value
+        return BY_NAME[name].default
+
+    document, source = _network_document(given)
+    return Settings(
+        store=_store(given),
+        backend=value("backend"),
+        network_document=document,
+        network_source=source,
+        net_config_path=value("net-config-path"),
+        iface=value("iface"),
+        iface_regex=value("iface-regex"),
+        iface_can_reach=value("iface-can-reach"),
+        public_ip=value("public-ip"),
+        public_ipv6=value("public-ipv6"),
+        subnet_file=value("subnet-file"),
+        lease_ttl=value("lease-ttl"),
+        renew_margin=_renew_margin(given, value("lease-ttl")),
+        conflict_policy=ConflictPolicy(value("conflict-policy")),
+        ip_masq=value("ip-masq"),
+        ip_masq_fully_random=not value("ip-masq-fully-random-disable"),
+        iptables_resync=value("iptables-resync"),
+        firewall=Mode(value("firewall")),
+        forward_rules=value("iptables-forward-rules"),
+        blackhole_route=value("ip-blackhole-route"),
+        resync_interval=value("resync-interval"),
+        run_dir=value("run-dir"),
+        state_dir=value("state-dir"),
+        node_id=value("node-id"),
+        healthz_ip=value("healthz-ip"),
+        healthz_port=value("healthz-port"),
+        log_format=value("log-format"),
+        log_level=_log_level(given, daemon),
+    )
+
+
+def _renew_margin(given: GivenValues, ttl: float) -> float:
+    margin = given.get("subnet-lease-renew-margin")
+    if margin is None:
+        return min(3600.0, ttl / 3)
+    seconds: float = margin.value * 60.0
+    if seconds >= ttl:
+        raise ConfigError(
+            f"{margin.origin}: {margin.value} minutes ({seconds:g} s) must be shorter than --lease-ttl ({ttl:g} s)"
+        )
+    return seconds
+
+
+def _log_level(given: GivenValues, daemon: bool) -> str:
+    level, verbosity = given.get("log-level"), given.get("v")
+    if verbosity is not None and verbosity.value > 0 and (level is None or verbosity.level > level.level):
+        return "debug"
+    if level is not None:
+        return str(level.value)
+    return "info" if daemon else "warning"
+
+
+# The network document ------------------------------------------------------------------------------------------------
+
+
+def _network_document(given: GivenValues) -> tuple[str | None, str]:
+    """The document that the network flags and the [network] table make up, and where it came from."""
+    parts = [given[name] for name in ("[network]", "network", "ipv6-network", "backend-option") if name in given]
+    if not parts:
+        return None, ""
+    path = given.get("net-config-path")
+    if path is not None:
+        raise ConfigError(f"{path.origin} and {parts[0].origin} both give the network config; keep one of them")
+    table = next((part for part in parts if isinstance(part.value, dict)), None)
+    document: dict[str, JSON] = _network_table(table) if table is not None else {}
+    if "network" in given and given["network"] is not table:
+        document["Network"] = str(given["network"].value)
+    if "ipv6-network" in given:
+        document |= {"IPv6Network": str(given["ipv6-network"].value), "EnableIPv6": True}
+        if "Network" not in document:
+            document["EnableIPv4"] = False
+    if "backend" in given:
+        _set_backend_key(document, "Type", given["backend"].value)
+        parts.append(given["backend"])
+    for key, value in given["backend-option"].value if "backend-option" in given else ():
+        _set_backend_key(document, key, value)
+    return json.dumps(document), "network config from " + " and ".join(dict.fromkeys(part.origin for part in parts))
+
+
+def _network_table(table: Given) -> dict[str, JSON]:
+    """The [network] table with its keys in flannel's spelling."""
+    names = {name.lower(): name for name in NETWORK_KEYS}
+    document = {}
+    for key, value in table.value.items():
+        if key.lower() not in names:
+            raise ConfigError(f"{table.origin}: unknown key {key!r}{_nearest(key, NETWORK_KEYS)}")
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise ConfigError(f"{table.origin}: {key}: a date or time has no meaning here") from None
+        document[names[key.lower()]] = value
+    return document
+
+
+def _set_backend_key(document: dict[str, JSON], key: str, value: JSON) -> None:
+    backend = document.get("Backend", {})
+    if isinstance(backend, dict):  # else the document's validation names the fault
+        document["Backend"] = {name: old for name, old in backend.items() if name.lower() != key.lower()} | {key: value}
+
+
+# The store -----------------------------------------------------------------------------------------------------------
+
+_ETCD_OPTIONS: Final = {
+    "etcd-cafile": "cafile",
+    "etcd-certfile": "certfile",
+    "etcd-keyfile": "keyfile",
+    "etcd-username": "username",
+    "etcd-password": "password",
+    "etcd-password-file": "password_file",
+}
+
+
+def _store(given: GivenValues) -> StoreLocation:
+    store = given.get("store")
+    etcd = {name: item for name, item in given.items() if name.startswith("etcd-")}
+    if not etcd:
+        return _store_location(store) if store is not None else StoreLocation.parse(BY_NAME["store"].default)
+    strongest = max(etcd.values(), key=lambda item: item.level)
+    if store is None:
+        return _with_etcd(StoreLocation("etcd"), None, etcd)
+    location = _store_location(store)
+    if location.scheme == "etcd":
+        return _with_etcd(location, store, etcd)
+    if strongest.level == store.level:
+        raise ConfigError(
+            f"{strongest.origin} means the etcd store, but {store.origin} is {location}; keep one of them"
+        )
+    return location if store.level > strongest.level else _with_etcd(StoreLocation("etcd"), None, etcd)
+
+
+def _store_location(store: Given) -> StoreLocation:
+    try:
+        if isinstance(store.value, dict):
+            return _store_table(store.value)
+        return StoreLocation.parse(store.value)
+    except ConfigError as error:
+        raise ConfigError(f"{store.origin}: {error}") from None
+
+
+def _store_table(table: Mapping[str, Any]) -> StoreLocation:
+    """``url`` and the driver's options, or ``scheme``, ``hosts``, ``path`` and the driver's options."""
+    options = {}
+    for key, value in table.items():
+        if key in {"url", "scheme", "hosts", "path"}:
+            continue
+        if type(value) not in (str, bool, int, float):
+            raise ConfigError(f"{key} must be a string, a number, true or false")
+        options[key] = json.dumps(value) if isinstance(value, bool) else str(value)
+    if "url" in table:
+        for key in ("scheme", "hosts", "path"):
+            if key in table:
+                raise ConfigError(f"url and {key} say the same twice; keep one of them")
+        return StoreLocation.parse(_string(table, "url"), options)
+    if "scheme" not in table:
+        raise ConfigError("url is missing, such as url = 'file:///var/lib/pyflannel' (or scheme, hosts and path)")
+    hosts = table.get("hosts", [])
+    if not isinstance(hosts, list) or not all(isinstance(host, str) and host for host in hosts):
+        raise ConfigError("hosts must be a list of strings such as 192.0.2.10:2379")
+    path = _string(table, "path") if "path" in table else ""
+    return StoreLocation(_string(table, "scheme"), tuple(hosts), path and "/" + path.lstrip("/"), options)
+
+
+def _string(table: Mapping[str, Any], key: str) -> str:
+    value = table[key]
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{key} must be a string")
+    return value
+
+
+def _with_etcd(location: StoreLocation, store: Given | None, etcd: GivenValues) -> StoreLocation:
+    """``location`` with what flannel's etcd flags say; where both speak, the higher source wins."""
+    hosts, path, options = location.hosts, location.path, dict(location.options)
+
+    def merge(name: str, mine: Any, theirs: Any) -> Any:
+        """What holds: ``mine`` from the store's location or ``theirs`` from the flag ``name``."""
+        flag = etcd[name]
+        if store is None or not mine or mine == theirs or flag.level > store.level:
+            return theirs
+        if flag.level == store.level:
+            raise ConfigError(f"{flag.origin} contradicts {store.origin}; keep one of them")
+        return mine
+
+    if "etcd-endpoints" in etcd or not hosts:
+        flag = etcd.get("etcd-endpoints")
+        endpoints = flag.value if flag is not None else BY_NAME["etcd-endpoints"].default
+        theirs, tls = _endpoint_hosts(endpoints, flag.origin if flag is not None else "etcd")
+        chosen = merge("etcd-endpoints", hosts, theirs) if flag is not None else theirs
+        if chosen == theirs and tls:
+            options["tls"] = "true"
+        hosts = chosen
+    if "etcd-prefix" in etcd:
+        path = merge("etcd-prefix", path, "/" + etcd["etcd-prefix"].value.strip("/"))
+    for name, key in _ETCD_OPTIONS.items():
+        if name in etcd:
+            options[key] = merge(name, options.get(key), str(etcd[name].value))
+    return StoreLocation("etcd", hosts, path or BY_NAME["etcd-prefix"].default, options)
+
+
+def _endpoint_hosts(endpoints: Sequence[str], origin: str) -> tuple[tuple[str, ...], bool]:
+    """The hosts of ``http(s)://host:port`` texts, and whether they ask for TLS."""
+    schemes = {endpoint.partition("://")[0] for endpoint in endpoints if "://" in endpoint}
+    if len(schemes) > 1:
+        raise ConfigError(f"{origin}: http and https endpoints can't be mixed")
+    return tuple(endpoint.rpartition("://")[2].rstrip("/") for endpoint in endpoints), schemes == {"https"}

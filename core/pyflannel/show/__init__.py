@@ -1,0 +1,1 @@
+"""What the daemon shows of itself: the status document, the health port, metrics, a page."""

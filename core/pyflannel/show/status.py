@@ -1,0 +1,280 @@
+"""The status document: what a running daemon knows about itself, and how one asks for it.
+
+The daemon listens on a unix socket in its run directory. Whoever connects gets one JSON document and the end of the
+stream; nothing is read from the client. Only the daemon's own user may connect, for the document tells the layout of
+the network. The document is made when somebody asks, so it costs nothing while nobody does.
+
+The fields are stable: later versions add some, and change or remove none.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+from pyflannel.errors import DaemonError
+from pyflannel.network.lease import JSON
+from pyflannel.small.runsocket import RunSocketServer, exchange
+
+__all__ = [
+    "BackendStatus",
+    "DropStatus",
+    "FailureStatus",
+    "FirewallStatus",
+    "LeaseStatus",
+    "ObjectCounts",
+    "ObjectStatus",
+    "ObjectsStatus",
+    "PeerState",
+    "PeerStatus",
+    "State",
+    "Status",
+    "StatusServer",
+    "StoreStatus",
+    "UnderlayStatus",
+    "query",
+]
+
+log = logging.getLogger(__name__)
+
+_NAME: Final = "status.sock"
+_PATIENCE: Final = 5.0  # seconds for one exchange, on either side
+
+
+class State(str, Enum):
+    """Where the daemon stands."""
+
+    STARTING = "starting"
+    WAITING = "waiting"
+    READY = "ready"
+    DEGRADED = "degraded"
+    CONFLICT = "conflict"
+    STOPPING = "stopping"
+
+
+class PeerState(str, Enum):
+    """How far a peer has got: all objects done, some to do, some refused by the kernel, or lease not usable."""
+
+    OK = "ok"
+    PENDING = "pending"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStatus:
+    """The backend in use, and the distribution it came with; ``details`` are what it tells of itself."""
+
+    name: str
+    distribution: str = ""
+    version: str = ""
+    details: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """The store in use. ``location`` has no options, which may be secret; ``connected`` is how the last call went."""
+
+    location: str
+    connected: bool
+    distribution: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UnderlayStatus:
+    """The interface that carries the overlay; ``mtu`` in bytes, addresses as text."""
+
+    interface: str
+    mtu: int
+    ipv4: str | None = None
+    ipv6: str | None = None
+    public_ipv4: str | None = None
+    public_ipv6: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseStatus:
+    """This node's lease. ``expires_in`` is in seconds, ``None`` for a reservation; ``renewed`` is RFC 3339."""
+
+    key: str
+    subnets: tuple[str, ...]
+    expires_in: float | None
+    reserved: bool
+    renewed: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """One other node, or a lease that could not be used (``skipped``), with the reason.
+
+    ``note`` is what the backend's own data plane tells of it.
+    """
+
+    key: str
+    subnets: tuple[str, ...]
+    state: PeerState
+    reason: str = ""
+    public_ip: str | None = None
+    public_ipv6: str | None = None
+    node_id: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectCounts:
+    """How many objects of one kind are in which state."""
+
+    done: int = 0
+    pending: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStatus:
+    """One kernel object: ``object`` is text for people, ``state`` is done, pending or failed, ``since`` RFC 3339."""
+
+    kind: str
+    object: str
+    state: str
+    since: str
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectsStatus:
+    """All kernel objects: how many, by kind, and each one."""
+
+    counts: Mapping[str, ObjectCounts] = field(default_factory=dict)
+    list: tuple[ObjectStatus, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FailureStatus:
+    """The last thing that went wrong; ``when`` is RFC 3339."""
+
+    when: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class DropStatus:
+    """A chain of somebody else that drops forwarded packets; ``passed`` if accepts of ours stand before that."""
+
+    system: str
+    table: str
+    chain: str
+    reason: str
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FirewallStatus:
+    """The firewall rules: which port carries them, whether all are in place, and if not, why.
+
+    ``port`` is nftables, iptables-nft, iptables-legacy or none, empty before the first check.
+    """
+
+    port: str = ""
+    in_place: bool = False
+    errors: tuple[str, ...] = ()
+    drops: tuple[DropStatus, ...] = ()
+    repaired: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """The whole document. ``started`` is RFC 3339; ``message`` says in one line what the state is about.
+
+    ``repaired`` counts the objects that something else changed and that were put right; ``data_plane`` are the
+    backend's own counters.
+    """
+
+    version: str
+    pid: int
+    started: str
+    state: State
+    message: str
+    node_id: str
+    backend: BackendStatus | None = None
+    store: StoreStatus | None = None
+    network: str | None = None
+    ipv6_network: str | None = None
+    underlay: UnderlayStatus | None = None
+    lease: LeaseStatus | None = None
+    peers: tuple[PeerStatus, ...] = ()
+    objects: ObjectsStatus = field(default_factory=ObjectsStatus)
+    last_error: FailureStatus | None = None
+    repaired: int = 0
+    firewall: FirewallStatus = field(default_factory=FirewallStatus)
+    data_plane: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def ready(self) -> bool:
+        """Whether this node's containers can use the overlay."""
+        return self.state in (State.READY, State.DEGRADED)
+
+    def to_json(self) -> str:
+        """The document as one line of JSON, its keys in the order of the fields."""
+        document: dict[str, Any] = {}
+        for item in fields(self):
+            document[item.name] = getattr(self, item.name)
+            if item.name == "state":
+                document["ready"] = self.ready
+        return json.dumps(document, default=_plain, separators=(",", ":"))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {item.name: getattr(value, item.name) for item in fields(value)}
+    raise TypeError(f"{type(value).__name__} has no place in a status document")
+
+
+class StatusServer:
+    """Answers for the daemon from a thread of its own; see :class:`RunSocketServer`.
+
+    :param current: makes the document. Called in the server's thread, so it reads what another thread may be writing:
+        hand over frozen values.
+    """
+
+    def __init__(self, run_dir: Path, current: Callable[[], Status]) -> None:
+        self._current = current
+        self._server = RunSocketServer(run_dir / _NAME, self._answer)
+
+    def close(self) -> None:
+        """Stop answering. Idempotent."""
+        self._server.close()
+
+    def _answer(self, client: socket.socket) -> None:
+        try:
+            text = self._current().to_json()
+        except Exception as error:
+            log.exception("the status document can't be made")
+            text = json.dumps({"error": f"the status document can't be made: {type(error).__name__}: {error}"})
+        client.settimeout(_PATIENCE)
+        with suppress(OSError):  # the client went away, or does not read
+            client.sendall(text.encode() + b"\n")
+
+
+def query(run_dir: Path, timeout: float = _PATIENCE) -> dict[str, JSON]:
+    """The status document of the daemon of ``run_dir``.
+
+    :param timeout: seconds to wait for each part of the answer.
+    :raises DaemonError: none answers, or not with a document.
+    """
+    path = run_dir / _NAME
+    raw = exchange(path, b"", timeout)
+    try:
+        document = json.loads(raw)
+    except ValueError:
+        raise DaemonError(f"the daemon at {path} went away before it had answered") from None
+    if not isinstance(document, dict) or "error" in document:
+        raise DaemonError(f"the daemon at {path} answered: {document}")
+    return document

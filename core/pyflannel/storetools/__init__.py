@@ -1,0 +1,1 @@
+"""What an operator does to stores: moving an overlay from one to another, and finding out what is wrong."""

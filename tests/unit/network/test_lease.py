@@ -1,0 +1,246 @@
+"""Leases and their text: flanneld's recordings come back byte for byte, and nothing hostile gets past the gate."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.errors import MalformedError
+from pyflannel.network.lease import Lease, LeaseAttributes, Subnets
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+PREFIX = "/coreos.com/network/subnets/"
+
+
+def recorded() -> list[Any]:
+    records = []
+    for path in sorted(GOLDEN.glob("*/leases.txt")):
+        lines = [line for line in path.read_text().splitlines() if line]
+        records += [
+            pytest.param(key.removeprefix(PREFIX), value, id=f"{path.parent.name} {key.removeprefix(PREFIX)}")
+            for key, value in zip(lines[::2], lines[1::2], strict=True)
+        ]
+    assert len(records) >= 20
+    return records
+
+
+@pytest.mark.parametrize(("key", "value"), recorded())
+def test_recorded_leases_come_back_byte_for_byte(key: str, value: str) -> None:
+    lease = Lease.from_record(key, value)
+    assert lease.key == key
+    assert lease.attributes.to_json() == value
+    assert lease.attributes.public_ip is not None
+    assert lease.attributes.node_id is None
+
+
+IPV4_SUBNETS = st.builds(
+    lambda length, number: IPv4Network((number >> (32 - length) << (32 - length), length)),
+    st.integers(0, 32),
+    st.integers(0, 2**32 - 1),
+)
+IPV6_SUBNETS = st.builds(
+    lambda length, number: IPv6Network((number >> (128 - length) << (128 - length), length)),
+    st.integers(0, 128),
+    st.integers(0, 2**128 - 1),
+)
+SUBNETS = (
+    st.builds(Subnets, IPV4_SUBNETS, st.none())
+    | st.builds(Subnets, st.none(), IPV6_SUBNETS)
+    | st.builds(Subnets, IPV4_SUBNETS, IPV6_SUBNETS)
+)
+
+
+@given(SUBNETS)
+def test_keys_round_trip(subnets: Subnets) -> None:
+    assert Subnets.from_key(subnets.key) == subnets
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("172.16.68.0-24", "172.16.68.0/24"),
+        ("172.16.68.0-24&fd00:10:0:1::-64", "172.16.68.0/24 fd00:10:0:1::/64"),
+        ("fd00:10:0:1::-64", "fd00:10:0:1::/64"),
+    ],
+)
+def test_the_three_forms_of_a_key(key: str, text: str) -> None:
+    assert str(Subnets.from_key(key)) == text
+    assert Subnets.from_key(key).key == key
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "-",
+        "&",
+        "config",
+        "172.16.68.0",
+        "172.16.68.0/24",
+        "172.16.68.0-",
+        "172.16.68.0--24",
+        "172.16.68.0-33",
+        "172.16.68.0-+24",
+        "172.16.68.0-²",
+        "172.16.68.0-" + "9" * 5000,
+        "172.16.68.1-24",
+        "172.16.68-24",
+        "0172.16.68.0-24",
+        "172.16.68.256-24",
+        "172.16.68.0-24&",
+        "&fd00::-64",
+        "fd00::-64&172.16.68.0-24",
+        "172.16.68.0-24&172.16.69.0-24",
+        "172.16.68.0-24&fd00::-64&fd01::-64",
+        "fd00::1-64",
+        "fd00::-129",
+        "fe80::%eth0-64",
+        "fe80::%25-64",
+        "../../etc/passwd-24",
+        "172.16.68.0-24\n",
+        "172.16.68.0-24\x00",
+    ],
+)
+def test_what_is_no_key_is_refused(key: str) -> None:
+    with pytest.raises(MalformedError, match="lease key"):
+        Subnets.from_key(key)
+
+
+@given(st.text(max_size=60) | st.text("0123456789abcdef:.-&/%", max_size=60))
+def test_any_key_is_read_or_refused(key: str) -> None:
+    try:
+        subnets = Subnets.from_key(key)
+    except MalformedError:
+        return
+    assert Subnets.from_key(subnets.key) == subnets
+
+
+def test_a_lease_without_subnets_does_not_exist() -> None:
+    with pytest.raises(MalformedError):
+        Subnets()
+
+
+@given(SUBNETS, SUBNETS)
+def test_overlap_is_symmetric_and_by_family(one: Subnets, other: Subnets) -> None:
+    expected = any(
+        max(int(a.network_address), int(b.network_address)) <= min(int(a.broadcast_address), int(b.broadcast_address))
+        for a in one.each
+        for b in other.each
+        if a.version == b.version
+    )
+    assert one.overlaps(other) is expected
+    assert other.overlaps(one) is expected
+    assert one.overlaps(one)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+KNOWN = {"publicip", "publicipv6", "backendtype", "backenddata", "backendv6data", "nodeid"}
+ATTRIBUTES = st.builds(
+    LeaseAttributes,
+    public_ip=st.none() | st.ip_addresses(v=4),
+    public_ipv6=st.none() | st.ip_addresses(v=6),
+    backend_type=st.none() | st.text(min_size=1),
+    backend_data=JSON_VALUES,
+    backend_v6_data=JSON_VALUES,
+    node_id=st.none() | st.text(min_size=1),
+    extra=st.dictionaries(st.text().filter(lambda name: name.lower() not in KNOWN), JSON_VALUES, max_size=4),
+)
+
+
+@given(ATTRIBUTES)
+def test_attributes_round_trip_with_unknown_fields(attributes: LeaseAttributes) -> None:
+    text = attributes.to_json()
+    assert "\n" not in text
+    assert LeaseAttributes.from_json(text) == attributes
+
+
+def test_fields_match_without_regard_to_case_and_unknown_ones_keep_theirs() -> None:
+    attributes = LeaseAttributes.from_json(
+        '{"publicip":"192.0.2.1","BACKENDTYPE":"vxlan","nodeId":"n1","Newer":{"A":[1]}}'
+    )
+    assert attributes.public_ip == IPv4Address("192.0.2.1")
+    assert attributes.backend_type == "vxlan"
+    assert attributes.node_id == "n1"
+    assert attributes.extra == {"Newer": {"A": [1]}}
+    assert json.loads(attributes.to_json())["Newer"] == {"A": [1]}
+
+
+def test_empty_strings_mean_absent() -> None:
+    attributes = LeaseAttributes.from_json('{"PublicIP":"","BackendType":"","NodeID":""}')
+    assert attributes == LeaseAttributes()
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("", "JSON"),
+        ("{", "JSON"),
+        ("[]", "object"),
+        ("null", "object"),
+        ('"x"', "object"),
+        ("[" * 100_000, "JSON"),
+        ('{"PublicIP":1}', "PublicIP"),
+        ('{"PublicIP":["192.0.2.1"]}', "PublicIP"),
+        ('{"PublicIP":"2001:db8::1"}', "2001:db8::1"),
+        ('{"PublicIP":"192.0.2.1/24"}', "192.0.2.1/24"),
+        ('{"PublicIPv6":"192.0.2.1"}', "192.0.2.1"),
+        ('{"PublicIPv6":"fe80::1%eth0"}', "scope"),
+        ('{"BackendType":7}', "BackendType"),
+        ('{"NodeID":{}}', "NodeID"),
+    ],
+)
+def test_what_is_no_lease_is_refused_and_says_why(text: str, word: str) -> None:
+    with pytest.raises(MalformedError, match=r"^lease value") as caught:
+        LeaseAttributes.from_json(text)
+    assert word in str(caught.value)
+
+
+@given(
+    st.text()
+    | JSON_VALUES.map(json.dumps)
+    | st.dictionaries(st.sampled_from(sorted(KNOWN)), JSON_VALUES).map(json.dumps)
+)
+def test_any_value_is_read_or_refused(text: str) -> None:
+    try:
+        attributes = LeaseAttributes.from_json(text)
+    except MalformedError:
+        return
+    assert LeaseAttributes.from_json(attributes.to_json()) == attributes
+
+
+A4, B4 = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2")
+A6, B6 = IPv6Address("2001:db8::1"), IPv6Address("2001:db8::2")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (LeaseAttributes(A4, node_id="n"), LeaseAttributes(B4, node_id="n"), True),
+        (LeaseAttributes(A4, node_id="n"), LeaseAttributes(A4, node_id="m"), False),
+        (LeaseAttributes(A4, node_id="n"), LeaseAttributes(A4), True),
+        (LeaseAttributes(A4, A6), LeaseAttributes(B4, A6), False),
+        (LeaseAttributes(A4, A6), LeaseAttributes(None, A6), True),
+        (LeaseAttributes(None, A6), LeaseAttributes(None, B6), False),
+        (LeaseAttributes(), LeaseAttributes(), False),
+    ],
+)
+def test_same_node(one: LeaseAttributes, other: LeaseAttributes, same: bool) -> None:
+    assert one.same_node(other) is same
+    assert other.same_node(one) is same
+
+
+def test_with_attributes_keeps_the_subnets() -> None:
+    lease = Lease.from_record("10.0.1.0-24", '{"PublicIP":"192.0.2.1"}')
+    moved = lease.with_attributes(LeaseAttributes(B4))
+    assert moved.subnets == lease.subnets
+    assert moved.attributes.public_ip == B4

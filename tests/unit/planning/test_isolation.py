@@ -1,0 +1,285 @@
+"""A bad backend harms itself alone: its nonsense is kept from the kernel, its slowness from the lease."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address, IPv4Network, ip_interface, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.membership.test_keeper import PATIENCE, Keeper, record_of, underlay
+
+from pyflannel.backend import (
+    Address,
+    Backend,
+    DesiredState,
+    FdbEntry,
+    Lease,
+    Link,
+    NetworkConfig,
+    Node,
+    Published,
+    Route,
+    Subnets,
+    TunInfo,
+    Underlay,
+    WireguardPeer,
+)
+from pyflannel.errors import PluginError
+from pyflannel.membership.keeper import Joined, Moved
+from pyflannel.planning.guard import Publisher, checked_mtu
+from pyflannel.planning.overlay import Overlay
+
+NODE = Node(
+    "node-1",
+    NetworkConfig.from_json('{"Network": "10.5.0.0/16", "Backend": {"Type": "bad"}}'),
+    Underlay("eth0", 1500, IPv4Address("192.0.2.1"), public_ipv4=IPv4Address("192.0.2.1")),
+    Subnets(IPv4Network("10.5.1.0/24")),
+)
+GATEWAY = IPv4Address("192.0.2.2")
+BAD_PEER, GOOD_PEER = "10.5.2.0-24", "10.5.3.0-24"
+VALUE = '{"PublicIP":"192.0.2.2","BackendType":"bad"}'
+
+
+class Bad(Backend[Any]):
+    """Whatever a test makes of it; what it plans for the good peer is right."""
+
+    name = "bad"
+
+    def __init__(self, plan: Any = None, publish: Callable[[], Any] = Published) -> None:
+        super().__init__(None)
+        self.plan = plan
+        self.on_publish = publish
+
+    def mtu(self, underlay: Underlay) -> int:
+        return underlay.mtu
+
+    def publish(self, node: Node) -> Published:
+        answer: Published = self.on_publish()
+        return answer
+
+    def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
+        if peer.key == GOOD_PEER:
+            return DesiredState([Route(ip_network("10.5.3.0/24"), "eth0", GATEWAY)])
+        plan: DesiredState = self.plan() if callable(self.plan) else self.plan
+        return plan
+
+
+def fails() -> None:
+    raise ZeroDivisionError("oops")
+
+
+def leaves() -> None:
+    raise SystemExit(3)
+
+
+NONSENSE: dict[str, tuple[Any, str]] = {
+    "nothing": (None, "TypeError"),
+    "a number": (7, "TypeError"),
+    "texts": (["route"], "is no kernel object"),
+    "a class": ([Route], "is no kernel object"),
+    "raises": (fails, "ZeroDivisionError: oops"),
+    "the underlay's link": ([Link("eth0", TunInfo(), 1500)], "the underlay's own link eth0"),
+    "an address on the underlay": ([Address("eth0", ip_interface("10.5.2.1/24"))], "on a link that is not its own"),
+    "an fdb entry of somebody's bridge": (
+        [FdbEntry("br0", "02:00:00:00:00:01", GATEWAY)],
+        "on a link that is not its own",
+    ),
+    "a default route": ([Route(ip_network("0.0.0.0/0"), "eth0", GATEWAY)], "leads beyond 10.5.2.0/24"),
+    "another peer's subnet": ([Route(ip_network("10.5.3.0/24"), "eth0", GATEWAY)], "leads beyond 10.5.2.0/24"),
+    "more than its subnet": ([Route(ip_network("10.5.2.0/23"), "eth0", GATEWAY)], "leads beyond 10.5.2.0/24"),
+    "the other family": ([Route(ip_network("::/0"), "eth0")], "leads beyond 10.5.2.0/24"),
+    "through somebody's link": ([Route(ip_network("10.5.2.0/24"), "tun9")], "on a link that is not its own"),
+}
+
+
+@pytest.mark.parametrize(("plan", "reason"), NONSENSE.values(), ids=NONSENSE.keys())
+def test_nonsense_for_one_peer_costs_that_peer(plan: Any, reason: str) -> None:
+    overlay = Overlay(Bad(plan), NODE)
+    for key in (BAD_PEER, GOOD_PEER):
+        overlay.put(key, VALUE)
+    assert reason in overlay.peers[BAD_PEER].reason
+    assert "backend bad failed on it" in overlay.peers[BAD_PEER].reason
+    assert overlay.peers[GOOD_PEER].reason == ""
+    assert list(overlay.desired.values()) == [Route(ip_network("10.5.3.0/24"), "eth0", GATEWAY)]
+
+
+@pytest.mark.parametrize(
+    ("allowed", "link", "reason"),
+    [
+        ("10.5.3.0/24", "p2", "may speak for more than 10.5.2.0/24"),
+        ("0.0.0.0/0", "p2", "may speak for more than 10.5.2.0/24"),
+        ("10.5.2.0/24", "wg0", "on a link that is not its own"),
+        ("10.5.2.0/25", "p2", ""),
+    ],
+)
+def test_a_wireguard_peer_may_speak_for_its_subnet_only(allowed: str, link: str, reason: str) -> None:
+    plan = [Link("p2", TunInfo(), 1400), WireguardPeer(link, "A" * 43 + "=", (ip_network(allowed),))]
+    overlay = Overlay(Bad(plan), NODE)
+    overlay.put(BAD_PEER, VALUE)
+    assert reason in overlay.peers[BAD_PEER].reason
+    assert bool(overlay.peers[BAD_PEER].reason) == bool(reason)
+
+
+def test_a_peers_own_link_may_carry_its_objects() -> None:
+    plan = [
+        Link("p2", TunInfo(), 1400),
+        Address("p2", ip_interface("10.5.1.0/32")),
+        Route(ip_network("10.5.2.0/25"), "p2"),
+    ]
+    overlay = Overlay(Bad(plan), NODE)
+    overlay.put(BAD_PEER, VALUE)
+    assert overlay.peers[BAD_PEER].reason == ""
+
+
+@pytest.mark.parametrize(("plan", "reason"), NONSENSE.values(), ids=NONSENSE.keys())
+def test_nonsense_for_the_node_is_an_error_and_nothing_is_planned(plan: Any, reason: str) -> None:
+    class Worse(Bad):
+        def plan_node(self, node: Node) -> DesiredState:
+            return self.plan_peer(node, Lease(Subnets(IPv4Network("10.5.2.0/24")), None))  # type: ignore[arg-type]
+
+    inside = "leads beyond 10.5.2.0/24" in reason and plan[0].destination.version == 4 and plan[0].destination.prefixlen
+    if inside:
+        assert Overlay(Worse(plan), NODE).own_objects, "the whole network is the node's to route"
+        return
+    with pytest.raises((PluginError, TypeError, ZeroDivisionError)) as caught:
+        Overlay(Worse(plan), NODE)
+    said = f"{type(caught.value).__name__}: {caught.value}"
+    assert reason.replace("leads beyond 10.5.2.0/24", "leads beyond 10.5.0.0/16") in said
+
+
+@pytest.mark.parametrize("mtu", [None, "1450", 1450.0, True, -1, 0, 67, 65536])
+def test_an_mtu_that_is_none_is_named(mtu: Any) -> None:
+    with pytest.raises(PluginError, match="backend 'bad' says that the MTU is"):
+        checked_mtu("bad", mtu)
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """Holds whoever waits for it, until the test ends at the latest."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def test_a_publish_that_hangs_is_left_behind_and_costs_one_thread(gate: threading.Event) -> None:
+    calls = []
+
+    def hang() -> Published:
+        calls.append(1)
+        gate.wait(PATIENCE)
+        return Published("done")
+
+    publisher = Publisher(timeout=0.01)
+    for _ in range(3):
+        with pytest.raises(PluginError, match="backend 'bad' has not come back from publish for"):
+            publisher(Bad(publish=hang), NODE)
+    assert len(calls) == 1
+    gate.set()
+    publisher = Publisher(timeout=PATIENCE)
+    assert publisher(Bad(publish=hang), NODE) == Published("done")
+
+
+@pytest.mark.parametrize(
+    ("publish", "reason"),
+    [
+        (fails, "failed in publish: ZeroDivisionError: oops"),
+        (leaves, "failed in publish: SystemExit: 3"),
+        (lambda: None, "published None, which is no Published"),
+        (lambda: Published({1, 2}), "published what is not JSON"),
+        (lambda: Published(None, float("nan")), "published what is not JSON"),
+    ],
+)
+def test_a_publish_that_fails_is_named(publish: Callable[[], Any], reason: str) -> None:
+    with pytest.raises(PluginError, match="backend 'bad'") as caught:
+        Publisher()(Bad(publish=publish), NODE)
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", ["hangs", "raises", "nonsense"])
+def test_a_lease_is_renewed_whatever_publish_does(tmp_path: Path, gate: threading.Event, fault: str) -> None:
+    """After a good start the backend goes bad; the underlay moves, so that it is asked again."""
+    good = [True]
+
+    def publish() -> Any:
+        if good[0]:
+            return Published("good")
+        if fault == "raises":
+            fails()
+        return gate.wait(PATIENCE) if fault == "hangs" else 7
+
+    def make_backend(network: NetworkConfig) -> Bad:
+        return Bad(publish=publish)
+
+    keeper = Keeper(tmp_path, ttl=0.9, margin=0.6, publish_timeout=0.05, make_backend=make_backend)
+    try:
+        lease = keeper.next(Joined).lease
+        good[0] = False
+        keeper.keeper.move(underlay(2))
+        keeper.next(Moved)
+        keeper.until(lambda: "backend 'bad'" in keeper.keeper.state.trouble)
+        for _ in range(4):
+            before = keeper.keeper.state.renewed_at
+            keeper.until(lambda: keeper.keeper.state.renewed_at != before)  # noqa: B023
+        record = record_of(keeper.store, lease.key)
+        assert record is not None
+        assert '"good"' in record.value, "what it said last stays"
+        good[0] = True
+        gate.set()
+        keeper.until(lambda: not keeper.keeper.state.trouble)
+        record = record_of(keeper.store, lease.key)
+        assert record is not None
+        assert "192.0.2.2" in record.value, "and is made up for"
+    finally:
+        keeper.close()
+
+
+def test_a_lease_is_renewed_although_the_next_backend_never_loads(tmp_path: Path) -> None:
+    gate, hanging = threading.Event(), threading.Event()
+
+    def make_backend(network: NetworkConfig) -> Bad:
+        if network.backend_type == "stuck":
+            hanging.set()
+            gate.wait(PATIENCE)
+        return Bad()
+
+    keeper = Keeper(tmp_path, ttl=0.9, margin=0.6, load_timeout=0.5, make_backend=make_backend)
+    try:
+        lease = keeper.next(Joined).lease
+        document = keeper.store.read_config()
+        keeper.store.write_config('{"Network": "10.5.0.0/16", "Backend": {"Type": "stuck"}}', document)
+        keeper.until(hanging.is_set)
+        keeper.until(lambda: "'stuck' has not come back from loading" in keeper.keeper.state.trouble)
+        before = keeper.keeper.state.renewed_at
+        keeper.until(lambda: keeper.keeper.state.renewed_at != before)
+        assert record_of(keeper.store, lease.key) is not None
+    finally:
+        gate.set()
+        keeper.close()
+
+
+@pytest.mark.parametrize("error", [PluginError("not installed"), RuntimeError("oops")], ids=lambda error: str(error))
+def test_a_lease_is_renewed_although_no_session_can_begin(tmp_path: Path, error: Exception) -> None:
+    broken: list[Exception] = []
+
+    def make_backend(network: NetworkConfig) -> Bad:
+        if broken:
+            raise broken[0]
+        return Bad()
+
+    keeper = Keeper(tmp_path, ttl=0.9, margin=0.6, make_backend=make_backend)
+    try:
+        lease = keeper.next(Joined).lease
+        broken.append(error)
+        document = keeper.store.read_config()
+        assert document is not None
+        keeper.store.write_config('{"Network": "10.5.0.0/16", "SubnetLen": 24}', document)
+        keeper.until(lambda: str(error) in keeper.keeper.state.trouble)
+        for _ in range(4):
+            before = keeper.keeper.state.renewed_at
+            keeper.until(lambda: keeper.keeper.state.renewed_at != before)  # noqa: B023
+        assert record_of(keeper.store, lease.key) is not None
+    finally:
+        keeper.close()

@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, ip_network
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.backend import Backend, DesiredState, Lease, Node, Subnets, Underlay
+from pyflannel.kernel.model import KernelObject, Key
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.underlay import UnderlayRoute
+from pyflannel.planning.overlay import Overlay
+from pyflannel_backends.host_gw import HostGatewayBackend
+from pyflannel_backends.vxlan import VxlanBackend, VxlanOptions
+
+NETWORK = NetworkConfig.from_json('{"Network": "10.5.0.0/16"}')
+UNDERLAY = Underlay(
+    "eth0",
+    1500,
+    IPv4Address("192.0.2.1"),
+    public_ipv4=IPv4Address("192.0.2.1"),
+    routes=(UnderlayRoute(ip_network("192.0.2.0/24")),),
+)
+NODE = Node("node-1", NETWORK, UNDERLAY, Subnets(IPv4Network("10.5.1.0/24")))
+
+
+def lease(number: int, subnet: str | None = None, mac: int | None = None, **changes: Any) -> tuple[str, str]:
+    data = f'{{"VNI":1,"VtepMAC":"02:00:00:00:00:{mac if mac is not None else number:02x}"}}'
+    fields = {"PublicIP": f'"192.0.2.{number}"', "BackendType": '"vxlan"', "BackendData": data, **changes}
+    text = ",".join(f'"{name}":{value}' for name, value in fields.items() if value is not None)
+    return subnet or f"10.5.{number}.0-24", f"{{{text}}}"
+
+
+def overlay(backend: Backend[Any] | None = None) -> Overlay:
+    return Overlay(backend or VxlanBackend(VxlanOptions()), NODE)
+
+
+def desired(view: Overlay) -> dict[Key, KernelObject]:
+    return dict(view.desired)
+
+
+def test_a_good_lease_becomes_a_peer_with_a_plan() -> None:
+    view = overlay()
+    before = desired(view)
+    view.put(*lease(2))
+    assert view.peers["10.5.2.0-24"].reason == ""
+    assert len(desired(view)) == len(before) + 3
+
+
+def test_a_removed_lease_leaves_nothing() -> None:
+    view = overlay()
+    before = desired(view)
+    view.put(*lease(2))
+    added = set(desired(view)) - set(before)
+    assert view.drain_changed() == added
+    view.remove("10.5.2.0-24")
+    assert desired(view) == before
+    assert view.drain_changed() == added
+    assert view.peers == {}
+
+
+def test_our_own_lease_is_no_peer() -> None:
+    view = overlay()
+    view.put(*lease(1))
+    assert view.peers == {}
+
+
+def test_the_same_lease_again_changes_nothing() -> None:
+    view = overlay()
+    view.put(*lease(2))
+    view.drain_changed()
+    view.put(*lease(2))
+    assert view.drain_changed() == set()
+
+
+BAD = {
+    "not a subnet": (("10.5.2.0", "{}"), "lease key"),
+    "host bits": (("10.5.2.1-24", "{}"), "host bits"),
+    "not JSON": (("10.5.2.0-24", "{"), "not JSON"),
+    "outside the network": (lease(2, "10.6.2.0-24"), "outside the network"),
+    "larger than the network": (lease(2, "10.0.0.0-8"), "outside the network"),
+    "everything": (lease(2, "0.0.0.0-0"), "outside the network"),
+    "overlaps ours": (lease(2, "10.5.1.128-25"), "this node's own subnet"),
+    "contains ours": (lease(2, "10.5.0.0-16"), "this node's own subnet"),
+    "no address": (lease(2, PublicIP=None), "has no PublicIP"),
+    "our address": (lease(2, PublicIP='"192.0.2.1"'), "this node's own"),
+    "loopback": (lease(2, PublicIP='"127.0.0.1"'), "no address that a node can have"),
+    "multicast": (lease(2, PublicIP='"224.0.0.1"'), "no address that a node can have"),
+    "unspecified": (lease(2, PublicIP='"0.0.0.0"'), "no address that a node can have"),
+    "broadcast": (lease(2, PublicIP='"255.255.255.255"'), "no address that a node can have"),
+    "inside the overlay": (lease(2, PublicIP='"10.5.9.9"'), "inside the overlay"),
+    "other type": (lease(2, BackendType='"udp"'), "BackendType is 'udp'"),
+    "no type": (lease(2, BackendType=None), "BackendType is none"),
+    "only IPv6": (lease(2, "fd00::-64"), "no subnet of a family"),
+    "rejected by the backend": (lease(2, BackendData="null"), "BackendData"),
+}
+
+
+@pytest.mark.parametrize(("record", "reason"), BAD.values(), ids=BAD.keys())
+def test_a_bad_lease_is_skipped_with_the_reason_and_nothing_is_planned(record: tuple[str, str], reason: str) -> None:
+    view = overlay()
+    before = desired(view)
+    view.put(*record)
+    assert reason in view.peers[record[0]].reason
+    assert desired(view) == before
+
+
+@given(st.text(), st.text())
+def test_no_record_can_stop_us(key: str, value: str) -> None:
+    view = overlay()
+    view.put(key, value)
+    assert view.peers[key].reason
+
+
+def test_a_mended_lease_is_used() -> None:
+    view = overlay()
+    view.put(*lease(2, BackendData="null"))
+    view.put(*lease(2))
+    assert view.peers["10.5.2.0-24"].reason == ""
+
+
+def test_a_family_the_network_does_not_use_is_ignored() -> None:
+    view = overlay()
+    key, value = lease(2, "10.5.2.0-24&fd00::-64")
+    view.put(key, value)
+    assert view.peers[key].reason == ""
+    assert view.lease(key) == replace(Lease.from_record(key, value), subnets=Subnets(IPv4Network("10.5.2.0/24")))
+
+
+def test_of_two_leases_with_one_mac_the_lower_subnet_wins_in_either_order() -> None:
+    records = [lease(2), lease(3, mac=2)]
+    views = [overlay(), overlay()]
+    for view, order in zip(views, (records, records[::-1]), strict=True):
+        for record in order:
+            view.put(*record)
+        assert view.peers["10.5.2.0-24"].reason == ""
+        assert "claims what lease 10.5.2.0-24 has" in view.peers["10.5.3.0-24"].reason
+    assert desired(views[0]) == desired(views[1])
+
+
+def test_the_loser_comes_in_when_the_winner_goes() -> None:
+    view = overlay()
+    view.put(*lease(2))
+    view.put(*lease(3, mac=2))
+    view.drain_changed()
+    view.remove("10.5.2.0-24")
+    assert view.peers["10.5.3.0-24"].reason == ""
+    assert any(key in view.desired for key in view.drain_changed())
+
+
+def test_a_lease_that_covers_others_loses_against_them() -> None:
+    view = overlay()
+    view.put(*lease(2, "10.5.128.0-17"))
+    view.put(*lease(200))
+    assert view.peers["10.5.200.0-24"].reason == ""
+    assert "claims what" in view.peers["10.5.128.0-17"].reason
+
+
+def test_a_lease_within_another_waits_for_it() -> None:
+    view = overlay()
+    view.put(*lease(2, "10.5.200.128-25"))
+    view.put(*lease(200))
+    assert view.peers["10.5.200.0-24"].reason == ""
+    assert "claims what" in view.peers["10.5.200.128-25"].reason
+
+
+def test_a_backend_that_raises_costs_one_peer() -> None:
+    class Fragile(VxlanBackend):
+        def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
+            if "10.5.3" in peer.key:
+                raise RuntimeError("boom")
+            return super().plan_peer(node, peer)
+
+    view = overlay(Fragile(VxlanOptions()))
+    view.put(*lease(2))
+    view.put(*lease(3))
+    assert view.peers["10.5.2.0-24"].reason == ""
+    assert "backend vxlan failed on it: RuntimeError: boom" in view.peers["10.5.3.0-24"].reason
+
+
+def test_host_gw_skips_who_is_not_on_the_link() -> None:
+    view = overlay(HostGatewayBackend(HostGatewayBackend.Options()))
+    view.put(*lease(2, BackendType='"host-gw"', BackendData=None))
+    view.put(*lease(3, BackendType='"host-gw"', BackendData=None, PublicIP='"198.51.100.3"'))
+    assert view.peers["10.5.2.0-24"].reason == ""
+    assert "not on the link" in view.peers["10.5.3.0-24"].reason
+
+
+def test_moving_the_node_judges_everybody_again() -> None:
+    view = overlay(HostGatewayBackend(HostGatewayBackend.Options()))
+    view.put(*lease(2, BackendType='"host-gw"', BackendData=None))
+    moved = view.moved(replace(NODE, underlay=replace(UNDERLAY, routes=())))
+    assert "not on the link" in moved.peers["10.5.2.0-24"].reason
+
+
+def verdicts(view: Overlay) -> dict[str, tuple[str, tuple[KernelObject, ...]]]:
+    """Who is used, who is skipped and why; of several that a lease lost against, any may be the one that is named."""
+    return {
+        key: (re.sub("claims what lease .* has", "claims what lease ... has", peer.reason), peer.objects)
+        for key, peer in view.peers.items()
+    }
+
+
+NUMBERS = st.integers(2, 9)
+STEP = st.tuples(NUMBERS, st.sampled_from(["put", "remove", "bad"]), NUMBERS, st.sampled_from([24, 25, 23, 20]))
+
+
+@given(st.lists(STEP, max_size=30), st.randoms(use_true_random=False))
+def test_only_the_leases_count_not_how_they_came(
+    steps: list[tuple[int, str, int, int]], shuffle: random.Random
+) -> None:
+    """Whatever happened on the way: the end is what a fresh node would plan, and the changes add up to it."""
+    view = overlay()
+    followed = desired(view)
+    current: dict[str, str] = {}
+    for number, action, mac, length in steps:
+        subnet = IPv4Network((f"10.5.{number}.0", length), strict=False)
+        key, value = lease(number, Subnets(subnet).key, mac, **({"PublicIP": None} if action == "bad" else {}))
+        if action == "remove":
+            current.pop(key, None)
+            view.remove(key)
+        else:
+            current[key] = value
+            view.put(key, value)
+        for changed in view.drain_changed():
+            followed.pop(changed, None)
+            if changed in view.desired:
+                followed[changed] = view.desired[changed]
+    fresh = overlay()
+    items = list(current.items())
+    shuffle.shuffle(items)
+    for key, value in items:
+        fresh.put(key, value)
+    assert desired(view) == desired(fresh) == followed
+    assert verdicts(view) == verdicts(fresh)
+    assert view.skipped == sum(bool(peer.reason) for peer in view.peers.values())
+    used = [Subnets.from_key(peer.key) for peer in view.peers.values() if not peer.reason]
+    assert not any(a.overlaps(b) for a in used for b in used if a is not b)
