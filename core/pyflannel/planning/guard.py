@@ -1,20 +1,27 @@
-"""What keeps a backend's faults the backend's own: its answers are looked at, and its slow calls don't hold up a lease.
+"""What keeps a plugin's faults the plugin's own: whatever it raises is named, its answers are looked at, and its slow
+calls don't hold up a lease.
 
-Planners are trusted with nothing but planning. :func:`examined` takes a plan apart before it reaches the kernel: every
-object must be a kernel object, on a link that the plan itself makes (routes also on the underlay's), for addresses of
-the overlay. :class:`Publisher` calls ``publish`` in a thread of its own, because a lease's renewal comes after it.
+Every call into a plugin goes through :func:`guarded`, so that nothing it raises, not even ``SystemExit``, ends more
+than that call. Planners are trusted with nothing but planning: :func:`examined` takes a plan apart before it reaches
+the kernel, and every object must be a kernel object, on a link that the plan itself makes (routes also on the
+underlay's), for addresses of the overlay. :class:`Publisher` calls ``publish`` in a thread of its own, because a
+lease's renewal comes after it; :func:`exclusive` keeps that apart from an action, which changes what it reads.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
-from collections.abc import Callable, Collection
-from typing import Any, Final
+import weakref
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
 
 from pyflannel.backend import Backend, Node, Published
-from pyflannel.errors import PluginError, PyflannelError
+from pyflannel.errors import DaemonError, PluginError, PyflannelError
 from pyflannel.kernel.model import (
     Address,
     FdbEntry,
@@ -28,12 +35,87 @@ from pyflannel.kernel.model import (
 )
 from pyflannel.network.lease import IPNetwork
 
-__all__ = ["PUBLISH_TIMEOUT", "Bounded", "Publisher", "checked_mtu", "examined"]
+__all__ = ["PUBLISH_TIMEOUT", "Bounded", "Publisher", "checked_mtu", "examined", "exclusive", "guarded"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PUBLISH_TIMEOUT: Final = 60.0
 """Seconds that a backend may take to say what our lease should carry; it may run a command or make a key."""
 
+LONGEST_REASON: Final = 500
+"""Characters of an exception's text that are passed on."""
+
 _ON_LINKS: Final = frozenset({Address, FdbEntry, Neighbour, Route, WireguardDevice, WireguardPeer})
+
+
+_traced: dict[tuple[str, str, str], str] = {}
+"""Kind and name of a plugin and the call it failed in, to the reason whose traceback was logged last."""
+
+
+def guarded(name: str, what: str, call: Callable[[], T], kind: str = "backend") -> T:
+    """What a call into the plugin ``name`` answers; ``what`` it is doing is for messages, ``kind`` says what it is.
+
+    Errors of :mod:`pyflannel.errors`, a rejected peer among them, pass as they are. The traceback of anything else is
+    logged at debug level, and not again while the plugin fails for the same reason.
+
+    :raises PluginError: it raised something that its contract does not know, ``SystemExit`` included.
+    :raises KeyboardInterrupt: that alone is not a plugin's.
+    """
+    try:
+        return call()
+    except (PyflannelError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a plugin may raise anything
+        reason = f"{type(error).__name__}: {_text(error)}".removesuffix(": ")
+        failed = PluginError(f"{kind} {name!r} failed in {what}: {reason}")
+        if _traced.get((kind, name, what)) != reason:
+            _traced[kind, name, what] = reason
+            log.debug("%s", failed, exc_info=error)
+        raise failed from error
+
+
+def _text(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except BaseException:  # that, too, is a plugin's code
+        return "its text can't be made"
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
+
+
+@dataclass(slots=True)
+class _Turn:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    holder: str = ""
+
+
+_turns: dict[int, _Turn] = {}
+_turns_lock = threading.Lock()
+
+
+@contextmanager
+def exclusive(backend: Backend[Any], what: str, patience: float = -1) -> Iterator[None]:
+    """Keep a backend's ``publish`` and ``act`` apart: their threads differ, and one changes what the other reads.
+
+    :param what: the call that is to be made, for the message that others get.
+    :param patience: seconds to wait for one that is being made; for ever if negative.
+    :raises DaemonError: it has not come back in that time.
+    """
+    with _turns_lock:
+        turn = _turns.get(id(backend))
+        if turn is None:
+            turn = _turns[id(backend)] = _Turn()
+            weakref.finalize(backend, _turns.pop, id(backend), None)
+    if not turn.lock.acquire(timeout=patience):
+        raise DaemonError(
+            f"{what} has to wait: backend {backend.name!r} has not come back from {turn.holder} yet; try again"
+        )
+    try:
+        turn.holder = what
+        yield
+    finally:
+        turn.lock.release()
 
 
 def examined(
@@ -101,24 +183,21 @@ class Bounded:
         self._timeout = timeout
         self._call: _Call | None = None
 
-    def __call__(self, name: str, what: str, function: Callable[[], Any]) -> Any:
-        """What ``function`` of the backend ``name`` answers; ``what`` it is doing is for messages.
+    def __call__(self, name: str, what: str, function: Callable[[], Any], kind: str = "backend") -> Any:
+        """As :func:`guarded`.
 
         :raises PluginError: it fails, or has not come back in time.
         """
         if self._call is None or not self._call.is_alive():
-            self._call = _Call(name, what, function)
+            self._call = _Call(name, what, function, kind)
             self._call.start()
             self._call.join(self._timeout)
         call = self._call
         if call.is_alive():
             waited = time.monotonic() - call.began
-            raise PluginError(f"backend {call.backend!r} has not come back from {call.what} for {waited:.0f} s")
-        if isinstance(call.error, PyflannelError):
-            raise call.error
+            raise PluginError(f"{call.kind} {call.plugin!r} has not come back from {call.what} for {waited:.0f} s")
         if call.error is not None:
-            reason = f"{type(call.error).__name__}: {call.error}"
-            raise PluginError(f"backend {name!r} failed in {what}: {reason}") from call.error
+            raise call.error
         return call.answer
 
 
@@ -133,16 +212,22 @@ class Publisher:
 
         :raises PluginError: it fails, answers nonsense, or has not come back in time.
         """
-        return _checked_published(backend, self._bounded(backend.name, "publish", lambda: backend.publish(node)))
+
+        def publish() -> Published:
+            with exclusive(backend, "publish"):
+                return backend.publish(node)
+
+        return _checked_published(backend, self._bounded(backend.name, "publish", publish))
 
 
 class _Call(threading.Thread):
     """One call of a plugin's."""
 
-    def __init__(self, backend: str, what: str, function: Callable[[], Any]) -> None:
-        super().__init__(name=f"pyflannel-{what}-{backend}", daemon=True)
-        self.backend = backend
+    def __init__(self, plugin: str, what: str, function: Callable[[], Any], kind: str) -> None:
+        super().__init__(name=f"pyflannel-{what}-{plugin}", daemon=True)
+        self.plugin = plugin
         self.what = what
+        self.kind = kind
         self.function = function
         self.began = time.monotonic()
         self.answer: Any = None
@@ -150,7 +235,7 @@ class _Call(threading.Thread):
 
     def run(self) -> None:
         try:
-            self.answer = self.function()
+            self.answer = guarded(self.plugin, self.what, self.function, self.kind)
         except BaseException as error:  # passed on to who asked
             self.error = error
 
