@@ -119,35 +119,35 @@ def exclusive(backend: Backend[Any], what: str, patience: float = -1) -> Iterato
 
 
 def examined(
-    plan: Any, node: Node, subnets: Collection[IPNetwork], links: Collection[str] = ()
+    name: str, objects: tuple[Any, ...], node: Node, subnets: Collection[IPNetwork], links: Collection[str] = ()
 ) -> tuple[KernelObject, ...]:
-    """A plan's objects.
+    """The objects of a plan that the backend ``name`` made.
 
     :param subnets: what its routes may lead to, and its WireGuard peers speak for.
     :param links: links of ours that other plans make.
     :raises PluginError: it holds something that a backend must not plan; says what.
     """
-    objects: tuple[Any, ...] = tuple(plan)
+    told = f"backend {name!r} planned"
     underlay = node.underlay.interface
     own: Collection[str] = links
     for item in objects:
         kind = type(item)
         if kind is Link:
             if item.name == underlay:
-                raise PluginError(f"it planned the underlay's own link {underlay}")
+                raise PluginError(f"{told} the underlay's own link {underlay}")
             own = {*own, item.name}
         elif kind not in _ON_LINKS and kind is not Sysctl:
-            raise PluginError(f"it planned {item!r}, which is no kernel object")
+            raise PluginError(f"{told} {item!r}, which is no kernel object")
     for item in objects:  # thousands of peers come by here: what is usual is looked at first
         kind = type(item)
         if kind not in _ON_LINKS:
             continue
         if item.link not in own and not (kind is Route and (item.link is None or item.link == underlay)):
-            raise PluginError(f"it planned {item}, on a link that is not its own")
+            raise PluginError(f"{told} {item}, on a link that is not its own")
         if kind is Route and not _within(item.destination, subnets):
-            raise PluginError(f"it planned {item}, which leads beyond {', '.join(map(str, subnets))}")
+            raise PluginError(f"{told} {item}, which leads beyond {', '.join(map(str, subnets))}")
         if kind is WireguardPeer and not all(_within(ip, subnets) for ip in item.allowed_ips):
-            raise PluginError(f"it planned {item}, which may speak for more than {', '.join(map(str, subnets))}")
+            raise PluginError(f"{told} {item}, which may speak for more than {', '.join(map(str, subnets))}")
     return objects
 
 

@@ -3,31 +3,46 @@
 Feed it leases as they come from the store; it parses, checks and plans each on its own, and hands out the changes of
 the desired state. One changed lease costs the planning of one peer.
 
-The checks here hold for every backend: a lease is used only if it is readable, lies inside the network, overlaps
-neither our subnet nor another peer's, and names an address that a node can have. Two leases that claim one thing (an
-address range, a kernel key) are settled the same way on every node, whatever the order of arrival: a lease that fits
-the network's layout beats one that does not, then the lower subnet wins; the other waits until the winner is gone.
+A lease is used only if it is readable, lies inside the network, overlaps neither our subnet nor another peer's, and
+names an address that a node can have (:mod:`~pyflannel.planning.judging`). Two leases that claim one thing (an address
+range of a family in use, a kernel key) are settled the same way on every node, whatever the order of arrival: a lease
+that fits the network's layout beats one that does not, then the lower subnet wins. The other waits *at the thing*, not
+for the winner: when a third one takes that over in the same step, who waits there goes on waiting and costs nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from pyflannel.backend import Backend, Node, PeerRejected
-from pyflannel.errors import MalformedError
+from pyflannel.backend import Backend, Node
+from pyflannel.errors import MalformedError, PyflannelError
 from pyflannel.kernel.model import KernelObject, Key, Link
-from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import IPNetwork, Lease, Subnets
-from pyflannel.planning.guard import examined
+from pyflannel.network.ranges import Ranges
+from pyflannel.planning.guard import examined, guarded
+from pyflannel.planning.judging import own_problem, placement_problem, type_problem
 
-__all__ = ["Overlay", "Peer", "Ranges", "placement_problem", "type_problem"]
+__all__ = ["Overlay", "Peer"]
 
 _NODE = ""
 """Owner of the kernel keys that the node needs for itself; no lease has this key."""
 
 _Rank: TypeAlias = tuple[bool, int, int, str]
+
+_Claim: TypeAlias = Key | IPNetwork
+"""What only one lease can have."""
+
+
+@dataclass(slots=True)
+class _Contest:
+    """A claim that several leases have: who has it now, and who waits for it, in order of rank."""
+
+    holder: str
+    waiting: list[_Rank] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +55,35 @@ class Peer:
 
     key: str
     value: str
-    reason: str = ""
+    fault: str = ""
+    """What is wrong with the lease itself."""
     objects: tuple[KernelObject, ...] = ()
+    contest: _Contest | None = field(default=None, compare=False, repr=False)
+    """What it lost against another one and waits for."""
+
+    @property
+    def reason(self) -> str:
+        """Why it is skipped; empty if it is used."""
+        if self.contest is None:
+            return self.fault
+        holder = self.contest.holder
+        return f"claims what {'this node itself' if holder == _NODE else f'lease {holder}'} has"
 
 
 class Overlay:
-    """The peers and the desired state that follows from them, for one node with one lease and one backend."""
+    """The peers and the desired state that follows from them, for one node with one lease and one backend.
+
+    :raises PyflannelError: the backend can't plan for this node.
+    """
 
     def __init__(self, backend: Backend[Any], node: Node, extras: Iterable[KernelObject] = ()) -> None:
         self.backend = backend
         self.node = node
         self._extras = tuple(extras)
-        planned = examined(backend.plan_node(node), node, _networks(node))
+        self._links: frozenset[str] = frozenset()
+        planned = self._planned("plan_node", lambda: backend.plan_node(node), _networks(node))
         self._links = frozenset(item.name for item in planned if isinstance(item, Link))
+        self._untyped = bool(guarded(backend.name, "capabilities", lambda: backend.capabilities.untyped_leases))
         self.own_objects = (*planned, *self._extras)
         """What the node needs for itself: what the backend plans, and ``extras``."""
         self._desired: dict[Key, KernelObject] = {item.key: item for item in self.own_objects}
@@ -61,7 +92,8 @@ class Overlay:
         self.skipped = 0
         """How many of the peers can't be used."""
         self._ranges = Ranges()
-        self._waiting: dict[str, set[str]] = {}
+        self._contests: dict[_Claim, _Contest] = {}
+        self._waits_at: dict[str, _Claim] = {}
         self._changed: set[Key] = set()
         self._touched: set[str] = set()
 
@@ -93,15 +125,16 @@ class Overlay:
         return touched
 
     def put(self, key: str, value: str) -> None:
-        """Take in a new or changed lease."""
+        """Take in a new or changed lease: the planning of one peer, and of those that lose or win by it."""
         known = self._peers.get(key)
         if key != self.node.subnets.key and (known is None or known.value != value):
-            self._settle([(key, value)])
+            freed = self._release(key)
+            self._settle([self._judge(key, value)], freed)
 
     def remove(self, key: str) -> None:
         """Forget a lease that was deleted or has expired."""
         if key in self._peers:
-            self._settle(self._release(key))
+            self._settle([], self._release(key))
 
     def moved(self, node: Node) -> Overlay:
         """The same leases as ``node`` sees them: our place in the network has changed."""
@@ -112,55 +145,120 @@ class Overlay:
 
     # Settling claims
 
-    def _release(self, key: str) -> list[tuple[str, str]]:
-        """Take a peer out, with its plan and claims; returns the leases that waited for it."""
+    def _release(self, key: str) -> list[_Claim]:
+        """Take a peer out, with its plan and claims; returns what others wait for of these."""
         self._touched.add(key)
         peer = self._peers.pop(key, None)
-        if peer is not None and peer.reason:
+        if peer is None:
+            return []
+        if peer.reason:
             self.skipped -= 1
-        elif peer is not None:
-            for item in peer.objects:
-                item_key = item.key
-                del self._owners[item_key]
-                del self._desired[item_key]
-                self._changed.add(item_key)
-            self._ranges.remove(Subnets.from_key(key))
-        waiting = [self._peers[other] for other in sorted(self._waiting.pop(key, ())) if other in self._peers]
-        return [(other.key, other.value) for other in waiting]
+            self._leave(key)
+            return []
+        for item in peer.objects:
+            item_key = item.key
+            del self._owners[item_key]
+            del self._desired[item_key]
+            self._changed.add(item_key)
+        subnets = self._usable_subnets(Subnets.from_key(key))
+        self._ranges.remove(subnets)
+        return [claim for claim in self._claims(peer, subnets) if claim in self._contests] if self._contests else []
 
-    def _settle(self, leases: Iterable[tuple[str, str]]) -> None:
-        queue = list(leases)
-        while queue:
-            key, value = queue.pop()
-            queue.extend(self._release(key))
-            peer, subnets = self._judge(key, value)
-            if subnets is not None:
-                rivals = self._rivals(peer, subnets)
-                winner = min((rival for rival in rivals if self._rank(rival) < self._rank(key)), default=None)
-                if winner is None:
-                    for rival in rivals:
-                        queue.append((rival, self._peers[rival].value))
-                        queue.extend(self._release(rival))
-                    self._claim(peer, subnets)
-                else:
-                    self._waiting.setdefault(winner, set()).add(key)
-                    what = "this node itself" if winner == _NODE else f"lease {winner}"
-                    peer = replace(peer, objects=(), reason=f"claims what {what} has")
-            self._peers[key] = peer
-            self.skipped += bool(peer.reason)
+    def _settle(self, judged: list[Peer], freed: list[_Claim]) -> None:
+        """Find a place for each of ``judged``, then for those who wait for what became free by that."""
+        losers = deque(judged)
+        offers = deque(freed)
+        while losers or offers:
+            peer = losers.popleft() if losers else self._next_waiting(offers)
+            if peer is not None:
+                displaced = self._place(peer)
+                losers.extend(displaced)
+                for loser in displaced:
+                    offers.extend(self._release(loser.key))
+                if displaced:
+                    self._use(peer)
 
-    def _claim(self, peer: Peer, subnets: Subnets) -> None:
+    def _next_waiting(self, offers: deque[_Claim]) -> Peer | None:
+        """The first one in line for the first of ``offers``, out of the line and judged again."""
+        contest, holder = self._contests.get(offers[0]), self._holder(offers[0])
+        if contest is None or (holder is not None and self._rank(holder) < contest.waiting[0]):
+            offers.popleft()
+            return None
+        key = contest.waiting[0][-1]
+        value = self._peers[key].value
+        self._release(key)
+        return self._judge(key, value)
+
+    def _place(self, peer: Peer) -> list[Peer]:
+        """Note what becomes of a peer; returns those that have what it has a better right to."""
+        rivals = {} if peer.fault else self._rivals(peer)
+        if rivals:
+            rank = self._rank(peer.key)
+            better = next((holder for holder in rivals if self._rank(holder) < rank), None)
+            if better is None:
+                return [self._peers[holder] for holder in rivals]
+            peer = self._wait(peer, rank, rivals[better])
+        if peer.reason:
+            self._peers[peer.key] = peer
+            self.skipped += 1
+        else:
+            self._use(peer)
+        return []
+
+    def _use(self, peer: Peer) -> None:
+        self._peers[peer.key] = peer
+        subnets = self._usable_subnets(Subnets.from_key(peer.key))
         self._ranges.add(subnets, peer.key)
         for item in peer.objects:
             item_key = item.key
             self._owners[item_key] = peer.key
             self._desired[item_key] = item
             self._changed.add(item_key)
+        if self._contests:
+            for claim in self._claims(peer, subnets):
+                contest = self._contests.get(claim)
+                if contest is not None:
+                    contest.holder = peer.key
 
-    def _rivals(self, peer: Peer, subnets: Subnets) -> set[str]:
-        owners = {self._owners.get(item.key) for item in peer.objects}
-        owners |= self._ranges.overlapping(subnets)
-        return {owner for owner in owners if owner is not None}
+    def _wait(self, peer: Peer, rank: _Rank, claim: _Claim) -> Peer:
+        contest = self._contests.get(claim)
+        if contest is None:
+            contest = self._contests[claim] = _Contest(self._holder(claim) or _NODE)
+        insort(contest.waiting, rank)
+        self._waits_at[peer.key] = claim
+        return Peer(peer.key, peer.value, contest=contest)
+
+    def _leave(self, key: str) -> None:
+        """Take a lease that waits out of the line."""
+        claim = self._waits_at.pop(key, None)
+        if claim is not None:
+            waiting = self._contests[claim].waiting
+            del waiting[bisect_left(waiting, self._rank(key))]
+            if not waiting:
+                del self._contests[claim]
+
+    @staticmethod
+    def _claims(peer: Peer, subnets: Subnets) -> Iterator[_Claim]:
+        yield from subnets.each
+        for item in peer.objects:
+            yield item.key
+
+    def _holder(self, claim: _Claim) -> str | None:
+        return self._owners.get(claim) if isinstance(claim, tuple) else self._ranges.holder(claim)
+
+    def _rivals(self, peer: Peer) -> dict[str, _Claim]:
+        """Who has something of what a peer claims, and what: of an address range, all that they hold."""
+        owners = self._owners
+        rivals: dict[str, _Claim] = {}
+        for item in peer.objects:
+            item_key = item.key
+            owner = owners.get(item_key)
+            if owner is not None:
+                rivals[owner] = item_key
+        subnets = self._usable_subnets(Subnets.from_key(peer.key))
+        for owner in self._ranges.overlapping(subnets):
+            rivals[owner] = _common(self._usable_subnets(Subnets.from_key(owner)), subnets)
+        return rivals
 
     def _rank(self, key: str) -> _Rank:
         if key == _NODE:
@@ -175,24 +273,31 @@ class Overlay:
 
     # Judging one lease
 
-    def _judge(self, key: str, value: str) -> tuple[Peer, Subnets | None]:
-        """The peer, and the subnets that it claims if it is to be used."""
+    def _judge(self, key: str, value: str) -> Peer:
+        """The peer as it would be if it were alone."""
         try:
             lease = Lease.from_record(key, value)
         except MalformedError as error:
-            return Peer(key, value, str(error)), None
-        reason = self._problem(lease)
+            return Peer(key, value, str(error))
+        reason = (
+            placement_problem(self.node.network, lease)
+            or own_problem(self.node, lease)
+            or type_problem(lease, self.backend.name, self._untyped)
+        )
         if reason:
-            return Peer(key, value, reason), None
+            return Peer(key, value, reason)
+        usable = self._usable(lease)
         try:
-            usable = self._usable(lease)
-            plan = self.backend.plan_peer(self.node, usable)
-            return Peer(key, value, "", examined(plan, self.node, usable.subnets.each, self._links)), lease.subnets
-        except PeerRejected as error:
-            return Peer(key, value, str(error)), None
-        except Exception as error:  # a plugin's fault with one peer must stay with that peer
-            reason = f"backend {self.backend.name} failed on it: {type(error).__name__}: {error}"
-            return Peer(key, value, reason), None
+            plan = self._planned("plan_peer", lambda: self.backend.plan_peer(self.node, usable), usable.subnets.each)
+        except PyflannelError as error:  # a rejected peer, or a fault of the backend's that must stay with this peer
+            return Peer(key, value, str(error) or type(error).__name__)
+        return Peer(key, value, "", plan)
+
+    def _planned(
+        self, what: str, call: Callable[[], Iterable[KernelObject]], subnets: Iterable[IPNetwork]
+    ) -> tuple[KernelObject, ...]:
+        name, within = self.backend.name, tuple(subnets)
+        return guarded(name, what, lambda: examined(name, tuple(call()), self.node, within, self._links))
 
     def _usable(self, lease: Lease) -> Lease:
         """The lease without the families that this network does not use."""
@@ -204,101 +309,13 @@ class Overlay:
         ipv6 = subnets.ipv6 if self.node.network.ipv6 else None
         return Subnets(ipv4, ipv6) if ipv4 or ipv6 else subnets
 
-    def _problem(self, lease: Lease) -> str:
-        reason = placement_problem(self.node.network, lease)
-        if reason:
-            return reason
-        for version in self.node.network.versions:
-            public = lease.attributes.public(version)
-            leased = lease.subnets.of(version) is not None
-            if leased and public is not None and public == self.node.underlay.public(version):
-                return f"{_public_name(version)} {public} is this node's own"
-        if lease.subnets.overlaps(self.node.subnets):
-            return f"overlaps this node's own subnet {self.node.subnets}"
-        return type_problem(lease, self.backend.name, self.backend.capabilities.untyped_leases)
-
-
-def placement_problem(network: NetworkConfig, lease: Lease) -> str:
-    """Why no node of ``network`` can use where ``lease`` lies or where it leads to; empty if nothing is wrong."""
-    used = [version for version in network.versions if lease.subnets.of(version) is not None]
-    if not used:
-        return "has no subnet of a family that this network uses"
-    return next(filter(None, (_family_problem(network, lease, version) for version in used)), "")
-
-
-def type_problem(lease: Lease, backend: str, untyped_leases: bool) -> str:
-    """Why ``lease`` is not one of a network with this backend; empty if it is."""
-    backend_type = lease.attributes.backend_type
-    if backend_type == backend or (backend_type is None and untyped_leases):
-        return ""
-    found = "none" if backend_type is None else repr(backend_type)
-    return f"BackendType is {found}, this network's is {backend!r}"
-
-
-def _family_problem(network: NetworkConfig, lease: Lease, version: int) -> str:
-    family, subnet = network.family(version), lease.subnets.of(version)
-    if family is None or subnet is None:
-        return ""
-    whole = family.network
-    if subnet.prefixlen < whole.prefixlen or subnet.network_address not in whole:
-        return f"{subnet} lies outside the network {whole}"
-    name, public = _public_name(version), lease.attributes.public(version)
-    if public is None:
-        return f"has no {name}"
-    if public.is_unspecified or public.is_loopback or public.is_multicast or int(public) == 0xFFFFFFFF:
-        return f"{name} {public} is no address that a node can have"
-    if public in whole:
-        return f"{name} {public} lies inside the overlay {whole}, which it should carry"
-    return ""
-
-
-def _public_name(version: int) -> str:
-    return f"PublicIP{'' if version == 4 else 'v6'}"
-
 
 def _networks(node: Node) -> list[IPNetwork]:
     families = (node.network.family(version) for version in node.network.versions)
     return [family.network for family in families if family is not None]
 
 
-class Ranges:
-    """Which lease holds which addresses, answering "who overlaps this?" without looking at every lease.
-
-    Nearly all subnets have one length, so a look-up per length in use is enough; only a range shorter than some
-    other needs a scan. Subnets are kept as numbers, which are small and quick to look up.
-    """
-
-    def __init__(self) -> None:
-        self._holders: dict[tuple[int, int], dict[int, str]] = {}
-        """IP version and prefix length to: the prefix's leading bits to the lease's key."""
-
-    def add(self, subnets: Subnets, key: str) -> None:
-        """Note that the lease ``key`` holds ``subnets``."""
-        for subnet in subnets.each:
-            length = (subnet.version, subnet.prefixlen)
-            self._holders.setdefault(length, {})[_leading(subnet, subnet.prefixlen)] = key
-
-    def remove(self, subnets: Subnets) -> None:
-        """Nobody holds ``subnets`` any more."""
-        for subnet in subnets.each:
-            self._holders[subnet.version, subnet.prefixlen].pop(_leading(subnet, subnet.prefixlen), None)
-
-    def overlapping(self, subnets: Subnets) -> set[str]:
-        """The keys of leases that hold any address of ``subnets``."""
-        found = set()
-        for subnet in subnets.each:
-            for (version, length), holders in self._holders.items():
-                if version != subnet.version:
-                    continue
-                if length <= subnet.prefixlen:
-                    holder = holders.get(_leading(subnet, length))
-                    if holder is not None:
-                        found.add(holder)
-                else:
-                    shift, wanted = length - subnet.prefixlen, _leading(subnet, subnet.prefixlen)
-                    found.update(holder for leading, holder in holders.items() if leading >> shift == wanted)
-        return found
-
-
-def _leading(subnet: IPNetwork, length: int) -> int:
-    return int(subnet.network_address) >> (subnet.max_prefixlen - length)
+def _common(theirs: Subnets, ours: Subnets) -> IPNetwork:
+    """The one of ``theirs`` that overlaps ``ours``; one does."""
+    first, *others = theirs.each
+    return others[0] if others and not Subnets(theirs.ipv4).overlaps(ours) else first

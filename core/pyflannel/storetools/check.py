@@ -23,7 +23,8 @@ from pyflannel.backend import parse_options
 from pyflannel.errors import ConfigError, HistoryGoneError, MalformedError, PluginError, StoreError
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, Lease
-from pyflannel.planning.overlay import Ranges, placement_problem, type_problem
+from pyflannel.network.ranges import Ranges
+from pyflannel.planning.judging import placement_problem, type_problem
 from pyflannel.plugins import load_backend, load_store
 from pyflannel.store import Snapshot, Store, StoreLocation, Watch
 

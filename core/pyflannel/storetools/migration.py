@@ -28,7 +28,7 @@ from typing import Final
 from pyflannel.errors import ConfigError, ConflictError, MalformedError, StoreError, StoreUnavailableError
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, Lease
-from pyflannel.planning.overlay import Ranges
+from pyflannel.network.ranges import Ranges
 from pyflannel.store import Record, Snapshot, Store, Watch
 
 __all__ = ["SOURCE", "TARGET", "Done", "Known", "Migration", "Seen", "Step", "Verdict", "contradictions", "settle"]

@@ -180,7 +180,7 @@ def test_a_backend_that_raises_costs_one_peer() -> None:
     view.put(*lease(2))
     view.put(*lease(3))
     assert view.peers["10.5.2.0-24"].reason == ""
-    assert "backend vxlan failed on it: RuntimeError: boom" in view.peers["10.5.3.0-24"].reason
+    assert "backend 'vxlan' failed in plan_peer: RuntimeError: boom" in view.peers["10.5.3.0-24"].reason
 
 
 def test_host_gw_skips_who_is_not_on_the_link() -> None:
@@ -241,3 +241,61 @@ def test_only_the_leases_count_not_how_they_came(
     assert view.skipped == sum(bool(peer.reason) for peer in view.peers.values())
     used = [Subnets.from_key(peer.key) for peer in view.peers.values() if not peer.reason]
     assert not any(a.overlaps(b) for a in used for b in used if a is not b)
+
+
+ALIASED = NetworkConfig.from_json('{"Network": "10.0.0.0/8", "SubnetLen": 24}')
+MANY = 600
+
+
+def crowd(claim: str) -> list[tuple[str, str]]:
+    """Leases of which each claims what all others do, in descending order of what settles it."""
+    found = []
+    for number in range(MANY, 0, -1):
+        key = f"10.{100 + number // 250}.{number % 250}.0-24"
+        if claim == "subnet":
+            key = f"10.99.0.0-24&fd00:0:0:{number:x}::-64"
+        found.append((key, lease(2)[1]))
+    return found
+
+
+@pytest.mark.parametrize("claim", ["MAC", "subnet"])
+def test_many_that_claim_one_thing_are_settled_by_looking_at_each_a_few_times(claim: str) -> None:
+    class Counting(VxlanBackend):
+        plans = 0
+
+        def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
+            self.plans += 1
+            return super().plan_peer(node, peer)
+
+    backend = Counting(VxlanOptions())
+    view = Overlay(backend, replace(NODE, network=ALIASED))
+    leases = crowd(claim)
+    for record in leases:
+        view.put(*record)
+    winner = leases[-1][0]
+    assert [key for key, peer in view.peers.items() if not peer.reason] == [winner]
+    assert {peer.reason for peer in view.peers.values()} == {"", f"claims what lease {winner} has"}
+    for key, _ in reversed(leases):
+        view.remove(key)
+    assert not view.peers
+    assert view.skipped == 0
+    assert backend.plans <= 3 * MANY
+
+
+def test_who_waits_for_several_things_waits_for_the_next_when_one_is_free() -> None:
+    view = overlay()
+    view.put(*lease(2))
+    view.put(*lease(3))
+    view.put(*lease(4, "10.5.3.128-25", mac=2))
+    assert "claims what lease" in view.peers["10.5.3.128-25"].reason
+    view.remove("10.5.2.0-24")
+    assert view.peers["10.5.3.128-25"].reason == "claims what lease 10.5.3.0-24 has"
+    view.remove("10.5.3.0-24")
+    assert view.peers["10.5.3.128-25"].reason == ""
+
+
+def test_subnets_of_a_family_that_is_not_used_are_nobodys() -> None:
+    view = overlay()
+    view.put(*lease(2, "10.5.2.0-24&fd00::-64"))
+    view.put(*lease(3, "10.5.3.0-24&fd00::-64"))
+    assert [peer.reason for peer in view.peers.values()] == ["", ""]

@@ -1,0 +1,72 @@
+"""Which lease holds which addresses, answering "who overlaps this?" without looking at every lease.
+
+Nearly all subnets have one length, so a look-up per length in use is enough, and a bisection where subnets are longer
+than the one that is asked for. Subnets are kept as numbers, which are small and quick to look up.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+from pyflannel.network.lease import IPNetwork, Subnets
+
+__all__ = ["Ranges"]
+
+
+class Ranges:
+    """See the module's docstring. A subnet has one holder; the last that was added."""
+
+    def __init__(self) -> None:
+        self._holders: dict[tuple[int, int], dict[int, str]] = {}
+        """IP version and prefix length to: the prefix's leading bits to the lease's key."""
+        self._ordered: dict[tuple[int, int], list[int]] = {}
+        """The same leading bits in order, for lengths that were asked for by a shorter one."""
+
+    def add(self, subnets: Subnets, key: str) -> None:
+        """Note that the lease ``key`` holds ``subnets``."""
+        for subnet in subnets.each:
+            length = (subnet.version, subnet.prefixlen)
+            holders, leading = self._holders.setdefault(length, {}), _leading(subnet, subnet.prefixlen)
+            if length in self._ordered and leading not in holders:
+                insort(self._ordered[length], leading)
+            holders[leading] = key
+
+    def remove(self, subnets: Subnets) -> None:
+        """Nobody holds ``subnets`` any more."""
+        for subnet in subnets.each:
+            length, leading = (subnet.version, subnet.prefixlen), _leading(subnet, subnet.prefixlen)
+            if self._holders.get(length, {}).pop(leading, None) is not None and length in self._ordered:
+                ordered = self._ordered[length]
+                del ordered[bisect_left(ordered, leading)]
+
+    def holder(self, subnet: IPNetwork) -> str | None:
+        """The key of the lease that holds just this subnet."""
+        return self._holders.get((subnet.version, subnet.prefixlen), {}).get(_leading(subnet, subnet.prefixlen))
+
+    def overlapping(self, subnets: Subnets) -> set[str]:
+        """The keys of leases that hold any address of ``subnets``."""
+        found = set()
+        for subnet in subnets.each:
+            for (version, length), holders in self._holders.items():
+                if version != subnet.version:
+                    continue
+                if length <= subnet.prefixlen:
+                    holder = holders.get(_leading(subnet, length))
+                    if holder is not None:
+                        found.add(holder)
+                else:
+                    found.update(holders[leading] for leading in self._within(subnet, length))
+        return found
+
+    def _within(self, subnet: IPNetwork, length: int) -> list[int]:
+        """The leading bits of the held subnets of a greater length within ``subnet``."""
+        ordered = self._ordered.get((subnet.version, length))
+        if ordered is None:
+            ordered = self._ordered[subnet.version, length] = sorted(self._holders[subnet.version, length])
+        first = _leading(subnet, length)
+        begin = bisect_left(ordered, first)
+        return ordered[begin : bisect_left(ordered, first + (1 << (length - subnet.prefixlen)), begin)]
+
+
+def _leading(subnet: IPNetwork, length: int) -> int:
+    return int(subnet.network_address) >> (subnet.max_prefixlen - length)
