@@ -54,7 +54,9 @@ class VxlanOptions:
     gbp: bool = option("GBP", False, "carry VXLAN group-based policy marks")
     learning: bool = option("Learning", False, "let the device learn MAC addresses from traffic")
     direct_routing: bool = option("DirectRouting", False, "route to peers on the same link without encapsulation")
-    mtu: int | None = option("MTU", None, "largest underlay packet to use, instead of the interface's", minimum=576)
+    mtu: int | None = option(
+        "MTU", None, "largest underlay packet to use, instead of the interface's", minimum=576, maximum=65535
+    )
 
 
 class VxlanBackend(Backend[VxlanOptions]):

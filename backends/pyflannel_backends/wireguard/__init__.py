@@ -83,7 +83,9 @@ class WireguardOptions:
     )
     psk: str = option("PSK", "", "a key that all nodes share besides their own, as 'wg genpsk' prints it", secret=True)
     psk_file: str = option("PSKFile", "", "the same, from a file of every node's own: the store never has it")
-    mtu: int | None = option("MTU", None, "largest underlay packet to use, instead of the interface's", minimum=576)
+    mtu: int | None = option(
+        "MTU", None, "largest underlay packet to use, instead of the interface's", minimum=576, maximum=65535
+    )
     mode: str = option(
         "Mode",
         "separate",

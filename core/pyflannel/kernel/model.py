@@ -3,17 +3,19 @@
 Every value has a ``key``: the tuple by which the kernel tells two such objects apart. Two values with one key can't
 both be there; a value that differs from the actual one under the same key is a change in place. Links are named, not
 numbered: an interface index belongs to one life of a device, a name to what we want. As text, a value reads like the
-iproute2 command that would make it.
+iproute2 command that would make it. A value that no kernel could hold is refused by its constructor with a
+:class:`ValueError` that names the field, so that everything behind it can be encoded.
 
 The order of :class:`Kind` is the order of creation (a route needs its link); deletion runs backwards.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
-from ipaddress import IPv4Interface, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import ClassVar, Final, NamedTuple, TypeAlias
 
 from pyflannel.network.lease import IPAddress, IPNetwork
@@ -51,6 +53,62 @@ ROUTE_PROTOCOL: Final = 241
 IPInterface: TypeAlias = IPv4Interface | IPv6Interface
 
 
+_U16: Final = 0xFFFF
+_U24: Final = 0xFFFFFF
+_U32: Final = 0xFFFFFFFF
+
+_ADDRESSES: Final = frozenset({IPv4Address, IPv6Address})
+_INTERFACES: Final = frozenset({IPv4Interface, IPv6Interface})
+_NETWORKS: Final = frozenset({IPv4Network, IPv6Network})
+
+_is_mac = re.compile("[0-9a-f]{2}(?::[0-9a-f]{2}){5}").fullmatch
+_is_hardware_address = re.compile("[0-9a-f]{2}(?::[0-9a-f]{2}){0,31}").fullmatch
+_is_name = re.compile(r"(?!\.{1,2}$)[^/:\s\0]+", re.ASCII).fullmatch
+_is_public_key = re.compile("[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=").fullmatch
+
+_MAC_RULE: Final = "must be a MAC address as xx:xx:xx:xx:xx:xx in lower case"
+_ADDRESS_RULE: Final = "must be an IPv4Address or IPv6Address without a scope"
+_LINK_RULE: Final = "must be the name of a link"
+
+
+def _refuse(item: object, name: str, rule: str) -> ValueError:
+    value = getattr(item, name)
+    shown = "hidden" if isinstance(value, bytes | Secret) else repr(value)
+    return ValueError(f"{type(item).__name__}: {name} is {shown if len(shown) <= 100 else shown[:100] + '...'}: {rule}")
+
+
+def _is_address(value: object) -> bool:
+    return type(value) in _ADDRESSES and getattr(value, "scope_id", None) is None
+
+
+def _check_number(item: object, name: str, most: int) -> None:
+    value = getattr(item, name)
+    if type(value) is not int or not 0 <= value <= most:
+        raise _refuse(item, name, f"must be a whole number between 0 and {most}")
+
+
+def _check_type(item: object, name: str, kind: type, rule: str) -> None:
+    if type(getattr(item, name)) is not kind:
+        raise _refuse(item, name, rule)
+
+
+def _check_flags(item: object, *names: str) -> None:
+    for name in names:
+        _check_type(item, name, bool, "must be True or False")
+
+
+def _check_link(item: object, name: str) -> None:
+    value = getattr(item, name)
+    if type(value) is not str or not value:
+        raise _refuse(item, name, _LINK_RULE)
+
+
+def _check_secret(item: object, name: str) -> None:
+    value = getattr(item, name)
+    if value is not None and (type(value) is not Secret or len(value.reveal()) != 32):
+        raise _refuse(item, name, "must be a Secret of 32 bytes, or None")
+
+
 class Kind(IntEnum):
     """The kinds of kernel objects, in order of creation."""
 
@@ -84,6 +142,14 @@ class VxlanInfo:
     gbp: bool = False
     learning: bool = False
 
+    def __post_init__(self) -> None:
+        _check_number(self, "vni", _U24)
+        _check_number(self, "port", _U16)
+        if not _is_address(self.local):
+            raise _refuse(self, "local", _ADDRESS_RULE)
+        _check_type(self, "underlay", str, _LINK_RULE)
+        _check_flags(self, "gbp", "learning")
+
 
 @dataclass(frozen=True, slots=True)
 class TunInfo:
@@ -96,6 +162,10 @@ class TunInfo:
     vnet_hdr: bool = False
     multi_queue: bool = False
     queue_length: int = 500
+
+    def __post_init__(self) -> None:
+        _check_flags(self, "vnet_hdr", "multi_queue")
+        _check_number(self, "queue_length", _U32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +182,15 @@ class GenericInfo:
     kind: str
     underlay: str | None = None
     data: tuple[tuple[str, str | int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if type(self.kind) is not str or not self.kind:
+            raise _refuse(self, "kind", "must be a kind of devices as after 'type' in ip-link(8)")
+        if self.underlay is not None:
+            _check_type(self, "underlay", str, f"{_LINK_RULE}, or None")
+        pairs = type(self.data) is tuple and all(type(pair) is tuple and len(pair) == 2 for pair in self.data)
+        if not pairs or not all(type(name) is str for name, _ in self.data):
+            raise _refuse(self, "data", "must be a tuple of pairs, an attribute's name and its value each")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +219,17 @@ class Link:
     up: bool = True
     marked: bool = True
 
+    def __post_init__(self) -> None:
+        name = self.name
+        if type(name) is not str or not _is_name(name) or len(name.encode(errors="surrogateescape")) > 15:
+            raise _refuse(self, "name", "must be 1 to 15 bytes, without '/', ':' and blanks")
+        if not isinstance(self.info, VxlanInfo | TunInfo | GenericInfo | ForeignInfo):
+            raise _refuse(self, "info", "must be a VxlanInfo, TunInfo or GenericInfo")
+        _check_number(self, "mtu", _U32)
+        if self.mac is not None and (type(self.mac) is not str or not _is_hardware_address(self.mac)):
+            raise _refuse(self, "mac", f"{_MAC_RULE}, or None")
+        _check_flags(self, "up", "marked")
+
     def __str__(self) -> str:
         return f"link {self.name} type {self.info.kind} mtu {self.mtu}" + (f" address {self.mac}" if self.mac else "")
 
@@ -153,12 +243,21 @@ class Link:
 class Sysctl:
     """A kernel parameter, named by its path below ``/proc/sys`` (``net/ipv4/ip_forward``).
 
-    An ``optional`` one is left alone where the kernel has no such parameter.
+    An ``optional`` one is left alone where the kernel has no such parameter. Blanks in ``value`` become single spaces,
+    as which they are read.
     """
 
     path: str
     value: str
     optional: bool = field(default=False, compare=False)
+
+    def __post_init__(self) -> None:
+        path, value = self.path, self.value
+        if type(path) is not str or "\0" in path or any(part in ("", ".", "..") for part in path.split("/")):
+            raise _refuse(self, "path", "must lie below /proc/sys, as net/ipv4/ip_forward does")
+        if type(value) is not str or not value.isascii() or "\0" in value:
+            raise _refuse(self, "value", "must be a text of ASCII characters")
+        object.__setattr__(self, "value", " ".join(value.split()))
 
     def __str__(self) -> str:
         return f"sysctl {self.path}={self.value}"
@@ -175,6 +274,11 @@ class Address:
 
     link: str
     interface: IPInterface
+
+    def __post_init__(self) -> None:
+        _check_link(self, "link")
+        if type(self.interface) not in _INTERFACES or getattr(self.interface, "scope_id", None) is not None:
+            raise _refuse(self, "interface", "must be an IPv4Interface or IPv6Interface without a scope")
 
     def __str__(self) -> str:
         return f"address {self.interface} dev {self.link}"
@@ -193,6 +297,14 @@ class Neighbour:
     address: IPAddress
     mac: str
 
+    def __post_init__(self) -> None:
+        if type(self.link) is not str or not self.link:
+            raise _refuse(self, "link", _LINK_RULE)
+        if not _is_address(self.address):
+            raise _refuse(self, "address", _ADDRESS_RULE)
+        if type(self.mac) is not str or not _is_mac(self.mac):
+            raise _refuse(self, "mac", _MAC_RULE)
+
     def __str__(self) -> str:
         return f"neighbour {self.address} lladdr {self.mac} dev {self.link}"
 
@@ -209,6 +321,14 @@ class FdbEntry:
     link: str
     mac: str
     remote: IPAddress
+
+    def __post_init__(self) -> None:
+        if type(self.link) is not str or not self.link:
+            raise _refuse(self, "link", _LINK_RULE)
+        if type(self.mac) is not str or not _is_mac(self.mac):
+            raise _refuse(self, "mac", _MAC_RULE)
+        if not _is_address(self.remote):
+            raise _refuse(self, "remote", _ADDRESS_RULE)
 
     def __str__(self) -> str:
         return f"fdb {self.mac} dst {self.remote} dev {self.link}"
@@ -234,6 +354,10 @@ class WireguardDevice:
     fwmark: int = 0
 
     def __post_init__(self) -> None:
+        _check_link(self, "link")
+        _check_secret(self, "private_key")
+        _check_number(self, "listen_port", _U16)
+        _check_number(self, "fwmark", _U32)
         if self.private_key is not None:
             key = bytearray(self.private_key.reveal())
             key[0] &= 248
@@ -278,9 +402,24 @@ class WireguardPeer:
     keepalive: int = 0
 
     def __post_init__(self) -> None:
+        _check_link(self, "link")
+        if type(self.public_key) is not str or not _is_public_key(self.public_key):
+            raise _refuse(self, "public_key", "must be 32 bytes as 44 characters of base64")
+        if type(self.allowed_ips) is not tuple or not all(type(ip) in _NETWORKS for ip in self.allowed_ips):
+            raise _refuse(self, "allowed_ips", "must be a tuple of IPv4Network and IPv6Network")
+        _check_secret(self, "preshared_key")
+        _check_number(self, "keepalive", _U16)
+        if self.endpoint is not None:
+            self._check_endpoint(self.endpoint)
         if len(self.allowed_ips) > 1:
             ordered = sorted(set(self.allowed_ips), key=lambda ip: (ip.version, ip.network_address, ip.prefixlen))
             object.__setattr__(self, "allowed_ips", tuple(ordered))
+
+    def _check_endpoint(self, endpoint: Endpoint) -> None:
+        if type(endpoint) is not Endpoint or not _is_address(endpoint.address):
+            raise _refuse(self, "endpoint", f"must be an Endpoint; its address {_ADDRESS_RULE}")
+        if type(endpoint.port) is not int or not 0 <= endpoint.port <= _U16:
+            raise _refuse(self, "endpoint", f"its port must be a whole number between 0 and {_U16}")
 
     def __str__(self) -> str:
         ips = ",".join(map(str, self.allowed_ips)) or "none"
@@ -312,6 +451,18 @@ class Route:
     metric: int | None = None
 
     def __post_init__(self) -> None:
+        if type(self.destination) not in _NETWORKS:
+            raise _refuse(self, "destination", "must be an IPv4Network or IPv6Network")
+        if self.link is not None and (type(self.link) is not str or not self.link):
+            raise _refuse(self, "link", f"{_LINK_RULE}, or None for a blackhole")
+        if not (self.gateway is None or _is_address(self.gateway)):
+            raise _refuse(self, "gateway", f"{_ADDRESS_RULE}, or None")
+        if not (self.source is None or _is_address(self.source)):
+            raise _refuse(self, "source", f"{_ADDRESS_RULE}, or None")
+        if type(self.onlink) is not bool:
+            raise _refuse(self, "onlink", "must be True or False")
+        if self.metric is not None:
+            _check_number(self, "metric", _U32)
         # The kernel stores 1024 where an IPv6 route says 0.
         if self.metric is not None and self.metric in ((0,) if self.destination.version == 4 else (0, 1024)):
             object.__setattr__(self, "metric", None)

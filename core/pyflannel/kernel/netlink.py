@@ -25,6 +25,7 @@ import select
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from socket import AF_INET, AF_INET6
 from struct import Struct
@@ -66,9 +67,9 @@ from pyflannel.kernel.model import (
 )
 from pyflannel.kernel.netns import call_in
 from pyflannel.kernel.port import NOTHING, SEVERAL, KernelPort, Notice, Scope, Write
-from pyflannel.kernel.refusal import foreign_link, foreign_route, refusal
+from pyflannel.kernel.refusal import foreign_link, foreign_route, not_kept, refusal
 from pyflannel.kernel.rtsocket import NETLINK_GENERIC, Answer, NotificationSocket, Refused, RequestSocket
-from pyflannel.kernel.wire import RouteRow
+from pyflannel.kernel.wire import NeighbourRow, RouteRow
 from pyflannel.kernel.wireguard import Wireguard
 from pyflannel.small import files as smallfile
 
@@ -88,6 +89,10 @@ _TOLD = frozenset({"forwarding", "ip_forward", "rp_filter"})
 
 _SILENT_PERIOD = 1.0
 """Seconds between two looks at the other sysctls, at least."""
+
+_MAC_LENGTH = len("xx:xx:xx:xx:xx:xx")
+_NO_MAC = "00:00:00:00:00:00"
+"""What a permanent neighbour is reported with that somebody gave no MAC address, or one of another length."""
 
 _NETCONFA_IFINDEX = 1
 _NETCONF_ALL = -1
@@ -242,8 +247,7 @@ class NetlinkPort(KernelPort):
             for _, datagram, start, end in self._request.dump(wire.encode_neighbour_dump(family, index), _UNKNOWN):
                 row = parse(datagram, start, end)
                 if row is not None and row.link == index and row.state & permanent and not row.flags & proxy:
-                    item = Neighbour(name, row.address, row.mac)
-                    found.add(item)
+                    found.add(_neighbour(name, row))
 
     def _read_fdb(self, index: int, name: str, found: _Found) -> None:
         request = wire.encode_fdb_dump(index if self._request.strict else 0)
@@ -353,7 +357,7 @@ class NetlinkPort(KernelPort):
             # The second message may come late, after we have written the neighbour anew, and is left out.
             row = wire.parse_neighbour(datagram, start, end)
             if row is not None and not row.address.is_multicast:
-                neighbour = Neighbour(name, row.address, row.mac)
+                neighbour = _neighbour(name, row)
                 self._pending.changes[neighbour.key] = neighbour if there else None
 
     def _hear_route(self, kind: int, flags: int, datagram: bytes, start: int, end: int) -> None:
@@ -672,7 +676,7 @@ class NetlinkPort(KernelPort):
                 raise refusal(write, errno.ENODEV, "it is gone again")
             actual = self._table.link(row)
             if isinstance(wanted.info, GenericInfo) and actual.info != wanted.info:
-                raise refusal(write, errno.EINVAL, f"the kernel made {actual.info} of it")
+                raise not_kept(wanted, replace(wanted, info=actual.info))
         elif isinstance(wanted.info, VxlanInfo) and actual.info != wanted.info:
             self._send_link(write, encode_vxlan_change(wanted.info, row.index))
         self._send_link(write, encode_link(actual, wanted, row.index))
@@ -757,7 +761,9 @@ class NetlinkPort(KernelPort):
             self._inside(lambda: Path("/proc/sys", item.path).write_text(f"{item.value}\n", encoding="ascii"))
         except OSError as error:
             raise refusal(write, error.errno or errno.EIO) from None
-        self._sysctls[item.path] = item.value
+        self._sysctls.update(self._inside(lambda: {item.path: item.value, **_read_sysctls([item.path])}))
+        if self._sysctls[item.path] != item.value:
+            raise not_kept(item, replace(item, value=self._sysctls[item.path]))
 
 
 class _Step:
@@ -769,6 +775,10 @@ class _Step:
         self.write = write
         self.messages = messages
         self.forgiven = forgiven
+
+
+def _neighbour(link: str, row: NeighbourRow) -> Neighbour:
+    return Neighbour(link, row.address, row.mac if len(row.mac) == _MAC_LENGTH else _NO_MAC)
 
 
 def _mentioning(needles: Sequence[bytes], answers: Iterable[Answer]) -> Iterator[Answer]:
@@ -787,7 +797,7 @@ def _read_sysctls(paths: Iterable[str]) -> dict[str, str]:
     found = {}
     for path in paths:
         try:
-            found[path] = " ".join(smallfile.read(f"/proc/sys/{path}").decode("ascii", "replace").split())
+            found[path] = " ".join(smallfile.read(f"/proc/sys/{path}").decode("ascii", "backslashreplace").split())
         except OSError:
             continue  # not there, or not for us: absent from a dump, and refused when it is written
     return found

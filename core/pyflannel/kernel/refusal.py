@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 
 from pyflannel.errors import KernelError
-from pyflannel.kernel.model import GenericInfo, Kind, Link, Route, VxlanInfo
+from pyflannel.kernel.model import GenericInfo, KernelObject, Kind, Link, Route, VxlanInfo
 from pyflannel.kernel.port import Write
 
-__all__ = ["NO_WIREGUARD", "foreign_link", "foreign_route", "refusal"]
+__all__ = ["NO_WIREGUARD", "foreign_link", "foreign_route", "not_kept", "refusal"]
 
 NO_WIREGUARD = (
     "this kernel has no WireGuard: load its module ('modprobe wireguard'; Linux has it from 5.6 on), or let pyflannel "
@@ -61,6 +63,22 @@ def refusal(write: Write, number: int, text: str = "", advice: str = "") -> Kern
             f"within that of {item.info.underlay}"
         )
     return KernelError(f"can't {verb} {item}: {reason}" + (f"; {advice}" if advice else ""))
+
+
+def not_kept(wanted: KernelObject, actual: KernelObject) -> KernelError:
+    """The error for an object that the kernel has taken, and keeps in another way (it rounds, or has a limit)."""
+    kept = ", ".join(_differences(wanted, actual))
+    return KernelError(f"can't set {wanted}: the kernel keeps {kept}; ask for what it keeps, or see what else sets it")
+
+
+def _differences(wanted: object, actual: object) -> Iterator[str]:
+    """The fields that differ, those of their values first."""
+    for each in fields(wanted):  # type: ignore[arg-type] # all of the model's are dataclasses
+        want, have = getattr(wanted, each.name), getattr(actual, each.name)
+        if want != have and is_dataclass(want) and type(want) is type(have):
+            yield from _differences(want, have)
+        elif want != have:
+            yield f"{each.name} {want!r} as {have!r}"
 
 
 def foreign_link(write: Write, link: Link) -> KernelError:

@@ -8,12 +8,14 @@ remembers *why* a key is dirty, so a deleted route, a re-created device and a fi
   the rest is compared.
 * An object that the kernel refuses stays dirty by itself and is tried again with growing pauses; the others go on. The
   first refusal is not believed: mostly the kernel has changed and its notification is still on the way, so everything
-  is compared with a fresh dump at once.
+  is compared with a fresh dump at once. What else changes ends a pause early; what our own attempt left behind does
+  not. A device that the kernel takes and keeps in another way than it was asked to counts as refused.
 * Objects that nobody wants are deleted only once sweeping is allowed, that is after the first complete snapshot.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -21,14 +23,22 @@ from enum import Enum
 from pyflannel.errors import KernelError
 from pyflannel.kernel.model import KernelObject, Key, Kind, Sysctl
 from pyflannel.kernel.port import KernelPort, Notice, Scope, Write
+from pyflannel.kernel.refusal import not_kept
+from pyflannel.small.retry import Backoff
 
 __all__ = ["Failure", "ObjectState", "ObjectStatus", "Outcome", "Tracker"]
 
 FIRST_RETRY = 1.0
-"""Seconds until a refused object is tried again; doubles with every refusal."""
+"""Seconds until a refused object is tried again, at most; doubles with every refusal."""
 
 LAST_RETRY = 60.0
 """The longest such pause, in seconds."""
+
+_BELIEVED = 2
+"""The refusal that is believed, counted from 1."""
+
+_STIRRING = frozenset({Kind.LINK, Kind.ADDRESS})
+"""What the port tells of as if others had written it: it names the link."""
 
 _SCOPE = frozenset({Kind.LINK, Kind.SYSCTL, Kind.WIREGUARD})
 """What the port is told to look at."""
@@ -47,11 +57,12 @@ class ObjectState(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A refused write: the reason, since when it has been refused, how often, and when it is tried again."""
+    """A refused write: the reason, since when it has been refused, how often, when last, and when it is tried again."""
 
     error: KernelError
     since: float
     attempts: int
+    tried_at: float
     retry_at: float
 
 
@@ -81,7 +92,7 @@ class Outcome:
 class Tracker:
     """Keeps one kernel as it should be. ``clock`` gives seconds on any scale that never jumps backwards."""
 
-    def __init__(self, port: KernelPort, clock: Callable[[], float]) -> None:
+    def __init__(self, port: KernelPort, clock: Callable[[], float], rng: random.Random | None = None) -> None:
         self.port = port
         self.sweep = False
         """Whether objects of ours that nobody wants may be deleted. Set after the first complete snapshot."""
@@ -91,6 +102,11 @@ class Tracker:
         self._dirty: set[Key] = set()
         self._drifted: set[Key] = set()
         self._failures: dict[Key, Failure] = {}
+        self._attempted: set[Key] = set()
+        """What was refused in the last reconciliation: what is seen there next is what our attempt left."""
+        self._stirred: set[str] = set()
+        """The links that the last reconciliation wrote to: what is told of them next is our own doing."""
+        self._backoff = Backoff(rng or random.Random(), FIRST_RETRY, LAST_RETRY)  # noqa: S311 - no secret
         self._since: dict[Key, float] = {}
         self._settled_at: float | None = None
         self._scope = Scope()
@@ -131,18 +147,22 @@ class Tracker:
     def observe(self, notice: Notice) -> None:
         """Take in what the kernel has told."""
         self._resync |= notice.resync
-        if notice.resync or notice.interfaces:
-            self._retry_now()
+        if notice.interfaces - self._stirred:
+            self._retry_soon()
         for key, item in notice.changes.items():
             self._see(key, item)
             if self.sweep and item is not None and key not in self._desired:
                 self._drifted.add(key)
 
-    def _retry_now(self) -> None:
-        """What was refused may be possible now: something foreign that was in the way has changed."""
-        now = self._clock()
+    def _retry_soon(self, link: str | None = None) -> None:
+        """What was refused may be possible now: something foreign that was in the way has changed, or its link has.
+
+        At most once in :data:`FIRST_RETRY`, for the change may come of our trying.
+        """
         for key, failure in self._failures.items():
-            self._failures[key] = replace(failure, retry_at=now)
+            if link is None or getattr(self._desired.get(key), "link", None) == link:
+                at = self._clock() if failure.attempts <= _BELIEVED else failure.tried_at + FIRST_RETRY
+                self._failures[key] = replace(failure, retry_at=min(failure.retry_at, at))
 
     def request_resync(self) -> None:
         """Have everything compared with a fresh dump at the next reconciliation."""
@@ -155,7 +175,7 @@ class Tracker:
         else:
             was = self._actual.get(key)
             self._actual[key] = wanted if wanted is not None and wanted == item else item
-        if was != item:
+        if was != item and (item is None or key not in self._attempted):
             self._failures.pop(key, None)
         if item != wanted:
             self._dirty.add(key)
@@ -189,12 +209,11 @@ class Tracker:
         """
         if self._resync:
             self._dump()
+        self._attempted, self._stirred = set(), set()
         links = rest = Outcome()
         if self._dirty:
-            links = self._write(lambda key: key[0] is Kind.LINK)
-            if links.written:
-                self._dump()
-            rest = self._write(lambda key: key[0] is not Kind.LINK)
+            links = self._write_links()
+            rest, _ = self._write(lambda key: key[0] is not Kind.LINK)
             if not self._dirty:
                 self._dirty = set()  # an emptied set keeps the size that it once had
         if self._settled_at is None and self._desired:
@@ -206,17 +225,53 @@ class Tracker:
             links.refused + rest.refused,
         )
 
-    def _write(self, selected: Callable[[Key], bool]) -> Outcome:
+    def _write_links(self) -> Outcome:
+        """Write links, dump all that is on them now, and see whether the kernel has kept them as they were written."""
+        before = dict(self._failures)
+        outcome, written = self._write(lambda key: key[0] is Kind.LINK)
+        if not written:
+            return outcome
+        self._attempted |= written
+        self._dump()
+        kept: dict[Key, KernelError] = {}
+        for key in written:
+            wanted, item = self._desired.get(key), self._actual.get(key)
+            if wanted is not None and item is not None and item != wanted:
+                kept[key] = not_kept(wanted, item)
+                self._drifted.discard(key)
+                if key in before:
+                    self._failures[key] = before[key]
+            else:
+                self._retry_soon(str(key[1]))
+        self._fail(kept, self._clock())
+        repaired = tuple(write for write in outcome.repaired if write.key not in kept)
+        return Outcome(outcome.written - len(kept), repaired, refused=outcome.refused + len(kept))
+
+    def _apply(self, writes: list[Write]) -> Mapping[Key, KernelError]:
+        """What the port refuses of these. One that it can't even encode is one refused write, and ends nothing else."""
+        try:
+            return self.port.apply(writes)
+        except KernelError:
+            raise
+        except Exception as error:  # whatever an encoder raises
+            if len(writes) == 1:
+                reason = f"{type(error).__name__}: {error}"
+                return {writes[0].key: KernelError(f"can't encode {writes[0].new or writes[0].old}: {reason}")}
+        half = len(writes) // 2  # whatever was done of it can be repeated
+        return {**self._apply(writes[:half]), **self._apply(writes[half:])}
+
+    def _write(self, selected: Callable[[Key], bool]) -> tuple[Outcome, set[Key]]:
+        """Write what differs among the selected keys; also returns the keys of what was written."""
         now = self._clock()
         writes = dict(self._pending_writes(now, selected))
         if not writes:
-            return Outcome()
-        refused = self.port.apply(list(writes.values()))
+            return Outcome(), set()
+        refused = self._apply(list(writes.values()))
+        self._stirred |= {str(key[1]) for key in writes if key[0] in _STIRRING}
+        self._fail(refused, now)
         repaired = []
         for key, write in writes.items():
-            error = refused.get(key)
-            if error is not None:
-                self._fail(key, error, now)
+            if key in refused:
                 continue
             if write.new is None:
                 self._actual.pop(key, None)
@@ -228,7 +283,9 @@ class Tracker:
             if key in self._drifted:
                 self._drifted.discard(key)
                 repaired.append(write)
-        return Outcome(len(writes) - len(refused), tuple(repaired), len(self.failures), len(refused))
+        return Outcome(
+            len(writes) - len(refused), tuple(repaired), refused=len(refused)
+        ), writes.keys() - refused.keys()
 
     def _pending_writes(self, now: float, selected: Callable[[Key], bool]) -> Iterator[tuple[Key, Write]]:
         for key in [key for key in self._dirty if selected(key)]:
@@ -248,13 +305,21 @@ class Tracker:
         key = (Kind.LINK, name, None)
         return name is not None and key in self._desired and key not in self._actual
 
-    def _fail(self, key: Key, error: KernelError, now: float) -> None:
-        before = self._failures.get(key)
-        attempts = before.attempts + 1 if before else 1
-        if attempts == 1:
-            self._resync = True
-        pause = 0.0 if attempts == 1 else min(LAST_RETRY, FIRST_RETRY * 2 ** min(attempts - 2, 10))
-        self._failures[key] = Failure(error, before.since if before else now, attempts, now + pause)
+    def _fail(self, refused: Mapping[Key, KernelError], now: float) -> None:
+        """Note what was refused. Those that fail together are tried again together."""
+        pauses: dict[int, float] = {1: 0.0}
+        for key, error in refused.items():
+            before = self._failures.get(key)
+            attempts = before.attempts + 1 if before else 1
+            if attempts < _BELIEVED:
+                self._resync = True
+            if attempts not in pauses:
+                self._backoff.attempts = attempts - _BELIEVED
+                pauses[attempts] = self._backoff.next()
+            since = before.since if before else now
+            self._failures[key] = Failure(error, since, attempts, now, now + pauses[attempts])
+            self._dirty.add(key)
+        self._attempted |= refused.keys()
 
     # For those who watch
 

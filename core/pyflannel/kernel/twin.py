@@ -15,6 +15,7 @@ is notified like on the real one, and there are switches for what goes wrong::
     twin = TwinPort([eth0], addresses=[Address("eth0", ip_interface("192.0.2.1/24"))])
     twin.fail_next(Kind.ROUTE, errno.ENOBUFS)   # the next write of a route is refused
     twin.lose_notifications()                   # what was not polled is lost; the next notice asks for a resync
+    twin.keeps[link.key] = other                # what is written as link becomes another, as where a kernel rounds
     twin.interrupt_dumps(1)                     # the next dump fails: the tables change too fast
     twin.dead = "no netlink here"               # every call fails until it is set to None again
 """
@@ -50,7 +51,7 @@ from pyflannel.kernel.model import (
     WireguardPeer,
 )
 from pyflannel.kernel.port import NOTHING, SEVERAL, KernelPort, Notice, Scope, Write
-from pyflannel.kernel.refusal import foreign_link, foreign_route, refusal
+from pyflannel.kernel.refusal import foreign_link, foreign_route, not_kept, refusal
 from pyflannel.kernel.wire import is_flooded
 from pyflannel.network.lease import IPAddress
 
@@ -91,6 +92,8 @@ class TwinPort(KernelPort):
         self.learned: dict[Key, Endpoint] = {}
         """Where peers have roamed to."""
         self.sysctls: dict[str, str] = dict(sysctls or {})
+        self.keeps: dict[Key, Link | Sysctl] = {}
+        """What becomes of a link or a parameter that is written, where that is something else."""
         self.dead: str | None = None
         self.dumps = 0
         """How many dumps were asked for."""
@@ -387,7 +390,11 @@ class TwinPort(KernelPort):
         elif isinstance(write.new, Sysctl):
             if write.new.path not in self.sysctls:
                 raise refusal(write, errno.ENOENT)
-            self.sysctls[write.new.path] = write.new.value
+            kept = self.keeps.get(write.new.key, write.new)
+            assert isinstance(kept, Sysctl)
+            self.sysctls[kept.path] = kept.value
+            if kept != write.new:
+                raise not_kept(write.new, kept)
         elif isinstance(write.new, Route):
             self._put_route(write, write.new)
         else:
@@ -438,8 +445,10 @@ class TwinPort(KernelPort):
             actual = self._reported(actual)
         if actual is not None and isinstance(actual.info, ForeignInfo):
             raise foreign_link(write, actual)
+        kept = self.keeps.get(wanted.key, wanted)
+        assert isinstance(kept, Link)
         if actual is not None and can_become(actual, wanted):
-            self._change_link(actual, replace(wanted, mac=wanted.mac or actual.mac))
+            self._change_link(actual, replace(kept, mac=kept.mac or actual.mac))
             if actual.up and not wanted.up:
                 self._pending.resync = True
             return
@@ -449,7 +458,12 @@ class TwinPort(KernelPort):
             self._check_vxlan(write, wanted.info)
         if isinstance(wanted.info, GenericInfo) and wanted.info.underlay not in (None, *self.links):
             raise refusal(write, errno.ENODEV, f"no interface {wanted.info.underlay}")
-        self.links[wanted.name] = wanted
+        self.links[wanted.name] = kept
+        if isinstance(wanted.info, GenericInfo) and kept.info != wanted.info:
+            self._pending.interfaces.add(wanted.name)
+            self._pending.resync = True
+            self._tell(kept.key, self._reported(kept), True)
+            raise not_kept(wanted, kept)
 
     def _check_vxlan(self, write: Write, info: VxlanInfo) -> None:
         if info.underlay not in self.links:

@@ -145,6 +145,7 @@ class NetworkConfig:
         backend_type = types[-1] if types else DEFAULT_BACKEND
         if not isinstance(backend_type, str) or not backend_type:
             raise document.error("Backend.Type", backend_type, "must be the name of a backend")
+        _check_mtu(document, backend)
         return cls(
             ipv4=ipv4,
             ipv6=ipv6,
@@ -216,6 +217,17 @@ class _Document:
         if address is None or address.version != version:
             raise self.error(key, value, f"must be an IPv{version} address")
         return address
+
+
+LARGEST_MTU = 65535
+"""What the length field of an IP packet can say (RFC 791)."""
+
+
+def _check_mtu(document: _Document, backend: Mapping[str, JSON]) -> None:
+    """Refuse an MTU that no packet can have, whatever else the backend makes of its options."""
+    for name, value in backend.items():
+        if name.lower() == "mtu" and isinstance(value, int) and not 0 <= value <= LARGEST_MTU:
+            raise document.error("Backend.MTU", value, f"must be between 0 and {LARGEST_MTU}")
 
 
 _CIDR = re.compile(r"[0-9A-Fa-f.:]+/[0-9]+")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import errno
+import random
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
@@ -14,6 +18,7 @@ from pyflannel.kernel.model import (
     Address,
     FdbEntry,
     ForeignInfo,
+    GenericInfo,
     KernelObject,
     Key,
     Kind,
@@ -23,8 +28,8 @@ from pyflannel.kernel.model import (
     Sysctl,
     VxlanInfo,
 )
-from pyflannel.kernel.port import Scope
-from pyflannel.kernel.tracker import LAST_RETRY, ObjectState, Tracker
+from pyflannel.kernel.port import Scope, Write
+from pyflannel.kernel.tracker import FIRST_RETRY, LAST_RETRY, ObjectState, Tracker
 from pyflannel.kernel.twin import TwinPort
 
 DEVICE = "flannel.1"
@@ -50,17 +55,28 @@ def state(*objects: KernelObject) -> dict[Key, KernelObject]:
     return {item.key: item for item in objects}
 
 
+class Faulty(TwinPort):
+    """A twin that can't encode some objects."""
+
+    unencodable: frozenset[Key] = frozenset()
+
+    def apply(self, writes: Sequence[Write]) -> Mapping[Key, KernelError]:
+        if any(write.key in self.unencodable for write in writes):
+            raise struct.error("'I' format requires 0 <= number <= 4294967295")
+        return super().apply(writes)
+
+
 class World:
     """A tracker, its twin, and a clock that stands still unless moved."""
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.twin = TwinPort(
+        self.twin = Faulty(
             [Link("eth0", ForeignInfo("veth"), 1500)],
             addresses=[Address("eth0", IPv4Interface("192.0.2.1/24"))],
             sysctls={"net/ipv4/ip_forward": "0"},
         )
-        self.tracker = Tracker(self.twin, lambda: self.now)
+        self.tracker = Tracker(self.twin, lambda: self.now, random.Random(7))
         self.tracker.sweep = True
 
     def turn(self) -> int:
@@ -69,8 +85,13 @@ class World:
         return self.tracker.reconcile().written
 
     def settle(self) -> None:
-        for _ in range(5):
-            self.turn()
+        """Turn until nothing is due any more, as time goes by; a kernel that can't be read is read again."""
+        for _ in range(40):
+            try:
+                self.turn()
+            except KernelError:
+                self.tracker.request_resync()
+            self.now = max(self.now, self.tracker.retry_at or 0)
 
     def kernel(self) -> dict[Key, KernelObject]:
         return self.twin.dump(Scope(frozenset({DEVICE}), frozenset({"net/ipv4/ip_forward"})))
@@ -186,8 +207,9 @@ def test_what_is_refused_again_and_again_fails_alone_and_is_tried_less_often(wor
         world.now = due
         world.twin.fail_next(route.key, errno.EACCES)
         world.turn()
-    assert pauses == sorted(pauses)
-    assert pauses[-1] == LAST_RETRY
+    assert all(FIRST_RETRY / 2 <= pause <= LAST_RETRY for pause in pauses)
+    assert pauses[0] <= FIRST_RETRY
+    assert sum(pauses) > 9 * FIRST_RETRY, "they grow"
     world.now = world.tracker.retry_at or 0
     world.settle()
     assert world.kernel() == required(*OWN, *peer(2), *peer(3))
@@ -233,6 +255,153 @@ def test_a_dead_kernel_is_an_error_and_nothing_is_forgotten() -> None:
     world.twin.dead = None
     world.settle()
     assert world.kernel() == required(*OWN, *peer(2))
+
+
+CALLS = ["dump", *(kind for kind in Kind if kind not in (Kind.WIREGUARD, Kind.WIREGUARD_PEER))]
+
+
+@pytest.fixture(params=[1, 2, 7], ids=["once", "twice", "for a while"])
+def times(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+@pytest.fixture(params=CALLS, ids=lambda call: getattr(call, "name", call))
+def faulty(request: pytest.FixtureRequest, world: World, times: int) -> World:
+    """A settled world in which the next calls of one kind fail."""
+    if request.param == "dump":
+        world.twin.interrupt_dumps(times)
+    else:
+        world.twin.fail_next(request.param, errno.EIO, times)
+    return world
+
+
+def test_changes_arrive_whatever_fails_meanwhile(faulty: World) -> None:
+    link = Link(DEVICE, VxlanInfo(1, 8472, LOCAL, "eth0"), 1400, "02:00:00:00:00:01")
+    wanted = (link, Address(DEVICE, IPv4Interface("10.5.1.1/32")), *OWN[2:], *peer(2, mac=9), *peer(4))
+    faulty.twin.put(Sysctl("net/ipv4/ip_forward", "0"))
+    faulty.tracker.follow(state(*wanted))
+    faulty.settle()
+    assert faulty.kernel() == required(*wanted)
+    assert not faulty.tracker.failures
+    assert faulty.turn() == 0
+
+
+def test_a_deleted_device_comes_back_whatever_fails_meanwhile(faulty: World) -> None:
+    before = required(*OWN, *peer(2), *peer(3))
+    faulty.twin.remove(OWN[0].key)
+    faulty.settle()
+    assert faulty.kernel() == before
+    assert not faulty.tracker.failures
+
+
+def test_lost_notifications_are_made_up_for_whatever_fails_meanwhile(faulty: World) -> None:
+    for item in peer(2):
+        faulty.twin.remove(item.key)
+    faulty.twin.lose_notifications()
+    faulty.settle()
+    assert faulty.kernel() == required(*OWN, *peer(2), *peer(3))
+
+
+def always(world: World, minutes: float) -> int:
+    """Turn with every notice and whenever something is due; how many turns wrote or tried something."""
+    busy, end = 0, world.now + 60 * minutes
+    while world.now < end and busy < 1000:
+        before = len(world.twin.writes)
+        world.turn()
+        if len(world.twin.writes) == before:
+            world.now = world.tracker.retry_at or end
+        else:
+            busy += 1
+    return busy
+
+
+@pytest.mark.parametrize("kind", CALLS[1:], ids=lambda kind: kind.name)
+def test_what_always_fails_fails_alone_and_ever_less_often(kind: Kind) -> None:
+    world = World()
+    world.twin.fail_next(kind, errno.EIO, 10_000)
+    world.tracker.follow(state(*OWN, *peer(2)))
+    assert always(world, minutes=10) < 60
+    assert {key[0] for key in world.tracker.failures} == {kind}
+    on_it = {DEVICE} if kind is Kind.LINK else set()
+    assert world.kernel() == {
+        key: item
+        for key, item in {**required(*OWN, *peer(2)), **state(Sysctl("net/ipv4/ip_forward", "0"))}.items()
+        if key[0] is not kind and getattr(item, "link", None) not in on_it
+    } | (state(Sysctl("net/ipv4/ip_forward", "0")) if kind is Kind.SYSCTL else state(OWN[2]))
+
+
+VLAN = Link("vlan7", GenericInfo("vlan", "eth0", (("IFLA_VLAN_ID", 7),)), 1500)
+ROUNDED: dict[str, tuple[Link | Sysctl, Link | Sysctl, str]] = {
+    "an attribute of a generic device": (
+        VLAN,
+        replace(VLAN, info=GenericInfo("vlan", "eth0", (("IFLA_VLAN_ID", 8),))),
+        "the kernel keeps data (('IFLA_VLAN_ID', 7),) as (('IFLA_VLAN_ID', 8),)",
+    ),
+    "an MTU": (replace(VLAN, mtu=1499), VLAN, "the kernel keeps mtu 1499 as 1500"),
+    "a parameter": (
+        Sysctl("net/ipv4/ip_forward", "1"),
+        Sysctl("net/ipv4/ip_forward", "2"),
+        "the kernel keeps value '1' as '2'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("wanted", "kept", "reason"), ROUNDED.values(), ids=ROUNDED.keys())
+def test_what_the_kernel_keeps_in_another_way_is_named_and_not_made_again_and_again(
+    wanted: Link | Sysctl, kept: Link | Sysctl, reason: str
+) -> None:
+    world = World()
+    world.twin.keeps[wanted.key] = kept
+    world.tracker.follow(state(wanted))
+    assert always(world, minutes=10) < 40
+    (failure,) = world.tracker.failures.values()
+    assert reason in str(failure.error)
+    assert failure.attempts < 40
+    before = len(world.twin.writes)
+    for _ in range(50):
+        world.turn()
+    assert len(world.twin.writes) <= before + 1, "its own notices don't end the pause"
+    del world.twin.keeps[wanted.key]
+    world.settle()
+    assert not world.tracker.failures
+
+
+def test_an_object_that_can_not_be_encoded_is_refused_alone() -> None:
+    world = World()
+    bad = peer(3)[2]
+    world.twin.unencodable = frozenset({bad.key})
+    world.tracker.follow(state(*OWN, *peer(2), *peer(3), *peer(4)))
+    assert always(world, minutes=1) < 20
+    wanted = required(*OWN, *peer(2), *peer(3), *peer(4))
+    del wanted[bad.key]
+    assert world.kernel() == wanted
+    ((key, failure),) = world.tracker.failures.items()
+    assert key == bad.key
+    assert "can't encode route 10.5.3.0/24" in str(failure.error)
+
+
+def test_a_foreign_device_that_goes_ends_the_pause() -> None:
+    world = World()
+    world.twin.put(Link(DEVICE, ForeignInfo("veth"), 1500))
+    world.tracker.follow(state(*OWN))
+    always(world, minutes=5)
+    assert OWN[0].key in world.tracker.failures
+    world.now += FIRST_RETRY
+    world.twin.remove(OWN[0].key)
+    world.turn()
+    assert world.kernel()[OWN[0].key] == OWN[0]
+
+
+def test_a_foreign_route_on_our_own_device_ends_the_pause_when_it_goes(world: World) -> None:
+    foreign = Route(IPv4Network("10.5.4.0/24"), DEVICE)
+    world.twin.put(foreign)
+    world.tracker.follow(state(*OWN, *peer(4)))
+    always(world, minutes=5)
+    assert list(world.tracker.failures) == [peer(4)[2].key]
+    world.now += FIRST_RETRY
+    world.twin.remove(foreign.key)
+    world.turn()
+    assert world.kernel()[peer(4)[2].key] == peer(4)[2]
 
 
 PEERS = st.dictionaries(st.integers(2, 6), st.integers(2, 6), max_size=5).map(

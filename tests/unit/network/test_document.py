@@ -288,3 +288,10 @@ def test_recorded_documents_and_leases_agree(folder: str) -> None:
     ]
     assert keys
     assert all(config.fits(Subnets.from_key(key)) for key in keys)
+
+
+@pytest.mark.parametrize("mtu", [-1, 65536, 2**32 + 100, 2**40])
+@pytest.mark.parametrize("key", ["MTU", "mtu"])
+def test_an_mtu_that_no_packet_can_have_is_refused_whatever_the_backend(key: str, mtu: int) -> None:
+    with pytest.raises(ConfigError, match=f"network config: Backend.MTU is {mtu}: must be between 0 and 65535"):
+        NetworkConfig.from_json(f'{{"Network": "10.5.0.0/16", "Backend": {{"Type": "third", "{key}": {mtu}}}}}')

@@ -18,11 +18,13 @@ from pyflannel.backend import (
     FdbEntry,
     Lease,
     Link,
+    Neighbour,
     NetworkConfig,
     Node,
     Published,
     Route,
     Subnets,
+    Sysctl,
     TunInfo,
     Underlay,
     WireguardPeer,
@@ -75,6 +77,11 @@ def leaves() -> None:
     raise SystemExit(3)
 
 
+class Unspeakable:
+    def __repr__(self) -> str:
+        raise SystemExit(3)
+
+
 NONSENSE: dict[str, tuple[Any, str]] = {
     "nothing": (None, "TypeError"),
     "a number": (7, "TypeError"),
@@ -82,6 +89,21 @@ NONSENSE: dict[str, tuple[Any, str]] = {
     "a class": ([Route], "is no kernel object"),
     "raises": (fails, "ZeroDivisionError: oops"),
     "exits": (leaves, "SystemExit: 3"),
+    "a MAC of letters": (
+        lambda: [Neighbour("eth0", GATEWAY, "02:zz:00:00:00:01")],
+        "ValueError: Neighbour: mac is '02:zz:00:00:00:01'",
+    ),
+    "no MAC": (lambda: [FdbEntry("eth0", None, GATEWAY)], "FdbEntry: mac is None"),  # type: ignore[arg-type]
+    "an address as text": (
+        lambda: [Route(ip_network("10.5.2.0/24"), "eth0", "192.0.2.2")],  # type: ignore[arg-type]
+        "Route: gateway is '192.0.2.2'",
+    ),
+    "a huge metric": (
+        lambda: [Route(ip_network("10.5.2.0/24"), "eth0", GATEWAY, metric=2**40)],
+        "Route: metric is 1099511627776",
+    ),
+    "a file as a sysctl": (lambda: [Sysctl("net/../../../tmp/x", "1")], "Sysctl: path is 'net/../../../tmp/x'"),
+    "what can't even be told": ([Unspeakable()], "SystemExit"),
     "the underlay's link": ([Link("eth0", TunInfo(), 1500)], "the underlay's own link eth0"),
     "an address on the underlay": ([Address("eth0", ip_interface("10.5.2.1/24"))], "on a link that is not its own"),
     "an fdb entry of somebody's bridge": (

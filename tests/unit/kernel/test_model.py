@@ -1,0 +1,151 @@
+"""A value that no kernel could hold is refused where it is made, and the error names the field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from ipaddress import IPv6Address, ip_address, ip_interface, ip_network
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.kernel import wire
+from pyflannel.kernel.model import (
+    Address,
+    Endpoint,
+    FdbEntry,
+    GenericInfo,
+    KernelObject,
+    Link,
+    LinkInfo,
+    Neighbour,
+    Route,
+    Sysctl,
+    TunInfo,
+    VxlanInfo,
+    WireguardDevice,
+    WireguardPeer,
+)
+from pyflannel.small.secret import Secret
+
+MAC = "02:00:00:00:00:01"
+PUBLIC_KEY = "A" * 43 + "="
+ADDRESS, NETWORK, INTERFACE = ip_address("192.0.2.1"), ip_network("10.5.2.0/24"), ip_interface("10.5.1.0/32")
+ADDRESS6, NETWORK6, INTERFACE6 = ip_address("2001:db8::1"), ip_network("fd00::/64"), ip_interface("fd00::/128")
+
+GOOD: dict[str, tuple[Callable[..., KernelObject | LinkInfo], dict[str, Any]]] = {
+    "vxlan": (VxlanInfo, {"vni": 1, "port": 8472, "local": ADDRESS, "underlay": "eth0"}),
+    "vxlan6": (VxlanInfo, {"vni": 1, "port": 8472, "local": ADDRESS6, "underlay": "eth0"}),
+    "tun": (TunInfo, {}),
+    "generic": (GenericInfo, {"kind": "macvlan", "underlay": "eth0", "data": (("IFLA_MACVLAN_MODE", "bridge"),)}),
+    "link": (Link, {"name": "flannel.1", "info": TunInfo(), "mtu": 1450, "mac": MAC}),
+    "sysctl": (Sysctl, {"path": "net/ipv4/conf/eth0.100/rp_filter", "value": "1"}),
+    "address": (Address, {"link": "flannel.1", "interface": INTERFACE}),
+    "address6": (Address, {"link": "flannel.1", "interface": INTERFACE6}),
+    "neighbour": (Neighbour, {"link": "flannel.1", "address": ADDRESS, "mac": MAC}),
+    "neighbour6": (Neighbour, {"link": "flannel.1", "address": ADDRESS6, "mac": MAC}),
+    "fdb": (FdbEntry, {"link": "flannel.1", "mac": MAC, "remote": ADDRESS}),
+    "fdb6": (FdbEntry, {"link": "flannel.1", "mac": MAC, "remote": ADDRESS6}),
+    "device": (WireguardDevice, {"link": "wg", "private_key": Secret(bytes(32)), "listen_port": 51820}),
+    "peer": (WireguardPeer, {"link": "wg", "public_key": PUBLIC_KEY, "allowed_ips": (NETWORK, NETWORK6)}),
+    "route": (Route, {"destination": NETWORK, "link": "flannel.1", "gateway": ADDRESS, "metric": 7}),
+    "route6": (Route, {"destination": NETWORK6, "link": "flannel.1", "gateway": ADDRESS6, "source": ADDRESS6}),
+    "blackhole": (Route, {"destination": NETWORK, "link": None}),
+}
+
+TEXTS = [None, 7, b"eth0", ""]
+NOT_ADDRESSES = ["192.0.2.1", "2001:db8::1", 7, INTERFACE, NETWORK, IPv6Address("fe80::1%eth0")]
+NOT_MACS = [None, "02:zz:00:00:00:01", "02:00:00:00:00", "02-00-00-00-00-01", MAC + ":01", "02:00:00:00:00:0A", 2]
+NOT_PORTS = [-1, 1 << 16, 1 << 40, "8472", 8472.0, True, None]
+NOT_U32 = [-1, 1 << 32, 1 << 40, "7", 7.0, False]
+NOT_KEYS = [b"x" * 32, "x" * 32, Secret(b"short")]
+
+BAD: dict[tuple[str, str], list[Any]] = {
+    ("vxlan", "vni"): [-1, 1 << 24, 1 << 40, "1", None, True],
+    ("vxlan", "port"): NOT_PORTS,
+    ("vxlan", "local"): [None, *NOT_ADDRESSES],
+    ("vxlan", "underlay"): [None, 7],
+    ("vxlan", "gbp"): [None, 1],
+    ("tun", "queue_length"): NOT_U32,
+    ("tun", "vnet_hdr"): [None, 1],
+    ("generic", "kind"): TEXTS,
+    ("generic", "underlay"): [7, b"eth0"],
+    ("generic", "data"): [None, {}, ["x"], ("x",), (("IFLA_X",),), ((7, 7),), (("a", "b"), None)],
+    ("link", "name"): [*TEXTS, "x" * 16, "ä" * 8, "a/b", "a b", "a:b", ".", "..", "a\0", "a\n"],
+    ("link", "info"): [None, "vxlan", TunInfo],
+    ("link", "mtu"): [*NOT_U32, None],
+    ("link", "mac"): [*NOT_MACS[1:2], "02-00-00-00-00-01", "", 2],
+    ("link", "up"): [None, "yes"],
+    ("sysctl", "path"): [None, "", "/tmp/x", "net/../../../tmp/x", "..", "net//x", "net/./x", "net/x/", "net\0"],
+    ("sysctl", "value"): [None, 1, True, "ä", "1\0"],
+    ("address", "link"): TEXTS,
+    ("address", "interface"): [None, ADDRESS, NETWORK, "10.5.1.0/32", ip_interface("fe80::1%eth0/64")],
+    ("neighbour", "link"): TEXTS,
+    ("neighbour", "address"): [None, *NOT_ADDRESSES],
+    ("neighbour", "mac"): [*NOT_MACS, ""],
+    ("fdb", "link"): TEXTS,
+    ("fdb", "mac"): [*NOT_MACS, ""],
+    ("fdb", "remote"): [None, *NOT_ADDRESSES],
+    ("device", "link"): TEXTS,
+    ("device", "private_key"): NOT_KEYS,
+    ("device", "listen_port"): NOT_PORTS,
+    ("device", "fwmark"): [*NOT_U32, None],
+    ("peer", "link"): TEXTS,
+    ("peer", "public_key"): [None, "", "A" * 44, "A" * 42 + "B=", bytes(44)],
+    ("peer", "allowed_ips"): [None, NETWORK, [NETWORK], ("10.5.2.0/24",), (ADDRESS,)],
+    ("peer", "endpoint"): [
+        ("192.0.2.1", 51820),
+        Endpoint("192.0.2.1", 51820),  # type: ignore[arg-type]
+        Endpoint(ADDRESS, 1 << 16),
+        Endpoint(ADDRESS, None),  # type: ignore[arg-type]
+    ],
+    ("peer", "preshared_key"): NOT_KEYS,
+    ("peer", "keepalive"): NOT_PORTS,
+    ("route", "destination"): [None, ADDRESS, INTERFACE, "10.5.2.0/24"],
+    ("route", "link"): ["", 7],
+    ("route", "gateway"): NOT_ADDRESSES,
+    ("route", "source"): NOT_ADDRESSES,
+    ("route", "metric"): NOT_U32,
+    ("route", "onlink"): [None, 1],
+}
+CASES = [(name, field, value) for (name, field), values in BAD.items() for value in values]
+
+
+def make(of: str, /, **changes: Any) -> KernelObject | LinkInfo:
+    kind, arguments = GOOD[of]
+    return kind(**{**arguments, **changes})
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_what_a_kernel_can_hold_is_taken(name: str) -> None:
+    item = make(name)
+    assert replace(item) == item
+
+
+@pytest.mark.parametrize(("name", "field", "value"), CASES)
+def test_what_it_can_not_is_refused_by_the_fields_name(name: str, field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{GOOD[name][0].__name__}: {field} is .*must "):
+        make(name, **{field: value})
+
+
+def test_a_key_given_as_bytes_is_not_told() -> None:
+    with pytest.raises(ValueError, match="private_key is hidden"):
+        make("device", private_key=b"x" * 32)
+
+
+def test_a_parameter_that_has_several_values_equals_what_is_read_of_it() -> None:
+    assert Sysctl("net/ipv4/tcp_rmem", "4096\t131072  6291456\n") == Sysctl("net/ipv4/tcp_rmem", "4096 131072 6291456")
+
+
+@given(st.integers() | st.none() | st.text(), st.integers() | st.text())
+def test_whatever_is_taken_can_be_encoded(metric: Any, mac: Any) -> None:
+    for family in (NETWORK, NETWORK6):
+        try:
+            route = Route(family, "eth0", family.network_address, metric=metric)
+            entry = FdbEntry("eth0", mac, family.network_address)
+        except ValueError:
+            continue
+        assert wire.encode_route(wire.RTM_NEWROUTE, route, 1)
+        assert wire.encode_fdb(wire.RTM_NEWNEIGH, entry, 1)
