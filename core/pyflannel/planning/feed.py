@@ -1,116 +1,287 @@
-"""Feeding a backend's own data plane: the peers it should reach, and nothing of what went before.
+"""Feeding a backend's own data plane: what each peer should be told against what it was told.
 
 Level-triggered like everything else: :meth:`Feed.tend` compares the overlay with what the data plane was told and tells
-it the difference. A data plane that can't be started, or that raises, is the backend's fault and is named so; it is
-tried again while the rest of the daemon goes on.
+it the difference, removals first. What is told is kept by subnets and not by lease: two leases with the same usable
+subnets are one entry of the data plane's table, and have one owner. A peer that the data plane does not take is tried
+again by itself, with growing pauses, while the others go on; a data plane that can't be started, or that says by
+raising from ``check`` that it is dead, is stopped and started again, and told everything anew.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any, Final
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from typing import Any, Final, TypeVar
 
-from pyflannel.backend import Backend, DataPlane, Node, Subnets
+from pyflannel.backend import Backend, DataPlane, Lease, LeaseAttributes, Node, Subnets
+from pyflannel.errors import MalformedError, PluginError, PyflannelError
+from pyflannel.planning.guard import guarded
 from pyflannel.planning.overlay import Overlay
+from pyflannel.small.retry import Backoff
 
 __all__ = ["Feed"]
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 CHECK_INTERVAL: Final = 1.0
-"""Seconds between two checks of a data plane, and between two tries at one that failed."""
+"""Seconds between two checks of a data plane."""
+
+FIRST_RETRY: Final = 1.0
+LAST_RETRY: Final = 15.0
+"""The first and the longest pause in seconds until a start, or a peer that was not taken, is tried again."""
+
+AT_ONCE: Final = 2000
+"""Peers that are told in one call of :meth:`Feed.tend`; the others' turn comes with the next call, which is due."""
+
+
+_AS_TOLD: Final = Lease(Subnets(IPv4Network("0.0.0.0/32")), LeaseAttributes())
+"""Stands for a lease that the data plane was told of in this very form."""
+
+
+@dataclass(slots=True)
+class _Refused:
+    """A peer that the data plane does not take or let go, and when it is tried again. ``claims`` are the subnets that
+    it shall have: until it has, they stay as the data plane was told last."""
+
+    reason: str
+    claims: Subnets | None
+    backoff: Backoff
+    due: float
 
 
 class Feed:
-    """One backend's data plane, if it has one, for as long as backend and node stay what they are."""
+    """One backend's data plane, if it has one, for as long as backend and node stay what they are.
 
-    def __init__(self, backend: Backend[Any], node: Node) -> None:
+    :param rng: for the pauses between retries.
+    """
+
+    def __init__(self, backend: Backend[Any], node: Node, rng: random.Random | None = None) -> None:
         self.backend = backend
         self.node = node
         self.plane: DataPlane | None = None
-        self.problems: Mapping[str, str] = {}
-        """Lease key to reason for the peers that the data plane can't serve."""
-        self.trouble = ""
-        """Why there is no data plane although the backend has one; empty if all is well."""
-        self._fed: dict[str, tuple[str, Subnets]] = {}
-        self._overlay: Overlay | None = None
-        self._started = False
         self.due = 0.0
         """When :meth:`tend` wants to be called again, on the clock of its ``now``."""
+        self._rng = rng or random.Random()  # noqa: S311 - pauses need no secrecy
+        self._backoff = Backoff(self._rng, FIRST_RETRY, LAST_RETRY)
+        self._troubles: dict[str, str] = {}
+        """What goes wrong with the data plane as a whole, by the call that fails."""
+        self._reported: Mapping[str, str] = {}
+        self._told: dict[str, tuple[str, Subnets]] = {}
+        """Lease key to the lease's text and subnets, as the data plane was told."""
+        self._owners: dict[Subnets, str] = {}
+        """The same by subnets: which lease has them."""
+        self._refused: dict[str, _Refused] = {}
+        self._dirty: set[str] = set()
+        self._superseded: set[str] = set()
+        """Leases that are gone, whose subnets another one shall have and has not yet."""
+        self._overlay: Overlay | None = None
+        self._started = False
+        self._complete = False
+        """Whether everything was told once: only then the data plane may forget what it knew besides."""
+        self._check_due = 0.0
+
+    @property
+    def trouble(self) -> str:
+        """Why there is no sound data plane although the backend has one; empty if all is well."""
+        return next(iter(self._troubles.values()), "")
+
+    @property
+    def problems(self) -> Mapping[str, str]:
+        """Lease key to reason for the peers that the data plane can't serve."""
+        return {**self._reported, **{key: refused.reason for key, refused in self._refused.items()}}
 
     def serves(self, backend: Backend[Any], node: Node) -> bool:
         """Whether this is the right data plane for a backend and node, so that it can go on."""
         return type(backend) is type(self.backend) and (backend.options, node) == (self.backend.options, self.node)
 
     def tend(self, overlay: Overlay, now: float) -> None:
-        """Start the data plane if it is not running, tell it what has changed, and look after it once a second."""
+        """Start the data plane if it is not running, tell it what has changed, and look after it once a second.
+
+        :param overlay: with all leases of the store in it: whoever is missing is forgotten.
+        """
+        self._note_changes(overlay)
+        if not self._started and now >= self.due:
+            self._start(now)
+        if self.plane is None:
+            if self._started:
+                self._dirty.clear()
+            return
+        self._tell(self.plane, overlay, now)
+        if now >= self._check_due and (self._complete or not self._dirty):
+            self._complete = True
+            self._check_due = now + CHECK_INTERVAL
+            if "renew" in self._troubles:
+                self.renew()
+            self._check(self.plane, now)
+        if self.plane is not None:
+            waiting = [refused.due for refused in self._refused.values()]
+            self.due = now if self._dirty else min([self._check_due, *waiting])
+
+    def _note_changes(self, overlay: Overlay) -> None:
         touched = overlay.drain_touched()
-        if self.trouble and now < self.due:
-            self._overlay = None  # what is missed now is made up for by a full comparison
+        if overlay is self._overlay:
+            self._dirty |= touched
+        else:
+            self._dirty = {*self._told, *self._refused, *overlay.peers}
+            self._overlay = overlay
+
+    # The data plane as a whole
+
+    def _start(self, now: float) -> None:
+        try:
+            self.plane = self._call("start", lambda: self.backend.start(self.node))
+        except PyflannelError:
+            self.due = now + self._backoff.next()
+            return
+        self._started = True
+        self._troubles.clear()
+        self._check_due = now
+        if self.plane is None:
+            self.due = float("inf")
+
+    def _check(self, plane: DataPlane, now: float) -> None:
+        try:
+            self._reported = self._by_lease(self._call("check", lambda: _texts(plane.check())))
+            self._backoff.reset()
+        except PyflannelError:  # it is dead, and says so
+            self.stop()
+            self.plane, self._started, self._complete = None, False, False
+            self._reported, self._told, self._owners, self._refused, self._superseded = {}, {}, {}, {}, set()
+            self._overlay = None
+            self.due = now + self._backoff.next()
+
+    def _by_lease(self, told: Mapping[str, str]) -> Mapping[str, str]:
+        """What is told of peers, under their leases' keys: a data plane knows only the subnets in use."""
+        return {key if key in self._told else self._owner(key): text for key, text in told.items()}
+
+    def _owner(self, key: str) -> str:
+        try:
+            return self._owners.get(Subnets.from_key(key), key)
+        except MalformedError:
+            return key
+
+    # What it is told
+
+    def _tell(self, plane: DataPlane, overlay: Overlay, now: float) -> None:
+        due = {key for key, refused in self._refused.items() if refused.due <= now}
+        keys = self._dirty | due | self._superseded
+        self._dirty, self._superseded = set(), set()
+        wanted: dict[str, Lease] = {}
+        gone: list[str] = []
+        for key in keys:
+            lease, told = self._wanted(overlay, key), self._told.get(key)
+            if lease is not None and lease is not _AS_TOLD:
+                wanted[key] = lease
+            elif lease is _AS_TOLD or told is None:
+                self._refused.pop(key, None)
+            else:
+                gone.append(key)
+        claimed = {lease.subnets for lease in wanted.values()}
+        claimed.update(refused.claims for refused in self._refused.values() if refused.claims is not None)
+        for key in sorted(gone):
+            self._remove(plane, key, now, claimed)
+        for number, key in enumerate(sorted(wanted)):
+            if number < AT_ONCE:
+                self._put(plane, key, overlay.peers[key].value, wanted[key], now)
+            else:
+                self._dirty.add(key)
+
+    def _wanted(self, overlay: Overlay, key: str) -> Lease | None:
+        """What the data plane should be told of a lease, :data:`_AS_TOLD` if it was; ``None`` if nothing."""
+        peer, told = overlay.peers.get(key), self._told.get(key)
+        if peer is None or peer.reason:
+            return None
+        return _AS_TOLD if told is not None and told[0] == peer.value else overlay.lease(key)
+
+    def _remove(self, plane: DataPlane, key: str, now: float, claimed: set[Subnets]) -> None:
+        """Forget a peer; if another one takes over its subnets, putting that one is all it takes."""
+        subnets = self._told[key][1]
+        if subnets in claimed:
+            self._superseded.add(key)
             return
         try:
-            if not self._started:
-                self.plane = self.backend.start(self.node)
-                self._started = True
-            if self.plane is None:
-                self.due = float("inf")
-                return
-            self._tell(self.plane, overlay, touched)
-            if now >= self.due:
-                self.due = now + CHECK_INTERVAL
-                self.problems = dict(self.plane.check())
-            self.trouble = ""
-        except Exception as error:  # a plugin's fault must not end the loop
-            self._failed(error)
-            self.due = now + CHECK_INTERVAL
-            self._overlay = None
+            self._call("remove", lambda: plane.remove(subnets), key)
+        except PyflannelError as error:
+            self._refuse(key, error, None, now)
+            return
+        self._forget(key)
 
-    def _tell(self, plane: DataPlane, overlay: Overlay, touched: set[str]) -> None:
-        keys = touched if overlay is self._overlay else {*self._fed, *overlay.peers}
-        for key in sorted(keys):
-            peer = overlay.peers.get(key)
-            lease = overlay.lease(key) if peer is not None and not peer.reason else None
-            if peer is not None and lease is not None:
-                if self._fed.get(key, ("", None))[0] != peer.value:
-                    plane.put(lease)
-                    self._fed[key] = (peer.value, lease.subnets)
-            elif key in self._fed:
-                plane.remove(self._fed.pop(key)[1])
-        self._overlay = overlay
+    def _put(self, plane: DataPlane, key: str, value: str, lease: Lease, now: float) -> None:
+        try:
+            self._call("put", lambda: plane.put(lease), key)
+        except PyflannelError as error:
+            self._refuse(key, error, lease.subnets, now)
+            return
+        self._forget(self._owners.get(lease.subnets, key))
+        self._forget(key)
+        self._told[key], self._owners[lease.subnets] = (value, lease.subnets), key
+
+    def _forget(self, key: str) -> None:
+        self._refused.pop(key, None)
+        told = self._told.pop(key, None)
+        if told is not None and self._owners.get(told[1]) == key:
+            del self._owners[told[1]]
+
+    def _refuse(self, key: str, error: PyflannelError, claims: Subnets | None, now: float) -> None:
+        before = self._refused.get(key)
+        backoff = before.backoff if before is not None else Backoff(self._rng, FIRST_RETRY, LAST_RETRY)
+        self._refused[key] = _Refused(str(error), claims, backoff, now + backoff.next())
+
+    def _call(self, what: str, call: Callable[[], T], key: str = "") -> T:
+        """A call of the backend's; one that is not about the peer ``key`` alone is trouble while it fails."""
+        try:
+            answer = guarded(self.backend.name, what if what == "start" else f"{what} of its data plane", call)
+        except PyflannelError as error:
+            if not key:
+                whose = "" if isinstance(error, PluginError) else f"the data plane of backend {self.backend.name!r}: "
+                self._troubles[what] = f"{whose}{error}"
+            raise
+        if not key:
+            self._troubles.pop(what, None)
+        return answer
+
+    # What others ask of it
 
     def counters(self) -> Mapping[str, int]:
         """The data plane's totals."""
+        plane = self.plane
         try:
-            return {} if self.plane is None else dict(self.plane.counters())
-        except Exception as error:  # the rest of the status document does not depend on it
-            self._failed(error)
-            return {}
+            return {} if plane is None else self._call("counters", lambda: dict(plane.counters()))
+        except PyflannelError:
+            return {}  # the rest of the status document does not depend on it; the trouble is noted
 
     def descriptions(self) -> Mapping[str, str]:
         """What the data plane tells of peers, by lease key."""
+        plane = self.plane
         try:
-            return {} if self.plane is None else {key: str(text) for key, text in self.plane.describe().items()}
-        except Exception as error:  # the rest of the status document does not depend on it
-            self._failed(error)
-            return {}
+            told = {} if plane is None else self._call("describe", lambda: _texts(plane.describe()))
+        except PyflannelError:
+            return {}  # as above
+        return self._by_lease(told)
 
     def renew(self) -> None:
-        """Tell the data plane that an action has changed what the backend says."""
-        if self.plane is not None:
+        """Tell the data plane that an action has changed what the backend says; with every check until it hears it."""
+        plane = self.plane
+        if plane is not None:
             try:
-                self.plane.renew()
-            except Exception as error:  # a plugin's fault must not end the loop
-                self._failed(error)
-
-    def _failed(self, error: Exception) -> None:
-        log.debug("the data plane of backend %s failed", self.backend.name, exc_info=True)
-        self.trouble = f"the data plane of backend {self.backend.name!r} failed: {type(error).__name__}: {error}"
+                self._call("renew", plane.renew)
+            except PyflannelError as error:
+                log.error("%s", error)
 
     def stop(self) -> None:
         """The daemon, or this use of the data plane, ends."""
-        if self.plane is not None:
+        plane = self.plane
+        if plane is not None:
             try:
-                self.plane.stop()
-            except Exception:
-                log.exception("the data plane of backend %s did not stop cleanly", self.backend.name)
+                guarded(self.backend.name, "stop of its data plane", plane.stop)
+            except PyflannelError as error:
+                log.error("%s", error)
+
+
+def _texts(told: Mapping[Any, Any]) -> dict[str, str]:
+    return {str(key): str(text) for key, text in told.items()}
