@@ -10,6 +10,10 @@ gives what the node needs for itself, :meth:`Backend.plan_peer` what it needs fo
 arguments, same result, no clock, no socket, no state. Two peers whose plans claim one kernel key are settled by the
 core (a lease that fits the network's layout wins, then the lower subnet; the other is shown as skipped).
 
+Whatever a backend raises, ``SystemExit`` included, ends that call alone and is named as its fault. All calls come from
+the core's loop but :meth:`Backend.publish`, which has a thread of its own, for it may take long; never at the same time
+as :meth:`Backend.act`, which may change what it reads.
+
 A backend whose packets are moved by a process of its own returns a :class:`DataPlane` from :meth:`Backend.start`.
 
 To write one: subclass :class:`Backend`, register it in the entry point group ``pyflannel.backends`` under the name
@@ -160,12 +164,13 @@ class DataPlane(ABC):
     """Packets moved by a process of the backend's own; the core feeds it the peers and watches over it.
 
     Called from the core's loop only. A method must return at once; what takes long happens in the backend's own
-    thread or process.
+    thread or process. A :meth:`put` or :meth:`remove` that raises concerns that peer alone, and is repeated with
+    growing pauses; every call may be repeated.
     """
 
     @abstractmethod
     def put(self, peer: Lease) -> None:
-        """Reach ``peer`` from now on, or in another way than before."""
+        """Reach ``peer`` from now on, or in another way than before. Who had just these subnets has them no more."""
 
     @abstractmethod
     def remove(self, subnets: Subnets) -> None:
@@ -174,6 +179,8 @@ class DataPlane(ABC):
     @abstractmethod
     def check(self) -> Mapping[str, str]:
         """Lease key to reason for every peer that can't be served now; restarts what has died. Called every second.
+
+        Raising says that all of it is dead: it is stopped, and after a pause started again and told all peers anew.
 
         The first call comes after every peer of the first complete snapshot was put: what an earlier daemon's data
         plane knew besides may then be forgotten.

@@ -57,7 +57,6 @@ _U16: Final = 0xFFFF
 _U24: Final = 0xFFFFFF
 _U32: Final = 0xFFFFFFFF
 
-_ADDRESSES: Final = frozenset({IPv4Address, IPv6Address})
 _INTERFACES: Final = frozenset({IPv4Interface, IPv6Interface})
 _NETWORKS: Final = frozenset({IPv4Network, IPv6Network})
 
@@ -78,7 +77,7 @@ def _refuse(item: object, name: str, rule: str) -> ValueError:
 
 
 def _is_address(value: object) -> bool:
-    return type(value) in _ADDRESSES and getattr(value, "scope_id", None) is None
+    return type(value) is IPv4Address or (type(value) is IPv6Address and value.scope_id is None)
 
 
 def _check_number(item: object, name: str, most: int) -> None:

@@ -95,7 +95,9 @@ class NetworkConfig:
     @property
     def versions(self) -> tuple[int, ...]:
         """The IP versions in use, 4 first."""
-        return tuple(version for version in (4, 6) if self.family(version) is not None)
+        if self.ipv4 is None:
+            return () if self.ipv6 is None else (6,)
+        return (4,) if self.ipv6 is None else (4, 6)
 
     def contains(self, subnets: Subnets) -> bool:
         """Whether ``subnets`` lie inside this network, in just the families it uses."""

@@ -42,7 +42,9 @@ class Subnets:
     @property
     def each(self) -> tuple[IPNetwork, ...]:
         """The subnets that are present, IPv4 first."""
-        return tuple(subnet for subnet in (self.ipv4, self.ipv6) if subnet is not None)
+        if self.ipv4 is None:
+            return () if self.ipv6 is None else (self.ipv6,)
+        return (self.ipv4,) if self.ipv6 is None else (self.ipv4, self.ipv6)
 
     def of(self, version: int) -> IPNetwork | None:
         """The subnet of IP version 4 or 6."""

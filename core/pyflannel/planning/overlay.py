@@ -16,7 +16,7 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from pyflannel.backend import Backend, Node
 from pyflannel.errors import MalformedError, PyflannelError
@@ -68,6 +68,13 @@ class Peer:
             return self.fault
         holder = self.contest.holder
         return f"claims what {'this node itself' if holder == _NODE else f'lease {holder}'} has"
+
+
+class _Judged(NamedTuple):
+    """A peer as it would be if it were alone, and the subnets that it claims; ``None`` if it can't be used."""
+
+    peer: Peer
+    subnets: Subnets | None
 
 
 class Overlay:
@@ -129,12 +136,12 @@ class Overlay:
         known = self._peers.get(key)
         if key != self.node.subnets.key and (known is None or known.value != value):
             freed = self._release(key)
-            self._settle([self._judge(key, value)], freed)
+            self._settle(self._judge(key, value), freed)
 
     def remove(self, key: str) -> None:
         """Forget a lease that was deleted or has expired."""
         if key in self._peers:
-            self._settle([], self._release(key))
+            self._settle(None, self._release(key))
 
     def moved(self, node: Node) -> Overlay:
         """The same leases as ``node`` sees them: our place in the network has changed."""
@@ -164,21 +171,23 @@ class Overlay:
         self._ranges.remove(subnets)
         return [claim for claim in self._claims(peer, subnets) if claim in self._contests] if self._contests else []
 
-    def _settle(self, judged: list[Peer], freed: list[_Claim]) -> None:
-        """Find a place for each of ``judged``, then for those who wait for what became free by that."""
-        losers = deque(judged)
+    def _settle(self, judged: _Judged | None, freed: list[_Claim]) -> None:
+        """Find a place for a peer and for those that lose by it, then for those who wait for what became free."""
+        losers = deque([judged] if judged is not None else [])
         offers = deque(freed)
         while losers or offers:
-            peer = losers.popleft() if losers else self._next_waiting(offers)
-            if peer is not None:
-                displaced = self._place(peer)
-                losers.extend(displaced)
-                for loser in displaced:
-                    offers.extend(self._release(loser.key))
-                if displaced:
-                    self._use(peer)
+            each = losers.popleft() if losers else self._next_waiting(offers)
+            if each is None:
+                continue
+            displaced = self._place(each)
+            for loser in displaced:
+                subnets = self._usable_subnets(Subnets.from_key(loser.key))
+                losers.append(_Judged(loser, subnets))
+                offers.extend(self._release(loser.key))
+            if displaced:
+                self._use(each)
 
-    def _next_waiting(self, offers: deque[_Claim]) -> Peer | None:
+    def _next_waiting(self, offers: deque[_Claim]) -> _Judged | None:
         """The first one in line for the first of ``offers``, out of the line and judged again."""
         contest, holder = self._contests.get(offers[0]), self._holder(offers[0])
         if contest is None or (holder is not None and self._rank(holder) < contest.waiting[0]):
@@ -189,25 +198,30 @@ class Overlay:
         self._release(key)
         return self._judge(key, value)
 
-    def _place(self, peer: Peer) -> list[Peer]:
+    def _place(self, judged: _Judged) -> list[Peer]:
         """Note what becomes of a peer; returns those that have what it has a better right to."""
-        rivals = {} if peer.fault else self._rivals(peer)
+        peer, subnets = judged
+        rivals = {} if subnets is None else self._rivals(peer, subnets)
         if rivals:
             rank = self._rank(peer.key)
             better = next((holder for holder in rivals if self._rank(holder) < rank), None)
             if better is None:
                 return [self._peers[holder] for holder in rivals]
-            peer = self._wait(peer, rank, rivals[better])
-        if peer.reason:
-            self._peers[peer.key] = peer
-            self.skipped += 1
+            self._skip(self._wait(peer, rank, rivals[better]))
+        elif subnets is None:
+            self._skip(peer)
         else:
-            self._use(peer)
+            self._use(judged)
         return []
 
-    def _use(self, peer: Peer) -> None:
+    def _skip(self, peer: Peer) -> None:
         self._peers[peer.key] = peer
-        subnets = self._usable_subnets(Subnets.from_key(peer.key))
+        self.skipped += 1
+
+    def _use(self, judged: _Judged) -> None:
+        peer, subnets = judged
+        assert subnets is not None
+        self._peers[peer.key] = peer
         self._ranges.add(subnets, peer.key)
         for item in peer.objects:
             item_key = item.key
@@ -246,7 +260,7 @@ class Overlay:
     def _holder(self, claim: _Claim) -> str | None:
         return self._owners.get(claim) if isinstance(claim, tuple) else self._ranges.holder(claim)
 
-    def _rivals(self, peer: Peer) -> dict[str, _Claim]:
+    def _rivals(self, peer: Peer, subnets: Subnets) -> dict[str, _Claim]:
         """Who has something of what a peer claims, and what: of an address range, all that they hold."""
         owners = self._owners
         rivals: dict[str, _Claim] = {}
@@ -255,7 +269,6 @@ class Overlay:
             owner = owners.get(item_key)
             if owner is not None:
                 rivals[owner] = item_key
-        subnets = self._usable_subnets(Subnets.from_key(peer.key))
         for owner in self._ranges.overlapping(subnets):
             rivals[owner] = _common(self._usable_subnets(Subnets.from_key(owner)), subnets)
         return rivals
@@ -273,25 +286,25 @@ class Overlay:
 
     # Judging one lease
 
-    def _judge(self, key: str, value: str) -> Peer:
+    def _judge(self, key: str, value: str) -> _Judged:
         """The peer as it would be if it were alone."""
         try:
             lease = Lease.from_record(key, value)
         except MalformedError as error:
-            return Peer(key, value, str(error))
+            return _Judged(Peer(key, value, str(error)), None)
         reason = (
             placement_problem(self.node.network, lease)
             or own_problem(self.node, lease)
             or type_problem(lease, self.backend.name, self._untyped)
         )
         if reason:
-            return Peer(key, value, reason)
+            return _Judged(Peer(key, value, reason), None)
         usable = self._usable(lease)
         try:
             plan = self._planned("plan_peer", lambda: self.backend.plan_peer(self.node, usable), usable.subnets.each)
         except PyflannelError as error:  # a rejected peer, or a fault of the backend's that must stay with this peer
-            return Peer(key, value, str(error) or type(error).__name__)
-        return Peer(key, value, "", plan)
+            return _Judged(Peer(key, value, str(error) or type(error).__name__), None)
+        return _Judged(Peer(key, value, "", plan), usable.subnets)
 
     def _planned(
         self, what: str, call: Callable[[], Iterable[KernelObject]], subnets: Iterable[IPNetwork]
