@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from pyflannel.errors import DaemonError, ExitCode, PyflannelError
-from pyflannel.small.runsocket import RunSocketServer, exchange
+from pyflannel.small.server import Server, ask, listen_in
 
 __all__ = ["ACTION_TIMEOUT", "ActionFailed", "ControlServer", "request"]
 
@@ -46,17 +44,18 @@ class ControlServer:
     """
 
     def __init__(self, run_dir: Path, act: Callable[[str, str], str]) -> None:
-        self._act = act
-        self._server = RunSocketServer(run_dir / _NAME, self._serve)
+        self._act, self._path = act, run_dir / _NAME
+        self._server = Server(listen_in(self._path), "control", self._respond)
 
-    def close(self) -> None:
-        """Hear no more. Idempotent."""
-        self._server.close()
+    def close(self, timeout: float | None = None) -> bool:
+        """Hear no more, see :meth:`Server.close`."""
+        self._path.unlink(missing_ok=True)
+        return self._server.close(timeout)
 
-    def _serve(self, client: socket.socket) -> None:
-        client.settimeout(_PATIENCE)
-        with suppress(OSError):  # the client went away, or says nothing, or does not read
-            client.sendall(json.dumps(self._answer(_line(client))).encode() + b"\n")
+    def _respond(self, received: bytes) -> bytes | None:
+        if b"\n" not in received and len(received) < _LONGEST:
+            return None
+        return json.dumps(self._answer(received.partition(b"\n")[0])).encode() + b"\n"
 
     def _answer(self, line: bytes) -> dict[str, object]:
         try:
@@ -73,16 +72,6 @@ class ControlServer:
             return {"failed": f"internal error: {type(error).__name__}: {error}", "exit_code": ExitCode.INTERNAL}
 
 
-def _line(client: socket.socket) -> bytes:
-    received = b""
-    while b"\n" not in received and len(received) < _LONGEST:
-        chunk = client.recv(_LONGEST)
-        if not chunk:
-            break
-        received += chunk
-    return received.partition(b"\n")[0]
-
-
 def request(run_dir: Path, backend: str, action: str) -> str:
     """Have the daemon of ``run_dir`` do an action of its backend; what was done, as a text.
 
@@ -91,7 +80,7 @@ def request(run_dir: Path, backend: str, action: str) -> str:
     """
     path = run_dir / _NAME
     line = json.dumps({"backend": backend, "action": action}).encode() + b"\n"
-    raw = exchange(path, line, ACTION_TIMEOUT + _PATIENCE)
+    raw = ask(path, line, ACTION_TIMEOUT + _PATIENCE)
     try:
         answer = json.loads(raw)
     except ValueError:

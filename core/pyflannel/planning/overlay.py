@@ -313,14 +313,22 @@ class Overlay:
         return guarded(name, what, lambda: examined(name, tuple(call()), self.node, within, self._links))
 
     def _usable(self, lease: Lease) -> Lease:
-        """The lease without the families that this network does not use."""
-        subnets = self._usable_subnets(lease.subnets)
-        return lease if subnets == lease.subnets else Lease(subnets, lease.attributes)
+        return usable(self.node.network, lease)
 
     def _usable_subnets(self, subnets: Subnets) -> Subnets:
-        ipv4 = subnets.ipv4 if self.node.network.ipv4 else None
-        ipv6 = subnets.ipv6 if self.node.network.ipv6 else None
-        return Subnets(ipv4, ipv6) if ipv4 or ipv6 else subnets
+        return _usable_subnets(self.node.network, subnets)
+
+
+def usable(network: NetworkConfig, lease: Lease) -> Lease:
+    """The lease without the families that ``network`` does not use."""
+    subnets = _usable_subnets(network, lease.subnets)
+    return lease if subnets == lease.subnets else Lease(subnets, lease.attributes)
+
+
+def _usable_subnets(network: NetworkConfig, subnets: Subnets) -> Subnets:
+    ipv4 = subnets.ipv4 if network.ipv4 else None
+    ipv6 = subnets.ipv6 if network.ipv6 else None
+    return Subnets(ipv4, ipv6) if ipv4 or ipv6 else subnets
 
 
 def _networks(node: Node) -> list[IPNetwork]:

@@ -1,9 +1,7 @@
 """The health port: a small HTTP server in a thread of its own, and what it answers.
 
-The idea: nothing that a client does can cost more than a fixed amount. One thread serves all connections without ever
-blocking on one of them; each has a deadline, a limit on its request, and ends with its answer; beyond a number of
-connections the oldest goes. There is nothing to change here: only GET and HEAD are served, and no request is looked at
-beyond its first line (RFC 9112).
+There is nothing to change here: only GET and HEAD are served, and no request is looked at beyond its first line
+(RFC 9112). How clients are kept from costing more than they may is :mod:`pyflannel.small.server`'s.
 
 ========== ====================================================================================================
 path       answer
@@ -19,23 +17,21 @@ path       answer
 from __future__ import annotations
 
 import logging
-import selectors
 import socket
-import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from pyflannel.errors import ConfigError
 from pyflannel.network.lease import IPAddress
-from pyflannel.show.standing import readiness
+from pyflannel.show.document import document
+from pyflannel.show.readiness import readiness
+from pyflannel.show.view import Window
+from pyflannel.small.server import MAX_CONNECTIONS, Server
 
 if TYPE_CHECKING:
-    from pyflannel.daemon.loop import Agent
     from pyflannel.show.reachability import Reachability
 
 __all__ = ["STUCK_AFTER", "HealthServer", "Response", "answers"]
@@ -43,19 +39,10 @@ __all__ = ["STUCK_AFTER", "HealthServer", "Response", "answers"]
 log = logging.getLogger(__name__)
 
 STUCK_AFTER: Final = 10.0
-"""Seconds without a turn of the loop after which /livez says so. The loop turns every two seconds at least."""
+"""Seconds without a beat of the loop after which /livez says so. It beats at least every four seconds."""
 
 MAX_REQUEST: Final = 8192
 """Bytes of a request, first line and headers."""
-
-MAX_CONNECTIONS: Final = 64
-"""Connections at a time; for one more, the oldest is closed."""
-
-MAX_SECONDS: Final = 10.0
-"""From a connection's beginning to its end, whoever is slow."""
-
-_DRAIN_SECONDS = 1.0
-_CHUNK = 1 << 16
 
 _HEADERS: Final = (
     ("Cache-Control", "no-store"),
@@ -91,7 +78,7 @@ class Response:
         return "\r\n".join([*lines, "", ""]).encode("latin-1") + (b"" if head_only else self.body)
 
 
-def answers(agent: Agent) -> Callable[[str], Response]:
+def answers(window: Window) -> Callable[[str], Response]:
     """What the daemon says about itself, by path."""
     reachability: Reachability | None = None
 
@@ -99,20 +86,20 @@ def answers(agent: Agent) -> Callable[[str], Response]:
         return Response(HTTPStatus.OK, b"flanneld is running")
 
     def livez() -> Response:
-        age = agent.clock() - agent.beat
+        age = window.clock() - window.beat
         if age < STUCK_AFTER:
             return Response.text(HTTPStatus.OK, f"ok: the loop turned {age:.1f} s ago")
         return Response.text(HTTPStatus.SERVICE_UNAVAILABLE, f"stuck: the loop has not turned for {age:.0f} s")
 
     def readyz() -> Response:
-        ready, message = readiness(agent)
+        ready, message = readiness(window.view, window.clock())
         return Response.text(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, message)
 
     def metrics() -> Response:
         from pyflannel.show.metrics import CONTENT_TYPE, MissingPackageError, render
 
         try:
-            return Response(HTTPStatus.OK, render(agent), CONTENT_TYPE)
+            return Response(HTTPStatus.OK, render(window), CONTENT_TYPE)
         except MissingPackageError as error:
             return Response.text(HTTPStatus.NOT_IMPLEMENTED, str(error))
 
@@ -122,8 +109,9 @@ def answers(agent: Agent) -> Callable[[str], Response]:
         from pyflannel.show.reachability import Reachability
 
         reachability = reachability or Reachability()
-        status = agent.status()
-        text = render(status, readiness(agent), time.time(), reachability.look(status))
+        view, now = window.detailed(), window.clock()
+        status = document(view, now, time.time())
+        text = render(status, readiness(view, now), time.time(), reachability.look(status))
         return Response(HTTPStatus.OK, text.encode(), "text/html; charset=utf-8")
 
     routes = {"/": page, "/healthz": healthz, "/livez": livez, "/metrics": metrics, "/readyz": readyz}
@@ -137,21 +125,6 @@ def answers(agent: Agent) -> Callable[[str], Response]:
     return answer
 
 
-class _Phase(Enum):
-    READING = 0
-    WRITING = 1
-    DRAINING = 2
-
-
-@dataclass(slots=True, eq=False)
-class _Connection:
-    channel: socket.socket
-    deadline: float
-    phase: _Phase = _Phase.READING
-    received: bytearray = field(default_factory=bytearray)
-    outgoing: memoryview = field(default_factory=lambda: memoryview(b""))
-
-
 class HealthServer:
     """Serves ``answer`` on ``address`` and ``port`` (0: any free one, see :attr:`port`) until :meth:`close`.
 
@@ -161,95 +134,13 @@ class HealthServer:
 
     def __init__(self, address: IPAddress, port: int, answer: Callable[[str], Response]) -> None:
         self._answer = answer
-        self._listener = _listen(address, port)
-        self.port: int = self._listener.getsockname()[1]
-        self._wake, self._woken = socket.socketpair()
-        self._connections: dict[_Connection, None] = {}
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        self._selector.register(self._woken, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._serve, name="pyflannel-health", daemon=True)
-        self._thread.start()
+        listener = _listen(address, port)
+        self.port: int = listener.getsockname()[1]
+        self._server = Server(listener, "pyflannel-health", self._respond)
 
-    def close(self) -> None:
-        """Stop answering. Idempotent."""
-        if self._thread.is_alive():
-            self._wake.send(b".")
-            self._thread.join()
-        for channel in (self._listener, self._wake, self._woken):
-            channel.close()
-        self._selector.close()
-
-    def _serve(self) -> None:
-        while True:
-            soonest = min((connection.deadline for connection in self._connections), default=None)
-            patience = None if soonest is None else max(0.0, soonest - time.monotonic())
-            for key, _ in self._selector.select(patience):
-                if key.fileobj is self._woken:
-                    for connection in list(self._connections):
-                        self._end(connection)
-                    return
-                if key.fileobj is self._listener:
-                    self._accept()
-                elif key.data in self._connections:  # it may have been closed for a newer one just now
-                    self._advance(key.data)
-            now = time.monotonic()
-            for connection in [item for item in self._connections if item.deadline <= now]:
-                self._end(connection)
-
-    def _accept(self) -> None:
-        try:
-            channel, _ = self._listener.accept()
-        except OSError as error:
-            if not isinstance(error, (BlockingIOError, ConnectionAbortedError)):
-                log.warning("the health port can't take a connection: %s", error.strerror)
-                time.sleep(0.1)  # out of descriptors or memory: the connection stays in the queue
-            return
-        channel.setblocking(False)
-        if len(self._connections) >= MAX_CONNECTIONS:
-            self._end(next(iter(self._connections)))
-        connection = _Connection(channel, time.monotonic() + MAX_SECONDS)
-        self._connections[connection] = None
-        self._selector.register(channel, selectors.EVENT_READ, connection)
-
-    def _advance(self, connection: _Connection) -> None:
-        try:
-            if connection.phase is _Phase.WRITING:
-                self._write(connection)
-            else:
-                self._read(connection)
-        except BlockingIOError:
-            return
-        except OSError:  # the client went away
-            self._end(connection)
-
-    def _read(self, connection: _Connection) -> None:
-        data = connection.channel.recv(_CHUNK)
-        if not data:
-            self._end(connection)
-        elif connection.phase is _Phase.READING:
-            connection.received += data
-            response = self._respond(bytes(connection.received))
-            if response is not None:
-                connection.outgoing = memoryview(response)
-                connection.phase = _Phase.WRITING
-                self._selector.modify(connection.channel, selectors.EVENT_WRITE, connection)
-
-    def _write(self, connection: _Connection) -> None:
-        sent = connection.channel.send(connection.outgoing[:_CHUNK])
-        connection.outgoing = connection.outgoing[sent:]
-        if not connection.outgoing:
-            # Closing at once, with bytes of the client unread, would reset the connection under our answer.
-            connection.channel.shutdown(socket.SHUT_WR)
-            connection.phase = _Phase.DRAINING
-            connection.deadline = min(connection.deadline, time.monotonic() + _DRAIN_SECONDS)
-            self._selector.modify(connection.channel, selectors.EVENT_READ, connection)
-
-    def _end(self, connection: _Connection) -> None:
-        del self._connections[connection]
-        with suppress(KeyError):
-            self._selector.unregister(connection.channel)
-        connection.channel.close()
+    def close(self, timeout: float | None = None) -> bool:
+        """Stop answering, see :meth:`Server.close`."""
+        return self._server.close(timeout)
 
     def _respond(self, received: bytes) -> bytes | None:
         """The whole answer to a whole request, or ``None`` while it is incomplete."""

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import Any, Final
 
 from pyflannel.errors import DaemonError
 from pyflannel.network.lease import JSON
-from pyflannel.small.runsocket import RunSocketServer, exchange
+from pyflannel.small.server import Server, ask, listen_in
 
 __all__ = [
     "BackendStatus",
@@ -194,7 +192,8 @@ class Status:
     """The whole document. ``started`` is RFC 3339; ``message`` says in one line what the state is about.
 
     ``repaired`` counts the objects that something else changed and that were put right; ``data_plane`` are the
-    backend's own counters.
+    backend's own counters. ``age`` says how many seconds ago peers, objects and counters were looked at: more than
+    a moment only while the daemon's loop does not come back from a plugin.
     """
 
     version: str
@@ -215,6 +214,7 @@ class Status:
     repaired: int = 0
     firewall: FirewallStatus = field(default_factory=FirewallStatus)
     data_plane: Mapping[str, int] = field(default_factory=dict)
+    age: float = 0.0
 
     @property
     def ready(self) -> bool:
@@ -238,29 +238,27 @@ def _plain(value: Any) -> Any:
 
 
 class StatusServer:
-    """Answers for the daemon from a thread of its own; see :class:`RunSocketServer`.
+    """Answers for the daemon from a thread of its own.
 
-    :param current: makes the document. Called in the server's thread, so it reads what another thread may be writing:
-        hand over frozen values.
+    :param current: makes the document. Called in the server's thread.
     """
 
     def __init__(self, run_dir: Path, current: Callable[[], Status]) -> None:
-        self._current = current
-        self._server = RunSocketServer(run_dir / _NAME, self._answer)
+        self._current, self._path = current, run_dir / _NAME
+        self._server = Server(listen_in(self._path), "status", self._answer, asked=False)
 
-    def close(self) -> None:
-        """Stop answering. Idempotent."""
-        self._server.close()
+    def close(self, timeout: float | None = None) -> bool:
+        """Stop answering, see :meth:`Server.close`."""
+        self._path.unlink(missing_ok=True)
+        return self._server.close(timeout)
 
-    def _answer(self, client: socket.socket) -> None:
+    def _answer(self, _: bytes) -> bytes:
         try:
             text = self._current().to_json()
         except Exception as error:
             log.exception("the status document can't be made")
             text = json.dumps({"error": f"the status document can't be made: {type(error).__name__}: {error}"})
-        client.settimeout(_PATIENCE)
-        with suppress(OSError):  # the client went away, or does not read
-            client.sendall(text.encode() + b"\n")
+        return text.encode() + b"\n"
 
 
 def query(run_dir: Path, timeout: float = _PATIENCE) -> dict[str, JSON]:
@@ -270,7 +268,7 @@ def query(run_dir: Path, timeout: float = _PATIENCE) -> dict[str, JSON]:
     :raises DaemonError: none answers, or not with a document.
     """
     path = run_dir / _NAME
-    raw = exchange(path, b"", timeout)
+    raw = ask(path, b"", timeout)
     try:
         document = json.loads(raw)
     except ValueError:

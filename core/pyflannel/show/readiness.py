@@ -1,0 +1,75 @@
+"""How the daemon stands, in one word and one sentence, and whether containers can use the overlay.
+
+Pure functions of a view and of the time: a lease that has expired and a plugin that does not come back show even while
+the loop, which wrote the view, stands still.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pyflannel.show.status import State
+from pyflannel.show.view import View
+
+__all__ = ["PLUGIN_PATIENCE", "hanging", "readiness", "standing", "trouble"]
+
+PLUGIN_PATIENCE: Final = 5.0
+"""Seconds after which a backend's call is taken for one that hangs."""
+
+
+def standing(view: View, now: float) -> tuple[State, str]:
+    """The state, and one sentence about it."""
+    if view.stopping:
+        return State.STOPPING, "stopping; forwarding goes on"
+    if view.lease.conflict:
+        return State.CONFLICT, view.lease.trouble
+    return _on_the_way(view, now) or _running(view, now)
+
+
+def _on_the_way(view: View, now: float) -> tuple[State, str] | None:
+    """What keeps the node from having an overlay at all."""
+    wrong = trouble(view, now)
+    if view.backend is None:
+        return (State.WAITING, wrong) if wrong else (State.STARTING, "looking for underlay, store and lease")
+    if not view.lease.valid(now):
+        return State.WAITING, f"the lease has expired; {wrong or 'renewing it'}"
+    if not view.in_place and not view.refusals:
+        return (State.WAITING, wrong) if wrong else (State.STARTING, "setting up the kernel")
+    if not view.in_place:
+        return State.WAITING, wrong or view.refused
+    return (State.WAITING, view.plane_trouble) if view.plane_trouble else None
+
+
+def _running(view: View, now: float) -> tuple[State, str]:
+    wrong = trouble(view, now) or (view.refused if view.refusals else "")
+    if wrong:
+        return State.DEGRADED if view.subnet_file else State.WAITING, wrong
+    if not view.subnet_file:
+        return State.STARTING, "writing subnet.env"
+    backend = view.backend.name if view.backend is not None else ""
+    text = f"{view.subnets} on {backend}, {view.peers - view.skipped} peers"
+    return State.READY, text + (f", {view.skipped} leases skipped" if view.skipped else "")
+
+
+def readiness(view: View, now: float) -> tuple[bool, str]:
+    """Whether containers on this node can use the overlay, and a line that says how things stand.
+
+    That needs a lease that is valid and nobody contests, a kernel that can be read, and all that the node needs for
+    itself in place. One peer in trouble, or a store that is away while the lease is valid, does not end it.
+    """
+    state, message = standing(view, now)
+    return state in (State.READY, State.DEGRADED) and view.kernel_readable, f"{state.value}: {message}"
+
+
+def trouble(view: View, now: float) -> str:
+    """What goes wrong at present, other than single kernel objects; empty if nothing does."""
+    found = (hanging(view, now), *view.troubles, view.lease.trouble, view.firewall.trouble)
+    return next(filter(None, found), "")
+
+
+def hanging(view: View, now: float) -> str:
+    """Which plugin the loop waits for, if it does so for long."""
+    call = view.call
+    if call is None or now - call.since < PLUGIN_PATIENCE:
+        return ""
+    return f"{call.text} for {now - call.since:.0f} s; repairs wait for it, the lease is renewed"
