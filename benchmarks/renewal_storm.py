@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pyflannel.lab.servers.etcd import EtcdCluster
-from pyflannel.membership.keeper import Backoff
+from pyflannel.small.retry import Backoff
 from pyflannel.store import Record, StoreLocation
 from pyflannel_stores.etcd import EtcdStore
 

@@ -11,7 +11,10 @@ adapter to its server:
 Threads: the core calls every method from one thread at a time, except that an open :class:`Watch` is iterated in a
 thread of its own, and that ``close()`` of a store or a watch may come from any thread and must end a blocked iteration.
 Every call must come back within :data:`CALL_TIMEOUT` seconds or raise
-:class:`~pyflannel.errors.StoreUnavailableError`; the core does all waiting and retrying.
+:class:`~pyflannel.errors.StoreUnavailableError`; the core does all waiting and retrying. A driver whose call does not
+come back is named in ``status``, and after three times that long the daemon gives it up: it calls ``close()`` from
+another thread, forgets the call, and makes a new driver for the same location. Anything else that is raised, even
+``SystemExit``, is taken for a failure of that call alone.
 
 To write one: subclass :class:`Store`, register it in the entry point group ``pyflannel.stores`` under its URL scheme,
 and run the conformance kit in :mod:`pyflannel.testing`.

@@ -345,7 +345,7 @@ def _renew_margin(given: GivenValues, ttl: float) -> float:
         raise ConfigError(
             f"{margin.origin}: {margin.value} minutes ({seconds:g} s) must be shorter than --lease-ttl ({ttl:g} s)"
         )
-    return seconds
+    return min(seconds, ttl * 2 / 3)  # with a longer one it would be renewed for ever
 
 
 def _log_level(given: GivenValues, daemon: bool) -> str:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv4Network, ip_interface, ip_network
-from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.membership.test_keeper import PATIENCE, Keeper, record_of, underlay
 
 from pyflannel.backend import (
     Address,
@@ -30,9 +28,10 @@ from pyflannel.backend import (
     WireguardPeer,
 )
 from pyflannel.errors import PluginError
-from pyflannel.membership.keeper import Joined, Moved
 from pyflannel.planning.guard import Publisher, checked_mtu
 from pyflannel.planning.overlay import Overlay
+
+PATIENCE = 60.0
 
 NODE = Node(
     "node-1",
@@ -218,90 +217,3 @@ def test_a_publish_that_fails_is_named(publish: Callable[[], Any], reason: str) 
     with pytest.raises(PluginError, match="backend 'bad'") as caught:
         Publisher()(Bad(publish=publish), NODE)
     assert reason in str(caught.value)
-
-
-@pytest.mark.parametrize("fault", ["hangs", "raises", "nonsense"])
-def test_a_lease_is_renewed_whatever_publish_does(tmp_path: Path, gate: threading.Event, fault: str) -> None:
-    """After a good start the backend goes bad; the underlay moves, so that it is asked again."""
-    good = [True]
-
-    def publish() -> Any:
-        if good[0]:
-            return Published("good")
-        if fault == "raises":
-            fails()
-        return gate.wait(PATIENCE) if fault == "hangs" else 7
-
-    def make_backend(network: NetworkConfig) -> Bad:
-        return Bad(publish=publish)
-
-    keeper = Keeper(tmp_path, ttl=0.9, margin=0.6, publish_timeout=0.05, make_backend=make_backend)
-    try:
-        lease = keeper.next(Joined).lease
-        good[0] = False
-        keeper.keeper.move(underlay(2))
-        keeper.next(Moved)
-        keeper.until(lambda: "backend 'bad'" in keeper.keeper.state.trouble)
-        for _ in range(4):
-            before = keeper.keeper.state.renewed_at
-            keeper.until(lambda: keeper.keeper.state.renewed_at != before)  # noqa: B023
-        record = record_of(keeper.store, lease.key)
-        assert record is not None
-        assert '"good"' in record.value, "what it said last stays"
-        good[0] = True
-        gate.set()
-        keeper.until(lambda: not keeper.keeper.state.trouble)
-        record = record_of(keeper.store, lease.key)
-        assert record is not None
-        assert "192.0.2.2" in record.value, "and is made up for"
-    finally:
-        keeper.close()
-
-
-def test_a_lease_is_renewed_although_the_next_backend_never_loads(tmp_path: Path) -> None:
-    gate, hanging = threading.Event(), threading.Event()
-
-    def make_backend(network: NetworkConfig) -> Bad:
-        if network.backend_type == "stuck":
-            hanging.set()
-            gate.wait(PATIENCE)
-        return Bad()
-
-    keeper = Keeper(tmp_path, ttl=0.9, margin=0.6, load_timeout=0.5, make_backend=make_backend)
-    try:
-        lease = keeper.next(Joined).lease
-        document = keeper.store.read_config()
-        keeper.store.write_config('{"Network": "10.5.0.0/16", "Backend": {"Type": "stuck"}}', document)
-        keeper.until(hanging.is_set)
-        keeper.until(lambda: "'stuck' has not come back from loading" in keeper.keeper.state.trouble)
-        before = keeper.keeper.state.renewed_at
-        keeper.until(lambda: keeper.keeper.state.renewed_at != before)
-        assert record_of(keeper.store, lease.key) is not None
-    finally:
-        gate.set()
-        keeper.close()
-
-
-@pytest.mark.parametrize("error", [PluginError("not installed"), RuntimeError("oops")], ids=lambda error: str(error))
-def test_a_lease_is_renewed_although_no_session_can_begin(tmp_path: Path, error: Exception) -> None:
-    broken: list[Exception] = []
-
-    def make_backend(network: NetworkConfig) -> Bad:
-        if broken:
-            raise broken[0]
-        return Bad()
-
-    keeper = Keeper(tmp_path, ttl=0.9, margin=0.6, make_backend=make_backend)
-    try:
-        lease = keeper.next(Joined).lease
-        broken.append(error)
-        document = keeper.store.read_config()
-        assert document is not None
-        keeper.store.write_config('{"Network": "10.5.0.0/16", "SubnetLen": 24}', document)
-        keeper.until(lambda: str(error) in keeper.keeper.state.trouble)
-        for _ in range(4):
-            before = keeper.keeper.state.renewed_at
-            keeper.until(lambda: keeper.keeper.state.renewed_at != before)  # noqa: B023
-        assert record_of(keeper.store, lease.key) is not None
-    finally:
-        keeper.close()

@@ -213,6 +213,11 @@ def test_the_margin_shrinks_with_the_ttl_unless_it_is_given() -> None:
     assert settings({"lease-ttl": "600", "subnet-lease-renew-margin": "5"}).renew_margin == 300
 
 
+def test_a_margin_never_leaves_less_than_a_third_of_the_ttl_between_two_renewals() -> None:
+    assert settings({"lease-ttl": "61", "subnet-lease-renew-margin": "1"}).renew_margin == pytest.approx(61 * 2 / 3)
+    assert settings({"lease-ttl": "90", "subnet-lease-renew-margin": "1"}).renew_margin == 60
+
+
 def test_a_margin_as_long_as_the_ttl_is_an_error() -> None:
     message = refused({"lease-ttl": "600"}, {"FLANNELD_SUBNET_LEASE_RENEW_MARGIN": "10"})
     assert message == (
