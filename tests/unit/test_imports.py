@@ -107,6 +107,12 @@ def test_a_right_import_is_no_violation(package: str, source: str) -> None:
     assert violations(package, source, f"{package}.x") == []
 
 
+@pytest.mark.parametrize(("package", "path"), SOURCES)
+def test_no_module_is_private_to_python(package: str, path: Path) -> None:
+    names = {name.partition(".")[0] for _, name in imported(path.read_text(encoding="utf-8"), package, False)}
+    assert {name for name in names & sys.stdlib_module_names if name.startswith("_")} <= {"__future__"}
+
+
 def loaded_by(code: str) -> set[str]:
     """The heavy packages that a fresh interpreter has loaded after ``code``."""
     report = f"import sys\n{code}\nprint(*sys.modules, file=sys.stderr)"

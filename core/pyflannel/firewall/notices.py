@@ -34,7 +34,6 @@ from pyflannel.firewall.nfnetlink import (
 )
 from pyflannel.firewall.nftables import ChainId
 from pyflannel.small import files as smallfile
-from pyflannel.small.digest import sha256
 
 __all__ = ["HIDDEN", "Notices", "legacy_fingerprint", "legacy_tables", "sees_forward_chains"]
 
@@ -159,11 +158,14 @@ def _table_names(version: int) -> tuple[str, ...] | None:
 
 
 def legacy_fingerprint(version: int) -> bytes:
-    """A value that changes when a rule, a chain or a policy of iptables-legacy does; empty if there are no tables."""
+    """A value that changes when a rule, a chain or a policy of iptables-legacy does; empty if there are no tables.
+
+    It can be compared with others of this process only: it is Python's own hash, for which nothing has to be loaded.
+    """
     tables = _table_names(version)
     if not tables:
         return HIDDEN if tables is None and _drops_unseen(version) else b""
-    return sha256(b"".join(table.encode() + b"\0" + _rules(version, table) for table in tables))
+    return hash(tuple((table, _rules(version, table)) for table in tables)).to_bytes(8, sys.byteorder, signed=True)
 
 
 def _drops_unseen(version: int) -> bool:
