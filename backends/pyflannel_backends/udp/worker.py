@@ -1,6 +1,6 @@
 """The udp backend's worker: what carries a packet is one bare UDP datagram.
 
-``python -m pyflannel_backends.udp.worker FD``; see :mod:`pyflannel_backends.userspace.worker`.
+Run as a module, with FD as its argument; see :mod:`pyflannel_backends.userspace.worker`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The wireguard backend's worker: packets encrypted by :mod:`.tunnel`, keys kept by this process alone.
 
-``python -m pyflannel_backends.wireguard.worker FD``; see :mod:`pyflannel_backends.userspace.worker`.
+Run as a module, with FD as its argument; see :mod:`pyflannel_backends.userspace.worker`.
 
 The private key is read from its file, here and by nobody else, and again when the file is another one: so rotating the
 key needs no word from the daemon, and works without one. The kernel tells of a change at once (``inotify(7)``), and the

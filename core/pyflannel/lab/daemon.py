@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pyflannel.errors import DaemonError
 from pyflannel.lab.topology import UPLINK, ContainerNetwork
 from pyflannel.network.lease import JSON
 from pyflannel.show.status import query
+from pyflannel.small.interpreter import module_command
 
 if TYPE_CHECKING:
     from pyflannel.lab.lab import Node
@@ -28,7 +28,7 @@ _TAIL: Final = 20
 
 def pyflannel_command(*words: str) -> list[str]:
     """The command line that runs this very pyflannel with the same interpreter."""
-    return [sys.executable, "-m", "pyflannel", *words]
+    return module_command("pyflannel", *words)
 
 
 def read_container_network(text: str) -> ContainerNetwork:
