@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
 from tests.kernels.guest import CHECKOUT, KERNELS, Guest, GuestError, NoMachineError, guest
+from tests.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -107,10 +107,7 @@ def test_nothing_is_left_of_it_when_its_owner_is_killed(name: str, request: pyte
         assert owner.stdout is not None
         namespace = os.readlink(f"/proc/{int(owner.stdout.readline())}/ns/pid")
         owner.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 30
-    while members := _members(namespace):
-        assert time.monotonic() < deadline, members
-        time.sleep(0.02)
+    until(lambda: not _members(namespace), lambda: _members(namespace))
 
 
 def _members(namespace: str) -> list[str]:

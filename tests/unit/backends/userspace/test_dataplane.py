@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.waiting import until
 
 from pyflannel.backend import Lease, LeaseAttributes, Subnets
 from pyflannel_backends.udp.worker import UdpConfig
@@ -19,13 +17,6 @@ from pyflannel_backends.userspace.dataplane import UserspaceDataPlane, WorkerKin
 MODULE = "pyflannel_backends.udp.worker"
 PATIENCE = 60.0
 PEER = Subnets.from_key("10.5.2.0-24")
-
-
-def until(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 def workers() -> int:
