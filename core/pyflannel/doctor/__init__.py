@@ -6,6 +6,6 @@ being sent. A fact that can't be had is a finding of its own, and the checks tha
 """
 
 from pyflannel.doctor.examination import GROUPS, examine
-from pyflannel.doctor.finding import Finding, Verdict, worst
+from pyflannel.doctor.finding import Finding, Outcome, worst
 
-__all__ = ["GROUPS", "Finding", "Verdict", "examine", "worst"]
+__all__ = ["GROUPS", "Finding", "Outcome", "examine", "worst"]

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import json
 import socket
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
+from tests.waiting import until
 
 from pyflannel.firewall.sync import find_tools
 from pyflannel.lab import Lab, Node
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
-PATIENCE = 20.0
 NETWORK = {"Network": "10.244.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00:10::/48", "Backend": {"Type": "vxlan"}}
 
 
@@ -41,13 +40,6 @@ def lab() -> Iterator[Lab]:
         yield lab
         for node in lab.nodes:
             print(node.name, node.daemon.log(), sep="\n")
-
-
-def until(condition: Callable[[], bool], what: object = "") -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what() if callable(what) else what or condition
-        time.sleep(0.02)
 
 
 def sh(node: Node, script: str) -> str:
