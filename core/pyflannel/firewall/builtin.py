@@ -1,4 +1,4 @@
-"""The empty chains that iptables-nft needs before a rule can stand in them, and how they go again.
+"""iptables' built-in chains in nftables: made when our rules need them there, removed when nobody does any more.
 
 iptables-legacy has its built-in chains (FORWARD, POSTROUTING) always; iptables-nft makes table and chain in nftables
 when the first rule comes, and leaves them there when the last one goes. So that we leave nothing behind, we make what
