@@ -244,3 +244,19 @@ def test_asking_for_help_loads_nothing_heavy(arguments: list[str]) -> None:
         "except SystemExit as end:\n    assert not end.code, end.code"
     )
     assert loaded_by(code) == set()
+
+
+# Tests ---------------------------------------------------------------------------------------------------------------
+
+IMPORTED_TO_BE_EMPTIED = {"tests.unit.membership.test_keeper"}
+"""Modules of tests that others import, until what they share has a module of its own."""
+
+
+def test_no_test_imports_another() -> None:
+    found = {
+        name
+        for path in (ROOT / "tests").rglob("*.py")
+        for _, name in imported(path.read_text(encoding="utf-8"), "tests", False)
+        if re.match(r"tests\b.*\.test_", name)
+    }
+    assert {re.sub(r"(\.test_\w+).*", r"\1", name) for name in found} <= IMPORTED_TO_BE_EMPTIED

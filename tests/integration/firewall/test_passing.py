@@ -15,6 +15,7 @@ from tests.waiting import until
 
 from pyflannel.firewall.sync import find_tools
 from pyflannel.lab import Lab, Node
+from pyflannel.lab.daemon import pyflannel_command
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
@@ -192,7 +193,7 @@ def test_cleanup_removes_the_rules_and_nothing_else(lab: Lab, node: Node) -> Non
     until(lambda: "FLANNEL-POSTRTG" in sh(node, "iptables-nft -t nat -S POSTROUTING"))
     node.daemon.stop()
     run, state = node.daemon.run_directory, node.daemon.state_directory
-    words = [*node.daemon.command[:3], "cleanup", "--run-dir", str(run), "--state-dir", str(state)]
+    words = [*pyflannel_command(), "cleanup", "--run-dir", str(run), "--state-dir", str(state)]
     told = node.run([*words, "--dry-run"]).stdout
     assert "would remove firewall rules in iptables-nft, IPv4" in told
     assert node.run(words).stdout == told.replace("would remove", "removed")
