@@ -8,9 +8,21 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from tests.waiting import crowd
 
 settings.register_profile("pyflannel", deadline=None, print_blob=True)
 settings.load_profile("pyflannel")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """A test's time limit is for what hangs: on a busy machine it is as many times longer as a test may need there."""
+    marker = item.get_closest_marker("timeout")
+    seconds = float(marker.args[0]) if marker is not None else float(item.config.getini("timeout") or 0)
+    if seconds:
+        item.add_marker(pytest.mark.timeout(seconds * crowd()), append=False)
+    return (yield)
+
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 

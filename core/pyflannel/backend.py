@@ -52,6 +52,7 @@ from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, IPAddress, IPNetwork, Lease, LeaseAttributes, Subnets
 from pyflannel.network.underlay import Underlay
 from pyflannel.small.digest import sha256
+from pyflannel.small.interpreter import module_command
 from pyflannel.small.secret import Secret
 
 __all__ = [
@@ -89,6 +90,7 @@ __all__ = [
     "WireguardPeer",
     "forwarding",
     "has_generic_netlink",
+    "module_command",
     "option",
     "parse_options",
     "route_via_underlay",

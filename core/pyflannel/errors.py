@@ -1,9 +1,9 @@
 """The error taxonomy: every failure pyflannel can name, what it means to a caller, and its exit code.
 
-The idea: the *message* says what was wrong, where (file, key, value) and what to do about it; the *type* says whether
-trying again can help and which exit code a command ends with. Plugins raise these types, and only these, across the
-contracts of :mod:`pyflannel.store` and :mod:`pyflannel.backend`; anything else that escapes a plugin is wrapped in
-:class:`PluginError` with the plugin's name.
+The idea: the *message* says what was wrong, where (file, key, value) and what to do about it; the *type* says what kind
+of failure it is, and so what a caller can do, and which exit code a command ends with. Plugins raise these types, and
+only these, across the contracts of :mod:`pyflannel.store` and :mod:`pyflannel.backend`; anything else that escapes a
+plugin is wrapped in :class:`PluginError` with the plugin's name.
 
 Exit codes (also listed in ``docs/reference/exit-codes.md``):
 
@@ -64,14 +64,10 @@ class ExitCode(IntEnum):
 
 
 class PyflannelError(Exception):
-    """Base of every error pyflannel raises on purpose.
-
-    ``exit_code`` is what a command ends with when the error reaches it; ``retryable`` says whether the same call may
-    succeed later without anybody changing anything.
-    """
+    """Base of every error pyflannel raises on purpose."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.INTERNAL
-    retryable: ClassVar[bool] = False
+    """What a command ends with when the error reaches it."""
 
 
 class ConfigError(PyflannelError):
@@ -88,7 +84,6 @@ class UnderlayError(PyflannelError):
     """No interface can carry the overlay as things are: it is missing, down, or has no address of a needed family."""
 
     exit_code = ExitCode.CONFIG
-    retryable = True
 
 
 class StoreError(PyflannelError):
@@ -99,8 +94,6 @@ class StoreError(PyflannelError):
 
 class StoreUnavailableError(StoreError):
     """The store did not answer, or not in time. The call may or may not have taken effect; retry after reading back."""
-
-    retryable = True
 
 
 class StoreDeniedError(StoreError):
@@ -114,8 +107,6 @@ class ConflictError(StoreError):
 class HistoryGoneError(StoreError):
     """A watch can't be resumed from the asked revision (compacted, or unknown); take a new snapshot."""
 
-    retryable = True
-
 
 class LeaseError(PyflannelError):
     """This node has no lease and can't get one as things are."""
@@ -125,8 +116,6 @@ class LeaseError(PyflannelError):
 
 class OutOfSubnetsError(LeaseError):
     """Every subnet of the network is taken. May pass when a lease expires."""
-
-    retryable = True
 
 
 class KernelError(PyflannelError):

@@ -142,18 +142,15 @@ class ConsulStore(Store):
         return self._http.Addresses(self._hosts, self._access, str(self.location))
 
     def read_config(self) -> Record | None:
-        """See :class:`~pyflannel.store.Store`."""
         found = self._find(CONFIG_KEY, self._begin())
         return found.record if found else None
 
     def write_config(self, value: str, expected: Record | None) -> Record:
-        """See :class:`~pyflannel.store.Store`."""
         write = partial(_cas, self._path(CONFIG_KEY), value)
         version, _ = self._commit(CONFIG_KEY, expected, write, _Ours(value, "", expected), self._begin())
         return Record(CONFIG_KEY, value, version, permanent=True)
 
     def snapshot(self) -> Snapshot:
-        """See :class:`~pyflannel.store.Store`."""
         state = self.read_all(self._consul, self._begin(), consistent=True)
         leases = tuple(record for key, record in state.records.items() if key != CONFIG_KEY)
         return Snapshot(self._history.add(state), state.records.get(CONFIG_KEY), leases)
@@ -171,7 +168,6 @@ class ConsulStore(Store):
         return Record(key, value, version, ttl=float(granted), handle=session)
 
     def update(self, record: Record, value: str, ttl: float | None) -> Record:
-        """See :class:`~pyflannel.store.Store`."""
         deadline, path = self._begin(record.handle), self._path(record.key)
         if record.permanent:
             write = partial(_cas, path, value)
@@ -191,7 +187,6 @@ class ConsulStore(Store):
         return replace(record, value=value, version=version, ttl=float(granted))
 
     def renew(self, record: Record, ttl: float) -> Record:
-        """See :class:`~pyflannel.store.Store`."""
         if record.permanent:
             return record
         deadline = self._begin(record.handle)
@@ -206,7 +201,6 @@ class ConsulStore(Store):
         return replace(current, ttl=float(granted))
 
     def delete(self, record: Record) -> None:
-        """See :class:`~pyflannel.store.Store`."""
         deadline = self._begin()
         write = partial(_delete, self._path(record.key))
         _, session = self._commit(record.key, record, write, lambda found: found is None, deadline)
@@ -241,7 +235,6 @@ class ConsulStore(Store):
         return self._consul.call(self._http.Deadline(_BUDGET), request)
 
     def close(self) -> None:
-        """See :class:`~pyflannel.store.Store`."""
         for watch in list(self._watches):
             watch.close()
         self._consul.close()
@@ -462,7 +455,6 @@ class ConsulWatch(Watch):
         self._resume_at = 0.0
 
     def __next__(self) -> Batch:
-        """See :class:`~pyflannel.store.Watch`."""
         while not self._closed.is_set():
             try:
                 batch = self._follow()
@@ -475,7 +467,6 @@ class ConsulWatch(Watch):
         raise StopIteration
 
     def close(self) -> None:
-        """See :class:`~pyflannel.store.Watch`."""
         self._closed.set()
         self._consul.close()
 

@@ -1,18 +1,16 @@
-"""Asking a lab's daemons over HTTP, finding their workers, and waiting for what comes true in its own time."""
+"""Asking a lab's daemons over HTTP, and finding their workers."""
 
 from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
+from tests.waiting import PATIENCE, until
 
 from pyflannel.lab import Node
 
-PATIENCE = 60.0
+__all__ = ["PATIENCE", "get", "until", "workers"]
 
 _GET = """
 import http.client, sys
@@ -21,15 +19,6 @@ connection.request("GET", sys.argv[2])
 response = connection.getresponse()
 sys.stdout.write(f"{response.status}\\n{response.read().decode()}")
 """
-
-
-def until(condition: Callable[[], object], what: object = "", patience: float = PATIENCE) -> None:
-    """Wait for a condition; ``what`` is said if it does not come true, or what that returns then."""
-    deadline = time.monotonic() + patience
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {patience:g} s: {what() if callable(what) else what or condition}")
-        time.sleep(0.02)
 
 
 def get(node: Node, path: str, port: int = 8401) -> tuple[int, str]:

@@ -10,14 +10,15 @@ is in ``tests/kernels/inside/test_clock_jump.py``.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 
 import pytest
 from tests.renewals import OPTIONS, Renewals
 from tests.servers import consul, etcd
+from tests.waiting import until
 
 from pyflannel.lab import Lab, Node
 
@@ -28,8 +29,6 @@ pytestmark = [
     pytest.mark.timeout(180),
     pytest.mark.skipif(LIBRARY is None, reason="libfaketime is not installed: apt-get install faketime"),
 ]
-
-PATIENCE = 60.0
 
 MISSING = {"etcd": etcd.MISSING, "consul": consul.MISSING}
 STORES = [
@@ -47,6 +46,10 @@ def lab() -> Iterator[Lab]:
 def clock_of(node: Node) -> datetime:
     """The wall clock as the node's daemon has it: when it says that it renewed last, in the last seconds."""
     return datetime.fromisoformat(node.daemon.status()["lease"]["renewed"])
+
+
+def has_jumped(node: Node, by: timedelta) -> bool:
+    return abs(clock_of(node) - datetime.now(timezone.utc) - by) < timedelta(hours=1)
 
 
 @pytest.mark.parametrize("store", STORES)
@@ -68,10 +71,7 @@ def test_a_lease_outlives_jumps_of_the_wall_clock(lab: Lab, store: str, monkeypa
         before, snapshots = renewals.record(), renewals.calls("snapshot")
         for jump, expected in (("+1d", timedelta(days=1)), ("-1d", timedelta(days=-1))):
             lab.outside(shift).write_text(jump)
-            deadline = time.monotonic() + PATIENCE
-            while abs(clock_of(node) - datetime.now(timezone.utc) - expected) > timedelta(hours=1):
-                assert time.monotonic() < deadline, "the daemon's clock does not jump"
-                time.sleep(0.2)
+            until(partial(has_jumped, node, expected), "the daemon's clock does not jump")
             renewals.go_on(before)
         assert renewals.calls("snapshot") == snapshots, "no session began anew"
     finally:

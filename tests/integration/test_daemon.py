@@ -16,6 +16,7 @@ from tests import iproute
 from tests.integration.asking import until
 
 from pyflannel.lab import Lab, Node
+from pyflannel.lab.daemon import pyflannel_command
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
@@ -373,7 +374,7 @@ def test_a_second_daemon_on_one_node_is_refused(lab: Lab) -> None:
 
 def test_cleanup_leaves_nothing(lab: Lab) -> None:
     node = lab.nodes[2]
-    command = [*node.daemon.command[:3], "cleanup", "--run-dir", str(node.daemon.run_directory)]
+    command = [*pyflannel_command(), "cleanup", "--run-dir", str(node.daemon.run_directory)]
     refused = node.run(command, check=False)
     assert refused.returncode == 8, "not while the daemon runs"
     node.daemon.stop()

@@ -294,3 +294,41 @@ def test_every_backend_and_family_is_probed(backend: str, arguments: list[str], 
     found = [finding["message"].rpartition(": ")[2] for finding in report.of("peer packet size")]
     assert found == [f"{size} bytes get through" for size in sizes.values()]
     assert {finding["check"] for finding in report.findings} >= {f"IPv{version} forwarding" for version in sizes}
+
+
+# Nothing changes ------------------------------------------------------------------------------------------------------
+
+
+def test_it_runs_no_command_of_the_extension_backend() -> None:
+    commands = ("PreStartupCommand", "PostStartupCommand", "SubnetAddCommand", "SubnetRemoveCommand")
+    with Lab(nodes=2) as lab:
+        node = lab.nodes[0]
+        ran = node.directory / "ran"
+        backend = {"Type": "extension", **{name: f"echo {name} >>{ran}" for name in commands}}
+        text = json.dumps({"Network": "10.244.0.0/16", "Backend": backend})
+        node.run(pyflannel_command("config", "set", "-", "--store", lab.file_store), input=text)
+        for each in lab.nodes:
+            each.start_daemon(lab.file_store, "extension")
+        for each in lab.nodes:
+            each.daemon.wait_ready(peers=1)
+        until(lambda: len(lab.outside(ran).read_text().splitlines()) == 3 * len(lab.nodes))
+        before = lab.outside(ran).read_text()
+        for _ in "up", "down":
+            examine(node, "--no-probes")
+            assert lab.outside(ran).read_text() == before
+            node.daemon.stop()
+
+
+def test_it_makes_no_key() -> None:
+    with Lab(nodes=1) as lab:
+        node = lab.nodes[0]
+        node.start_daemon(lab.file_store, "wireguard", "10.244.0.0/16")
+        node.daemon.wait_ready()
+        (key,) = lab.outside(node.directory).rglob("wireguard.key")
+        report = examine(node, "--no-probes")
+        assert report.verdicts("device and lease") == {"pass"}
+        node.daemon.stop()
+        key.unlink()
+        files = sorted(lab.outside(node.directory).rglob("*"))
+        assert examine(node, "--no-probes").verdicts("daemon") == {"fail"}
+        assert sorted(lab.outside(node.directory).rglob("*")) == files

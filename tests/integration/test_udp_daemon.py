@@ -20,6 +20,7 @@ from tests.integration.backends.udp import traffic
 from tests.integration.overlay import overlay
 
 from pyflannel.lab import Container, Lab, Machine, Node
+from pyflannel.lab.daemon import pyflannel_command
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
@@ -195,7 +196,7 @@ def test_drops_are_shown_by_reason(lab: Lab, reason: str) -> None:
     before = counters(node).get(reason, 0)
     DROPS[reason](lab)
     until(lambda: counters(node)[reason] == before + 1, f"{reason} of {counters(node)}")
-    shown = node.run([*node.daemon.command[:3], "status", "--run-dir", str(node.daemon.run_directory)])
+    shown = node.run([*pyflannel_command(), "status", "--run-dir", str(node.daemon.run_directory)])
     assert reason in shown.stdout
 
 
@@ -203,7 +204,7 @@ def test_cleanup_ends_the_worker(lab: Lab) -> None:
     node = lab.nodes[2]
     node.daemon.stop()
     assert len(workers(node, "udp")) == 1
-    node.run([*node.daemon.command[:3], "cleanup", "--run-dir", str(node.daemon.run_directory)])
+    node.run([*pyflannel_command(), "cleanup", "--run-dir", str(node.daemon.run_directory)])
     assert node.run(["ip", "link", "show", "flannel0"], check=False).returncode != 0
     until(lambda: not workers(node, "udp"))
     node.daemon.start()

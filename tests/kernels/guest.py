@@ -192,6 +192,9 @@ class Cloud(Kernel):
 
 KERNELS: Final[Mapping[str, type[Kernel]]] = {kernel.name: kernel for kernel in (UserMode, Cloud)}
 
+_TEMPORARY: Final = ("/dev/shm", "/tmp", "/run")
+"""Empty in a guest, but for what :func:`_kept` names."""
+
 # The first process, in the initramfs: this machine's files, a layer in memory over them, and the same places as on any
 # machine. What the host mounts below its root shows through, so that the virtual file systems come on top.
 _INIT: Final = """#!/bin/busybox sh
@@ -208,8 +211,10 @@ mount -t sysfs sys /root/sys
 mount --move /dev /root/dev
 mkdir -p /root/dev/pts /root/dev/shm /root/lib/modules
 mount -t devpts devpts /root/dev/pts
-for place in dev/shm tmp run; do mount -t tmpfs tmpfs /root/$place; done
+{keep}
+for place in {temporary}; do mount -t tmpfs tmpfs /root$place; done
 chmod 1777 /root/dev/shm /root/tmp
+{restore}
 mount --bind /host{modules} /root/lib/modules
 mkdir /root/run/guest
 cp /bin/busybox /start /root/run/guest
@@ -237,16 +242,29 @@ def _initramfs(kernel: Kernel) -> bytes:
         "LANG": "C.UTF-8",
     }
     words = ["env", "-i", *(f"{name}={value}" for name, value in environment.items()), *agent]
+    kept = [(f"/kept/{number}", shlex.quote(f"/root{path}")) for number, path in enumerate(_kept())]
     init = _INIT.format(
-        drivers=" ".join(kernel.drivers), mount_host=kernel.mount_host, modules=shlex.quote(str(kernel.modules()))
+        drivers=" ".join(kernel.drivers),
+        mount_host=kernel.mount_host,
+        modules=shlex.quote(str(kernel.modules())),
+        temporary=" ".join(_TEMPORARY),
+        keep="\n".join(f"mkdir {aside}; mount --bind {path} {aside}" for aside, path in kept),
+        restore="\n".join(f"mkdir -p {path}; mount --move {aside} {path}" for aside, path in kept),
     )
     start = _START.format(checkout=shlex.quote(str(CHECKOUT)), agent=shlex.join(words))
     return archive(
-        directories=("bin", "dev", "host", "layer", "proc", "root"),
+        directories=("bin", "dev", "host", "kept", "layer", "proc", "root"),
         programs={"bin/busybox": busybox.read_bytes(), "init": init.encode(), "start": start.encode()},
         links={f"bin/{applet}": "busybox" for applet in applets},
         files=dict(_drivers(release, kernel.drivers)),
     )
+
+
+def _kept() -> list[Path]:
+    """The checkout and the interpreter, where they lie in a place that is empty in a guest otherwise."""
+    needed = {CHECKOUT, Path(sys.prefix), Path(sys.base_prefix)}
+    found = {path for path in needed if any(path.is_relative_to(place) for place in _TEMPORARY)}
+    return sorted(path for path in found if not found & set(path.parents))
 
 
 def _drivers(release: Path, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import time
+import tempfile
 from pathlib import Path
 
 import pytest
 from tests.kernels.guest import CHECKOUT, KERNELS, Guest, GuestError, NoMachineError, guest
+from tests.waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -44,6 +46,36 @@ def test_it_has_no_way_out_and_can_t_write_here(machine: Guest) -> None:
     assert not (CHECKOUT / "from-a-guest").exists()
 
 
+_ELSEWHERE = """
+import sys
+from tests.kernels.guest import CHECKOUT, guest
+with guest("uml") as machine:
+    code = "import sys, tests.kernels.agent; print(sys.prefix, tests.kernels.agent.__file__)"
+    print(machine.run([sys.executable, "-c", code], timeout=10).stdout)
+    print(machine.run(["sh", "-c", "pwd; ls /tmp; touch here /tmp/there"]).stdout)
+"""
+
+
+def test_checkout_and_interpreter_may_lie_below_tmp(uml: Guest) -> None:
+    """A guest has a /tmp of its own."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="pyflannel-kernels-") as place:
+        checkout, venv = Path(place, "a checkout"), Path(place, "a checkout", ".venv")
+        shutil.copytree(CHECKOUT / "tests/kernels", checkout / "tests/kernels")
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", "--system-site-packages", venv], check=True)
+        done = subprocess.run(
+            [venv / "bin/python", "-c", _ELSEWHERE],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [checkout, CHECKOUT / "core", *sys.path]))},
+            cwd=checkout,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        where = f"{venv} {checkout}/tests/kernels/agent.py"
+        assert done.stdout.split("\n") == [where, "", str(checkout), Path(place).name, "", ""]
+        assert not (checkout / "here").exists()
+
+
 @pytest.mark.parametrize("module", ["veth", "bridge", "tun", "vxlan", "ipip", "nf_tables"])
 def test_modules_load_as_the_kernel_asks_for_them(machine: Guest, module: str) -> None:
     machine.run(["/run/guest/modprobe", module])
@@ -75,10 +107,7 @@ def test_nothing_is_left_of_it_when_its_owner_is_killed(name: str, request: pyte
         assert owner.stdout is not None
         namespace = os.readlink(f"/proc/{int(owner.stdout.readline())}/ns/pid")
         owner.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 30
-    while members := _members(namespace):
-        assert time.monotonic() < deadline, members
-        time.sleep(0.02)
+    until(lambda: not _members(namespace), lambda: _members(namespace))
 
 
 def _members(namespace: str) -> list[str]:

@@ -1,15 +1,18 @@
 """The direction of imports, read from the source, and what starting up may cost, seen from a fresh interpreter.
 
-Core imports neither of the plugin trees. A plugin tree imports of ours its own package and the public API. That holds
-for imports inside functions and for modules named in a constant string too.
+Core imports neither of the plugin trees. A plugin tree imports of ours its own package and the public API. Within core
+each room imports what its row in CONTRIBUTING.md says, and no modules import each other in a circle. All that holds for
+imports inside functions, for those that are for types alone, and for modules named in a constant string, too.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -107,6 +110,109 @@ def test_a_right_import_is_no_violation(package: str, source: str) -> None:
     assert violations(package, source, f"{package}.x") == []
 
 
+# The rooms of core ---------------------------------------------------------------------------------------------------
+
+TO_BE_EMPTIED: dict[str, set[str]] = {
+    "pyflannel.membership.keeper": {"daemon", "settings"},
+    "pyflannel.show.metrics": {"store"},
+    "pyflannel.show.standing": {"kernel", "planning"},
+}
+"""Rooms that modules import against the table, until they are rebuilt."""
+
+CIRCLE_TO_BE_CUT = {f"pyflannel.{name}" for name in ("daemon.loop", "show.health", "show.metrics", "show.standing")}
+
+
+@functools.cache
+def rooms() -> dict[str, set[str]]:
+    """Room to the rooms that it may import, as CONTRIBUTING.md has it."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"\| room \|.*\n\|---.*\n((?:\|.*\n)+)", text)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    names = {name.strip("`") for name, _, _ in rows}
+    found = {}
+    for name, _, allowed in rows:
+        named = set(re.findall(r"`(\w+)`", allowed))
+        assert named <= names, f"{name}: {named - names} is no room"
+        assert named or allowed in ("all", "nothing"), f"{name}: {allowed!r}"
+        found[name.strip("`")] = names - named if allowed.startswith("all") else named
+    return found
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def core_modules() -> dict[str, tuple[Path, bool]]:
+    """Name to file, and whether it is a package's."""
+    found = {}
+    for path in sorted((ROOT / "core" / "pyflannel").rglob("*.py")):
+        parts = path.relative_to(ROOT / "core").with_suffix("").parts
+        is_package = parts[-1] == "__init__"
+        found[".".join(parts[:-1] if is_package else parts)] = path, is_package
+    return found
+
+
+@functools.cache
+def graph() -> dict[str, set[str]]:
+    """Module of core to the modules of core that it names in an import."""
+    modules = core_modules()
+    found: dict[str, set[str]] = {}
+    for module, (path, is_package) in modules.items():
+        found[module] = set()
+        for _, name in imported(path.read_text(encoding="utf-8"), module, is_package):
+            while name and name not in modules:
+                name = name.rpartition(".")[0]  # what is imported may be in a module, not one
+            if name not in ("", module):
+                found[module].add(name)
+    return found
+
+
+def circles(edges: Mapping[str, set[str]]) -> list[set[str]]:
+    """The sets of modules that can be reached from each other."""
+
+    def reached(start: str) -> set[str]:
+        found: set[str] = set()
+        ahead = [start]
+        while ahead:
+            for module in edges[ahead.pop()] - found:
+                found.add(module)
+                ahead.append(module)
+        return found
+
+    ways = {module: reached(module) for module in edges}
+    looped = {module for module, way in ways.items() if module in way}
+    return [set(each) for each in {frozenset(o for o in ways[m] if m in ways[o]) for m in looped}]
+
+
+def test_every_room_has_its_row() -> None:
+    assert rooms().keys() == {room_of(module) for module in core_modules()} - {""}
+
+
+@pytest.mark.parametrize("module", core_modules())
+def test_a_room_imports_what_its_row_says(module: str) -> None:
+    room = room_of(module)
+    others = {room_of(target) for target in graph()[module]} - {room, ""}
+    assert others - rooms().get(room, set()) == TO_BE_EMPTIED.get(module, set())
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    assert [circle - CIRCLE_TO_BE_CUT for circle in circles(graph())] in ([], [set()])
+
+
+def test_a_circle_is_found() -> None:
+    edges = {"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set(), "e": {"e"}}
+    assert sorted(map(sorted, circles(edges))) == [["b", "c"], ["e"]]
+
+
+# What is loaded ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("package", "path"), SOURCES)
+def test_no_module_is_private_to_python(package: str, path: Path) -> None:
+    names = {name.partition(".")[0] for _, name in imported(path.read_text(encoding="utf-8"), package, False)}
+    assert {name for name in names & sys.stdlib_module_names if name.startswith("_")} <= {"__future__"}
+
+
 def loaded_by(code: str) -> set[str]:
     """The heavy packages that a fresh interpreter has loaded after ``code``."""
     report = f"import sys\n{code}\nprint(*sys.modules, file=sys.stderr)"
@@ -138,3 +244,19 @@ def test_asking_for_help_loads_nothing_heavy(arguments: list[str]) -> None:
         "except SystemExit as end:\n    assert not end.code, end.code"
     )
     assert loaded_by(code) == set()
+
+
+# Tests ---------------------------------------------------------------------------------------------------------------
+
+IMPORTED_TO_BE_EMPTIED = {"tests.unit.membership.test_keeper"}
+"""Modules of tests that others import, until what they share has a module of its own."""
+
+
+def test_no_test_imports_another() -> None:
+    found = {
+        name
+        for path in (ROOT / "tests").rglob("*.py")
+        for _, name in imported(path.read_text(encoding="utf-8"), "tests", False)
+        if re.match(r"tests\b.*\.test_", name)
+    }
+    assert {re.sub(r"(\.test_\w+).*", r"\1", name) for name in found} <= IMPORTED_TO_BE_EMPTIED

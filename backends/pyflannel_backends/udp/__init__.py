@@ -82,7 +82,6 @@ class UdpBackend(Backend[UdpOptions]):
         return _means(self.options.offload)
 
     def mtu(self, underlay: Underlay) -> int:
-        """See :class:`Backend`."""
         return underlay.mtu - OVERHEAD
 
     def plan_node(self, node: Node) -> DesiredState:

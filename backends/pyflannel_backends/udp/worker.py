@@ -1,6 +1,6 @@
 """The udp backend's worker: what carries a packet is one bare UDP datagram.
 
-``python -m pyflannel_backends.udp.worker FD``; see :mod:`pyflannel_backends.userspace.worker`.
+Run as a module, with FD as its argument; see :mod:`pyflannel_backends.userspace.worker`.
 """
 
 from __future__ import annotations
@@ -40,29 +40,23 @@ class UdpPort(UnderlayPort):
         self._socket: UdpSocket
 
     def open(self) -> Sequence[Inlet]:
-        """See :class:`UnderlayPort`."""
         config = self._config
         self._socket = UdpSocket(config.address, config.port, offload=config.offload)
         return [self]
 
     def close(self) -> None:
-        """See :class:`UnderlayPort`."""
         self._socket.close()
 
     def put(self, peer: PeerId, details: Sequence[Any]) -> None:
-        """See :class:`UnderlayPort`."""
         self._known.add(peer)
 
     def remove(self, peer: PeerId) -> None:
-        """See :class:`UnderlayPort`."""
         self._known.discard(peer)
 
     def fileno(self) -> int:
-        """See :class:`Inlet`."""
         return self._socket.fileno()
 
     def fast_path(self, epoll: int, tun: int, tun_buffer: bytearray, buffer: bytearray) -> FastPath | None:
-        """See :class:`UnderlayPort`."""
         made = load_fast_path()
         config = self._config
         if made is None or ":" in config.address:
@@ -79,7 +73,6 @@ class UdpPort(UnderlayPort):
         )
 
     def receive(self, buffer: memoryview) -> Received | None:
-        """See :class:`Inlet`."""
         received = self._socket.receive(buffer)
         return None if received is None else self._judge(*received)
 
@@ -93,15 +86,12 @@ class UdpPort(UnderlayPort):
         return length, size, address
 
     def send(self, data: memoryview, size: int, peer: PeerId) -> int:
-        """See :class:`UnderlayPort`."""
         return self._socket.send(data, size, (peer, self._config.port))
 
     def rows(self, size: int) -> int:
-        """See :class:`UnderlayPort`."""
         return self._socket.rows(size)
 
     def path_mtu(self, peer: PeerId) -> int:
-        """See :class:`UnderlayPort`."""
         return self._socket.path_mtu((peer, self._config.port))
 
     def _refuse(self, length: int, size: int, reason: str) -> Received:

@@ -23,7 +23,7 @@ vectorised (:mod:`.offload`).
 How to add a data plane (:mod:`pyflannel_backends.udp` is the smallest example):
 
 1. A module with a config type (a frozen, ``kw_only`` dataclass derived from :class:`.control.WorkerConfig`, with fields
-   of JSON's types), an :class:`.ports.UnderlayPort`, and at its end, for ``python -m``,
+   of JSON's types), an :class:`.ports.UnderlayPort`, and at its end, since it is run as a program,
    ``work(ConfigType, make_port)`` (:func:`.worker.work`), where ``make_port(config, secrets)`` makes the port.
 2. In the backend's plan: the device, ``Link(name, tun_info(offload=...), mtu)``, and, for our ICMP errors to get
    through, the sysctl ``accept_local``, as udp has it.

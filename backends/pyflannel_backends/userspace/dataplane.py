@@ -15,7 +15,6 @@ import os
 import selectors
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from pyflannel.backend import DataPlane, Lease, Subnets
+from pyflannel.backend import DataPlane, Lease, Subnets, module_command
 
 from . import control
 from .control import Frames, Message, Row, WorkerConfig
@@ -304,7 +303,7 @@ class _Link:
         try:
             with theirs:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", self._kind.module, str(theirs.fileno())],
+                    module_command(self._kind.module, str(theirs.fileno())),
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,

@@ -49,17 +49,14 @@ class WireguardDataPlane(DataPlane):
         self.planes = [UserspaceDataPlane(kind, node.state_dir, 1) for kind in kinds]
 
     def put(self, peer: Lease) -> None:
-        """See :class:`DataPlane`."""
         for plane in self.planes:
             plane.put(peer)
 
     def remove(self, subnets: Subnets) -> None:
-        """See :class:`DataPlane`."""
         for plane in self.planes:
             plane.remove(subnets)
 
     def check(self) -> Mapping[str, str]:
-        """See :class:`DataPlane`."""
         return {key: why for plane in self.planes for key, why in plane.check().items()}
 
     def counters(self) -> Mapping[str, int]:

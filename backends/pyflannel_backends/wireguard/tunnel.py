@@ -124,11 +124,9 @@ class Tunnel(UnderlayPort):
 
     @property
     def deadline(self) -> float:
-        """See :class:`UnderlayPort`."""
         return self.machine.deadline
 
     def open(self) -> Sequence[Inlet]:
-        """See :class:`UnderlayPort`."""
         inlets = []
         try:
             for open_socket in self._open_sockets:
@@ -141,13 +139,11 @@ class Tunnel(UnderlayPort):
         return inlets
 
     def close(self) -> None:
-        """See :class:`UnderlayPort`."""
         for opened in self._sockets.values():
             opened.close()
         self._sockets.clear()
 
     def expire(self, now: float) -> None:
-        """See :class:`UnderlayPort`."""
         self.machine.tick(now)
         self._flush()
 
@@ -206,7 +202,6 @@ class Tunnel(UnderlayPort):
         }
 
     def failures(self) -> Mapping[PeerId, str]:
-        """See :class:`UnderlayPort`."""
         return {self._ids[name]: why for name, why in self.machine.failures()}
 
     def path_mtu(self, peer: PeerId) -> int:
@@ -224,7 +219,6 @@ class Tunnel(UnderlayPort):
     # Sending
 
     def rows(self, size: int) -> int:
-        """See :class:`UnderlayPort`."""
         return max(1, min(_ROWS, _LARGEST // (padded(size, self._mtu) + OVERHEAD)))
 
     def send(self, data: memoryview, size: int, peer: PeerId) -> int:
@@ -447,11 +441,9 @@ class _TunnelInlet:
         """Larger than what one call brings, so that a last header can be read even if the datagram is shorter."""
 
     def fileno(self) -> int:
-        """See :class:`Inlet`."""
         return self._socket.fileno()
 
     def receive(self, buffer: memoryview) -> tuple[int, int, PeerId | None] | None:
-        """See :class:`Inlet`."""
         received = self._socket.receive(self._sealed[:_BUFFER])
         if received is None:
             return None

@@ -1,6 +1,6 @@
 """The wireguard backend's worker: packets encrypted by :mod:`.tunnel`, keys kept by this process alone.
 
-``python -m pyflannel_backends.wireguard.worker FD``; see :mod:`pyflannel_backends.userspace.worker`.
+Run as a module, with FD as its argument; see :mod:`pyflannel_backends.userspace.worker`.
 
 The private key is read from its file, here and by nobody else, and again when the file is another one: so rotating the
 key needs no word from the daemon, and works without one. The kernel tells of a change at once (``inotify(7)``), and the
@@ -135,7 +135,6 @@ class KeyedTunnel(Tunnel):
 
     @property
     def deadline(self) -> float:
-        """See :class:`UnderlayPort`."""
         return min(self.machine.deadline, self._next_look, *self._begin_again_at)
 
     def open(self) -> Sequence[Inlet]:
@@ -151,7 +150,6 @@ class KeyedTunnel(Tunnel):
         return inlets
 
     def close(self) -> None:
-        """See :class:`UnderlayPort`."""
         super().close()
         self._is_open = False
         if self._watch is not None:
@@ -168,7 +166,6 @@ class KeyedTunnel(Tunnel):
         return super()._take_one(data, sender, now)
 
     def expire(self, now: float) -> None:
-        """See :class:`UnderlayPort`."""
         if now >= self._next_look:
             self._next_look = now + _KEY_CHECK
             self._renew(now)
@@ -207,7 +204,6 @@ class KeyedTunnel(Tunnel):
         self._held = key_file
 
     def status(self) -> Mapping[str, Any]:
-        """See :class:`UnderlayPort`."""
         return {**super().status(), "trouble_with_files": self._key_trouble or self._reserved.trouble}
 
     def failures(self) -> Mapping[PeerId, str]:
@@ -233,7 +229,6 @@ class _DirectoryWatch:
             raise OSError(number, os.strerror(number), str(directory))
 
     def fileno(self) -> int:
-        """See :class:`Inlet`."""
         return self._fd
 
     def receive(self, _buffer: memoryview) -> None:

@@ -27,21 +27,21 @@ def doctor(ctx: click.Context, as_json: bool, no_probes: bool, peers: tuple[str,
     check fails; a warning alone is no failure.
     """
     wanted = settings(ctx)
-    from pyflannel.doctor import Verdict, examine, worst
+    from pyflannel.doctor import Outcome, examine, worst
     from pyflannel.doctor.facts import gather
 
     findings = list(examine(gather(wanted), not no_probes, peers))
-    verdict = worst(findings)
+    outcome = worst(findings)
     if as_json:
         show_json(
             {
                 "version": VERSION,
-                "worst": verdict.value,
+                "worst": outcome.value,
                 "findings": [
                     {
                         "group": finding.group,
                         "check": finding.check,
-                        "verdict": finding.verdict.value,
+                        "verdict": finding.outcome.value,
                         "message": finding.message,
                         "meaning": finding.meaning,
                         "fix": finding.fix,
@@ -52,11 +52,11 @@ def doctor(ctx: click.Context, as_json: bool, no_probes: bool, peers: tuple[str,
         )
     else:
         for finding in findings:
-            if everything or finding.verdict in (Verdict.WARN, Verdict.FAIL):
-                click.echo(f"{finding.verdict.value.upper():<5} {finding.check}: {printable(finding.message)}")
+            if everything or finding.outcome in (Outcome.WARN, Outcome.FAIL):
+                click.echo(f"{finding.outcome.value.upper():<5} {finding.check}: {printable(finding.message)}")
                 for label, text in (("means", finding.meaning), ("try", finding.fix)):
                     if text:
                         click.echo(f"      {label + ':':<6} {printable(text)}")
-        counts = Counter(finding.verdict for finding in findings)
-        click.echo(", ".join(f"{counts[kind]} {kind.value}" for kind in reversed(Verdict) if counts[kind]))
-    return ExitCode.CHECK_FAILED if verdict is Verdict.FAIL else ExitCode.OK
+        counts = Counter(finding.outcome for finding in findings)
+        click.echo(", ".join(f"{counts[kind]} {kind.value}" for kind in reversed(Outcome) if counts[kind]))
+    return ExitCode.CHECK_FAILED if outcome is Outcome.FAIL else ExitCode.OK

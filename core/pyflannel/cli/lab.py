@@ -19,7 +19,7 @@ from pyflannel.network.lease import JSON
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pyflannel.lab.trial import Overlay
+    from pyflannel.lab.trial import TrialNetwork
 
 __all__ = ["lab_command"]
 
@@ -79,9 +79,9 @@ def lab_command(
     """
     from rich.console import Console
 
-    from pyflannel.lab.trial import Overlay
+    from pyflannel.lab.trial import TrialNetwork
 
-    overlay = Overlay(
+    overlay = TrialNetwork(
         backend=backend,
         store=store,
         store_members=store_members,
@@ -99,7 +99,12 @@ def lab_command(
 
 
 def _run(
-    console: Console, overlay: Overlay, size: tuple[int, int, int, int], keep: bool, as_json: bool, throughput: bool
+    console: Console,
+    overlay: TrialNetwork,
+    size: tuple[int, int, int, int],
+    keep: bool,
+    as_json: bool,
+    throughput: bool,
 ) -> int:
     from rich.text import Text
 

@@ -17,6 +17,7 @@ import click
 from pyflannel.cli.flags import FlagCommand
 from pyflannel.errors import ConfigError, ExitCode, PluginError
 from pyflannel.network.lease import JSON
+from pyflannel.small.interpreter import module_command
 
 __all__ = ["plugin", "plugin_test"]
 
@@ -109,7 +110,7 @@ def plugin_test(
         assert suite is not None
         assert suite.origin is not None
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", *words, suite.origin],
+            module_command("pytest", *words, suite.origin),
             check=False,
             cwd=work,
             env={**os.environ, "PYFLANNEL_PLUGIN_TEST": json.dumps(task), "HYPOTHESIS_STORAGE_DIRECTORY": work},

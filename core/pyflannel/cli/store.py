@@ -17,7 +17,7 @@ from pyflannel.plugins import load_store
 from pyflannel.store import Store, StoreLocation
 
 if TYPE_CHECKING:
-    from pyflannel.storetools.check import Report
+    from pyflannel.storetools.check import Inspection
     from pyflannel.storetools.migration import Done, Migration
 
 __all__ = ["store"]
@@ -168,7 +168,7 @@ def check(ctx: click.Context, url: str | None, write: bool, as_json: bool) -> in
     return ExitCode.OK if report.ok else ExitCode.CHECK_FAILED
 
 
-def _show(report: Report) -> None:
+def _show(report: Inspection) -> None:
     click.echo(f"store {report.store}")
     for endpoint in report.endpoints:
         state = f"answers in {endpoint.seconds * 1000:.1f} ms" if not endpoint.error else "fails, see below"
@@ -181,7 +181,7 @@ def _show(report: Report) -> None:
     if report.ends_first is not None:
         click.echo(f"  the first lease ends in {duration(report.ends_first)}")
     for finding in report.findings:
-        click.echo(f"{finding.level.value}: {printable(finding.what)}")
+        click.echo(f"{finding.severity.value}: {printable(finding.what)}")
         click.echo(f"  -> {printable(finding.fix)}")
     click.echo("PASSED" if report.ok else "FAILED")
 

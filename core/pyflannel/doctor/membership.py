@@ -166,25 +166,25 @@ def _expiry(facts: Facts) -> Iterator[Finding]:
 
 
 def device(facts: Facts) -> Iterator[Finding]:
-    """What the lease tells peers of this node (such as its VTEP's MAC), against this node's plan and device."""
-    if facts.overlay is None or facts.backend is None or facts.lease is None:
+    """The addresses by which peers reach this node, and its devices' MAC addresses, against the lease and the plan.
+
+    What a backend would publish (``BackendData``) is not asked for: to say it, it may make keys or run commands.
+    """
+    if facts.overlay is None or facts.lease is None:
         yield skipped("device and lease", _reason(facts, "overlay"))
         return
-    published, node = facts.backend.publish(facts.overlay.node), facts.overlay.node
-    said = facts.lease.attributes
-    for name, ours, theirs in (
-        ("BackendData", published.data, said.backend_data),
-        ("BackendV6Data", published.v6_data, said.backend_v6_data),
-        *(
-            (f"PublicIP{'' if v == 4 else 'v6'}", node.underlay.public(v), said.public(v))
-            for v in node.network.versions
-        ),
-    ):
+    node, said = facts.overlay.node, facts.lease.attributes
+    for version in node.network.versions:
+        name, ours, theirs = (
+            f"PublicIP{'' if version == 4 else 'v6'}",
+            node.underlay.public(version),
+            said.public(version),
+        )
         if ours != theirs:
             yield failed(
                 "device and lease",
                 f"the lease says {name} {theirs}, this node is {ours}",
-                "peers send their packets to an address or a device that is not this node's",
+                "peers send their packets to an address that is not this node's",
                 _RESTART,
             )
             return
@@ -192,10 +192,10 @@ def device(facts: Facts) -> Iterator[Finding]:
         actual = (facts.kernel or {}).get(wanted.key)
         if isinstance(actual, Link) and wanted.mac is not None and actual.mac != wanted.mac:
             meaning = "the kernel drops what peers send: it is addressed to another MAC"
-            text = f"{wanted.name} has MAC {actual.mac}, the lease says {wanted.mac}"
+            text = f"{wanted.name} has MAC {actual.mac}, this node's is {wanted.mac}"
             yield failed("device and lease", text, meaning, f"ip link set {wanted.name} address {wanted.mac}")
             return
-    yield passed("device and lease", "the lease tells peers what is so")
+    yield passed("device and lease", "peers are told this node's addresses, and its devices are as planned")
 
 
 def objects(facts: Facts) -> Iterator[Finding]:

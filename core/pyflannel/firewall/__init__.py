@@ -7,5 +7,5 @@ whose policy or last rule drops what nobody wanted, in nftables as in both kinds
 
 :mod:`~pyflannel.firewall.model` says which rules a network needs; :mod:`~pyflannel.firewall.nftables` and
 :mod:`~pyflannel.firewall.iptables` compute the difference from what is there and write it; ``chains`` and ``foreign``
-find who drops; ``choose`` picks the port; ``notices`` hears of changes; ``keeper`` is the thread that does it all.
+find who drops; ``choose`` picks the port; ``monitor`` hears of changes; ``keeper`` is the thread that does it all.
 """

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from pyflannel.firewall import programs, shells
+from pyflannel.firewall import builtin, programs
 from pyflannel.firewall.chains import (
     FORWARD_CHAIN,
     POSTROUTING_CHAIN,
@@ -214,7 +214,9 @@ class Variant:
         :raises KernelError: it refused.
         """
         if self.kind == "nft":
-            shells.make(_PREFIX[version], [table for table, base in _BASES if re.search(f"^-[AI] {base} ", text, re.M)])
+            builtin.make(
+                _PREFIX[version], [table for table, base in _BASES if re.search(f"^-[AI] {base} ", text, re.M)]
+            )
         self.run([self.paths[version][1], "--noflush", "-w", "5"], text)
 
 

@@ -26,7 +26,7 @@ from pyflannel.firewall.model import Rules
 from pyflannel.firewall.state import FirewallState
 
 if TYPE_CHECKING:
-    from pyflannel.firewall.notices import Notices
+    from pyflannel.firewall.monitor import Monitor
     from pyflannel.firewall.sync import Firewall
 
 __all__ = ["FirewallKeeper"]
@@ -94,31 +94,31 @@ class FirewallKeeper:
                 replace(self.state, in_place=False, errors=(f"internal error: {type(error).__name__}: {error}",))
             )
 
-    def _work(self, notices: Notices | None) -> None:
+    def _work(self, monitor: Monitor | None) -> None:
         with selectors.DefaultSelector() as selector:
             selector.register(self._wake, selectors.EVENT_READ)
-            if notices is not None:
-                selector.register(notices.fileno(), selectors.EVENT_READ)
+            if monitor is not None:
+                selector.register(monitor.fileno(), selectors.EVENT_READ)
             due: float | None = None
             period = time.monotonic() + self._resync
             while not self._stopping:
                 selector.select(max(0.0, min(due or period, period) - time.monotonic()))
                 now = time.monotonic()
                 period = min(period, now + self._resync)
-                dirty = self._hear(notices)
+                dirty = self._hear(monitor)
                 if now >= period:
                     period = now + self._resync
-                    dirty |= self._period_ended(notices)
+                    dirty |= self._period_ended(monitor)
                 if dirty and self._begun:
                     due = min(due or self._soon(now), self._soon(now))
                 if due is not None and now >= due:
                     due = None
-                    self._check(notices)
+                    self._check(monitor)
                     self._not_before = time.monotonic() + PAUSE
-        if notices is not None:
-            notices.close()
+        if monitor is not None:
+            monitor.close()
 
-    def _hear(self, notices: Notices | None) -> bool:
+    def _hear(self, monitor: Monitor | None) -> bool:
         """Take in what was wanted and told; whether that asks for a check."""
         dirty = False
         with suppress(BlockingIOError):
@@ -131,7 +131,7 @@ class FirewallKeeper:
             self._anew = False
             self._firewall.reconsider()
             dirty = True
-        if notices is not None and notices.changed():
+        if monitor is not None and monitor.changed():
             self._firewall.forget()
             dirty = True
         return dirty
@@ -145,24 +145,24 @@ class FirewallKeeper:
             return now + self._resync
         return max(now, self._not_before)
 
-    def _period_ended(self, notices: Notices | None) -> bool:
+    def _period_ended(self, monitor: Monitor | None) -> bool:
         """Look at what sends no notifications, without a program if possible; whether to check."""
-        if notices is None:
+        if monitor is None:
             self._firewall.forget()
         legacy = self._firewall.legacy_changed()
-        return legacy or notices is None or not self._firewall.state.in_place
+        return legacy or monitor is None or not self._firewall.state.in_place
 
-    def _check(self, notices: Notices | None) -> None:
+    def _check(self, monitor: Monitor | None) -> None:
         before = self._firewall.state
-        if notices is not None:
-            notices.changed()  # what happened up to now is seen by the look that follows
+        if monitor is not None:
+            monitor.changed()  # what happened up to now is seen by the look that follows
         try:
             state = self._firewall.check()
         except KernelError as error:
             self._firewall.forget()
             state = self._firewall.state = replace(before, in_place=False, errors=(str(error),))
-        if notices is not None:
-            notices.watch(self._firewall.watched)
+        if monitor is not None:
+            monitor.watch(self._firewall.watched)
         if state.repaired != before.repaired:
             self._repairs.append(time.monotonic())
             log.warning("wrote firewall rules anew after somebody else had changed the firewall")
@@ -174,11 +174,11 @@ class FirewallKeeper:
             self._changed()
 
 
-def _listen() -> Notices | None:
-    from pyflannel.firewall.notices import Notices
+def _listen() -> Monitor | None:
+    from pyflannel.firewall.monitor import Monitor
 
     try:
-        return Notices()
+        return Monitor()
     except KernelError as error:
         log.debug("%s", error)
         return None

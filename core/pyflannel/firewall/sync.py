@@ -17,15 +17,16 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from pyflannel.errors import KernelError
-from pyflannel.firewall import iptables, nftables, programs, shells
+from pyflannel.firewall import builtin, iptables, nftables, programs
+from pyflannel.firewall.builtin import BuiltInChains
 from pyflannel.firewall.chains import FORWARD_CHAIN, POSTROUTING_CHAIN, Table, first_drop, reachable
 from pyflannel.firewall.choose import MISSING, Tools, choose
 from pyflannel.firewall.foreign import find_drops
 from pyflannel.firewall.iptables import Tables, Variant, find_variants
+from pyflannel.firewall.legacy import HIDDEN, legacy_fingerprint, legacy_tables
 from pyflannel.firewall.model import NO_RULES, FamilyRules, Mode, Rules
+from pyflannel.firewall.monitor import sees_forward_chains
 from pyflannel.firewall.nftables import ChainId, Nft, Ruleset, transaction
-from pyflannel.firewall.notices import HIDDEN, legacy_fingerprint, legacy_tables, sees_forward_chains
-from pyflannel.firewall.shells import Shells
 from pyflannel.firewall.state import Drop, FirewallState
 from pyflannel.network.lease import IPNetwork
 
@@ -76,7 +77,7 @@ class Firewall:
         self._legacy: dict[int, Tables] = {}
         self._fingerprints: dict[int, bytes] = {}
         self._settled: dict[str, str] = {}
-        self._shells = Shells()
+        self._built_in = BuiltInChains()
         self._no_fully_random = False
 
     def want(self, rules: Rules, force_nftables: bool = False) -> None:
@@ -130,7 +131,7 @@ class Firewall:
         if self._nft is not None and self._ruleset is None:
             try:
                 self._ruleset = self._nft.read()
-                self._shells = shells.read() if self._ruleset.has_iptables else Shells()
+                self._built_in = builtin.read() if self._ruleset.has_iptables else BuiltInChains()
             except KernelError as error:
                 self._do_without_nft(error)
         legacy = self.tools.iptables.get("legacy")
@@ -277,7 +278,7 @@ class Firewall:
         """What :meth:`check` would write to, were it called now; changes nothing."""
         self._look()
         found = [step.what for step in self._steps(self._choose())]
-        return tuple(found or ["empty chains of iptables-nft"] * self._shells.any_unused)
+        return tuple(found or ["empty chains of iptables-nft"] * self._built_in.any_unused)
 
     def drops(self) -> tuple[Drop, ...]:
         """Who drops what the overlay forwards; changes nothing.
@@ -360,12 +361,12 @@ class Firewall:
 
     def _tidy(self) -> None:
         """Leave no empty chain of ours behind."""
-        if self._shells.any_unused or (self._ruleset is None and "nft" in self.tools.iptables):
-            shells.remove_unused()
+        if self._built_in.any_unused or (self._ruleset is None and "nft" in self.tools.iptables):
+            builtin.remove_unused()
 
     def _choose(self) -> str:
         mode = Mode.NFTABLES if self.force_nftables and self.mode is Mode.AUTO else self.mode
-        return choose(mode, self.tools, self._ruleset, self._legacy, self.state.port, self._shells.ours)
+        return choose(mode, self.tools, self._ruleset, self._legacy, self.state.port, self._built_in.ours)
 
     @staticmethod
     def _write(steps: list[_Step], done: set[str]) -> dict[_Step, KernelError]:

@@ -178,7 +178,6 @@ class NetlinkPort(KernelPort):
     # what is there
 
     def dump(self, scope: Scope, known: Mapping[Key, KernelObject] = NOTHING) -> dict[Key, KernelObject]:
-        """See :meth:`KernelPort.dump`."""
         self._drain()
         self._pending.changes.clear()
         self._pending.resync = False
@@ -303,7 +302,6 @@ class NetlinkPort(KernelPort):
         return self._epoll.fileno()
 
     def poll(self) -> Notice:
-        """See :meth:`KernelPort.poll`."""
         self._drain()
         if self._reread or self._silent_changed():
             self._reread = False
@@ -448,7 +446,6 @@ class NetlinkPort(KernelPort):
     # what we change
 
     def apply(self, writes: Sequence[Write]) -> Mapping[Key, KernelError]:
-        """See :meth:`KernelPort.apply`."""
         self._drain()
         failures: dict[Key, KernelError] = {}
         deleted: dict[Kind, list[Write]] = defaultdict(list)

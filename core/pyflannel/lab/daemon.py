@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final, Protocol
 
 from pyflannel.errors import DaemonError
 from pyflannel.lab.topology import UPLINK, ContainerNetwork
 from pyflannel.network.lease import JSON
 from pyflannel.show.status import query
+from pyflannel.small.interpreter import module_command
 
 if TYPE_CHECKING:
-    from pyflannel.lab.lab import Node
-    from pyflannel.lab.sandbox import Process
+    from pyflannel.lab.sandbox import Process, Sandbox
 
 __all__ = ["Daemon", "DaemonOptions", "peers_in", "pyflannel_command", "read_container_network"]
 
@@ -28,7 +27,7 @@ _TAIL: Final = 20
 
 def pyflannel_command(*words: str) -> list[str]:
     """The command line that runs this very pyflannel with the same interpreter."""
-    return [sys.executable, "-m", "pyflannel", *words]
+    return module_command("pyflannel", *words)
 
 
 def read_container_network(text: str) -> ContainerNetwork:
@@ -62,10 +61,33 @@ class DaemonOptions:
     interface: str = UPLINK
 
 
+class Home(Protocol):
+    """Where a daemon runs: a :class:`~pyflannel.lab.lab.Node`."""
+
+    @property
+    def name(self) -> str:
+        """The node's."""
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """The lab's."""
+
+    @property
+    def directory(self) -> PurePosixPath:
+        """For its files."""
+
+    @property
+    def subnet_file(self) -> PurePosixPath:
+        """What it writes for container runtimes."""
+
+    def start(self, words: Sequence[str], *, stdout: IO[str], stderr: int) -> Process:
+        """Start a command there."""
+
+
 class Daemon:
     """One node's daemon over several lives: started, killed, started again with the same files."""
 
-    def __init__(self, node: Node, options: DaemonOptions) -> None:
+    def __init__(self, node: Home, options: DaemonOptions) -> None:
         self.node = node
         self.options = options
         self.log_file = node.directory / "daemon.log"
@@ -120,7 +142,7 @@ class Daemon:
         """
         if self.running:
             raise DaemonError(f"{self.node.name}: the daemon runs already")
-        with self.node.lab.outside(self.log_file).open("a", encoding="utf-8") as log:
+        with self.node.sandbox.outside(self.log_file).open("a", encoding="utf-8") as log:
             self._process = self.node.start(self.command, stdout=log, stderr=subprocess.STDOUT)
 
     def stop(self, timeout: float = 10.0) -> int:
@@ -150,7 +172,7 @@ class Daemon:
 
         :raises DaemonError: no daemon answers.
         """
-        return query(self.node.lab.outside(self.run_directory))
+        return query(self.node.sandbox.outside(self.run_directory))
 
     def container_network(self) -> ContainerNetwork:
         """What subnet.env says now.
@@ -158,14 +180,14 @@ class Daemon:
         :raises DaemonError: there is none, or it can't be read.
         """
         try:
-            text = self.node.lab.outside(self.node.subnet_file).read_text(encoding="utf-8")
+            text = self.node.sandbox.outside(self.node.subnet_file).read_text(encoding="utf-8")
         except FileNotFoundError:
             raise DaemonError(f"{self.node.name}: no {self.node.subnet_file} yet") from None
         return read_container_network(text)
 
     def log(self, lines: int | None = None) -> str:
         """The log of all its lives, or its last lines."""
-        text = self.node.lab.outside(self.log_file).read_text(encoding="utf-8", errors="replace")
+        text = self.node.sandbox.outside(self.log_file).read_text(encoding="utf-8", errors="replace")
         return text if lines is None else "\n".join(text.splitlines()[-lines:])
 
     def wait_ready(self, peers: int = 0, timeout: float = 30.0) -> Mapping[str, JSON]:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import itertools
 import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Interface, IPv6Interface
@@ -33,6 +32,7 @@ from pyflannel.lab.daemon import Daemon, DaemonOptions
 from pyflannel.lab.measure import Capture, Matrix, Ping, Throughput, measure_row, measure_throughput
 from pyflannel.lab.sandbox import LAB_DIRECTORY, Namespace, Sandbox
 from pyflannel.lab.topology import BRIDGE, UPLINK, ContainerNetwork, Host
+from pyflannel.small.interpreter import module_command
 
 __all__ = ["Container", "Lab", "Machine", "Node"]
 
@@ -296,7 +296,7 @@ class Lab:
         server = self.add_server(f"{scheme}{len(self.servers) or ''}", members)
         server.ip(f"address add {address} dev {UPLINK}" for address in addresses[1:])
         directory = server.directory / "data"
-        words = [sys.executable, "-m", "pyflannel.lab.serve", scheme, str(directory)]
+        words = module_command("pyflannel.lab.serve", scheme, str(directory))
         process = server.start(
             [*words, *(str(address.ip) for address in addresses)],
             stdin=subprocess.PIPE,

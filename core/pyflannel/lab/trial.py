@@ -21,14 +21,14 @@ from pyflannel.lab.measure import Matrix, Throughput
 from pyflannel.lab.serve import schemes
 from pyflannel.network.lease import JSON
 
-__all__ = ["Failure", "NodeReport", "Overlay", "Report", "try_out"]
+__all__ = ["Failure", "NodeReport", "Report", "TrialNetwork", "try_out"]
 
 READY_TIMEOUT: Final = 30.0
 """Seconds within which every daemon must be ready and know all others."""
 
 
 @dataclass(frozen=True, slots=True)
-class Overlay:
+class TrialNetwork:
     """The network to bring up.
 
     :param store: ``file`` (inside the lab), ``etcd``, ``consul`` or the scheme of another store whose server is known
@@ -100,7 +100,7 @@ class NodeReport:
 class Report:
     """What was found. ``seconds`` are the steps' durations, in their order."""
 
-    overlay: Overlay
+    overlay: TrialNetwork
     rootless: bool
     nodes: tuple[NodeReport, ...]
     reachability: Matrix
@@ -170,7 +170,7 @@ def _last_line(text: str) -> str:
 class _Trial:
     """The steps, and what they found."""
 
-    def __init__(self, lab: Lab, overlay: Overlay, progress: Callable[[str], None], timeout: float) -> None:
+    def __init__(self, lab: Lab, overlay: TrialNetwork, progress: Callable[[str], None], timeout: float) -> None:
         self.lab = lab
         self.overlay = overlay
         self.timeout = timeout
@@ -284,7 +284,7 @@ class _Trial:
 
 def try_out(
     lab: Lab,
-    overlay: Overlay,
+    overlay: TrialNetwork,
     *,
     throughput: float | None = 1.0,
     progress: Callable[[str], None] = lambda step: None,

@@ -18,11 +18,11 @@ from typing import Any, Final
 
 from pyflannel.network.lease import JSON, IPAddress
 
-__all__ = ["BY_NAME", "OPTIONS", "Kind", "Option"]
+__all__ = ["BY_NAME", "OPTIONS", "Option", "ValueType"]
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ValueType:
     """A type of setting.
 
     :param metavar: what a value is called in help texts.
@@ -56,7 +56,7 @@ class Option:
     """
 
     name: str
-    kind: Kind
+    kind: ValueType
     help: str
     default: Any = None
     section: str = ""
@@ -116,7 +116,7 @@ def _path(text: str) -> Path:
     return Path(_text(text))
 
 
-def _whole(minimum: int, maximum: int | None = None) -> Kind:
+def _whole(minimum: int, maximum: int | None = None) -> ValueType:
     bounds = f"between {minimum} and {maximum}" if maximum is not None else f"of {minimum} or more"
 
     def parse(text: str) -> int:
@@ -126,10 +126,10 @@ def _whole(minimum: int, maximum: int | None = None) -> Kind:
                 return value
         raise ValueError(f"must be a whole number {bounds}")
 
-    return Kind("N", parse, (int,))
+    return ValueType("N", parse, (int,))
 
 
-def _seconds(minimum: float) -> Kind:
+def _seconds(minimum: float) -> ValueType:
     def parse(text: str) -> float:
         try:
             value = float(text)
@@ -139,16 +139,16 @@ def _seconds(minimum: float) -> Kind:
             return value
         raise ValueError(f"must be a number of seconds, {minimum:g} or more")
 
-    return Kind("SECONDS", parse, (int, float))
+    return ValueType("SECONDS", parse, (int, float))
 
 
-def _choice(*names: str) -> Kind:
+def _choice(*names: str) -> ValueType:
     def parse(text: str) -> str:
         if text in names:
             return text
         raise ValueError(f"must be one of {', '.join(names)}")
 
-    return Kind("|".join(names), parse)
+    return ValueType("|".join(names), parse)
 
 
 def _address(text: str) -> IPAddress:
@@ -205,17 +205,17 @@ def _endpoints(text: str) -> tuple[str, ...]:
     return endpoints
 
 
-BOOLEAN: Final = Kind("BOOL", _boolean, (bool,))
-TEXT: Final = Kind("TEXT", _text)
-PATH: Final = Kind("PATH", _path)
-ADDRESS: Final = Kind("ADDRESS", _address)
-PATTERN: Final = Kind("REGEX", _pattern)
-ASSIGNMENT: Final = Kind("KEY=VALUE", _assignment)
-ENDPOINTS: Final = Kind("URLS", _endpoints)
-IPV4: Final = Kind("ADDRESS", _of_version(_address, IPv4Address, "must be an IPv4 address, such as 192.0.2.1"))
-IPV6: Final = Kind("ADDRESS", _of_version(_address, IPv6Address, "must be an IPv6 address, such as 2001:db8::1"))
-CIDR4: Final = Kind("CIDR", _of_version(_network, IPv4Network, "must be an IPv4 network, such as 10.244.0.0/16"))
-CIDR6: Final = Kind("CIDR", _of_version(_network, IPv6Network, "must be an IPv6 network, such as fd00:10::/48"))
+BOOLEAN: Final = ValueType("BOOL", _boolean, (bool,))
+TEXT: Final = ValueType("TEXT", _text)
+PATH: Final = ValueType("PATH", _path)
+ADDRESS: Final = ValueType("ADDRESS", _address)
+PATTERN: Final = ValueType("REGEX", _pattern)
+ASSIGNMENT: Final = ValueType("KEY=VALUE", _assignment)
+ENDPOINTS: Final = ValueType("URLS", _endpoints)
+IPV4: Final = ValueType("ADDRESS", _of_version(_address, IPv4Address, "must be an IPv4 address, such as 192.0.2.1"))
+IPV6: Final = ValueType("ADDRESS", _of_version(_address, IPv6Address, "must be an IPv6 address, such as 2001:db8::1"))
+CIDR4: Final = ValueType("CIDR", _of_version(_network, IPv4Network, "must be an IPv4 network, such as 10.244.0.0/16"))
+CIDR6: Final = ValueType("CIDR", _of_version(_network, IPv6Network, "must be an IPv6 network, such as fd00:10::/48"))
 
 _KUBERNETES = "pyflannel does not keep leases in Kubernetes; use a store such as etcd (see --store)"
 

@@ -1,1 +1,1 @@
-"""Small things that several rooms need, each a module without knowledge of the others."""
+"""Small things that several rooms need: retrying, secrets, digests, short files, sockets, pings, child processes."""

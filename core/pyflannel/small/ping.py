@@ -18,13 +18,14 @@ import struct
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from ipaddress import IPv4Address
-from typing import Final
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final, TypeAlias
 
 from pyflannel.errors import KernelError
-from pyflannel.network.lease import IPAddress
 
 __all__ = ["HEADERS", "echo", "echo_all", "knock_all", "knock_tcp", "knock_udp", "largest_echo"]
+
+IPAddress: TypeAlias = IPv4Address | IPv6Address
 
 HEADERS: Final = {4: 28, 6: 48}
 """Bytes of IP and ICMP header before an echo's payload."""

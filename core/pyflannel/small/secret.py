@@ -7,14 +7,13 @@ place that uses them.
 
 from __future__ import annotations
 
-from _operator import _compare_digest  # what hmac has it from, without the libcrypto that hmac loads
 from typing import Any, NoReturn
 
 __all__ = ["Secret"]
 
 
 class Secret:
-    """Immutable bytes, compared in constant time."""
+    """Immutable bytes, compared without stopping at the first difference."""
 
     __slots__ = ("_bytes",)
 
@@ -26,7 +25,10 @@ class Secret:
         return self._bytes
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and _compare_digest(self._bytes, other._bytes)
+        if not isinstance(other, Secret) or len(other._bytes) != len(self._bytes):
+            return False
+        # As one number each: ^ looks at all of both. hmac.compare_digest would do, but hmac loads libcrypto.
+        return not int.from_bytes(self._bytes, "big") ^ int.from_bytes(other._bytes, "big")
 
     def __hash__(self) -> int:
         return hash(self._bytes)

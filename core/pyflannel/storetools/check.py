@@ -28,7 +28,7 @@ from pyflannel.planning.judging import placement_problem, type_problem
 from pyflannel.plugins import load_backend, load_store
 from pyflannel.store import Snapshot, Store, StoreLocation, Watch
 
-__all__ = ["Endpoint", "Finding", "Level", "Report", "check", "examine"]
+__all__ = ["Inspection", "Problem", "Server", "Severity", "check", "examine"]
 
 PROBE_TTL: Final = 10.0
 """Seconds that the record lives which tries the right to write; the least that every store grants."""
@@ -42,7 +42,7 @@ _QUIET: Final = 0.5
 """Seconds in which a watch that may not be opened says so."""
 
 
-class Level(Enum):
+class Severity(Enum):
     """``ERROR``: some node can't work as it should. ``WARNING``: somebody should look at it."""
 
     ERROR = "error"
@@ -50,17 +50,17 @@ class Level(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Problem:
     """One thing that is wrong: what, and what to do. ``key`` is the lease's, if it is about one."""
 
-    level: Level
+    severity: Severity
     what: str
     fix: str
     key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class Server:
     """One server: ``seconds`` of its answer, or the ``error``."""
 
     name: str
@@ -69,21 +69,21 @@ class Endpoint:
 
 
 @dataclass(slots=True)
-class Report:
+class Inspection:
     """All that was found. ``latencies``: call to least, median and most seconds. ``ends_first`` is in seconds."""
 
     store: str
-    endpoints: list[Endpoint] = field(default_factory=list)
+    endpoints: list[Server] = field(default_factory=list)
     latencies: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     leases: int = 0
     reservations: int = 0
     ends_first: float | None = None
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Problem] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         """Whether no finding is an error."""
-        return all(finding.level is not Level.ERROR for finding in self.findings)
+        return all(finding.severity is not Severity.ERROR for finding in self.findings)
 
     def to_json(self) -> JSON:
         """For ``--json``; times in milliseconds and seconds."""
@@ -107,7 +107,7 @@ class Report:
             "reservations": self.reservations,
             "first_expires_in": self.ends_first,
             "findings": [
-                {"level": each.level.value, "key": each.key or None, "what": each.what, "fix": each.fix}
+                {"level": each.severity.value, "key": each.key or None, "what": each.what, "fix": each.fix}
                 for each in self.findings
             ],
         }
@@ -116,14 +116,14 @@ class Report:
 # What a store holds
 
 
-def examine(snapshot: Snapshot, expiries: Mapping[str, float | None] | None = None) -> Iterator[Finding]:
+def examine(snapshot: Snapshot, expiries: Mapping[str, float | None] | None = None) -> Iterator[Problem]:
     """Judge what a store holds.
 
     :param expiries: the seconds that leases still live, by key, where the store tells exactly.
     """
     network = None
     if snapshot.config is None:
-        yield Finding(Level.ERROR, "there is no network config", "write one: pyflannel config set FILE")
+        yield Problem(Severity.ERROR, "there is no network config", "write one: pyflannel config set FILE")
     else:
         network, found = _examine_document(snapshot.config.value)
         yield from found
@@ -132,8 +132,8 @@ def examine(snapshot: Snapshot, expiries: Mapping[str, float | None] | None = No
         try:
             leases[record.key] = Lease.from_record(record.key, record.value)
         except MalformedError as error:
-            yield Finding(
-                Level.WARNING,
+            yield Problem(
+                Severity.WARNING,
                 f"{record.key}: {error}",
                 "nodes skip it; delete it, or correct it if it should be a lease",
                 record.key,
@@ -144,35 +144,35 @@ def examine(snapshot: Snapshot, expiries: Mapping[str, float | None] | None = No
     yield from _twins(leases)
     for key, seconds in sorted((expiries or {}).items()):
         if seconds is not None and seconds < SOON:
-            yield Finding(
-                Level.WARNING,
+            yield Problem(
+                Severity.WARNING,
                 f"{key} ends in {seconds:.0f} s and was not renewed",
                 "see whether its node runs and reaches the store; if it is gone for good, nothing is to be done",
                 key,
             )
 
 
-def _examine_document(text: str) -> tuple[NetworkConfig | None, list[Finding]]:
+def _examine_document(text: str) -> tuple[NetworkConfig | None, list[Problem]]:
     try:
         network = NetworkConfig.from_json(text)
     except ConfigError as error:
-        return None, [Finding(Level.ERROR, str(error), "correct the document: pyflannel config set FILE")]
+        return None, [Problem(Severity.ERROR, str(error), "correct the document: pyflannel config set FILE")]
     unknown, found = list(network.unknown_keys), []
     try:
         backend = load_backend(network.backend_type)
         unknown += [f"Backend.{key}" for key in parse_options(backend.Options, network.backend_options)[1]]
     except PluginError as error:
         fix = "install it on every node; its options and leases are not checked here"
-        found.append(Finding(Level.WARNING, f"backend {network.backend_type!r} can't be loaded here: {error}", fix))
+        found.append(Problem(Severity.WARNING, f"backend {network.backend_type!r} can't be loaded here: {error}", fix))
     except ConfigError as error:
-        found.append(Finding(Level.ERROR, str(error), "correct the document: pyflannel config set FILE"))
+        found.append(Problem(Severity.ERROR, str(error), "correct the document: pyflannel config set FILE"))
     for key in unknown:
         fix = "see whether it is a typo; a newer flannel may know it"
-        found.append(Finding(Level.WARNING, f"network config: key {key} is not known here and ignored", fix))
+        found.append(Problem(Severity.WARNING, f"network config: key {key} is not known here and ignored", fix))
     return network, found
 
 
-def _examine_leases(network: NetworkConfig, leases: Mapping[str, Lease]) -> Iterator[Finding]:
+def _examine_leases(network: NetworkConfig, leases: Mapping[str, Lease]) -> Iterator[Problem]:
     try:
         untyped: bool | None = load_backend(network.backend_type).capabilities.untyped_leases
     except PluginError:
@@ -181,10 +181,10 @@ def _examine_leases(network: NetworkConfig, leases: Mapping[str, Lease]) -> Iter
         placement = placement_problem(network, lease)
         if placement:
             fix = "nodes skip it; delete it if it is a leftover of an earlier network config, else restart its node"
-            yield Finding(Level.ERROR, f"{key}: {placement}", fix, key)
+            yield Problem(Severity.ERROR, f"{key}: {placement}", fix, key)
         elif not network.fits(lease.subnets):
-            yield Finding(
-                Level.WARNING,
+            yield Problem(
+                Severity.WARNING,
                 f"{key}: not a subnet that this network config leases (length, SubnetMin, SubnetMax)",
                 "it works; its node gets another subnet when it is restarted",
                 key,
@@ -192,19 +192,19 @@ def _examine_leases(network: NetworkConfig, leases: Mapping[str, Lease]) -> Iter
         kind = "" if untyped is None else type_problem(lease, network.backend_type, untyped)
         if kind:
             fix = "nodes skip it; restart its node with this network config, or delete it if the node is gone"
-            yield Finding(Level.ERROR, f"{key}: {kind}", fix, key)
+            yield Problem(Severity.ERROR, f"{key}: {kind}", fix, key)
 
 
-def _overlaps(leases: Mapping[str, Lease]) -> Iterator[Finding]:
+def _overlaps(leases: Mapping[str, Lease]) -> Iterator[Problem]:
     ranges = Ranges()
     for key, lease in sorted(leases.items()):
         for other in sorted(ranges.overlapping(lease.subnets)):
             fix = "only one of them is used by nodes; delete the one whose node is gone, or restart its node"
-            yield Finding(Level.ERROR, f"{key} overlaps {other}", fix, key)
+            yield Problem(Severity.ERROR, f"{key} overlaps {other}", fix, key)
         ranges.add(lease.subnets, key)
 
 
-def _twins(leases: Mapping[str, Lease]) -> Iterator[Finding]:
+def _twins(leases: Mapping[str, Lease]) -> Iterator[Problem]:
     """Leases that name one address, or one node."""
     holders: dict[str, list[str]] = defaultdict(list)
     for key, lease in sorted(leases.items()):
@@ -218,8 +218,8 @@ def _twins(leases: Mapping[str, Lease]) -> Iterator[Finding]:
                 holders[f"{what} {value}"].append(key)
     for what, keys in holders.items():
         if len(keys) > 1:
-            yield Finding(
-                Level.ERROR,
+            yield Problem(
+                Severity.ERROR,
                 f"{what} is in several leases: {', '.join(keys)}",
                 "one node holds one lease: delete those it does not use; two machines must not share an address or a "
                 "node id (is one a clone of the other?)",
@@ -230,19 +230,21 @@ def _twins(leases: Mapping[str, Lease]) -> Iterator[Finding]:
 # Asking the servers
 
 
-def check(location: StoreLocation, *, write: bool = False, clock: Callable[[], float] = time.perf_counter) -> Report:
+def check(
+    location: StoreLocation, *, write: bool = False, clock: Callable[[], float] = time.perf_counter
+) -> Inspection:
     """Ask a store and judge what it holds.
 
     :param write: also try to create, change and delete a record.
     :raises ConfigError: the location is wrong; no server was asked.
     """
-    report = Report(str(location))
+    report = Inspection(str(location))
     with load_store(location.scheme)(location) as store:
         report.endpoints = [_ask(replace(location, hosts=hosts), clock) for hosts in _each(location)]
         for endpoint in report.endpoints:
             if endpoint.error and len(report.endpoints) > 1:  # what a single one minds is said below
                 fix = "see whether the server runs, is healthy, and lets this node in"
-                report.findings.append(Finding(Level.ERROR, f"{endpoint.name}: {endpoint.error}", fix))
+                report.findings.append(Problem(Severity.ERROR, f"{endpoint.name}: {endpoint.error}", fix))
         try:
             snapshot = _look(store, report, clock)
             _try_watch(store, snapshot, report)
@@ -250,7 +252,7 @@ def check(location: StoreLocation, *, write: bool = False, clock: Callable[[], f
                 _try_writing(store, report, clock)
         except StoreError as error:
             fix = "without this no node works: mend the servers, the credentials or the rights"
-            report.findings.append(Finding(Level.ERROR, str(error), fix))
+            report.findings.append(Problem(Severity.ERROR, str(error), fix))
     return report
 
 
@@ -258,7 +260,7 @@ def _each(location: StoreLocation) -> Sequence[tuple[str, ...]]:
     return [(host,) for host in location.hosts] or [()]
 
 
-def _ask(location: StoreLocation, clock: Callable[[], float]) -> Endpoint:
+def _ask(location: StoreLocation, clock: Callable[[], float]) -> Server:
     """One call to one server alone."""
     name = location.hosts[0] if location.hosts else str(location)
     with load_store(location.scheme)(location) as store:
@@ -266,12 +268,12 @@ def _ask(location: StoreLocation, clock: Callable[[], float]) -> Endpoint:
             store.read_config()  # connects, and imports the client
             begin = clock()
             store.read_config()
-            return Endpoint(name, clock() - begin)
+            return Server(name, clock() - begin)
         except StoreError as error:
-            return Endpoint(name, error=str(error))
+            return Server(name, error=str(error))
 
 
-def _look(store: Store, report: Report, clock: Callable[[], float]) -> Snapshot:
+def _look(store: Store, report: Inspection, clock: Callable[[], float]) -> Snapshot:
     snapshot = store.snapshot()
     _timed(report, "read the network config", store.read_config, clock)
     _timed(report, "read everything", store.snapshot, clock)
@@ -285,7 +287,7 @@ def _look(store: Store, report: Report, clock: Callable[[], float]) -> Snapshot:
     return snapshot
 
 
-def _timed(report: Report, name: str, call: Callable[[], object], clock: Callable[[], float]) -> None:
+def _timed(report: Inspection, name: str, call: Callable[[], object], clock: Callable[[], float]) -> None:
     took = []
     for _ in range(_ROUNDS):
         begin = clock()
@@ -322,7 +324,7 @@ class _Listener:
             return key in self._keys
 
 
-def _try_watch(store: Store, snapshot: Snapshot, report: Report) -> None:
+def _try_watch(store: Store, snapshot: Snapshot, report: Inspection) -> None:
     """Open a watch and see that it is not refused."""
     with store.watch(snapshot.revision) as watch:
         listener = _Listener(watch)
@@ -330,10 +332,10 @@ def _try_watch(store: Store, snapshot: Snapshot, report: Report) -> None:
         error = listener.error
     if error is not None and not isinstance(error, HistoryGoneError):
         fix = "without it nodes don't hear of each other: grant the right to read all keys below the prefix"
-        report.findings.append(Finding(Level.ERROR, f"changes can't be followed: {error}", fix))
+        report.findings.append(Problem(Severity.ERROR, f"changes can't be followed: {error}", fix))
 
 
-def _try_writing(store: Store, report: Report, clock: Callable[[], float]) -> None:
+def _try_writing(store: Store, report: Inspection, clock: Callable[[], float]) -> None:
     """Create, change, renew and delete a record that is no lease, and see that the watch tells of it."""
     key = f"pyflannel-check-{secrets.token_hex(8)}"
     with store.watch(store.snapshot().revision) as watch:
@@ -358,4 +360,4 @@ def _try_writing(store: Store, report: Report, clock: Callable[[], float]) -> No
         report.latencies["write to its change in the watch"] = (heard, heard, heard)
     else:
         fix = "nodes would hear of each other late or never; see the health of the servers"
-        report.findings.append(Finding(Level.ERROR, f"a change was not told within {_WATCH_WAIT:g} s", fix))
+        report.findings.append(Problem(Severity.ERROR, f"a change was not told within {_WATCH_WAIT:g} s", fix))

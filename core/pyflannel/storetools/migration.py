@@ -31,7 +31,7 @@ from pyflannel.network.lease import JSON, Lease
 from pyflannel.network.ranges import Ranges
 from pyflannel.store import Record, Snapshot, Store, Watch
 
-__all__ = ["SOURCE", "TARGET", "Done", "Known", "Migration", "Seen", "Step", "Verdict", "contradictions", "settle"]
+__all__ = ["SOURCE", "TARGET", "Decision", "Done", "Known", "Migration", "Seen", "Step", "contradictions", "settle"]
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Decision:
     """Where a lease is at home, and what the other store needs."""
 
     home: int
@@ -129,7 +129,7 @@ class Verdict:
     step: Step
 
 
-def settle(seen: tuple[Seen | None, Seen | None], known: Known | None) -> Verdict | None:
+def settle(seen: tuple[Seen | None, Seen | None], known: Known | None) -> Decision | None:
     """Judge one lease from what the two stores hold; ``None`` if neither holds it.
 
     :param seen: as the source and the target hold it.
@@ -143,19 +143,19 @@ def settle(seen: tuple[Seen | None, Seen | None], known: Known | None) -> Verdic
         home, certain = _next_home((source, target), known)
     original, copy = (source, target) if home == SOURCE else (target, source)
     if not _same_node(original.record, copy.record):
-        return Verdict(home, certain, Step.CONTRADICTION)
-    return Verdict(home, certain, _step(original, copy))
+        return Decision(home, certain, Step.CONTRADICTION)
+    return Decision(home, certain, _step(original, copy))
 
 
-def _one_sided(seen: tuple[Seen | None, Seen | None], known: Known | None) -> Verdict | None:
+def _one_sided(seen: tuple[Seen | None, Seen | None], known: Known | None) -> Decision | None:
     """It is in one store alone: new there, or gone from the other."""
     side = TARGET if seen[SOURCE] is None else SOURCE
     here = seen[side]
     if here is None:
         return None
     if known is not None and known.certain and known.home != side and not here.touched(known.noted[side]):
-        return Verdict(known.home, True, Step.DELETE)
-    return Verdict(side, True, Step.COPY)
+        return Decision(known.home, True, Step.DELETE)
+    return Decision(side, True, Step.COPY)
 
 
 def _first_home(source: Seen, target: Seen) -> tuple[int, bool]:
@@ -419,35 +419,35 @@ class Migration:
         self, key: str, seen: tuple[Seen | None, Seen | None], done: Done, sides: Iterable[int], dry: bool
     ) -> None:
         before = self.known.get(key)
-        verdict = settle(seen, before)
-        if verdict is None:
+        decision = settle(seen, before)
+        if decision is None:
             self.known.pop(key, None)
             return
-        if verdict.step is Step.CONTRADICTION:
+        if decision.step is Step.CONTRADICTION:
             holders = " and ".join(_owner(each.record) for each in seen if each is not None)
             self._once(f"{key}: {holders} both hold it, one in each store; left alone. Stop one of them")
             return
-        if before is not None and before.home == SOURCE and verdict.home == TARGET and verdict.certain:
+        if before is not None and before.home == SOURCE and decision.home == TARGET and decision.certain:
             self._say(f"{key}: its node works on {self.stores[TARGET].location} now")
-        away = 1 - verdict.home
+        away = 1 - decision.home
         noted = list(seen)
-        if verdict.step is not Step.NOTHING and away in sides:
+        if decision.step is not Step.NOTHING and away in sides:
             try:
-                noted[away] = self._write(verdict, key, seen, done, dry)
+                noted[away] = self._write(decision, key, seen, done, dry)
             except ConflictError:
                 return  # somebody was quicker; the next look sees what they did
         if noted[SOURCE] is None and noted[TARGET] is None:
             self.known.pop(key, None)
         elif not dry:
-            self.known[key] = Known(verdict.home, verdict.certain, (noted[SOURCE], noted[TARGET]))
+            self.known[key] = Known(decision.home, decision.certain, (noted[SOURCE], noted[TARGET]))
 
     def _write(
-        self, verdict: Verdict, key: str, seen: tuple[Seen | None, Seen | None], done: Done, dry: bool
+        self, decision: Decision, key: str, seen: tuple[Seen | None, Seen | None], done: Done, dry: bool
     ) -> Seen | None:
         """Do one step at the side that is not the lease's home; returns what is there then."""
-        away = 1 - verdict.home
-        store, original, copy = self.stores[away], seen[verdict.home], seen[away]
-        getattr(done, _LISTED[verdict.step]).append(key)
+        away = 1 - decision.home
+        store, original, copy = self.stores[away], seen[decision.home], seen[away]
+        getattr(done, _LISTED[decision.step]).append(key)
         if dry:
             return copy
         if original is None:
@@ -457,7 +457,7 @@ class Migration:
         ttl = self._ttl(original)
         if copy is None:
             written = store.create(key, original.record.value, ttl)
-        elif verdict.step is Step.RENEW and ttl is not None:
+        elif decision.step is Step.RENEW and ttl is not None:
             written = store.renew(copy.record, ttl)
         else:
             written = store.update(copy.record, original.record.value, ttl)

@@ -38,7 +38,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-TIMEOUT = 60.0
+TIMEOUT = 600.0
+"""Seconds until a worker gives up what never comes. A busy machine takes its time to start 32 of them."""
 
 _barrier: Barrier | None = None
 

@@ -24,7 +24,6 @@ import dataclasses
 import json
 import os
 import subprocess
-import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -53,6 +52,7 @@ from pyflannel.lab import Node as LabNode
 from pyflannel.lab.daemon import pyflannel_command
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON
+from pyflannel.small.interpreter import module_command
 from pyflannel.testing._purity import watched
 from pyflannel.testing._scenes import (
     Scene,
@@ -475,7 +475,7 @@ class _Console:
     """The process of :mod:`pyflannel.testing._kernel_console` in one node."""
 
     def __init__(self, node: LabNode) -> None:
-        words = [sys.executable, "-m", "pyflannel.testing._kernel_console"]
+        words = module_command("pyflannel.testing._kernel_console")
         self._process = node.start(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE).proxy
 
     def ask(self, **request: Any) -> Any:

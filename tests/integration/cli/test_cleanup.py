@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyflannel.lab import Lab, Node
+from pyflannel.lab.daemon import pyflannel_command
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
@@ -47,7 +48,7 @@ def pyflannel(node: Node, *words: str) -> subprocess.CompletedProcess[str]:
         "--node-id": node.name,
     }
     given = [word for flag in flags.items() for word in flag]
-    return node.run([*daemon.command[:3], *given, *words], check=False)
+    return node.run([*pyflannel_command(), *given, *words], check=False)
 
 
 def kernel(node: Node) -> list[str]:

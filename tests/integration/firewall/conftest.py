@@ -13,7 +13,7 @@ from typing import TypeVar
 import pytest
 
 from pyflannel.firewall import programs
-from pyflannel.firewall.notices import legacy_tables
+from pyflannel.firewall.legacy import legacy_tables
 from pyflannel.firewall.sync import Firewall, find_tools
 
 T = TypeVar("T")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import IPv4Network
 
 import pytest
 from tests.integration.firewall.conftest import Host
+from tests.waiting import until
 
 from pyflannel.firewall import keeper as keeping
 from pyflannel.firewall.keeper import FirewallKeeper
@@ -21,21 +21,15 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 NETWORK = NetworkConfig.from_json('{"Network": "10.244.0.0/16"}')
 RULES = plan(NETWORK, Subnets(IPv4Network("10.244.3.0/24"), None), forward=True, masquerade=True)
 NEVER = 3600.0
-PATIENCE = 30.0
 BURST = 5
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture
 def keeper(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[FirewallKeeper]:
-    """A keeper in the host's namespace that answers five times, and whose resync period never ends."""
+    """A keeper in the host's namespace that answers five times, however long that takes, and whose resync period never
+    ends."""
     monkeypatch.setattr(keeping, "BURST", BURST)
+    monkeypatch.setattr(keeping, "BURST_TIME", NEVER)
     made = FirewallKeeper(lambda: Firewall(find_tools(), Mode.AUTO), NEVER, lambda: None)
     host.do(made.start)
     yield made
@@ -49,12 +43,15 @@ def there(host: Host) -> bool:
 def fight(host: Host, keeper: FirewallKeeper) -> int:
     """Remove the rules whenever they are there, until the keeper gives way; how often that was."""
     removed = 0
-    deadline = time.monotonic() + PATIENCE
-    while not keeper.state.errors:
-        assert time.monotonic() < deadline
+
+    def remove() -> bool:
+        nonlocal removed
         if there(host):
             host.sh("nft delete table ip flannel-ipv4")
             removed += 1
+        return bool(keeper.state.errors)
+
+    until(remove)
     return removed
 
 

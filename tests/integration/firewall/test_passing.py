@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 import socket
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
+from tests.waiting import until
 
 from pyflannel.firewall.sync import find_tools
 from pyflannel.lab import Lab, Node
+from pyflannel.lab.daemon import pyflannel_command
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
-PATIENCE = 20.0
 NETWORK = {"Network": "10.244.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00:10::/48", "Backend": {"Type": "vxlan"}}
 
 
@@ -41,13 +41,6 @@ def lab() -> Iterator[Lab]:
         yield lab
         for node in lab.nodes:
             print(node.name, node.daemon.log(), sep="\n")
-
-
-def until(condition: Callable[[], bool], what: object = "") -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what() if callable(what) else what or condition
-        time.sleep(0.02)
 
 
 def sh(node: Node, script: str) -> str:
@@ -200,7 +193,7 @@ def test_cleanup_removes_the_rules_and_nothing_else(lab: Lab, node: Node) -> Non
     until(lambda: "FLANNEL-POSTRTG" in sh(node, "iptables-nft -t nat -S POSTROUTING"))
     node.daemon.stop()
     run, state = node.daemon.run_directory, node.daemon.state_directory
-    words = [*node.daemon.command[:3], "cleanup", "--run-dir", str(run), "--state-dir", str(state)]
+    words = [*pyflannel_command(), "cleanup", "--run-dir", str(run), "--state-dir", str(state)]
     told = node.run([*words, "--dry-run"]).stdout
     assert "would remove firewall rules in iptables-nft, IPv4" in told
     assert node.run(words).stdout == told.replace("would remove", "removed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from base64 import b64encode
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 import pytest
 from tests.integration.backends.wireguard.kernels import needs_wireguard
-from tests.integration.kernel.conftest import PATIENCE, NamespaceWorld, run
+from tests.integration.kernel.conftest import NamespaceWorld, run
+from tests.waiting import until
 
 from pyflannel.kernel.model import Endpoint, GenericInfo, KernelObject, Key, Kind, Link, WireguardDevice, WireguardPeer
 from pyflannel.kernel.netlink import NetlinkPort
@@ -55,11 +55,7 @@ class World:
 
     def told(self) -> dict[Key, KernelObject | None]:
         """What the port tells once it has read again."""
-        deadline = time.monotonic() + PATIENCE
-        while not (changes := self.port.poll().changes):
-            assert time.monotonic() < deadline, "nothing was told"
-            time.sleep(0.1)
-        return changes
+        return dict(until(lambda: self.port.poll().changes, "nothing was told"))
 
 
 @pytest.fixture

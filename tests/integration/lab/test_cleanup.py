@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.integration.lab.traces import inhabited, namespaces_of, wait_for
+from tests.integration.lab.traces import inhabited, namespaces_of
+from tests.waiting import until
 
 import pyflannel
 import pyflannel_backends
@@ -41,7 +42,7 @@ def test_the_end_of_a_lab_leaves_nothing() -> None:
         namespaces = namespaces_of(lab.sandbox.pid) | namespaces_of(lab.nodes[0].start(["sleep", "1000"]).pid)
         assert len(namespaces) == 4
         assert inhabited(namespaces)
-    wait_for(lambda: not inhabited(namespaces - namespaces_of(os.getpid())), "all processes of the lab gone")
+    until(lambda: not inhabited(namespaces - namespaces_of(os.getpid())), "all processes of the lab gone")
     lab.close()
 
 
@@ -49,7 +50,7 @@ def test_an_exception_ends_the_lab() -> None:
     with pytest.raises(ZeroDivisionError), Lab(nodes=1) as lab:  # noqa: PT012 - what raises is the point
         namespaces = namespaces_of(lab.sandbox.pid)
         _ = 1 / 0
-    wait_for(lambda: not inhabited(namespaces), "all processes of the lab gone")
+    until(lambda: not inhabited(namespaces), "all processes of the lab gone")
 
 
 def test_a_lab_that_fails_while_it_is_built_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +63,7 @@ def test_a_lab_that_fails_while_it_is_built_leaves_nothing(monkeypatch: pytest.M
     monkeypatch.setattr(Lab, "_build", fail)
     with pytest.raises(ZeroDivisionError):
         Lab(nodes=1)
-    wait_for(lambda: not inhabited(built[0]), "all processes of the lab gone")
+    until(lambda: not inhabited(built[0]), "all processes of the lab gone")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -73,7 +74,7 @@ def test_a_signal_to_the_owner_ends_the_lab(number: signal.Signals, untouched: N
         namespaces = namespaces_of(holder) | namespaces_of(sleeper)
         owner.send_signal(number)
         owner.wait()
-        wait_for(lambda: not inhabited(namespaces), "all processes of the lab gone")
+        until(lambda: not inhabited(namespaces), "all processes of the lab gone")
 
 
 IMPATIENT = """
@@ -97,7 +98,7 @@ def test_ctrl_c_ends_what_waits_for_daemons() -> None:
         namespaces = namespaces_of(int(owner.stdout.readline()))
         owner.send_signal(signal.SIGINT)
         owner.wait(60)
-    wait_for(lambda: not inhabited(namespaces), "all processes of the lab gone")
+    until(lambda: not inhabited(namespaces), "all processes of the lab gone")
 
 
 def test_two_labs_side_by_side_have_the_same_addresses_and_no_contact() -> None:

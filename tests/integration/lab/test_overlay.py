@@ -12,12 +12,13 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
-from tests.integration.lab.traces import inhabited, namespaces_of, wait_for
+from tests.integration.lab.traces import inhabited, namespaces_of
+from tests.waiting import until
 
 from pyflannel.errors import DaemonError, ExitCode, StoreUnavailableError
 from pyflannel.lab import Lab
 from pyflannel.lab.servers.etcd import find_etcd
-from pyflannel.lab.trial import Overlay, try_out
+from pyflannel.lab.trial import TrialNetwork, try_out
 from pyflannel.store import StoreLocation
 from pyflannel_stores.file import FileStore
 
@@ -100,7 +101,7 @@ def test_waiting_for_peers_that_never_come_ends() -> None:
 def test_a_trial_of_a_broken_node_reports_it_and_measures_the_rest() -> None:
     with Lab(nodes=3) as lab:
         lab.nodes[2].ip(["link set eth0 down", "link set eth0 name eth9"])
-        report = try_out(lab, Overlay(), throughput=None, timeout=15)
+        report = try_out(lab, TrialNetwork(), throughput=None, timeout=15)
     assert not report.ok
     assert {failure.nodes for failure in report.failures} >= {("n3",)}
     assert [bool(node.subnets) for node in report.nodes] == [True, True, False]
@@ -115,7 +116,7 @@ def test_a_peer_that_cannot_be_used_is_a_failure_with_its_reason() -> None:
         place = StoreLocation("file", path=str(lab.outside(PurePosixPath(StoreLocation.parse(lab.file_store).path))))
         with FileStore(place) as store:
             store.create("10.244.9.0-24", json.dumps(lease), None)
-        report = try_out(lab, Overlay(), throughput=None)
+        report = try_out(lab, TrialNetwork(), throughput=None)
     (failure,) = report.failures
     assert "n1 can't use 10.244.9.0/24" in failure.what
     assert "VtepMAC" in failure.what
@@ -217,7 +218,7 @@ def test_a_kept_lab_ends_with_its_command(number: signal.Signals, code: int, unt
         assert len(inhabited(namespaces)) >= 3
         process.send_signal(number)
         assert process.wait(30) == code
-        wait_for(lambda: not inhabited(namespaces - namespaces_of(os.getpid())), "all processes of the lab gone")
+        until(lambda: not inhabited(namespaces - namespaces_of(os.getpid())), "all processes of the lab gone")
 
 
 def test_ctrl_c_while_the_lab_comes_up_leaves_nothing(untouched: None) -> None:
@@ -229,7 +230,7 @@ def test_ctrl_c_while_the_lab_comes_up_leaves_nothing(untouched: None) -> None:
         (holder,) = (int(pid) for pid in _children(process.pid) if _words(int(pid))[0] == "unshare")
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
-    wait_for(lambda: not os.path.exists(f"/proc/{holder}"), "the holder gone")
+    until(lambda: not os.path.exists(f"/proc/{holder}"), "the holder gone")
 
 
 def _children(pid: int) -> list[str]:

@@ -5,20 +5,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-DEADLINE = 30.0
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    """Poll until ``condition`` holds."""
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {DEADLINE:g} s"
-        time.sleep(0.01)
 
 
 def namespaces_of(pid: int) -> frozenset[str]:

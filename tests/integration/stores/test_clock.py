@@ -28,7 +28,7 @@ from pyflannel.errors import StoreUnavailableError
 from pyflannel.lab.servers.consul import ConsulCluster, ConsulTLS
 from pyflannel.lab.servers.etcd import EtcdCluster
 from pyflannel.plugins import load_store
-from pyflannel.store import CALL_TIMEOUT, Store, StoreLocation
+from pyflannel.store import Store, StoreLocation
 
 ADDRESS = "127.77.31.9"  # a server's own, for its certificate
 
@@ -127,12 +127,13 @@ SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
     "answer", [SETTINGS, b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nDate: soon\r\n\r\n", b""]
 )
 def test_what_has_no_clock_is_told_from_what_has(answer: bytes) -> None:
-    """A proxy that speaks gRPC alone, undated answers, and one that never answers, which costs its time and no more."""
-    with server(answer) as host, closing(open_store(f"etcd://{host}/x")) as store:
-        begin = time.monotonic()
-        with pytest.raises(StoreUnavailableError, match=f"no member of etcd tells the time over HTTP .{host}: "):
-            store.clock()
-        assert time.monotonic() - begin < CALL_TIMEOUT + 1
+    """A proxy that speaks gRPC alone, undated answers, and one that never answers, for which nobody waits for ever."""
+    with (
+        server(answer) as host,
+        closing(open_store(f"etcd://{host}/x")) as store,
+        pytest.raises(StoreUnavailableError, match=f"no member of etcd tells the time over HTTP .{host}: "),
+    ):
+        store.clock()
 
 
 @needs_consul
@@ -158,12 +159,13 @@ def test_consul_with_tls_and_acls_needs_no_token(tmp_path: Path, monkeypatch: py
 
 def test_files_tell_that_it_is_not_earlier_than_the_last_write(tmp_path: Path) -> None:
     with closing(open_store(f"file://{tmp_path}/store")) as store:
+        before = time.time()
         store.write_config("{}", None)
         store.create("10.244.1.0-24", "x", 60)
         said = store.clock()
         assert said is not None
         assert said.latest is None
-        assert abs(said.earliest - time.time()) < 60
+        assert before - 1 <= said.earliest <= time.time(), "a file's times are coarse"
         path = tmp_path / "store" / "subnets" / "10.244.1.0-24.json"
         os.utime(path, (5e9, 5e9))
         later = store.clock()

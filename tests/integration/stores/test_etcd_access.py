@@ -7,7 +7,6 @@ import shutil
 import socket
 import struct
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -19,6 +18,7 @@ import pytest
 from tests.servers.authority import Authority
 from tests.servers.etcd import MISSING, add_user, enable_auth, etcd, etcdctl, stored, tls_arguments
 from tests.servers.following import Follower
+from tests.waiting import until
 
 from pyflannel.errors import StoreDeniedError, StoreUnavailableError
 from pyflannel.lab.servers.etcd import EtcdCluster
@@ -354,12 +354,11 @@ def test_expired_token_is_renewed(guarded: EtcdCluster, password_file: Path, fir
 
 
 def _wait_until_forgotten(cluster: EtcdCluster, token: str) -> None:
-    deadline = time.monotonic() + 20
-    while not any(
-        "deleted a simple token" in line and token in line for line in cluster.members[0].log.read_text().splitlines()
-    ):
-        assert time.monotonic() < deadline, "etcd keeps the token"
-        time.sleep(0.05)
+    def told() -> bool:
+        lines = cluster.members[0].log.read_text().splitlines()
+        return any("deleted a simple token" in line and token in line for line in lines)
+
+    until(told, "etcd keeps the token")
 
 
 def test_restarted_server_has_forgotten_all_tokens(guarded: EtcdCluster, password_file: Path) -> None:

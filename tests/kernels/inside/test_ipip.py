@@ -13,7 +13,7 @@ from tests import iproute
 
 from pyflannel.errors import ExitCode
 from pyflannel.lab import Lab, Node
-from pyflannel.lab.daemon import Daemon
+from pyflannel.lab.daemon import Daemon, pyflannel_command
 from pyflannel.lab.topology import ContainerNetwork
 from pyflannel.store import StoreLocation
 from pyflannel.testing.stores import eventually
@@ -162,7 +162,7 @@ def test_the_module_s_own_device_is_nobody_s(lab: Lab) -> None:
     start(node).wait_ready(timeout=PATIENCE)
     assert "tunl0" not in json.dumps(node.daemon.status())
     assert node.daemon.stop() == ExitCode.OK
-    words = [*node.daemon.command[:3], "cleanup", "--run-dir", str(node.daemon.run_directory)]
+    words = [*pyflannel_command(), "cleanup", "--run-dir", str(node.daemon.run_directory)]
     assert node.run(words, timeout=PATIENCE).returncode == ExitCode.OK
     assert device(node) == {}
     assert device(node, "tunl0") == before

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 from tests import recordings
+from tests.waiting import until
 
 from pyflannel.backend import (
     DesiredState,
@@ -62,13 +62,6 @@ def peer(number: int, data: Any = None, public: str = "") -> Lease:
         Subnets(IPv4Network(f"10.50.{number}.0/24")),
         LeaseAttributes(IPv4Address(public or f"192.0.2.{number}"), backend_type="extension", backend_data=data),
     )
-
-
-def until(condition: Callable[[], bool], what: object = "") -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what or condition
-        time.sleep(0.005)
 
 
 class Journal:
@@ -272,12 +265,23 @@ def test_a_peer_that_fails_is_named_and_tried_again_and_the_others_go_on(
 
 
 def test_a_peer_that_hangs_holds_up_nobody(start: Callable[..., ExtensionDataPlane], journal: Journal) -> None:
-    plane = start(timeout=0.5, subnet_add="test $SUBNET != 10.50.7.0/24 || sleep 600")
-    began = time.monotonic()
+    hold = journal.path.with_name("hold")
+    hold.touch()
+    wait = f"while test -e {shlex.quote(str(hold))}; do sleep 0.01; done"
+    plane = start(timeout=3600.0, subnet_add=f"test $SUBNET != 10.50.7.0/24 || {wait}")
     for number in range(2, 12):
+        plane.put(peer(number))  # were one of these to wait for the command, the next line would not be reached
+    until(lambda: list(plane.check()) == [peer(7).key], plane.check)
+    assert plane.check()[peer(7).key] == "SubnetAddCommand has not run yet"
+    hold.unlink()
+    until(lambda: plane.check() == {}, plane.check)
+
+
+def test_a_command_that_does_not_end_is_killed(start: Callable[..., ExtensionDataPlane]) -> None:
+    plane = start(timeout=0.5, subnet_add="test $SUBNET != 10.50.7.0/24 || sleep 600")
+    for number in range(6, 9):
         plane.put(peer(number))
-    assert time.monotonic() - began < PATIENCE / 2, "the loop does not wait"
-    until(lambda: list(plane.check()) == [peer(7).key] and "did not end" in plane.check()[peer(7).key])
+    until(lambda: "did not end" in plane.check().get(peer(7).key, ""), plane.check)
 
 
 def test_what_an_earlier_life_left_is_cleared_away(start: Callable[..., ExtensionDataPlane], tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import termios
-import time
 from importlib import metadata
 
 import pytest
 from click.testing import CliRunner
+from tests.waiting import until
 
 from pyflannel import cli
 from pyflannel.cli import COMMANDS
@@ -103,10 +103,7 @@ def test_ctrl_c_ends_quietly(pyflannel: CommandLine) -> None:
 
 
 def wait_until_read(pipe: int) -> None:
-    deadline = time.monotonic() + 30
-    while int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder):
-        assert time.monotonic() < deadline, "nobody reads"
-        time.sleep(0.001)
+    until(lambda: not any(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4))), "nobody reads")
 
 
 def test_a_reader_that_leaves_is_no_error(pyflannel: CommandLine) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.doctor.examination import spread
-from pyflannel.doctor.finding import Finding, Verdict, failed, passed, skipped, warned, worst
+from pyflannel.doctor.finding import Finding, Outcome, failed, passed, skipped, warned, worst
 from pyflannel.doctor.probes import Reach, Target, checksum_errors, judge
 from pyflannel.errors import KernelError
 from pyflannel.network.lease import IPAddress
@@ -24,8 +24,8 @@ TARGET = Target("10.1.2.0/24 at 192.0.2.2", ip_address("192.0.2.2"), DEVICE, GAT
 WELL = Reach("ping", 0.001, DEVICE, True, 1450, 1500, True, True)
 
 
-def verdicts(reach: Reach, target: Target = TARGET) -> dict[str, Verdict]:
-    return {finding.check: finding.verdict for finding in judge(target, reach, "eth0", 8472)}
+def verdicts(reach: Reach, target: Target = TARGET) -> dict[str, Outcome]:
+    return {finding.check: finding.outcome for finding in judge(target, reach, "eth0", 8472)}
 
 
 def finding(reach: Reach, check: str, target: Target = TARGET) -> Finding:
@@ -33,35 +33,35 @@ def finding(reach: Reach, check: str, target: Target = TARGET) -> Finding:
 
 
 def test_all_is_well() -> None:
-    assert set(verdicts(WELL).values()) == {Verdict.PASS}
+    assert set(verdicts(WELL).values()) == {Outcome.PASS}
     assert len(verdicts(WELL)) == 4
 
 
 @pytest.mark.parametrize(
     ("change", "check", "verdict"),
     [
-        ({"underlay": "knock"}, "peer underlay", Verdict.PASS),
-        ({"underlay": ""}, "peer underlay", Verdict.PASS),
-        ({"gateway": False}, "peer overlay", Verdict.PASS),
-        ({"largest": 1449}, "peer packet size", Verdict.FAIL),
-        ({"largest": 0}, "peer packet size", Verdict.FAIL),
-        ({"underlay_largest": 1400}, "peer packet size", Verdict.WARN),
-        ({"underlay_largest": 0}, "peer packet size", Verdict.PASS),
-        ({"underlay_largest": None}, "peer packet size", Verdict.PASS),
-        ({"checksummed": False}, "peer UDP checksum", Verdict.FAIL),
-        ({"checksummed": False, "unchecked": False}, "peer UDP checksum", Verdict.SKIP),
-        ({"checksummed": False, "unchecked": None}, "peer UDP checksum", Verdict.SKIP),
+        ({"underlay": "knock"}, "peer underlay", Outcome.PASS),
+        ({"underlay": ""}, "peer underlay", Outcome.PASS),
+        ({"gateway": False}, "peer overlay", Outcome.PASS),
+        ({"largest": 1449}, "peer packet size", Outcome.FAIL),
+        ({"largest": 0}, "peer packet size", Outcome.FAIL),
+        ({"underlay_largest": 1400}, "peer packet size", Outcome.WARN),
+        ({"underlay_largest": 0}, "peer packet size", Outcome.PASS),
+        ({"underlay_largest": None}, "peer packet size", Outcome.PASS),
+        ({"checksummed": False}, "peer UDP checksum", Outcome.FAIL),
+        ({"checksummed": False, "unchecked": False}, "peer UDP checksum", Outcome.SKIP),
+        ({"checksummed": False, "unchecked": None}, "peer UDP checksum", Outcome.SKIP),
     ],
 )
-def test_one_thing_that_differs(change: dict[str, object], check: str, verdict: Verdict) -> None:
+def test_one_thing_that_differs(change: dict[str, object], check: str, verdict: Outcome) -> None:
     reach = replace(WELL, **change)  # type: ignore[arg-type]
     assert verdicts(reach) == {**verdicts(WELL), check: verdict}
 
 
 def test_a_dead_node_and_a_blocked_overlay_are_two_things() -> None:
     dead, blocked = Reach(), Reach("ping", underlay_largest=1500, checksummed=True, unchecked=True)
-    assert verdicts(dead) == {"peer underlay": Verdict.FAIL, "peer overlay": Verdict.FAIL}
-    assert verdicts(blocked) == {"peer underlay": Verdict.PASS, "peer overlay": Verdict.FAIL}
+    assert verdicts(dead) == {"peer underlay": Outcome.FAIL, "peer overlay": Outcome.FAIL}
+    assert verdicts(blocked) == {"peer underlay": Outcome.PASS, "peer overlay": Outcome.FAIL}
     assert "UDP port 8472" in finding(blocked, "peer overlay").meaning
     assert "udp port 8472" in finding(blocked, "peer overlay").fix
 
@@ -74,7 +74,7 @@ def test_a_device_that_leaves_checksums_unfinished_is_named() -> None:
 
 def test_where_the_device_has_no_address_silence_is_a_warning() -> None:
     """As with host-gw: a node without containers has nothing that could answer."""
-    assert verdicts(Reach("ping"), replace(TARGET, device=None))["peer overlay"] is Verdict.WARN
+    assert verdicts(Reach("ping"), replace(TARGET, device=None))["peer overlay"] is Outcome.WARN
 
 
 @given(
@@ -90,11 +90,11 @@ def test_where_the_device_has_no_address_silence_is_a_warning() -> None:
         st.none() | st.booleans(),
     )
 )
-def test_every_outcome_has_a_verdict_and_trouble_has_a_way_out(reach: Reach) -> None:
+def test_every_answer_has_an_outcome_and_trouble_has_a_way_out(reach: Reach) -> None:
     found = list(judge(TARGET, reach, "eth0", None))
     assert {"peer underlay", "peer overlay"} <= {item.check for item in found}
     for item in found:
-        assert bool(item.meaning and item.fix) == (item.verdict in (Verdict.WARN, Verdict.FAIL))
+        assert bool(item.meaning and item.fix) == (item.outcome in (Outcome.WARN, Outcome.FAIL))
 
 
 def test_the_worst_counts() -> None:
@@ -102,7 +102,7 @@ def test_the_worst_counts() -> None:
     assert [
         worst(items)
         for items in ([], [well], [well, skip], [skip, warned("a", "", "m")], [failed("a", "", "m"), well, skip])
-    ] == [Verdict.PASS, Verdict.PASS, Verdict.SKIP, Verdict.WARN, Verdict.FAIL]
+    ] == [Outcome.PASS, Outcome.PASS, Outcome.SKIP, Outcome.WARN, Outcome.FAIL]
 
 
 @given(st.binary(max_size=64))
@@ -145,9 +145,10 @@ def test_a_choice_of_peers_is_spread_evenly(numbers: tuple[int, int]) -> None:
 def test_many_are_asked_at_once_and_told_apart(ask: Callable[..., dict[IPAddress, float]]) -> None:
     addresses = [ip_address(f"127.0.1.{number}") for number in range(100)]
     try:
-        answers = ask({*addresses, ip_address("127.255.255.255")}, timeout=0.3)
+        answers = ask(addresses, timeout=60.0)  # it ends when all have answered
     except KernelError as error:
         pytest.skip(str(error))
-    assert answers.keys() == set(addresses), "all but a broadcast address, to which nobody answers"
-    assert all(0 < seconds < 0.3 for seconds in answers.values())
+    assert answers.keys() == set(addresses)
+    assert min(answers.values()) > 0
+    assert ask([ip_address("127.255.255.255")], timeout=0.3) == {}, "nobody answers to a broadcast address"
     assert ask([]) == {}

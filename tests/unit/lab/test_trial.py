@@ -11,7 +11,7 @@ from rich.console import Console
 from pyflannel.errors import ConfigError
 from pyflannel.lab.measure import Matrix, Pair, Throughput
 from pyflannel.lab.picture import render
-from pyflannel.lab.trial import Failure, NodeReport, Overlay, Report
+from pyflannel.lab.trial import Failure, NodeReport, Report, TrialNetwork
 from pyflannel.network.document import NetworkConfig
 
 
@@ -38,7 +38,7 @@ def report(count: int, lost: tuple[tuple[int, int], ...] = (), down: tuple[int, 
     )
     failures = (Failure("something is wrong", tuple(f"n{number}" for number in down)),) if lost or down else ()
     return Report(
-        overlay=Overlay(),
+        overlay=TrialNetwork(),
         rootless=False,
         nodes=tuple(node(number, up=number not in down) for number in range(1, count + 1)),
         reachability=Matrix(tuple(f"n{number}-c1" for number in range(1, count + 1)), pairs),
@@ -114,19 +114,19 @@ def test_the_json_document_says_the_same() -> None:
 @pytest.mark.parametrize(
     ("overlay", "families"),
     [
-        (Overlay(), ["10.244.0.0/16"]),
-        (Overlay(ipv6_network="fd00:10::/48"), ["10.244.0.0/16", "fd00:10::/48"]),
-        (Overlay(network=None, ipv6_network="fd00:10::/48"), ["fd00:10::/48"]),
+        (TrialNetwork(), ["10.244.0.0/16"]),
+        (TrialNetwork(ipv6_network="fd00:10::/48"), ["10.244.0.0/16", "fd00:10::/48"]),
+        (TrialNetwork(network=None, ipv6_network="fd00:10::/48"), ["fd00:10::/48"]),
     ],
 )
-def test_the_network_document_is_valid(overlay: Overlay, families: list[str]) -> None:
+def test_the_network_document_is_valid(overlay: TrialNetwork, families: list[str]) -> None:
     network = NetworkConfig.from_json(json.dumps(overlay.document))
     assert [str(family.network) for family in network.families] == families
     assert network.backend_type == "vxlan"
 
 
 def test_backend_options_get_into_the_document() -> None:
-    assert Overlay(backend="udp", options={"Port": 7}).document["Backend"] == {"Type": "udp", "Port": 7}
+    assert TrialNetwork(backend="udp", options={"Port": 7}).document["Backend"] == {"Type": "udp", "Port": 7}
 
 
 @pytest.mark.parametrize(
@@ -141,4 +141,4 @@ def test_backend_options_get_into_the_document() -> None:
 )
 def test_what_a_lab_cannot_offer_is_refused(changes: dict[str, object], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
-        Overlay(**changes)  # type: ignore[arg-type]
+        TrialNetwork(**changes)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from tests.unit.cli.conftest import CommandLine
 from pyflannel.errors import StoreUnavailableError
 from pyflannel.plugins import load_store
 from pyflannel.store import Record, Snapshot, Store, StoreLocation
-from pyflannel.storetools.check import Level, check, examine
+from pyflannel.storetools.check import Severity, check, examine
 
 DOCUMENT = {"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}}
 
@@ -24,12 +24,12 @@ def lease(number: int = 1, **changes: Any) -> dict[str, Any]:
 
 def findings(
     leases: Mapping[str, Any], document: Any = DOCUMENT, expiries: Mapping[str, float | None] | None = None
-) -> list[tuple[Level, str]]:
+) -> list[tuple[Severity, str]]:
     config = None if document is None else Record("config", json.dumps(document), "1", permanent=True)
     records = tuple(Record(key, json.dumps(value), "1") for key, value in leases.items())
     found = list(examine(Snapshot("1", config, records), expiries))
     assert all(finding.fix for finding in found), "each comes with what to do"
-    return [(finding.level, finding.what) for finding in found]
+    return [(finding.severity, finding.what) for finding in found]
 
 
 def test_a_healthy_store_has_no_findings() -> None:
@@ -39,15 +39,15 @@ def test_a_healthy_store_has_no_findings() -> None:
 @pytest.mark.parametrize(
     ("document", "level", "what"),
     [
-        (None, Level.ERROR, "there is no network config"),
-        ({}, Level.ERROR, "Network is missing"),
-        ({**DOCUMENT, "Netwrok": 1}, Level.WARNING, "key Netwrok is not known"),
-        ({**DOCUMENT, "Backend": {"Type": "vxlan", "VIN": 1}}, Level.WARNING, "key Backend.VIN is not known"),
-        ({**DOCUMENT, "Backend": {"Type": "vxlan", "VNI": "x"}}, Level.ERROR, "VNI"),
-        ({**DOCUMENT, "Backend": {"Type": "telepathy"}}, Level.WARNING, "backend 'telepathy' can't be loaded"),
+        (None, Severity.ERROR, "there is no network config"),
+        ({}, Severity.ERROR, "Network is missing"),
+        ({**DOCUMENT, "Netwrok": 1}, Severity.WARNING, "key Netwrok is not known"),
+        ({**DOCUMENT, "Backend": {"Type": "vxlan", "VIN": 1}}, Severity.WARNING, "key Backend.VIN is not known"),
+        ({**DOCUMENT, "Backend": {"Type": "vxlan", "VNI": "x"}}, Severity.ERROR, "VNI"),
+        ({**DOCUMENT, "Backend": {"Type": "telepathy"}}, Severity.WARNING, "backend 'telepathy' can't be loaded"),
     ],
 )
-def test_the_document(document: Any, level: Level, what: str) -> None:
+def test_the_document(document: Any, level: Severity, what: str) -> None:
     ((found, text),) = findings({}, document)
     assert found is level
     assert what in text
@@ -56,19 +56,19 @@ def test_the_document(document: Any, level: Level, what: str) -> None:
 @pytest.mark.parametrize(
     ("leases", "level", "what"),
     [
-        ({"nonsense": lease()}, Level.WARNING, "nonsense: lease key"),
-        ({"10.5.1.0-24": []}, Level.WARNING, "10.5.1.0-24: lease value is not a JSON object"),
-        ({"10.9.1.0-24": lease()}, Level.ERROR, "10.9.1.0/24 lies outside the network 10.5.0.0/16"),
-        ({"10.5.1.0-24": lease(PublicIP=None)}, Level.ERROR, "has no PublicIP"),
-        ({"10.5.1.0-24": lease(PublicIP="0.0.0.0")}, Level.ERROR, "no address that a node can have"),
-        ({"10.5.1.0-24": lease(PublicIP="10.5.7.7")}, Level.ERROR, "lies inside the overlay"),
-        ({"fd00::-64": lease(PublicIPv6="2001:db8::1")}, Level.ERROR, "no subnet of a family"),
-        ({"10.5.1.0-25": lease()}, Level.WARNING, "not a subnet that this network config leases"),
-        ({"10.5.1.0-24": lease(BackendType="udp")}, Level.ERROR, "BackendType is 'udp', this network's is 'vxlan'"),
-        ({"10.5.1.0-24": lease(BackendType=None)}, Level.ERROR, "BackendType is none"),
+        ({"nonsense": lease()}, Severity.WARNING, "nonsense: lease key"),
+        ({"10.5.1.0-24": []}, Severity.WARNING, "10.5.1.0-24: lease value is not a JSON object"),
+        ({"10.9.1.0-24": lease()}, Severity.ERROR, "10.9.1.0/24 lies outside the network 10.5.0.0/16"),
+        ({"10.5.1.0-24": lease(PublicIP=None)}, Severity.ERROR, "has no PublicIP"),
+        ({"10.5.1.0-24": lease(PublicIP="0.0.0.0")}, Severity.ERROR, "no address that a node can have"),
+        ({"10.5.1.0-24": lease(PublicIP="10.5.7.7")}, Severity.ERROR, "lies inside the overlay"),
+        ({"fd00::-64": lease(PublicIPv6="2001:db8::1")}, Severity.ERROR, "no subnet of a family"),
+        ({"10.5.1.0-25": lease()}, Severity.WARNING, "not a subnet that this network config leases"),
+        ({"10.5.1.0-24": lease(BackendType="udp")}, Severity.ERROR, "BackendType is 'udp', this network's is 'vxlan'"),
+        ({"10.5.1.0-24": lease(BackendType=None)}, Severity.ERROR, "BackendType is none"),
     ],
 )
-def test_one_lease(leases: Mapping[str, Any], level: Level, what: str) -> None:
+def test_one_lease(leases: Mapping[str, Any], level: Severity, what: str) -> None:
     ((found, text),) = findings(leases)
     assert found is level
     assert what in text
@@ -82,19 +82,19 @@ def test_a_network_whose_leases_have_no_type_takes_none() -> None:
 def test_overlapping_leases(reverse: bool) -> None:
     leases = {"10.5.1.0-24": lease(1), "10.5.1.128-25": lease(2)}
     found = findings(dict(sorted(leases.items(), reverse=reverse)))
-    assert (Level.ERROR, "10.5.1.128-25 overlaps 10.5.1.0-24") in found
+    assert (Severity.ERROR, "10.5.1.128-25 overlaps 10.5.1.0-24") in found
 
 
 def test_two_leases_of_one_node_or_address() -> None:
     assert findings({"10.5.1.0-24": lease(1), "10.5.2.0-24": lease(1)}) == [
-        (Level.ERROR, "public address 192.0.2.1 is in several leases: 10.5.1.0-24, 10.5.2.0-24"),
-        (Level.ERROR, "node id n1 is in several leases: 10.5.1.0-24, 10.5.2.0-24"),
+        (Severity.ERROR, "public address 192.0.2.1 is in several leases: 10.5.1.0-24, 10.5.2.0-24"),
+        (Severity.ERROR, "node id n1 is in several leases: 10.5.1.0-24, 10.5.2.0-24"),
     ]
 
 
 def test_a_lease_that_nobody_renews() -> None:
     expiries = {"10.5.1.0-24": 100.0, "10.5.2.0-24": 4000.0, "10.5.3.0-24": None}
-    assert findings({}, expiries=expiries) == [(Level.WARNING, "10.5.1.0-24 ends in 100 s and was not renewed")]
+    assert findings({}, expiries=expiries) == [(Severity.WARNING, "10.5.1.0-24 ends in 100 s and was not renewed")]
 
 
 # On a store

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.waiting import until
 
 from pyflannel.errors import ConfigError, ConflictError, StoreUnavailableError
 from pyflannel.plugins import load_store
@@ -22,12 +23,12 @@ from pyflannel.storetools.migration import (
     SOURCE,
     TARGET,
     TOLERANCE,
+    Decision,
     Done,
     Known,
     Migration,
     Seen,
     Step,
-    Verdict,
     contradictions,
     settle,
 )
@@ -55,7 +56,7 @@ COPY_LEFT = DAY - HANDICAP - 1
 @pytest.mark.parametrize("side", [SOURCE, TARGET])
 def test_what_one_store_has_is_copied_to_the_other(side: int) -> None:
     both = (seen(), None) if side == SOURCE else (None, seen())
-    assert settle(both, None) == Verdict(side, True, Step.COPY)
+    assert settle(both, None) == Decision(side, True, Step.COPY)
 
 
 def test_what_neither_has_is_nothing() -> None:
@@ -63,13 +64,13 @@ def test_what_neither_has_is_nothing() -> None:
 
 
 def test_the_later_expiry_is_the_home() -> None:
-    assert settle((seen(), seen(COPY_LEFT)), None) == Verdict(SOURCE, True, Step.NOTHING)
-    assert settle((seen(COPY_LEFT), seen()), None) == Verdict(TARGET, True, Step.NOTHING)
+    assert settle((seen(), seen(COPY_LEFT)), None) == Decision(SOURCE, True, Step.NOTHING)
+    assert settle((seen(COPY_LEFT), seen()), None) == Decision(TARGET, True, Step.NOTHING)
 
 
 def test_a_node_that_renews_the_copy_has_moved() -> None:
     known = Known(SOURCE, True, (seen(3600), seen(3600 - HANDICAP - 1)))
-    assert settle((seen(3600), seen(DAY)), known) == Verdict(TARGET, True, Step.RENEW)
+    assert settle((seen(3600), seen(DAY)), known) == Decision(TARGET, True, Step.RENEW)
 
 
 @pytest.mark.parametrize("change", [{"version": "2"}, {"handle": "other"}])
@@ -83,34 +84,34 @@ def test_a_node_that_writes_the_copy_has_moved(change: dict[str, str], exact: bo
 
 def test_a_node_that_goes_back_is_at_home_there_again() -> None:
     known = Known(TARGET, True, (seen(COPY_LEFT), seen()))
-    assert settle((seen(DAY + 100), seen()), known) == Verdict(SOURCE, True, Step.NOTHING)
+    assert settle((seen(DAY + 100), seen()), known) == Decision(SOURCE, True, Step.NOTHING)
 
 
 def test_a_new_text_goes_to_the_other_store() -> None:
     changed = seen(version="2")
     changed = replace(changed, record=replace(changed.record, value=text("n", "192.0.2.77")))
     known = Known(SOURCE, True, (seen(), seen(COPY_LEFT)))
-    assert settle((changed, seen(COPY_LEFT)), known) == Verdict(SOURCE, True, Step.UPDATE)
+    assert settle((changed, seen(COPY_LEFT)), known) == Decision(SOURCE, True, Step.UPDATE)
 
 
 def test_what_is_gone_from_its_home_is_deleted_at_the_other_place() -> None:
     known = Known(SOURCE, True, (seen(), seen(COPY_LEFT)))
-    assert settle((None, seen(COPY_LEFT)), known) == Verdict(SOURCE, True, Step.DELETE)
+    assert settle((None, seen(COPY_LEFT)), known) == Decision(SOURCE, True, Step.DELETE)
 
 
 def test_what_is_gone_from_its_home_but_renewed_at_the_other_place_comes_back() -> None:
     known = Known(SOURCE, True, (seen(), seen(COPY_LEFT)))
-    assert settle((None, seen(DAY + 50)), known) == Verdict(TARGET, True, Step.COPY)
+    assert settle((None, seen(DAY + 50)), known) == Decision(TARGET, True, Step.COPY)
 
 
 def test_a_guess_deletes_nothing() -> None:
     known = Known(SOURCE, False, (seen(exact=False), seen(exact=False)))
-    assert settle((None, seen(exact=False)), known) == Verdict(TARGET, True, Step.COPY)
+    assert settle((None, seen(exact=False)), known) == Decision(TARGET, True, Step.COPY)
 
 
 def test_a_copy_that_is_gone_is_made_again() -> None:
     known = Known(SOURCE, True, (seen(), seen(COPY_LEFT)))
-    assert settle((seen(), None), known) == Verdict(SOURCE, True, Step.COPY)
+    assert settle((seen(), None), known) == Decision(SOURCE, True, Step.COPY)
 
 
 def test_two_nodes_on_one_key_are_left_alone() -> None:
@@ -120,8 +121,10 @@ def test_two_nodes_on_one_key_are_left_alone() -> None:
 
 
 def test_a_reservation_makes_its_copy_one() -> None:
-    assert settle((seen(None), seen()), Known(SOURCE, True, (seen(None), seen()))) == Verdict(SOURCE, True, Step.UPDATE)
-    assert settle((seen(), seen(None)), Known(SOURCE, True, (seen(), seen(None)))) == Verdict(
+    assert settle((seen(None), seen()), Known(SOURCE, True, (seen(None), seen()))) == Decision(
+        SOURCE, True, Step.UPDATE
+    )
+    assert settle((seen(), seen(None)), Known(SOURCE, True, (seen(), seen(None)))) == Decision(
         SOURCE, True, Step.NOTHING
     )
 
@@ -347,13 +350,6 @@ class Following:
         self.migration.stop()
         self.thread.join(20)
         assert not self.thread.is_alive()
-
-
-def until(condition: Any) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def again(store: Store) -> Store:

@@ -13,17 +13,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.waiting import until
 
 from pyflannel_backends.userspace import tun_info
 
 HERE = Path(__file__).parent
-DEADLINE = 20.0
 _numbers = itertools.count()
 
 
@@ -31,16 +30,6 @@ def run(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}{done.stdout}"
     return done.stdout
-
-
-def wait_until(condition: Callable[[], Any], what: str, deadline: float = DEADLINE) -> Any:
-    end = time.monotonic() + deadline
-    while time.monotonic() < end:
-        result = condition()
-        if result:
-            return result
-        time.sleep(0.02)
-    raise AssertionError(f"not within {deadline} s: {what}")
 
 
 class Node:
@@ -190,7 +179,7 @@ class Overlay:
             node.make_device()
             node.start_driver()
             node.put_peer()
-        wait_until(first.ping, "a ping from node 1 to node 2")
+        until(first.ping, "a ping from node 1 to node 2")
 
     def close(self) -> None:
         for node in self.nodes:

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import pytest
-from tests.integration.backends.udp.conftest import MakeOverlay, Node, Overlay, wait_until
+from tests.integration.backends.udp.conftest import MakeOverlay, Node, Overlay
 from tests.unit.backends.userspace.reference import UDP, Packet
+from tests.waiting import until
 
 pytestmark = pytest.mark.root
 
@@ -31,10 +32,10 @@ def test_packets_that_come_alone_pass_python_by_where_there_is_a_fast_path(
     overlay = make_overlay(observed=True, extensions=extensions)
     first, second = overlay.nodes
     assert first.ping(count=5)
-    wait_until(lambda: settled(first) and settled(second), "the counters of the first packets")
+    until(lambda: settled(first) and settled(second), "the counters of the first packets")
     before = [node.counters() for node in overlay.nodes]
     assert first.ping(count=COUNT)
-    wait_until(lambda: settled(first) and settled(second), "the counters of all packets")
+    until(lambda: settled(first) and settled(second), "the counters of all packets")
     for node, former in zip(overlay.nodes, before, strict=True):
         for direction in ("sent", "received"):
             assert _grown(node, former, f"{direction}_packets") == COUNT
@@ -84,15 +85,15 @@ def test_a_peer_that_is_removed_gets_no_packet_more(either_overlay: Overlay) -> 
     first, _ = either_overlay.nodes
     with pings(first):
         begun = _datagrams(first)
-        wait_until(lambda: _datagrams(first) > begun + COUNT, "packets that go by what is known")
+        until(lambda: _datagrams(first) > begun + COUNT, "packets that go by what is known")
         first.tell("remove", "10.5.2.0-24")
-        wait_until(lambda: first.counters()["drop_no_route"], "packets without a route")
+        until(lambda: first.counters()["drop_no_route"], "packets without a route")
         sent = _datagrams(first)
         dropped = first.counters()["drop_no_route"]
-        wait_until(lambda: first.counters()["drop_no_route"] > dropped + COUNT, "more of them")
+        until(lambda: first.counters()["drop_no_route"] > dropped + COUNT, "more of them")
         assert _datagrams(first) == sent
         first.put_peer()
-        wait_until(lambda: _datagrams(first) > sent + COUNT, "packets to the peer that is there again")
+        until(lambda: _datagrams(first) > sent + COUNT, "packets to the peer that is there again")
     assert first.ping()
 
 
@@ -122,7 +123,7 @@ class Forger:
         """Whether it was taken."""
         before = self._fates()
         self.send()
-        wait_until(lambda: sum(self._fates()) > sum(before), "the packet to be taken or refused")
+        until(lambda: sum(self._fates()) > sum(before), "the packet to be taken or refused")
         return self._fates()[0] > before[0]
 
     def _fates(self) -> tuple[int, int]:
@@ -132,16 +133,16 @@ class Forger:
 
     def gets_through(self) -> None:
         """As soon as the worker has heard of it, and five times."""
-        wait_until(self.send_alone, "the peer to be let in")
+        until(self.send_alone, "the peer to be let in")
         assert all(self.send_alone() for _ in range(5))
 
     def is_refused(self, reason: str) -> None:
         """As soon as the worker has heard of it, and then for ever."""
-        wait_until(lambda: not self.send_alone(), "the peer to be refused")
+        until(lambda: not self.send_alone(), "the peer to be refused")
         taken, counted = _taken(self._target), self._target.counters()[reason]
         for _ in range(5):
             self.send()
-        wait_until(lambda: self._target.counters()[reason] == counted + 5, f"five counted as {reason}")
+        until(lambda: self._target.counters()[reason] == counted + 5, f"five counted as {reason}")
         assert _taken(self._target) == taken
 
 

@@ -7,46 +7,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.backends.udp.conftest import MakeOverlay, Node, Overlay, wait_until
-from tests.integration.backends.udp.traffic import digest
+from tests.integration.backends.udp.conftest import MakeOverlay, Node, Overlay
+from tests.integration.backends.udp.transfer import MEBIBYTE, Transfer
+from tests.waiting import until
 
 pytestmark = pytest.mark.root
-
-TRAFFIC = str(Path(__file__).with_name("traffic.py"))
-MEBIBYTE = 1 << 20
-
-
-def _answer(process: subprocess.Popen[str]) -> Any:
-    assert process.stdout is not None
-    return json.loads(process.stdout.readline())
-
-
-class Transfer:
-    """One TCP connection from node 1 to node 2 that carries ``size`` bytes."""
-
-    def __init__(self, overlay: Overlay, size: int, target: str = "10.5.2.1") -> None:
-        first, second = overlay.nodes
-        self.size = size
-        self._sink = second.start(sys.executable, TRAFFIC, "sink", "5001", stdout=subprocess.PIPE)
-        assert _answer(self._sink) == "listening"
-        words = (sys.executable, TRAFFIC, "source", target, "5001", str(size))
-        self._source = first.start(*words, stdout=subprocess.PIPE)
-
-    @property
-    def running(self) -> bool:
-        return self._source.poll() is None
-
-    def finish(self) -> None:
-        """Wait for the end; the data must have arrived as it was."""
-        with self._sink, self._source:
-            assert _answer(self._source) == "sent"
-            assert _answer(self._sink) == [self.size, digest(self.size)]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +37,7 @@ def test_a_stream_travels_in_super_packets(overlay: Overlay) -> None:
     _first, second = overlay.nodes
     before = second.counters()
     Transfer(overlay, 100 * MEBIBYTE).finish()
-    wait_until(lambda: second.counters()["received_bytes"] > 100 * MEBIBYTE, "the counters of the whole stream")
+    until(lambda: second.counters()["received_bytes"] > 100 * MEBIBYTE, "the counters of the whole stream")
     after = second.counters()
     received = after["received_packets"] - before["received_packets"]
     assert received / (after["received_calls"] - before["received_calls"]) > 8
@@ -88,7 +58,7 @@ def test_a_stream_loses_nothing_on_its_way(make_overlay: MakeOverlay, offload: b
         return received > 100 and 0 <= sent - received < 5  # the first pings came before everything was ready
 
     for source, target in ((first, second), (second, first)):
-        wait_until(functools.partial(arrived, source, target), "every packet that was sent to have been received")
+        until(functools.partial(arrived, source, target), "every packet that was sent to have been received")
     for counters in (first.counters(), second.counters()):
         drops = {name for name, count in counters.items() if name.startswith("drop_") and count}
         assert drops <= {"drop_other_family"}
@@ -115,7 +85,7 @@ def test_ipv6_inside(make_overlay: MakeOverlay, offload: bool) -> None:
     assert "From fd00:5:1:: icmp_seq=1 Destination unreachable: No route" in ping("fd00:5:99::1")
     before = second.counters()
     Transfer(overlay, 20 * MEBIBYTE, "fd00:5:2::1").finish()
-    wait_until(lambda: second.counters()["received_bytes"] > 20 * MEBIBYTE, "the counters of the whole stream")
+    until(lambda: second.counters()["received_bytes"] > 20 * MEBIBYTE, "the counters of the whole stream")
     after = second.counters()
     received = after["received_packets"] - before["received_packets"]
     assert (after["joined_packets"] - before["joined_packets"] > 0.5 * received) == offload
@@ -154,7 +124,7 @@ def test_a_killed_worker_is_replaced_under_load(overlay: Overlay) -> None:
 def _kill_worker(node: Node) -> None:
     (worker,) = node.workers()
     os.kill(worker, signal.SIGKILL)
-    wait_until(lambda: set(node.workers()) - {worker}, "another worker")
+    until(lambda: set(node.workers()) - {worker}, "another worker")
 
 
 def test_a_killed_daemon_leaves_packets_flowing_and_the_next_one_takes_over(overlay: Overlay) -> None:
@@ -167,7 +137,7 @@ def test_a_killed_daemon_leaves_packets_flowing_and_the_next_one_takes_over(over
     first.put_peer()
     transfer.finish()
     assert first.workers() == workers
-    wait_until(lambda: first.counters().get("sent_packets"), "counters of the worker taken over")
+    until(lambda: first.counters().get("sent_packets"), "counters of the worker taken over")
     assert first.tell("check") == {}
 
 
@@ -176,10 +146,10 @@ def test_peers_that_left_while_no_daemon_ran_are_forgotten_with_the_first_check_
     first.kill_driver()
     first.start_driver()
     first.tell("put", "10.5.9.0-24", "192.0.2.9")
-    wait_until(lambda: first.counters().get("sent_packets"), "the worker to be taken over")
+    until(lambda: first.counters().get("sent_packets"), "the worker to be taken over")
     assert first.ping(count=3)
     first.tell("check")
-    wait_until(lambda: not first.ping(), "the peer to be forgotten")
+    until(lambda: not first.ping(), "the peer to be forgotten")
 
 
 def test_a_worker_that_no_daemon_will_find_again_leaves_the_packets_to_the_next(overlay: Overlay) -> None:
@@ -190,7 +160,7 @@ def test_a_worker_that_no_daemon_will_find_again_leaves_the_packets_to_the_next(
     (first.state_dir / "udp-worker-0.sock").unlink()
     first.start_driver()
     first.put_peer()
-    wait_until(lambda: len(first.workers()) == 1 and lost not in first.workers(), "the lost worker to end")
+    until(lambda: len(first.workers()) == 1 and lost not in first.workers(), "the lost worker to end")
     assert first.ping(count=5)
 
 
@@ -202,7 +172,7 @@ def test_a_worker_that_is_configured_otherwise_is_replaced_without_a_gap(overlay
     first._options["Offload"] = False
     first.start_driver()
     first.put_peer()
-    wait_until(lambda: first.workers() and worker not in first.workers(), "the old worker to end")
+    until(lambda: first.workers() and worker not in first.workers(), "the old worker to end")
     assert first.ping(count=5)
     transfer.finish()
 
@@ -214,17 +184,17 @@ def test_stop_leaves_the_worker_and_end_ends_it(overlay: Overlay) -> None:
     assert len(first.workers()) == 1
     first.tell("stop")
     first.tell("end")
-    wait_until(lambda: not first.workers(), "the worker to end")
+    until(lambda: not first.workers(), "the worker to end")
 
 
 def test_the_table_follows_what_the_core_puts_and_removes(either_overlay: Overlay) -> None:
     first, _ = either_overlay.nodes
     first.tell("remove", "10.5.2.0-24")
-    wait_until(lambda: not first.ping(), "no route")
-    wait_until(lambda: first.counters()["drop_no_route"], "a counted drop")
+    until(lambda: not first.ping(), "no route")
+    until(lambda: first.counters()["drop_no_route"], "a counted drop")
     first.tell("put", "10.5.2.0-24", "192.0.2.77")
     first.tell("put", "10.5.2.0-24", "192.0.2.2")
-    wait_until(first.ping, "the route again")
+    until(first.ping, "the route again")
 
 
 def test_an_unknown_destination_is_answered_with_host_unreachable(either_overlay: Overlay) -> None:
@@ -247,10 +217,10 @@ def test_a_device_that_was_deleted_and_made_anew_is_attached_to_again(either_ove
     assert first.ping(count=3)
     workers = first.workers()
     first.ip("link", "del", "flannel0")
-    wait_until(lambda: "10.5.2.0-24" in first.tell("check"), "check to tell that the device is gone")
+    until(lambda: "10.5.2.0-24" in first.tell("check"), "check to tell that the device is gone")
     first.make_device()
-    wait_until(first.ping, "a ping through the new device")
-    wait_until(lambda: first.tell("check") == {}, "check to be content")
+    until(first.ping, "a ping through the new device")
+    until(lambda: first.tell("check") == {}, "check to be content")
     assert first.workers() == workers
 
 
@@ -258,7 +228,7 @@ def test_a_worker_without_daemon_and_device_ends(overlay: Overlay) -> None:
     first, _ = overlay.nodes
     first.tell("stop")
     first.ip("link", "del", "flannel0")
-    wait_until(lambda: not first.workers(), "the orphan to end", deadline=30.0)
+    until(lambda: not first.workers(), "the orphan to end")
 
 
 def test_a_path_with_a_smaller_mtu_is_learnt_and_told(either_overlay: Overlay) -> None:
@@ -296,7 +266,7 @@ def test_a_stopped_node_costs_the_others_nothing_but_its_packets(overlay: Overla
     os.kill(first.driver.pid, signal.SIGSTOP)
     try:
         started = time.monotonic()
-        wait_until(lambda: time.monotonic() > started + 2.5 and first.ping(count=3), "pings for several status periods")
+        until(lambda: time.monotonic() > started + 2.5 and first.ping(count=3), "pings for several status periods")
     finally:
         os.kill(first.driver.pid, signal.SIGCONT)
     assert first.tell("check") == {}

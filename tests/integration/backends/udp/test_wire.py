@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.backends.udp.conftest import MakeOverlay, Overlay, wait_until
-from tests.integration.backends.udp.test_overlay import MEBIBYTE, Transfer
+from tests.integration.backends.udp.conftest import MakeOverlay, Overlay
+from tests.integration.backends.udp.transfer import MEBIBYTE, Transfer
+from tests.waiting import until
 
 scapy = pytest.importorskip("scapy.all", reason="needs scapy (extra: test)")
 
@@ -89,7 +90,7 @@ def test_every_packet_on_the_underlay_is_valid(make_overlay: MakeOverlay, tmp_pa
         assert first.ping(size=1444, count=3, options=("-W", "10"))
         assert second.ping(size=3000, options=("-W", "10"))
         Transfer(overlay, 2 * MEBIBYTE).finish()
-        wait_until(lambda: path.stat().st_size > 2 * MEBIBYTE, "the capture to be written")
+        until(lambda: path.stat().st_size > 2 * MEBIBYTE, "the capture to be written")
     finally:
         capture.stop()
     packets = datagrams(path)

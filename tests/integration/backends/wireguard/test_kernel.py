@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import pytest
-from tests.integration import asking
 from tests.integration.backends.wireguard import kernels
+from tests.integration.backends.wireguard.kernels import (
+    NETWORK,
+    PATIENCE,
+    PSK,
+    entries,
+    public_key,
+    reachable,
+    until,
+    wg,
+)
 
 from pyflannel.lab import Lab, Node
 from pyflannel.lab.daemon import pyflannel_command
@@ -18,10 +24,6 @@ from pyflannel.testing.backends import BackendBehaviour
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600), kernels.needs_wireguard]
 
-PATIENCE = 120.0
-until = partial(asking.until, patience=PATIENCE)
-NETWORK = "10.244.0.0/16"
-PSK = b64encode(bytes(range(32))).decode()
 OPTIONS = {"Implementation": "kernel", "PSK": PSK}
 STRANGER = b64encode(bytes(range(1, 33))).decode()
 
@@ -36,44 +38,8 @@ class TestKernel(BackendBehaviour):
     )
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A peer as ``wg show dump`` has it."""
-
-    key: str
-    psk: str
-    endpoint: str
-    allowed_ips: str
-    handshake: int
-    received: int
-    sent: int
-    keepalive: str
-
-
-def wg(node: Node, *words: str) -> str:
-    return str(node.run(["wg", *words]).stdout)
-
-
-def entries(node: Node) -> dict[str, Entry]:
-    rows = [line.split("\t") for line in wg(node, "show", "flannel-wg", "dump").splitlines()[1:]]
-    found = (
-        Entry(key, psk, endpoint, ips, int(handshake), int(received), int(sent), keepalive)
-        for key, psk, endpoint, ips, handshake, received, sent, keepalive in rows
-    )
-    return {entry.key: entry for entry in found}
-
-
-def public_key(node: Node) -> str:
-    key: Any = node.daemon.status()["backend"]["details"]["public_key"]
-    return str(key)
-
-
 def subnet(node: Node) -> str:
     return str(node.daemon.status()["lease"]["subnets"][0])
-
-
-def reachable(lab: Lab) -> bool:
-    return lab.reachability().complete
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 from tests.integration.backends.wireguard import kernels
-from tests.integration.backends.wireguard.test_kernel import (
+from tests.integration.backends.wireguard.kernels import (
     NETWORK,
     PATIENCE,
     PSK,

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.waiting import until
 
 from pyflannel.backend import Lease, LeaseAttributes, Subnets
 from pyflannel_backends.udp.worker import UdpConfig
@@ -19,13 +17,6 @@ from pyflannel_backends.userspace.dataplane import UserspaceDataPlane, WorkerKin
 MODULE = "pyflannel_backends.udp.worker"
 PATIENCE = 60.0
 PEER = Subnets.from_key("10.5.2.0-24")
-
-
-def until(condition: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 def workers() -> int:
@@ -41,12 +32,7 @@ def _is_worker(process: Path) -> bool:
         return False
 
 
-def test_a_worker_that_answers_too_late_is_ended_before_another_one_is_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two of them would share the packets, and one would never hear of a change."""
-    monkeypatch.setattr(dataplane, "_START_TIMEOUT", 0.001)
-    monkeypatch.setattr(dataplane, "_BACKOFF", (0.0,))
+def udp_kind() -> WorkerKind:
     config = UdpConfig(
         device="pyfl-none",
         mtu=1400,
@@ -56,8 +42,16 @@ def test_a_worker_that_answers_too_late_is_ended_before_another_one_is_started(
         port=0,
         any_source_port=False,
     )
-    kind = WorkerKind("udp", MODULE, config, lambda lease: [("10.5.2.0/24", "192.0.2.2")])
-    plane = UserspaceDataPlane(kind, tmp_path, 1)
+    return WorkerKind("udp", MODULE, config, lambda lease: [("10.5.2.0/24", "192.0.2.2")])
+
+
+def test_a_worker_that_answers_too_late_is_ended_before_another_one_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of them would share the packets, and one would never hear of a change."""
+    monkeypatch.setattr(dataplane, "_START_TIMEOUT", 0.001)
+    monkeypatch.setattr(dataplane, "_BACKOFF", (0.0,))
+    plane = UserspaceDataPlane(udp_kind(), tmp_path, 1)
     try:
         plane.put(Lease(PEER, LeaseAttributes(public_ip=IPv4Address("192.0.2.2"))))
         until(lambda: "can't be started" in plane.check().get(PEER.key, ""), "no worker answers in time")
@@ -67,3 +61,19 @@ def test_a_worker_that_answers_too_late_is_ended_before_another_one_is_started(
     finally:
         plane.end()
     assert workers() == 0
+
+
+@pytest.mark.parametrize("name", ["pyflannel_backends", "json", "runpy", "numpy"])
+def test_a_worker_imports_nothing_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It is root, and where the daemon was started others may write."""
+    (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w').close(); raise SystemExit(1)")
+    monkeypatch.chdir(tmp_path)
+    plane = UserspaceDataPlane(udp_kind(), tmp_path, 1)
+    try:
+        plane.put(Lease(PEER, LeaseAttributes(public_ip=IPv4Address("192.0.2.2"))))
+        until(lambda: plane.statuses()[0] or (tmp_path / "imported").exists(), "the worker answers")
+        assert not (tmp_path / "imported").exists()
+    finally:
+        plane.end()

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 from tests.integration.firewall.conftest import Host
 
-from pyflannel.firewall.notices import Notices, legacy_fingerprint, legacy_tables, sees_forward_chains
+from pyflannel.firewall.legacy import legacy_fingerprint, legacy_tables
+from pyflannel.firewall.monitor import Monitor, sees_forward_chains
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(60)]
 
@@ -20,12 +21,12 @@ nft add set ip t s '{ type ipv4_addr; }'
 
 
 @pytest.fixture
-def notices(host: Host) -> Iterator[Notices]:
+def monitor(host: Host) -> Iterator[Monitor]:
     host.sh(SETUP)
-    notices = host.do(Notices)
-    notices.watch(frozenset({("ip", "t", "watched")}))
-    yield notices
-    notices.close()
+    monitor = host.do(Monitor)
+    monitor.watch(frozenset({("ip", "t", "watched")}))
+    yield monitor
+    monitor.close()
 
 
 @pytest.mark.parametrize(
@@ -46,15 +47,15 @@ def notices(host: Host) -> Iterator[Notices]:
         ("true", False),
     ],
 )
-def test_what_counts(host: Host, notices: Notices, change: str, counts: bool) -> None:
+def test_what_counts(host: Host, monitor: Monitor, change: str, counts: bool) -> None:
     host.sh(change)
-    assert notices.changed() is counts
-    assert notices.changed() is False
+    assert monitor.changed() is counts
+    assert monitor.changed() is False
 
 
-def test_a_lost_message_counts(host: Host, notices: Notices) -> None:
+def test_a_lost_message_counts(host: Host, monitor: Monitor) -> None:
     host.sh("yes 'add rule ip t other ip saddr 192.0.2.1 accept' | head -20000 | nft -f -")
-    assert notices.changed() is True
+    assert monitor.changed() is True
 
 
 @pytest.mark.parametrize(("version", "program"), [(4, "iptables-legacy"), (6, "ip6tables-legacy")])

@@ -1,4 +1,4 @@
-"""The empty chains that iptables-nft needs before a rule can stand in them, and how they go again.
+"""iptables' built-in chains in nftables: made when our rules need them there, removed when nobody does any more.
 
 iptables-legacy has its built-in chains (FORWARD, POSTROUTING) always; iptables-nft makes table and chain in nftables
 when the first rule comes, and leaves them there when the last one goes. So that we leave nothing behind, we make what
@@ -18,7 +18,7 @@ from typing import Final
 from pyflannel.firewall import nfnetlink as wire
 from pyflannel.firewall.nftables import ChainId
 
-__all__ = ["Shells", "make", "read", "remove_unused"]
+__all__ = ["BuiltInChains", "make", "read", "remove_unused"]
 
 COMMENT: Final = "made by pyflannel"
 
@@ -39,7 +39,7 @@ TableId = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Shells:
+class BuiltInChains:
     """Tables and chains of iptables' names, as of one generation.
 
     :param tables: those there are, and how many things each holds.
@@ -58,7 +58,7 @@ class Shells:
         return any(True for _ in _unused(self))
 
 
-def read() -> Shells:
+def read() -> BuiltInChains:
     """What there is now.
 
     :raises KernelError: the kernel has no nftables, or does not list them to us.
@@ -79,7 +79,7 @@ def read() -> Shells:
             chains[place] = mine and accepts and not wire.number(chain.get(_C_USE))
             if mine:
                 ours.add(place)
-    return Shells(generation, tables, chains, frozenset(ours))
+    return BuiltInChains(generation, tables, chains, frozenset(ours))
 
 
 def make(family: str, tables: Iterable[str]) -> None:
@@ -96,7 +96,7 @@ def make(family: str, tables: Iterable[str]) -> None:
     # Somebody changes nftables without a pause. iptables-nft makes what it needs by itself; then it is not ours.
 
 
-def _missing(there: Shells, family: str, table: str) -> Iterator[bytes]:
+def _missing(there: BuiltInChains, family: str, table: str) -> Iterator[bytes]:
     name, kind, hook, priority = _BUILT_IN[table]
     if (family, table) not in there.tables:
         body = [wire.attribute(_T_NAME, wire.string(table)), wire.attribute(_T_USERDATA, _MARK)]
@@ -126,7 +126,7 @@ def remove_unused() -> None:
             return
 
 
-def _unused(there: Shells) -> Iterator[bytes]:
+def _unused(there: BuiltInChains) -> Iterator[bytes]:
     left = dict(there.tables)
     for (family, table, name), idle in there.chains.items():
         if idle:

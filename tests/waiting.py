@@ -1,0 +1,40 @@
+"""Waiting for what comes true in its own time, with a patience that a busy machine stretches.
+
+No test says how long something takes. What never comes true must end a test all the same, so there is a limit: what an
+idle machine would never need, and on a busy one as many times that as there are programs for each CPU.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import pytest
+
+__all__ = ["PATIENCE", "crowd", "until"]
+
+PATIENCE: Final = 60.0
+"""Seconds, on an idle machine."""
+
+T = TypeVar("T")
+
+
+def crowd() -> float:
+    """How many programs want each CPU at present; at least 1."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def until(condition: Callable[[], T], what: object = "", patience: float = PATIENCE) -> T:
+    """Wait until ``condition`` returns something true, and return that.
+
+    :param what: said if it does not, or what it returns then.
+    """
+    begin = time.monotonic()
+    while not (found := condition()):
+        if time.monotonic() - begin > patience * crowd():
+            said = what() if callable(what) else what
+            pytest.fail(f"not within {time.monotonic() - begin:.0f} s: {said or condition}")
+        time.sleep(0.01)
+    return found
