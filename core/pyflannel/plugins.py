@@ -79,6 +79,19 @@ def load_store(scheme: str) -> type[Store]:
     return store
 
 
+def distribution(kind: str, name: str) -> tuple[str, str]:
+    """Name and version of the distribution whose plugin is used for a ``backend`` or ``store`` of this name.
+
+    Both are empty if there is none.
+    """
+    group = next(group for group, each in _KINDS.items() if each == kind)
+    entry = next((entry for entry in _entry_points(group) if entry.name == name), None)
+    if entry is None:
+        return "", ""
+    described = _describe(entry, "")
+    return described.distribution, described.version
+
+
 def installed(group: str) -> tuple[Plugin, ...]:
     """Every plugin of ``group`` by name, each one imported to see whether it works."""
     entries = _entry_points(group)

@@ -102,7 +102,7 @@ def pyflannel(ctx: click.Context) -> int:
     if ctx.invoked_subcommand is not None:
         return ExitCode.OK
     wanted = settings(ctx, daemon=True)
-    from pyflannel.daemon.loop import run
+    from pyflannel.daemon.wiring import run
 
     return run(wanted, lambda: settings(ctx, daemon=True))
 

@@ -77,12 +77,13 @@ class FirewallKeeper:
         self._anew = True
         os.eventfd_write(self._wake, 1)
 
-    def stop(self, timeout: float) -> None:
-        """End the thread; the rules stay."""
+    def stop(self, timeout: float) -> bool:
+        """End the thread, waiting so many seconds at most; the rules stay. Whether it has ended."""
         self._stopping = True
         os.eventfd_write(self._wake, 1)
         if self._thread.is_alive():
             self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:

@@ -18,7 +18,6 @@ from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
 from pyflannel.backend import Backend
-from pyflannel.daemon import subnet_env as envfile
 from pyflannel.errors import PluginError, PyflannelError, StoreUnavailableError
 from pyflannel.membership.machine import (
     Call,
@@ -42,6 +41,7 @@ from pyflannel.membership.machine import (
 )
 from pyflannel.membership.slot import Slot
 from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import Subnets
 from pyflannel.network.underlay import Underlay
 from pyflannel.planning.guard import Bounded, Publisher, guarded
 from pyflannel.store import Batch, Store, StoreLocation, Watch
@@ -84,6 +84,8 @@ class LeaseKeeper:
     :param location: the store's address; ``open_store`` makes a driver for it, which the keeper closes.
     :param make_backend: the backend that a network document asks for.
     :param slot: where what is known is written.
+    :param previous: the subnets that this node held last, as far as it knows.
+    :param measure: told of each call of the store: its name, how many seconds it took, what it raised.
     """
 
     def __init__(
@@ -95,8 +97,10 @@ class LeaseKeeper:
         slot: Slot,
         clock: Callable[[], float],
         rng: random.Random,
+        previous: Subnets | None = None,
+        measure: Callable[[str, float, BaseException | None], None] = lambda name, seconds, error: None,
     ) -> None:
-        previous = envfile.read_previous(options.subnet_file).subnets
+        self._measure = measure
         self._machine = LeaseMachine(options, str(location), location.scheme, previous, slot, rng)
         self._scheme, self._open_store, self._clock = location.scheme, open_store, clock
         self._make_backend = make_backend
@@ -133,14 +137,17 @@ class LeaseKeeper:
             self._inbox.put(lambda machine, now: machine.publish(number, now))
         return number
 
-    def stop(self, timeout: float) -> None:
+    def stop(self, timeout: float) -> bool:
         """End the threads and close the store, waiting ``timeout`` seconds at most for each thread that must end.
 
         The lease stays in the store, for the next start. What hangs in a plugin is left behind.
+
+        :returns: whether the keeper's own thread has ended.
         """
         self._inbox.put(LeaseMachine.stop)
         if self._thread.ident is not None:
             self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     @property
     def alive(self) -> bool:
@@ -196,7 +203,18 @@ class LeaseKeeper:
                 thread = self._store_thread
                 thread.put(number, lambda store: self._open_watch(thread, store, watch, revision), "watch")
             case Do(number, call):
-                self._store_thread.put(number, lambda store: perform(store, call), call.name)
+                self._store_thread.put(number, lambda store: self._measured(store, call), call.name)
+
+    def _measured(self, store: Store, call: Call) -> Any:
+        begin = self._clock()
+        raised: BaseException | None = None
+        try:
+            return perform(store, call)
+        except BaseException as error:
+            raised = error
+            raise
+        finally:
+            self._measure(call.name, self._clock() - begin, raised)
 
     @property
     def _store_thread(self) -> _StoreThread:

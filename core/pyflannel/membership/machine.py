@@ -116,7 +116,6 @@ class KeeperOptions:
     """
 
     node_id: str
-    subnet_file: Path
     state_dir: Path
     ttl: float
     margin: float

@@ -21,12 +21,13 @@ from typing import Any, NamedTuple, TypeAlias
 from pyflannel.backend import Backend, Node
 from pyflannel.errors import MalformedError, PyflannelError
 from pyflannel.kernel.model import KernelObject, Key, Link
+from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import IPNetwork, Lease, Subnets
 from pyflannel.network.ranges import Ranges
 from pyflannel.planning.guard import examined, guarded
 from pyflannel.planning.judging import own_problem, placement_problem, type_problem
 
-__all__ = ["Overlay", "Peer"]
+__all__ = ["Overlay", "Peer", "usable"]
 
 _NODE = ""
 """Owner of the kernel keys that the node needs for itself; no lease has this key."""

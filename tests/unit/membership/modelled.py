@@ -187,7 +187,6 @@ class Node:
         self.node_id = self.node_id or f"node-{self.host}"
         options = {
             "node_id": self.node_id,
-            "subnet_file": Path("/nonexistent/subnet.env"),
             "state_dir": Path("/nonexistent"),
             "ttl": 60.0,
             "margin": 20.0,

@@ -1,0 +1,168 @@
+"""Actions of the backend that an operator asks for: the kernel first, the lease last, and back again if either fails.
+
+Somebody asks in whatever thread and waits; the loop looks at what was asked in each turn. One action is under way at a
+time. That the lease was written is read from the lease's state, by the number of the request to publish. Whoever waits
+is answered, also when the daemon stops.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Any, Final, Protocol
+
+from pyflannel.backend import Backend, Change, Node
+from pyflannel.daemon.control import ACTION_TIMEOUT
+from pyflannel.errors import DaemonError, PluginError, PyflannelError
+from pyflannel.membership.slot import LeaseState
+from pyflannel.planning.guard import exclusive, guarded
+
+__all__ = ["Actions", "Stage"]
+
+log = logging.getLogger(__name__)
+
+BUSY_PATIENCE: Final = 1.0
+"""Seconds that an action waits for a ``publish`` of the same backend that is under way."""
+
+
+class Stage(Protocol):
+    """What actions need of the loop; called in its thread."""
+
+    def acting(self) -> tuple[Backend[Any], Node]:
+        """The backend that runs, and for which node.
+
+        :raises DaemonError: nothing can be done now; the message says why.
+        """
+
+    def replan(self) -> None:
+        """Plan anew what the node needs for itself, and have the kernel hold it.
+
+        :raises PyflannelError: that can't be; the message says why.
+        """
+
+    def publish(self) -> int:
+        """Have our lease say what the backend publishes; the request's number."""
+
+
+@dataclass(slots=True)
+class _Asked:
+    backend: str
+    action: str
+    answer: SimpleQueue[str | PyflannelError] = field(default_factory=SimpleQueue)
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """The kernel has taken it; the lease is on its way."""
+
+    asked: _Asked
+    backend: Backend[Any]
+    change: Change
+    request: int
+
+
+class Actions:
+    """See the module's docstring."""
+
+    def __init__(self, stage: Stage, wake: Callable[[], None]) -> None:
+        self._stage, self._wake = stage, wake
+        self._asked: deque[_Asked] = deque()
+        self._under_way: _UnderWay | None = None
+        self._lock = threading.Lock()
+        self._over = False
+
+    def ask(self, backend: str, action: str) -> str:
+        """Do an action of the backend ``backend`` and return what was done. For any thread.
+
+        :raises PyflannelError: it did not come about, or is not done in time.
+        """
+        asked = _Asked(backend, action)
+        with self._lock:
+            if self._over:
+                raise DaemonError(f"{action} was not done: the daemon is stopping")
+            self._asked.append(asked)
+        self._wake()
+        try:
+            said = asked.answer.get(timeout=ACTION_TIMEOUT)
+        except Empty:
+            raise DaemonError(
+                f"{action} is not done after {ACTION_TIMEOUT:.0f} s and goes on; see 'pyflannel status'"
+            ) from None
+        if isinstance(said, PyflannelError):
+            raise said
+        return said
+
+    def turn(self, state: LeaseState) -> None:
+        """Begin what was asked for, and end what has come to its end. In the loop's thread."""
+        ahead = self._under_way
+        if ahead is not None:
+            if state.published < ahead.request:
+                return
+            self._under_way = None
+            if state.publish_error is None:
+                log.info("%s", ahead.change.done)
+                ahead.asked.answer.put(ahead.change.done)
+            else:
+                self._take_back(ahead.asked, ahead.backend, ahead.change, state.publish_error)
+        while self._asked and self._under_way is None:
+            self._begin(self._asked.popleft())
+
+    def end(self) -> None:
+        """The daemon stops: nothing is begun any more, and whoever waits is told. For any thread. Idempotent."""
+        with self._lock:
+            self._over = True
+            waiting = [asked.action for asked in self._asked]
+            while self._asked:
+                asked = self._asked.popleft()
+                asked.answer.put(DaemonError(f"{asked.action} was not done: the daemon is stopping"))
+        ahead, self._under_way = self._under_way, None
+        if ahead is not None:
+            waiting.append(ahead.asked.action)
+            text = "the daemon is stopping: this node has changed, and its next start writes that into the lease"
+            ahead.asked.answer.put(DaemonError(f"{ahead.asked.action} is not done: {text}"))
+        if waiting:
+            log.warning("stopped before the end of: %s", ", ".join(waiting))
+
+    def _begin(self, asked: _Asked) -> None:
+        """Have the backend change what it says of this node, and bring the kernel there; then the lease is written.
+
+        The kernel first: peers that read the new lease must not find us as we were.
+        """
+        try:
+            backend, node = self._stage.acting()
+            if backend.name != asked.backend:
+                raise DaemonError(f"this node runs backend {backend.name!r}, not {asked.backend!r}")
+            if asked.action not in backend.actions:
+                raise PluginError(f"backend {backend.name!r} has no action {asked.action!r}")
+            with exclusive(backend, asked.action, BUSY_PATIENCE):
+                change = guarded(backend.name, asked.action, lambda: backend.act(asked.action, node))
+            if not isinstance(change, Change):
+                raise PluginError(f"backend {backend.name!r} answered {asked.action} with what is no Change")
+        except PyflannelError as error:
+            asked.answer.put(error)
+            return
+        try:
+            self._stage.replan()
+        except PyflannelError as error:
+            self._take_back(asked, backend, change, error)
+            return
+        self._under_way = _UnderWay(asked, backend, change, self._stage.publish())
+
+    def _take_back(self, asked: _Asked, backend: Backend[Any], change: Change, error: PyflannelError) -> None:
+        log.error("%s is taken back: %s", asked.action, error)
+        try:
+            with exclusive(backend, asked.action, BUSY_PATIENCE):
+                guarded(backend.name, f"undoing {asked.action}", change.undo)
+            self._stage.replan()
+        except PyflannelError as failure:
+            text = f"{asked.action} failed ({error}) and can't be undone: {failure}"
+            log.error("%s", text)
+            asked.answer.put(DaemonError(text))
+        else:
+            asked.answer.put(DaemonError(f"{asked.action} is taken back, all is as before: {error}"))
+        finally:
+            self._stage.publish()  # the store may have taken it after all

@@ -1,0 +1,280 @@
+"""Wiring: who starts and ends what.
+
+The process's first thread is the owner. It takes the run directory's lock, opens what all need, starts every thread in
+one order, and waits for a signal or for the loop's end; then it ends them in the reverse order, within one deadline
+however far it had got. A signal handler sets a flag and wakes somebody, nothing else, and stays in its place until all
+is over. What hangs in a plugin by then is named and left behind: the process ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import selectors
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from pyflannel.backend import Backend, parse_options
+from pyflannel.daemon import runlock, subnet_env
+from pyflannel.daemon.control import ControlServer
+from pyflannel.daemon.loop import Loop
+from pyflannel.daemon.notify import Notifier
+from pyflannel.errors import ExitCode, KernelError, PluginError, PyflannelError
+from pyflannel.firewall.keeper import FirewallKeeper
+from pyflannel.firewall.model import Mode
+from pyflannel.membership.keeper import KeeperOptions, LeaseKeeper
+from pyflannel.membership.nodeid import identify
+from pyflannel.membership.slot import Slot
+from pyflannel.network.document import NetworkConfig
+from pyflannel.planning.guard import guarded
+from pyflannel.plugins import distribution, load_backend, load_store
+from pyflannel.settings.settings import Settings
+from pyflannel.show.document import document
+from pyflannel.show.measures import Measures
+from pyflannel.show.status import Status, StatusServer
+from pyflannel.show.view import PluginName
+from pyflannel.small.wake import Wake
+
+if TYPE_CHECKING:
+    from pyflannel.firewall.sync import Firewall
+
+__all__ = ["STOP_PATIENCE", "make_backend", "run"]
+
+log = logging.getLogger(__name__)
+
+STOP_PATIENCE: Final = 4.0
+"""Seconds within which everything must have ended; systemd's TimeoutStopSec in the unit is longer."""
+
+
+def run(settings: Settings, read_settings: Callable[[], Settings]) -> int:
+    """Run the daemon in the foreground until SIGTERM or SIGINT.
+
+    :param read_settings: for SIGHUP: reads the settings anew, and sets up logging as they say.
+    :returns: the exit code.
+    :raises PyflannelError: it can't start with these settings, on this node, or with this network config.
+    """
+    _require_net_admin()
+    owner = _Owner(settings, read_settings)
+    with _signals({signal.SIGTERM: owner.stop, signal.SIGINT: owner.stop, signal.SIGHUP: owner.reload}):
+        return owner.run()
+
+
+class _Owner:
+    """See the module's docstring."""
+
+    def __init__(self, settings: Settings, read_settings: Callable[[], Settings]) -> None:
+        self._settings, self._read_settings = settings, read_settings
+        self._wake = Wake()
+        self._stop_wanted = self._reload_wanted = False
+        self._failure: BaseException | None = None
+        self._ends: list[tuple[str, Callable[[float], bool]]] = []
+        """What was started, in this order, and how each is ended within some seconds; whether it has ended."""
+
+    def stop(self) -> None:
+        """End soon. For signal handlers."""
+        self._stop_wanted = True
+        self._wake.set()
+
+    def reload(self) -> None:
+        """Read the settings anew. For signal handlers."""
+        self._reload_wanted = True
+        self._wake.set()
+
+    def run(self) -> int:
+        """Start all, wait, end all."""
+        with ExitStack() as stack:
+            stack.enter_context(runlock.hold(self._settings.run_dir))
+            try:
+                loop, thread = self._start(stack)
+                self._wait(loop, thread)
+            except BaseException as error:
+                self._failure = error
+            hung = self._end()
+            if hung:
+                self._leave(hung)
+        if self._failure is not None:
+            raise self._failure
+        return ExitCode.OK
+
+    def _start(self, stack: ExitStack) -> tuple[Loop, threading.Thread]:
+        """Start everything, each thing after what it needs."""
+        from pyflannel.kernel.inventory import read_inventory
+        from pyflannel.kernel.netlink import NetlinkPort
+
+        settings, measures, loop_wake = self._settings, Measures(), Wake()
+        store_class = load_store(settings.store.scheme)
+        guarded(settings.store.scheme, "making it", lambda: store_class(settings.store).close(), kind="store")
+        rng = random.Random()  # noqa: S311 - jitter and the choice of a subnet need no secrecy
+        node_id = identify(settings.state_dir, settings.node_id)
+        port = NetlinkPort()
+        stack.callback(port.close)
+        slot = Slot(loop_wake.set)
+        keeper = LeaseKeeper(
+            settings.store,
+            lambda: store_class(settings.store),
+            _keeper_options(settings, node_id),
+            make_backend,
+            slot,
+            time.monotonic,
+            rng,
+            previous=subnet_env.read_previous(settings.subnet_file).subnets,
+            measure=measures.called,
+        )
+        firewall = FirewallKeeper(lambda: _make_firewall(settings.firewall), settings.iptables_resync, loop_wake.set)
+        loop = Loop(
+            settings,
+            node_id,
+            str(settings.store),
+            slot,
+            keeper,
+            port,
+            firewall,
+            read_inventory,
+            Notifier(),
+            self._read_settings,
+            measures,
+            loop_wake,
+            lambda kind, name: PluginName(name, *distribution(kind, name)),
+            rng=rng,
+        )
+        self._ends.append(("the lease keeper", keeper.stop))
+        firewall.start()
+        self._ends.append(("the firewall's keeper", firewall.stop))
+        thread = threading.Thread(target=lambda: self._run(loop), name="pyflannel-loop", daemon=True)
+        thread.start()
+        self._ends.append(("the loop", lambda timeout: _end_loop(loop, thread, timeout)))
+        self._serve(loop)
+        return loop, thread
+
+    def _serve(self, loop: Loop) -> None:
+        """Open the ways in which others ask."""
+        settings, window = self._settings, loop.window
+        if settings.healthz_port:
+            from pyflannel.show.health import HealthServer, answers
+
+            health = HealthServer(settings.healthz_ip, settings.healthz_port, answers(window))
+            self._ends.append(("the health port", health.close))
+
+        def status() -> Status:
+            view = window.detailed()
+            return document(view, window.clock(), time.time())
+
+        self._ends.append(("the status socket", StatusServer(settings.run_dir, status).close))
+        self._ends.append(("the control socket", ControlServer(settings.run_dir, loop.actions.ask).close))
+
+    def _run(self, loop: Loop) -> None:
+        try:
+            loop.run()
+        except BaseException as error:  # passed on to the owner
+            self._failure = error
+        finally:
+            self.stop()
+
+    def _wait(self, loop: Loop, thread: threading.Thread) -> None:
+        """Until a signal comes or the loop ends."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wake, selectors.EVENT_READ)
+            while not self._stop_wanted and thread.is_alive():
+                if self._reload_wanted:
+                    self._reload_wanted = False
+                    loop.reload()
+                selector.select()
+                self._wake.drain()
+        loop.actions.end()
+
+    def _end(self) -> list[str]:
+        """End what was started, the last thing first; the names of what does not end."""
+        deadline = time.monotonic() + STOP_PATIENCE
+        hung = []
+        while self._ends:
+            name, end = self._ends.pop()
+            share = max(0.0, deadline - time.monotonic()) / 2 if self._ends else max(0.1, deadline - time.monotonic())
+            if not end(share):
+                hung.append(name)
+        return hung
+
+    def _leave(self, hung: list[str]) -> NoReturn:
+        """End the process although something of it hangs in a plugin."""
+        log.warning("%s did not end in time and is left behind; forwarding goes on", " and ".join(hung))
+        code = ExitCode.OK
+        if self._failure is not None:
+            known = isinstance(self._failure, PyflannelError)
+            code = self._failure.exit_code if isinstance(self._failure, PyflannelError) else ExitCode.INTERNAL
+            log.error("%s", self._failure, exc_info=None if known else self._failure)
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+
+def _end_loop(loop: Loop, thread: threading.Thread, timeout: float) -> bool:
+    loop.stop()
+    thread.join(timeout)
+    loop.actions.end()
+    return not thread.is_alive()
+
+
+def _keeper_options(settings: Settings, node_id: str) -> KeeperOptions:
+    return KeeperOptions(
+        node_id=node_id,
+        state_dir=settings.state_dir,
+        ttl=settings.lease_ttl,
+        margin=settings.renew_margin,
+        policy=settings.conflict_policy,
+        seed=settings.read_seed(),
+        backend=settings.backend,
+    )
+
+
+def _require_net_admin() -> None:
+    cap_net_admin = 12  # linux/capability.h
+    lines = Path("/proc/self/status").read_text().splitlines()
+    effective = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
+    if not effective >> cap_net_admin & 1:
+        raise KernelError("the daemon needs CAP_NET_ADMIN to configure interfaces and routes: run it as root")
+
+
+@contextmanager
+def _signals(reactions: Mapping[signal.Signals, Callable[[], None]]) -> Iterator[None]:
+    def handle(number: int, _: Any) -> None:
+        reactions[signal.Signals(number)]()
+
+    before = {number: signal.signal(number, handle) for number in reactions}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _make_firewall(mode: Mode) -> Firewall:
+    from pyflannel.firewall.sync import Firewall, find_tools
+
+    return Firewall(find_tools(), mode)
+
+
+def make_backend(network: NetworkConfig) -> Backend[Any]:
+    """The backend that a network document asks for, with its options.
+
+    :raises PluginError: it is not installed, or can't be loaded.
+    :raises ConfigError: its options are wrong, or it can't do what the network asks for.
+    """
+    kind = load_backend(network.backend_type)
+    options, unknown = parse_options(kind.Options, network.backend_options)
+    for key in (*network.unknown_keys, *(f"Backend.{key}" for key in unknown)):
+        log.warning("network config: key %s is not known here and ignored", key)
+    for version, able in ((4, kind.capabilities.ipv4), (6, kind.capabilities.ipv6)):
+        if version in network.versions and not able:
+            raise PluginError(
+                f"backend {kind.name!r} can't carry IPv{version}, which the network config switches on; "
+                f"use another backend, or set EnableIPv{version} to false"
+            )
+    return guarded(kind.name, "making it", lambda: kind(options))
