@@ -51,7 +51,6 @@ from pyflannel.kernel.model import (
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, IPAddress, IPNetwork, Lease, LeaseAttributes, Subnets
 from pyflannel.network.underlay import Underlay
-from pyflannel.small.digest import sha256
 from pyflannel.small.interpreter import module_command
 from pyflannel.small.secret import Secret
 
@@ -277,7 +276,9 @@ def stable_mac(seed: str) -> str:
     Put into ``seed`` what no two nodes share (``node.subnets``) and what the device is; the address then survives
     restarts and reboots without being kept anywhere.
     """
-    digest = bytearray(sha256(seed.encode())[:6])
+    from hashlib import sha256  # here, for it loads OpenSSL: who only imports the contract needs none
+
+    digest = bytearray(sha256(seed.encode()).digest()[:6])
     digest[0] = digest[0] & 0xFC | 0x02
     return digest.hex(":")
 

@@ -39,7 +39,7 @@ from pyflannel.planning.guard import checked_mtu, guarded
 from pyflannel.planning.overlay import Overlay
 from pyflannel.settings.settings import Settings
 from pyflannel.show.measures import Measures
-from pyflannel.show.readiness import standing, trouble
+from pyflannel.show.readiness import standing
 from pyflannel.show.status import State
 from pyflannel.show.view import Details, PluginCall, PluginName, View, Window
 from pyflannel.small.retry import Backoff
@@ -98,14 +98,14 @@ class _Member:
 
 @dataclass(slots=True)
 class _Adoption:
-    """A generation on its way in. Its overlay is filled aside, and takes the place of the former one when it has all."""
+    """A generation on its way in. Its overlay is filled aside, and takes the former one's place when it has all."""
 
     generation: Generation
     backoff: Backoff
     due: float = 0.0
     trouble: str = ""
     overlay: Overlay | None = None
-    remaining: Iterator[tuple[str, str]] = iter(())
+    remaining: Iterator[tuple[str, str]] = field(default_factory=lambda: iter(()))
     later: dict[str, str | None] = field(default_factory=dict)
     """What has changed since its records were read."""
 
@@ -143,9 +143,7 @@ class Loop:
         self._rng = rng or random.Random()  # noqa: S311 - pauses need no secrecy
         self.tracker = Tracker(port, clock, self._rng)
         scheme = settings.store.scheme
-        view = View(
-            node_id=node_id, started=time.time(), store=plugin("store", scheme), store_location=store_location
-        )
+        view = View(node_id=node_id, started=time.time(), store=plugin("store", scheme), store_location=store_location)
         self.window = Window(view, clock, wake.set)
         self.actions = Actions(self, wake.set)
         self.member: _Member | None = None

@@ -48,11 +48,10 @@ from pyflannel.errors import (
 )
 from pyflannel.membership.allocation import Adopt, ConflictPolicy, Contested, Existing, Identity, allocate, decide
 from pyflannel.membership.slot import Generation, LeaseState, Slot
-from pyflannel.network.document import NetworkConfig
+from pyflannel.network.document import NetworkConfig, NetworkSeed
 from pyflannel.network.lease import Lease, LeaseAttributes, Subnets
 from pyflannel.network.underlay import Underlay
 from pyflannel.planning.guard import PUBLISH_TIMEOUT
-from pyflannel.settings.settings import NetworkSeed
 from pyflannel.small.retry import Backoff
 from pyflannel.store import CALL_TIMEOUT, CONFIG_KEY, Batch, Record, Snapshot
 

@@ -18,7 +18,7 @@ from typing import Generic, NamedTuple, TypeVar
 from pyflannel.errors import ConfigError
 from pyflannel.network.lease import JSON, IPAddress, IPNetwork, Subnets
 
-__all__ = ["KEYS", "FamilyConfig", "NetworkConfig"]
+__all__ = ["KEYS", "FamilyConfig", "NetworkConfig", "NetworkSeed"]
 
 DEFAULT_BACKEND = "vxlan"
 
@@ -156,6 +156,20 @@ class NetworkConfig:
             enable_nftables=document.boolean("EnableNFTables", False),
             unknown_keys=document.unknown,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSeed:
+    """The network document to create if the store has none.
+
+    :param document: its JSON text, validated.
+    :param source: where it came from, for messages.
+    :param binding: a stored document that means something else is a reason not to run (``--net-config-path``).
+    """
+
+    document: str
+    source: str
+    binding: bool
 
 
 KEYS = (

@@ -28,7 +28,7 @@ from pyflannel.errors import ConfigError
 from pyflannel.firewall.model import Mode
 from pyflannel.membership.allocation import ConflictPolicy
 from pyflannel.network.document import KEYS as NETWORK_KEYS
-from pyflannel.network.document import NetworkConfig
+from pyflannel.network.document import NetworkConfig, NetworkSeed
 from pyflannel.network.lease import JSON, IPAddress
 from pyflannel.settings.options import BY_NAME, OPTIONS, Option
 from pyflannel.store import StoreLocation
@@ -37,7 +37,6 @@ __all__ = [
     "DEFAULT_CONFIG",
     "ConflictPolicy",
     "Loaded",
-    "NetworkSeed",
     "Settings",
     "load",
     "resolve",
@@ -47,20 +46,6 @@ DEFAULT_CONFIG: Final = Path("/etc/pyflannel/pyflannel.toml")
 
 Flags: TypeAlias = Mapping[str, "str | Sequence[str]"]
 """Option name to text as given on the command line; a sequence for a repeatable one."""
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkSeed:
-    """The network document to create if the store has none.
-
-    :param document: its JSON text, validated.
-    :param source: where it came from, for messages.
-    :param binding: a stored document that means something else is a reason not to run (``--net-config-path``).
-    """
-
-    document: str
-    source: str
-    binding: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

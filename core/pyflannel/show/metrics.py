@@ -33,6 +33,7 @@ _DEVICE_COLUMNS: Final = {
     for column, what in enumerate(("bytes", "packets", "errors", "dropped"))
 }
 
+
 class MissingPackageError(PyflannelError):
     """prometheus-client is not installed."""
 

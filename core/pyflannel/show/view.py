@@ -81,7 +81,7 @@ class View:
     started: float
     store: PluginName
     store_location: str
-    lease: LeaseState = LeaseState()
+    lease: LeaseState = field(default_factory=LeaseState)
     stopping: bool = False
     underlay: Underlay | None = None
     backend: PluginName | None = None
@@ -97,7 +97,7 @@ class View:
     subnet_file: bool = False
     peers: int = 0
     skipped: int = 0
-    firewall: FirewallState = FirewallState()
+    firewall: FirewallState = field(default_factory=FirewallState)
     repaired: int = 0
     last_error: tuple[float, str] | None = None
     details: Details | None = None

@@ -25,10 +25,9 @@ class Secret:
         return self._bytes
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Secret) or len(other._bytes) != len(self._bytes):
-            return False
-        # As one number each: ^ looks at all of both. hmac.compare_digest would do, but hmac loads libcrypto.
-        return not int.from_bytes(self._bytes, "big") ^ int.from_bytes(other._bytes, "big")
+        from hmac import compare_digest  # here, for it loads OpenSSL
+
+        return isinstance(other, Secret) and compare_digest(self._bytes, other._bytes)
 
     def __hash__(self) -> int:
         return hash(self._bytes)

@@ -22,7 +22,7 @@ from pyflannel.backend import (
     Subnets,
     forwarding,
 )
-from pyflannel.daemon.loop import make_backend
+from pyflannel.daemon.wiring import make_backend
 from pyflannel.errors import PluginError
 from pyflannel.kernel.links import LinkTable, encode_new_link, parse_link
 from pyflannel.kernel.model import ForeignInfo, KernelObject, Kind

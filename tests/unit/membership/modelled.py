@@ -27,10 +27,9 @@ from pyflannel.membership.machine import (
     Renew,
 )
 from pyflannel.membership.slot import Generation, LeaseState, Slot
-from pyflannel.network.document import NetworkConfig
+from pyflannel.network.document import NetworkConfig, NetworkSeed
 from pyflannel.network.lease import LeaseAttributes, Subnets
 from pyflannel.plugins import load_backend
-from pyflannel.settings.settings import NetworkSeed
 from pyflannel.store import Batch, Change, Record, Snapshot, Store, StoreLocation, Watch
 
 DOCUMENT = '{"Network": "10.5.0.0/16"}'

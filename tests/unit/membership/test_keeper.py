@@ -18,8 +18,8 @@ from pyflannel.backend import Backend, Published
 from pyflannel.membership import machine
 from pyflannel.membership.keeper import KeeperOptions, LeaseKeeper
 from pyflannel.membership.slot import Generation, LeaseState, Slot
-from pyflannel.network.document import NetworkConfig
-from pyflannel.settings.settings import NetworkSeed
+from pyflannel.network.document import NetworkConfig, NetworkSeed
+from pyflannel.network.lease import Subnets
 from pyflannel.store import Batch, Record, Store, StoreLocation, Watch
 from pyflannel_stores.file import FileStore
 
@@ -33,6 +33,7 @@ class Keeper:
         location = StoreLocation.parse(f"file://{path}/store")
         self.opened: list[FileStore] = []
         make: Callable[[NetworkConfig], Backend[Any]] = options.pop("make_backend", made)
+        previous: Subnets | None = options.pop("previous", None)
 
         def open_store() -> Store:
             self.opened.append(kind(location))
@@ -40,7 +41,6 @@ class Keeper:
 
         defaults: dict[str, Any] = {
             "node_id": f"node-{host}",
-            "subnet_file": path / f"subnet-{host}.env",
             "state_dir": path,
             "ttl": 60.0,
             "margin": 20.0,
@@ -56,6 +56,7 @@ class Keeper:
             self.slot,
             time.monotonic,
             random.Random(host),
+            previous,
         )
         self.keeper.start(underlay(host))
 
@@ -126,9 +127,8 @@ def test_a_node_joins_and_hears_of_others(tmp_path: Path, outside: Store) -> Non
     assert record_of(outside, lease.key) is not None, "the lease stays for the next start"
 
 
-def test_the_lease_of_subnet_env_is_asked_for_again(tmp_path: Path) -> None:
-    (tmp_path / "subnet-1.env").write_text("FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.77.1/24\n")
-    with keeping(tmp_path) as keeper:
+def test_the_subnet_held_before_is_asked_for_again(tmp_path: Path) -> None:
+    with keeping(tmp_path, previous=Subnets(IPv4Network("10.5.77.0/24"))) as keeper:
         assert keeper.joined().lease.key == "10.5.77.0-24"
 
 

@@ -52,9 +52,8 @@ from pyflannel.membership.machine import (
     Update,
     WriteConfig,
 )
-from pyflannel.network.document import NetworkConfig
+from pyflannel.network.document import NetworkConfig, NetworkSeed
 from pyflannel.network.lease import Lease, LeaseAttributes, Subnets
-from pyflannel.settings.settings import NetworkSeed
 
 UNAVAILABLE = StoreUnavailableError("out of reach")
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyflannel.errors import ConfigError, ExitCode
-from pyflannel.show import health
 from pyflannel.show.health import HealthServer, Response
+from pyflannel.small import server as server_module
 
 
 def answer(path: str) -> Response:
@@ -98,7 +98,7 @@ def test_a_large_answer_reaches_a_slow_reader() -> None:
 def test_idle_connections_do_not_keep_others_out(server: HealthServer) -> None:
     idle = [
         socket.create_connection((server.host, server.port), timeout=20)  # type: ignore[attr-defined]
-        for _ in range(health.MAX_CONNECTIONS + 20)
+        for _ in range(server_module.MAX_CONNECTIONS + 20)
     ]
     try:
         assert ask(server, "GET", "/")[0] == 200
@@ -109,7 +109,7 @@ def test_idle_connections_do_not_keep_others_out(server: HealthServer) -> None:
 
 
 def test_a_slow_client_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "MAX_SECONDS", 0.2)
+    monkeypatch.setattr(server_module, "MAX_SECONDS", 0.2)
     server = HealthServer(ip_address("127.0.0.1"), 0, answer)
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as channel:
         channel.sendall(b"GET / HT")

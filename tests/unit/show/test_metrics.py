@@ -1,4 +1,4 @@
-"""What is counted and timed, without a daemon: histograms, the store that is timed, the kernel's device counters."""
+"""What is counted and timed, without a daemon: histograms, calls of the store, the kernel's device counters."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.errors import ConflictError, StoreDeniedError, StoreError, StoreUnavailableError
+from pyflannel.show import measures as measuring
 from pyflannel.show import metrics
-from pyflannel.show.metrics import Histogram, Measures, MeteredStore, MissingPackageError, read_device_counters, render
-from pyflannel.store import Record, Snapshot, Store, StoreLocation, Watch
+from pyflannel.show.measures import Histogram, Measures
+from pyflannel.show.metrics import MissingPackageError, read_device_counters, render
 
-BOUNDS = metrics._BOUNDS
+BOUNDS = measuring._BOUNDS
 
 
 @given(st.lists(st.floats(0, 100)))
@@ -28,91 +29,31 @@ def test_a_histogram_counts_each_duration_in_every_bucket_that_holds_it(duration
     assert histogram.total == pytest.approx(sum(durations))
 
 
-RECORD = Record("10.1.1.0-24", "{}", "1")
-
-
-class Answering(Store):
-    """A store that answers every call with itself as proof of the arguments, or fails with ``error``."""
-
-    scheme = "answering"
-
-    def __init__(self, error: StoreError | None = None) -> None:
-        super().__init__(StoreLocation("answering"))
-        self.error = error
-        self.closed = False
-
-    def _answer(self, *arguments: object) -> Record:
-        if self.error is not None:
-            raise self.error
-        return Record(repr(arguments), "", "1")
-
-    def read_config(self) -> Record | None:
-        return self._answer("read_config")
-
-    def write_config(self, value: str, expected: Record | None) -> Record:
-        return self._answer("write_config", value, expected)
-
-    def snapshot(self) -> Snapshot:
-        return Snapshot("7", self._answer("snapshot"), ())
-
-    def create(self, key: str, value: str, ttl: float | None) -> Record:
-        return self._answer("create", key, value, ttl)
-
-    def update(self, record: Record, value: str, ttl: float | None) -> Record:
-        return self._answer("update", record, value, ttl)
-
-    def renew(self, record: Record, ttl: float) -> Record:
-        return self._answer("renew", record, ttl)
-
-    def delete(self, record: Record) -> None:
-        self._answer("delete", record)
-
-    def watch(self, revision: str) -> Watch:
-        raise NotImplementedError(revision)
-
-    def close(self) -> None:
-        self.closed = True
-
-
-CALLS = {
-    "read_config": lambda store: store.read_config(),
-    "write_config": lambda store: store.write_config("{}", RECORD),
-    "snapshot": lambda store: store.snapshot(),
-    "create": lambda store: store.create("k", "v", 5.0),
-    "update": lambda store: store.update(RECORD, "v", None),
-    "renew": lambda store: store.renew(RECORD, 9.0),
-    "delete": lambda store: store.delete(RECORD),
-}
+CALLS = ("snapshot", "read_config", "write_config", "create", "update", "renew", "delete")
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_each_call_is_passed_on_and_timed(name: str) -> None:
+@pytest.mark.parametrize(
+    ("error", "failed"),
+    [(None, 0), (StoreUnavailableError("it rains"), 1), (StoreDeniedError("no"), 1), (ConflictError("late"), 0)],
+)
+def test_calls_of_the_store_are_timed_and_failures_counted(name: str, error: StoreError | None, failed: int) -> None:
     measures = Measures()
-    assert CALLS[name](MeteredStore(Answering(), measures)) == CALLS[name](Answering())
+    measures.called(name, 0.5, error)
     counts = {call: histogram.buckets[-1][1] for call, histogram in measures.store_calls.items()}
     assert counts == {call: float(call == name) for call in CALLS}
-    assert not any(measures.store_failures.values())
+    assert measures.store_calls[name].total == 0.5
+    assert measures.store_failures == {call: failed * (call == name) for call in CALLS}
 
 
-@pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize(("kind", "counted"), [(StoreUnavailableError, 1), (StoreDeniedError, 1), (ConflictError, 0)])
-def test_failures_are_counted_and_passed_on(name: str, kind: type[StoreError], counted: int) -> None:
+def test_a_copy_stands_still() -> None:
     measures = Measures()
-    with pytest.raises(kind, match="it rains"):
-        CALLS[name](MeteredStore(Answering(kind("it rains")), measures))
-    assert measures.store_failures[name] == counted
-    assert measures.store_calls[name].buckets[-1][1] == 1
-
-
-def test_the_rest_is_the_wrapped_store_s() -> None:
-    inner = Answering()
-    store = MeteredStore(inner, Measures())
-    assert str(store.location) == "answering://"
-    assert store.time_to_live([RECORD]) == {RECORD.key: None}
-    with pytest.raises(NotImplementedError, match="7"):
-        store.watch("7")
-    store.close()
-    assert inner.closed
+    copied = measures.copy()
+    measures.called("renew", 0.5, StoreUnavailableError("it rains"))
+    measures.reconcile.observe(0.1)
+    assert copied.store_calls["renew"].buckets[-1][1] == 0
+    assert copied.store_failures["renew"] == 0
+    assert copied.reconcile.total == 0
 
 
 def test_device_counters_are_read_by_name() -> None:
