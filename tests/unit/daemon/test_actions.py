@@ -4,43 +4,32 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, ip_interface, ip_network
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from tests.unit.daemon.running import Running, settings_in, twin
 
 from pyflannel import cli
-from pyflannel.daemon import loop as agents
 from pyflannel.daemon.control import ActionFailed, ControlServer, request
-from pyflannel.daemon.loop import Agent
-from pyflannel.daemon.notify import Notifier
 from pyflannel.errors import DaemonError, ExitCode, StoreUnavailableError
-from pyflannel.firewall.choose import Tools
-from pyflannel.firewall.model import Mode
-from pyflannel.firewall.sync import Firewall
-from pyflannel.kernel.model import Address, ForeignInfo, Kind, Link, WireguardDevice, WireguardPeer
+from pyflannel.kernel.model import Kind, WireguardDevice, WireguardPeer
 from pyflannel.kernel.port import Write
 from pyflannel.kernel.twin import TwinPort
 from pyflannel.network.lease import Lease
-from pyflannel.network.underlay import Interface, InterfaceRoute, Inventory
-from pyflannel.settings.settings import resolve
-from pyflannel.show.metrics import Measures
-from pyflannel.store import Record, StoreLocation
+from pyflannel.planning.guard import exclusive
+from pyflannel.show.status import State
+from pyflannel.store import Record
 from pyflannel_backends.wireguard import keys
 from pyflannel_stores.file import FileStore
 
-PATIENCE = 60.0
 NETWORK = {"Network": "10.5.0.0/16", "Backend": {"Type": "wireguard", "Implementation": "kernel"}}
 PEER_KEY = "PxAJ+mM7QYmDSmq0Qd8DmsGVmJBjH5Yd0SNZUEO9Ul0="
-INVENTORY = Inventory(
-    (Interface("eth0", 1500, True, (IPv4Address("192.0.2.1"),)),),
-    (InterfaceRoute(ip_network("0.0.0.0/0"), "eth0", IPv4Address("192.0.2.254")),),
-)
 
 
 @dataclass
@@ -49,6 +38,14 @@ class Trace:
 
     events: list[str] = field(default_factory=list)
     refuse: bool = False
+    hold: threading.Event = field(default_factory=lambda: _set_event())
+    """While it is not set, updates don't come back."""
+
+
+def _set_event() -> threading.Event:
+    event = threading.Event()
+    event.set()
+    return event
 
 
 class TracedStore(FileStore):
@@ -58,6 +55,7 @@ class TracedStore(FileStore):
 
     def update(self, record: Record, value: str, ttl: float | None) -> Record:
         self.trace.events.append(f"lease {json.loads(value)['BackendData']['PublicKey']}")
+        self.trace.hold.wait()
         if self.trace.refuse:
             raise StoreUnavailableError("the store is away")
         return super().update(record, value, ttl)
@@ -79,46 +77,35 @@ class TracedTwin(TwinPort):
 
 
 class Daemon:
-    """An agent on a twin and a file store, with the socket that actions come by."""
+    """A daemon on a twin and a file store, with the socket that actions come by."""
 
     def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(agents, "_make_firewall", lambda mode: Firewall(Tools(None, {}), mode))
         monkeypatch.delenv("WIREGUARD_KEY_FILE", raising=False)
         self.path = path
         self.trace = Trace()
-        environ = {
-            "PYFLANNEL_STORE": f"file://{path}/store",
-            "PYFLANNEL_RUN_DIR": f"{path}/run",
-            "PYFLANNEL_STATE_DIR": f"{path}/state",
-            "PYFLANNEL_SUBNET_FILE": f"{path}/subnet.env",
-            "PYFLANNEL_FIREWALL": Mode.NONE.value,
-        }
-        settings = resolve({}, environ).settings
-        settings.run_dir.mkdir()
-        self.store = TracedStore(StoreLocation.parse(environ["PYFLANNEL_STORE"]))
-        self.store.trace = self.trace
+        settings = settings_in(path)
+        self.store = self.open(settings.store)
         if self.store.read_config() is None:
             self.store.write_config(json.dumps(NETWORK), None)
-        self.twin = TracedTwin(
-            [Link("eth0", ForeignInfo("veth"), 1500)],
-            [Address("eth0", ip_interface("192.0.2.1/24"))],
-            {"net/ipv4/ip_forward": "0"},
-        )
+        self.twin = twin(TracedTwin)
+        assert isinstance(self.twin, TracedTwin)
         self.twin.trace = self.trace
-        self.agent = Agent(
-            settings, self.store, self.twin, lambda: INVENTORY, Notifier({}), lambda: settings, Measures()
-        )
-        self.thread = threading.Thread(target=self.agent.run)
-        self.thread.start()
-        self.control = ControlServer(settings.run_dir, self.agent.act)
-        self.until(lambda: self.agent.membership is not None and self.agent.membership.published)
+        self.running = Running(path, lambda: self.open(settings.store), self.twin, settings=settings)
+        self.control = ControlServer(settings.run_dir, self.running.loop.actions.ask)
+        self.running.ready()
         self.trace.events.clear()
 
+    def open(self, location: Any) -> TracedStore:
+        store = TracedStore(location)
+        store.trace = self.trace
+        return store
+
     def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < deadline, self.agent.status()
-            time.sleep(0.01)
+        self.running.until(condition)
+
+    @property
+    def is_ready(self) -> bool:
+        return self.running.state is State.READY
 
     def rotate(self) -> str:
         return request(self.path / "run", "wireguard", "rotate-key")
@@ -134,10 +121,8 @@ class Daemon:
         return {in_file.public_key, keys.Identity.of(device.private_key.reveal()).public_key, data["PublicKey"]}
 
     def close(self) -> None:
+        self.running.close()
         self.control.close()
-        self.agent.stop()
-        self.thread.join(PATIENCE)
-        self.twin.close()
         self.store.close()
 
 
@@ -157,8 +142,8 @@ def test_a_new_key_is_in_the_kernel_before_it_is_in_the_lease(daemon: Daemon) ->
     assert new != old
     assert new in said
     assert daemon.trace.events == [f"kernel {new}", f"lease {new}"]
-    assert daemon.agent.status().state.value == "ready"
-    assert daemon.agent.repaired == 0
+    assert daemon.is_ready
+    assert daemon.running.status().repaired == 0
 
 
 def test_a_store_that_refuses_brings_the_old_key_back(daemon: Daemon) -> None:
@@ -168,7 +153,7 @@ def test_a_store_that_refuses_brings_the_old_key_back(daemon: Daemon) -> None:
         daemon.rotate()
     assert caught.value.exit_code is ExitCode.DAEMON
     daemon.trace.refuse = False
-    daemon.until(lambda: daemon.keys() == {old} and daemon.agent.status().state.value == "ready")
+    daemon.until(lambda: daemon.keys() == {old} and daemon.is_ready)
     assert daemon.trace.events[-1] == f"kernel {old}"
 
 
@@ -178,8 +163,8 @@ def test_a_kernel_that_refuses_keeps_the_lease_as_it_is(daemon: Daemon) -> None:
     with pytest.raises(ActionFailed, match="the kernel does not take it"):
         daemon.rotate()
     daemon.twin.broken = False
-    daemon.agent.tracker.request_resync()
-    daemon.until(lambda: daemon.keys() == {old} and daemon.agent.status().state.value == "ready")
+    daemon.running.loop.tracker.request_resync()
+    daemon.until(lambda: daemon.keys() == {old} and daemon.is_ready)
     assert not [event for event in daemon.trace.events if event.startswith("lease") and old not in event]
 
 
@@ -244,3 +229,28 @@ def test_a_peer_with_a_new_key_takes_over_its_subnet(daemon: Daemon) -> None:
     writes: list[Write] = [write for write in daemon.twin.writes if write.key[0] is Kind.WIREGUARD_PEER]
     assert len(writes) == 2, "one turn makes the new one and unmakes the old one"
     assert peers()[0].allowed_ips == (ip_network("10.5.200.0/24"),)
+
+
+def test_an_action_that_is_pending_is_answered_when_the_daemon_stops(daemon: Daemon) -> None:
+    daemon.trace.hold.clear()
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(daemon.rotate)
+        daemon.until(lambda: any(event.startswith("lease") for event in daemon.trace.events))
+        daemon.running.loop.stop()
+        with pytest.raises(ActionFailed, match="the daemon is stopping"):
+            asked.result()
+        with pytest.raises(ActionFailed, match="the daemon is stopping"):
+            daemon.rotate()
+    daemon.trace.hold.set()
+
+
+def test_an_action_does_not_run_beside_publish(daemon: Daemon) -> None:
+    assert daemon.running.loop.member is not None
+    (old,) = daemon.keys()
+    with (
+        exclusive(daemon.running.loop.member.backend, "publish"),
+        pytest.raises(ActionFailed, match="has not come back from publish yet; try again"),
+    ):
+        daemon.rotate()
+    assert daemon.keys() == {old}
+    daemon.rotate()
