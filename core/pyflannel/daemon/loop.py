@@ -30,10 +30,11 @@ from pyflannel.errors import DaemonError, KernelError, PyflannelError, UnderlayE
 from pyflannel.firewall.keeper import FirewallKeeper
 from pyflannel.firewall.model import plan
 from pyflannel.kernel.model import Route
-from pyflannel.kernel.port import KernelPort, Notice
+from pyflannel.kernel.port import ForeignLink, ForeignRoute, KernelPort, Notice
 from pyflannel.kernel.tracker import Tracker
 from pyflannel.membership.slot import Generation, Slot
 from pyflannel.network.underlay import Inventory, Selection, Underlay, choose
+from pyflannel.planning.diversion import diverting, leftovers
 from pyflannel.planning.feed import Feed
 from pyflannel.planning.guard import checked_mtu, guarded
 from pyflannel.planning.overlay import Overlay
@@ -54,6 +55,9 @@ UNDERLAY_PAUSE: Final = 1.0
 
 CHECK_INTERVAL: Final = 1.0
 """Seconds between two tries at a missing underlay or an unreadable kernel."""
+
+DIVERSIONS_PAUSE: Final = 1.0
+"""Seconds between two looks at who else has routes in the overlay's address space, at least."""
 
 BEAT_INTERVAL: Final = 4.0
 """The longest time in seconds that the loop sleeps: what /livez and the watchdog hear it by."""
@@ -166,6 +170,9 @@ class Loop:
         self._last_state, self._last_message = State.STARTING, ""
         self._settle_due: float | None = None
         self._trim_due: float | None = None
+        self._diversions: tuple[ForeignRoute, ...] = ()
+        self._diversions_due: float | None = None
+        self._diversions_seen = clock() - DIVERSIONS_PAUSE
         self._underlay_due: float | None = clock()
         self._underlay_seen = clock() - UNDERLAY_PAUSE
         self._resync_due = clock() + settings.resync_interval
@@ -221,8 +228,11 @@ class Loop:
         self._follow_store(now)
         if now >= self._resync_due:
             self.tracker.request_resync()
+            self._look_around_soon(now)
             self._resync_due = now + self.settings.resync_interval
         self._reconcile()
+        if self._diversions_due is not None and now >= self._diversions_due:
+            self._look_around(now)
         self.actions.turn(self.slot.state)
         self._tend_data_plane(now)
         self._announce()
@@ -241,7 +251,13 @@ class Loop:
         """Seconds until something is due."""
         if self._dirty or (self._adoption is not None and self._adoption.overlay is not None):
             return 0.0
-        maybe = (self._underlay_due, self.tracker.retry_at, self._settle_due, self._trim_due)
+        maybe = (
+            self._underlay_due,
+            self._diversions_due,
+            self.tracker.retry_at,
+            self._settle_due,
+            self._trim_due,
+        )
         due = [self._resync_due, self.window.beat + BEAT_INTERVAL, *(at for at in maybe if at is not None)]
         if self._adoption is not None:
             due.append(self._adoption.due)
@@ -282,6 +298,8 @@ class Loop:
     def _hear(self, notice: Notice, now: float) -> None:
         self.tracker.observe(notice)
         ours = self.tracker.link_names
+        if notice.diversions or notice.resync:
+            self._look_around_soon(now)
         if (notice.resync or notice.interfaces - ours) and self._underlay_due is None:
             self._underlay_due = max(now, self._underlay_seen + UNDERLAY_PAUSE)
 
@@ -306,6 +324,36 @@ class Loop:
             self.keeper.start(found)
         else:
             self.keeper.move(found)
+
+    def _look_around_soon(self, now: float) -> None:
+        if self._diversions_due is None and self.member is not None:
+            self._diversions_due = max(now, self._diversions_seen + DIVERSIONS_PAUSE)
+
+    def _look_around(self, now: float) -> None:
+        """See who else has routes in the overlay's address space; what flanneld left there goes, the rest is named."""
+        self._diversions_seen, self._diversions_due = now, None
+        member = self.member
+        if member is None:
+            return
+        overlay = member.overlay
+        try:
+            around = self._port.look_around()
+            found = leftovers(around, overlay.peers.values(), self.tracker.spaces)
+            if found and self.tracker.sweep:
+                names = [each.link.name if isinstance(each, ForeignLink) else str(each) for each in found]
+                log.warning("removing what flanneld has left in this network: %s", ", ".join(names))
+                for error in self._port.clear(found):
+                    log.error("%s", error)
+                around = self._port.look_around()
+        except KernelError as error:
+            log.debug("can't look for routes of others: %s", error)
+            self._diversions_due = now + CHECK_INTERVAL
+            return
+        diversions = diverting(around.routes, overlay.desired, overlay.node.subnets)
+        for route in diversions:
+            if route not in self._diversions:
+                log.warning("a route that is not ours takes packets of the overlay away: %s", route)
+        self._diversions = diversions
 
     def _reconcile(self) -> None:
         if self.member is None:
@@ -392,7 +440,10 @@ class Loop:
         feed = before.feed if before is not None else Feed(generation.backend, generation.node, self._rng)
         self.member = _Member(generation.backend, overlay, feed)
         overlay.drain_changed()
+        self.tracker.spaces = tuple(family.network for family in generation.node.network.families)
         self.tracker.follow(overlay.desired)
+        self.tracker.request_resync()
+        self._look_around_soon(self.clock())
         self._want_firewall(overlay)
         self.tracker.sweep = True
         self._settle_due = self.clock() + SETTLE_AFTER
@@ -515,6 +566,8 @@ class Loop:
             refused=next((str(failure.error) for failure in failures.values()), ""),
             refusals=len(failures),
             plane_trouble=member.feed.trouble if member is not None else "",
+            diversions=tuple(map(str, self._diversions)),
+            encrypts=member is not None and member.backend.capabilities.encrypts,
             subnet_file=self._subnet_file,
             peers=len(member.overlay.peers) if member is not None else 0,
             skipped=member.overlay.skipped if member is not None else 0,

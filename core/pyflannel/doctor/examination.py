@@ -38,6 +38,7 @@ GROUPS: Final[Mapping[str, Sequence[Check]]] = {
         membership.lease,
         membership.device,
         membership.objects,
+        membership.diversions,
         membership.subnet_file,
         membership.bridges,
     ),

@@ -222,6 +222,19 @@ def objects(facts: Facts) -> Iterator[Finding]:
         yield warned("leases", f"{peer.key}: {peer.reason}", meaning, "pyflannel leases")
 
 
+def diversions(facts: Facts) -> Iterator[Finding]:
+    """Routes of others that take packets of the overlay away, as the daemon sees them."""
+    if facts.status is None:
+        yield skipped("routes of others", f"not known: {facts.problems['status']}")
+        return
+    found = facts.status.get("diversions") or []
+    for route in found[:_SHOWN]:
+        meaning = "packets to these addresses leave the overlay: they go nowhere, or in plaintext past the encryption"
+        yield failed("routes of others", f"{route} comes before ours", meaning, f"ip route delete {route}")
+    if not found:
+        yield passed("routes of others", "none leads into the overlay")
+
+
 def _differs(key: Key, item: KernelObject, facts: Facts) -> bool:
     actual = (facts.kernel or {}).get(key)
     if isinstance(item, WireguardPeer) and isinstance(actual, WireguardPeer) and actual.endpoint is not None:

@@ -26,6 +26,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 from socket import AF_INET, AF_INET6
 from struct import Struct
@@ -66,11 +67,22 @@ from pyflannel.kernel.model import (
     VxlanInfo,
 )
 from pyflannel.kernel.netns import call_in
-from pyflannel.kernel.port import NOTHING, SEVERAL, KernelPort, Notice, Scope, Write
+from pyflannel.kernel.port import (
+    NOTHING,
+    SEVERAL,
+    ForeignLink,
+    ForeignRoute,
+    KernelPort,
+    Notice,
+    Scope,
+    Surroundings,
+    Write,
+)
 from pyflannel.kernel.refusal import foreign_link, foreign_route, not_kept, refusal
 from pyflannel.kernel.rtsocket import NETLINK_GENERIC, Answer, NotificationSocket, Refused, RequestSocket
 from pyflannel.kernel.wire import NeighbourRow, RouteRow
 from pyflannel.kernel.wireguard import Wireguard
+from pyflannel.network.lease import IPNetwork
 from pyflannel.small import files as smallfile
 
 __all__ = ["NetlinkPort"]
@@ -295,6 +307,57 @@ class NetlinkPort(KernelPort):
         metric = row.metric if row.metric != (0 if row.destination.version == 4 else 1024) else None
         return Route(row.destination, name, gateway, onlink, row.source, metric)
 
+    # what others have in our spaces
+
+    def look_around(self) -> Surroundings:
+        spaces = self._scope.spaces
+        routes = []
+        for version, family in ((4, AF_INET), (6, AF_INET6)):
+            if not any(space.version == version for space in spaces):
+                continue
+            for _, datagram, start, end in self._request.dump(wire.encode_route_dump(family), _UNKNOWN):
+                if datagram[start + 5] == ROUTE_PROTOCOL:
+                    continue
+                row = wire.parse_route(datagram, start, end)
+                if self._is_stray(row):
+                    routes.append(ForeignRoute(self._route(row), row.protocol))
+        return Surroundings(tuple(routes), tuple(self._strangers(spaces)))
+
+    def _is_stray(self, row: RouteRow) -> bool:
+        """Whether a foreign route leads into the scope's spaces, and to no more than them."""
+        if row.table != wire.RT_TABLE_MAIN or row.flags & wire.RTM_F_CLONED or self._is_ours(row):
+            return False
+        return any(_lies_in(row.destination, space) for space in self._scope.spaces)
+
+    def _strangers(self, spaces: Sequence[IPNetwork]) -> Iterator[ForeignLink]:
+        """The devices that are not ours and have addresses in some ranges."""
+        addresses: dict[int, list[IPv4Interface | IPv6Interface]] = defaultdict(list)
+        for _, datagram, start, end in self._request.dump(encode_address_dump(0, self._request.strict), _UNKNOWN):
+            index = address_index(datagram, start)
+            row = self._table.by_index.get(index)
+            if row is not None and not self._in_scope(row):
+                item = decode_address(row.name, datagram, start, end)
+                if item is not None:
+                    addresses[index].append(item.interface)
+        for index, found in addresses.items():
+            if any(address.ip in space for address in found for space in spaces):
+                yield ForeignLink(self._table.link(self._table.by_index[index]), tuple(found))
+
+    def clear(self, found: Iterable[ForeignRoute | ForeignLink]) -> tuple[KernelError, ...]:
+        errors: dict[Key, KernelError] = {}
+        steps = []
+        for item in found:
+            if isinstance(item, ForeignLink):
+                self._each(Write(item.link, None), self._delete_link, errors)
+                continue
+            write = Write(item.route, None)
+            index = self._table.index(item.route.link) if item.route.link is not None else 0
+            if index is not None:
+                message = wire.encode_route(wire.RTM_DELROUTE, item.route, index, protocol=item.protocol)
+                steps.append(_Step(write, (message,), _GONE))
+        self._send(steps, errors)
+        return tuple(errors.values())
+
     # what others change
 
     def fileno(self) -> int:
@@ -320,7 +383,7 @@ class NetlinkPort(KernelPort):
 
     def _announce(self) -> None:
         pending = self._pending
-        if pending.changes or pending.interfaces or pending.resync or self._reread:
+        if pending.changes or pending.interfaces or pending.resync or pending.diversions or self._reread:
             os.eventfd_write(self._wakeup, 1)
 
     def _drain(self) -> None:
@@ -368,6 +431,7 @@ class NetlinkPort(KernelPort):
         else:
             if flags & wire.NLM_F_REPLACE:  # of what it replaced, nothing is told
                 self._pending.changes[self._route(row).key] = None
+            self._pending.diversions |= any(_lies_in(row.destination, space) for space in self._scope.spaces)
             links = [hop.link for hop in row.nexthops] or [row.link]
             self._pending.interfaces.update(name for name in map(self._table.name, links) if name)
         if row.nexthops and flags & wire.NLM_F_APPEND:  # it joined another route, perhaps one of ours
@@ -776,6 +840,14 @@ class _Step:
 
 def _neighbour(link: str, row: NeighbourRow) -> Neighbour:
     return Neighbour(link, row.address, row.mac if len(row.mac) == _MAC_LENGTH else _NO_MAC)
+
+
+def _lies_in(destination: IPNetwork, space: IPNetwork) -> bool:
+    """Whether a network is part of a space, or all of it."""
+    if destination.version != space.version or destination.prefixlen < space.prefixlen:
+        return False
+    shift = space.max_prefixlen - space.prefixlen
+    return int(destination.network_address) >> shift == int(space.network_address) >> shift
 
 
 def _mentioning(needles: Sequence[bytes], answers: Iterable[Answer]) -> Iterator[Answer]:

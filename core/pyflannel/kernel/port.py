@@ -17,14 +17,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from types import MappingProxyType
 from typing import Final
 
 from pyflannel.errors import KernelError
-from pyflannel.kernel.model import GenericInfo, KernelObject, Key, Link, Sysctl, WireguardDevice
+from pyflannel.kernel.model import GenericInfo, KernelObject, Key, Link, Route, Sysctl, WireguardDevice
+from pyflannel.network.lease import IPNetwork
 
-__all__ = ["SEVERAL", "KernelPort", "Notice", "Scope", "Write"]
+__all__ = ["SEVERAL", "ForeignLink", "ForeignRoute", "KernelPort", "Notice", "Scope", "Surroundings", "Write"]
 
 SEVERAL: Final = IPv4Address(0)
 """The ``remote`` under which a forwarding entry is reported that has several (somebody appended one), or that leaves
@@ -45,9 +46,11 @@ class Scope:
     sysctls: frozenset[str] = frozenset()
     generic: Mapping[str, Link] = field(default_factory=dict)
     wireguard: frozenset[str] = frozenset()
+    spaces: tuple[IPNetwork, ...] = ()
+    """The address ranges in which foreign routes are of interest: a notice says when one of them has changed."""
 
     @classmethod
-    def of(cls, wanted: Iterable[KernelObject]) -> Scope:
+    def of(cls, wanted: Iterable[KernelObject], spaces: tuple[IPNetwork, ...] = ()) -> Scope:
         """What has to be looked at to tell whether the kernel holds just these objects."""
         links: dict[str, Link] = {}
         sysctls, wireguard = set(), set()
@@ -59,7 +62,7 @@ class Scope:
             elif isinstance(item, WireguardDevice):
                 wireguard.add(item.link)
         generic = {name: link for name, link in links.items() if isinstance(link.info, GenericInfo)}
-        return cls(frozenset(links), frozenset(sysctls), generic, frozenset(wireguard))
+        return cls(frozenset(links), frozenset(sysctls), generic, frozenset(wireguard), spaces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,34 @@ class Notice:
     changes: dict[Key, KernelObject | None] = field(default_factory=dict)
     interfaces: set[str] = field(default_factory=set)
     resync: bool = False
+    diversions: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignRoute:
+    """A route of the main table that is not ours; ``protocol`` is who made it (``rtm_protocol``)."""
+
+    route: Route
+    protocol: int
+
+    def __str__(self) -> str:
+        return str(self.route).removeprefix("route ")
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignLink:
+    """A device that is not ours, and the addresses on it."""
+
+    link: Link
+    addresses: tuple[IPv4Interface | IPv6Interface, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What others have put into some address ranges: routes that lead into them, devices with addresses in them."""
+
+    routes: tuple[ForeignRoute, ...] = ()
+    links: tuple[ForeignLink, ...] = ()
 
 
 NOTHING: Final[Mapping[Key, KernelObject]] = MappingProxyType({})
@@ -120,6 +151,17 @@ class KernelPort(ABC):
 
         :returns: the keys that failed, each with the reason; all others are done. Deleting what is gone is done.
         """
+
+    @abstractmethod
+    def look_around(self) -> Surroundings:
+        """What others have in the spaces of the scope of the last :meth:`dump`. Reads all routes there are.
+
+        :raises KernelError: the kernel can't be read.
+        """
+
+    @abstractmethod
+    def clear(self, found: Iterable[ForeignRoute | ForeignLink]) -> tuple[KernelError, ...]:
+        """Remove what :meth:`look_around` has found; what refuses to go is told. What is gone already is done."""
 
     @abstractmethod
     def fileno(self) -> int:

@@ -24,6 +24,7 @@ from pyflannel.errors import KernelError
 from pyflannel.kernel.model import KernelObject, Key, Kind, Sysctl
 from pyflannel.kernel.port import KernelPort, Notice, Scope, Write
 from pyflannel.kernel.refusal import not_kept
+from pyflannel.network.lease import IPNetwork
 from pyflannel.small.retry import Backoff
 
 __all__ = ["Failure", "ObjectState", "ObjectStatus", "Outcome", "Tracker"]
@@ -96,6 +97,8 @@ class Tracker:
         self.port = port
         self.sweep = False
         """Whether objects of ours that nobody wants may be deleted. Set after the first complete snapshot."""
+        self.spaces: tuple[IPNetwork, ...] = ()
+        """The address ranges in which others' routes are of interest; holds from the next dump on."""
         self._clock = clock
         self._desired: Mapping[Key, KernelObject] = {}
         self._actual: dict[Key, KernelObject] = {}
@@ -184,7 +187,7 @@ class Tracker:
                 self._stamp(key)
 
     def _dump(self) -> None:
-        self._scope = Scope.of(self._desired.values())
+        self._scope = Scope.of(self._desired.values(), self.spaces)
         found = self.port.dump(self._scope, self._desired)
         for key in [key for key in self._actual if key not in found]:
             self._see(key, None)

@@ -50,7 +50,17 @@ from pyflannel.kernel.model import (
     WireguardDevice,
     WireguardPeer,
 )
-from pyflannel.kernel.port import NOTHING, SEVERAL, KernelPort, Notice, Scope, Write
+from pyflannel.kernel.port import (
+    NOTHING,
+    SEVERAL,
+    ForeignLink,
+    ForeignRoute,
+    KernelPort,
+    Notice,
+    Scope,
+    Surroundings,
+    Write,
+)
 from pyflannel.kernel.refusal import foreign_link, foreign_route, not_kept, refusal
 from pyflannel.kernel.wire import is_flooded
 from pyflannel.network.lease import IPAddress
@@ -145,6 +155,37 @@ class TwinPort(KernelPort):
         self._announce()
         return failures
 
+    def look_around(self) -> Surroundings:
+        """See :meth:`KernelPort.look_around`."""
+        self._require_life()
+        routes = tuple(
+            ForeignRoute(entry.route, entry.protocol)
+            for entry in self.routes.values()
+            if not self._is_ours(entry) and self._in_a_space(entry.route)
+        )
+        links = []
+        for link in self.links.values():
+            addresses = tuple(item.interface for item in self.addresses.values() if item.link == link.name)
+            near = any(address.ip in space for address in addresses for space in self._scope.spaces)
+            if near and not self._in_scope(link):
+                links.append(ForeignLink(link, addresses))
+        return Surroundings(routes, tuple(links))
+
+    def _in_a_space(self, route: Route) -> bool:
+        destination = route.destination
+        spaces = [space for space in self._scope.spaces if space.version == destination.version]
+        return any(destination.subnet_of(space) for space in spaces)  # type: ignore[arg-type]
+
+    def clear(self, found: Iterable[ForeignRoute | ForeignLink]) -> tuple[KernelError, ...]:
+        """See :meth:`KernelPort.clear`."""
+        for item in found:
+            if isinstance(item, ForeignLink):
+                self._lose_link(item.link.name)
+            else:
+                self.routes.pop(item.route.key, None)
+        self._announce()
+        return ()
+
     def fileno(self) -> int:
         """See :meth:`KernelPort.fileno`."""
         return self._wakeup
@@ -225,6 +266,7 @@ class TwinPort(KernelPort):
             if entry is not None:
                 if entry.route.link is not None and not self._is_ours(entry):
                     self._pending.interfaces.add(entry.route.link)
+                self._pending.diversions |= not self._is_ours(entry) and self._in_a_space(entry.route)
                 self._tell(key, None, self._is_ours(entry))
         elif key[0] is Kind.NEIGHBOUR:
             neighbour = self.neighbours.pop(key, None)
@@ -290,6 +332,7 @@ class TwinPort(KernelPort):
             self._tell(route.key, route, True)
             return
         self._tell(route.key, None, before is not None and self._is_ours(before))
+        self._pending.diversions |= self._in_a_space(route)
         if route.link is not None:
             self._pending.interfaces.add(route.link)
 
@@ -298,7 +341,8 @@ class TwinPort(KernelPort):
             self._pending.changes[key] = item
 
     def _announce(self) -> None:
-        if self._pending.changes or self._pending.interfaces or self._pending.resync:
+        pending = self._pending
+        if pending.changes or pending.interfaces or pending.resync or pending.diversions:
             os.eventfd_write(self._wakeup, 1)
 
     # what is ours

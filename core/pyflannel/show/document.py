@@ -64,6 +64,7 @@ def document(view: View, now: float, wall: float) -> Status:
         firewall=_firewall(view),
         data_plane=details.counters,
         age=round(now - details.made_at, 1),
+        diversions=view.diversions,
     )
 
 

@@ -144,6 +144,8 @@ def _work(view: View, details: Details) -> Iterator[Metric]:
     yield _counter("kernel_writes", "Kernel objects written or deleted.", [({}, measures.written)])
     yield _counter("kernel_refusals", "Writes that the kernel refused.", [({}, measures.refused)])
     yield _counter("drift_repaired", "Objects that others had changed and that were put right.", [({}, view.repaired)])
+    text = "Routes of others that take packets of the overlay away."
+    yield _gauge("diversions", text, [({}, len(view.diversions))])
     firewall = view.firewall
     yield _gauge("firewall_in_place", "Whether our firewall rules are as they should be.", [({}, firewall.in_place)])
     text = "How often firewall rules were written anew after others had changed the firewall."

@@ -11,7 +11,7 @@ from typing import Final
 from pyflannel.show.status import State
 from pyflannel.show.view import View
 
-__all__ = ["PLUGIN_PATIENCE", "hanging", "readiness", "standing", "trouble"]
+__all__ = ["PLUGIN_PATIENCE", "diverted", "hanging", "readiness", "standing", "trouble"]
 
 PLUGIN_PATIENCE: Final = 5.0
 """Seconds after which a backend's call is taken for one that hangs."""
@@ -37,7 +37,9 @@ def _on_the_way(view: View, now: float) -> tuple[State, str] | None:
         return (State.WAITING, wrong) if wrong else (State.STARTING, "setting up the kernel")
     if not view.in_place:
         return State.WAITING, wrong or view.refused
-    return (State.WAITING, view.plane_trouble) if view.plane_trouble else None
+    if view.plane_trouble:
+        return State.WAITING, view.plane_trouble
+    return (State.WAITING, diverted(view)) if view.encrypts and view.diversions else None
 
 
 def _running(view: View, now: float) -> tuple[State, str]:
@@ -63,8 +65,20 @@ def readiness(view: View, now: float) -> tuple[bool, str]:
 
 def trouble(view: View, now: float) -> str:
     """What goes wrong at present, other than single kernel objects; empty if nothing does."""
-    found = (hanging(view, now), *view.troubles, view.lease.trouble, view.firewall.trouble)
+    found = (hanging(view, now), *view.troubles, view.lease.trouble, diverted(view), view.firewall.trouble)
     return next(filter(None, found), "")
+
+
+def diverted(view: View) -> str:
+    """Who else takes packets of the overlay away; empty if nobody does."""
+    if not view.diversions:
+        return ""
+    past = " past the encryption" if view.encrypts else ""
+    others = f" (and {len(view.diversions) - 1} more)" if len(view.diversions) > 1 else ""
+    return (
+        f"a route that is not ours takes packets of the overlay away{past}: {view.diversions[0]}{others}; "
+        f"if nobody needs it, 'ip route delete {view.diversions[0]}'"
+    )
 
 
 def hanging(view: View, now: float) -> str:

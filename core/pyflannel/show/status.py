@@ -193,7 +193,8 @@ class Status:
 
     ``repaired`` counts the objects that something else changed and that were put right; ``data_plane`` are the
     backend's own counters. ``age`` says how many seconds ago peers, objects and counters were looked at: more than
-    a moment only while the daemon's loop does not come back from a plugin.
+    a moment only while the daemon's loop does not come back from a plugin. ``diversions`` are routes of others that
+    take packets of the overlay away.
     """
 
     version: str
@@ -215,6 +216,7 @@ class Status:
     firewall: FirewallStatus = field(default_factory=FirewallStatus)
     data_plane: Mapping[str, int] = field(default_factory=dict)
     age: float = 0.0
+    diversions: tuple[str, ...] = ()
 
     @property
     def ready(self) -> bool:

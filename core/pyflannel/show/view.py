@@ -73,6 +73,8 @@ class View:
     :param troubles: what goes wrong, other than single kernel objects; the most important first.
     :param in_place: the kernel holds all that the node needs for itself. ``refused``: the first reason why it does not
         take something, ``refusals`` how many objects there are of that kind.
+    :param diversions: others' routes that take packets of the overlay away; ``encrypts``: where the backend would have
+        encrypted them.
     :param subnet_file: ``subnet.env`` says what we hold.
     :param settled: the overlay holds all leases of the store.
     """
@@ -94,6 +96,8 @@ class View:
     refused: str = ""
     refusals: int = 0
     plane_trouble: str = ""
+    diversions: tuple[str, ...] = ()
+    encrypts: bool = False
     subnet_file: bool = False
     peers: int = 0
     skipped: int = 0

@@ -87,8 +87,9 @@ class Daemon:
         self.store = self.open(settings.store)
         if self.store.read_config() is None:
             self.store.write_config(json.dumps(NETWORK), None)
-        self.twin = twin(TracedTwin)
-        assert isinstance(self.twin, TracedTwin)
+        made = twin(TracedTwin)
+        assert isinstance(made, TracedTwin)
+        self.twin = made
         self.twin.trace = self.trace
         self.running = Running(path, lambda: self.open(settings.store), self.twin, settings=settings)
         self.control = ControlServer(settings.run_dir, self.running.loop.actions.ask)

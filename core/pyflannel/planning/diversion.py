@@ -1,0 +1,104 @@
+"""Who takes packets of the overlay away: the overlay's address space is ours to watch.
+
+A route of somebody else's that is more specific than ours, or has a lower metric, wins, and the packets for which we
+have made a way go another one: nowhere, or out in plaintext past a backend that encrypts. Some of these are what an
+earlier daemon left behind: flanneld's devices, known by their names and by addresses in this network, and its routes,
+known by leading to just the subnet of a lease through just that lease's public address. These are ours to sweep. All
+others are somebody's, and are named. Pure functions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from pyflannel.errors import MalformedError
+from pyflannel.kernel.model import KernelObject, Key, Route
+from pyflannel.kernel.port import ForeignLink, ForeignRoute, Surroundings
+from pyflannel.network.lease import IPAddress, IPNetwork, Lease, Subnets
+from pyflannel.planning.overlay import Peer
+
+__all__ = ["diverting", "leftovers"]
+
+_BOOT: Final = 3
+"""``RTPROT_BOOT`` (linux/rtnetlink.h): of routes whose maker names no protocol, such as flanneld's."""
+
+_FLANNELD: Final = re.compile(r"flannel(\.\d+|-v6\.\d+|-wg(-v6)?|\.ipip|\d+)")
+"""The names that flanneld gives its devices."""
+
+
+def diverting(
+    routes: Iterable[ForeignRoute], desired: Mapping[Key, KernelObject], own: Subnets
+) -> tuple[ForeignRoute, ...]:
+    """The routes among ``routes`` that win against a route that we want. Inside our own subnet containers live."""
+    wanted: dict[tuple[int, int], dict[int, int]] = {}
+    found = []
+    for item in desired.values() if routes else ():
+        if isinstance(item, Route):
+            net = item.destination
+            metrics = wanted.setdefault((net.version, net.prefixlen), {})
+            bits = _leading(net, net.prefixlen)
+            metrics[bits] = min(item.effective_metric, metrics.get(bits, 1 << 32))
+    for foreign in routes:
+        if foreign.route.key not in desired and not _inside(foreign.route.destination, own) and _wins(foreign, wanted):
+            found.append(foreign)
+    return tuple(sorted(found, key=str))
+
+
+def _wins(foreign: ForeignRoute, wanted: Mapping[tuple[int, int], Mapping[int, int]]) -> bool:
+    net = foreign.route.destination
+    for length in range(net.prefixlen, -1, -1):
+        metric = wanted.get((net.version, length), {}).get(_leading(net, length))
+        if metric is not None:
+            return length < net.prefixlen or foreign.route.effective_metric < metric
+    return False
+
+
+def _inside(net: IPNetwork, own: Subnets) -> bool:
+    subnet = own.of(net.version)
+    if subnet is None or net.prefixlen < subnet.prefixlen:
+        return False
+    return _leading(net, subnet.prefixlen) == _leading(subnet, subnet.prefixlen)
+
+
+def _leading(net: IPNetwork, length: int) -> int:
+    return int(net.network_address) >> (net.max_prefixlen - length)
+
+
+def leftovers(
+    around: Surroundings, peers: Iterable[Peer], spaces: Iterable[IPNetwork]
+) -> tuple[ForeignRoute | ForeignLink, ...]:
+    """What an earlier flanneld of this network has left on this node.
+
+    :param peers: all leases of other nodes, those of another backend too.
+    """
+    ranges = tuple(spaces)
+    links = [
+        each
+        for each in around.links
+        if _FLANNELD.fullmatch(each.link.name)
+        and all(any(address.ip in space for space in ranges) or address.ip.is_link_local for address in each.addresses)
+    ]
+    gone = {each.link.name for each in links}
+    candidates = [
+        each for each in around.routes if each.protocol == _BOOT and each.route.gateway and each.route.link not in gone
+    ]
+    holders = _gateways(peers) if candidates else {}
+    routes = [each for each in candidates if each.route.gateway in holders.get(each.route.destination, ())]
+    return (*routes, *links)
+
+
+def _gateways(peers: Iterable[Peer]) -> dict[IPNetwork, set[IPAddress]]:
+    """Each leased subnet to the public addresses by which its node is reached."""
+    found: dict[IPNetwork, set[IPAddress]] = {}
+    for peer in peers:
+        try:
+            lease = Lease.from_record(peer.key, peer.value)
+        except MalformedError:
+            continue
+        for subnet in lease.subnets.each:
+            address = lease.attributes.public(subnet.version)
+            if address is not None:
+                found.setdefault(subnet, set()).add(address)
+    return found

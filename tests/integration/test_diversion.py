@@ -1,0 +1,96 @@
+"""Nothing leaks past an encrypting backend: what flanneld left goes, what others add is named, by captures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network, ip_network
+
+import pytest
+from tests.integration.asking import PATIENCE, until
+from tests.integration.overlay import overlay
+
+from pyflannel.lab import Lab, Node
+from pyflannel.lab.daemon import pyflannel_command
+from pyflannel.lab.topology import UPLINK
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with overlay("wireguard", "--backend-option", "Implementation=userspace") as lab:
+        yield lab
+
+
+def subnet(node: Node) -> IPv4Network:
+    (text,) = node.daemon.status()["lease"]["subnets"]
+    net = ip_network(str(text))
+    assert isinstance(net, IPv4Network)
+    return net
+
+
+def message(node: Node) -> str:
+    return str(node.daemon.status()["message"])
+
+
+def plain(lab: Lab, node: Node) -> list[bytes]:
+    """The packets between two containers that are seen on a node's underlay as they are, while one pings the other."""
+    one, two = lab.containers[0], lab.containers[1]
+    inner = b"".join(IPv4Address(container.address()).packed for container in (one, two))
+    with node.capture() as underlay, one.ping(two.address(), interval=0.02) as ping:
+        ping.wait_replies(10, PATIENCE)
+    return [frame for frame in underlay.stop() if inner in frame]
+
+
+def test_a_node_taken_over_from_flanneld_sends_nothing_in_plaintext(lab: Lab) -> None:
+    node, *peers = lab.nodes
+    until(lambda: lab.reachability().complete, "containers reach each other")
+    own, (near, far) = subnet(node), [subnet(peer) for peer in peers]
+    node.daemon.stop()
+    node.ip(
+        [
+            f"link add flannel.1 type vxlan id 1 dev {UPLINK} local {node.ipv4.ip} dstport 8472 nolearning",
+            f"addr add {own.network_address}/32 dev flannel.1",
+            "link set flannel.1 up",
+            f"route add {near} via {near.network_address} dev flannel.1 onlink",
+            f"route add {far} via {peers[1].ipv4.ip} dev {UPLINK}",
+        ]
+    )
+    node.daemon.start()
+    node.daemon.wait_ready(peers=2, timeout=PATIENCE)
+    until(lambda: "flannel.1" not in node.run(["ip", "link"]).stdout, "flanneld's device is gone")
+    until(lambda: "via" not in node.run(["ip", "route", "show", str(far)]).stdout, "flanneld's route is gone")
+    until(lambda: lab.reachability().complete, "containers reach each other again")
+    assert plain(lab, node) == []
+    assert "removing what flanneld has left" in node.daemon.log()
+
+
+@pytest.mark.parametrize("length", [24, 25, 32])
+def test_a_route_that_is_added_later_is_named_and_the_node_is_not_ready(lab: Lab, length: int) -> None:
+    node, peer = lab.nodes[0], lab.nodes[1]
+    until(lambda: node.daemon.status()["state"] == "ready", "the node is ready")
+    route = f"{subnet(peer).network_address}/{length} via {lab.nodes[2].ipv4.ip} dev {UPLINK}"
+    node.ip([f"route add {route} proto static"])
+    try:
+        until(lambda: node.daemon.status()["state"] == "waiting", lambda: message(node))
+        assert "past the encryption" in message(node)
+        assert str(subnet(peer).network_address) in message(node)
+        doctor = node.run(
+            pyflannel_command("doctor", "--no-probes", "--run-dir", str(node.daemon.run_directory)), check=False
+        ).stdout
+        assert "comes before ours" in doctor
+    finally:
+        node.ip([f"route del {route}"])
+    until(lambda: node.daemon.status()["state"] == "ready", lambda: message(node))
+
+
+def test_a_foreign_route_is_left_alone(lab: Lab) -> None:
+    node = lab.nodes[0]
+    route = f"10.244.77.0/24 via {lab.nodes[2].ipv4.ip} dev {UPLINK} proto static"
+    node.ip([f"route add {route}"])
+    try:
+        until(lambda: node.daemon.status()["state"] == "waiting", lambda: message(node))
+        assert "10.244.77.0/24" in node.run(["ip", "route"]).stdout
+    finally:
+        node.ip([f"route del {route}"])
+    until(lambda: node.daemon.status()["state"] == "ready", lambda: message(node))

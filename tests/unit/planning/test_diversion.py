@@ -1,0 +1,112 @@
+"""Who takes packets of the overlay away, and what flanneld has left."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_interface, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.kernel.model import ForeignInfo, KernelObject, Key, Link, Route
+from pyflannel.kernel.port import ForeignLink, ForeignRoute, Surroundings
+from pyflannel.network.lease import Subnets
+from pyflannel.planning.diversion import diverting, leftovers
+from pyflannel.planning.overlay import Peer
+
+OWN = {4: Subnets.from_key("10.5.1.0-24"), 6: Subnets.from_key("fd00:5:0:1::-64")}
+SPACE = {4: ip_network("10.5.0.0/16"), 6: ip_network("fd00:5::/48")}
+PEER = {4: ip_network("10.5.2.0/24"), 6: ip_network("fd00:5:0:2::/64")}
+OTHER = {4: ip_address("192.0.2.3"), 6: ip_address("2001:db8::3")}
+PUBLIC = {4: ip_address("192.0.2.2"), 6: ip_address("2001:db8::2")}
+
+
+def foreign(destination: str, link: str | None = "eth1", metric: int | None = None, protocol: int = 4) -> ForeignRoute:
+    return ForeignRoute(Route(ip_network(destination), link, metric=metric), protocol)
+
+
+def desired(*routes: Route) -> dict[Key, KernelObject]:
+    return {route.key: route for route in routes}
+
+
+BY_PEER = {version: Route(PEER[version], "flannel.1", metric=50) for version in (4, 6)}
+WHOLE = {version: Route(SPACE[version], "flannel-wg") for version in (4, 6)}
+
+
+@pytest.mark.parametrize(
+    ("version", "destination", "metric", "by_peer", "whole"),
+    [
+        (4, "10.5.2.0/25", None, True, True),
+        (4, "10.5.2.9/32", None, True, True),
+        (4, "10.5.2.0/24", None, True, True),
+        (4, "10.5.2.0/24", 60, False, True),
+        (4, "10.5.0.0/20", None, False, True),
+        (4, "10.5.0.0/16", 10, False, False),
+        (4, "10.5.9.0/24", None, False, True),
+        (4, "10.5.1.0/24", None, False, False),
+        (4, "10.5.1.7/32", None, False, False),
+        (6, "fd00:5:0:2::/65", None, True, True),
+        (6, "fd00:5:0:1::/64", None, False, False),
+        (6, "fd00:5:0:9::/64", None, False, True),
+    ],
+)
+def test_what_wins_against_a_route_of_ours_is_named(
+    version: int, destination: str, metric: int | None, by_peer: bool, whole: bool
+) -> None:
+    found = foreign(destination, metric=metric)
+    own = OWN[version]
+    assert diverting([found], desired(BY_PEER[version]), own) == ((found,) if by_peer else ())
+    assert diverting([found], desired(WHOLE[version]), own) == ((found,) if whole else ())
+
+
+@given(st.lists(st.tuples(st.integers(0, 255), st.integers(17, 32), st.integers(0, 100)), max_size=8))
+def test_a_packet_that_a_foreign_route_gets_is_diverted(rows: list[tuple[int, int, int]]) -> None:
+    """Against the kernel's own rule: the longest prefix, then the lowest metric, decides."""
+    routes = []
+    for third, length, metric in rows:
+        net = ip_network(f"10.5.{third}.0/{length}", strict=False)
+        routes.append(ForeignRoute(Route(net, "eth1", metric=metric), 4))
+    ours = [BY_PEER[4]]
+    named = diverting(routes, desired(*ours), OWN[4])
+    packet = ip_address("10.5.2.1")
+    candidates = [(r.destination.prefixlen, -r.effective_metric, 1) for r in ours if packet in r.destination]
+    candidates += [
+        (r.route.destination.prefixlen, -r.route.effective_metric, 0)
+        for r in routes
+        if packet in r.route.destination and r.route.key not in desired(*ours)
+    ]
+    if max(candidates)[2] == 0:
+        assert any(packet in r.route.destination for r in named)
+
+
+def lease(version: int) -> Peer:
+    name = "PublicIP" if version == 4 else "PublicIPv6"
+    key = Subnets(PEER[4]).key if version == 4 else Subnets(None, PEER[6]).key  # type: ignore[arg-type]
+    return Peer(key, f'{{"{name}":"{PUBLIC[version]}","BackendType":"host-gw"}}')
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_flanneld_s_routes_and_devices_are_known(version: int) -> None:
+    gone = ForeignRoute(Route(PEER[version], "eth0", PUBLIC[version]), 3)
+    static = ForeignRoute(Route(PEER[version], "eth0", PUBLIC[version]), 4)
+    elsewhere = ForeignRoute(Route(PEER[version], "eth0", OTHER[version]), 3)
+    device = ForeignLink(
+        Link("flannel.1", ForeignInfo("vxlan"), 1450),
+        (ip_interface(f"{SPACE[version].network_address + 256}/{SPACE[version].max_prefixlen}"),),
+    )
+    around = Surroundings((gone, static, elsewhere), (device,))
+    assert set(leftovers(around, [lease(version)], [SPACE[version]])) == {gone, device}
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        ("flannel.1", "10.99.0.0/32"),
+        ("cni0", "10.5.1.1/24"),
+        ("flannelette", "10.5.1.0/32"),
+        ("flannel.1x", "10.5.1.0/32"),
+    ],
+)
+def test_what_may_be_somebody_else_s_stays(name: str, address: str) -> None:
+    device = ForeignLink(Link(name, ForeignInfo("vxlan"), 1450), (ip_interface(address),))
+    assert leftovers(Surroundings((), (device,)), [], [SPACE[4]]) == ()
