@@ -336,20 +336,21 @@ class Loop:
         if member is None:
             return
         overlay = member.overlay
+        own = overlay.node.subnets
         try:
             around = self._port.look_around()
-            found = leftovers(around, overlay.peers.values(), self.tracker.spaces)
-            if found and self.tracker.sweep:
+            diversions = diverting(around.routes, overlay.desired, own)
+            found = leftovers(diversions, around.links, overlay.peers.values(), self.tracker.spaces)
+            if found:
                 names = [each.link.name if isinstance(each, ForeignLink) else str(each) for each in found]
                 log.warning("removing what flanneld has left in this network: %s", ", ".join(names))
                 for error in self._port.clear(found):
                     log.error("%s", error)
-                around = self._port.look_around()
+                diversions = diverting(self._port.look_around().routes, overlay.desired, own)
         except KernelError as error:
             log.debug("can't look for routes of others: %s", error)
             self._diversions_due = now + CHECK_INTERVAL
             return
-        diversions = diverting(around.routes, overlay.desired, overlay.node.subnets)
         for route in diversions:
             if route not in self._diversions:
                 log.warning("a route that is not ours takes packets of the overlay away: %s", route)

@@ -15,7 +15,7 @@ from typing import Final
 
 from pyflannel.errors import MalformedError
 from pyflannel.kernel.model import KernelObject, Key, Route
-from pyflannel.kernel.port import ForeignLink, ForeignRoute, Surroundings
+from pyflannel.kernel.port import ForeignLink, ForeignRoute
 from pyflannel.network.lease import IPAddress, IPNetwork, Lease, Subnets
 from pyflannel.planning.overlay import Peer
 
@@ -67,26 +67,30 @@ def _leading(net: IPNetwork, length: int) -> int:
 
 
 def leftovers(
-    around: Surroundings, peers: Iterable[Peer], spaces: Iterable[IPNetwork]
+    diversions: Iterable[ForeignRoute], links: Iterable[ForeignLink], peers: Iterable[Peer], spaces: Iterable[IPNetwork]
 ) -> tuple[ForeignRoute | ForeignLink, ...]:
-    """What an earlier flanneld of this network has left on this node.
+    """What an earlier flanneld of this network has left on this node, as far as it is in our way.
 
+    :param diversions: see :func:`diverting`; what takes nothing away may be a backend's own doing (``extension``).
     :param peers: all leases of other nodes, those of another backend too.
     """
+    stray = tuple(diversions)
+    used = {each.route.link for each in stray}
     ranges = tuple(spaces)
-    links = [
+    devices = [
         each
-        for each in around.links
-        if _FLANNELD.fullmatch(each.link.name)
+        for each in links
+        if each.link.name in used
+        and _FLANNELD.fullmatch(each.link.name)
         and all(any(address.ip in space for space in ranges) or address.ip.is_link_local for address in each.addresses)
     ]
-    gone = {each.link.name for each in links}
+    gone = {each.link.name for each in devices}
     candidates = [
-        each for each in around.routes if each.protocol == _BOOT and each.route.gateway and each.route.link not in gone
+        each for each in stray if each.protocol == _BOOT and each.route.gateway and each.route.link not in gone
     ]
     holders = _gateways(peers) if candidates else {}
     routes = [each for each in candidates if each.route.gateway in holders.get(each.route.destination, ())]
-    return (*routes, *links)
+    return (*routes, *devices)
 
 
 def _gateways(peers: Iterable[Peer]) -> dict[IPNetwork, set[IPAddress]]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.kernel.model import ForeignInfo, KernelObject, Key, Link, Route
-from pyflannel.kernel.port import ForeignLink, ForeignRoute, Surroundings
+from pyflannel.kernel.port import ForeignLink, ForeignRoute
 from pyflannel.network.lease import Subnets
 from pyflannel.planning.diversion import diverting, leftovers
 from pyflannel.planning.overlay import Peer
@@ -94,8 +94,10 @@ def test_flanneld_s_routes_and_devices_are_known(version: int) -> None:
         Link("flannel.1", ForeignInfo("vxlan"), 1450),
         (ip_interface(f"{SPACE[version].network_address + 256}/{SPACE[version].max_prefixlen}"),),
     )
-    around = Surroundings((gone, static, elsewhere), (device,))
-    assert set(leftovers(around, [lease(version)], [SPACE[version]])) == {gone, device}
+    through = foreign(f"{PEER[version]}", "flannel.1")
+    stray = (gone, static, elsewhere, through)
+    assert set(leftovers(stray, [device], [lease(version)], [SPACE[version]])) == {gone, device}
+    assert leftovers((static, elsewhere), [device], [lease(version)], [SPACE[version]]) == (), "nothing is in the way"
 
 
 @pytest.mark.parametrize(
@@ -109,4 +111,4 @@ def test_flanneld_s_routes_and_devices_are_known(version: int) -> None:
 )
 def test_what_may_be_somebody_else_s_stays(name: str, address: str) -> None:
     device = ForeignLink(Link(name, ForeignInfo("vxlan"), 1450), (ip_interface(address),))
-    assert leftovers(Surroundings((), (device,)), [], [SPACE[4]]) == ()
+    assert leftovers([foreign("10.5.2.0/24", name)], [device], [], [SPACE[4]]) == ()
