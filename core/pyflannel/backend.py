@@ -203,7 +203,10 @@ class DataPlane(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """The daemon is going away: leave packets flowing if that is possible, else end cleanly. Idempotent."""
+        """The daemon is going away: leave packets flowing if that is possible, else end cleanly.
+
+        Returns at once, whatever a process or thread is doing. Idempotent.
+        """
 
 
 class Backend(ABC, Generic[O]):

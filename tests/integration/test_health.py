@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.integration.asking import get, until
+from tests.integration.planted import BACKEND, plant, put_peer, switched_on
 
 from pyflannel.lab import Lab, Node
 
@@ -155,42 +152,17 @@ def test_a_port_that_is_taken_ends_the_start(lab: Lab) -> None:
     assert "--healthz-port 8401: can't listen there: Address already in use" in done.stderr
 
 
-# A loop that is stuck ------------------------------------------------------------------------------------------------
-
-PTRACE_DETACH, PTRACE_SEIZE, PTRACE_INTERRUPT = 17, 0x4206, 0x4207  # linux/ptrace.h
-WALL = 0x40000000
-
-
-def _ptrace(request: int, thread: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.ptrace(ctypes.c_long(request), ctypes.c_long(thread), None, None) < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-@contextmanager
-def frozen(thread: int) -> Iterator[None]:
-    """One thread of a process stands still while it sleeps in the kernel; the others go on."""
-    while True:
-        _ptrace(PTRACE_SEIZE, thread)
-        _ptrace(PTRACE_INTERRUPT, thread)
-        os.waitpid(thread, WALL)
-        # A thread that was running may hold the interpreter's lock, which would freeze the others, too. The number
-        # after a stop in a system call is that call's: epoll_wait is where the loop sleeps.
-        words = Path(f"/proc/{thread}/syscall").read_text().split()
-        if words[0] in {"232", "281", "22", "441"}:  # epoll_wait, epoll_pwait (x86-64, arm64), epoll_pwait2
-            break
-        _ptrace(PTRACE_DETACH, thread)
-        time.sleep(0.05)
-    try:
-        yield
-    finally:
-        _ptrace(PTRACE_DETACH, thread)
-
-
-def test_a_stuck_loop_is_told_from_a_dead_process(lab: Lab) -> None:
-    node = lab.nodes[0]
-    with frozen(node.daemon.process.pid):
-        until(lambda: get(node, "/livez")[0] == 503, "the loop is stuck")
-        assert get(node, "/livez")[1].startswith("stuck: the loop has not turned for")
-        assert get(node, "/healthz") == (200, "flanneld is running")
-    until(lambda: get(node, "/livez")[0] == 200)
+def test_a_stuck_loop_is_told_from_a_dead_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(tmp_path, monkeypatch, backend=BACKEND)
+    with Lab(nodes=1, containers=0) as lab:
+        (node,) = lab.nodes
+        daemon = node.start_daemon(lab.file_store, "planted", "10.244.0.0/16", PORT)
+        daemon.wait_ready()
+        with switched_on(tmp_path, "plan_peer") as reached:
+            put_peer(node)
+            until(reached)
+            until(lambda: get(node, "/livez")[0] == 503, "the loop is stuck")
+            assert get(node, "/livez")[1].startswith("stuck: the loop has not turned for")
+            assert get(node, "/healthz") == (200, "flanneld is running")
+            assert "backend 'planted' has not come back from planning" in get(node, "/readyz")[1]
+        until(lambda: get(node, "/livez")[0] == 200)

@@ -39,12 +39,12 @@ FAULTS = {
     ),
     "planning raises": (
         "def plan_node(self, node):\n        raise ZeroDivisionError('oops')",
-        "backend 'bad' failed: ZeroDivisionError: oops",
+        "backend 'bad' failed in plan_node: ZeroDivisionError: oops",
     ),
     "the MTU is nonsense": ("def mtu(self, underlay):\n        return 'large'", "says that the MTU is 'large'"),
     "the data plane raises": (
         "def start(self, node):\n        raise OSError('no such device')",
-        "the data plane of backend 'bad' failed: OSError: no such device",
+        "backend 'bad' failed in start: OSError: no such device",
     ),
     "it reaches for the underlay": (
         "def plan_node(self, node):\n        return [Address('eth0', ip_interface('10.244.0.9/32'))]",

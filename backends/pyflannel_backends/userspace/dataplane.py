@@ -17,6 +17,7 @@ import socket
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,8 @@ __all__ = ["UserspaceDataPlane", "WorkerKind"]
 _ANSWER_TIMEOUT: Final = 5.0
 _START_TIMEOUT: Final = 60.0
 """Seconds until a worker that was started answers: it has imported all that it needs by then."""
+_STOP_PATIENCE: Final = 1.0
+"""Seconds that ``stop`` waits for our thread, which has nothing to wait for itself but a worker that is starting."""
 _BACKOFF: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 """Seconds before a worker is started again, by how often it died young."""
 _YOUNG: Final = 5.0
@@ -67,6 +70,7 @@ class UserspaceDataPlane(DataPlane):
         self._stopping = threading.Event()
         self._crash: BaseException | None = None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        weakref.finalize(self, os.close, self._wake)  # not before, for the thread and the core may write to it
         self._links = [_Link(kind, directory / f"{kind.name}-worker-{number}.sock") for number in range(workers)]
         self._directory = directory
         self._thread = threading.Thread(target=self._work, name=f"{kind.name} data plane", daemon=True)
@@ -127,13 +131,15 @@ class UserspaceDataPlane(DataPlane):
             return [link.status for link in self._links]
 
     def stop(self) -> None:
-        """Let go of the workers; they go on forwarding with the table they have."""
+        """Let go of the workers; they go on forwarding with the table they have.
+
+        A thread that is starting a worker sees to the end of that, and lets go then.
+        """
         if self._stopping.is_set():
             return
         self._stopping.set()
         self._rouse()
-        self._thread.join()
-        os.close(self._wake)
+        self._thread.join(_STOP_PATIENCE)
 
     def end(self) -> None:
         """End the workers, too."""

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Protocol
@@ -37,6 +38,9 @@ class Stage(Protocol):
 
         :raises DaemonError: nothing can be done now; the message says why.
         """
+
+    def calling(self, backend: Backend[Any], what: str) -> AbstractContextManager[None]:
+        """Say that the backend is being called, should it not come back."""
 
     def replan(self) -> None:
         """Plan anew what the node needs for itself, and have the kernel hold it.
@@ -138,7 +142,7 @@ class Actions:
                 raise DaemonError(f"this node runs backend {backend.name!r}, not {asked.backend!r}")
             if asked.action not in backend.actions:
                 raise PluginError(f"backend {backend.name!r} has no action {asked.action!r}")
-            with exclusive(backend, asked.action, BUSY_PATIENCE):
+            with exclusive(backend, asked.action, BUSY_PATIENCE), self._stage.calling(backend, asked.action):
                 change = guarded(backend.name, asked.action, lambda: backend.act(asked.action, node))
             if not isinstance(change, Change):
                 raise PluginError(f"backend {backend.name!r} answered {asked.action} with what is no Change")
@@ -155,7 +159,7 @@ class Actions:
     def _take_back(self, asked: _Asked, backend: Backend[Any], change: Change, error: PyflannelError) -> None:
         log.error("%s is taken back: %s", asked.action, error)
         try:
-            with exclusive(backend, asked.action, BUSY_PATIENCE):
+            with exclusive(backend, asked.action, BUSY_PATIENCE), self._stage.calling(backend, asked.action):
                 guarded(backend.name, f"undoing {asked.action}", change.undo)
             self._stage.replan()
         except PyflannelError as failure:

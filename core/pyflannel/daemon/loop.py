@@ -71,6 +71,10 @@ SETTLE_AFTER: Final = 2.0
 TRIM_PAUSE: Final = 30.0
 """Seconds from a change of leases until memory is given back: a store may have read them all again to find it."""
 
+REPLAN_PAUSE: Final = 1.0
+LONGEST_REPLAN_PAUSE: Final = 60.0
+"""The first and the longest pause in seconds until the backend is asked again to plan for a peer that it failed for."""
+
 BLACKHOLE_METRIC: Final = 0xFFFFFFFE
 """Behind every other route: what makes a packet to an unused address of ours end here instead of looping."""
 
@@ -148,7 +152,7 @@ class Loop:
         self.tracker = Tracker(port, clock, self._rng)
         scheme = settings.store.scheme
         view = View(node_id=node_id, started=time.time(), store=plugin("store", scheme), store_location=store_location)
-        self.window = Window(view, clock, wake.set)
+        self.window = Window(view, clock, wake.set, lambda: slot.state)
         self.actions = Actions(self, wake.set)
         self.member: _Member | None = None
         self._generation: Generation | None = None
@@ -156,7 +160,10 @@ class Loop:
         self._adoption: _Adoption | None = None
         """How that one comes in, until it holds."""
         self._dirty: dict[str, str | None] = {}
+        self._replan_due: float | None = None
+        self._replan_pause = Backoff(self._rng, REPLAN_PAUSE, LONGEST_REPLAN_PAUSE)
         self._plugin = plugin
+        port.progress = self._beat
         self._port, self._wake = port, wake
         self._read_inventory, self._notifier, self._read_settings = read_inventory, notifier, read_settings
         self._stopping = self._reload_wanted = False
@@ -215,14 +222,15 @@ class Loop:
         self._notifier.stopping()
         self.actions.end()
         if self.member is not None:
-            self.member.feed.stop()
+            with self.calling(self.member.backend, "stop of its data plane"):
+                self.member.feed.stop()
 
     def _turn(self) -> None:
         now = self.window.beat = self.clock()
         if self._reload_wanted:
             self._reload_wanted = False
             self._reload(now)
-        self._hear(self._port.poll(), now)
+        self._hear(now)
         if self._underlay_due is not None and now >= self._underlay_due:
             self._look_at_underlay(now)
         self._follow_store(now)
@@ -255,6 +263,7 @@ class Loop:
             self._underlay_due,
             self._diversions_due,
             self.tracker.retry_at,
+            self._replan_due,
             self._settle_due,
             self._trim_due,
         )
@@ -295,7 +304,11 @@ class Loop:
 
     # The kernel's side
 
-    def _hear(self, notice: Notice, now: float) -> None:
+    def _hear(self, now: float) -> None:
+        try:
+            notice = self._port.poll()
+        except KernelError:
+            notice = Notice(resync=True)  # the dump that this asks for says what is wrong
         self.tracker.observe(notice)
         ours = self.tracker.link_names
         if notice.diversions or notice.resync:
@@ -404,6 +417,7 @@ class Loop:
             self._adopt(self._adoption, now)
         if self.member is not None:
             self._take_in(self.member.overlay, self._dirty)
+            self._try_again(self.member.overlay, now)
             self.tracker.changed(self.member.overlay.drain_changed())
         elif self._adoption is not None:
             self._dirty.clear()
@@ -414,14 +428,14 @@ class Loop:
             return
         generation = adoption.generation
         try:
-            with self._calling(generation.backend, "planning"):
+            with self.calling(generation.backend, "planning"):
                 if adoption.overlay is None:
                     adoption.later.clear()
                     adoption.overlay = Overlay(generation.backend, generation.node, self._extras(generation.node))
                     adoption.remaining = iter(self.slot.records().items())
                 for key, value in islice(adoption.remaining, SLICE):
                     adoption.overlay.put(key, value)
-                    self.window.beat = self.clock()
+                    self._beat()
         except PyflannelError as error:
             adoption.overlay = None
             adoption.due = self.clock() + adoption.backoff.next()
@@ -457,14 +471,32 @@ class Loop:
         """Plan a slice of the leases that have changed."""
         if not dirty:
             return
-        with self._calling(overlay.backend, "planning"):
+        with self.calling(overlay.backend, "planning"):
             for key in list(islice(dirty, SLICE)):
                 value = dirty.pop(key)
                 if value is None:
                     overlay.remove(key)
                 else:
                     overlay.put(key, value)
-                self.window.beat = self.clock()
+                self._beat()
+
+    def _try_again(self, overlay: Overlay, now: float) -> None:
+        """Plan anew for peers for which the backend has failed to."""
+        if not overlay.faulty:
+            self._replan_due = None
+            self._replan_pause.reset()
+        elif self._replan_due is None:
+            self._replan_due = now + self._replan_pause.next()
+        elif now >= self._replan_due:
+            self._replan_due = now + self._replan_pause.next()
+            with self.calling(overlay.backend, "planning"):
+                for key in list(islice(overlay.faulty, SLICE)):
+                    overlay.retry(key)
+                    self._beat()
+
+    def _beat(self) -> None:
+        """A sign of life within long work."""
+        self.window.beat = self.clock()
 
     def _want_firewall(self, overlay: Overlay) -> None:
         network, settings = overlay.node.network, self.settings
@@ -499,11 +531,11 @@ class Loop:
         member = self.member
         if member is None:
             return
-        with self._calling(member.backend, "planning"):
+        with self.calling(member.backend, "planning"):
             overlay = Overlay(member.backend, member.overlay.node, self._extras(member.overlay.node))
             for peer in member.overlay.peers.values():
                 overlay.put(peer.key, peer.value)
-                self.window.beat = self.clock()
+                self._beat()
         member.overlay = overlay
         overlay.drain_changed()
         self.tracker.follow(overlay.desired)
@@ -525,7 +557,7 @@ class Loop:
         if member is None:
             return
         node = member.overlay.node
-        with self._calling(member.backend, "its data plane"):
+        with self.calling(member.backend, "its data plane"):
             if not member.feed.serves(member.backend, node):
                 member.feed.stop()
                 member.feed = Feed(member.backend, node, self._rng)
@@ -534,10 +566,10 @@ class Loop:
     # What we say about ourselves
 
     @contextmanager
-    def _calling(self, backend: Backend[Any], what: str) -> Iterator[None]:
-        """Let the view say what the loop is in, should it not come back."""
+    def calling(self, backend: Backend[Any], what: str) -> Iterator[None]:
+        """Let the view say what the loop is in, should it not come back. Also for :class:`~.actions.Stage`."""
         self._call = PluginCall(f"backend {backend.name!r} has not come back from {what}", self.clock())
-        self.window.put(replace(self.window.view, call=self._call))
+        self.window.put(self._make_view())
         try:
             yield
         finally:
@@ -595,7 +627,7 @@ class Loop:
         if member is None:
             return details
         feed, overlay = member.feed, member.overlay
-        with self._calling(member.backend, "describe"):
+        with self.calling(member.backend, "describe"):
             return replace(
                 details,
                 peers=tuple(overlay.peers.values()),
@@ -624,7 +656,7 @@ class Loop:
         self._notifier.status(f"{state.value}: {message}")
         if state in (State.WAITING, State.DEGRADED, State.CONFLICT) and message != self._last_message:
             self._last_error = (time.time(), message)
-        if (state, message) != (self._last_state, self._last_message) and state is not State.STARTING:
+        if (state, message) != (self._last_state, self._last_message) and state not in (State.STARTING, State.STOPPING):
             if state is not State.READY:
                 log.warning("%s: %s", state.value, message)
             elif state is not self._last_state:
@@ -636,7 +668,7 @@ class Loop:
 
     def _write_subnet_file(self, member: _Member) -> None:
         node, backend = member.overlay.node, member.backend
-        with self._calling(backend, "mtu"):
+        with self.calling(backend, "mtu"):
             mtu = checked_mtu(backend.name, guarded(backend.name, "mtu", lambda: backend.mtu(node.underlay)))
         text = subnet_env.render(node.network, node.subnets, mtu, self.settings.ip_masq)
         subnet_env.write(self.settings.subnet_file, text)

@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 STOP_PATIENCE: Final = 4.0
 """Seconds within which everything must have ended; systemd's TimeoutStopSec in the unit is longer."""
 
+_LOOP: Final = "the loop"
+
 
 def run(settings: Settings, read_settings: Callable[[], Settings]) -> int:
     """Run the daemon in the foreground until SIGTERM or SIGINT.
@@ -74,6 +76,7 @@ class _Owner:
         self._wake = Wake()
         self._stop_wanted = self._reload_wanted = False
         self._failure: BaseException | None = None
+        self._loop: Loop | None = None
         self._ends: list[tuple[str, Callable[[float], bool]]] = []
         """What was started, in this order, and how each is ended within some seconds; whether it has ended."""
 
@@ -149,7 +152,8 @@ class _Owner:
         self._ends.append(("the firewall's keeper", firewall.stop))
         thread = threading.Thread(target=lambda: self._run(loop), name="pyflannel-loop", daemon=True)
         thread.start()
-        self._ends.append(("the loop", lambda timeout: _end_loop(loop, thread, timeout)))
+        self._loop = loop
+        self._ends.append((_LOOP, lambda timeout: _end_loop(loop, thread, timeout)))
         self._serve(loop)
         return loop, thread
 
@@ -197,8 +201,12 @@ class _Owner:
             name, end = self._ends.pop()
             share = max(0.0, deadline - time.monotonic()) / 2 if self._ends else max(0.1, deadline - time.monotonic())
             if not end(share):
-                hung.append(name)
+                hung.append(self._in_what(name))
         return hung
+
+    def _in_what(self, name: str) -> str:
+        call = self._loop.window.view.call if name == _LOOP and self._loop is not None else None
+        return name if call is None else f"{name} ({call.text})"
 
     def _leave(self, hung: list[str]) -> NoReturn:
         """End the process although something of it hangs in a plugin."""

@@ -386,6 +386,10 @@ class NetlinkPort(KernelPort):
         if pending.changes or pending.interfaces or pending.resync or pending.diversions or self._reread:
             os.eventfd_write(self._wakeup, 1)
 
+    def _between(self) -> None:
+        self._drain()
+        self.progress()
+
     def _drain(self) -> None:
         own = self._request.port_id
         for datagram in self._notified.read():
@@ -549,7 +553,7 @@ class NetlinkPort(KernelPort):
                 origin.extend([step] * len(step.messages))
         if not batch:
             return
-        for number, refused in self._request.send(batch, self._notified.most, self._drain).items():
+        for number, refused in self._request.send(batch, self._notified.most, self._between).items():
             step = origin[number]
             if refused.number not in step.forgiven and not unsettled(step.write, refused):
                 failures.setdefault(step.write.key, refusal(step.write, *refused))

@@ -15,7 +15,7 @@ the link is reported, with a :class:`~pyflannel.kernel.model.ForeignInfo`; what 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from types import MappingProxyType
@@ -129,7 +129,12 @@ NOTHING: Final[Mapping[Key, KernelObject]] = MappingProxyType({})
 
 
 class KernelPort(ABC):
-    """See the module's docstring. Used from one thread."""
+    """See the module's docstring. Used from one thread.
+
+    ``progress`` is called again and again within a long :meth:`apply`: whoever waits for it can show that it is alive.
+    """
+
+    progress: Callable[[], None] = staticmethod(lambda: None)
 
     @abstractmethod
     def dump(self, scope: Scope, known: Mapping[Key, KernelObject] = NOTHING) -> dict[Key, KernelObject]:

@@ -152,6 +152,7 @@ class TwinPort(KernelPort):
                 self._write(write)
             except KernelError as error:
                 failures[write.key] = error
+            self.progress()
         self._announce()
         return failures
 

@@ -170,8 +170,11 @@ class LeaseKeeper:
                 self._not_before = self._clock() + STUMBLE_PAUSE
         for watcher in list(self._watches.values()):
             watcher.close()
+        left = [self._publisher.hanging, self._loading.hanging]
         if self._store is not None:
-            self._store.finish(CLOSING_PATIENCE)
+            left.append(self._store.finish(CLOSING_PATIENCE))
+        for call in filter(None, left):
+            log.warning("%s has not come back and is left behind", call)
 
     def _next(self) -> _Input:
         """What came in, or the passing of time."""
@@ -254,6 +257,8 @@ class _StoreThread:
         self._scheme, self._open_store, self._answer = scheme, open_store, answer
         self._store: Store | None = None
         self._calls: queue.SimpleQueue[tuple[int, Callable[[Store], Any], str] | None] = queue.SimpleQueue()
+        self._making = "close"
+        """The call that is under way, or was last."""
         self.closed = False
         """Nobody wants anything of it any more."""
         self._closing = threading.Lock()
@@ -264,13 +269,18 @@ class _StoreThread:
         """Make a call; the answer goes to ``answer`` under its number."""
         self._calls.put((number, function, name))
 
-    def finish(self, timeout: float) -> None:
-        """Let the call that is under way come back, and close the driver then; or after ``timeout`` seconds."""
+    def finish(self, timeout: float) -> str:
+        """Let the call that is under way come back, and close the driver then; or after ``timeout`` seconds.
+
+        :returns: the call that has not come back by then, if one has not.
+        """
         self.closed = True
         self._calls.put(None)
         self._thread.join(timeout)
-        if self._thread.is_alive():
-            self.close()
+        if not self._thread.is_alive():
+            return ""
+        self.close()
+        return f"store {self._scheme!r} in {self._making}"
 
     def close(self) -> None:
         """Let go of the driver, in a thread of its own, for that may hang as well."""
@@ -288,11 +298,13 @@ class _StoreThread:
     def _run(self) -> None:
         while (asked := self._calls.get()) is not None:
             number, function, name = asked
+            self._making = name
             try:
                 result = guarded(self._scheme, name, lambda: function(self._opened()), kind="store")  # noqa: B023
             except BaseException as error:  # passed on to the machine
                 result = error
             self._answer(number, result)
+        self._making = "close"
         self._close()
 
     def _opened(self) -> Store:

@@ -987,6 +987,9 @@ class LeaseMachine:
         self._unchecked.discard(record.key)
         ours = self._held is not None and self._held.key == record.key
         if ours and self._generation:
+            if place.document != self._in_force.document:  # that it is renewed says that the new document is followed
+                began = self._now
+                self._hold((yield Renew(record, self._options.ttl)), began)
             return False
         attributes = yield from self._attributes(place, lease.subnets, lease.attributes)
         ttl = None if record.permanent else self._options.ttl

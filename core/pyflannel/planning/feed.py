@@ -117,6 +117,10 @@ class Feed:
             self._check_due = now + CHECK_INTERVAL
             if "renew" in self._troubles:
                 self.renew()
+            if "counters" in self._troubles:
+                self.counters()
+            if "describe" in self._troubles:
+                self.descriptions()
             self._check(self.plane, now)
         if self.plane is not None:
             waiting = [refused.due for refused in self._refused.values()]

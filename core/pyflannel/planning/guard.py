@@ -183,6 +183,12 @@ class Bounded:
         self._timeout = timeout
         self._call: _Call | None = None
 
+    @property
+    def hanging(self) -> str:
+        """Says which call has not come back yet; empty if none is being made."""
+        call = self._call
+        return f"{call.kind} {call.plugin!r} in {call.what}" if call is not None and call.is_alive() else ""
+
     def __call__(self, name: str, what: str, function: Callable[[], Any], kind: str = "backend") -> Any:
         """As :func:`guarded`.
 
@@ -206,6 +212,11 @@ class Publisher:
 
     def __init__(self, timeout: float = PUBLISH_TIMEOUT) -> None:
         self._bounded = Bounded(timeout)
+
+    @property
+    def hanging(self) -> str:
+        """See :attr:`Bounded.hanging`."""
+        return self._bounded.hanging
 
     def __call__(self, backend: Backend[Any], node: Node) -> Published:
         """What ``backend`` publishes for ``node``.

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 from pyflannel.backend import Backend, Node
-from pyflannel.errors import MalformedError, PyflannelError
+from pyflannel.errors import MalformedError, PeerRejected, PyflannelError
 from pyflannel.kernel.model import KernelObject, Key, Link
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import IPNetwork, Lease, Subnets
@@ -97,6 +97,8 @@ class Overlay:
         self._desired: dict[Key, KernelObject] = {item.key: item for item in self.own_objects}
         self._owners: dict[Key, str] = dict.fromkeys(self._desired, _NODE)
         self._peers: dict[str, Peer] = {}
+        self.faulty: set[str] = set()
+        """The leases for which the backend failed to plan, other than by rejecting them: :meth:`retry` may help."""
         self.skipped = 0
         """How many of the peers can't be used."""
         self._ranges = Ranges()
@@ -139,6 +141,12 @@ class Overlay:
             freed = self._release(key)
             self._settle(self._judge(key, value), freed)
 
+    def retry(self, key: str) -> None:
+        """Plan anew for one of ``faulty``."""
+        value = self._peers[key].value
+        self._release(key)
+        self._settle(self._judge(key, value), [])
+
     def remove(self, key: str) -> None:
         """Forget a lease that was deleted or has expired."""
         if key in self._peers:
@@ -156,6 +164,7 @@ class Overlay:
     def _release(self, key: str) -> list[_Claim]:
         """Take a peer out, with its plan and claims; returns what others wait for of these."""
         self._touched.add(key)
+        self.faulty.discard(key)
         peer = self._peers.pop(key, None)
         if peer is None:
             return []
@@ -304,6 +313,8 @@ class Overlay:
         try:
             plan = self._planned("plan_peer", lambda: self.backend.plan_peer(self.node, usable), usable.subnets.each)
         except PyflannelError as error:  # a rejected peer, or a fault of the backend's that must stay with this peer
+            if not isinstance(error, PeerRejected):
+                self.faulty.add(key)
             return _Judged(Peer(key, value, str(error) or type(error).__name__), None)
         return _Judged(Peer(key, value, "", plan), usable.subnets)
 

@@ -111,11 +111,14 @@ class Window:
     """Where the loop puts its views, and everybody else looks at them.
 
     :param clock: the daemon's clock, in seconds. ``wake``: makes the loop turn.
+    :param lease: how our lease stands now. The lease keeper goes on while the loop stands still, so that a view says
+        what holds when somebody looks.
     """
 
-    def __init__(self, view: View, clock: Callable[[], float], wake: Callable[[], None]) -> None:
-        self.view = view
-        """The newest view."""
+    def __init__(
+        self, view: View, clock: Callable[[], float], wake: Callable[[], None], lease: Callable[[], LeaseState]
+    ) -> None:
+        self._view, self._lease = view, lease
         self.clock = clock
         self.beat = clock()
         """When the loop last gave a sign of life: at each turn, and within long work."""
@@ -127,9 +130,9 @@ class Window:
 
     def put(self, view: View) -> None:
         """The newest view; it keeps the details of the one before unless it has its own."""
-        if view.details is None and self.view.details is not None:
-            view = replace(view, details=self.view.details)
-        self.view = view
+        if view.details is None and self._view.details is not None:
+            view = replace(view, details=self._view.details)
+        self._view = view
 
     @property
     def wanted(self) -> int:
@@ -144,6 +147,11 @@ class Window:
             self._changed.notify_all()
 
     # Everybody else's
+
+    @property
+    def view(self) -> View:
+        """The newest view."""
+        return replace(self._view, lease=self._lease())
 
     def detailed(self, patience: float = DETAILS_PATIENCE) -> View:
         """A view with details of now or later; after ``patience`` seconds in vain, the newest there is."""

@@ -38,6 +38,9 @@ MAX_SECONDS: Final = 10.0
 ACCEPT_PAUSE: Final = 0.2
 """Seconds in which nobody is let in after the system had no descriptor or memory for one more."""
 
+FAREWELL: Final = 0.5
+"""Seconds that answers have to go out when the server is closed."""
+
 _DRAIN_SECONDS = 1.0
 _CHUNK = 1 << 16
 
@@ -62,7 +65,7 @@ class Server:
 
     :param name: of its thread.
     :param respond: the whole answer to what a client has sent so far, ``None`` if that is not a whole request yet.
-        Called in the server's thread; while it works, nobody else is served. It must not raise.
+        Called in the server's thread; while it works, nobody else is served. If it raises, the connection ends.
     :param asked: whether clients ask anything; otherwise each is answered as it comes.
     """
 
@@ -96,11 +99,27 @@ class Server:
         try:
             while not self._closing:
                 self._turn()
+            self._finish()
         finally:
             for connection in list(self._connections):
                 self._end(connection)
             self._listener.close()
             self._selector.close()
+
+    def _finish(self) -> None:
+        """Let answers that have been made go out."""
+        if self._paused_until is None:
+            self._selector.unregister(self._listener)
+        deadline = time.monotonic() + FAREWELL
+        while any(connection.phase is _Phase.WRITING for connection in self._connections):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            for key, _ in self._selector.select(left):
+                if key.fileobj is self._wake:
+                    self._wake.drain()
+                elif key.data in self._connections:
+                    self._advance(key.data)
 
     def _turn(self) -> None:
         for key, _ in self._selector.select(self._patience()):
@@ -161,7 +180,12 @@ class Server:
             self._answer(connection)
 
     def _answer(self, connection: _Connection) -> None:
-        response = self._respond(bytes(connection.received))
+        try:
+            response = self._respond(bytes(connection.received))
+        except Exception as error:  # a lack of descriptors or memory, or a fault; others may ask again
+            log.error("%s has no answer: %s: %s", self._thread.name, type(error).__name__, error)
+            self._end(connection)
+            return
         if response is not None:
             connection.outgoing = memoryview(response)
             connection.phase = _Phase.WRITING

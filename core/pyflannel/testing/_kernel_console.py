@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pyflannel.kernel.model import KernelObject, Link, Sysctl, WireguardDevice
@@ -29,13 +30,14 @@ def _answer(port: NetlinkPort, request: dict[str, Any]) -> dict[str, Any]:
     chosen = next((item for item in found.values() if repr(item) == request["object"]), None)
     if chosen is None:
         return {"errors": ["it was not there"]}
+    if isinstance(chosen, Sysctl):  # not through the port, which reads it back: the daemon may have been quicker
+        Path("/proc/sys", chosen.path).write_text("1" if chosen.value == "0" else "0")
+        return {"errors": []}
     return {"errors": [str(error) for error in port.apply([Write(chosen, _other(chosen))]).values()]}
 
 
 def _other(item: KernelObject) -> KernelObject | None:
     """What stands for the absence of an object."""
-    if isinstance(item, Sysctl):
-        return replace(item, value="1" if item.value == "0" else "0")
     if isinstance(item, WireguardDevice):  # far from its own port: the neighbouring one may be another device's
         return replace(item, listen_port=item.listen_port ^ 256)
     return None

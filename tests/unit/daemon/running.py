@@ -85,6 +85,8 @@ class Running:
     settings: Settings | None = None
     ttl: float = 3600.0
     margin: float = 600.0
+    publish_timeout: float = 60.0
+    clock: Callable[[], float] = time.monotonic
     ended: list[BaseException | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -94,10 +96,16 @@ class Running:
         self.keeper = LeaseKeeper(
             settings.store,
             self.open_store,
-            KeeperOptions(node_id="node-1", state_dir=settings.state_dir, ttl=self.ttl, margin=self.margin),
+            KeeperOptions(
+                node_id="node-1",
+                state_dir=settings.state_dir,
+                ttl=self.ttl,
+                margin=self.margin,
+                publish_timeout=self.publish_timeout,
+            ),
             self.make,
             self.slot,
-            time.monotonic,
+            self.clock,
             rng,
             subnet_env.read_previous(settings.subnet_file).subnets,
             self.measures.called,
@@ -117,7 +125,8 @@ class Running:
             self.measures,
             wake,
             lambda kind, name: PluginName(name),
-            rng=rng,
+            self.clock,
+            rng,
         )
         self.thread = threading.Thread(target=self._run, name="loop under test", daemon=True)
         self.firewall.start()

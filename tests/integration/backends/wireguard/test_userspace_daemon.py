@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -131,3 +132,26 @@ def test_both_families(mode: str) -> None:
         assert reached.complete
         assert set(reached.versions) == {4, 6}
         assert [len(workers(node, "wireguard")) for node in lab.nodes] == ([2, 2] if mode == "separate" else [1, 1])
+
+
+def test_a_network_that_gives_up_ipv6_goes_on_with_ipv4() -> None:
+    options = (*OPTIONS, "--ipv6-network", "fd00:244::/48")
+    with overlay("wireguard", *options, nodes=2) as lab:
+        one, two = lab.containers
+        document = lab.outside(lab.nodes[0].directory).parent / "store" / "config.json"
+        changed = json.dumps({**json.loads(document.read_text()), "EnableIPv6": False})
+        with one.ping(two.address(), interval=0.02) as ping, two.ping(one.address(), interval=0.02) as pong:
+            ping.wait_replies(20, PATIENCE)
+            pong.wait_replies(20, PATIENCE)
+            new = document.with_name("config.new")
+            new.write_text(changed)
+            new.replace(document)
+            for node in lab.nodes:
+                node.daemon.wait_status(
+                    lambda status: status["ipv6_network"] is None and bool(status["ready"]), "without IPv6", PATIENCE
+                )
+            for node in lab.nodes:
+                node.daemon.wait_ready(peers=1, timeout=PATIENCE)
+            ping.wait_replies(50, PATIENCE)
+            pong.wait_replies(50, PATIENCE)
+        assert lab.reachability().complete
