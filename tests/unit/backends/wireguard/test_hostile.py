@@ -21,7 +21,7 @@ def state(host: Host) -> dict[str, Any]:
     """All of a machine that what comes may change."""
     machine = host.machine
     peers = {name: [repr(getattr(peer, field)) for field in KNOWN] for name, peer in machine.peers.items()}
-    windows = {index: (s.window._newest, s.window._bits, s.sent, s.renewing) for index, s in machine.sessions.items()}
+    windows = {index: (s.numbers.state(), s.renewing) for index, s in machine.sessions.items()}
     return {"peers": peers, "windows": windows, "pending": dict(machine._pending), "at": machine.deadline}
 
 

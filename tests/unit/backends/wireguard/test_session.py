@@ -9,7 +9,7 @@ from tests.unit.backends.wireguard.world import World
 from pyflannel_backends.wireguard.machine import Peer
 from pyflannel_backends.wireguard.messages import HEADER, parse_transport
 from pyflannel_backends.wireguard.noise import TransportKeys
-from pyflannel_backends.wireguard.session import REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, ReplayWindow, Session
+from pyflannel_backends.wireguard.session import REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, Numbers, Session
 
 WINDOW = 8128
 
@@ -39,7 +39,7 @@ steps = st.tuples(counters, st.none() | st.integers(1, 70))
 
 @given(st.lists(steps, max_size=60))
 def test_the_window_is_as_its_model(taken: list[tuple[int, int | None]]) -> None:
-    window, model = ReplayWindow(), Model()
+    window, model = Numbers(), Model()
     for counter, count in taken:
         if count is None:
             assert window.accept(counter) == model.accept(counter)
@@ -48,7 +48,7 @@ def test_the_window_is_as_its_model(taken: list[tuple[int, int | None]]) -> None
 
 
 def test_the_window_at_its_edges() -> None:
-    window = ReplayWindow()
+    window = Numbers()
     assert window.accept(0)
     assert not window.accept(0)
     assert window.accept(WINDOW - 1)
