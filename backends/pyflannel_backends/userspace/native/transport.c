@@ -70,6 +70,31 @@ find_cipher(void)
     return 1;
 }
 
+/* Encrypt in place, and write the tag behind it. */
+static int
+encrypt(EVP_CIPHER_CTX *context, unsigned char *data, size_t size)
+{
+    unsigned char nothing[16];
+    int written;
+    return (size == 0 || crypto.update(context, data, &written, data, (int)size) == 1) &&
+           crypto.finish(context, nothing, &written) == 1 &&
+           crypto.control(context, EVP_CTRL_AEAD_GET_TAG, TAG, data + size) == 1;
+}
+
+/* Decrypt in place, and compare the tag behind it (in constant time). Nobody may see what a forged one decrypts to. */
+static int
+decrypt(EVP_CIPHER_CTX *context, unsigned char *data, size_t size)
+{
+    unsigned char nothing[16];
+    int written;
+    if (crypto.control(context, EVP_CTRL_AEAD_SET_TAG, TAG, data + size) == 1 &&
+        (size == 0 || crypto.update(context, data, &written, data, (int)size) == 1) &&
+        crypto.finish(context, nothing, &written) == 1)
+        return 1;
+    crypto.wipe(data, size);
+    return 0;
+}
+
 /* Start with a number: four zero bytes, and the number, little-endian. */
 static int
 begin(EVP_CIPHER_CTX *context, uint64_t number, int direction)
@@ -80,39 +105,35 @@ begin(EVP_CIPHER_CTX *context, uint64_t number, int direction)
     return crypto.begin(context, NULL, NULL, NULL, nonce, direction) == 1;
 }
 
-/* Encrypt or decrypt in place, and finish, which for decryption is to compare the tag (in constant time). */
-static int
-run_cipher(EVP_CIPHER_CTX *context, unsigned char *data, size_t size)
-{
-    unsigned char nothing[16];
-    int written = 0;
-    if (size > 0 && crypto.update(context, data, &written, data, (int)size) != 1)
-        return 0;
-    return crypto.finish(context, nothing, &written) == 1;
-}
-
 int
 seal(Transport *transport, uint64_t number, unsigned char *message, size_t size)
 {
     uint64_t fields[] = {MESSAGE | (uint64_t)transport->remote_index << 32, number};
     for (int at = 0; at < FRAME; at++)
         message[at] = (unsigned char)(fields[at / 8] >> 8 * (at % 8));
-    EVP_CIPHER_CTX *context = transport->send;
-    return begin(context, number, SEND) && run_cipher(context, message + FRAME, size) &&
-           crypto.control(context, EVP_CTRL_AEAD_GET_TAG, TAG, message + FRAME + size) == 1;
+    return begin(transport->send, number, SEND) && encrypt(transport->send, message + FRAME, size);
 }
 
 int
 open_message(Transport *transport, uint64_t number, unsigned char *message, size_t size)
 {
-    EVP_CIPHER_CTX *context = transport->receive;
-    size_t plain = size - OVERHEAD;
-    if (begin(context, number, RECEIVE) &&
-        crypto.control(context, EVP_CTRL_AEAD_SET_TAG, TAG, message + FRAME + plain) == 1 &&
-        run_cipher(context, message + FRAME, plain))
-        return 1;
-    crypto.wipe(message + FRAME, plain); /* nobody may see what a forged message decrypts to */
-    return 0;
+    return begin(transport->receive, number, RECEIVE) &&
+           decrypt(transport->receive, message + FRAME, size - OVERHEAD);
+}
+
+/* Use the cipher as it is used for messages, but with any nonce and with associated data, as test vectors have them.
+ * ``data`` has room for a tag. */
+static int
+run_vector(
+    Transport *transport, int direction, const char *nonce, const char *extra, Py_ssize_t extra_size, unsigned char *data,
+    size_t size)
+{
+    EVP_CIPHER_CTX *context = direction == SEND ? transport->send : transport->receive;
+    int written;
+    if (crypto.begin(context, NULL, NULL, NULL, (const unsigned char *)nonce, direction) != 1 ||
+        (extra_size && crypto.update(context, NULL, &written, (const unsigned char *)extra, (int)extra_size) != 1))
+        return 0;
+    return direction == SEND ? encrypt(context, data, size) : decrypt(context, data, size);
 }
 
 static int
@@ -137,10 +158,19 @@ wipe_keys(Transport *self)
 
 #else /* without OpenSSL's headers packets are sealed and opened in Python */
 
-enum { KEY = 32 };
+enum { KEY = 32, NONCE = 12, SEND = 1, RECEIVE = 0 };
 
 int
 find_cipher(void)
+{
+    return 0;
+}
+
+static int
+run_vector(
+    Transport *Py_UNUSED(transport), int Py_UNUSED(direction), const char *Py_UNUSED(nonce),
+    const char *Py_UNUSED(extra), Py_ssize_t Py_UNUSED(extra_size), unsigned char *Py_UNUSED(data),
+    size_t Py_UNUSED(size))
 {
     return 0;
 }
@@ -264,7 +294,9 @@ state(Transport *self, PyObject *Py_UNUSED(ignored))
         (Py_ssize_t)sizeof self->window);
 }
 
-/* One message in a buffer of its own, for tests of how the cipher is used. */
+/* For tests of how the cipher is used. */
+
+enum { LONGEST = 2048 };
 
 static PyObject *
 seal_one(Transport *self, PyObject *arguments)
@@ -308,6 +340,25 @@ open_one(Transport *self, PyObject *arguments)
 }
 
 static PyObject *
+crypt_one(Transport *self, PyObject *arguments)
+{
+    const char *nonce, *extra, *data;
+    Py_ssize_t nonce_size, extra_size, size;
+    int sealing;
+    if (!PyArg_ParseTuple(
+            arguments, "py#y#y#", &sealing, &nonce, &nonce_size, &extra, &extra_size, &data, &size))
+        return NULL;
+    if (nonce_size != NONCE || size > LONGEST || extra_size > LONGEST || (!sealing && size < TAG))
+        Py_RETURN_NONE;
+    unsigned char buffer[LONGEST + TAG];
+    memcpy(buffer, data, (size_t)size);
+    size_t plain = (size_t)size - (sealing ? 0 : TAG);
+    if (!run_vector(self, sealing ? SEND : RECEIVE, nonce, extra, extra_size, buffer, plain))
+        Py_RETURN_NONE;
+    return PyBytes_FromStringAndSize((const char *)buffer, (Py_ssize_t)plain + (sealing ? TAG : 0));
+}
+
+static PyObject *
 make(PyTypeObject *type, PyObject *arguments, PyObject *names)
 {
     static char *keywords[] = {"send", "receive", NULL};
@@ -342,6 +393,7 @@ static PyMethodDef methods[] = {
     {"state", (PyCFunction)state, METH_NOARGS, NULL},
     {"seal", (PyCFunction)seal_one, METH_VARARGS, NULL},
     {"open", (PyCFunction)open_one, METH_VARARGS, NULL},
+    {"crypt", (PyCFunction)crypt_one, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
 

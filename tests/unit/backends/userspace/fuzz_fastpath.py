@@ -221,7 +221,8 @@ class Fuzz:
             methods += [self.extension.Transport, ours.claim, ours.accept, ours.accept_run, ours.seal, ours.open]
         try:
             if chance.random() < 0.2:
-                whole = dict.fromkeys(names, bytearray(ROOM)) | dict.fromkeys(["epoll", "tun", "port", "mtu"], 3)
+                whole: dict[str, object] = dict.fromkeys(names, bytearray(ROOM))
+                whole |= dict.fromkeys(["epoll", "tun", "port", "mtu"], 3)
                 whole |= dict.fromkeys(["any_port", "sealed", "segments", "cuts", "joins_tcp", "joins_udp"], True)
                 whole |= {"sockets": (3,), "judge": None}
                 self.extension.FastPath(**(whole | {chance.choice(list(whole)): chance.choice(things)}))

@@ -14,16 +14,17 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Network, ip_network
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.unit.backends.userspace import reference
+from tests.unit.backends.userspace.bursts import HOSTS6, OTHERS, OURS, THEIRS, super_packets, trains
 from tests.unit.backends.userspace.edges import OTHER, PEER, STRANGER, Edges
 from tests.unit.backends.userspace.memory import MemoryTun, MemoryUnderlay
-from tests.unit.backends.userspace.reference import UDP, Packet
+from tests.unit.backends.userspace.reference import ACK, PSH, TCP, UDP, Packet
 
 from pyflannel_backends.userspace import packet as ip
 from pyflannel_backends.userspace import vnet
@@ -38,7 +39,6 @@ pytest.importorskip(
 
 from pyflannel_backends.userspace._fastpath import FastPath
 
-OURS, THEIRS, OTHERS = bytes([10, 5, 1, 2]), bytes([10, 5, 2, 2]), bytes([10, 5, 3, 2])
 ROOM = 10 + 0xFFFF
 MTU = 1472
 
@@ -780,18 +780,19 @@ class Twins:
         if offload:
             numpy_path = pytest.importorskip("pyflannel_backends.userspace.offload", reason="needs numpy (extra: udp)")
             splitter, joiner = numpy_path.Splitter(), numpy_path.Joiner()
-        table = PeerTable([ip_network("10.5.1.0/24")])
+        table = PeerTable([ip_network("10.5.1.0/24"), ip_network("fd00:5:1::/48")])
         limit = RateLimit(0.0, 1e9, lambda: 0.0)
-        return Forwarder(tun, underlay, table, Limits(MTU, {4: bytes([10, 5, 1, 0])}), limit, splitter, joiner)
+        addresses = {4: bytes([10, 5, 1, 0]), 6: HOSTS6[0][:15] + bytes(1)}
+        return Forwarder(tun, underlay, table, Limits(MTU, addresses), limit, splitter, joiner)
 
     def move(self, number: int, holder: str | None) -> None:
         """A subnet is another peer's, or nobody's, as the worker does it when it is told."""
-        subnet = IPv4Network(f"10.5.{number}.0/24")
         for forwarder in (self.fast, self.plain):
-            if holder is None:
-                forwarder.table.remove(subnet)
-            else:
-                forwarder.table.put(Peer(subnet, holder))
+            for subnet in ip_network(f"10.5.{number}.0/24"), ip_network(f"fd00:5:{number}::/48"):
+                if holder is None:
+                    forwarder.table.remove(subnet)
+                else:
+                    forwarder.table.put(Peer(subnet, holder))
         for peer, subnets in self.known.items():
             subnets.discard(number)
             if peer == holder:
@@ -808,17 +809,20 @@ class Twins:
         self.edges.give(header + packet)
         self._work()
 
-    def come(self, packet: bytes, sender: str, right_port: bool) -> None:
+    def come(self, packet: bytes, sender: str, right_port: bool, size: int = 0) -> None:
+        """What one call brings: a packet, or several of one size, the last of which may be shorter."""
+        size = size or len(packet)
+        count = -(-len(packet) // size) if packet else 1
         if not self.known.get(sender):
-            self.refused["drop_unknown_sender"] += 1
+            self.refused["drop_unknown_sender"] += count
         elif not right_port:
-            self.refused["drop_source_port"] += 1
+            self.refused["drop_source_port"] += count
         else:
-            self.underlay.incoming.append((packet, len(packet), sender))
+            self.underlay.incoming.append((packet, size, sender))
             self.plain.from_underlay(self.underlay)
             self.plain.from_underlay(self.underlay)
         self.edges.rest(self.path)
-        self.edges.send(packet, sender, right_port=right_port)
+        self.edges.send(packet, sender, size=size, right_port=right_port)
         self._work()
 
     def _work(self) -> None:
@@ -846,7 +850,11 @@ class Twins:
 
 hosts = st.sampled_from([OURS, THEIRS, OTHERS, bytes([10, 5, 2, 9]), bytes([10, 5, 9, 9])])
 steps = (
-    st.tuples(st.just("out"), st.just(vnet.PLAIN), st.tuples(hosts, hosts).flatmap(lambda ends: hostile(*ends)))
+    super_packets().map(lambda made: ("out", *made))
+    | st.tuples(trains(), st.sampled_from([PEER, PEER, PEER, OTHER])).map(
+        lambda made: ("come", made[0][0], made[1], True, made[0][1])
+    )
+    | st.tuples(st.just("out"), st.just(vnet.PLAIN), st.tuples(hosts, hosts).flatmap(lambda ends: hostile(*ends)))
     | st.tuples(st.just("out"), headers, hostile(OURS, THEIRS))
     | st.tuples(
         st.just("come"),
@@ -871,6 +879,27 @@ def test_python_alone_would_have_done_the_same(offload: bool, todo: list[tuple[A
             getattr(twins, name)(*arguments)
         twins.compare()
     twins.compare_counters()
+
+
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+@pytest.mark.parametrize("ends", [(OURS, THEIRS), (HOSTS6[0], HOSTS6[1])], ids=["IPv4", "IPv6"])
+def test_whole_bursts_are_carried_without_python(edges: Edges, protocol: int, ends: tuple[bytes, bytes]) -> None:
+    """Cut and joined as Python does it, byte by byte."""
+    twins = Twins(edges, offload=True)
+    ours, theirs = ends
+    parts = Packet(bytes(range(256)) * 200, protocol, ours, theirs, flags=ACK | PSH, identification=0xFFF0)
+    offset, kind = (
+        (6, vnet.GSO_UDP_L4) if protocol == UDP else (16, vnet.GSO_TCPV6 if len(ours) == 16 else vnet.GSO_TCPV4)
+    )
+    header = vnet.VnetHeader(1, kind, parts.header_length, 1400, parts.ip_length, offset).pack()
+    wire = reference.segments(Packet(bytes(range(256)) * 200, protocol, theirs, ours), 1400, hops=0)
+    for _ in range(3):
+        twins.out(header, parts.build_partial())
+        twins.come(b"".join(wire), PEER, True, len(wire[0]))
+        assert len(twins.tun.outgoing) == 1
+        assert len(twins.underlay.outgoing) == len(wire) == 37
+        twins.compare()
+    assert twins.compare_counters() == 2 * 2 * 37
 
 
 def test_flows_that_go_on_are_carried_without_python(edges: Edges) -> None:

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[4]
 SOURCES = ROOT / "backends" / "pyflannel_backends" / "userspace" / "native"
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
-ROUNDS = 2_000
+ROUNDS = 1_000
 
 
 @pytest.fixture(scope="module")
