@@ -632,18 +632,39 @@ open_all(FastPath *self, Transport *session, const struct arrival *arrival, doub
     return train;
 }
 
-/* Give packets of a train from number ``first`` on to Python, back to back. Returns 0, or -1 and an error. */
+/* A packet of a train, and its size, without padding where its header says so. */
+static const unsigned char *
+packet_of(const struct train *train, size_t number, size_t *size)
+{
+    const unsigned char *packet = train->first + number * (train->size + train->gap);
+    struct header header;
+    *size = number + 1 < train->count ? train->size : train->last;
+    if (read_header(packet, *size, &header) && *size - header.total < PADDING)
+        *size = header.total;
+    return packet;
+}
+
+/* Give packets of a train from number ``first`` on to Python, as far apart as the first one is long, or, if others are
+ * longer, as all are with their padding. Returns 0, or -1 and an error. */
 static int
 hand_train_over(FastPath *self, PyObject *left, int fd, const struct train *train, size_t first)
 {
-    size_t count = train->count - first, length = (count - 1) * train->size + train->last;
+    size_t count = train->count - first, stride, size;
+    packet_of(train, first, &stride);
+    for (size_t number = first; number < train->count; number++) {
+        packet_of(train, number, &size);
+        if (size > stride)
+            stride = train->size;
+    }
     write_run(self);
-    for (size_t number = 0; number < count; number++)
-        memcpy(
-            self->opened.data + number * train->size, train->first + (first + number) * (train->size + train->gap),
-            number + 1 < count ? train->size : train->last);
-    size_t size = count > 1 ? train->size : length;
-    return hand_over(left, fd, Py_BuildValue("(nnO)", (Py_ssize_t)length, (Py_ssize_t)size, train->peer));
+    for (size_t number = 0; number < count; number++) {
+        const unsigned char *packet = packet_of(train, first + number, &size);
+        memcpy(self->opened.data + number * stride, packet, number + 1 < count ? stride : size);
+    }
+    size_t length = (count - 1) * stride + size;
+    return hand_over(
+        left, fd,
+        Py_BuildValue("(nnO)", (Py_ssize_t)length, (Py_ssize_t)(count > 1 ? stride : length), train->peer));
 }
 
 static int
