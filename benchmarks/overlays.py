@@ -5,9 +5,9 @@ a busy moment of the machine hits all of them; a number is the median over the r
 four streams, segments that had to be sent again, the CPU seconds that the whole machine spends per gigabyte, loss of
 UDP at a given rate, and ping. What plain veth does in the same run is the yardstick.
 
-tinc, openvpn, nebula and wireguard-go take part where they are installed (``make bench-peers``, which builds the present
-wireguard-go where Go is there), the first two without encryption; the others can't do without. Results go to ``benchmarks/results``: all numbers as JSON, and a plot if
-matplotlib is there.
+tinc, openvpn, nebula and wireguard-go take part where they are installed (``make bench-peers``, which builds the
+present wireguard-go where Go is there), the first two without encryption; the others can't do without. Results go to
+``benchmarks/results``: all numbers as JSON, and a plot if matplotlib is there.
 
     python benchmarks/overlays.py --rounds 3 --seconds 3 --ways veth udp wireguard-go
 

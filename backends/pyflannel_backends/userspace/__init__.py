@@ -49,8 +49,8 @@ What the port has to know of its life:
   succeeds.
 * ``deadline`` is read before every wait and may be changed at any time; ``expire`` is called once it has passed.
 * ``WorkerConfig.realtime`` is worth having; set it where :func:`leaves_a_cpu` says so.
-* ``fast_path``, ``way`` and ``settle`` are for ports whose packets are bare datagrams over IPv4 or WireGuard's messages;
-  others leave them alone.
+* ``fast_path``, ``way`` and ``settle`` are for ports whose packets are bare datagrams over IPv4, or WireGuard's
+  messages; others leave them alone.
 * Everything runs in one thread, and nothing may raise for what a packet contains.
 
 IPv6 inside needs nothing but a subnet of that family in the config's ``own`` (its network address answers with ICMPv6

@@ -122,7 +122,7 @@ class WireguardBackend(Backend[WireguardOptions]):
         """Which implementation runs, under which key, and in userspace whether it has what makes it fast."""
         described = {"implementation": self.implementation, "public_key": self._identity(node).public_key}
         if self.implementation == "userspace":
-            described["fast_path"] = "yes" if load_transport() else "no: not compiled, or without OpenSSL, or switched off"
+            described["fast_path"] = "yes" if load_transport() else "no: not compiled (with OpenSSL), or switched off"
         return described
 
     def mtu(self, underlay: Underlay) -> int:

@@ -13,6 +13,7 @@ import time
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -315,14 +316,14 @@ steps = (
 
 @pytest.mark.parametrize("ipv6", [False, True], ids=["over IPv4", "over IPv6"])
 @given(todo=st.lists(steps, min_size=1, max_size=12))
-def test_python_alone_would_have_done_the_same(ipv6: bool, todo: list[tuple[str, object]]) -> None:
+def test_python_alone_would_have_done_the_same(ipv6: bool, todo: list[tuple[str, Any]]) -> None:
     with made(ipv6) as twins:
         index = INDEX
         for name, made_of in todo:
             if name == "out":
-                twins.out(*made_of)  # type: ignore[misc] # two byte strings
+                twins.out(*made_of)
             elif name == "come":
-                packets, bent = made_of  # type: ignore[misc] # packets and faults
+                packets, bent = made_of
                 wire = [bend(twins, plain, fault) for plain, fault in zip(packets, bent, strict=True)]
                 size = len(wire[0])
                 whole = [data for data in wire if len(data) == size]
