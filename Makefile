@@ -37,7 +37,7 @@ bench: ## measure: overlays next to each other, start-up and programming next to
 	@tools/bootstrap bench
 	@for file in benchmarks/*.py; do echo "== $$file"; $(VENV)/python $$file || exit; done
 
-bench-peers: ## install other overlay programs from Debian, for `make bench` to compare with
+bench-peers: ## install other overlay programs, for `make bench` to compare with (wireguard-go is built where Go is)
 	@tools/bootstrap peers
 
 clean: ## remove what the other targets made here, .venv too (system packages stay)

@@ -19,11 +19,15 @@ EXTRAS = {
 TEST = ["hypothesis>=6.100", "pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "scapy>=2.5", "setuptools>=77"]
 DEVELOPMENT = {"test": TEST, "bench": ["matplotlib>=3.6"], "dev": [*TEST, "mypy==2.4.*", "ruff==0.17.*", "tox>=4.30"]}
 
-# Optional: without a compiler, Python does the same. Of the stable ABI, so that one wheel is for all versions.
+# Optional: without a compiler, Python does the same, and without OpenSSL's headers it does what is encrypted. Of the
+# stable ABI, so that one wheel is for all versions.
+NATIVE = "backends/pyflannel_backends/userspace/native"
 FAST_PATH = Extension(
     "pyflannel_backends.userspace._fastpath",
-    sources=["backends/pyflannel_backends/userspace/_fastpath.c"],
-    extra_compile_args=["-O2", "-Wall", "-Wextra"],
+    sources=[f"{NATIVE}/{name}.c" for name in ("fastpath", "packets", "transport")],
+    depends=[f"{NATIVE}/{name}.h" for name in ("packets", "transport")],
+    extra_compile_args=["-O3", "-Wall", "-Wextra"],
+    libraries=["dl"],
     py_limited_api=True,
     optional=True,
 )

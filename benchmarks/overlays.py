@@ -5,9 +5,9 @@ a busy moment of the machine hits all of them; a number is the median over the r
 four streams, segments that had to be sent again, the CPU seconds that the whole machine spends per gigabyte, loss of
 UDP at a given rate, and ping. What plain veth does in the same run is the yardstick.
 
-tinc, openvpn, nebula and wireguard-go take part where they are installed (``make bench-peers``), the first two without
-encryption; the others can't do without. Results go to ``benchmarks/results``: all numbers as JSON, and a plot if
-matplotlib is there.
+tinc, openvpn, nebula and wireguard-go take part where they are installed (``make bench-peers``, which builds the
+present wireguard-go where Go is there), the first two without encryption; the others can't do without. Results go to
+``benchmarks/results``: all numbers as JSON, and a plot if matplotlib is there.
 
     python benchmarks/overlays.py --rounds 3 --seconds 3 --ways veth udp wireguard-go
 
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 NETWORK = "10.5.0.0/16"
 RESULTS = Path(__file__).with_name("results")
+BUILT = Path(__file__).resolve().parents[1] / ".cache" / "bin"
+"""Programs that ``make bench-peers`` has built; they go before installed ones."""
 DATAGRAM = 1300
 """Bytes of payload that no way has to fragment."""
 COLUMNS = {
@@ -396,6 +398,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--results", type=Path, default=RESULTS, help="directory for the numbers and the plot")
     arguments = parser.parse_args()
+    os.environ["PATH"] = f"{BUILT}{os.pathsep}{os.environ['PATH']}"
     results = measure(arguments.ways, arguments.rounds, arguments.seconds, arguments.rate)
     title = versions(list(results))
     title += (

@@ -155,7 +155,7 @@ def _rows(peer: Lease) -> Iterable[Row]:
 
 @functools.cache
 def _means(offload: bool) -> Mapping[str, str]:
-    from pyflannel_backends.userspace.ports import load_fast_path
+    from pyflannel_backends.userspace.fastpath import load_fast_path
 
     numpy = importlib.util.find_spec("numpy") is not None
     batches = "off" if not offload else "yes" if numpy else "no: numpy is not installed"

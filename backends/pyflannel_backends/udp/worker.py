@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pyflannel_backends.userspace.control import WorkerConfig
-from pyflannel_backends.userspace.ports import Endpoint, Inlet, Received, UdpSocket, UnderlayPort, load_fast_path
+from pyflannel_backends.userspace.fastpath import DeviceSide, load_fast_path
+from pyflannel_backends.userspace.ports import Endpoint, Inlet, Received, UdpSocket, UnderlayPort
 from pyflannel_backends.userspace.table import PeerId
 from pyflannel_backends.userspace.worker import work
 
@@ -56,21 +57,31 @@ class UdpPort(UnderlayPort):
     def fileno(self) -> int:
         return self._socket.fileno()
 
-    def fast_path(self, epoll: int, tun: int, tun_buffer: bytearray, buffer: bytearray) -> FastPath | None:
+    def fast_path(self, device: DeviceSide) -> FastPath | None:
         made = load_fast_path()
         config = self._config
         if made is None or ":" in config.address:
             return None
         return made(
-            epoll=epoll,
-            tun=tun,
-            tun_buffer=tun_buffer,
-            udp=self.fileno(),
-            udp_buffer=buffer,
+            epoll=device.epoll,
+            tun=device.tun,
+            sockets=(self.fileno(),),
+            packet=device.packet,
+            received=device.buffer,
+            opened=device.buffer,
+            judge=self._judge,
             port=config.port,
             any_port=config.any_source_port,
-            judge=self._judge,
+            sealed=False,
+            mtu=config.mtu,
+            segments=self._socket.segments,
+            cuts=device.cuts,
+            joins_tcp=device.joins_tcp,
+            joins_udp=device.joins_udp,
         )
+
+    def way(self, peer: PeerId) -> Endpoint:
+        return peer, self._config.port
 
     def receive(self, buffer: memoryview) -> Received | None:
         received = self._socket.receive(buffer)

@@ -14,7 +14,7 @@ vectorised (:mod:`.offload`).
 :mod:`.table`             which peer holds a subnet
 :mod:`.ports`             what forwarding needs of its two sides; the TUN queue and the UDP socket
 :mod:`.forward`           the router
-:mod:`._fastpath`         a short cut past it for packets that come alone, in C; compiled where there is a compiler
+:mod:`.fastpath`          a short cut past it for whole bursts, in C (``native/``); compiled where there is a compiler
 :mod:`.control`           what daemon and worker say to each other
 :mod:`.worker`            the worker's process
 :mod:`.dataplane`         the daemon's side: workers kept alive and fed
@@ -49,7 +49,8 @@ What the port has to know of its life:
   succeeds.
 * ``deadline`` is read before every wait and may be changed at any time; ``expire`` is called once it has passed.
 * ``WorkerConfig.realtime`` is worth having; set it where :func:`leaves_a_cpu` says so.
-* ``fast_path`` is for ports whose packets are bare datagrams over IPv4; others leave it alone.
+* ``fast_path``, ``way`` and ``settle`` are for ports whose packets are bare datagrams over IPv4, or WireGuard's
+  messages; others leave them alone.
 * Everything runs in one thread, and nothing may raise for what a packet contains.
 
 IPv6 inside needs nothing but a subnet of that family in the config's ``own`` (its network address answers with ICMPv6

@@ -9,8 +9,8 @@ by one, and every packet that goes nowhere is counted under a reason.
 When a side was found empty, the next packet there is most likely alone, so it goes on before anybody looks for more.
 While packets keep coming they are taken in bursts, which are short enough for the other side not to wait.
 
-Where there is a fast path, lone packets are read by it, and come here only if it can't tell what to do with them. It is
-told here what it may do with others like those that needed no second look.
+Where there is a fast path, packets are read by it, and come here only if it can't tell what to do with them. It is told
+here what it may do with others like those that were forwarded.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING, Final
 
 from . import ipv6, vnet
 from . import packet as ip
+from .fastpath import DeviceSide
 from .packet import Header, IcmpError
 from .ports import Inlet, Received, TunPort, UnderlayPort
 from .table import Peer, PeerId, PeerTable
 
 if TYPE_CHECKING:
-    from ._fastpath import FastPath
+    from ._fastpath import FastPath, Unsent
     from .offload import Joiner, Plan, Splitter
 
 __all__ = ["COUNTERS", "Forwarder", "Limits", "RateLimit"]
@@ -77,8 +78,8 @@ _TOO_BIG: Final = frozenset({errno.EMSGSIZE, errno.EINVAL})
 
 _LEAVING: Final = struct.Struct("!H8xBxH4xHH4x4s")
 """Virtio flags and GSO type, then of an IPv4 header: first byte, length, TTL and protocol, checksum, destination."""
-_LEAVING6: Final = struct.Struct("!H12xHxB16x16s")
-"""Virtio flags and GSO type, then of an IPv6 header: payload length, hop limit, destination."""
+_LEAVING6: Final = struct.Struct("!H12xHxB16s16s")
+"""Virtio flags and GSO type, then of an IPv6 header: payload length, hop limit, both addresses."""
 _ARRIVING: Final = struct.Struct("!BxH8x8s")
 """Of an IPv4 header: first byte, length, both addresses."""
 _ARRIVING6: Final = struct.Struct("!4xH2x32s")
@@ -161,8 +162,14 @@ class Forwarder:
         self._path_mtus: dict[PeerId, int] = {}
         self._fast_path: FastPath | None = None
 
+    def device_side(self, epoll: int, tun: int) -> DeviceSide:
+        """For a fast path that reads from the device's descriptor."""
+        protocols = self._joiner.protocols if self._joiner else ()
+        cuts = self._splitter is not None
+        return DeviceSide(epoll, tun, self.tun_buffer, self.buffer, cuts, ip.TCP in protocols, ip.UDP in protocols)
+
     def attach(self, fast_path: FastPath | None) -> None:
-        """Work with a fast path, which reads into :attr:`tun_buffer` and :attr:`buffer`."""
+        """Work with a fast path, which leaves packets in :attr:`tun_buffer` and :attr:`buffer`."""
         self._fast_path = fast_path
 
     def table_changed(self) -> None:
@@ -184,11 +191,17 @@ class Forwarder:
 
     # From the TUN device to the underlay
 
-    def from_tun(self, length: int | None = None) -> None:
-        """Forward what waits, at most a burst; or one packet of ``length`` bytes, which was read already."""
+    def from_tun(self, read: int | Unsent | None = None) -> None:
+        """Forward what waits, at most a burst.
+
+        :param read: what was read already: one packet of so many bytes, or packets that could not be sent; those alone.
+        """
         alone, self._tun_rests = self._tun_rests, False
-        if length is not None:
-            self._one_from_tun(length)
+        if isinstance(read, int):
+            self._one_from_tun(read)
+        elif read is not None:
+            data, wire, peer = read
+            self._send(memoryview(data), wire, peer)
         elif alone:
             self._one_from_tun(self.tun.receive(self._input))
         else:
@@ -199,17 +212,21 @@ class Forwarder:
         peer = self._next_hop(length)
         if peer is not None:
             self._send(self._input[vnet.LENGTH : length], length - vnet.LENGTH, peer)
-            if self._fast_path is not None:
-                self._learn_route(peer)
         elif length:
             self._outbound(length)
             self._flush()
+        if self._fast_path is not None and length:
+            self._teach_route(self._fast_path, length)
 
-    def _learn_route(self, peer: PeerId) -> None:
-        """Leave the next packet to this destination to the fast path, if all is well there."""
-        *_, destination = _LEAVING.unpack_from(self._input)
-        if self._fast_path is not None and self._input[vnet.LENGTH] == _NO_OPTIONS and peer not in self.failures:
-            self._fast_path.learn_route(destination, peer, self._mtu(peer))
+    def _teach_route(self, fast_path: FastPath, length: int) -> None:
+        """Leave the next packet to this one's destination to the fast path, if all is well there."""
+        header = _parse(self._input[vnet.LENGTH : length])
+        peer = self._routes.get(header.destination) if header is not None else None
+        if header is None or peer is None or peer.id in self.failures:
+            return
+        way = self.underlay.way(peer.id)
+        if way is not None:
+            fast_path.learn_route(header.destination, peer.id, self._mtu(peer.id), way)
 
     def _burst_from_tun(self) -> None:
         receive, buffer = self.tun.receive, self._input
@@ -267,10 +284,16 @@ class Forwarder:
             self._send_packet(packet, header, peer.id)
 
     def _next_hop6(self, length: int) -> PeerId | None:
-        undone, payload, hops, destination = _LEAVING6.unpack_from(self._input)
+        undone, payload, hops, source, destination = _LEAVING6.unpack_from(self._input)
         peer = None if undone else self._routes.get(destination)
         total = ipv6.IPV6_HEADER + payload
-        if peer is None or hops < 2 or total != length - vnet.LENGTH or total > self._mtu(peer.id):
+        if (
+            peer is None
+            or hops < 2
+            or total != length - vnet.LENGTH
+            or total > self._mtu(peer.id)
+            or not ipv6.is_routable(source)
+        ):
             return None
         self._input[_HOP_LIMIT_AT] = hops - 1
         return peer.id
@@ -448,10 +471,8 @@ class Forwarder:
         length, size, sender = received
         if sender is None or not self._is_something(length, size):
             return
-        if size == length and self._is_expected(self._datagram[:length], sender):
+        if size == length and self._fast_path is None and self._is_expected(self._datagram[:length], sender):
             self._to_tun(vnet.PLAIN, self._datagram[:length])
-            if self._fast_path is not None and self._datagram[0] == _NO_OPTIONS:
-                self._fast_path.learn_path(sender, bytes(self._datagram[12:20]))
         else:
             self._inbound(_Train(sender, size, 0, length))
 
@@ -534,6 +555,7 @@ class Forwarder:
             return None
         path = sender, header.source + header.destination
         if path in self._paths:
+            self._teach_path(path)
             return header
         owner = self.table.lookup(header.source)
         if owner is None or owner.id != sender:
@@ -545,7 +567,13 @@ class Forwarder:
         if len(self._paths) >= _MAX_PATHS:
             self._paths.clear()
         self._paths.add(path)
+        self._teach_path(path)
         return header
+
+    def _teach_path(self, path: tuple[PeerId, bytes]) -> None:
+        """Leave the next packet from this peer between these addresses to the fast path."""
+        if self._fast_path is not None:
+            self._fast_path.learn_path(*path)
 
     def _to_tun(self, header: bytes, packet: memoryview | bytes, packets: int = 1) -> None:
         if self.tun.send(header, packet):

@@ -318,7 +318,7 @@ class Joiner:
     """
 
     def __init__(self, protocols: frozenset[int] = frozenset({TCP, UDP})) -> None:
-        self._protocols = protocols
+        self.protocols = protocols
         self.buffer = bytearray(_BATCH + _BUFFER)
         """Receive into its first 256 KB; the rest is for padding the last row."""
         self._array: U8 = np.frombuffer(self.buffer, np.uint8)
@@ -354,7 +354,7 @@ class Joiner:
 
         :param packet: row ``first``, whose header is ``header`` and has a right checksum.
         """
-        if first + 1 >= self._count or header.length != self._size or header.protocol not in self._protocols:
+        if first + 1 >= self._count or header.length != self._size or header.protocol not in self.protocols:
             return 1
         transport = _transport_header(packet, header)
         at = header.header_length
@@ -452,8 +452,8 @@ class Joiner:
             sequence = int.from_bytes(template[at + 4 : at + 8], "big")
             sequences = expected[:, at // 2 + 2 : at // 2 + 4].view(">u4")[:, 0]
             sequences[:] = _INDEX[1 : count + 1] * np.uint32(payload) + np.uint32(sequence)
-        elif not words[:, column].all():
-            expected[:, column] = 0xFFFF  # what came without a checksum stays alone
+        else:
+            expected[words[:, column] == 0, column] = 0xFFFF  # what came without a checksum stays alone
         return expected
 
     def _ends(self, first: int, number: int, template: bytearray, header: Header) -> bool:

@@ -25,7 +25,8 @@ from . import vnet
 from .table import PeerId
 
 if TYPE_CHECKING:
-    from ._fastpath import FastPath
+    from ._fastpath import FastPath, Transport
+    from .fastpath import DeviceSide
 
 __all__ = [
     "DeviceGone",
@@ -36,7 +37,6 @@ __all__ = [
     "TunQueue",
     "UdpSocket",
     "UnderlayPort",
-    "load_fast_path",
 ]
 
 Endpoint: TypeAlias = tuple[str, int]
@@ -148,13 +148,19 @@ class UnderlayPort(ABC):
     def remove(self, peer: PeerId) -> None:
         """A peer holds no subnet any more."""
 
-    def fast_path(self, epoll: int, tun: int, tun_buffer: bytearray, buffer: bytearray) -> FastPath | None:
-        """Machine code that waits, and carries packets that come alone, where this is open and there is such code.
+    def fast_path(self, device: DeviceSide) -> FastPath | None:
+        """Machine code that waits for packets and carries those that need no second look, if there is such code.
 
-        :param epoll: the descriptor to wait with. ``tun`` and the inlet are registered there.
-        :param buffer: what :meth:`Inlet.receive` fills too.
+        The device's descriptor and the inlets are registered with the epoll's.
         """
         return None
+
+    def way(self, peer: PeerId) -> Endpoint | Transport | None:
+        """What the fast path needs to know of the way to ``peer``; ``None`` if packets to it aren't the fast path's."""
+        return None
+
+    def settle(self) -> None:  # noqa: B027 - what most ports have told a fast path stays right
+        """Called before every wait: see that the fast path doesn't act on what isn't so any more."""
 
     @property
     def deadline(self) -> float:
@@ -351,14 +357,3 @@ class UdpSocket:
                 return probe.getsockopt(level, option) - self.overhead
             except OSError:
                 return self.largest  # no route just now: not a question of size
-
-
-def load_fast_path() -> type[FastPath] | None:
-    """The fast path; ``None`` where it was not compiled, or ``PYFLANNEL_NO_EXTENSIONS`` is set."""
-    if os.environ.get("PYFLANNEL_NO_EXTENSIONS"):
-        return None
-    try:
-        from ._fastpath import FastPath
-    except ImportError:
-        return None
-    return FastPath

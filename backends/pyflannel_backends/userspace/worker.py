@@ -104,6 +104,7 @@ class Worker:
         handlers, underlay, clock = self._handlers, self._underlay, time.monotonic
         while self._running:
             try:
+                underlay.settle()
                 for fd, read in self._poll(min(self._next_tick, underlay.deadline)):
                     handler = handlers.get(fd)
                     if handler is not None:
@@ -155,9 +156,7 @@ class Worker:
         self._watch(self._tun, forwarder.from_tun)
         for inlet in self._inlets:
             self._watch(inlet, functools.partial(forwarder.from_underlay, inlet))
-        self._fast_path = self._underlay.fast_path(
-            self._epoll.fileno(), self._tun.fileno(), forwarder.tun_buffer, forwarder.buffer
-        )
+        self._fast_path = self._underlay.fast_path(forwarder.device_side(self._epoll.fileno(), self._tun.fileno()))
         forwarder.attach(self._fast_path)
         self._poll = self._wait if self._fast_path is None else self._fast_path.poll
 
@@ -316,14 +315,10 @@ class Worker:
         """Add what the fast path has done."""
         if self._fast_path is None:
             return
-        counters = self._counters
-        sent, sent_bytes, received, received_bytes = self._fast_path.take_counters()
-        counters["sent_packets"] += sent
-        counters["sent_calls"] += sent
-        counters["sent_bytes"] += sent_bytes
-        counters["received_packets"] += received
-        counters["received_calls"] += received
-        counters["received_bytes"] += received_bytes
+        for name, count in self._fast_path.take_counters().items():
+            for counters in (self._counters, self._underlay.counters):
+                if name in counters:
+                    counters[name] += count
 
     def _is_displaced(self) -> bool:
         """Whether another worker listens where this one did."""

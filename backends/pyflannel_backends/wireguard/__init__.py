@@ -50,6 +50,7 @@ from pyflannel.backend import (
 )
 from pyflannel.errors import ConfigError
 from pyflannel_backends.userspace import tun_info
+from pyflannel_backends.userspace.fastpath import load_transport
 
 from . import keys
 
@@ -118,8 +119,11 @@ class WireguardBackend(Backend[WireguardOptions]):
         self.implementation = _choose(options.implementation)
 
     def describe(self, node: Node) -> Mapping[str, str]:
-        """Which implementation runs, and under which key."""
-        return {"implementation": self.implementation, "public_key": self._identity(node).public_key}
+        """Which implementation runs, under which key, and in userspace whether it has what makes it fast."""
+        described = {"implementation": self.implementation, "public_key": self._identity(node).public_key}
+        if self.implementation == "userspace":
+            described["fast_path"] = "yes" if load_transport() else "no: not compiled (with OpenSSL), or switched off"
+        return described
 
     def mtu(self, underlay: Underlay) -> int:
         """The same over IPv4 and IPv6, so that a roaming peer never meets a smaller one."""

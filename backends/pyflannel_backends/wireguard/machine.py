@@ -224,6 +224,8 @@ class Machine:
         self.peers: dict[str, Peer] = {}
         self.handshakes = 0
         """How many were completed."""
+        self.changes = 0
+        """Grows when a session or an address may not be used as before, for who remembers which to use."""
         self._identity = identity
         self._timestamps = timestamps
         self._random = random
@@ -277,6 +279,7 @@ class Machine:
             self._holders.setdefault(public_key, []).append(peer)
         if endpoint != peer.configured:
             peer.configured = peer.endpoint = endpoint
+            self.changes += 1
         peer.psk = psk
         if public_key != peer.public_key:
             self._change_key(peer, public_key, now)
@@ -298,6 +301,7 @@ class Machine:
         """Forget a peer and all that was agreed with it."""
         peer = self.peers.pop(name, None)
         if peer is not None:
+            self.changes += 1
             self._forget_pending(peer)
             self._release_key(peer)
             for session in tuple(peer.sessions):
@@ -320,6 +324,7 @@ class Machine:
         gone unanswered. Unfinished handshakes begin anew.
         """
         self._identity = identity
+        self.changes += 1
         self._gate = Gate(identity.public, self._random)
         self._room = HELD
         self._resume_at = now + 2 * (self._limits.rekey_timeout + _JITTER)
@@ -468,7 +473,9 @@ class Machine:
         """
         peer = session.peer
         peer.received_bytes += size
-        peer.endpoint = sender
+        if sender != peer.endpoint:
+            peer.endpoint = sender
+            self.changes += 1
         if session is peer.next:
             self._confirm(peer, now)
         self._heard(peer, now)
@@ -544,6 +551,7 @@ class Machine:
         self._retire(peer, peer.next)  # unconfirmed, but it may be what the peer sends with now
         peer.next = None
         peer.current = self._new_session(peer, index, message.sender, keys, initiator=True, now=now)
+        self.changes += 1
         peer.endpoint = sender
         peer.received_bytes += size
         self._heard(peer, now)
@@ -554,6 +562,7 @@ class Machine:
         assert peer.next is not None
         self._retire(peer, peer.current)
         peer.current, peer.next = peer.next, None
+        self.changes += 1
         self._forget_pending(peer)
         self._completed(peer, now)
 
@@ -575,6 +584,7 @@ class Machine:
         """Only receive with a session from now on."""
         if session is not None:
             peer.former.append(session)
+            self.changes += 1
             if len(peer.former) > _FORMER:
                 del self.sessions[peer.former.pop(0).index]
 
@@ -691,6 +701,7 @@ class Machine:
     def _expire(self, peer: Peer, now: float) -> None:
         """Drop the keys of sessions that may not be used any more."""
         over = [session for session in peer.sessions if now >= session.expires]
+        self.changes += len(over)
         for session in over:
             del self.sessions[session.index]
         peer.former = [session for session in peer.former if session not in over]

@@ -20,6 +20,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from pyflannel_backends.userspace.fastpath import load_transport
+
 from .messages import Initiation, Response
 
 if TYPE_CHECKING:
@@ -133,13 +135,15 @@ _transport_cipher: Callable[[bytes], TransportCipher] = (
 
 
 class TransportKeys:
-    """The two keys that a handshake ends with, ready for use."""
+    """The two keys that a handshake ends with, ready for use: here, and by the fast path where there is one."""
 
-    __slots__ = ("receive", "send")
+    __slots__ = ("receive", "send", "transport")
 
     def __init__(self, send: bytes, receive: bytes) -> None:
         self.send = _transport_cipher(send)
         self.receive = _transport_cipher(receive)
+        made = load_transport()
+        self.transport = None if made is None else made(send, receive)
 
 
 class Initiator:

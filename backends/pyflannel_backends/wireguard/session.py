@@ -3,7 +3,7 @@
 A number (the nonce of one packet) is used once. Sending, numbers are claimed in blocks, so that a whole batch of
 packets can be encrypted in one go; receiving, a window remembers which have come, and takes a batch in one step when
 its numbers follow each other, as they nearly always do. A number counts as received only after its packet has been
-authenticated.
+authenticated. Where there is the fast path's :class:`Transport`, it keeps the numbers, for it and for us.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from .messages import TAG, TransportHeader
 from .noise import TransportKeys
 
 if TYPE_CHECKING:
+    from pyflannel_backends.userspace._fastpath import Transport
+
     from .machine import Peer
 
-__all__ = ["REJECT_AFTER_MESSAGES", "REJECT_AFTER_TIME", "ReplayWindow", "Session", "nonce"]
+__all__ = ["REJECT_AFTER_MESSAGES", "REJECT_AFTER_TIME", "Numbers", "Session", "nonce"]
 
 REJECT_AFTER_TIME: Final = 180.0
 """Seconds after which a session carries nothing any more (white paper, section 6.1)."""
@@ -33,20 +35,36 @@ nonce = _NONCE.pack
 """A packet's number as ChaCha20-Poly1305 takes it: four zero bytes and the number, little-endian."""
 
 
-class ReplayWindow:
-    """Which numbers have come: the newest, and a bit for each of those before it."""
+class Numbers:
+    """Which numbers were claimed for sending, and which have come: the newest, and a bit for each one before it."""
 
-    __slots__ = ("_bits", "_newest")
+    __slots__ = ("_bits", "_newest", "sent")
 
     _mask: Final = (1 << _WINDOW) - 1
 
     def __init__(self) -> None:
+        self.sent = 0
+        """How many have been claimed."""
         self._newest = -1
         self._bits = 0
         """Bit ``i`` stands for number ``newest - i``."""
 
+    def claim(self, count: int) -> int | None:
+        """The first of ``count`` numbers that nobody else will use; ``None`` if there are not so many left."""
+        first = self.sent
+        if first + count > REJECT_AFTER_MESSAGES:
+            return None
+        self.sent = first + count
+        return first
+
+    def state(self) -> object:
+        """All that sending and receiving change; to be compared."""
+        return self.sent, self._newest, self._bits
+
     def accept(self, counter: int) -> bool:
-        """Note ``counter``, below :data:`REJECT_AFTER_MESSAGES`; false if it came before or is too old to tell."""
+        """Note ``counter``; false if it came before, is too old to tell, or must not be used."""
+        if counter >= REJECT_AFTER_MESSAGES:
+            return False
         ahead = counter - self._newest
         if ahead > 0:
             self._advance(ahead, 1)
@@ -58,7 +76,7 @@ class ReplayWindow:
 
     def accept_run(self, first: int, count: int) -> bool:
         """Note ``count`` numbers from ``first`` on, if all are newer than any before; else note none."""
-        if first <= self._newest:
+        if first <= self._newest or first + count > REJECT_AFTER_MESSAGES:
             return False
         self._advance(first + count - 1 - self._newest, count)
         return True
@@ -78,18 +96,18 @@ class Session:
     """
 
     __slots__ = (
-        "_next",
         "created",
         "expires",
         "index",
         "initiator",
+        "numbers",
         "own_key",
         "peer",
         "receive_key",
         "remote_index",
         "renewing",
         "send_key",
-        "window",
+        "transport",
     )
 
     def __init__(
@@ -113,25 +131,22 @@ class Session:
         self.expires = now + REJECT_AFTER_TIME
         self.renewing = False
         """Whether a successor was asked for because this one is near its end."""
-        self.window = ReplayWindow()
-        self._next = 0
+        self.transport = keys.transport
+        """What the fast path seals and opens packets with; it keeps the numbers, then."""
+        self.numbers: Numbers | Transport = keys.transport or Numbers()
 
     @property
     def sent(self) -> int:
         """How many numbers have been claimed."""
-        return self._next
+        return self.numbers.sent
 
     def is_alive(self, now: float) -> bool:
         """Whether it may still be used at ``now``."""
-        return now < self.expires and self._next < REJECT_AFTER_MESSAGES
+        return now < self.expires and self.numbers.sent < REJECT_AFTER_MESSAGES
 
     def claim(self, count: int) -> int | None:
         """The first of ``count`` numbers that nobody else will use; ``None`` if there are not so many left."""
-        first = self._next
-        if first + count > REJECT_AFTER_MESSAGES:
-            return None
-        self._next = first + count
-        return first
+        return self.numbers.claim(count)
 
     def seal(self, plain: bytes) -> bytes | None:
         """One packet (padded already) as a transport message; ``None`` if the numbers are used up."""
@@ -149,4 +164,4 @@ class Session:
             plain = self.receive_key.decrypt(nonce(counter), sealed, None)
         except InvalidTag:
             return None
-        return plain if self.window.accept(counter) else None
+        return plain if self.numbers.accept(counter) else None

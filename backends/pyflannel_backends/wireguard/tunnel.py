@@ -8,6 +8,10 @@ of whoever asks. So per packet there is one call of the cipher and next to nothi
 Packets are padded to sixteen bytes, but never beyond the MTU. Decrypted rows are laid out as long as the packets in
 them, so that padding costs the router nothing.
 
+Where there is a fast path, it does all that for sessions that it was told of here, and says afterwards how much it was.
+What it was told it has to forget when the machine changes its mind. That it is told of late, by a second at most, moves
+the machine's timers by as much.
+
 A peer is named by its public key in base64. Behind it stands a lease, and when a lease comes with another key, it is
 the same peer that has changed its key: its sessions go on.
 """
@@ -28,13 +32,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cryptography.exceptions import InvalidTag
 
-from pyflannel_backends.userspace.ports import Inlet, UdpSocket, UnderlayPort
+from pyflannel_backends.userspace.fastpath import DeviceSide, load_fast_path, load_transport
+from pyflannel_backends.userspace.ports import Inlet, Received, UdpSocket, UnderlayPort
 
 from . import messages
 from .messages import HEADER, OVERHEAD, TRANSPORT
-from .session import REJECT_AFTER_MESSAGES
 
 if TYPE_CHECKING:
+    from pyflannel_backends.userspace._fastpath import FastPath, Transport
     from pyflannel_backends.userspace.table import PeerId
 
     from .machine import Endpoint, Machine, Peer
@@ -111,6 +116,9 @@ class Tunnel(UnderlayPort):
         self._nonce_bytes = memoryview(bytearray(_NONCE * _ROWS))
         self._nonce_views = [self._nonce_bytes[at : at + _NONCE] for at in range(0, _NONCE * _ROWS, _NONCE)]
         self._views: dict[int, list[memoryview]] = {}
+        self._fast_path: FastPath | None = None
+        self._taught = 0
+        """The machine's changes that the fast path knows of."""
         self.counters.update(
             handshakes=0,
             drop_unauthentic=0,
@@ -139,11 +147,14 @@ class Tunnel(UnderlayPort):
         return inlets
 
     def close(self) -> None:
+        self._hear()
+        self._fast_path = None
         for opened in self._sockets.values():
             opened.close()
         self._sockets.clear()
 
     def expire(self, now: float) -> None:
+        self._hear()
         self.machine.tick(now)
         self._flush()
 
@@ -156,6 +167,79 @@ class Tunnel(UnderlayPort):
     def _transmit(self, data: memoryview, size: int, endpoint: Endpoint) -> int:
         socket = self._sockets.get(":" in endpoint[0])
         return errno.EAFNOSUPPORT if socket is None else socket.send(data, size, endpoint)
+
+    # The fast path
+
+    def fast_path(self, device: DeviceSide) -> FastPath | None:
+        made = load_fast_path()
+        if made is None or load_transport() is None:
+            return None
+        received, plain = bytearray(2 * _BUFFER), memoryview(device.buffer)
+        sealed = memoryview(received)
+
+        def judge(length: int, size: int, sender: Endpoint) -> Received:
+            return self.take(sealed, length, size, sender, plain)
+
+        self._taught = self.machine.changes
+        self._fast_path = made(
+            epoll=device.epoll,
+            tun=device.tun,
+            sockets=tuple(socket.fileno() for socket in self._sockets.values()),
+            packet=device.packet,
+            received=received,
+            opened=device.buffer,
+            judge=judge,
+            port=1,
+            any_port=True,
+            sealed=True,
+            mtu=self._mtu,
+            segments=all(socket.segments for socket in self._sockets.values()),
+            cuts=device.cuts,
+            joins_tcp=device.joins_tcp,
+            joins_udp=device.joins_udp,
+        )
+        return self._fast_path
+
+    def way(self, peer: PeerId) -> Transport | None:
+        known = self._peer(peer)
+        session = self.machine.sending(known, self._clock()) if known is not None else None
+        return session.transport if session is not None and self._teach(session) else None
+
+    def _teach(self, session: Session) -> bool:
+        """Tell the fast path of a session; whether it can use it. One that waits for a confirmation is ours."""
+        peer, transport = session.peer, session.transport
+        endpoint = peer.endpoint
+        if (
+            self._fast_path is None
+            or transport is None
+            or endpoint is None
+            or session is peer.next
+            or (":" in endpoint[0]) not in self._sockets
+        ):
+            return False
+        name = self._ids[peer.id]
+        self._fast_path.learn_session(transport, session.index, session.remote_index, name, endpoint, session.expires)
+        return True
+
+    def settle(self) -> None:
+        if self._fast_path is not None and self._taught != self.machine.changes:
+            self._taught = self.machine.changes
+            self._fast_path.forget()
+
+    def _hear(self) -> None:
+        """Tell the machine what the fast path has done, in the order of time."""
+        notes = self._fast_path.take_notes() if self._fast_path is not None else ()
+        for index, sent, received in notes:
+            session = self.machine.sessions.get(index)
+            if session is None:
+                continue
+            for (packets, size, at), is_sent in sorted(((sent, True), (received, False)), key=_time_of):
+                if size and is_sent:
+                    self.machine.sent(session, packets, size, at)
+                elif size and session.peer.endpoint is not None:
+                    self.machine.received(session, session.peer.endpoint, packets, size, at)
+        if notes and self.machine.outgoing:
+            self._flush()
 
     # Peers
 
@@ -177,6 +261,7 @@ class Tunnel(UnderlayPort):
 
     def remove(self, peer: PeerId) -> None:
         """See :class:`UnderlayPort`. A key that its peer has given up names nobody any more."""
+        self._hear()
         name = self._names.pop(peer, None)
         if name is not None:
             del self._ids[name]
@@ -184,6 +269,7 @@ class Tunnel(UnderlayPort):
 
     def status(self) -> Mapping[str, Any]:
         """See :class:`UnderlayPort`: what ``wg show`` would say of the peers that we had a handshake with last."""
+        self._hear()
         now = self._clock()
         self.counters["handshakes"] = self.machine.handshakes
         met = (
@@ -223,6 +309,7 @@ class Tunnel(UnderlayPort):
 
     def send(self, data: memoryview, size: int, peer: PeerId) -> int:
         """See :class:`UnderlayPort`. Without a session packets wait for one."""
+        self._hear()
         known = self._peer(peer)
         if known is None:
             return errno.EHOSTUNREACH
@@ -296,6 +383,7 @@ class Tunnel(UnderlayPort):
 
         :returns: as :meth:`Inlet.receive`, packets in ``plain``.
         """
+        self._hear()
         now = self._clock()
         rows = -(-length // size) if size else 0
         tail = length - (rows - 1) * size
@@ -346,6 +434,7 @@ class Tunnel(UnderlayPort):
         if not sizes:
             return length, size, None
         self.machine.received(session, sender, packets, bytes_taken, now)
+        self._teach(session)
         if packets == 0:
             return length, size, None
         if sizes[-1] == 0:  # a keepalive behind packets
@@ -358,12 +447,10 @@ class Tunnel(UnderlayPort):
         """Which rows are authentic and new; ``None`` if all are."""
         first, rows, bad = counters[0], len(counters), sizes.count(-1)
         consecutive = counters == tuple(range(first, first + rows))
-        if not bad and consecutive and first + rows <= REJECT_AFTER_MESSAGES and session.window.accept_run(first, rows):
+        if not bad and consecutive and session.numbers.accept_run(first, rows):
             return None
         authentic = [row for row in range(rows) if sizes[row] >= 0]
-        kept = [
-            row for row in authentic if counters[row] < REJECT_AFTER_MESSAGES and session.window.accept(counters[row])
-        ]
+        kept = [row for row in authentic if session.numbers.accept(counters[row])]
         self.counters["drop_unauthentic"] += bad
         self.counters["drop_replayed"] += len(authentic) - len(kept)
         return kept if len(kept) != rows else None
@@ -429,6 +516,9 @@ class Tunnel(UnderlayPort):
             known = header.receiver in self.machine.sessions
             self.counters["drop_unauthentic" if known else "drop_unknown_session"] += 1
             return None, b""
+        session = self.machine.sessions.get(header.receiver)
+        if session is not None:
+            self._teach(session)
         return opened
 
 
@@ -449,6 +539,10 @@ class _TunnelInlet:
             return None
         length, size, sender = received
         return self._tunnel.take(self._sealed, length, size, sender, buffer)
+
+
+def _time_of(note: tuple[tuple[int, int, float], bool]) -> float:
+    return note[0][2]
 
 
 def _open_each(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyflannel_backends.udp.worker import UdpConfig, UdpPort
+from pyflannel_backends.userspace.fastpath import DeviceSide
 
 PEER, STRANGER = "127.0.1.2", "127.0.1.3"
 
@@ -94,7 +95,7 @@ def test_several_datagrams_of_one_size_go_in_one_call(port: UdpPort) -> None:
 
 def fast_path_of(port: UdpPort) -> object:
     with select.epoll() as epoll:
-        return port.fast_path(epoll.fileno(), 0, bytearray(1 << 17), bytearray(1 << 17))
+        return port.fast_path(DeviceSide(epoll.fileno(), 0, bytearray(1 << 17), bytearray(1 << 17), True, True, True))
 
 
 def test_there_is_a_fast_path_where_it_was_compiled_and_nobody_switched_it_off(

@@ -67,10 +67,10 @@ class Edges:
 
     def attach(self, forwarder: Forwarder) -> FastPath:
         """A fast path for a forwarder, as the worker makes it, even if extensions are switched off where tests run."""
-        buffers = forwarder.tun_buffer, forwarder.buffer
+        device = forwarder.device_side(self.epoll.fileno(), self.tun.fileno())
         with pytest.MonkeyPatch.context() as environment:
             environment.delenv("PYFLANNEL_NO_EXTENSIONS", raising=False)
-            fast_path = self.port.fast_path(self.epoll.fileno(), self.tun.fileno(), *buffers)
+            fast_path = self.port.fast_path(device)
         assert fast_path is not None
         forwarder.attach(fast_path)
         return fast_path

@@ -1,6 +1,7 @@
 """The router between two edges in memory: what goes where, what is answered, what is dropped and why.
 
-All of it twice: alone, and behind a fast path between real descriptors that every packet comes to first.
+All of it three times: alone; behind a fast path between real descriptors that every packet comes to first; and behind
+one that knows already what it may carry.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -22,6 +23,9 @@ from pyflannel_backends.userspace import packet as ip
 from pyflannel_backends.userspace import vnet
 from pyflannel_backends.userspace.forward import Forwarder, Limits, RateLimit
 from pyflannel_backends.userspace.table import Peer, PeerTable
+
+if TYPE_CHECKING:
+    from pyflannel_backends.userspace._fastpath import FastPath
 
 pytest.importorskip("numpy")
 from pyflannel_backends.userspace.offload import Joiner, Splitter
@@ -40,8 +44,10 @@ class Bench:
     """
 
     edges: ClassVar[Edges | None] = None
+    taught: ClassVar[bool] = False
 
-    def __init__(self, *, offload: bool = True, mtu: int = 1472, ipv6: bool = True) -> None:
+    def __init__(self, *, offload: bool = True, mtu: int = 1472, ipv6: bool = True, faults: bool = False) -> None:
+        """A fast path is taught nothing where there are to be ``faults`` of our edges: it has edges of its own."""
         self.tun, self.underlay = MemoryTun(), MemoryUnderlay(mtu)
         table = PeerTable([ip_network("10.5.1.0/24"), ip_network("fd00:5:1::/64")][: 1 + ipv6])
         table.put(Peer(ip_network("10.5.2.0/24"), PEER))
@@ -61,14 +67,29 @@ class Bench:
             Joiner() if offload else None,
         )
         self.fast_path = self.edges.attach(self.forwarder) if self.edges else None
+        if self.edges and self.fast_path:
+            self.underlay.port = self.edges.number
+            if self.taught and mtu == 1472 and not faults:
+                self._teach(self.fast_path, ipv6)
+
+    def _teach(self, fast_path: FastPath, ipv6: bool) -> None:
+        """As if a packet had been seen of every flow."""
+        for number, peer in (2, PEER), (3, OTHER):
+            for host in range(10):
+                addresses = [(bytes([10, 5, number, host]), bytes([10, 5, 1, 2]))]
+                addresses += [(ip_address(f"fd00:5:{number}::{host}").packed, OUT6["source"])] * ipv6
+                for theirs, ours in addresses:
+                    fast_path.learn_route(theirs, peer, 1472, (peer, self.underlay.port))
+                    fast_path.learn_path(peer, theirs + ours)
 
     def from_tun(self, *packets: bytes, header: bytes = vnet.PLAIN) -> list[bytes]:
         if self.edges and self.fast_path:
             for packet in packets:
                 self.edges.rest(self.fast_path)
                 self.edges.give(header + packet)
-                for _, length in self.fast_path.poll(0.0):
-                    self.forwarder.from_tun(length)  # type: ignore[arg-type] # of a packet from the device
+                for _, read in self.fast_path.poll(0.0):
+                    self.forwarder.from_tun(read)  # type: ignore[arg-type] # from the device
+                self._count(self.fast_path)
                 self.underlay.outgoing += self.edges.sent()
         else:
             self.tun.incoming.extend(header + packet for packet in packets)
@@ -87,6 +108,7 @@ class Bench:
             self.edges.send(data, sender, size=size)
             for _, received in self.fast_path.poll(0.0):
                 self.forwarder.from_underlay(self.underlay, received)  # type: ignore[arg-type] # of a datagram
+            self._count(self.fast_path)
             self.tun.outgoing += self.edges.given()
         else:
             self.underlay.incoming.append((data, size, sender))
@@ -96,23 +118,29 @@ class Bench:
         written, self.tun.outgoing = self.tun.outgoing, []
         return written
 
+    def _count(self, fast_path: FastPath) -> None:
+        for name, count in fast_path.take_counters().items():
+            if name in self.forwarder.counters:
+                self.forwarder.counters[name] += count
+
     @property
     def drops(self) -> dict[str, int]:
         return {name: count for name, count in self.forwarder.counters.items() if name.startswith("drop_") and count}
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["python", "fast-path"], autouse=True)
+@pytest.fixture(scope="module", params=["python", "fast-path", "taught"], autouse=True)
 def _edges(request: pytest.FixtureRequest) -> Iterator[None]:
-    if not request.param:
+    if request.param == "python":
         yield
         return
     pytest.importorskip(
         "pyflannel_backends.userspace._fastpath", reason="the extension was not compiled", exc_type=ImportError
     )
     Bench.edges = Edges()
+    Bench.taught = request.param == "taught"
     yield
     Bench.edges.close()
-    Bench.edges = None
+    Bench.edges, Bench.taught = None, False
 
 
 def super_packet(packet: Packet, size: int) -> tuple[bytes, bytes]:
@@ -163,7 +191,7 @@ def test_packets_for_several_nodes_keep_their_order_and_share_calls_but_for_the_
 @pytest.mark.parametrize("size", [1, 7, 536, 1400, 1412])
 @pytest.mark.parametrize("ends", [OUT, OUT6])
 def test_a_super_packet_leaves_as_the_reference_cuts_it(protocol: int, size: int, ends: dict[str, Any]) -> None:
-    packet = Packet(bytes(range(256)) * 40, protocol, flags=ACK | PSH, **ends)
+    packet = Packet((bytes(range(256)) * 40)[: 150 * size], protocol, flags=ACK | PSH, **ends)
     header, data = super_packet(packet, size)
     assert Bench().from_tun(data, data, header=header) == reference.segments(packet, size) * 2
 
@@ -263,7 +291,7 @@ def test_a_path_that_shrank_is_learnt(fragment: int, size: int | None) -> None:
 
 
 def test_a_peer_that_cannot_be_reached_is_told_apart_until_it_can() -> None:
-    bench = Bench()
+    bench = Bench(faults=True)
     bench.underlay.errors.append(errno.ENETUNREACH)
     packet = Packet(b"x", **OUT).build()  # type: ignore[arg-type]
     assert bench.from_tun(packet) == []
@@ -424,7 +452,7 @@ def test_a_super_packet_without_the_vectorised_path_is_counted() -> None:
 
 
 def test_what_the_device_refuses_is_counted() -> None:
-    bench = Bench()
+    bench = Bench(faults=True)
     bench.tun.error = errno.EIO
     wire = reference.segments(Packet(b"x" * 3000, **IN), 1000)  # type: ignore[arg-type]
     bench.from_underlay(b"".join(wire), 1040)
