@@ -12,6 +12,7 @@ VERSION = runpy.run_path(str(HERE / "core" / "pyflannel" / "version.py"))["VERSI
 
 EXTRAS = {
     "consul": ["py-consul>=1.6"],
+    "kubernetes": ["PyYAML>=6"],
     "udp": ["numpy>=1.24"],
     "wireguard": ["cryptography>=47", "numpy>=1.24"],
     "metrics": ["prometheus-client>=0.20"],
@@ -76,6 +77,7 @@ setup(
             "consul = pyflannel_stores.consul:ConsulStore",
             "etcd = pyflannel_stores.etcd:EtcdStore",
             "file = pyflannel_stores.file:FileStore",
+            "kubernetes = pyflannel_stores.kubernetes:KubernetesStore",
         ],
     },
     classifiers=[

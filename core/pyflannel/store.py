@@ -8,6 +8,11 @@ adapter to its server:
 * it changes a record only if nobody else has (compare-and-swap on ``Record.version``);
 * it says exactly which of "refused", "unreachable" and "somebody else was first" happened.
 
+Some systems decide themselves which subnet a node has, such as Kubernetes. A driver for one says so with
+``assigns_subnets``, and answers :meth:`Store.assigned`: the core then takes what it is given. Records are permanent
+there, and ``create`` and ``delete`` refuse (``StoreDeniedError``); so does ``write_config`` of any driver whose document
+is read only.
+
 Threads: the core calls every method from one thread at a time, except that an open :class:`Watch` is iterated in a
 thread of its own, and that ``close()`` of a store or a watch may come from any thread and must end a blocked iteration.
 Every call must come back within :data:`CALL_TIMEOUT` seconds or raise
@@ -25,7 +30,7 @@ from __future__ import annotations
 import difflib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import ClassVar, Final
@@ -44,6 +49,7 @@ __all__ = [
     "Store",
     "StoreLocation",
     "StoreTime",
+    "Unassigned",
     "Watch",
 ]
 
@@ -75,6 +81,13 @@ class Record:
     permanent: bool = False
     ttl: float | None = None
     handle: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unassigned:
+    """The store has no subnets for this node yet. ``reason`` says what is missing, and which setting gives it."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +169,8 @@ class Store(ABC):
     * ``options``: option name to one line of help, for ``?name=value`` in the URL and keys of the ``[store]`` table;
     * ``secret_options``: those that must never be shown;
     * ``exact_ttl``: whether :meth:`time_to_live` tells the remaining time, rather than a limit to it;
-    * ``node_clocks``: whether the nodes' own wall clocks decide when a lease ends, rather than a server's.
+    * ``node_clocks``: whether the nodes' own wall clocks decide when a lease ends, rather than a server's;
+    * ``assigns_subnets``: whether the store, and not the core, says which subnets a node has; see :meth:`assigned`.
 
     Constructing a driver validates the location and may not touch the network: ``ConfigError`` is all it may raise.
     """
@@ -167,6 +181,7 @@ class Store(ABC):
     secret_options: ClassVar[frozenset[str]] = frozenset()
     exact_ttl: ClassVar[bool] = True
     node_clocks: ClassVar[bool] = False
+    assigns_subnets: ClassVar[bool] = False
 
     def __init__(self, location: StoreLocation) -> None:
         location.check_options(self.options, self.secret_options)
@@ -227,6 +242,24 @@ class Store(ABC):
     def time_to_live(self, records: Iterable[Record]) -> Mapping[str, float | None]:
         """Key to remaining seconds (``None``: permanent or unknown). May cost a call each: display and migration."""
         return {record.key: record.ttl for record in records}
+
+    def assigned(self, families: Sequence[int]) -> Record | Unassigned:
+        """This node's own record, where the store ``assigns_subnets``: asked for before the node joins.
+
+        Any subnets will do, of any length, the first of the network too. The value may lack all that peers need; the
+        core then writes it by :meth:`update`. Which node this is the driver knows, or is told by an option of its own.
+
+        :param families: the IP versions in which the network needs a subnet.
+        """
+        raise NotImplementedError(f"store {self.scheme!r} assigns no subnets")
+
+    def announce(self, ready: bool) -> None:  # noqa: B027 - most stores tell nobody
+        """Tell whoever schedules work whether this node's overlay carries packets. Called whenever that changes.
+
+        What was announced last is to hold until it changes; :meth:`renew` and :meth:`update` may see to that, too.
+
+        :raises StoreUnavailableError: it is not told yet; the core tries again.
+        """
 
     def clock(self) -> StoreTime | None:
         """The wall clock of the store, asked without leaving a trace; ``None`` if it has none. For diagnosis only.

@@ -1,0 +1,739 @@
+"""Kubernetes as a store: every Node is a lease, its pod CIDRs the subnets, flannel's annotations the rest.
+
+The idea: Kubernetes decides which subnets a node has (``Node.spec.podCIDRs``), so this driver creates and deletes
+nothing. It reads all Nodes, follows them, and writes to one of them, our own: flannel's annotations, and the condition
+that lets pods come. Both are written by one step that compares what should be there with what is
+(:meth:`KubernetesStore._settle`), so that it does not matter what happened to the Node in between.
+
+* A lease lives as long as its Node: there is no TTL, and every record is permanent.
+* The network document is a file, a mounted ConfigMap. It is read only, and followed.
+* A record's version names the Node's uid and what of it concerns us, so that heartbeats of a kubelet are no changes. A
+  write still carries the Node's resource version: nothing that changed meanwhile is overwritten unseen.
+* Nodes are listed in pages, each Node read by itself, and followed by a watch with bookmarks. A revision is a
+  resource version; which leases there were then is known of the latest ones alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
+from weakref import WeakSet
+
+from pyflannel.errors import ConfigError, ConflictError, HistoryGoneError, StoreDeniedError, StoreUnavailableError
+from pyflannel.store import (
+    CALL_TIMEOUT,
+    CONFIG_KEY,
+    Batch,
+    Change,
+    Record,
+    Snapshot,
+    Store,
+    StoreLocation,
+    StoreTime,
+    Unassigned,
+    Watch,
+)
+
+if TYPE_CHECKING:
+    from pyflannel_stores._kubernetes_access import Access
+    from pyflannel_stores._kubernetes_http import Deadline, Stream
+    from pyflannel_stores._kubernetes_nodes import Cluster, Member, Sieve
+
+__all__ = ["KubernetesStore"]
+
+DEFAULT_DOCUMENT: Final = "/etc/kube-flannel/net-conf.json"
+
+_NODES: Final = "/api/v1/nodes"
+_PAGE: Final = 500
+_BUDGET: Final = CALL_TIMEOUT - 0.5
+_LISTING_LIVES: Final = 60.0
+"""Seconds after which a listing that was broken off is begun anew."""
+
+_WATCH_LONGEST: Final = 600
+_WATCH_IDLE: Final = 150.0
+"""Seconds: bookmarks come about once a minute."""
+
+_PATIENCE: Final = 2.0
+"""Seconds between two looks at the network document while nothing comes from the API server."""
+
+_REMEMBERED: Final = 4
+_UP, _DOWN = "FlannelIsUp", "PyflannelIsNotReady"
+
+
+class KubernetesStore(Store):
+    """The driver for ``kubernetes://``, with the API server's address (``kubernetes://192.0.2.1:6443``) or without."""
+
+    scheme = "kubernetes"
+    assigns_subnets = True
+    options: ClassVar[Mapping[str, str]] = {
+        "kubeconfig": "a kubeconfig; default: the pod's service account, else the environment's KUBECONFIG",
+        "context": "which context of the kubeconfig; default: its current one",
+        "node": "the name of this node's Node; default: the environment's NODE_NAME, else that of pod "
+        "POD_NAMESPACE/POD_NAME",
+        "net_config": f"the file with the network document; default: {DEFAULT_DOCUMENT}",
+        "annotation_prefix": "what flannel's annotations begin with; default: flannel.alpha.coreos.com",
+        "set_network_unavailable": "say in the Node's condition NetworkUnavailable whether the overlay works here "
+        "(true or false); default: true",
+        "tls": "speak HTTPS to the address in the URL (true or false); default: true",
+        "token_file": "file with a bearer token, for the address in the URL",
+        "cafile": "certificates of the authorities to trust; default: the system's",
+        "certfile": "client certificate, with keyfile",
+        "keyfile": "the client certificate's key",
+    }
+
+    def __init__(self, location: StoreLocation) -> None:
+        super().__init__(location)
+        from pyflannel_stores import _kubernetes_http as http  # and ssl with it: for those alone who use it
+        from pyflannel_stores import _kubernetes_nodes as nodes
+
+        self._http, self._nodes = http, nodes
+        self._access = _find_access(location)
+        self._names = nodes.Annotations(location.options.get("annotation_prefix") or nodes.DEFAULT_PREFIX)
+        self._condition_wanted = _flag(location, "set_network_unavailable", True)
+        self._document = _Document(Path(location.options.get("net_config") or DEFAULT_DOCUMENT), str(location))
+        self._own = location.options.get("node") or os.environ.get("NODE_NAME") or None
+        self._pod = (os.environ.get("POD_NAMESPACE"), os.environ.get("POD_NAME"))
+        self._api = http.Api(self._access)
+        self._history = _History()
+        self._listing: _Listing | None = None
+        self._announced: bool | None = None
+        self._asked: dict[str, str] = {}
+        self._written = 0
+        self._watches: WeakSet[KubernetesWatch] = WeakSet()
+
+    # What all nodes may ask
+
+    def read_config(self) -> Record | None:
+        """See :class:`~pyflannel.store.Store`.
+
+        The file answers whether the API server does or not, and so it is asked too: for something that costs nothing.
+        """
+        self._answer(self._http.Deadline(_BUDGET), "GET", "/version")
+        return self._document.read()
+
+    def write_config(self, value: str, expected: Record | None) -> Record:
+        """Refused: the document is a file of this node, as a rule a mounted ConfigMap."""
+        self._refuse(f"its network document is the file {self._document.path}, a ConfigMap as a rule: change that")
+
+    def snapshot(self) -> Snapshot:
+        """See :class:`~pyflannel.store.Store`. A listing that takes longer than a call is gone on with by the next."""
+        deadline = self._http.Deadline(_BUDGET)
+        config = self._document.read()
+        own = self._find_own(deadline)
+        listing = self._listing
+        if listing is None or listing.stale or listing.cluster.own != own:
+            listing = self._listing = _Listing(self._nodes.Cluster(own))
+        while True:
+            try:
+                self._read_page(listing, deadline)
+            except self._http.Gone:  # pages took too long: the list they belong to is not kept any more
+                listing = self._listing = _Listing(self._nodes.Cluster(own))
+                continue
+            if not listing.rest:
+                break
+        self._listing = None
+        state = _State(listing.version, listing.cluster, config)
+        return Snapshot(self._history.add(state), config, tuple(listing.cluster.records()))
+
+    def watch(self, revision: str) -> Watch:
+        """See :class:`~pyflannel.store.Store`. Only revisions of this object are known, and of those the latest."""
+        watch = KubernetesWatch(self, revision)
+        self._watches.add(watch)
+        return watch
+
+    def clock(self) -> StoreTime | None:
+        """See :class:`~pyflannel.store.Store`. Leases have no end, so no clock matters."""
+        return None
+
+    def close(self) -> None:
+        """See :class:`~pyflannel.store.Store`."""
+        for watch in list(self._watches):
+            watch.close()
+        self._api.close()
+
+    # What our own node writes
+
+    def assigned(self, families: Sequence[int]) -> Record | Unassigned:
+        """See :class:`~pyflannel.store.Store`."""
+        deadline = self._http.Deadline(_BUDGET)
+        try:
+            member = self._member(self._read_own(deadline))
+        except self._http.NotFound:
+            return Unassigned(
+                f"Kubernetes has no Node {self._own!r}: has the kubelet registered it, and is NODE_NAME its name?"
+            )
+        if member.problem:
+            return Unassigned(f"Node {member.name}: {member.problem}")
+        missing = [version for version in families if version not in member.versions]
+        if not member.key or missing:
+            return Unassigned(_missing_reason(member, missing))
+        return self._own_record(member)
+
+    def update(self, record: Record, value: str, ttl: float | None) -> Record:
+        """See :class:`~pyflannel.store.Store`. Of all records our own Node's alone."""
+        return self._settle(record, value)
+
+    def renew(self, record: Record, ttl: float) -> Record:
+        """See :class:`~pyflannel.store.Store`. There is nothing to put off, but the Node's condition is seen to."""
+        return self._settle(record, None)
+
+    def announce(self, ready: bool) -> None:
+        """See :class:`~pyflannel.store.Store`: the condition ``NetworkUnavailable`` of our Node."""
+        self._announced = ready
+        if not self._condition_wanted:
+            return
+        deadline = self._http.Deadline(_BUDGET)
+        while True:
+            node = self._read_own_or_conflict(deadline)
+            patch = self._condition_patch(node)
+            if not patch or self._patch(node, patch, deadline) is not None:
+                return
+
+    def create(self, key: str, value: str, ttl: float | None) -> Record:
+        """Refused: Kubernetes assigns pod CIDRs."""
+        self._refuse("Kubernetes itself gives each Node its pod CIDRs: nobody can make or reserve a lease there")
+
+    def delete(self, record: Record) -> None:
+        """Refused: a lease is its Node."""
+        self._refuse(f"the lease {record.key} is Node {record.handle} itself: kubectl delete node {record.handle}")
+
+    # For watches
+
+    def open_stream(self, version: str, deadline: Deadline) -> Stream:
+        """Follow all Nodes from a resource version on."""
+        longest = random.randint(_WATCH_LONGEST // 2, _WATCH_LONGEST)  # noqa: S311 - load, not secrets
+        query = {
+            "watch": "1",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": version,
+            "timeoutSeconds": str(longest),
+        }
+        return self._http.Stream(self._access, _NODES, query, _WATCH_IDLE, deadline)
+
+    def state(self, revision: str) -> _State | None:
+        """What was known at a revision."""
+        return self._history.get(revision)
+
+    def advance(self, revision: str, state: _State) -> str:
+        """A watch knows more now; returns the revision that stands for it."""
+        return self._history.advance(revision, state)
+
+    def read_document(self) -> Record:
+        """The network document as it is now."""
+        return self._document.read()
+
+    def take_in(self, node: Mapping[str, Any]) -> tuple[str, Record | None]:
+        """A Node of an event: its name, and the lease it stands for now."""
+        own = node["metadata"]["name"] == self._own
+        member = self._nodes.read_member(node, self._names, keep=own)
+        if member.lease is None or not own:
+            return member.name, member.lease
+        record = self._own_record(member)
+        if self._condition_patch(node):  # somebody else has set it: whoever keeps the lease is to look after it
+            record = replace(record, version=f"{record.version}.condition")
+        return member.name, record
+
+    def outdated(self, name: str, version: str) -> bool:
+        """Whether an event of our own Node is older than what we have written meanwhile."""
+        return name == self._own and version.isdigit() and int(version) < self._written
+
+    def sieve(self) -> Sieve:
+        """A new sieve for a watch."""
+        return self._nodes.Sieve()
+
+    @property
+    def own(self) -> str | None:
+        """Our own Node's name, once it is known."""
+        return self._own
+
+    # Reading
+
+    def _answer(self, deadline: Deadline, method: str, path: str, **keywords: Any) -> Any:
+        """A JSON object of the API server's."""
+        body = self._api.call(method, path, deadline, **keywords)
+        try:
+            answer = json.loads(body)
+            if isinstance(answer, dict):
+                return answer
+        except ValueError:
+            pass
+        raise self._garbage()
+
+    def _garbage(self) -> StoreUnavailableError:
+        return StoreUnavailableError(f"{self.location}: {self._access.endpoint} answers something else than Kubernetes")
+
+    def _find_own(self, deadline: Deadline) -> str | None:
+        """Our Node's name, ``None`` where nothing tells: a command on some other machine."""
+        namespace, pod = self._pod
+        if self._own is None and namespace and pod:
+            try:
+                answer = self._answer(deadline, "GET", f"/api/v1/namespaces/{namespace}/pods/{pod}")
+            except self._http.NotFound:
+                raise StoreDeniedError(
+                    f"{self.location}: there is no pod {namespace}/{pod}; do POD_NAMESPACE and POD_NAME name this pod? "
+                    "Or set NODE_NAME"
+                ) from None
+            self._own = (answer.get("spec") or {}).get("nodeName") or None
+        return self._own
+
+    def _read_own(self, deadline: Deadline) -> Mapping[str, Any]:
+        """:raises NotFound: there is no such Node."""
+        if self._find_own(deadline) is None:
+            raise StoreDeniedError(
+                f"{self.location}: which Node is this one? Set NODE_NAME (in a pod: from spec.nodeName), or the "
+                "store's option node"
+            )
+        answer: Mapping[str, Any] = self._answer(deadline, "GET", f"{_NODES}/{self._own}")
+        return answer
+
+    def _read_own_or_conflict(self, deadline: Deadline) -> Mapping[str, Any]:
+        try:
+            return self._read_own(deadline)
+        except self._http.NotFound:
+            raise ConflictError(f"{self.location}: Node {self._own} was deleted") from None
+
+    def _member(self, node: Mapping[str, Any]) -> Member:
+        try:
+            return self._nodes.read_member(node, self._names, keep=True)
+        except (KeyError, TypeError, AttributeError):
+            raise self._garbage() from None
+
+    def _read_page(self, listing: _Listing, deadline: Deadline) -> None:
+        query = {"limit": str(_PAGE), **({"continue": listing.rest} if listing.rest else {})}
+        body = self._api.get(_NODES, deadline, **query)
+        try:
+            metadata, items = _split_list(body.decode())
+            for node in items:
+                listing.put(*self.take_in(node))
+            version, rest = str(metadata["resourceVersion"]), str(metadata.get("continue") or "")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            self._listing = None
+            raise self._garbage() from None
+        listing.version = listing.version or version
+        listing.rest = rest
+
+    # Writing
+
+    def _own_record(self, member: Member) -> Record:
+        """Our lease as whoever wrote it knows it: with the address it asked for where an operator's overwrite stands.
+
+        So an overwrite is nobody's change but the operator's.
+        """
+        if not self._asked:
+            return member.record
+        document = json.loads(member.record.value)
+        changed = False
+        for key, annotation in self._names.overwrites.items():
+            overwrite = member.annotations.get(annotation)
+            if overwrite and document.get(key) == overwrite and self._asked.get(key, overwrite) != overwrite:
+                document[key] = self._asked[key]
+                changed = True
+        if not changed:
+            return member.record
+        return replace(member.record, value=json.dumps(document, separators=(",", ":"), ensure_ascii=False))
+
+    def _settle(self, record: Record, value: str | None) -> Record:
+        """Make our Node say ``value`` (``None``: what it says) and what was announced, if it is still ``record``."""
+        deadline = self._http.Deadline(_BUDGET)
+        if value is not None:
+            document = json.loads(value)
+            self._asked = {key: document[key] for key in self._names.overwrites if document.get(key)}
+        while True:
+            node = self._read_own_or_conflict(deadline)
+            member = self._member(node)
+            if record.handle != member.name:
+                self._refuse(f"the lease {record.key} is Node {record.handle}'s, and only that node may change it")
+            if not self._unchanged(member, record, value):
+                raise ConflictError(f"{self.location}: Node {member.name} was changed, or deleted and made again")
+            patch = self._condition_patch(node)
+            if value is not None:
+                changes = self._annotation_changes(member, value)
+                if changes:
+                    patch["metadata"] = {"annotations": changes}
+            if not patch:
+                return self._own_record(member)
+            written = self._patch(node, patch, deadline)
+            if written is not None:
+                return self._own_record(self._member(written))
+
+    def _unchanged(self, member: Member, record: Record, value: str | None) -> bool:
+        """Whether the Node is still ``record``, or says what is wanted: our own write, whose answer got lost."""
+        if member.key != record.key or member.uid != record.version.partition(".")[0]:
+            return False
+        if _same_version(member.record.version, record.version):
+            return True
+        return value is not None and not self._annotation_changes(member, value)
+
+    def _annotation_changes(self, member: Member, value: str) -> dict[str, str | None]:
+        wanted = self._names.wanted(value, member.annotations, self._document.backend_type)
+        return {name: text for name, text in wanted.items() if member.annotations.get(name) != text}
+
+    def _condition_patch(self, node: Mapping[str, Any]) -> dict[str, Any]:
+        """What makes the condition say what was announced; empty if it does."""
+        if self._announced is None or not self._condition_wanted:
+            return {}
+        wanted = ("False", _UP) if self._announced else ("True", _DOWN)
+        found, _ = self._nodes.condition_of(node)
+        if found == wanted[0]:
+            return {}
+        now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        says = "is running on this node" if self._announced else "can't carry packets of this node at present"
+        condition = {
+            "type": self._nodes.CONDITION,
+            "status": wanted[0],
+            "reason": wanted[1],
+            "message": f"pyflannel {says}",
+            "lastHeartbeatTime": now,
+            "lastTransitionTime": now,
+        }
+        return {"status": {"conditions": [condition]}}
+
+    def _patch(self, node: Mapping[str, Any], patch: Mapping[str, Any], deadline: Deadline) -> Mapping[str, Any] | None:
+        """Write to our Node unless it has changed since; ``None``: it has."""
+        metadata = {**patch.get("metadata", {}), "resourceVersion": node["metadata"]["resourceVersion"]}
+        try:
+            written: Mapping[str, Any] = self._answer(
+                deadline,
+                "PATCH",
+                f"{_NODES}/{self._own}/status",
+                body={**patch, "metadata": metadata},
+                kind="application/strategic-merge-patch+json",
+            )
+        except self._http.Overtaken:
+            return None
+        except self._http.NotFound:
+            raise ConflictError(f"{self.location}: Node {self._own} was deleted") from None
+        version = str((written.get("metadata") or {}).get("resourceVersion", ""))
+        if version.isdigit():
+            self._written = int(version)
+        return written
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise StoreDeniedError(f"{self.location}: {reason}")
+
+
+class KubernetesWatch(Watch):
+    """Changes of Nodes, and of the document's file."""
+
+    def __init__(self, store: KubernetesStore, revision: str) -> None:
+        self._store = store
+        self._revision = revision
+        before = store.state(revision)
+        self._state = before.copy() if before is not None else None
+        self._stream: Stream | None = None
+        self._sieve = store.sieve()
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+
+    def __next__(self) -> Batch:
+        """See :class:`~pyflannel.store.Watch`."""
+        while not self._closed.is_set():
+            try:
+                batch = self._follow()
+            except Exception:
+                self._let_go()
+                if self._closed.is_set():
+                    break
+                raise
+            if batch is not None:
+                return batch
+        self._let_go()
+        raise StopIteration
+
+    def close(self) -> None:
+        """See :class:`~pyflannel.store.Watch`."""
+        with self._lock:
+            self._closed.set()
+            if self._stream is not None:
+                self._stream.close()
+
+    def _follow(self) -> Batch | None:
+        state = self._state
+        if state is None:
+            raise HistoryGoneError(
+                f"{self._store.location}: revision {self._revision!r} is not known here (any more); take a new snapshot"
+            )
+        http = self._store._http
+        version = state.version
+        try:
+            if self._stream is None:
+                self._open(state)
+            assert self._stream is not None
+            lines = self._stream.lines(_PATIENCE)
+            changes = () if lines is None else tuple(self._changes(state, lines))
+        except http.Gone as error:
+            raise HistoryGoneError(f"{error}; take a new snapshot") from None
+        except http.NotFound as error:
+            raise StoreUnavailableError(str(error)) from None
+        if lines is None:  # the server ends every watch at some time
+            self._let_go()
+        changes += self._document_changes(state)
+        if not changes and state.version == version:
+            return None
+        self._revision = self._store.advance(self._revision, state)
+        return Batch(self._revision, changes) if changes else None
+
+    def _open(self, state: _State) -> None:
+        stream = self._store.open_stream(state.version, self._store._http.Deadline(_BUDGET))
+        with self._lock:
+            self._stream = stream
+            if self._closed.is_set():
+                stream.close()
+
+    def _let_go(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.release()
+
+    def _changes(self, state: _State, lines: Iterator[bytes]) -> Iterator[Change]:
+        for line in lines:
+            version = self._sieve.unchanged(line) if not self._concerns_own(line) else None
+            if version is not None:
+                state.version = version
+            elif line:
+                yield from self._event(state, line)
+
+    def _concerns_own(self, line: bytes) -> bool:
+        """Whether an event may be our own Node's, of which more is looked at."""
+        own = self._store.own
+        return own is not None and f'"name":"{own}"'.encode() in line[:400]
+
+    def _event(self, state: _State, line: bytes) -> Iterator[Change]:
+        try:
+            event = json.loads(line)
+            kind, node = event["type"], event["object"]
+            if kind == "ERROR":
+                raise self._store._http.refusal(int(node.get("code", 500)), json.dumps(node).encode(), "")
+            version, name = str(node["metadata"]["resourceVersion"]), node["metadata"].get("name", "")
+            if kind == "DELETED":
+                self._sieve.forget(name)
+                yield from state.cluster.put(name, None)
+            elif kind in ("ADDED", "MODIFIED") and not self._store.outdated(name, version):
+                yield from state.cluster.put(*self._store.take_in(node))
+            state.version = version
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise StoreUnavailableError(
+                f"{self._store.location}: the API server sends something else than events of Nodes"
+            ) from None
+
+    def _document_changes(self, state: _State) -> tuple[Change, ...]:
+        try:
+            config = self._store.read_document()
+        except StoreDeniedError:
+            return ()  # a file that is being replaced; what it said holds
+        if config == state.config:
+            return ()
+        state.config = config
+        return (Change(CONFIG_KEY, config),)
+
+
+@dataclass(slots=True)
+class _State:
+    """All leases, and the document, as of a resource version."""
+
+    version: str
+    cluster: Cluster
+    config: Record
+
+    def copy(self) -> _State:
+        """The same, to go on from."""
+        return _State(self.version, self.cluster.copy(), self.config)
+
+
+class _History:
+    """What was known at the revisions that were handed out last. For any thread."""
+
+    def __init__(self) -> None:
+        self._states: OrderedDict[str, _State] = OrderedDict()
+        self._lock = threading.Lock()
+        self._name = uuid.uuid4().hex[:12]
+        self._number = 0
+
+    def add(self, state: _State) -> str:
+        """Keep a state of its own and return its revision."""
+        with self._lock:
+            return self._enter(state)
+
+    def advance(self, before: str, state: _State) -> str:
+        """``state`` has gone on from revision ``before``, which is forgotten if it was this very state."""
+        with self._lock:
+            if self._states.get(before) is state:
+                del self._states[before]
+            return self._enter(state)
+
+    def get(self, revision: str) -> _State | None:
+        """The state at a revision, if it is still kept."""
+        with self._lock:
+            return self._states.get(revision)
+
+    def _enter(self, state: _State) -> str:
+        self._number += 1
+        revision = f"{self._name}.{self._number}.{state.version}"
+        self._states[revision] = state
+        while len(self._states) > _REMEMBERED:
+            self._states.popitem(last=False)
+        return revision
+
+
+@dataclass(slots=True)
+class _Listing:
+    """A list of all Nodes, as far as it has been read."""
+
+    cluster: Cluster
+    version: str = ""
+    rest: str = ""
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def stale(self) -> bool:
+        """Whether it is too old to go on with."""
+        return time.monotonic() - self.since > _LISTING_LIVES
+
+    def put(self, name: str, record: Record | None) -> None:
+        """Take in a Node."""
+        self.cluster.put(name, record)
+
+
+class _Document:
+    """The file with the network document; read again only when it is another one."""
+
+    def __init__(self, path: Path, where: str) -> None:
+        self.path = path
+        self._where = where
+        self._stamp: tuple[int, int, int] | None = None
+        self._record: Record | None = None
+
+    def read(self) -> Record:
+        """The document.
+
+        :raises StoreDeniedError: there is none.
+        """
+        try:
+            status = self.path.stat()
+            stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
+            record = self._record
+            if record is None or stamp != self._stamp:
+                text = self.path.read_text(encoding="utf-8")
+                record = Record(CONFIG_KEY, text, f"{stamp[0]}.{stamp[1]}", permanent=True)
+                self._stamp, self._record = stamp, record
+            return record
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not a text file"
+            raise StoreDeniedError(
+                f"{self._where}: network document {self.path}: {reason}; it is a ConfigMap's file as a rule: mount it "
+                "there, or say where it is with --net-config-path"
+            ) from None
+
+    @property
+    def backend_type(self) -> str:
+        """The backend it names, as far as it can be read; flannel's default is udp."""
+        try:
+            backend = {key.lower(): value for key, value in json.loads(self.read().value).items()}.get("backend") or {}
+            return str({key.lower(): value for key, value in backend.items()}.get("type") or "udp")
+        except (ValueError, AttributeError, StoreDeniedError):
+            return "udp"
+
+
+def _missing_reason(member: Member, missing: Sequence[int]) -> str:
+    """Why a Node has not (all of) its pod CIDRs, as far as one can tell from here."""
+    if not member.key:
+        return (
+            f"Node {member.name} has no pod CIDR (yet): start kube-controller-manager with --allocate-node-cidrs=true "
+            "and --cluster-cidr (kubeadm: networking.podSubnet), or let the cloud set spec.podCIDRs"
+        )
+    families = " and ".join(f"IPv{version}" for version in missing)
+    return (
+        f"Node {member.name} has no pod CIDR of {families}, which the network document switches on: give "
+        "kube-controller-manager a --cluster-cidr of each family, then delete the Node object and let the kubelet "
+        "register it again, since Kubernetes never adds a pod CIDR to a Node that has one"
+    )
+
+
+def _same_version(one: str, other: str) -> bool:
+    return one.split(".")[:2] == other.split(".")[:2]
+
+
+_LIST_HEAD: Final = re.compile(r'\{"kind":"NodeList","apiVersion":"v1","metadata":(\{[^{}]*\}),"items":\[')
+
+
+def _split_list(text: str) -> tuple[Mapping[str, Any], Iterator[Any]]:
+    """Metadata and items of a list. One item after the other: read at once they would take ten times the memory."""
+    head = _LIST_HEAD.match(text)
+    if head is None:
+        answer = json.loads(text)
+        return answer["metadata"], iter(answer["items"] or ())
+    return json.loads(head[1]), _items(text, head.end())
+
+
+def _items(text: str, at: int) -> Iterator[Any]:
+    decode = json.JSONDecoder().raw_decode
+    while text[at] != "]":
+        item, at = decode(text, at + (text[at] == ","))
+        yield item
+
+
+def _find_access(location: StoreLocation) -> Access:
+    """How to reach the API server: by the URL's address and options, a kubeconfig, or as a pod does."""
+    from pyflannel_stores import _kubernetes_access as access
+
+    options, where = location.options, str(location)
+    files = {name: Path(options[name]) for name in ("token_file", "cafile", "certfile", "keyfile") if name in options}
+    if (files.get("certfile") is None) != (files.get("keyfile") is None):
+        raise ConfigError(f"store {location}: certfile and keyfile go together")
+    kubeconfig = options.get("kubeconfig") or (None if location.hosts else os.environ.get("KUBECONFIG"))
+    pod = None if location.hosts or options.get("kubeconfig") else access.in_cluster(os.environ, where)
+    if pod is not None:
+        found = pod
+    elif kubeconfig:
+        found = access.from_kubeconfig(Path(kubeconfig), options.get("context"), where)
+    elif location.hosts:
+        found = access.Access(_endpoint(location), where)
+    else:
+        raise ConfigError(
+            f"store {location}: where is the API server? This is no pod (no KUBERNETES_SERVICE_HOST): give a "
+            "kubeconfig (--kubeconfig-file, or the option kubeconfig), or its address (kubernetes://192.0.2.1:6443)"
+        )
+    if location.hosts:
+        found.endpoint = _endpoint(location)
+    found.token_file = files.get("token_file", found.token_file)
+    found.ca_file, found.ca_data = files.get("cafile", found.ca_file), None if "cafile" in files else found.ca_data
+    if "certfile" in files:
+        found.cert_file, found.key_file, found.cert_data, found.key_data = (
+            files["certfile"],
+            files["keyfile"],
+            None,
+            None,
+        )
+    return found
+
+
+def _endpoint(location: StoreLocation) -> Any:
+    from pyflannel_stores._kubernetes_access import parse_endpoint
+
+    if len(location.hosts) > 1:
+        raise ConfigError(f"store {location}: one address alone; put a load balancer in front of several API servers")
+    scheme = "https" if _flag(location, "tls", True) else "http"
+    host = location.hosts[0]
+    if not re.search(r":[0-9]+$", host):
+        host += ":6443"
+    return parse_endpoint(f"{scheme}://{host}{location.path}", f"store {location}")
+
+
+def _flag(location: StoreLocation, name: str, default: bool) -> bool:
+    text = location.options.get(name)
+    if text is None:
+        return default
+    if text.lower() not in ("true", "false"):
+        raise ConfigError(f"store {location}: {name}={text}: expected true or false")
+    return text.lower() == "true"
