@@ -10,8 +10,8 @@ adapter to its server:
 
 Some systems decide themselves which subnet a node has, such as Kubernetes. A driver for one says so with
 ``assigns_subnets``, and answers :meth:`Store.assigned`: the core then takes what it is given. Records are permanent
-there, and ``create`` and ``delete`` refuse (``StoreDeniedError``); so does ``write_config`` of any driver whose document
-is read only.
+there, and ``create`` and ``delete`` refuse (``StoreDeniedError``); so does ``write_config`` of any driver with a
+document that is read only.
 
 Threads: the core calls every method from one thread at a time, except that an open :class:`Watch` is iterated in a
 thread of its own, and that ``close()`` of a store or a watch may come from any thread and must end a blocked iteration.

@@ -235,7 +235,9 @@ class Kubernetes(Cluster):
         """Delete all of them."""
         self.admin("DELETE", "/api/v1/nodes")
 
-    def account_token(self, namespace: str, account: str, seconds: int = 3600, pod: Mapping[str, str] | None = None) -> str:
+    def account_token(
+        self, namespace: str, account: str, seconds: int = 3600, pod: Mapping[str, str] | None = None
+    ) -> str:
         """A token of a service account; bound to ``pod`` (name and uid) as a mounted one is."""
         spec: dict[str, Any] = {"expirationSeconds": seconds}
         if pod is not None:

@@ -33,16 +33,13 @@ class Flag(click.Option):
             multiple=row.repeatable,
             metavar=row.kind.metavar,
             help=row.help,
-            hidden=bool(row.unsupported),
             expose_value=False,
             callback=self._remember,
         )
         self.row = row
 
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
         """``--flag METAVAR`` and what it means, with the default."""
-        if self.hidden:
-            return None
         row = self.row
         left = f"{row.flag}[=BOOL]" if row.is_boolean else f"{row.flag} {row.kind.metavar}"
         default = row.default_text

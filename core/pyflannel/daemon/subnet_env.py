@@ -6,8 +6,6 @@ one, and it is our memory too: the subnet it names is the one we ask for when th
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -16,14 +14,12 @@ from typing import Final, NamedTuple, TypeVar
 from pyflannel.errors import ConfigError
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import IPNetwork, Subnets
-from pyflannel.small import files as smallfile
+from pyflannel.small import files
 
 __all__ = ["DEFAULT_PATH", "Previous", "read_previous", "render", "write"]
 
 DEFAULT_PATH: Final = Path("/run/flannel/subnet.env")
 
-_FILE_MODE: Final = 0o644
-_DIRECTORY_MODE: Final = 0o755
 _READ_LIMIT: Final = 64 * 1024
 """Bytes. A subnet.env has some two hundred; what is larger is something else."""
 
@@ -49,68 +45,18 @@ def _first_usable(subnet: IPNetwork) -> str:
 
 
 def write(path: Path, text: str) -> bool:
-    """Make ``path`` hold ``text``, readable by everybody whatever the umask, across a crash at any moment.
-
-    Creates missing parent directories. A file that is right already is left alone, for its watchers' sake.
+    """Make ``path`` hold ``text``; see :func:`pyflannel.small.files.replace`.
 
     :returns: whether it was written.
     :raises ConfigError: it can't be written there.
     """
     try:
-        if _is_right(path, text):
-            return False
-        _make_directories(path.parent)
-        _replace(path, text)
+        return files.replace(path, text)
     except OSError as error:
         raise ConfigError(
             f"subnet file {path}: can't be written: {error.strerror}; name another place with --subnet-file, "
             "or make this one writable"
         ) from error
-    return True
-
-
-def _is_right(path: Path, text: str) -> bool:
-    try:
-        status = path.lstat()
-        return (
-            stat.S_ISREG(status.st_mode)
-            and stat.S_IMODE(status.st_mode) == _FILE_MODE
-            and smallfile.read(path) == text.encode()
-        )
-    except FileNotFoundError:
-        return False
-
-
-def _make_directories(directory: Path) -> None:
-    missing = [item for item in (directory, *directory.parents) if not item.exists()]
-    for item in reversed(missing):
-        item.mkdir(exist_ok=True)
-        item.chmod(_DIRECTORY_MODE)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a neighbour of ``path``, put it on disk, and rename it over ``path``.
-
-    The neighbour's name is fixed: what a killed daemon left of it is overwritten, not collected.
-    """
-    draft = path.with_name(f".{path.name}")
-    draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, _FILE_MODE)
-            file.write(text.encode())
-            file.flush()
-            os.fsync(descriptor)
-        draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 class Previous(NamedTuple):

@@ -52,7 +52,6 @@ class Option:
     :param in_file: may stand in the config file.
     :param table: may be a table in the config file too.
     :param secret: never shown.
-    :param unsupported: why pyflannel does not do this (a flag of flannel's that must not be ignored silently).
     """
 
     name: str
@@ -65,7 +64,6 @@ class Option:
     in_file: bool = True
     table: bool = False
     secret: bool = False
-    unsupported: str = ""
 
     @property
     def flag(self) -> str:
@@ -217,8 +215,6 @@ IPV6: Final = ValueType("ADDRESS", _of_version(_address, IPv6Address, "must be a
 CIDR4: Final = ValueType("CIDR", _of_version(_network, IPv4Network, "must be an IPv4 network, such as 10.244.0.0/16"))
 CIDR6: Final = ValueType("CIDR", _of_version(_network, IPv6Network, "must be an IPv6 network, such as fd00:10::/48"))
 
-_KUBERNETES = "pyflannel does not keep leases in Kubernetes; use a store such as etcd (see --store)"
-
 NETWORK, STORE, UNDERLAY, LEASE, FIREWALL, FILES, HEALTH, LOG, KUBERNETES = (
     "Network",
     "Store",
@@ -228,7 +224,7 @@ NETWORK, STORE, UNDERLAY, LEASE, FIREWALL, FILES, HEALTH, LOG, KUBERNETES = (
     "Files and identity",
     "Health",
     "Logging",
-    "Kubernetes (not supported)",
+    "Kubernetes",
 )
 
 OPTIONS: Final[tuple[Option, ...]] = (
@@ -260,7 +256,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "net-config-path",
         PATH,
         "A file with the network config (JSON). Creates it in the store if there is none, and refuses to run if the "
-        "store's means something else.",
+        "store's means something else. In Kubernetes it is the network config itself, a mounted ConfigMap; default there: "
+        "/etc/kube-flannel/net-conf.json.",
         section=NETWORK,
     ),
     Option(
@@ -435,20 +432,49 @@ OPTIONS: Final[tuple[Option, ...]] = (
     ),
     Option("v", _whole(0), "As in flannel: 1 or more is --log-level debug.", 0, section=LOG, scope="any"),
     Option(
-        "kube-subnet-mgr", BOOLEAN, "Not supported.", False, section=KUBERNETES, unsupported=_KUBERNETES, in_file=False
+        "kube-subnet-mgr",
+        BOOLEAN,
+        "Every Node of Kubernetes is a lease: the store kubernetes://.",
+        False,
+        section=KUBERNETES,
+        scope="store",
     ),
-    *(
-        Option(name, TEXT, "Not supported.", section=KUBERNETES, unsupported=_KUBERNETES, in_file=False)
-        for name in ("kube-api-url", "kube-annotation-prefix", "kubeconfig-file")
+    Option(
+        "kube-api-url",
+        TEXT,
+        "The API server. Default: what the kubeconfig says, or every pod is told.",
+        section=KUBERNETES,
+        scope="store",
+    ),
+    Option(
+        "kubeconfig-file",
+        PATH,
+        "A kubeconfig. Default: the pod's service account.",
+        section=KUBERNETES,
+        scope="store",
+    ),
+    Option(
+        "kube-annotation-prefix",
+        TEXT,
+        "What the annotations of Nodes begin with.",
+        "flannel.alpha.coreos.com",
+        section=KUBERNETES,
+        scope="store",
     ),
     Option(
         "set-node-network-unavailable",
         BOOLEAN,
-        "Not supported.",
-        False,
+        "Say in the Node's condition NetworkUnavailable whether the overlay works here.",
+        True,
         section=KUBERNETES,
-        unsupported=_KUBERNETES,
-        in_file=False,
+    ),
+    Option(
+        "cni-conf",
+        PATH,
+        "Where the CNI network for pods and containers is written, such as /etc/cni/net.d/10-pyflannel.conflist, once "
+        "this node has its subnet. Default: nowhere.",
+        section=FILES,
+        scope="node",
     ),
 )
 

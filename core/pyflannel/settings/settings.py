@@ -4,9 +4,10 @@ Each source is first read into :class:`Given` values that know where they came f
 highest source wins: flags over environment (``PYFLANNEL_X`` over ``FLANNELD_X``) over the file over the default. The
 outcome is one frozen :class:`Settings`. All but :func:`load` and :meth:`Settings.read_seed` is free of I/O.
 
-Three settings are made of several: the store (``--store`` or flannel's ``--etcd-*``), the network document that seeds
-an empty store (``--network`` and its family, or the file's ``[network]`` table), and the log level (``--log-level`` or
-``-v``). There, too, the higher source wins, and two that contradict each other within one source are an error.
+Three settings are made of several: the store (``--store``, or flannel's ``--etcd-*`` and ``--kube-*``), the network
+document that seeds an empty store (``--network`` and its family, or the file's ``[network]`` table), and the log level
+(``--log-level`` or ``-v``). There, too, the higher source wins, and two that contradict each other within one source
+are an error.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ class Settings:
     forward_rules: bool
     blackhole_route: bool
     resync_interval: float
+    cni_conf: Path | None
     run_dir: Path
     state_dir: Path
     node_id: str | None
@@ -139,7 +141,7 @@ GivenValues: TypeAlias = Mapping[str, Given]
 def load(flags: Flags, environ: Mapping[str, str], *, daemon: bool = False) -> Loaded:
     """Read the config file and put all sources together.
 
-    :param daemon: the caller will run as the daemon: refuse what this version can't do, and log state changes.
+    :param daemon: the caller will run as the daemon: log state changes.
     :raises ConfigError: a value, a key or a combination is wrong; the message names its source.
     """
     config = _from_flags_or_environment(BY_NAME["config"], flags, environ)
@@ -181,9 +183,6 @@ def resolve(
         if option.table and option.name in given and isinstance(given[option.name].value, dict):
             given[f"[{option.name}]"] = given[option.name]
         given[option.name] = stronger
-    for option in OPTIONS:
-        if option.unsupported and option.name in given and given[option.name].value is not False:
-            raise ConfigError(f"{given[option.name].origin}: not supported: {option.unsupported}")
     return Loaded(_settings(given, daemon), tuple(_warnings(given, environ)))
 
 
@@ -288,13 +287,20 @@ def _settings(given: GivenValues, daemon: bool) -> Settings:
             return given[name].value
         return BY_NAME[name].default
 
+    store = _store(given)
     document, source = _network_document(given)
+    in_kubernetes = store.scheme == "kubernetes"
+    if in_kubernetes and document is not None:
+        raise ConfigError(
+            f"{source}: has no meaning in Kubernetes, where the network config is a file (a mounted ConfigMap); "
+            "write it there, and say where it is with --net-config-path"
+        )
     return Settings(
-        store=_store(given),
+        store=store,
         backend=value("backend"),
         network_document=document,
         network_source=source,
-        net_config_path=value("net-config-path"),
+        net_config_path=None if in_kubernetes else value("net-config-path"),
         iface=value("iface"),
         iface_regex=value("iface-regex"),
         iface_can_reach=value("iface-can-reach"),
@@ -311,6 +317,7 @@ def _settings(given: GivenValues, daemon: bool) -> Settings:
         forward_rules=value("iptables-forward-rules"),
         blackhole_route=value("ip-blackhole-route"),
         resync_interval=value("resync-interval"),
+        cni_conf=value("cni-conf"),
         run_dir=value("run-dir"),
         state_dir=value("state-dir"),
         node_id=value("node-id"),
@@ -403,6 +410,61 @@ _ETCD_OPTIONS: Final = {
 
 
 def _store(given: GivenValues) -> StoreLocation:
+    location = _kubernetes_store(given) or _etcd_or_other_store(given)
+    return _with_kubernetes(location, given) if location.scheme == "kubernetes" else location
+
+
+def _kubernetes_store(given: GivenValues) -> StoreLocation | None:
+    """The store that ``--kube-subnet-mgr`` means, if it is given."""
+    switch = given.get("kube-subnet-mgr")
+    if switch is None or not switch.value:
+        return None
+    others = [item for name, item in given.items() if name == "store" or name.startswith("etcd-")]
+    rival = max(others, key=lambda item: item.level, default=None)
+    if rival is None or rival.level < switch.level:
+        return StoreLocation("kubernetes")
+    location = _etcd_or_other_store(given)
+    if location.scheme != "kubernetes" and rival.level == switch.level:
+        raise ConfigError(
+            f"{switch.origin} means the store kubernetes://, but {rival.origin} another; keep one of them"
+        )
+    return location
+
+
+_KUBERNETES_OPTIONS: Final = {
+    "kubeconfig-file": "kubeconfig",
+    "kube-annotation-prefix": "annotation_prefix",
+    "set-node-network-unavailable": "set_network_unavailable",
+    "net-config-path": "net_config",
+}
+
+
+def _with_kubernetes(location: StoreLocation, given: GivenValues) -> StoreLocation:
+    """The location with what flannel's flags say; a store's own option wins over a flag of a weaker source."""
+    store = given.get("store")
+    level = store.level if store is not None else Level.FILE
+    options, hosts, path = dict(location.options), location.hosts, location.path
+    for name, key in _KUBERNETES_OPTIONS.items():
+        if name in given and (key not in options or given[name].level >= level):
+            value = given[name].value
+            options[key] = json.dumps(value) if isinstance(value, bool) else str(value)
+    url = given.get("kube-api-url")
+    if url is not None and (not hosts or url.level >= level):
+        try:
+            server = StoreLocation.parse(url.value if "://" in url.value else f"https://{url.value}")
+        except ConfigError as error:
+            raise ConfigError(f"{url.origin}: {error}") from None
+        if server.scheme not in {"http", "https"} or len(server.hosts) != 1 or server.options:
+            raise ConfigError(f"{url.origin}: {url.value!r} must be a URL such as https://192.0.2.1:6443")
+        host = server.hosts[0]
+        if not re.search(r":[0-9]+$", host):
+            host += ":443" if server.scheme == "https" else ":80"
+        hosts, path = (host,), server.path.rstrip("/")
+        options["tls"] = json.dumps(server.scheme == "https")
+    return StoreLocation("kubernetes", hosts, path, options, location.shown)
+
+
+def _etcd_or_other_store(given: GivenValues) -> StoreLocation:
     store = given.get("store")
     etcd = {name: item for name, item in given.items() if name.startswith("etcd-")}
     if not etcd:

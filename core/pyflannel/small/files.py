@@ -1,4 +1,4 @@
-"""Reading a file of a few lines by the system calls that it takes.
+"""Reading a file of a few lines by the system calls that it takes, and replacing one as a whole.
 
 Kernel parameters and small files of ours are looked at every few seconds. What :meth:`pathlib.Path.read_text` goes
 through, three layers of buffers and questions about seeking and terminals, is most of what such a look costs a
@@ -8,10 +8,14 @@ processor that has slept.
 from __future__ import annotations
 
 import os
+import stat
+from pathlib import Path
 
-__all__ = ["read"]
+__all__ = ["read", "replace"]
 
 _PIECE = 4096
+_FILE_MODE = 0o644
+_DIRECTORY_MODE = 0o755
 
 
 def read(path: str | os.PathLike[str]) -> bytes:
@@ -27,3 +31,60 @@ def read(path: str | os.PathLike[str]) -> bytes:
         return content
     finally:
         os.close(descriptor)
+
+
+def replace(path: Path, text: str) -> bool:
+    """Make ``path`` hold ``text``, readable by everybody whatever the umask, across a crash at any moment.
+
+    Creates missing parent directories. A file that is right already is left alone, for its watchers' sake.
+
+    :returns: whether it was written.
+    :raises OSError: it can't be written there.
+    """
+    if _is_right(path, text):
+        return False
+    _make_directories(path.parent)
+    _put(path, text)
+    return True
+
+
+def _is_right(path: Path, text: str) -> bool:
+    try:
+        status = path.lstat()
+        return (
+            stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) == _FILE_MODE and read(path) == text.encode()
+        )
+    except FileNotFoundError:
+        return False
+
+
+def _make_directories(directory: Path) -> None:
+    missing = [item for item in (directory, *directory.parents) if not item.exists()]
+    for item in reversed(missing):
+        item.mkdir(exist_ok=True)
+        item.chmod(_DIRECTORY_MODE)
+
+
+def _put(path: Path, text: str) -> None:
+    """Write a neighbour of ``path``, put it on disk, and rename it over ``path``.
+
+    The neighbour's name is fixed: what a killed daemon left of it is overwritten, not collected.
+    """
+    draft = path.with_name(f".{path.name}")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, _FILE_MODE)
+            file.write(text.encode())
+            file.flush()
+            os.fsync(descriptor)
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -125,8 +125,8 @@ def test_a_flag_without_its_value_is_a_usage_error() -> None:
     assert "requires an argument" in usage_error("-iface")
 
 
-def test_kubernetes_flags_are_hidden_but_known() -> None:
+def test_help_shows_flags_with_what_they_take() -> None:
     help_text = CliRunner().invoke(daemon, ["--help"]).output
-    assert "kube" not in help_text
+    assert "--kube-subnet-mgr[=BOOL]" in help_text
     assert "--ip-masq[=BOOL]" in help_text
     assert "--iface TEXT" in help_text

@@ -53,7 +53,7 @@ def test_every_command_has_help(name: str) -> None:
         (["--firewall", "pf"], 3, "flag --firewall: 'pf' must be one of auto, nftables, iptables, none"),
         (["--public-ip", "x"], 3, "flag --public-ip: 'x' must be an IPv4 address"),
         (["leases", "--config", "/no/such/file"], 3, "flag --config: /no/such/file does not exist"),
-        (["-kube-subnet-mgr"], 3, "flag --kube-subnet-mgr: not supported"),
+        (["leases", "-kube-subnet-mgr"], 3, "where is the API server?"),
         (["config", "get"], 4, "holds no network config"),
         (["leases", "--store", "nosuch://x"], 7, "no store 'nosuch' is installed"),
         (["status"], 8, "no daemon answers"),

@@ -26,16 +26,13 @@ def row(option: Option) -> str:
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
 def test_every_option_is_in_the_reference(option: Option) -> None:
-    if option.unsupported:
-        assert f"`{option.name}`" in PAGE.partition("### From flannel, not supported")[2]
-    else:
-        section = PAGE.partition(f"### {option.section}\n")[2].partition("\n#")[0]
-        assert row(option) in section.splitlines()
+    section = PAGE.partition(f"### {option.section}\n")[2].partition("\n#")[0]
+    assert row(option) in section.splitlines()
 
 
 def test_the_reference_has_no_other_option() -> None:
     names = re.findall(r"^\| `([^`]+)` \|", PAGE.partition("## All settings")[2], flags=re.MULTILINE)
-    assert sorted(names) == sorted(option.name for option in OPTIONS if not option.unsupported)
+    assert sorted(names) == sorted(option.name for option in OPTIONS)
 
 
 def test_the_example_is_valid_as_it_is_and_with_every_setting_on(tmp_path: Path) -> None:

@@ -197,11 +197,75 @@ def test_a_slip_in_a_variables_name_is_told_but_foreign_ones_are_not() -> None:
     assert "PYFLANNEL_ETCD_ENDPOINTS" in warning
 
 
-@pytest.mark.parametrize("environ", [{}, {"FLANNELD_KUBE_SUBNET_MGR": "true"}])
-def test_kubernetes_is_refused_in_words(environ: dict[str, str]) -> None:
-    message = refused({} if environ else {"kube-subnet-mgr": "true"}, environ)
-    assert "not supported: pyflannel does not keep leases in Kubernetes" in message
-    settings({"kube-subnet-mgr": "false"})
+# Kubernetes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ"),
+    [({"kube-subnet-mgr": "true"}, {}), ({}, {"FLANNELD_KUBE_SUBNET_MGR": "true"}), ({"store": "kubernetes://"}, {})],
+)
+def test_flannels_switch_means_the_kubernetes_store(flags: dict[str, str], environ: dict[str, str]) -> None:
+    assert settings(flags, environ).store == StoreLocation("kubernetes")
+
+
+def test_flannels_kubernetes_flags_are_options_of_the_store() -> None:
+    made = settings(
+        {
+            "kube-subnet-mgr": "true",
+            "kube-api-url": "https://192.0.2.1:6443/base/",
+            "kubeconfig-file": "/etc/kc",
+            "kube-annotation-prefix": "example.com/mine",
+            "net-config-path": "/etc/net.json",
+            "set-node-network-unavailable": "false",
+        }
+    )
+    assert (made.store.scheme, made.store.hosts, made.store.path) == ("kubernetes", ("192.0.2.1:6443",), "/base")
+    assert made.store.options == {
+        "kubeconfig": "/etc/kc",
+        "annotation_prefix": "example.com/mine",
+        "net_config": "/etc/net.json",
+        "set_network_unavailable": "false",
+        "tls": "true",
+    }
+    assert made.net_config_path is None
+    assert made.read_seed() is None
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "tls"),
+    [
+        ("http://127.0.0.1:8080", "127.0.0.1:8080", "false"),
+        ("https://[2001:db8::1]", "[2001:db8::1]:443", "true"),
+        ("192.0.2.1:6443", "192.0.2.1:6443", "true"),
+    ],
+)
+def test_an_api_servers_url_is_read(url: str, host: str, tls: str) -> None:
+    store = settings({"kube-subnet-mgr": "true", "kube-api-url": url}).store
+    assert (store.hosts, store.options["tls"]) == ((host,), tls)
+
+
+def test_kubernetes_flags_without_it_do_no_harm() -> None:
+    quiet = {"kube-subnet-mgr": "false", "kube-api-url": "https://192.0.2.1", "set-node-network-unavailable": "true"}
+    assert settings(quiet).store == settings().store
+
+
+def test_the_stronger_source_chooses_between_kubernetes_and_others() -> None:
+    assert settings({"kube-subnet-mgr": "true"}, store="etcd://192.0.2.1:2379").store.scheme == "kubernetes"
+    assert settings({"store": "file:///x"}, {"FLANNELD_KUBE_SUBNET_MGR": "true"}).store.scheme == "file"
+    assert "keep one of them" in refused({"kube-subnet-mgr": "true", "store": "file:///x"})
+    assert "keep one of them" in refused({"kube-subnet-mgr": "true", "etcd-prefix": "/x"})
+
+
+def test_a_stores_option_wins_over_a_weaker_flag() -> None:
+    table = {"store": {"url": "kubernetes://", "kubeconfig": "/from/file"}}
+    assert settings({}, {"FLANNELD_KUBECONFIG_FILE": "/env"}, **table).store.options["kubeconfig"] == "/env"
+    given = settings({"store": "kubernetes://?kubeconfig=/url"}, {"FLANNELD_KUBECONFIG_FILE": "/env"})
+    assert given.store.options["kubeconfig"] == "/url"
+
+
+def test_what_has_no_meaning_in_kubernetes_is_refused() -> None:
+    assert "--net-config-path" in refused({"kube-subnet-mgr": "true", "network": "10.5.0.0/16"})
+    assert "must be a URL" in refused({"kube-subnet-mgr": "true", "kube-api-url": "ftp://x"})
 
 
 # Durations and levels ------------------------------------------------------------------------------------------------
