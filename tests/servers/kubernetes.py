@@ -110,7 +110,7 @@ class Kubernetes(Cluster):
 
     def launch(self) -> None:
         """Start the API server without waiting."""
-        words = [
+        words: list[str | os.PathLike[str]] = [
             _binaries() / "kube-apiserver",
             f"--etcd-servers={self.etcd.members[0].client_url}",
             f"--bind-address={self.host}",

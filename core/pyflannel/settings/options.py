@@ -256,8 +256,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "net-config-path",
         PATH,
         "A file with the network config (JSON). Creates it in the store if there is none, and refuses to run if the "
-        "store's means something else. In Kubernetes it is the network config itself, a mounted ConfigMap; default there: "
-        "/etc/kube-flannel/net-conf.json.",
+        "store's means something else. In Kubernetes it is the network config itself, a mounted ConfigMap; default "
+        "there: /etc/kube-flannel/net-conf.json.",
         section=NETWORK,
     ),
     Option(

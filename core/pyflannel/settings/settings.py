@@ -425,9 +425,7 @@ def _kubernetes_store(given: GivenValues) -> StoreLocation | None:
         return StoreLocation("kubernetes")
     location = _etcd_or_other_store(given)
     if location.scheme != "kubernetes" and rival.level == switch.level:
-        raise ConfigError(
-            f"{switch.origin} means the store kubernetes://, but {rival.origin} another; keep one of them"
-        )
+        raise ConfigError(f"{switch.origin} means store kubernetes://, but {rival.origin} another; keep one of them")
     return location
 
 

@@ -68,7 +68,7 @@ def test_it_is_written_once_and_follows_the_mtu(tmp_path: Path) -> None:
 def test_flannels_that_would_come_first_is_put_aside_also_when_it_comes_back(tmp_path: Path, name: str) -> None:
     path, rival, text = tmp_path / "10-pyflannel.conflist", tmp_path / name, json.dumps(rendered(ONLY_4))
     for _ in range(2):
-        rival.write_text(json.dumps(FLANNELS if name.endswith("list") else FLANNELS["plugins"][0]))  # type: ignore[index]
+        rival.write_text(json.dumps(FLANNELS if name.endswith("list") else FLANNELS["plugins"][0]))
         assert cni.write(path, text)
         assert not rival.exists()
         assert (tmp_path / f"{name}{cni.ASIDE}").exists()
