@@ -81,6 +81,7 @@ class Api:
         self._connection: http.client.HTTPConnection | None = None
         self._identity: tuple[object, ...] = ()
         self._closed = False
+        self._calling = threading.Lock()
         self._not_before = 0.0
 
     def get(self, path: str, deadline: Deadline, **query: str) -> bytes:
@@ -106,10 +107,18 @@ class Api:
         :raises StoreDeniedError: it was refused.
         """
         data = None if body is None else json.dumps(body).encode()
+        with self._calling:
+            try:
+                return self._obey(method, _target(self._access.endpoint, path, query), data, kind, deadline)
+            finally:
+                if self._closed:
+                    self._drop()
+
+    def _obey(self, method: str, target: str, data: bytes | None, kind: str, deadline: Deadline) -> bytes:
         renewed = False
         while True:
             self._wait_turn(deadline)
-            answer = self._exchange(method, _target(self._access.endpoint, path, query), data, kind, deadline)
+            answer = self._exchange(method, target, data, kind, deadline)
             if answer.status < 300:
                 return answer.body
             if answer.status == 401 and not renewed and self._access.refused():
@@ -130,6 +139,9 @@ class Api:
         connection = self._connection
         if connection is not None:
             _shut(connection.sock)
+        if self._calling.acquire(blocking=False):  # else the call that is under way lets go of it
+            self._drop()
+            self._calling.release()
 
     def _wait_turn(self, deadline: Deadline) -> None:
         pause = self._not_before - time.monotonic()

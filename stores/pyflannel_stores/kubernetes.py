@@ -435,20 +435,21 @@ class KubernetesWatch(Watch):
         self._sieve = store.sieve()
         self._closed = threading.Event()
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
 
     def __next__(self) -> Batch:
         """See :class:`~pyflannel.store.Watch`."""
-        while not self._closed.is_set():
+        with self._reading:
             try:
-                batch = self._follow()
+                while not self._closed.is_set():
+                    batch = self._follow()
+                    if batch is not None:
+                        return batch
             except Exception:
                 self._let_go()
-                if self._closed.is_set():
-                    break
-                raise
-            if batch is not None:
-                return batch
-        self._let_go()
+                if not self._closed.is_set():
+                    raise
+            self._let_go()
         raise StopIteration
 
     def close(self) -> None:
@@ -457,6 +458,9 @@ class KubernetesWatch(Watch):
             self._closed.set()
             if self._stream is not None:
                 self._stream.close()
+        if self._reading.acquire(blocking=False):  # else whoever reads lets go of it
+            self._let_go()
+            self._reading.release()
 
     def _follow(self) -> Batch | None:
         state = self._state
