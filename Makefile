@@ -3,7 +3,7 @@
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kernels test-kernels-all lint docs bench bench-peers clean
+.PHONY: help demo test test-kernels test-kernels-all test-kubernetes lint docs bench bench-peers clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,6 +24,10 @@ test-kernels: ## the backends on other kernels, in machines inside this one (min
 test-kernels-all: ## the same, with the long tests
 	@tools/bootstrap kernels
 	@$(VENV)/tox run -e kernels -- -m "long or not long"
+
+test-kubernetes: ## the store for Kubernetes on a real API server, which is built first (Go 1.24; minutes, once)
+	@tools/bootstrap kubernetes
+	@$(VENV)/tox run -e kubernetes
 
 lint: ## style and types only
 	@tools/bootstrap demo

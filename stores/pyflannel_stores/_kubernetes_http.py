@@ -173,7 +173,7 @@ class Api:
         if self._closed:
             raise StoreUnavailableError(f"{self._name}: closed")
         identity = self._access.identity()
-        if self._connection is not None and identity != self._identity:
+        if self._connection is not None and (identity != self._identity or self._connection.sock is None):
             self._drop()
         if self._connection is None:
             self._connection = connect(self._access, min(CONNECT_TIMEOUT, deadline.left))
@@ -396,6 +396,7 @@ def connect(access: Access, timeout: float) -> http.client.HTTPConnection:
     proxy = _proxy(access)
     address = (proxy.host, proxy.port) if proxy is not None else (endpoint.host, endpoint.port)
     connection = http.client.HTTPConnection(*address, timeout=timeout)
+    connection.auto_open = 0  # which would connect without TLS
     try:
         if proxy is not None:
             connection.set_tunnel(endpoint.host, endpoint.port)

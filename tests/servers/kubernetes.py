@@ -39,11 +39,11 @@ def _binaries() -> Path:
     return Path(os.environ.get("PYFLANNEL_CACHE") or base) / f"kubernetes-{VERSION}"
 
 
-KUBECTL = _binaries() / "kubectl"
+KUBECTL, HELM = _binaries() / "kubectl", _binaries() / "helm"
 
 
 def _missing() -> str | None:
-    if not (_binaries() / "kube-apiserver").exists():
+    if not all((_binaries() / name).exists() for name in ("kube-apiserver", "kubectl", "helm")):
         return "no kube-apiserver: tools/build-kube-apiserver builds one"
     return None if find_etcd() else "etcd is not installed: apt-get install etcd-server"
 
@@ -246,7 +246,7 @@ class Kubernetes(Cluster):
         answer = self.admin("POST", f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token", body)
         return str(answer["status"]["token"])
 
-    def kubeconfig(self, path: Path, user: Mapping[str, Any] | None = None, **cluster: Any) -> Path:
+    def kubeconfig(self, path: Path, user: Any = None, **cluster: Any) -> Path:
         """Write a kubeconfig, for an administrator unless ``user`` is given."""
         entry = {"server": self.url, "certificate-authority": str(self.cafile), **cluster}
         document = {
