@@ -16,7 +16,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Final
@@ -199,9 +199,10 @@ class Api:
         guard.start()
         try:
             connection.request(method, target, data, dict(headers))
-            response = connection.getresponse()
-            body = response.read(_LARGEST_BODY)
-            if not response.isclosed():
+            with closing(connection.getresponse()) as response:
+                body = response.read(_LARGEST_BODY)
+                whole = response.isclosed()
+            if not whole:
                 self._drop()
             return _Answer(response.status, {name.title(): text for name, text in response.headers.items()}, body)
         finally:

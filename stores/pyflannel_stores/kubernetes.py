@@ -109,6 +109,8 @@ class KubernetesStore(Store):
         self._listing: _Listing | None = None
         self._announced: bool | None = None
         self._asked: dict[str, str] = {}
+        """The addresses that our lease is to say, and what was written for them: an operator's overwrite, or they."""
+        self._put: dict[str, str | None] = {}
         self._written = 0
         self._watches: WeakSet[KubernetesWatch] = WeakSet()
 
@@ -185,7 +187,7 @@ class KubernetesStore(Store):
         return self._settle(record, value)
 
     def renew(self, record: Record, ttl: float) -> Record:
-        """See :class:`~pyflannel.store.Store`. There is nothing to put off, but the Node's condition is seen to."""
+        """See :class:`~pyflannel.store.Store`. Nothing ends; but overwrites and the condition are seen to."""
         return self._settle(record, None)
 
     def announce(self, ready: bool) -> None:
@@ -326,21 +328,16 @@ class KubernetesStore(Store):
     # Writing
 
     def _own_record(self, member: Member) -> Record:
-        """Our lease as whoever wrote it knows it: with the address it asked for where an operator's overwrite stands.
+        """Our lease as whoever wrote it knows it: with the addresses it asked for where we have written an overwrite.
 
         So an overwrite is nobody's change but the operator's.
         """
-        if not self._asked:
+        hidden = {key: asked for key, asked in self._asked.items() if self._put.get(key) not in (None, asked)}
+        if not hidden:
             return member.record
         document = json.loads(member.record.value)
-        changed = False
-        for key, annotation in self._names.overwrites.items():
-            overwrite = member.annotations.get(annotation)
-            if overwrite and document.get(key) == overwrite and self._asked.get(key, overwrite) != overwrite:
-                document[key] = self._asked[key]
-                changed = True
-        if not changed:
-            return member.record
+        shown = {key: asked for key, asked in hidden.items() if document.get(key) == self._put[key]}
+        document.update(shown)
         return replace(member.record, value=json.dumps(document, separators=(",", ":"), ensure_ascii=False))
 
     def _settle(self, record: Record, value: str | None) -> Record:
@@ -357,15 +354,17 @@ class KubernetesStore(Store):
             if not self._unchanged(member, record, value):
                 raise ConflictError(f"{self.location}: Node {member.name} was changed, or deleted and made again")
             patch = self._condition_patch(node)
-            if value is not None:
-                changes = self._annotation_changes(member, value)
-                if changes:
-                    patch["metadata"] = {"annotations": changes}
-            if not patch:
-                return self._own_record(member)
-            written = self._patch(node, patch, deadline)
+            changes: dict[str, str | None] = {}
+            if value is not None or self._asked:
+                changes = self._annotation_changes(member, value or self._own_record(member).value)
+            if changes:
+                patch["metadata"] = {"annotations": changes}
+            written = self._patch(node, patch, deadline) if patch else node
             if written is not None:
-                return self._own_record(self._member(written))
+                settled = self._member(written)
+                said = json.loads(settled.record.value)
+                self._put = {key: said.get(key) for key in self._asked}
+                return self._own_record(settled)
 
     def _unchanged(self, member: Member, record: Record, value: str | None) -> bool:
         """Whether the Node is still ``record``, or says what is wanted: our own write, whose answer got lost."""

@@ -113,14 +113,14 @@ def test_an_overwrite_is_written_in_place_of_the_address_and_followed(
         with Follower(store, store.snapshot()) as follower:
             kube.annotate("a", **{f"{name}-overwrite": other})
             follower.until(lambda: follower.state[record.key][1] != record.version, "that something is to be done")
-            changed = store.update(own(store, family), value, None)
+            changed = store.renew(own(store, family), 60.0)
             assert kube.annotations("a")[name] == other
-            assert address in changed.value  # what was asked for: nobody has to write it again and again
+            assert changed.value == record.value  # what was asked for: nobody has to write it again and again
             (seen,) = other_store.snapshot().leases
             assert other in seen.value
             kube.annotate("a", **{f"{name}-overwrite": None})
             follower.until(lambda: follower.state[record.key][1] not in (record.version, changed.version), "that, too")
-            store.update(own(store, family), value, None)
+            assert address in store.renew(own(store, family), 60.0).value
             assert kube.annotations("a")[name] == address
 
 

@@ -126,6 +126,7 @@ class Kubernetes(Cluster):
             f"--service-account-key-file={self.signer.certfile}",
             f"--service-account-signing-key-file={self.signer.keyfile}",
             "--service-cluster-ip-range=10.96.0.0/16",
+            "--allow-privileged=true",
             "--disable-admission-plugins=ServiceAccount",
             "--shutdown-delay-duration=0s",
             f"--cert-dir={self.directory}",
