@@ -24,6 +24,7 @@ from typing import Any
 from tests.servers.authority import Authority
 
 from pyflannel.errors import StoreUnavailableError
+from pyflannel.kernel.netns import call_in
 from pyflannel.lab.servers.etcd import EtcdCluster, find_etcd
 from pyflannel.lab.servers.process import HERE, PORTS, Cluster, Place, Server
 
@@ -57,6 +58,7 @@ class Kubernetes(Cluster):
 
     :param directory: for data, certificates and logs.
     :param place: where the API server runs; its etcd is beside it.
+    :param netns: the network namespace of that place, if it is not ours.
     :param host: the address it listens on, one of the place.
     :param arguments: more flags for the API server.
     """
@@ -66,8 +68,8 @@ class Kubernetes(Cluster):
         directory: Path,
         *,
         place: Place = HERE,
+        netns: Path | None = None,
         host: str = "127.0.0.1",
-        addresses: Sequence[str] = (),
         arguments: Sequence[str] = (),
     ) -> None:
         self.directory = directory
@@ -75,13 +77,13 @@ class Kubernetes(Cluster):
         self.port = _free_port(host)
         self.etcd = EtcdCluster(directory / "etcd", place=place)
         self.server = Server("kube-apiserver", directory / "kube-apiserver.log")
-        self._place = place
+        self._place, self._netns = place, netns
         self._arguments = tuple(arguments)
         certificates = directory / "pki"
         certificates.mkdir(parents=True)
         (directory / "etcd").mkdir()
         self.authority = Authority(certificates)
-        self.certificate = self.authority.server(addresses=("127.0.0.1", "::1", host, *addresses))
+        self.certificate = self.authority.server(addresses=sorted({"127.0.0.1", "::1", host}))
         self.signer = self.authority.client("service-accounts")
         self._tokens = directory / "tokens.csv"
         self._tokens.write_text(f'{ADMIN},admin,admin,"system:masters"\n')
@@ -163,6 +165,11 @@ class Kubernetes(Cluster):
 
     def ask(self, token: str, method: str, path: str, body: Any = None, kind: str = "application/json") -> Any:
         """The same with a token of one's own."""
+        if self._netns is not None:
+            return call_in(self._netns, lambda: self._ask(token, method, path, body, kind))
+        return self._ask(token, method, path, body, kind)
+
+    def _ask(self, token: str, method: str, path: str, body: Any, kind: str) -> Any:
         context = ssl.create_default_context(cafile=str(self.cafile))
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         connection = http.client.HTTPSConnection(self.host, self.port, timeout=30, context=context)

@@ -1,7 +1,8 @@
 """``pyflannel cleanup``: leave this node's kernel as if pyflannel had never run.
 
 What carries our mark goes: devices with our alias and everything on them, routes with our protocol number, and firewall
-rules under the names that flannel has for them. Other devices and routes of flanneld's have no mark and stay.
+rules under the names that flannel has for them, and the CNI network that ``--cni-conf`` names. Other devices and routes
+of flanneld's have no mark and stay.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import click
 
 from pyflannel.cli.flags import FlagCommand, flags, settings
 from pyflannel.cli.output import printable
+from pyflannel.daemon import cni
 from pyflannel.daemon.runlock import hold
 from pyflannel.errors import KernelError, MalformedError
 from pyflannel.kernel.model import KernelObject
@@ -38,14 +40,14 @@ def cleanup(ctx: click.Context, dry_run: bool, with_lease: bool) -> None:
     wanted = settings(ctx)
     verb = "would remove" if dry_run else "removed"
     with nullcontext() if dry_run else hold(wanted.run_dir):
-        removed = [*_sweep(dry_run), *_sweep_firewall(dry_run)]
+        removed = [*_sweep(dry_run), *_sweep_firewall(dry_run), *_sweep_cni(wanted, dry_run)]
         for item in removed:
             click.echo(f"{verb} {item}")
         if with_lease:
             for key in _release(wanted, dry_run):
                 click.echo(f"{verb} lease {printable(key)}")
     if not removed:
-        click.echo("nothing of ours is in the kernel")
+        click.echo("nothing of ours is here")
 
 
 def _sweep(dry_run: bool) -> list[KernelObject]:
@@ -76,6 +78,16 @@ def _sweep_firewall(dry_run: bool) -> list[str]:
         if state.errors:
             raise KernelError("; ".join(state.errors))
     return [f"firewall rules in {place}" for place in leftovers]
+
+
+def _sweep_cni(wanted: Settings, dry_run: bool) -> list[str]:
+    """Remove the CNI network that the daemon wrote, and say where it was."""
+    path = wanted.cni_conf
+    if path is None or not cni.is_ours(path):
+        return []
+    if not dry_run:
+        cni.remove(path)
+    return [f"CNI network {path}"]
 
 
 def _release(wanted: Settings, dry_run: bool) -> Iterator[str]:

@@ -21,7 +21,7 @@ from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import Subnets
 from pyflannel.small import files
 
-__all__ = ["ASIDE", "NETWORK", "remove", "render", "write"]
+__all__ = ["ASIDE", "NETWORK", "is_ours", "remove", "render", "write"]
 
 NETWORK: Final = "cbr0"
 BRIDGE: Final = "cni0"
@@ -73,14 +73,22 @@ def write(path: Path, text: str) -> bool:
         ) from error
 
 
+def is_ours(path: Path) -> bool:
+    """Whether a conflist was written by us."""
+    return _read(path).get(_MARK) is True
+
+
 def remove(path: Path) -> bool:
     """Remove the conflist if it is ours; whether it was. What was put aside stays aside: whoever wants it knows why.
 
-    :raises OSError: it can't be removed.
+    :raises ConfigError: it can't be removed.
     """
-    if not _is_ours(path):
+    if not is_ours(path):
         return False
-    path.unlink()
+    try:
+        path.unlink()
+    except OSError as error:
+        raise ConfigError(f"CNI network {path}: can't be removed: {error.strerror}") from error
     return True
 
 
@@ -91,10 +99,6 @@ def _put_aside(path: Path) -> bool:
             other.replace(other.with_name(other.name + ASIDE))
             done = True
     return done
-
-
-def _is_ours(path: Path) -> bool:
-    return _read(path).get(_MARK) is True
 
 
 def _is_flannels(path: Path) -> bool:

@@ -103,6 +103,12 @@ class NetworkConfig:
         """Whether ``subnets`` lie inside this network, in just the families it uses."""
         return _inside(self.ipv4, subnets.ipv4) and _inside(self.ipv6, subnets.ipv6)
 
+    def used(self, subnets: Subnets) -> Subnets:
+        """``subnets`` without the families that this network does not use; all of them if it uses none."""
+        ipv4 = subnets.ipv4 if self.ipv4 is not None else None
+        ipv6 = subnets.ipv6 if self.ipv6 is not None else None
+        return Subnets(ipv4, ipv6) if ipv4 or ipv6 else subnets
+
     def fits(self, subnets: Subnets) -> bool:
         """Whether a node of this network could hold ``subnets``: the right families, lengths and bounds."""
         return (

@@ -1,0 +1,250 @@
+"""Real daemons on a real API server: Nodes get their pod CIDRs, pods' addresses reach each other, and faults pass."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.integration.asking import until
+from tests.servers.kubernetes import MISSING, PREFIX, Kubernetes, kubernetes
+
+from pyflannel.lab import Lab, Node
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "ipv4": {"Network": "10.244.0.0/16"},
+    "ipv6": {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00:10::/48"},
+    "both": {"Network": "10.244.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00:10::/48"},
+}
+CIDRS = {
+    "n1": ("10.244.0.0/24", "fd00:10::/64"),  # the first subnet, as kubeadm gives it to the control plane
+    "n2": ("10.244.1.128/25", "fd00:10:0:1::/64"),
+}
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    if os.geteuid() != 0:
+        pytest.skip("enters the lab's namespaces: needs root")
+    with Lab(nodes=2, containers=1) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def server(lab: Lab) -> Iterator[Kubernetes]:
+    if MISSING is not None:
+        pytest.skip(MISSING)
+    place = lab.add_server("kube")
+    netns = Path(f"/proc/{lab.sandbox.pid}/root/run/netns/{place.name}")
+    with kubernetes(place=place, netns=netns, host=str(place.ipv4.ip)) as server:
+        yield server
+
+
+@pytest.fixture
+def kube(server: Kubernetes, lab: Lab) -> Iterator[Kubernetes]:
+    """The API server without Nodes; the lab's nodes are as new afterwards."""
+    server.start()
+    server.remove_nodes()
+    yield server
+    for node in lab.nodes:
+        node.detach_containers()
+        if node._daemon is not None and node.daemon.running:
+            node.daemon.resume()
+            node.daemon.stop()
+        node.run(["sh", "-c", "ip link del flannel.1; ip link del flannel-v6.1; ip link del cni0; true"])
+        for left in ("subnet.env", "net.d", "state", "run"):
+            node.run(["rm", "-rf", str(node.directory / left)])
+
+
+def families(kind: str) -> tuple[int, ...]:
+    return {"ipv4": (0,), "ipv6": (1,), "both": (0, 1)}[kind]
+
+
+def cidrs(node: str, kind: str) -> list[str]:
+    return [CIDRS[node][index] for index in families(kind)]
+
+
+def start(kube: Kubernetes, node: Node, kind: str = "ipv4", backend: str = "vxlan", *arguments: str) -> None:
+    """Start a node's daemon as its DaemonSet would."""
+    document = kube.directory / "net-conf.json"
+    document.write_text(json.dumps({**NETWORKS[kind], "Backend": {"Type": backend}}))
+    config = kube.kubeconfig(kube.directory / "kubeconfig")
+    conf = f"--cni-conf={node.directory / 'net.d' / '10-pyflannel.conflist'}"
+    url = f"kubernetes://?kubeconfig={config}&node={node.name}&net_config={document}"
+    node.start_daemon(url, backend, arguments=[conf, *arguments])
+
+
+def conflist(node: Node) -> dict[str, Any] | None:
+    try:
+        text = node.lab.outside(node.directory / "net.d" / "10-pyflannel.conflist").read_text()
+    except FileNotFoundError:
+        return None
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def subnets(node: Node) -> list[str]:
+    plugin = (conflist(node) or {"plugins": [{"ipam": {"ranges": []}}]})["plugins"][0]
+    return [each[0]["subnet"] for each in plugin["ipam"]["ranges"]]
+
+
+def available(kube: Kubernetes, node: str) -> bool:
+    condition = kube.condition(node)
+    return condition is not None and condition["status"] == "False"
+
+
+@pytest.mark.parametrize("kind", list(NETWORKS))
+@pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
+def test_nodes_join_and_their_containers_reach_each_other(kube: Kubernetes, lab: Lab, kind: str, backend: str) -> None:
+    for node in lab.nodes:
+        kube.add_node(node.name, *cidrs(node.name, kind))
+        start(kube, node, kind, backend)
+    for node in lab.nodes:
+        node.daemon.wait_ready(peers=1)
+        until(lambda node=node: available(kube, node.name), "the condition")  # type: ignore[misc]
+        assert subnets(node) == cidrs(node.name, kind)
+        node.attach_containers()
+        assert kube.annotations(node.name)["backend-type"] == backend
+    matrix = lab.reachability()
+    assert matrix.complete, matrix
+    lab.nodes[0].daemon.restart()
+    lab.nodes[0].daemon.wait_ready(peers=1)
+    assert subnets(lab.nodes[0]) == cidrs("n1", kind)
+
+
+def test_a_pod_cidr_that_comes_late_is_waited_for_with_words(kube: Kubernetes, lab: Lab) -> None:
+    node = lab.nodes[0]
+    start(kube, node)
+    node.daemon.wait_status(lambda status: "no Node 'n1'" in status["message"], "told that there is no Node")
+    kube.add_node("n1")
+    node.daemon.wait_status(lambda status: "--allocate-node-cidrs" in status["message"], "told what is missing")
+    assert conflist(node) is None
+    assert kube.condition("n1") is None
+    kube.assign("n1", "10.244.7.0/24")
+    node.daemon.wait_ready()
+    assert subnets(node) == ["10.244.7.0/24"]
+    until(lambda: available(kube, "n1"), "the condition")
+
+
+def test_a_range_outside_the_network_is_named(kube: Kubernetes, lab: Lab) -> None:
+    node = lab.nodes[0]
+    kube.add_node("n1", "10.99.0.0/24")
+    start(kube, node)
+    node.daemon.wait_status(
+        lambda status: "10.99.0.0/24" in status["message"] and "10.244.0.0/16" in status["message"],
+        "told that the two differ",
+    )
+    assert conflist(node) is None
+
+
+def test_a_peer_of_flannelds_is_a_peer(kube: Kubernetes, lab: Lab) -> None:
+    data = {"VNI": 1, "VtepMAC": "12:c6:65:89:b4:e3"}
+    notes = {
+        "backend-data": json.dumps(data, separators=(",", ":")),
+        "backend-type": "vxlan",
+        "kube-subnet-manager": "true",
+        "public-ip": "192.0.2.77",
+    }
+    kube.add_node("theirs", "10.244.9.0/24", annotations={PREFIX + name: text for name, text in notes.items()})
+    kube.add_node("n1", "10.244.0.0/24")
+    node = lab.nodes[0]
+    start(kube, node)
+    node.daemon.wait_ready(peers=1)
+    assert "10.244.9.0/24 via 10.244.9.0" in node.run(["ip", "route"]).stdout
+    kube.annotate("theirs", public_ip_overwrite="198.51.100.7", public_ip="198.51.100.7")
+    fdb = ["bridge", "fdb", "show", "dev", "flannel.1"]
+    until(lambda: "12:c6:65:89:b4:e3 dst 198.51.100.7" in node.run(fdb).stdout, "the other address")
+    kube.remove_node("theirs")
+    until(lambda: "10.244.9.0" not in node.run(["ip", "route"]).stdout, "the end of the route")
+
+
+def test_our_own_overwrite_is_followed_live(kube: Kubernetes, lab: Lab) -> None:
+    kube.add_node("n1", "10.244.0.0/24")
+    node = lab.nodes[0]
+    start(kube, node)
+    node.daemon.wait_ready()
+    for other in ("198.51.100.7", None, "198.51.100.8"):
+        kube.annotate("n1", public_ip_overwrite=other)
+        wanted = other or str(node.ipv4.ip)
+        until(lambda wanted=wanted: kube.annotations("n1")["public-ip"] == wanted, wanted)  # type: ignore[misc]
+    assert node.daemon.status()["state"] == "ready"
+
+
+def test_a_node_deleted_and_made_again_gets_its_new_range(kube: Kubernetes, lab: Lab) -> None:
+    node = lab.nodes[0]
+    kube.add_node("n1", "10.244.0.0/24")
+    start(kube, node)
+    node.daemon.wait_ready()
+    kube.remove_node("n1")
+    node.daemon.wait_status(lambda status: "no Node 'n1'" in status["message"], "told that its Node is gone")
+    kube.add_node("n1", "10.244.33.0/24")
+    until(lambda: subnets(node) == ["10.244.33.0/24"], "the new range")
+    node.daemon.wait_ready()
+    until(lambda: available(kube, "n1"), "the condition of the new Node")
+    assert kube.annotations("n1")["public-ip"] == str(node.ipv4.ip)
+
+
+@pytest.mark.parametrize("fault", ["killed", "frozen"])
+def test_forwarding_goes_on_without_the_api_server(kube: Kubernetes, lab: Lab, fault: str) -> None:
+    for node in lab.nodes:
+        kube.add_node(node.name, *cidrs(node.name, "ipv4"))
+        start(kube, node)
+    for node in lab.nodes:
+        node.daemon.wait_ready(peers=1)
+        node.attach_containers()
+    until(lambda: lab.reachability().complete, "all reach all")
+    if fault == "killed":
+        kube.server.kill()
+        lab.nodes[0].daemon.wait_status(lambda status: status["state"] == "degraded", "missing its store", 60)
+    else:
+        kube.server.pause()
+    assert lab.reachability().complete
+    if fault == "killed":
+        kube.start()
+    else:
+        kube.server.resume()
+    kube.add_node(
+        "late",
+        "10.244.40.0/24",
+        annotations={
+            PREFIX + "backend-data": '{"VNI":1,"VtepMAC":"12:c6:65:89:b4:e4"}',
+            PREFIX + "backend-type": "vxlan",
+            PREFIX + "kube-subnet-manager": "true",
+            PREFIX + "public-ip": "192.0.2.78",
+        },
+    )
+    for node in lab.nodes:
+        node.daemon.wait_ready(peers=2, timeout=90)
+
+
+def test_of_two_daemons_on_one_node_the_first_yields(kube: Kubernetes, lab: Lab) -> None:
+    """Two machines that both take themselves for n1."""
+    first, second = lab.nodes
+    kube.add_node("n1", "10.244.0.0/24")
+    start(kube, first)
+    first.daemon.wait_ready()
+    config = kube.directory / "kubeconfig"
+    url = f"kubernetes://?kubeconfig={config}&node=n1&net_config={kube.directory / 'net-conf.json'}"
+    second.start_daemon(url, "vxlan")
+    second.daemon.wait_ready()
+    first.daemon.wait_status(lambda status: status["state"] == "conflict", "in conflict")
+    assert second.daemon.status()["ready"]
+
+
+def test_what_is_written_follows_the_mtu(kube: Kubernetes, lab: Lab) -> None:
+    node = lab.nodes[0]
+    kube.add_node("n1", "10.244.0.0/24")
+    start(kube, node)
+    node.daemon.wait_ready()
+    node.set_mtu(1400)
+    try:
+        until(lambda: (conflist(node) or {})["plugins"][0]["mtu"] == 1350, "the other MTU")
+    finally:
+        node.set_mtu(1500)
+    assert ip_network(subnets(node)[0]) == ip_network("10.244.0.0/24")
