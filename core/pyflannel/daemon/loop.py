@@ -23,7 +23,7 @@ from operator import length_hint
 from typing import Any, Final, Protocol
 
 from pyflannel.backend import Backend, Node
-from pyflannel.daemon import memory, subnet_env
+from pyflannel.daemon import cni, memory, subnet_env
 from pyflannel.daemon.actions import Actions
 from pyflannel.daemon.notify import Notifier
 from pyflannel.errors import DaemonError, KernelError, PyflannelError, UnderlayError
@@ -75,6 +75,9 @@ REPLAN_PAUSE: Final = 1.0
 LONGEST_REPLAN_PAUSE: Final = 60.0
 """The first and the longest pause in seconds until the backend is asked again to plan for a peer that it failed for."""
 
+UNREADY_AFTER: Final = 30.0
+"""Seconds without an overlay after which the store is told so: a restart passes unnoticed."""
+
 BLACKHOLE_METRIC: Final = 0xFFFFFFFE
 """Behind every other route: what makes a packet to an unused address of ours end here instead of looping."""
 
@@ -93,6 +96,9 @@ class Keeper(Protocol):
 
     def publish(self) -> int:
         """Have our lease say what the backend publishes now; the request's number."""
+
+    def announce(self, ready: bool) -> None:
+        """Our overlay carries packets, or does not: tell the store."""
 
 
 @dataclass(slots=True)
@@ -172,6 +178,8 @@ class Loop:
         self._call: PluginCall | None = None
         self._backend_name: PluginName | None = None
         self._subnet_file = self._ready_said = False
+        self._told_store: bool | None = None
+        self._unready_since: float | None = None
         self._repaired = 0
         self._last_error: tuple[float, str] | None = None
         self._last_state, self._last_message = State.STARTING, ""
@@ -644,12 +652,13 @@ class Loop:
         sound = self._in_place() and lease.valid(now) and not lease.conflict
         if sound and member is not None and not member.feed.trouble:
             try:
-                self._write_subnet_file(member)
+                self._write_node_files(member)
                 self._subnet_file_trouble = ""
             except PyflannelError as error:
                 self._subnet_file_trouble = str(error)  # tried again at the next beat
         view = self._put_view()
         state, message = standing(view, now)
+        self._tell_store(state in (State.READY, State.DEGRADED), now)
         if state in (State.READY, State.DEGRADED) and not self._ready_said:
             self._ready_said = True
             self._notifier.ready()
@@ -666,12 +675,26 @@ class Loop:
             self._alive_due = now + self._notifier.watchdog_interval
             self._notifier.alive()
 
-    def _write_subnet_file(self, member: _Member) -> None:
+    def _tell_store(self, ready: bool, now: float) -> None:
+        """Have it announced that we are ready, or that we have not been for a while."""
+        if ready:
+            self._unready_since = None
+        elif self._unready_since is None:
+            self._unready_since = now
+        lasting = self._unready_since is not None and now - self._unready_since >= UNREADY_AFTER
+        if ready is not self._told_store and (ready or lasting):
+            self._told_store = ready
+            self.keeper.announce(ready)
+
+    def _write_node_files(self, member: _Member) -> None:
+        """What the rest of the node reads: subnet.env, and the CNI network."""
         node, backend = member.overlay.node, member.backend
         with self.calling(backend, "mtu"):
             mtu = checked_mtu(backend.name, guarded(backend.name, "mtu", lambda: backend.mtu(node.underlay)))
         text = subnet_env.render(node.network, node.subnets, mtu, self.settings.ip_masq)
         subnet_env.write(self.settings.subnet_file, text)
+        if self.settings.cni_conf is not None:
+            cni.write(self.settings.cni_conf, cni.render(node.network, node.subnets, mtu, self.settings.ip_masq))
         self._subnet_file = True
 
 

@@ -122,7 +122,7 @@ class _Owner:
         keeper = LeaseKeeper(
             settings.store,
             lambda: store_class(settings.store),
-            _keeper_options(settings, node_id),
+            _keeper_options(settings, node_id, store_class.assigns_subnets),
             make_backend,
             slot,
             time.monotonic,
@@ -230,7 +230,7 @@ def _end_loop(loop: Loop, thread: threading.Thread, timeout: float) -> bool:
     return not thread.is_alive()
 
 
-def _keeper_options(settings: Settings, node_id: str) -> KeeperOptions:
+def _keeper_options(settings: Settings, node_id: str, assigned: bool) -> KeeperOptions:
     return KeeperOptions(
         node_id=node_id,
         state_dir=settings.state_dir,
@@ -239,6 +239,7 @@ def _keeper_options(settings: Settings, node_id: str) -> KeeperOptions:
         policy=settings.conflict_policy,
         seed=settings.read_seed(),
         backend=settings.backend,
+        assigned=assigned,
     )
 
 

@@ -20,6 +20,8 @@ from typing import Any, Final, TypeAlias
 from pyflannel.backend import Backend
 from pyflannel.errors import PluginError, PyflannelError, StoreUnavailableError
 from pyflannel.membership.machine import (
+    Announce,
+    AskAssigned,
     Call,
     CloseWatch,
     Create,
@@ -75,6 +77,10 @@ def perform(store: Store, call: Call) -> Any:
             return store.renew(record, ttl)
         case Delete(record):
             return store.delete(record)
+        case AskAssigned(families):
+            return store.assigned(families)
+        case Announce(ready):
+            return store.announce(ready)
     raise TypeError(f"{call!r} is no call to a store")
 
 
@@ -136,6 +142,10 @@ class LeaseKeeper:
             number = self._asked
             self._inbox.put(lambda machine, now: machine.publish(number, now))
         return number
+
+    def announce(self, ready: bool) -> None:
+        """Our overlay carries packets, or does not: tell the store."""
+        self._inbox.put(lambda machine, now: machine.announce(ready, now))
 
     def stop(self, timeout: float) -> bool:
         """End the threads and close the store, waiting ``timeout`` seconds at most for each thread that must end.

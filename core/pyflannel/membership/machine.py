@@ -13,6 +13,7 @@ The machine has *duties*, and each of them is taken care of for itself, so that 
   that so by compare-and-swap, and begin a *session*. Whatever can't be explained (history gone, our lease gone) ends
   the session, and joining begins again from a snapshot: there is one path to a correct state; start-up, an outage and a
   day of being cut off all take it.
+* **announce** tells the store whether this node's overlay carries packets, for those who would start work here.
 * **watch**, **publish** and **follow** are a session's: hear of changes, make our lease say what we are, and go over to
   another document or underlay as soon as that is possible. Until then the session goes on with the ones in force.
 
@@ -53,9 +54,11 @@ from pyflannel.network.lease import Lease, LeaseAttributes, Subnets
 from pyflannel.network.underlay import Underlay
 from pyflannel.planning.guard import PUBLISH_TIMEOUT
 from pyflannel.small.retry import Backoff
-from pyflannel.store import CALL_TIMEOUT, CONFIG_KEY, Batch, Record, Snapshot
+from pyflannel.store import CALL_TIMEOUT, CONFIG_KEY, Batch, Record, Snapshot, Unassigned
 
 __all__ = [
+    "Announce",
+    "AskAssigned",
     "Call",
     "CloseWatch",
     "Create",
@@ -112,6 +115,7 @@ class KeeperOptions:
     :param ttl: a lease's life in seconds; ``margin``: how long before its end it is renewed.
     :param load_timeout: seconds that the backend may take to be loaded and made.
     :param publish_timeout: seconds that it may take to say what the lease should carry.
+    :param assigned: the store says which subnets this node has.
     """
 
     node_id: str
@@ -123,6 +127,7 @@ class KeeperOptions:
     backend: str | None = None
     load_timeout: float = PUBLISH_TIMEOUT
     publish_timeout: float = PUBLISH_TIMEOUT
+    assigned: bool = False
 
 
 # What the machine asks for --------------------------------------------------------------------------------------------
@@ -219,6 +224,26 @@ class Delete:
 
 
 @dataclass(frozen=True, slots=True)
+class AskAssigned:
+    """Ask which record is ours, where the store assigns subnets; there has to be one in each of ``families``."""
+
+    lane: ClassVar[Lane] = Lane.STORE
+    name: ClassVar[str] = "assigned"
+    answer: ClassVar[tuple[type, ...]] = (Record, Unassigned)
+    families: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """Tell the store whether our overlay carries packets."""
+
+    lane: ClassVar[Lane] = Lane.STORE
+    name: ClassVar[str] = "announce"
+    answer: ClassVar[tuple[type, ...]] = (type(None),)
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True)
 class OpenWatch:
     """Hear of changes after ``revision``, and pass them on under the number ``watch``."""
 
@@ -251,7 +276,19 @@ class Publish:
 
 
 Call: TypeAlias = (
-    OpenStore | TakeSnapshot | ReadConfig | WriteConfig | Create | Update | Renew | Delete | OpenWatch | Load | Publish
+    OpenStore
+    | TakeSnapshot
+    | ReadConfig
+    | WriteConfig
+    | Create
+    | Update
+    | Renew
+    | Delete
+    | AskAssigned
+    | Announce
+    | OpenWatch
+    | Load
+    | Publish
 )
 
 
@@ -383,6 +420,7 @@ class LeaseMachine:
             "watch": _Pause(Backoff(rng)),
             "publish": _Pause(Backoff(rng)),
             "follow": _Pause(Backoff(rng, last=LATEST_FOLLOW)),
+            "announce": _Pause(Backoff(rng)),
         }
         self._restarts = Backoff(rng)
         self._steps: dict[str, Callable[[], _Steps]] = {
@@ -390,6 +428,7 @@ class LeaseMachine:
             "watch": self._open_watch,
             "publish": self._publish,
             "follow": self._follow,
+            "announce": self._announce,
         }
         # What we know and hold
         self._underlay: Underlay | None = None
@@ -405,6 +444,11 @@ class LeaseMachine:
         """Leases that we may have created without having looked whether another crosses them."""
         self._generation = 0
         self._asked = 0
+        self._ready: bool | None = None
+        """Whether our overlay carries packets, as far as we are told, and what the store was told of it."""
+        self._announced: bool | None = None
+        self._yielded_to: str | None = None
+        """The node id of another daemon that took over what the store had assigned to us."""
         self._state = LeaseState()
 
     # Input ------------------------------------------------------------------------------------------------------------
@@ -428,6 +472,12 @@ class LeaseMachine:
         self._pauses["publish"].at = now
         if self._session is None and "join" in self._troubles:
             self._settle_requests(self._asked, self._troubles["join"])
+        self._turn()
+
+    def announce(self, ready: bool, now: float) -> None:
+        """Our overlay carries packets, or does not: tell the store."""
+        self._now, self._ready = now, ready
+        self._pauses["announce"].at = now
         self._turn()
 
     def done(self, number: int, result: Any, now: float) -> None:
@@ -519,6 +569,8 @@ class LeaseMachine:
             return False
         if duty == "join":
             return self._session is None and self._underlay is not None
+        if duty == "announce":
+            return self._ready is not None and self._ready != self._announced
         return self._session is not None and (duty != "watch" or self._session.watch is None)
 
     def _begin(self, duty: str) -> None:
@@ -645,6 +697,8 @@ class LeaseMachine:
         pause = self._pauses["open"]
         if result is None:
             self._opened = True
+            self._announced = None  # another driver knows nothing of it
+            self._pauses["announce"].at = self._now
             self._troubles.pop("open", None)
             pause.clear()
             if self._session is None and self._pauses["join"].at is not None:
@@ -775,7 +829,7 @@ class LeaseMachine:
 
     def _report(self) -> None:
         """Say how things stand: another's claim first, then what keeps us from the store, then the rest."""
-        order = ("hanging store", "open", "join", "renew", "watch", "follow", "publish")
+        order = ("hanging store", "open", "join", "renew", "watch", "follow", "publish", "announce")
         errors = [self._troubles[name] for name in order if name in self._troubles]
         claims = [error for error in errors if isinstance(error, LeaseError)]
         error = next(iter(claims or errors), None)
@@ -810,14 +864,19 @@ class LeaseMachine:
     def _join(self) -> _Steps:
         """From a snapshot to a lease that we hold, and a new session."""
         asked = self._asked
+        assigned = (yield from self._ask_assigned()) if self._options.assigned else None
         snapshot: Snapshot = yield TakeSnapshot()
         if snapshot.config is None and (self._options.seed is not None or self._place is None):
             snapshot = yield from self._create_config()
         records = {record.key: record for record in snapshot.leases}
         self._document = snapshot.config.value if snapshot.config is not None else self._in_force.document
-        yield from self._keep_ours(records)
+        if assigned is None:
+            yield from self._keep_ours(records)
         place = yield from self._place_to_join()
-        published = yield from self._obtain(place, records)
+        if assigned is None:
+            published = yield from self._obtain(place, records)
+        else:
+            published = yield from self._take_assigned(place, assigned)
         held = self._held
         assert held is not None
         self._began(place, held, snapshot, records)
@@ -853,7 +912,8 @@ class LeaseMachine:
         return self._place
 
     def _node(self, place: _Place, subnets: Subnets) -> Node:
-        return Node(self._options.node_id, place.network, place.underlay, subnets, self._options.state_dir)
+        used = place.network.used(subnets)
+        return Node(self._options.node_id, place.network, place.underlay, used, self._options.state_dir)
 
     def _create_config(self) -> Generator[Call, Any, Snapshot]:
         seed = self._options.seed
@@ -1016,6 +1076,43 @@ class LeaseMachine:
             extra=before.extra,
         )
 
+    def _ask_assigned(self) -> Generator[Call, Any, Record]:
+        """Our record, from a store that assigns subnets. Before the snapshot, which costs more: this may take long."""
+        config: Record | None = yield ReadConfig()
+        document = config.value if config is not None else self._document
+        network = NetworkConfig.from_json(document, f"network config in {self._store}")
+        found: Record | Unassigned = yield AskAssigned(network.versions)
+        if isinstance(found, Unassigned):
+            self._lose()
+            raise StoreError(found.reason)
+        return found
+
+    def _take_assigned(self, place: _Place, record: Record) -> Generator[Call, Any, bool]:
+        """Go by the subnets that the store has for us, of whatever length; whether our lease says what we are."""
+        subnets = Subnets.from_key(record.key)
+        if not place.network.contains(place.network.used(subnets)):
+            raise StoreError(
+                f"{self._store} gives this node {subnets}, which is no part of the network config's networks: "
+                f"{', '.join(str(family.network) for family in place.network.families)}. Make both say the same"
+            )
+        lease = _readable(record) or Lease(subnets, LeaseAttributes())
+        theirs = lease.attributes.node_id
+        if theirs is not None and theirs == self._yielded_to:
+            raise LeaseError(
+                f"another daemon (node id {theirs!r}) has taken over what {self._store} assigned to this node: stop "
+                "one of the two, and start the other anew"
+            )
+        if self._held is not None and self._held.key == record.key and self._generation:
+            self._held = record
+            return False
+        attributes = yield from self._attributes(place, subnets, lease.attributes)
+        began = self._now
+        if attributes != lease.attributes:
+            self._hold((yield Update(record, attributes.to_json(), None)), began)
+        else:
+            self._hold((yield Renew(record, self._options.ttl)), began)
+        return True
+
     def _refuse_to_lose(
         self, network: NetworkConfig, records: Mapping[str, Record], claims: Mapping[str, Subnets]
     ) -> None:
@@ -1105,6 +1202,18 @@ class LeaseMachine:
             raise ConflictError("our lease is gone")
         if attributes != lease.attributes:
             yield Update(held, attributes.to_json(), None if held.permanent else self._options.ttl)
+        elif self._options.assigned:
+            yield Renew(held, self._options.ttl)  # for what the store itself has to see to
+
+    def _announce(self) -> _Steps:
+        """Tell the store whether our overlay carries packets."""
+        ready = self._ready
+        assert ready is not None
+        yield Announce(ready)
+        self._announced = ready
+        self._troubles.pop("announce", None)
+        self._pauses["announce"].clear()
+        self._pauses["announce"].at = self._now  # it may have changed meanwhile
 
     def _look_again(self, only_if_needed: bool = False) -> None:
         """The document or the underlay is another one: follow it as soon as possible."""
@@ -1191,6 +1300,8 @@ class LeaseMachine:
         lease, mine = _readable(record), self._state.lease
         if lease is not None and mine is not None and _is_anothers(lease, mine):
             theirs = lease.attributes
+            if theirs.node_id != self._options.node_id and self._options.policy is ConflictPolicy.REFUSE:
+                self._yielded_to = theirs.node_id
             self._lose()
             self._rejoin(
                 LeaseError(

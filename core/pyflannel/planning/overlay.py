@@ -177,7 +177,7 @@ class Overlay:
             del self._owners[item_key]
             del self._desired[item_key]
             self._changed.add(item_key)
-        subnets = self._usable_subnets(Subnets.from_key(key))
+        subnets = self.node.network.used(Subnets.from_key(key))
         self._ranges.remove(subnets)
         return [claim for claim in self._claims(peer, subnets) if claim in self._contests] if self._contests else []
 
@@ -191,7 +191,7 @@ class Overlay:
                 continue
             displaced = self._place(each)
             for loser in displaced:
-                subnets = self._usable_subnets(Subnets.from_key(loser.key))
+                subnets = self.node.network.used(Subnets.from_key(loser.key))
                 losers.append(_Judged(loser, subnets))
                 offers.extend(self._release(loser.key))
             if displaced:
@@ -280,7 +280,7 @@ class Overlay:
             if owner is not None:
                 rivals[owner] = item_key
         for owner in self._ranges.overlapping(subnets):
-            rivals[owner] = _common(self._usable_subnets(Subnets.from_key(owner)), subnets)
+            rivals[owner] = _common(self.node.network.used(Subnets.from_key(owner)), subnets)
         return rivals
 
     def _rank(self, key: str) -> _Rank:
@@ -288,7 +288,7 @@ class Overlay:
             return (False, -1, -1, key)
         subnets = Subnets.from_key(key)
         return (
-            not self.node.network.fits(self._usable_subnets(subnets)),
+            not self.node.network.fits(self.node.network.used(subnets)),
             int(subnets.ipv4.network_address) if subnets.ipv4 else 0,
             int(subnets.ipv6.network_address) if subnets.ipv6 else 0,
             key,
@@ -327,20 +327,11 @@ class Overlay:
     def _usable(self, lease: Lease) -> Lease:
         return usable(self.node.network, lease)
 
-    def _usable_subnets(self, subnets: Subnets) -> Subnets:
-        return _usable_subnets(self.node.network, subnets)
-
 
 def usable(network: NetworkConfig, lease: Lease) -> Lease:
     """The lease without the families that ``network`` does not use."""
-    subnets = _usable_subnets(network, lease.subnets)
+    subnets = network.used(lease.subnets)
     return lease if subnets == lease.subnets else Lease(subnets, lease.attributes)
-
-
-def _usable_subnets(network: NetworkConfig, subnets: Subnets) -> Subnets:
-    ipv4 = subnets.ipv4 if network.ipv4 else None
-    ipv6 = subnets.ipv6 if network.ipv6 else None
-    return Subnets(ipv4, ipv6) if ipv4 or ipv6 else subnets
 
 
 def _networks(node: Node) -> list[IPNetwork]:

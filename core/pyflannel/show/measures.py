@@ -14,7 +14,17 @@ __all__ = ["Histogram", "Measures"]
 _BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds of the buckets, in seconds: from one changed lease to a cold start with thousands."""
 
-_CALLS: Final = ("snapshot", "read_config", "write_config", "create", "update", "renew", "delete")
+_CALLS: Final = (
+    "snapshot",
+    "read_config",
+    "write_config",
+    "create",
+    "update",
+    "renew",
+    "delete",
+    "assigned",
+    "announce",
+)
 
 
 class Histogram:
