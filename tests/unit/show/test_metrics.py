@@ -29,7 +29,7 @@ def test_a_histogram_counts_each_duration_in_every_bucket_that_holds_it(duration
     assert histogram.total == pytest.approx(sum(durations))
 
 
-CALLS = ("snapshot", "read_config", "write_config", "create", "update", "renew", "delete")
+CALLS = ("snapshot", "read_config", "write_config", "create", "update", "renew", "delete", "assigned", "announce")
 
 
 @pytest.mark.parametrize("name", CALLS)
