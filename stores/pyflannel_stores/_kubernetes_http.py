@@ -34,6 +34,9 @@ CONNECT_TIMEOUT: Final = 2.0
 _LARGEST_BODY: Final = 256 << 20
 """Bytes of an answer at most: what is longer is no answer to what is asked here."""
 
+_PIECE: Final = 1 << 16
+_MOST_AT_ONCE: Final = 1 << 20
+
 _LARGEST_LINE: Final = 64 << 20
 
 _AGENT: Final = "pyflannel"
@@ -252,8 +255,7 @@ class Stream:
         data, self._came_with_head = self._came_with_head, b""
         try:
             if not data:
-                self._socket.settimeout(patience)
-                data = self._socket.recv(1 << 18)
+                data = self._receive(patience)
         except TimeoutError:
             if time.monotonic() - self._heard > self._idle:
                 raise StoreUnavailableError(f"{self._name}: nothing heard for {self._idle:g} s") from None
@@ -268,6 +270,26 @@ class Stream:
         except ValueError as error:
             raise unanswered(self._name, error) from error
         return None if self._lines.ended and not lines else iter(lines)
+
+    def _receive(self, patience: float) -> bytes:
+        """What is there, after waiting for its first byte; TLS hands out 16 KiB at a time."""
+        self._socket.settimeout(patience)
+        data = self._socket.recv(_PIECE)
+        pending = getattr(self._socket, "pending", None)
+        if not data or (pending is None and len(data) < _PIECE):
+            return data
+        pieces, length = [data], len(data)
+        self._socket.settimeout(0)
+        while length < _MOST_AT_ONCE:
+            try:
+                data = self._socket.recv(_PIECE)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                break
+            if not data:
+                break  # said again by the next call
+            pieces.append(data)
+            length += len(data)
+        return b"".join(pieces)
 
     def close(self) -> None:
         """End it. Idempotent, from any thread."""

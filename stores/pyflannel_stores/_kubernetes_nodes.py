@@ -22,7 +22,17 @@ from typing import Any, Final
 from pyflannel.errors import ConfigError
 from pyflannel.store import Change, Record
 
-__all__ = ["CONDITION", "DEFAULT_PREFIX", "Annotations", "Cluster", "Member", "Sieve", "condition_of", "read_member"]
+__all__ = [
+    "CONDITION",
+    "DEFAULT_PREFIX",
+    "Annotations",
+    "Cluster",
+    "Member",
+    "Sieve",
+    "condition_of",
+    "cut_out",
+    "read_member",
+]
 
 DEFAULT_PREFIX: Final = "flannel.alpha.coreos.com"
 
@@ -247,6 +257,26 @@ _HEAD: Final = re.compile(
     rb'\{"type":"MODIFIED","object":\{"kind":"Node","apiVersion":"v1","metadata":\{"name":"([^"\\]+)",'
     rb'"uid":"[^"\\]*","resourceVersion":"([0-9]+)"'
 )
+
+
+_ITEM: Final = '{"metadata":{"name":"'
+
+
+def cut_out(text: str, at: int) -> tuple[str, int] | None:
+    """What matters of the Node that begins at ``at`` in a list, as JSON of its own, and where the next one begins.
+
+    Four fifths of a Node are who manages which field, and its status; not to read them takes a third of the time.
+    ``None`` where the marks of :class:`Sieve` are not found, or no other Node follows.
+    """
+    if not text.startswith(_ITEM, at):
+        return None
+    spec = text.find('},"spec":{', at)
+    status = text.find(',"status":{', spec)
+    following = text.find("}," + _ITEM, status)
+    if spec < 0 or status < 0 or following < 0:
+        return None
+    fields = text.find(',"managedFields":[', at, spec)
+    return text[at : fields if fields >= 0 else spec] + text[spec:status] + "}", following + 2
 
 
 class Sieve:

@@ -67,6 +67,9 @@ _WATCH_IDLE: Final = 150.0
 _PATIENCE: Final = 2.0
 """Seconds between two looks at the network document while nothing comes from the API server."""
 
+_BREATH: Final = 0.02
+"""Seconds of rest after events that were none of ours and came in quick succession: many are read at once then."""
+
 _REMEMBERED: Final = 4
 _UP, _DOWN = "FlannelIsUp", "PyflannelIsNotReady"
 
@@ -242,7 +245,9 @@ class KubernetesStore(Store):
         if member.lease is None or not own:
             return member.name, member.lease
         record = self._own_record(member)
-        if self._condition_patch(node):  # somebody else has set it: whoever keeps the lease is to look after it
+        if "status" in node and self._condition_patch(
+            node
+        ):  # somebody else has set it: whoever keeps the lease is to look after it
             record = replace(record, version=f"{record.version}.condition")
         return member.name, record
 
@@ -432,6 +437,7 @@ class KubernetesWatch(Watch):
         self._state = before.copy() if before is not None else None
         self._stream: Stream | None = None
         self._sieve = store.sieve()
+        self._idle_at = self._looked_at = 0.0
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._reading = threading.Lock()
@@ -475,6 +481,8 @@ class KubernetesWatch(Watch):
             assert self._stream is not None
             lines = self._stream.lines(_PATIENCE)
             changes = () if lines is None else tuple(self._changes(state, lines))
+            if not changes:
+                self._rest()
         except http.Gone as error:
             raise HistoryGoneError(f"{error}; take a new snapshot") from None
         except http.NotFound as error:
@@ -486,6 +494,14 @@ class KubernetesWatch(Watch):
             return None
         self._revision = self._store.advance(self._revision, state)
         return Batch(self._revision, changes) if changes else None
+
+    def _rest(self) -> None:
+        """Nothing of what came was ours: if that happens all the time, let some more come before looking again."""
+        now = time.monotonic()
+        if now - self._idle_at < 2 * _BREATH:
+            self._closed.wait(_BREATH)
+            now = time.monotonic()
+        self._idle_at = now
 
     def _open(self, state: _State) -> None:
         stream = self._store.open_stream(state.version, self._store._http.Deadline(_BUDGET))
@@ -531,6 +547,10 @@ class KubernetesWatch(Watch):
             ) from None
 
     def _document_changes(self, state: _State) -> tuple[Change, ...]:
+        now = time.monotonic()
+        if now - self._looked_at < _PATIENCE / 2:
+            return ()
+        self._looked_at = now
         try:
             config = self._store.read_document()
         except StoreDeniedError:
@@ -680,10 +700,18 @@ def _split_list(text: str) -> tuple[Mapping[str, Any], Iterator[Any]]:
 
 
 def _items(text: str, at: int) -> Iterator[Any]:
+    from pyflannel_stores._kubernetes_nodes import cut_out
+
     decode = json.JSONDecoder().raw_decode
     while text[at] != "]":
-        item, at = decode(text, at + (text[at] == ","))
-        yield item
+        at += text[at] == ","
+        cut = cut_out(text, at)
+        if cut is not None:
+            part, at = cut
+            yield json.loads(part)
+        else:
+            item, at = decode(text, at)
+            yield item
 
 
 def _find_access(location: StoreLocation) -> Access:

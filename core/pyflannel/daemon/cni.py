@@ -21,7 +21,7 @@ from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import Subnets
 from pyflannel.small import files
 
-__all__ = ["ASIDE", "NETWORK", "is_ours", "remove", "render", "write"]
+__all__ = ["ASIDE", "NETWORK", "SUFFIXES", "is_ours", "remove", "render", "write"]
 
 NETWORK: Final = "cbr0"
 BRIDGE: Final = "cni0"
@@ -31,7 +31,7 @@ ASIDE: Final = ".before-pyflannel"
 
 _MARK: Final = "pyflannel"
 _VERSION: Final = "0.3.1"
-_SUFFIXES: Final = (".conf", ".conflist", ".json")
+SUFFIXES: Final = (".conf", ".conflist", ".json")
 """What runtimes read (libcni)."""
 
 
@@ -95,7 +95,7 @@ def remove(path: Path) -> bool:
 def _put_aside(path: Path) -> bool:
     done = False
     for other in sorted(path.parent.iterdir()):
-        if other.name < path.name and other.suffix in _SUFFIXES and _is_flannels(other):
+        if other.name < path.name and other.suffix in SUFFIXES and _is_flannels(other):
             other.replace(other.with_name(other.name + ASIDE))
             done = True
     return done

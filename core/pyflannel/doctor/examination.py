@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, TypeAlias, TypeVar
 
-from pyflannel.doctor import firewall, membership, node, wireguard
+from pyflannel.doctor import containers, firewall, membership, node, wireguard
 from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
 from pyflannel.doctor.probes import Target, checksum_errors, judge, probe_peers, targets
@@ -41,6 +41,9 @@ GROUPS: Final[Mapping[str, Sequence[Check]]] = {
         membership.diversions,
         membership.subnet_file,
         membership.bridges,
+        containers.assigned,
+        containers.cni_network,
+        containers.cni_plugins,
     ),
     "firewall": (firewall.own_rules, firewall.foreign_drops),
 }

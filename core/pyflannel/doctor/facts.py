@@ -27,7 +27,7 @@ from pyflannel.planning.overlay import Overlay
 from pyflannel.plugins import load_backend, load_store
 from pyflannel.settings.settings import Settings
 from pyflannel.show.status import query
-from pyflannel.store import Record, Snapshot, StoreTime
+from pyflannel.store import Record, Snapshot, Store, StoreTime, Unassigned
 
 __all__ = ["ClockFacts", "Facts", "StoreFacts", "gather"]
 
@@ -36,11 +36,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class StoreFacts:
-    """What the store said, and how long it took in seconds; ``ttl`` of our own lease where the store tells."""
+    """What the store said, and how long it took in seconds.
+
+    :param ttl: of our own lease, where the store tells.
+    :param assigned: what it has for this node, where it assigns subnets.
+    """
 
     snapshot: Snapshot
     seconds: float
     ttl: Mapping[str, float | None] = field(default_factory=dict)
+    assigned: Record | Unassigned | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +154,18 @@ def _ask(settings: Settings, status: Mapping[str, JSON] | None) -> StoreFacts:
         seconds = time.monotonic() - begin
         key = status["lease"]["key"] if status is not None and status["lease"] is not None else None
         own = [record for record in snapshot.leases if record.key == key]
-        return StoreFacts(snapshot, seconds, store.time_to_live(own))
+        return StoreFacts(snapshot, seconds, store.time_to_live(own), _assigned(store, snapshot))
+
+
+def _assigned(store: Store, snapshot: Snapshot) -> Record | Unassigned | None:
+    """What the store has for this node, in the families of a document that can be read."""
+    if not store.assigns_subnets:
+        return None
+    try:
+        network = NetworkConfig.from_json(snapshot.config.value) if snapshot.config is not None else None
+    except PyflannelError:
+        network = None
+    return store.assigned(network.versions if network is not None else ())
 
 
 def _clock(settings: Settings, _: StoreFacts) -> ClockFacts:

@@ -142,7 +142,8 @@ def lease(facts: Facts) -> Iterator[Finding]:
         held = believed["key"] if believed is not None else "none"
         yield failed("lease", f"the store has {facts.lease.key}, the daemon {held}", meaning, _RESTART)
     elif facts.record.permanent:
-        yield passed("lease", f"{facts.lease.subnets}, a reservation")
+        kind = "assigned by the store" if facts.store.assigned is not None else "a reservation"
+        yield passed("lease", f"{facts.lease.subnets}, {kind}")
     else:
         yield from _expiry(facts)
 
@@ -289,7 +290,7 @@ def bridges(facts: Facts) -> Iterator[Finding]:
                 "container bridge",
                 f"{bridge.name} has {addresses}, this node's subnet is {facts.lease.subnets}",
                 "containers on this bridge are not part of the overlay",
-                "pyflannel docker-opts && systemctl restart docker   # see docs/operations.md",
+                _mend(bridge.name),
             )
         elif bridge.mtu > facts.mtu:
             yield warned(
@@ -301,6 +302,13 @@ def bridges(facts: Facts) -> Iterator[Finding]:
             )
         else:
             yield passed("container bridge", f"{bridge.name}, {addresses}, MTU {bridge.mtu}")
+
+
+def _mend(bridge: str) -> str:
+    """How a bridge gets an address of the present subnet."""
+    if bridge == "cni0":
+        return "ip link delete cni0   # the next pod makes it anew; then start the others on this node again"
+    return "pyflannel docker-opts && systemctl restart docker   # see docs/operations.md"
 
 
 def _reason(facts: Facts, name: str) -> str:

@@ -116,7 +116,9 @@ class Inspection:
 # What a store holds
 
 
-def examine(snapshot: Snapshot, expiries: Mapping[str, float | None] | None = None) -> Iterator[Problem]:
+def examine(
+    snapshot: Snapshot, expiries: Mapping[str, float | None] | None = None, assigned: bool = False
+) -> Iterator[Problem]:
     """Judge what a store holds.
 
     :param expiries: the seconds that leases still live, by key, where the store tells exactly.
@@ -139,7 +141,7 @@ def examine(snapshot: Snapshot, expiries: Mapping[str, float | None] | None = No
                 record.key,
             )
     if network is not None:
-        yield from _examine_leases(network, leases)
+        yield from _examine_leases(network, leases, assigned)
     yield from _overlaps(leases)
     yield from _twins(leases)
     for key, seconds in sorted((expiries or {}).items()):
@@ -172,7 +174,7 @@ def _examine_document(text: str) -> tuple[NetworkConfig | None, list[Problem]]:
     return network, found
 
 
-def _examine_leases(network: NetworkConfig, leases: Mapping[str, Lease]) -> Iterator[Problem]:
+def _examine_leases(network: NetworkConfig, leases: Mapping[str, Lease], assigned: bool) -> Iterator[Problem]:
     try:
         untyped: bool | None = load_backend(network.backend_type).capabilities.untyped_leases
     except PluginError:
@@ -182,7 +184,7 @@ def _examine_leases(network: NetworkConfig, leases: Mapping[str, Lease]) -> Iter
         if placement:
             fix = "nodes skip it; delete it if it is a leftover of an earlier network config, else restart its node"
             yield Problem(Severity.ERROR, f"{key}: {placement}", fix, key)
-        elif not network.fits(lease.subnets):
+        elif not assigned and not network.fits(lease.subnets):
             yield Problem(
                 Severity.WARNING,
                 f"{key}: not a subnet that this network config leases (length, SubnetMin, SubnetMax)",
@@ -248,7 +250,7 @@ def check(
         try:
             snapshot = _look(store, report, clock)
             _try_watch(store, snapshot, report)
-            if write:
+            if write and not store.assigns_subnets:  # where nobody can make a lease
                 _try_writing(store, report, clock)
         except StoreError as error:
             fix = "without this no node works: mend the servers, the credentials or the rights"
@@ -283,7 +285,7 @@ def _look(store: Store, report: Inspection, clock: Callable[[], float]) -> Snaps
     report.reservations = len(snapshot.leases) - len(expiries)
     report.leases = len(expiries)
     report.ends_first = min(known, default=None) if store.exact_ttl else None
-    report.findings += examine(snapshot, expiries if store.exact_ttl else None)
+    report.findings += examine(snapshot, expiries if store.exact_ttl else None, store.assigns_subnets)
     return snapshot
 
 
