@@ -16,6 +16,7 @@ import pytest
 from tests.integration.asking import until
 
 from pyflannel.lab import Lab, Node
+from pyflannel.lab.daemon import pyflannel_command
 from pyflannel.lab.sandbox import Namespace
 
 PLUGINS = Path(os.environ.get("CNI_PATH", "/usr/lib/cni"))
@@ -145,6 +146,6 @@ def test_cleanup_removes_the_network(lab: Lab) -> None:
     assert lab.outside(conf).exists()
     node.daemon.stop()
     words = ["--run-dir", str(node.daemon.run_directory), f"--cni-conf={conf}"]
-    said = node.run([*node.daemon.command[:3], "cleanup", *words]).stdout
+    said = node.run(pyflannel_command("cleanup", *words)).stdout
     assert f"removed CNI network {conf}" in said
     assert not lab.outside(conf).exists()

@@ -14,6 +14,7 @@ from tests.integration.asking import until
 from tests.servers.kubernetes import MISSING, PREFIX, Kubernetes, kubernetes
 
 from pyflannel.lab import Lab, Node
+from pyflannel.lab.daemon import pyflannel_command
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
@@ -248,3 +249,36 @@ def test_what_is_written_follows_the_mtu(kube: Kubernetes, lab: Lab) -> None:
     finally:
         node.set_mtu(1500)
     assert ip_network(subnets(node)[0]) == ip_network("10.244.0.0/24")
+
+
+def findings(node: Node) -> dict[str, tuple[str, str]]:
+    """What doctor says there: check to verdict and message."""
+    flags = node.daemon.command[len(pyflannel_command()) :]
+    words = pyflannel_command("doctor", "--json", "--all", "--no-probes", *flags)
+    done = node.run(words, check=False, timeout=60)
+    assert done.stdout, done.stderr
+    return {each["check"]: (each["verdict"], each["message"]) for each in json.loads(done.stdout)["findings"]}
+
+
+def test_doctor_knows_what_kubernetes_has_for_the_node(kube: Kubernetes, lab: Lab) -> None:
+    node = lab.nodes[0]
+    kube.add_node("n1")
+    start(kube, node)
+    node.daemon.wait_status(lambda status: "--allocate-node-cidrs" in status["message"], "told what is missing")
+    found = findings(node)
+    assert found["assigned subnet"][0] == "fail"
+    assert "--allocate-node-cidrs" in found["assigned subnet"][1]
+    assert found["CNI network"][0] == "fail"
+    kube.assign("n1", "10.244.7.0/24")
+    node.daemon.wait_ready()
+    found = findings(node)
+    assert found["assigned subnet"] == ("pass", "10.244.7.0/24 of 10.244.0.0/16")
+    assert found["CNI network"][0] == "pass"
+    assert found["lease"] == ("pass", "10.244.7.0/24, assigned by the store")
+    node.ip(["link add cni0 type bridge", "address add 10.244.3.1/24 dev cni0", "link set cni0 up"])
+    other = node.lab.outside(node.directory / "net.d" / "05-other.conflist")
+    other.write_text('{"name":"x","plugins":[{"type":"bridge"}]}')
+    found = findings(node)
+    assert found["container bridge"][0] == "warn"
+    assert found["CNI network"][0] == "warn"
+    assert "05-other.conflist" in found["CNI network"][1]
