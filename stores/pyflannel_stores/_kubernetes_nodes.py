@@ -66,7 +66,7 @@ class Annotations:
         self._names = {name: prefix + name for name in (*_DATA.values(), *_PUBLIC.values(), *_TEXT.values())}
         self.managed = f"{prefix}kube-subnet-manager"
         self.extra = f"{prefix}extra"
-        self.overwrites = {json_name: f"{prefix}{name}-overwrite" for json_name, name in _PUBLIC.items()}
+        self._operators = {key: (f"{prefix}{name}-overwrite", f"{prefix}node-{name}") for key, name in _PUBLIC.items()}
 
     def value(self, annotations: Mapping[str, str]) -> str:
         """A lease's value as the core reads it. What can't be read is passed on as text: the core says so."""
@@ -94,8 +94,7 @@ class Annotations:
         wanted: dict[str, str | None] = {self.managed: "true"}
         for key, name in _PUBLIC.items():
             address = document.get(key)
-            overwrite = annotations.get(self.overwrites[key])
-            wanted[self._names[name]] = (overwrite or address) if address else None
+            wanted[self._names[name]] = (self.overwrite(key, annotations) or address) if address else None
         for key, name in _TEXT.items():
             wanted[self._names[name]] = document.get(key)
         wanted[self._names["backend-type"]] = document.get("BackendType") or backend_type
@@ -106,9 +105,23 @@ class Annotations:
         wanted[self.extra] = _compact(extra) if extra else None
         return wanted
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The keys of a lease's value that an operator may overwrite."""
+        return tuple(self._operators)
+
+    def overwrite(self, key: str, annotations: Mapping[str, str]) -> str:
+        """What an operator wants in place of the address that the node has found; empty if nothing."""
+        return next((text for name in self._operators[key] if (text := annotations.get(name))), "")
+
     def concerning(self, annotations: Mapping[str, str]) -> dict[str, str]:
         """Those of a Node's annotations that are read here."""
-        read = {*self._names.values(), self.managed, self.extra, *self.overwrites.values()}
+        read = {
+            *self._names.values(),
+            self.managed,
+            self.extra,
+            *(each for both in self._operators.values() for each in both),
+        }
         return {name: text for name, text in annotations.items() if name in read}
 
 
@@ -166,7 +179,7 @@ def read_member(node: Mapping[str, Any], names: Annotations, *, keep: bool = Fal
     managed = annotations.get(names.managed) == "true"
     value = names.value(annotations)
     # An operator's overwrite changes what must be written, though not yet what is.
-    overwrites = [annotations.get(overwrite) for overwrite in names.overwrites.values()]
+    overwrites = [names.overwrite(key, annotations) for key in names.addresses]
     digest = blake2b(repr((key, managed, value, overwrites)).encode(), digest_size=8).hexdigest()
     record = Record(key, value, f"{uid}.{digest}", permanent=True, handle=name)
     kept = names.concerning(annotations) if keep else {}

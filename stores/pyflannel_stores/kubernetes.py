@@ -350,7 +350,7 @@ class KubernetesStore(Store):
         deadline = self._http.Deadline(_BUDGET)
         if value is not None:
             document = json.loads(value)
-            self._asked = {key: document[key] for key in self._names.overwrites if document.get(key)}
+            self._asked = {key: document[key] for key in self._names.addresses if document.get(key)}
         while True:
             node = self._read_own_or_conflict(deadline)
             member = self._member(node)

@@ -97,9 +97,10 @@ def test_odd_backend_data_stays_one_peers_trouble(kube: Kubernetes, store: Kuber
     assert isinstance(json.loads(lease.value), dict)
 
 
+@pytest.mark.parametrize("form", ["{}-overwrite", "node-{}"])
 @pytest.mark.parametrize("family", [4, 6])
 def test_an_overwrite_is_written_in_place_of_the_address_and_followed(
-    kube: Kubernetes, tmp_path: Path, family: int
+    kube: Kubernetes, tmp_path: Path, family: int, form: str
 ) -> None:
     cidr, address, other = {
         4: ("10.244.0.0/24", "192.0.2.1", "198.51.100.9"),
@@ -111,14 +112,14 @@ def test_an_overwrite_is_written_in_place_of_the_address_and_followed(
     with opened(kube, tmp_path, "a") as store, opened(kube, tmp_path, "b") as other_store:
         record = store.update(own(store, family), value, None)
         with Follower(store, store.snapshot()) as follower:
-            kube.annotate("a", **{f"{name}-overwrite": other})
+            kube.annotate("a", **{form.format(name): other})
             follower.until(lambda: follower.state[record.key][1] != record.version, "that something is to be done")
             changed = store.renew(own(store, family), 60.0)
             assert kube.annotations("a")[name] == other
             assert changed.value == record.value  # what was asked for: nobody has to write it again and again
             (seen,) = other_store.snapshot().leases
             assert other in seen.value
-            kube.annotate("a", **{f"{name}-overwrite": None})
+            kube.annotate("a", **{form.format(name): None})
             follower.until(lambda: follower.state[record.key][1] not in (record.version, changed.version), "that, too")
             assert address in store.renew(own(store, family), 60.0).value
             assert kube.annotations("a")[name] == address
