@@ -427,6 +427,7 @@ def connect(access: Access, timeout: float) -> http.client.HTTPConnection:
         connection.connect()
         connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if endpoint.tls:
+            connection.sock.getpeername()  # of one that is gone already, wrap_socket would leave a descriptor behind
             wanted = access.server_name or endpoint.host
             connection.sock = access.tls().wrap_socket(connection.sock, server_hostname=wanted)
     except (OSError, http.client.HTTPException, ValueError) as error:

@@ -172,8 +172,11 @@ class Kubernetes(Cluster):
     def _ask(self, token: str, method: str, path: str, body: Any, kind: str) -> Any:
         context = ssl.create_default_context(cafile=str(self.cafile))
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        connection = http.client.HTTPSConnection(self.host, self.port, timeout=30, context=context)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=30)
         try:
+            connection.connect()
+            connection.sock.getpeername()  # see the driver's own connect()
+            connection.sock = context.wrap_socket(connection.sock, server_hostname=self.host)
             data = None if body is None else body if isinstance(body, bytes) else json.dumps(body)
             headers = {"Authorization": f"Bearer {token}", "Content-Type": kind}
             connection.request(method, path, data, headers)

@@ -658,7 +658,8 @@ class Loop:
                 self._subnet_file_trouble = str(error)  # tried again at the next beat
         view = self._put_view()
         state, message = standing(view, now)
-        self._tell_store(state in (State.READY, State.DEGRADED), now)
+        if state is not State.CONFLICT:  # then it is another node that speaks for our lease
+            self._tell_store(state in (State.READY, State.DEGRADED), now)
         if state in (State.READY, State.DEGRADED) and not self._ready_said:
             self._ready_said = True
             self._notifier.ready()
