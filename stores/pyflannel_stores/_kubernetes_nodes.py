@@ -105,6 +105,10 @@ class Annotations:
         wanted[self.extra] = _compact(extra) if extra else None
         return wanted
 
+    def public(self, annotations: Mapping[str, str | None]) -> dict[str, str | None]:
+        """The addresses among these annotations, by the keys of a lease's value."""
+        return {key: annotations.get(self._names[name]) for key, name in _PUBLIC.items()}
+
     @property
     def addresses(self) -> tuple[str, ...]:
         """The keys of a lease's value that an operator may overwrite."""

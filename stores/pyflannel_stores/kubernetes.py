@@ -364,12 +364,10 @@ class KubernetesStore(Store):
                 changes = self._annotation_changes(member, value or self._own_record(member).value)
             if changes:
                 patch["metadata"] = {"annotations": changes}
+            self._put = self._names.public({**member.annotations, **changes})  # before the watch can tell of it
             written = self._patch(node, patch, deadline) if patch else node
             if written is not None:
-                settled = self._member(written)
-                said = json.loads(settled.record.value)
-                self._put = {key: said.get(key) for key in self._asked}
-                return self._own_record(settled)
+                return self._own_record(self._member(written))
 
     def _unchanged(self, member: Member, record: Record, value: str | None) -> bool:
         """Whether the Node is still ``record``, or says what is wanted: our own write, whose answer got lost."""

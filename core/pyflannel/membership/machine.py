@@ -641,7 +641,7 @@ class LeaseMachine:
         elif self._jobs.get(pending.job.duty) is pending.job:
             self._advance(pending.job, result)
         session = self._session
-        if session is not None and isinstance(call, Update):
+        if session is not None and isinstance(call, Update | Renew):
             unheard, session.unheard = session.unheard, []
             for record in unheard:
                 self._own_changed(session, record)
@@ -1281,12 +1281,18 @@ class LeaseMachine:
             self._document = document
             self._look_again()
 
+    def _is_anothers(self, lease: Lease, mine: Lease) -> bool:
+        """Whether our record says another node's name now. In an assigned one, the address alone is an operator's."""
+        if self._options.assigned:
+            return lease.attributes.node_id not in (None, self._options.node_id)
+        return _is_anothers(lease, mine)
+
     def _own_changed(self, session: _Session, record: Record | None) -> None:
         """The watch told of our record: written by us, or deleted, expired, or written by somebody else."""
         if session is not self._session:
             return
         pending = self._pending.get(Lane.STORE)
-        if pending is not None and isinstance(pending.call, Update):
+        if pending is not None and isinstance(pending.call, Update | Renew):
             session.unheard.append(record)
             return
         session.confirm_at = None
@@ -1298,7 +1304,7 @@ class LeaseMachine:
         if record.version == held.version:
             return
         lease, mine = _readable(record), self._state.lease
-        if lease is not None and mine is not None and _is_anothers(lease, mine):
+        if lease is not None and mine is not None and self._is_anothers(lease, mine):
             theirs = lease.attributes
             if theirs.node_id != self._options.node_id and self._options.policy is ConflictPolicy.REFUSE:
                 self._yielded_to = theirs.node_id
