@@ -67,7 +67,7 @@ _WATCH_IDLE: Final = 150.0
 _PATIENCE: Final = 2.0
 """Seconds between two looks at the network document while nothing comes from the API server."""
 
-_BREATH: Final = 0.02
+_BREATH: Final = 0.05
 """Seconds of rest after events that were none of ours and came in quick succession: many are read at once then."""
 
 _REMEMBERED: Final = 4
@@ -496,7 +496,7 @@ class KubernetesWatch(Watch):
     def _rest(self) -> None:
         """Nothing of what came was ours: if that happens all the time, let some more come before looking again."""
         now = time.monotonic()
-        if now - self._idle_at < 2 * _BREATH:
+        if now - self._idle_at < _BREATH / 2:
             self._closed.wait(_BREATH)
             now = time.monotonic()
         self._idle_at = now
