@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 from unittest.mock import patch
 
-__all__ = ["watched"]
+__all__ = ["connections", "watched"]
 
 _EVENTS: Final = ("open", "socket.", "subprocess.", "os.", "shutil.", "ctypes.dlopen", "signal.")
 _FUNCTIONS: Final[tuple[tuple[Any, str], ...]] = (
@@ -34,7 +34,10 @@ _FUNCTIONS: Final[tuple[tuple[Any, str], ...]] = (
     (random, "getrandbits"),
 )
 
+_NETWORK: Final = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg")
+
 _watching = threading.local()
+_connecting: list[list[str]] = []
 _installed: list[bool] = []
 
 
@@ -42,6 +45,15 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     found: list[str] | None = getattr(_watching, "found", None)
     if found is not None and event.startswith(_EVENTS):
         found.append(f"{event} {arguments[0] if arguments else ''}".strip())
+    if _connecting and event in _NETWORK:
+        for each in _connecting:
+            each.append(f"{event} {arguments[1:2] or ''}".strip())
+
+
+def _install() -> None:
+    if not _installed:  # a hook can't be taken out again
+        sys.addaudithook(_hook)
+        _installed.append(True)
 
 
 def _noting(name: str, function: Callable[..., Any], found: list[str]) -> Callable[..., Any]:
@@ -58,9 +70,7 @@ def _noting(name: str, function: Callable[..., Any], found: list[str]) -> Callab
 @contextmanager
 def watched() -> Iterator[list[str]]:
     """What this thread does to the world meanwhile, as texts; nothing is hindered."""
-    if not _installed:  # a hook can't be taken out again
-        sys.addaudithook(_hook)
-        _installed.append(True)
+    _install()
     found: list[str] = []
     with ExitStack() as stack:
         for module, name in _FUNCTIONS:
@@ -71,3 +81,15 @@ def watched() -> Iterator[list[str]]:
             yield found
         finally:
             _watching.found = None
+
+
+@contextmanager
+def connections() -> Iterator[list[str]]:
+    """What this process's threads send to the network meanwhile, as far as Python sees it."""
+    _install()
+    found: list[str] = []
+    _connecting.append(found)
+    try:
+        yield found
+    finally:
+        _connecting.remove(found)
