@@ -1,7 +1,8 @@
-"""Catching a function that is not pure: what it opens, runs, connects to or asks the clock is written down.
+"""Catching a function that is not pure: what it opens, runs, starts, prints or asks the clock is written down.
 
-An audit hook (``sys.addaudithook``) sees files, sockets and processes; clocks and randomness raise no audit events, so
-their functions are replaced for the moment. What is written down can't be hidden by a handler that swallows errors.
+An audit hook (``sys.addaudithook``) sees files, sockets and processes; clocks, randomness, threads and what is printed
+raise no audit events everywhere, so their functions are replaced for the moment. What is written down can't be hidden
+by a handler that swallows errors.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ _FUNCTIONS: Final[tuple[tuple[Any, str], ...]] = (
     (random, "randint"),
     (random, "choice"),
     (random, "getrandbits"),
+    (threading.Thread, "start"),
 )
+_STREAMS: Final = ("stdout", "stderr")
 
 _NETWORK: Final = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg")
 
@@ -67,6 +70,22 @@ def _noting(name: str, function: Callable[..., Any], found: list[str]) -> Callab
     return note
 
 
+class _Printing:
+    """A stream that writes down what one thread writes to it, and passes everything on."""
+
+    def __init__(self, stream: Any, name: str, found: list[str]) -> None:
+        self._stream, self._name, self._found = stream, name, found
+        self._owner = threading.get_ident()
+
+    def write(self, text: str) -> Any:
+        if threading.get_ident() == self._owner and text.strip():
+            self._found.append(f"{self._name}: {text.strip()}")
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 @contextmanager
 def watched() -> Iterator[list[str]]:
     """What this thread does to the world meanwhile, as texts; nothing is hindered."""
@@ -76,6 +95,8 @@ def watched() -> Iterator[list[str]]:
         for module, name in _FUNCTIONS:
             function = getattr(module, name)
             stack.enter_context(patch.object(module, name, _noting(f"{module.__name__}.{name}", function, found)))
+        for name in _STREAMS:
+            stack.enter_context(patch.object(sys, name, _Printing(getattr(sys, name), f"sys.{name}", found)))
         _watching.found = found
         try:
             yield found

@@ -25,6 +25,7 @@ _NAME: Final = "pyflannel-clauses"
 _CLAUSE: Final = "pyflannel-clause"
 _TOLD: Final = "pyflannel-told"
 _NOT_APPLICABLE: Final = "not applicable: "
+_LEFT_OUT: Final = "left out of this run"
 
 SHOWN, FAILED, LEFT, UNTRIED = "shown", "failed", "not applicable", "not tried"
 
@@ -136,8 +137,11 @@ class Clauses:
         yield ", ".join(f"{counts[state]} {state}" for state in (SHOWN, FAILED, LEFT, UNTRIED))
         for state in (FAILED, LEFT, UNTRIED):
             for verdict, reason, text in verdicts.values():
-                if verdict == state:
+                if verdict == state and reason != _LEFT_OUT:
                     yield f"{state}: {text}" + (f" ({reason})" if reason else "")
+        left_out = sum(reason == _LEFT_OUT for _, reason, _ in verdicts.values())
+        if left_out:
+            yield f"{UNTRIED}: {left_out} clauses whose tests were {_LEFT_OUT}"
         yield from self._told.get(subject, [])
 
     def _clauses(self, subject: str) -> dict[str, Clause]:
@@ -168,7 +172,7 @@ def _verdict(outcomes: list[tuple[str, str]]) -> tuple[str, str]:
         reasons = [reason for found, reason in outcomes if found == state]
         if reasons:
             return state, reasons[0]
-    return UNTRIED, "left out of this run"
+    return UNTRIED, _LEFT_OUT
 
 
 def pytest_configure(config: pytest.Config) -> None:

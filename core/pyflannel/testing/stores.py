@@ -52,8 +52,9 @@ from pyflannel.store import (
     StoreTime,
     Watch,
 )
+from pyflannel.testing import _calls
 from pyflannel.testing import _store_workers as workers
-from pyflannel.testing._calls import GRACE, Caller, close_watch
+from pyflannel.testing._calls import Caller, close_watch
 from pyflannel.testing._purity import connections
 from pyflannel.testing._store_workers import Opening
 from pyflannel.testing.clauses import Judged, clause, tell
@@ -640,7 +641,7 @@ class StoreConformance(Judged):
         except StoreError as error:
             refusal = str(error)
         assert refusal, "the message says why"
-        assert time.monotonic() - began < CALL_TIMEOUT + GRACE, "the contract allows CALL_TIMEOUT"
+        assert time.monotonic() - began < CALL_TIMEOUT + _calls.GRACE, "the contract allows CALL_TIMEOUT"
         if said is None:
             return
         assert isinstance(said, StoreTime)
@@ -929,7 +930,7 @@ class StoreConformance(Judged):
             began = time.monotonic()
             with pytest.raises(StoreUnavailableError):
                 call()
-            assert time.monotonic() - began < CALL_TIMEOUT + GRACE, "the contract allows CALL_TIMEOUT"
+            assert time.monotonic() - began < CALL_TIMEOUT + _calls.GRACE, "the contract allows CALL_TIMEOUT"
         StoreConformance._ask_clock(store)
 
     @staticmethod
