@@ -24,7 +24,7 @@ __all__ = ["GRACE", "Caller", "OverdueError", "close_watch", "once", "supervised
 
 T = TypeVar("T")
 
-GRACE = 2.5
+GRACE = 5.0
 """Seconds that a call may take beyond what its contract allows: the machine that runs the tests may be busy."""
 
 _FRAMES: Final = 6

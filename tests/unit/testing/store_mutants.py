@@ -25,10 +25,10 @@ from pyflannel.testing import _calls, stores
 from pyflannel.testing import _store_workers as workers
 from pyflannel.testing.stores import StoreConformance
 
-stores.PATIENCE = 1.0
-_calls.GRACE = 0.3
+stores.PATIENCE = 4.0
+_calls.GRACE = 1.0
 
-workers.TIMEOUT = 2.0
+workers.TIMEOUT = 6.0
 
 MUTANTS: dict[str, tuple[type[MemoryStore], tuple[str, ...]]] = {}
 
@@ -49,10 +49,10 @@ class OnMemory(StoreConformance):
     """The kit; its other nodes are threads, since the servers are in this process."""
 
     __test__ = False
-    minimum_ttl = 0.3
-    expiry_slack = 0.2
+    minimum_ttl = 0.6
+    expiry_slack = 0.5
     keeps_history = True
-    call_timeout = 0.5
+    call_timeout = 1.5
     many = 60
     racers = 4
     largest_value = 4096
