@@ -24,6 +24,8 @@ MODULES = (
     "pyflannel.errors",
     "pyflannel.testing.backends",
     "pyflannel.testing.stores",
+    "pyflannel.testing.clauses",
+    "pyflannel.lab.servers",
 )
 FOREIGN = {"JSON", "IPAddress", "IPNetwork", "KernelObject"}
 """Aliases; what they stand for is said where they are defined."""

@@ -89,7 +89,7 @@ def main(scheme: str, directory: str, addresses: Sequence[str]) -> int:
         os.dup2(nothing.fileno(), 0)
     try:
         with serving(scheme, Path(directory), addresses) as url:
-            answer.write(f"{url}\n")
+            answer.write(f"{url.replace('{}', 'lab')}\n")
             answer.flush()
             owner.read()
     except PyflannelError as error:

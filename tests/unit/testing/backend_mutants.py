@@ -475,12 +475,6 @@ class TakesTheUnderlay(Sound):
 
 
 @breaks(OURS, HOSTILE, ROUTED)
-class NamesTooLong(Sound):
-    def plan_node(self, node: Node) -> DesiredState:
-        return plus(super().plan_node(node), Link("a-name-with-more-than-15", TunInfo(), 1280))
-
-
-@breaks(OURS, HOSTILE, ROUTED)
 class MarksNothing(Sound):
     def plan_node(self, node: Node) -> DesiredState:
         return plus(super().plan_node(node), Link("mutant1", TunInfo(), 1280, marked=False))

@@ -105,8 +105,8 @@ def test_a_backend_fails_for_what_it_breaks(name: str, backends: tuple[dict[str,
 def test_every_clause_has_a_mutant(kit: type, mutants: Mutants) -> None:
     """But for those that judge nobody, and what is between the clauses: that nodes get a subnet each."""
     judged = {name.removeprefix("test_") for name in dir(kit) if name.startswith("test_")}
-    tried = {test for _, tests in mutants.values() for test in tests}
-    assert judged - tried <= {"a_change_comes_soon"}
+    tried = {test for _, tests in mutants.values() for test in tests[:1]}
+    assert judged - tried <= {"a_change_comes_soon", "nodes_that_start_at_once_get_a_subnet_each"}
 
 
 def test_the_end_of_a_run_counts_the_clauses_and_a_failure_repeats_its_own(

@@ -10,6 +10,9 @@ is a :data:`Serve`: it is called with a directory and addresses, and returns a c
 servers, waits until they answer, and gives the URL of the store, or its host part alone (``192.0.2.9:5432``, several
 joined by commas). Leaving ends them, and no process of theirs is left.
 
+``plugin-test`` wants another empty place for each test: ``{}`` in the URL becomes its name, and where there is none it
+is added to the path.
+
 * The *directory* is there, empty, and nobody else's. It goes away with its owner: nothing in it has to be tidied up.
 * The *addresses* are this machine's, one for each server that was asked for (``--store-members``); listen there, not
   on all. In a lab they are on the underlay, in a namespace of the servers' own where every port is free; for
