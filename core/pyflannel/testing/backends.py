@@ -53,6 +53,7 @@ from pyflannel.lab import Node as LabNode
 from pyflannel.lab.daemon import pyflannel_command
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON
+from pyflannel.small.interpreter import module_command
 from pyflannel.testing._calls import once
 from pyflannel.testing._planner import Planner
 from pyflannel.testing._scenes import (

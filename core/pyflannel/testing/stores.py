@@ -528,7 +528,9 @@ class StoreConformance(Judged):
         network, nodes = '{"Network":"10.5.0.0/16"}', 224 // self.racers
         jobs = [pool.submit(workers.allocate_nodes, opening, network, nodes, number) for number in range(self.racers)]
         keys = [
-            key for tally in workers.results(pool, jobs, workers.TIMEOUT, "all nodes have subnets") for key in tally.keys
+            key
+            for tally in workers.results(pool, jobs, workers.TIMEOUT, "all nodes have subnets")
+            for key in tally.keys
         ]
         assert len(set(keys)) == len(keys) == nodes * self.racers
         assert set(contents(store.snapshot())) == set(keys)
