@@ -38,7 +38,7 @@ fi
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `make wheel` makes, but for the piece of C."""
     source, dist = tmp_path_factory.mktemp("source") / "tree", tmp_path_factory.mktemp("dist")
-    ignored = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "*.so", "tests", "benchmarks")
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "*.so", "junit")
     shutil.copytree(ROOT, source, ignore=ignored)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--wheel-dir", dist, source], check=True, env={**os.environ, "PYFLANNEL_PURE": "1"})

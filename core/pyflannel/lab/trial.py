@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Final
 
-from pyflannel.errors import ConfigError, LeaseError, PluginError, PyflannelError
+from pyflannel.errors import ConfigError, LeaseError, PyflannelError
 from pyflannel.lab.daemon import peers_in, pyflannel_command
 from pyflannel.lab.lab import Lab, Node
 from pyflannel.lab.measure import Matrix, Throughput
@@ -166,12 +167,8 @@ def _check_place(store: str) -> None:
     scheme, separator, rest = store.partition("://")
     offers = f"a lab offers 'file', {', '.join(map(repr, schemes()))}, or the URL of a store in files, such as file://"
     if not separator:
-        from pyflannel.plugins import load_store
-
-        try:
-            load_store(scheme)
-        except PluginError as error:
-            raise ConfigError(f"--store {store}: {error}; {offers}") from None
+        if not metadata.entry_points(group="pyflannel.stores", name=scheme):
+            raise ConfigError(f"--store {store}: no such store is installed (see: pyflannel plugins); {offers}")
         raise ConfigError(
             f"--store {store}: the store is installed, but its distribution brings no server for the lab: it needs an "
             f"entry point in the group {GROUP} (pyflannel.lab.servers says how); {offers}"

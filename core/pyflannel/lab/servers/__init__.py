@@ -37,12 +37,16 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from pyflannel.lab.servers.process import HERE, Cluster, Place, Running, Server, free_ports
+from pyflannel.lab.servers.process import HERE as _HERE
+from pyflannel.lab.servers.process import Cluster, Place, Running, Server, free_ports
 
 __all__ = ["GROUP", "HERE", "Cluster", "Place", "Running", "Serve", "Server", "free_ports"]
 
 GROUP: Final = "pyflannel.lab.servers"
 """The entry point group; a name is a URL scheme."""
+
+HERE: Final[Place] = _HERE
+"""This system, in the network namespace of the caller: where a server of a :class:`Cluster` is started."""
 
 Serve: TypeAlias = Callable[[Path, Sequence[str]], AbstractContextManager[str]]
 """Starts a store's servers, one at each address, with their files below a directory."""
