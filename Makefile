@@ -41,8 +41,10 @@ release: ## all that a release publishes, built and checked, in dist/release/
 	@tools/bootstrap test
 	@$(VENV)/tox run -e release
 
-deb: ## a Debian package of this checkout, in dist/
-	@tools/build-deb dist
+deb: ## a Debian package of this checkout, in dist/: built, judged by lintian, installed on a throw-away layer
+	@tools/bootstrap deb
+	@rm -f dist/*.deb; PYFLANNEL_PIP="$(abspath $(VENV)/python) -m pip" tools/build-deb dist
+	@tools/check-deb dist/*.deb
 
 bench: ## measure: overlays next to each other, start-up and programming next to iproute2's batch mode
 	@tools/bootstrap bench
