@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import click
 
-from pyflannel.cli import main
+from pyflannel.cli import pyflannel
 from pyflannel.version import VERSION
 
 
@@ -42,7 +42,7 @@ def commands(group: click.Command, name: str, context: click.Context) -> Iterato
 
 def page() -> str:
     """All of it."""
-    entry = command_of(main)
+    entry: click.Command = pyflannel
     context = click.Context(entry, info_name="pyflannel")
     parts = [
         f'.TH PYFLANNEL 8 "" "pyflannel {VERSION}" "System administration"',
@@ -53,20 +53,10 @@ def page() -> str:
         *options(entry, context),
         ".SH COMMANDS",
         *commands(entry, "pyflannel", context),
-        ".SH FILES\n.TP\n.I /etc/pyflannel/pyflannel.toml\nSettings.\n.TP\n.I /run/flannel/subnet.env\nWhat a "
-        "container runtime reads: the subnet of this node.",
+        ".SH FILES\n.TP\n.I /etc/pyflannel/pyflannel.toml\nSettings.",
+        ".TP\n.I /run/flannel/subnet.env\nWhat a container runtime reads: the subnet of this node.",
     ]
     return "\n".join(parts) + "\n"
-
-
-def command_of(entry: object) -> click.Command:
-    """The command line's first command."""
-    from pyflannel import cli
-
-    if isinstance(entry, click.Command):
-        return entry
-    found = [item for item in vars(cli).values() if isinstance(item, click.Group)]
-    return found[0]
 
 
 if __name__ == "__main__":
