@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pyflannel.kernel.model import KernelObject, Link, Sysctl, WireguardDevice
@@ -29,13 +30,21 @@ def _answer(port: NetlinkPort, request: dict[str, Any]) -> dict[str, Any]:
     chosen = next((item for item in found.values() if repr(item) == request["object"]), None)
     if chosen is None:
         return {"errors": ["it was not there"]}
+    if isinstance(chosen, Sysctl):  # not by the port, which looks at it again: the daemon may have been faster
+        return {"errors": _set(chosen, "1" if chosen.value == "0" else "0")}
     return {"errors": [str(error) for error in port.apply([Write(chosen, _other(chosen))]).values()]}
+
+
+def _set(item: Sysctl, value: str) -> list[str]:
+    try:
+        Path("/proc/sys", item.path).write_text(value)
+    except OSError as error:
+        return [str(error)]
+    return []
 
 
 def _other(item: KernelObject) -> KernelObject | None:
     """What stands for the absence of an object."""
-    if isinstance(item, Sysctl):
-        return replace(item, value="1" if item.value == "0" else "0")
     if isinstance(item, WireguardDevice):  # far from its own port: the neighbouring one may be another device's
         return replace(item, listen_port=item.listen_port ^ 256)
     return None
