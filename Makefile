@@ -3,7 +3,7 @@
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kernels test-kernels-all test-kubernetes lint docs bench bench-peers clean
+.PHONY: help demo test test-kernels test-kernels-all test-kubernetes lint docs wheel release deb bench bench-peers clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,19 @@ lint: ## style and types only
 docs: ## the documentation site, in .tox/site/index.html
 	@tools/bootstrap demo
 	@$(VENV)/tox run -e docs
+
+wheel: ## a wheel of this checkout, in dist/
+	@tools/bootstrap demo
+	@$(VENV)/python -m pip wheel --quiet --no-deps --wheel-dir dist . && ls dist/*.whl
+
+release: ## all that a release publishes, built and checked, in dist/release/
+	@tools/bootstrap test
+	@$(VENV)/tox run -e release
+
+deb: ## a Debian package of this checkout, in dist/: built, judged by lintian, installed on a throw-away layer
+	@tools/bootstrap deb
+	@rm -f dist/*.deb; PYFLANNEL_PIP="$(abspath $(VENV)/python) -m pip" tools/build-deb dist
+	@tools/check-deb dist/*.deb
 
 bench: ## measure: overlays next to each other, start-up and programming next to iproute2's batch mode
 	@tools/bootstrap bench

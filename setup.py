@@ -1,5 +1,6 @@
 """Three source roots, one distribution: the framework (core), the in-tree backends and the in-tree stores."""
 
+import os
 import runpy
 from pathlib import Path
 
@@ -18,7 +19,13 @@ EXTRAS = {
     "metrics": ["prometheus-client>=0.20"],
 }
 TEST = ["hypothesis>=6.100", "pytest>=8.3", "pytest-timeout>=2.3", "pytest-xdist>=3.6", "scapy>=2.5", "setuptools>=77"]
-DEVELOPMENT = {"test": TEST, "bench": ["matplotlib>=3.6"], "dev": [*TEST, "mypy==2.4.*", "ruff==0.17.*", "tox>=4.30"]}
+EXAMPLES = ["psycopg[binary]>=3.2"]
+DEVELOPMENT = {
+    "test": TEST,
+    "examples": EXAMPLES,
+    "bench": ["matplotlib>=3.6"],
+    "dev": [*TEST, *EXAMPLES, "mypy==2.4.*", "ruff==0.17.*", "tox>=4.30"],
+}
 
 # Optional: without a compiler, Python does the same, and without OpenSSL's headers it does what is encrypted. Of the
 # stable ABI, so that one wheel is for all versions.
@@ -33,6 +40,9 @@ FAST_PATH = Extension(
     optional=True,
 )
 
+# A wheel without it is for every machine.
+PURE = os.environ.get("PYFLANNEL_PURE", "") == "1"
+
 setup(
     name="pyflannel",
     version=VERSION,
@@ -44,8 +54,8 @@ setup(
     python_requires=">=3.10",
     package_dir={package: f"{root}/{package}" for package, root in ROOTS.items()},
     packages=[package for root in ROOTS.values() for package in find_packages(root, include=["pyflannel*"])],
-    ext_modules=[FAST_PATH],
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    ext_modules=[] if PURE else [FAST_PATH],
+    options={} if PURE else {"bdist_wheel": {"py_limited_api": "cp310"}},
     package_data={
         **{package: ["py.typed", "**/*.pyi"] for package in ROOTS},
         "pyflannel.skeleton": ["**/*.tmpl", "README.md"],

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from collections.abc import Sequence
 from configparser import ConfigParser
 from email.parser import Parser
 from pathlib import Path
@@ -93,13 +94,20 @@ def read_wheel(wheel: Path) -> tuple[list[str], str, ConfigParser]:
 def dependencies(wheel: Path, metadata: str, wheelhouse: Path) -> Path:
     """A directory with the wheels of all that ``wheel`` requires; filled from the network only if it isn't yet."""
     requirements = sorted(Parser().parsestr(metadata).get_all("Requires-Dist", []))
+    return fetched(wheelhouse, requirements, wheel)
+
+
+def fetched(wheelhouse: Path, requirements: Sequence[str], wheel: Path | None = None) -> Path:
+    """A directory with wheels for ``requirements``, which ``wheel`` has, or else stand for themselves."""
     key = hashlib.sha256("\n".join([sys.version, *requirements]).encode()).hexdigest()[:16]
     complete = wheelhouse / key
     if not complete.exists():
         partial = wheelhouse / f"{key}.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        run(sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", partial, wheel)
-        (partial / wheel.name).unlink(missing_ok=True)
+        wanted = requirements if wheel is None else [wheel]
+        run(sys.executable, "-m", "pip", "wheel", "--quiet", "--wheel-dir", partial, *wanted)
+        if wheel is not None:
+            (partial / wheel.name).unlink(missing_ok=True)
         partial.rename(complete)
     return complete
 
@@ -121,11 +129,18 @@ def run_installed(wheel: Path, wheels: Path, work: Path, entry_points: ConfigPar
             check(name in listed, f"pyflannel plugins does not list {name}:\n{listed}")
 
 
-EXAMPLES = {"pyflannel-etcd-v2": "etcd-v2", "pyflannel-example-backend-macvlan": "macvlan"}
+EXAMPLES = {
+    "pyflannel-etcd-v2": "etcd-v2",
+    "pyflannel-example-backend-macvlan": "macvlan",
+    "pyflannel-postgresql": "postgresql",
+}
 """Distributions under ``examples/``, and the plugin that each provides."""
 
+EXAMPLES_NEED = ("psycopg[binary]>=3.2",)
+"""What they require besides pyflannel."""
 
-def install_examples(work: Path) -> None:
+
+def install_examples(work: Path, wheelhouse: Path) -> None:
     """Build the examples from copies of their sources, and add them to the clean environment."""
     clean = work / "clean"
     for name in EXAMPLES:
@@ -134,7 +149,9 @@ def install_examples(work: Path) -> None:
         )
         run(sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", work / "examples", source)
     wheels = sorted((work / "examples").glob("*.whl"))
-    run(sys.executable, "-m", "pip", "--python", clean / "bin" / "python", "install", "--quiet", "--no-index", *wheels)
+    needed = fetched(wheelhouse, EXAMPLES_NEED)
+    pip = (sys.executable, "-m", "pip", "--python", clean / "bin" / "python")
+    run(*pip, "install", "--quiet", "--no-index", "--find-links", needed, *wheels, *EXAMPLES_NEED)
     rows = [row.split() for row in run(clean / "bin" / "pyflannel", "plugins", cwd=work).splitlines()]
     for name, plugin in EXAMPLES.items():
         found = [row for row in rows if row[1:3] == [plugin, name] and row[-1] == "ok"]
@@ -148,7 +165,7 @@ def main(work: Path, wheelhouse: Path) -> None:
     wheel = build(work)
     names, metadata, entry_points = read_wheel(wheel)
     run_installed(wheel, dependencies(wheel, metadata, wheelhouse), work, entry_points)
-    install_examples(work)
+    install_examples(work, wheelhouse)
     print(f"package: {wheel.name} with {len(names)} files installs and runs")
 
 

@@ -17,6 +17,8 @@ import pytest
 
 from pyflannel.lab.servers.etcd import find_etcd
 
+pytest.importorskip("psycopg", reason="the PostgreSQL example's client is missing: pip install 'psycopg[binary]'")
+
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300), pytest.mark.xdist_group("examples")]
 
 ROOT = Path(__file__).parents[2]
@@ -60,8 +62,8 @@ def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[s
     )
 
 
-def test_there_are_two_examples() -> None:
-    assert EXAMPLES == ["pyflannel-etcd-v2", "pyflannel-example-backend-macvlan"]
+def test_there_are_three_examples() -> None:
+    assert EXAMPLES == ["pyflannel-etcd-v2", "pyflannel-example-backend-macvlan", "pyflannel-postgresql"]
 
 
 def test_pyflannel_lists_them_with_their_distributions(visible: Path) -> None:
@@ -70,6 +72,7 @@ def test_pyflannel_lists_them_with_their_distributions(visible: Path) -> None:
     for kind, name, distribution in (
         ("backend", "macvlan", "pyflannel-example-backend-macvlan"),
         ("store", "etcd-v2", "pyflannel-etcd-v2"),
+        ("store", "postgresql", "pyflannel-postgresql"),
     ):
         (row,) = [row for row in rows if row[:2] == [kind, name]]
         assert row[2] == distribution
@@ -100,3 +103,29 @@ def test_the_lab_runs_on_backend_and_store(visible: Path) -> None:
     assert done.returncode == 0, done.stdout
     assert done.stdout.splitlines()[-1] == "PASSED: 3 nodes on macvlan, 6 of 6 container pairs reached"
     assert "store etcd-v2" in done.stdout
+
+
+def need_postgresql() -> None:
+    if shutil.which("postgres") is None and not list(Path("/usr/lib/postgresql").glob("*/bin/postgres")):
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+
+
+def test_the_lab_starts_a_third_partys_server(visible: Path) -> None:
+    need_postgresql()
+    done = run(sys.executable, "-m", "pyflannel", "lab", "--store", "postgresql", "--nodes", "2", "--no-throughput")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines()[-1] == "PASSED: 2 nodes on vxlan, 2 of 2 container pairs reached"
+
+
+def test_plugin_test_starts_a_third_partys_server(visible: Path) -> None:
+    need_postgresql()
+    words = ["plugin-test", "postgresql", "-k", "expires or create_meets or many_watches"]
+    done = run(sys.executable, "-m", "pyflannel", *words)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.splitlines()[-1].startswith("PASSED: store postgresql: 3 passed, 0 failed, 0 skipped")
+
+
+def test_a_server_elsewhere_is_refused_by_the_lab_with_what_to_say_instead(visible: Path) -> None:
+    done = run(sys.executable, "-m", "pyflannel", "lab", "--store", "postgresql://db.example:5432/flannel")
+    assert done.returncode == 3
+    assert "that server can't be reached from it; say --store postgresql, and a server is started" in done.stdout

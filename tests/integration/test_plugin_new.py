@@ -86,6 +86,11 @@ def test_a_new_store_works_from_the_command_line(store: Site) -> None:
     assert "10.244.0.0/16" in store.python_m("pyflannel", "config", "get", "--store", url)
 
 
+def test_a_new_store_carries_an_overlay_in_the_lab(store: Site) -> None:
+    said = store.python_m("pyflannel", "lab", "--store", "acme-sql", "--nodes", "2", "--no-throughput")
+    assert "PASSED: 2 nodes on vxlan" in said
+
+
 def test_plugin_test_runs_the_kit_of_an_installed_plugin(backend: Site, store: Site) -> None:
     said = backend.python_m("pyflannel", "plugin-test", "acme-gw", "--no-lab")
     assert "PASSED: backend acme-gw: " in said

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -64,7 +66,7 @@ def new(kind: str, name: str, directory: Path | None) -> None:
     "url",
     metavar="URL",
     help="Where a store is tried: '{}' in it, or else a path added to it, is another empty place for each test. "
-    "Default: a temporary directory.",
+    "Default: a server that the store's distribution starts for it, or else a temporary directory.",
 )
 @click.option(
     "--set",
@@ -94,13 +96,7 @@ def plugin_test(
     _need_pytest()
     found = _kind_of(name, kind)
     with tempfile.TemporaryDirectory(prefix="pyflannel-plugin-test-") as work:
-        task = {
-            "kind": found,
-            "name": name,
-            "url": _place(name, url, work) if found == "store" else None,
-            "lab": not no_lab,
-            "attributes": dict(map(_attribute, attributes)),
-        }
+        task = {"kind": found, "name": name, "lab": not no_lab, "attributes": dict(map(_attribute, attributes))}
         report = Path(work, "report.xml")
         words = ["-q", "-rfEs", "--no-header", "--tb=short", "-p", "no:cacheprovider", "-c", os.devnull]
         words += ["--rootdir", work, "--junitxml", str(report), "-o", "python_files=*.py", "-o", "python_classes=Test*"]
@@ -109,12 +105,14 @@ def plugin_test(
         suite = importlib.util.find_spec("pyflannel.testing._plugin_suite")
         assert suite is not None
         assert suite.origin is not None
-        done = subprocess.run(
-            module_command("pytest", *words, suite.origin),
-            check=False,
-            cwd=work,
-            env={**os.environ, "PYFLANNEL_PLUGIN_TEST": json.dumps(task), "HYPOTHESIS_STORAGE_DIRECTORY": work},
-        )
+        with _place(name, url, work) if found == "store" else nullcontext() as place:
+            task["url"] = place
+            done = subprocess.run(
+                module_command("pytest", *words, suite.origin),
+                check=False,
+                cwd=work,
+                env={**os.environ, "PYFLANNEL_PLUGIN_TEST": json.dumps(task), "HYPOTHESIS_STORAGE_DIRECTORY": work},
+            )
         if done.returncode < 0:
             raise PluginError(f"{found} {name!r}: pytest was ended by signal {-done.returncode}")
         if not report.exists():
@@ -149,10 +147,21 @@ def _has(plugins: Any, name: str) -> bool:
     return any(plugin.name == name for plugin in plugins)
 
 
-def _place(name: str, url: str | None, work: str) -> str:
-    """The URL of places for single tests, with ``{}`` for what differs."""
-    if url is None:
-        return f"{name}://{work}/{{}}"
+@contextmanager
+def _place(name: str, url: str | None, work: str) -> Iterator[str]:
+    """The URL of places for single tests, with ``{}`` for what differs; on the store's own server if any."""
+    from pyflannel.lab.serve import has_server, serving
+
+    if url is not None:
+        yield _with_mark(url)
+    elif has_server(name):
+        with serving(name, Path(work, "server"), ["127.0.0.1"]) as served:
+            yield _with_mark(served)
+    else:
+        yield f"{name}://{work}/{{}}"
+
+
+def _with_mark(url: str) -> str:
     if "{}" in url:
         return url
     base, question, query = url.partition("?")

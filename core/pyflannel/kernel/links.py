@@ -242,12 +242,23 @@ def _encode_generic(link: Link, info: GenericInfo, underlay: int) -> bytes:
     try:
         encoded = _encode_creation(link, [*attrs, _link_info(info.kind, list(info.data))])
     except Exception as error:  # pyroute2 raises whatever its encoders do
-        raise ValueError(f"an attribute among {dict(info.data)} has no such value: {error}") from None
+        refused = next((item for item in info.data if not _is_encoded(link, info.kind, item)), None)
+        what = f"{refused[0]} = {refused[1]!r}" if refused else "something"
+        raise ValueError(f"{what}: a {info.kind} device can't have that value: {error}") from None
     taken = _info_data(encoded)  # it leaves out without a word what it does not know
     for name, value in info.data:
         if taken.get(name) != value:
             raise ValueError(f"{name} = {value!r} is no attribute of a {info.kind} device, or no such value")
     return encoded
+
+
+def _is_encoded(link: Link, kind: str, item: tuple[str, str | int]) -> bool:
+    """Whether one attribute has a value that can be written down."""
+    try:
+        _encode_creation(link, [_link_info(kind, [item])])
+    except Exception:
+        return False
+    return True
 
 
 def _encode_creation(link: Link, more: list[tuple[str, Any]]) -> bytes:

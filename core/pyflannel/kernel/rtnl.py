@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import sys
 import threading
 from functools import lru_cache
@@ -40,6 +41,8 @@ def messages() -> Messages:
 
 @lru_cache(maxsize=1)
 def _load() -> Messages:
+    # What it can't encode it raises, and logs with the stack that led there; whoever catches it says what was wrong.
+    logging.getLogger("pyroute2.netlink").setLevel(logging.CRITICAL)
     if _PACKAGE not in sys.modules:
         try:
             return _load_slim()

@@ -40,6 +40,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _WORKERS: Final = 32
+_SERVER_LINES: Final = 8
+"""Of what a store's server said before it failed."""
 """Commands run side by side; they mostly wait for the kernel."""
 
 
@@ -297,18 +299,21 @@ class Lab:
         server.ip(f"address add {address} dev {UPLINK}" for address in addresses[1:])
         directory = server.directory / "data"
         words = module_command("pyflannel.lab.serve", scheme, str(directory))
-        process = server.start(
-            [*words, *(str(address.ip) for address in addresses)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
+        log = server.directory / "serve.log"
+        with self.outside(log).open("w", encoding="utf-8") as said:
+            process = server.start(
+                [*words, *(str(address.ip) for address in addresses)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+            )
         assert process.proxy.stdout is not None
         url = process.proxy.stdout.readline().strip()
         if not url:
             with process.proxy:
-                reason = process.proxy.communicate()[1].strip()
-            raise StoreUnavailableError(f"no {scheme} servers in the lab: {reason}")
+                process.proxy.communicate()
+            reason = "\n".join(self.outside(log).read_text(errors="replace").splitlines()[-_SERVER_LINES:])
+            raise StoreUnavailableError(f"no {scheme} servers in the lab: {reason or 'they said nothing'}")
         return url
 
     def shell(self, name: str, lines: Iterable[str]) -> None:

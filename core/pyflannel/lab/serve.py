@@ -1,22 +1,24 @@
 """Store servers inside a lab: ``python -m pyflannel.lab.serve etcd DIRECTORY ADDRESS...``, run in their namespace.
 
 Starts one real server per address, prints the store's URL when all of them are healthy, and ends them when its
-standard input ends. It runs where the servers run because a lab's addresses can be reached, and its files are where
-they are, only from inside.
+standard input ends. Whatever the servers print goes to standard error, so that the URL is found. It runs where the
+servers run because a lab's addresses can be reached, and its files are where they are, only from inside.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 from pyflannel.errors import PluginError, PyflannelError
+from pyflannel.lab.servers import GROUP, Serve
 
-__all__ = ["GROUP", "SERVERS", "Server", "find", "main", "schemes"]
+__all__ = ["SERVERS", "find", "has_server", "main", "schemes", "serving"]
 
 
 @contextmanager
@@ -35,14 +37,7 @@ def _consul(directory: Path, addresses: Sequence[str]) -> Iterator[str]:
         yield cluster.hosts
 
 
-Server: TypeAlias = Callable[[Path, Sequence[str]], AbstractContextManager[str]]
-"""Starts a store's servers, one at each address, with their files below a directory; gives the host part of their URL
-as long as its context lasts."""
-
-GROUP: Final = "pyflannel.lab.servers"
-"""The entry point group by which a third party's store brings its server into the lab, under the store's scheme."""
-
-SERVERS: Final[dict[str, Server]] = {"etcd": _etcd, "consul": _consul}
+SERVERS: Final[dict[str, Serve]] = {"etcd": _etcd, "consul": _consul}
 """URL scheme to server, of the stores that come with pyflannel."""
 
 
@@ -51,7 +46,7 @@ def schemes() -> tuple[str, ...]:
     return tuple(dict.fromkeys([*SERVERS, *sorted(entry.name for entry in metadata.entry_points(group=GROUP))]))
 
 
-def find(scheme: str) -> Server:
+def find(scheme: str) -> Serve:
     """The server of a scheme.
 
     :raises PluginError: there is none, or it does not load.
@@ -60,20 +55,43 @@ def find(scheme: str) -> Server:
         return SERVERS[scheme]
     for entry in metadata.entry_points(group=GROUP, name=scheme):
         try:
-            server: Server = entry.load()
+            server: Serve = entry.load()
         except Exception as error:
             raise PluginError(f"lab server {scheme!r} ({entry.value}) does not load: {error}") from error
         return server
-    raise PluginError(f"no server for store {scheme!r} in the lab; there are: {', '.join(schemes())}")
+    raise PluginError(
+        f"store {scheme!r} brings no server for the lab (entry point group {GROUP}); there are: {', '.join(schemes())}"
+    )
+
+
+def has_server(scheme: str) -> bool:
+    """Whether there is one for a scheme; it is not loaded."""
+    return scheme in schemes()
+
+
+@contextmanager
+def serving(scheme: str, directory: Path, addresses: Sequence[str]) -> Iterator[str]:
+    """A store's URL as long as its servers run, with their files in a directory that is made for them.
+
+    :raises PyflannelError: they can't be started.
+    """
+    directory.mkdir(mode=0o700)
+    with find(scheme)(directory, addresses) as place:
+        yield place if "://" in place else f"{scheme}://{place}"
 
 
 def main(scheme: str, directory: str, addresses: Sequence[str]) -> int:
     """Serve until standard input ends."""
+    answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    owner = os.fdopen(os.dup(0), encoding="utf-8")
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
     try:
-        with find(scheme)(Path(directory), addresses) as hosts:
-            sys.stdout.write(f"{scheme}://{hosts}\n")
-            sys.stdout.flush()
-            sys.stdin.read()
+        with serving(scheme, Path(directory), addresses) as url:
+            answer.write(f"{url.replace('{}', 'lab')}\n")
+            answer.flush()
+            owner.read()
     except PyflannelError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code

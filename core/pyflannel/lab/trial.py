@@ -12,13 +12,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Final
 
 from pyflannel.errors import ConfigError, LeaseError, PyflannelError
 from pyflannel.lab.daemon import peers_in, pyflannel_command
 from pyflannel.lab.lab import Lab, Node
 from pyflannel.lab.measure import Matrix, Throughput
-from pyflannel.lab.serve import schemes
+from pyflannel.lab.serve import has_server, schemes
+from pyflannel.lab.servers import GROUP
 from pyflannel.network.lease import JSON
 
 __all__ = ["Failure", "NodeReport", "Report", "TrialNetwork", "try_out"]
@@ -51,11 +53,8 @@ class TrialNetwork:
 
     def __post_init__(self) -> None:
         served = schemes()
-        if self.store != "file" and self.store not in served and not self.store.startswith("file://"):
-            raise ConfigError(
-                f"store {self.store!r}: a lab is shut off from every network, so it offers 'file', "
-                f"{', '.join(map(repr, served))} or a file:// URL"
-            )
+        if self.store != "file" and self.store not in served:
+            _check_place(self.store)
         if not 1 <= self.store_members <= 7 or (self.store_members > 1 and self.store not in served):
             raise ConfigError(f"{self.store_members} store members: 1 to 7 of {' or '.join(served)}, 1 of a file store")
         if self.network is None and self.ipv6_network is None:
@@ -163,6 +162,30 @@ class Report:
         }
 
 
+def _check_place(store: str) -> None:
+    """Refuse a store that can't be in a lab, and say what can."""
+    scheme, separator, rest = store.partition("://")
+    offers = f"a lab offers 'file', {', '.join(map(repr, schemes()))}, or the URL of a store in files, such as file://"
+    if not separator:
+        if not metadata.entry_points(group="pyflannel.stores", name=scheme):
+            raise ConfigError(f"--store {store}: no such store is installed (see: pyflannel plugins); {offers}")
+        raise ConfigError(
+            f"--store {store}: the store is installed, but its distribution brings no server for the lab: it needs an "
+            f"entry point in the group {GROUP} (pyflannel.lab.servers says how); {offers}"
+        )
+    if rest[:1] in ("", "/", "?"):
+        return  # no host: files, which the nodes of a lab share with this machine
+    instead = (
+        f"say --store {scheme}, and a server is started inside"
+        if has_server(scheme)
+        else f"no distribution here brings a server of {scheme!r} for the lab (entry point group {GROUP})"
+    )
+    raise ConfigError(
+        f"--store {store}: a lab is shut off from every network, so that server can't be reached from it; {instead}; "
+        f"{offers}"
+    )
+
+
 def _last_line(text: str) -> str:
     return text.rstrip().rpartition("\n")[2] or "no message"
 
@@ -192,7 +215,7 @@ class _Trial:
     def open_store(self) -> str:
         """The store's URL, holding the network document."""
         overlay, lab = self.overlay, self.lab
-        if overlay.store in schemes():
+        if has_server(overlay.store):
             store = lab.start_store(overlay.store, overlay.store_members)
         else:
             store = lab.file_store if overlay.store == "file" else overlay.store

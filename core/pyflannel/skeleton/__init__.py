@@ -33,8 +33,13 @@ _ABOUT: Final = {
 }
 _TRY: Final = {
     "backend": ".venv/bin/pyflannel lab --backend @NAME@   # packets between containers of three nodes",
-    "store": ".venv/bin/pyflannel leases --store @NAME@:///tmp/leases.sqlite",
+    "store": ".venv/bin/pyflannel lab --store @NAME@     # an overlay of three nodes on it",
 }
+_LAB: Final = """
+# This lets `pyflannel lab --store @NAME@` and `pyflannel plugin-test @NAME@` start what they need.
+[project.entry-points."pyflannel.lab.servers"]
+@NAME@ = "@MODULE@.lab:serve"
+"""
 
 
 def check_name(kind: str, name: str) -> None:
@@ -80,6 +85,7 @@ def _words(kind: str, name: str) -> Mapping[str, str]:
     return {
         "ABOUT": _ABOUT[kind],
         "TRY": _TRY[kind],
+        "LAB": _LAB if kind == "store" else "",
         "NAME": name,
         "KIND": kind,
         "ATTRIBUTE": "name" if kind == "backend" else "scheme",

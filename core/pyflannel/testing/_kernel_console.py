@@ -30,10 +30,17 @@ def _answer(port: NetlinkPort, request: dict[str, Any]) -> dict[str, Any]:
     chosen = next((item for item in found.values() if repr(item) == request["object"]), None)
     if chosen is None:
         return {"errors": ["it was not there"]}
-    if isinstance(chosen, Sysctl):  # not through the port, which reads it back: the daemon may have been quicker
-        Path("/proc/sys", chosen.path).write_text("1" if chosen.value == "0" else "0")
-        return {"errors": []}
+    if isinstance(chosen, Sysctl):  # not by the port, which looks at it again: the daemon may have been faster
+        return {"errors": _set(chosen, "1" if chosen.value == "0" else "0")}
     return {"errors": [str(error) for error in port.apply([Write(chosen, _other(chosen))]).values()]}
+
+
+def _set(item: Sysctl, value: str) -> list[str]:
+    try:
+        Path("/proc/sys", item.path).write_text(value)
+    except OSError as error:
+        return [str(error)]
+    return []
 
 
 def _other(item: KernelObject) -> KernelObject | None:

@@ -1,7 +1,8 @@
-"""Catching a function that is not pure: what it opens, runs, connects to or asks the clock is written down.
+"""Catching a function that is not pure: what it opens, runs, starts, prints or asks the clock is written down.
 
-An audit hook (``sys.addaudithook``) sees files, sockets and processes; clocks and randomness raise no audit events, so
-their functions are replaced for the moment. What is written down can't be hidden by a handler that swallows errors.
+An audit hook (``sys.addaudithook``) sees files, sockets and processes; clocks, randomness, threads and what is printed
+raise no audit events everywhere, so their functions are replaced for the moment. What is written down can't be hidden
+by a handler that swallows errors.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 from unittest.mock import patch
 
-__all__ = ["watched"]
+__all__ = ["connections", "watched"]
 
 _EVENTS: Final = ("open", "socket.", "subprocess.", "os.", "shutil.", "ctypes.dlopen", "signal.")
 _FUNCTIONS: Final[tuple[tuple[Any, str], ...]] = (
@@ -32,9 +33,14 @@ _FUNCTIONS: Final[tuple[tuple[Any, str], ...]] = (
     (random, "randint"),
     (random, "choice"),
     (random, "getrandbits"),
+    (threading.Thread, "start"),
 )
+_STREAMS: Final = ("stdout", "stderr")
+
+_NETWORK: Final = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg")
 
 _watching = threading.local()
+_connecting: list[list[str]] = []
 _installed: list[bool] = []
 
 
@@ -42,6 +48,15 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     found: list[str] | None = getattr(_watching, "found", None)
     if found is not None and event.startswith(_EVENTS):
         found.append(f"{event} {arguments[0] if arguments else ''}".strip())
+    if _connecting and event in _NETWORK:
+        for each in _connecting:
+            each.append(f"{event} {arguments[1:2] or ''}".strip())
+
+
+def _install() -> None:
+    if not _installed:  # a hook can't be taken out again
+        sys.addaudithook(_hook)
+        _installed.append(True)
 
 
 def _noting(name: str, function: Callable[..., Any], found: list[str]) -> Callable[..., Any]:
@@ -55,19 +70,47 @@ def _noting(name: str, function: Callable[..., Any], found: list[str]) -> Callab
     return note
 
 
+class _Printing:
+    """A stream that writes down what one thread writes to it, and passes everything on."""
+
+    def __init__(self, stream: Any, name: str, found: list[str]) -> None:
+        self._stream, self._name, self._found = stream, name, found
+        self._owner = threading.get_ident()
+
+    def write(self, text: str) -> Any:
+        if threading.get_ident() == self._owner and text.strip():
+            self._found.append(f"{self._name}: {text.strip()}")
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 @contextmanager
 def watched() -> Iterator[list[str]]:
     """What this thread does to the world meanwhile, as texts; nothing is hindered."""
-    if not _installed:  # a hook can't be taken out again
-        sys.addaudithook(_hook)
-        _installed.append(True)
+    _install()
     found: list[str] = []
     with ExitStack() as stack:
         for module, name in _FUNCTIONS:
             function = getattr(module, name)
             stack.enter_context(patch.object(module, name, _noting(f"{module.__name__}.{name}", function, found)))
+        for name in _STREAMS:
+            stack.enter_context(patch.object(sys, name, _Printing(getattr(sys, name), f"sys.{name}", found)))
         _watching.found = found
         try:
             yield found
         finally:
             _watching.found = None
+
+
+@contextmanager
+def connections() -> Iterator[list[str]]:
+    """What this process's threads send to the network meanwhile, as far as Python sees it."""
+    _install()
+    found: list[str] = []
+    _connecting.append(found)
+    try:
+        yield found
+    finally:
+        _connecting.remove(found)

@@ -23,6 +23,7 @@ from pyflannel.errors import ConfigError
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, Lease, LeaseAttributes, Subnets
 from pyflannel.network.underlay import Underlay, UnderlayRoute
+from pyflannel.testing._planner import Planner
 
 __all__ = ["Scene", "accepted_type", "build", "document", "hostile", "lease_of", "make_node", "option_fields", "scenes"]
 
@@ -38,7 +39,7 @@ ROUTES = (
 class Scene:
     """A backend and the nodes that use it; the leases are what the nodes' stores would say."""
 
-    backend: Backend[Any]
+    backend: Planner
     nodes: tuple[Node, ...]
     leases: tuple[Lease, ...]
 
@@ -69,11 +70,11 @@ def document(kind: type[Backend[Any]], options: Mapping[str, JSON], versions: Se
     return network
 
 
-def build(kind: type[Backend[Any]], network: NetworkConfig) -> Backend[Any]:
+def build(kind: type[Backend[Any]], network: NetworkConfig) -> Planner:
     """The backend for a network, as the daemon makes it."""
     options, unknown = parse_options(kind.Options, network.backend_options)
     assert not unknown, f"unknown options: {unknown}"
-    return kind(options)
+    return Planner(kind, options)
 
 
 def make_node(network: NetworkConfig, number: int, state: Path, mtu: int = 1500) -> Node:
@@ -87,7 +88,7 @@ def make_node(network: NetworkConfig, number: int, state: Path, mtu: int = 1500)
     return Node(f"node-{number}", network, underlay, subnets, state / f"node-{number}")
 
 
-def lease_of(backend: Backend[Any], node: Node, **changes: Any) -> Lease:
+def lease_of(backend: Planner, node: Node, **changes: Any) -> Lease:
     """What other nodes read about ``node``: written by it, stored as text, read back."""
     published = backend.publish(node)
     attributes = LeaseAttributes(

@@ -21,7 +21,8 @@ from pyflannel.errors import ConflictError, StoreUnavailableError
 from pyflannel.membership.allocation import allocate
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import Subnets
-from pyflannel.store import Record, Store, StoreLocation
+from pyflannel.store import CALL_TIMEOUT, Record, Store, StoreLocation
+from pyflannel.testing._calls import supervised
 
 __all__ = [
     "Opening",
@@ -29,6 +30,7 @@ __all__ = [
     "allocate_nodes",
     "count_up",
     "create_all",
+    "dismiss",
     "hammer",
     "join",
     "race",
@@ -71,26 +73,45 @@ def _line_up_anew() -> None:
     _barrier.reset()
 
 
-def results(pool: ProcessPoolExecutor, jobs: Sequence[Future[T]], patience: float) -> list[T]:
+def results(pool: ProcessPoolExecutor, jobs: Sequence[Future[T]], patience: float, what: str) -> list[T]:
     """What each of the workers returned, within ``patience`` seconds; the error of the one that failed by itself."""
-    done, _ = wait(jobs, patience)
+    done, late = wait(jobs, patience)
     errors = [error for job in jobs if job in done and (error := job.exception()) is not None]
     if errors:
         pool.submit(_line_up_anew).result(patience)  # the next test has the same workers
         raise next((error for error in errors if not isinstance(error, BrokenBarrierError)), errors[0])
+    if late:
+        raise AssertionError(
+            f"waited {patience:g} s in vain for: {what}; {len(late)} of {len(jobs)} processes are not done"
+        )
     return [job.result(0) for job in jobs]
+
+
+def dismiss(pool: ProcessPoolExecutor, patience: float) -> None:
+    """Let the workers go; one that hangs is killed."""
+    processes = list((pool._processes or {}).values())
+    pool.shutdown(wait=False, cancel_futures=True)
+    deadline = time.monotonic() + patience
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.exitcode is None:
+            process.kill()
 
 
 @dataclass(frozen=True)
 class Opening:
-    """How to open the store under test in any process."""
+    """How to open the store under test in any process.
+
+    :param allowed: seconds that each of its calls may take.
+    """
 
     store_class: type[Store]
     location: StoreLocation
+    allowed: float = CALL_TIMEOUT
 
     def open(self) -> Store:
         """A store object of this process's own."""
-        return self.store_class(self.location)
+        return supervised(self.store_class, self.allowed)(self.location)
 
 
 @_one_of_many()

@@ -133,7 +133,9 @@ def test_backend_options_get_into_the_document() -> None:
     ("changes", "word"),
     [
         ({"store": "etcd://192.0.2.1:2379"}, "shut off"),
-        ({"store": "redis"}, "shut off"),
+        ({"store": "etcd://192.0.2.1:2379"}, "say --store etcd, and a server is started inside"),
+        ({"store": "redis"}, "no such store is installed"),
+        ({"store": "redis://192.0.2.1:6379"}, r"no distribution here brings a server of 'redis'"),
         ({"store_members": 3}, "members"),
         ({"store": "etcd", "store_members": 8}, "members"),
         ({"network": None}, "network"),

@@ -8,9 +8,7 @@ stands in the way of asking.
 from __future__ import annotations
 
 import os
-import random
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from pyflannel.errors import ConfigError, StoreUnavailableError
-from pyflannel.lab.servers.process import HERE, PORTS, Cluster, Place, Server
+from pyflannel.lab.servers.process import HERE, Cluster, Place, Server, free_ports
 
 __all__ = ["EtcdCluster", "EtcdMember", "find_etcd"]
 
@@ -96,7 +94,7 @@ class EtcdCluster(Cluster):
         self._binary = binary
         self._place = place
         self._arguments = tuple(arguments)
-        chosen = list(ports) if ports is not None else _free_ports(3 * members, host)
+        chosen = list(ports) if ports is not None else free_ports(3 * members, host)
         if len(chosen) != 3 * members:
             raise ConfigError(f"etcd: {members} members need {3 * members} ports, {len(chosen)} given")
         scheme = "https" if tls else "http"
@@ -167,19 +165,3 @@ class EtcdCluster(Cluster):
         for member in self.members:
             if member.running:
                 member.kill()
-
-
-def _free_ports(count: int, host: str) -> list[int]:
-    """Ports nobody listens on, at random so that several runs beside each other don't meet."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    ports: list[int] = []
-    for port in random.sample(PORTS, len(PORTS)):
-        with socket.socket(family) as probe:
-            try:
-                probe.bind((host, port))
-            except OSError:
-                continue
-        ports.append(port)
-        if len(ports) == count:
-            return ports
-    raise StoreUnavailableError(f"no {count} free ports between {PORTS.start} and {PORTS.stop} on {host}")

@@ -7,7 +7,9 @@ which has the same ``start`` method. What a test or the lab does to a server the
 from __future__ import annotations
 
 import os
+import random
 import signal
+import socket
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,7 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Protocol, TypeVar
 
-__all__ = ["HERE", "PORTS", "Cluster", "Place", "Running", "Server"]
+from pyflannel.errors import StoreUnavailableError
+
+__all__ = ["HERE", "PORTS", "Cluster", "Place", "Running", "Server", "free_ports"]
 
 C = TypeVar("C", bound="Cluster")
 
@@ -201,3 +205,22 @@ class Cluster(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def free_ports(count: int, host: str) -> list[int]:
+    """Ports of ``host`` nobody listens on, at random so that several runs beside each other don't meet.
+
+    :raises StoreUnavailableError: there are not so many.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    ports: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket(family) as probe:
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+        ports.append(port)
+        if len(ports) == count:
+            return ports
+    raise StoreUnavailableError(f"no {count} free ports between {PORTS.start} and {PORTS.stop} on {host}")

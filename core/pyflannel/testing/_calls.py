@@ -1,0 +1,177 @@
+"""Calls of a plugin under a time limit: one that does not come back fails its test, and says where it stands.
+
+A thread that hangs can't be ended from outside, so the plugin gets a thread of its own to be called in, and the test
+waits for the answer no longer than the contract allows. :class:`Caller` is that thread; it serves one plugin object,
+which so sees one thread at a time, as in the daemon. :func:`supervised` makes a driver class whose every call goes
+through such a thread. No pytest here: worker processes import it.
+"""
+
+from __future__ import annotations
+
+import functools
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, ClassVar, Final, TypeVar
+
+from pyflannel.store import CALL_TIMEOUT, Store, StoreLocation, Watch
+
+__all__ = ["GRACE", "Caller", "OverdueError", "close_watch", "once", "supervised"]
+
+T = TypeVar("T")
+
+GRACE = 5.0
+"""Seconds that a call may take beyond what its contract allows: the machine that runs the tests may be busy."""
+
+_FRAMES: Final = 6
+"""How many lines of a hanging call's stack are shown."""
+
+
+class OverdueError(AssertionError):
+    """A call did not come back within its limit, or came back too late."""
+
+
+class Caller:
+    """A thread that makes calls for somebody who does not wait for ever.
+
+    :param name: whose calls these are, for messages.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=f"calls of {name}", daemon=True)
+        self._thread.start()
+
+    def __call__(self, what: str, call: Callable[[], T], limit: float, clause: str) -> T:
+        """What ``call`` returns or raises.
+
+        :param what: the call as a reader knows it: ``create('10.5.34.0-24')``.
+        :param limit: seconds that the contract allows.
+        :param clause: what the contract says about it.
+        :raises OverdueError: it took longer.
+        """
+        if self.is_current:  # a method that calls another one of the same object
+            return call()
+        began = time.monotonic()
+        answer: Future[T] = Future()
+        self._jobs.put((answer, call))
+        if not _ended(answer, limit + GRACE):
+            raise OverdueError(
+                f"{self.name}: {what} has not come back after {limit + GRACE:g} s; {clause}\n{self._where()}"
+            )
+        took = time.monotonic() - began
+        if took > limit + GRACE:
+            raise OverdueError(f"{self.name}: {what} took {took:.1f} s; {clause}")
+        return answer.result()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this is asked from within one of the calls."""
+        return threading.current_thread() is self._thread
+
+    def end(self) -> None:
+        """Let the thread go when it has done what it was asked. Idempotent."""
+        self._jobs.put(None)
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            answer, call = job
+            try:
+                answer.set_result(call())
+            except BaseException as error:
+                answer.set_exception(error)
+            del answer, call, job
+
+    def _where(self) -> str:
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        if frame is None:
+            return "it stands nowhere: its thread has ended"
+        return "it stands here:\n" + "".join(traceback.format_list(traceback.extract_stack(frame)[-_FRAMES:]))
+
+
+def _ended(answer: Future[Any], limit: float) -> bool:
+    done = threading.Event()
+    answer.add_done_callback(lambda _: done.set())
+    return done.wait(limit)
+
+
+def once(name: str, what: str, call: Callable[[], T], limit: float, clause: str) -> T:
+    """Make a single call from a thread of its own, as :class:`Caller` does."""
+    caller = Caller(name)
+    try:
+        return caller(what, call, limit, clause)
+    finally:
+        caller.end()
+
+
+_IN_TIME: Final = (
+    f"every call must have an answer or raise StoreUnavailableError within CALL_TIMEOUT ({CALL_TIMEOUT:g} s): "
+    "pyflannel.store, 'Threads'"
+)
+_CONSTRUCTOR: Final = "constructing validates the location and may not touch the network: pyflannel.store.Store"
+_CLOSES: Final = "close() may come from any thread, at any time, and ends what waits: pyflannel.store, 'Threads'"
+
+_CALLS: Final = ("read_config", "write_config", "snapshot", "create", "update", "renew", "delete", "watch", "clock")
+
+
+class _Supervision:
+    """The driver's methods, each one called in the driver's own thread."""
+
+    allowed: ClassVar[float]
+
+    def __init__(self, location: StoreLocation) -> None:
+        self.__caller = Caller(type(self).__name__)
+        build = functools.partial(super().__init__, location)  # type: ignore[call-arg]
+        try:
+            self.__caller("the constructor", build, self.allowed, _CONSTRUCTOR)
+        except BaseException:
+            self.__caller.end()
+            raise
+
+    def _supervise(self, name: str, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        what = f"{name}({', '.join([repr(value)[:60] for value in arguments])})"
+        return self.__caller(what, lambda: method(*arguments, **named), self.allowed, _IN_TIME)
+
+    def time_to_live(self, records: Any) -> Any:
+        """May cost a call for each record."""
+        records = list(records)
+        method = super().time_to_live  # type: ignore[misc]
+        limit = self.allowed * max(1, len(records))
+        return self.__caller("time_to_live()", lambda: method(records), limit, _IN_TIME)
+
+    def close(self) -> None:
+        """From a thread of its own, for a call may be waiting."""
+        name, method = type(self).__name__, super().close  # type: ignore[misc]
+        if self.__caller.is_current:
+            method()
+            return
+        once(name, "close()", method, self.allowed, _CLOSES)
+        self.__caller.end()
+
+
+def _method(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def call(self: Any, *arguments: Any, **named: Any) -> Any:
+        return self._supervise(name, functools.partial(original, self), *arguments, **named)
+
+    return call
+
+
+@functools.cache
+def supervised(kind: type[Store], allowed: float = CALL_TIMEOUT) -> type[Store]:
+    """``kind``, with a time limit on each call.
+
+    :param allowed: seconds that a call may take.
+    """
+    calls = {name: _method(name, getattr(kind, name)) for name in _CALLS}
+    return type(kind.__name__, (_Supervision, kind), {**calls, "allowed": allowed, "__module__": kind.__module__})
+
+
+def close_watch(watch: Watch, allowed: float = CALL_TIMEOUT) -> None:
+    """Close a watch, which may be blocked in another thread."""
+    once(type(watch).__name__, "close() of a watch", watch.close, allowed, _CLOSES)

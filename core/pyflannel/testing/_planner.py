@@ -1,0 +1,119 @@
+"""A backend under test, asked as the daemon asks it: by one thread, which is not waited for without end.
+
+A planner that hangs is asked no second time for the same thing: hypothesis, which wants to see the failure again with
+smaller examples, gets the same answer at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+from pyflannel.backend import Backend, Capabilities, Change, DesiredState, Lease, Node, Published, Underlay
+from pyflannel.errors import PeerRejected
+from pyflannel.testing._calls import Caller, OverdueError
+from pyflannel.testing._purity import watched
+
+__all__ = ["Planner"]
+
+T = TypeVar("T")
+
+LIMIT = 7.5
+"""Seconds that an answer may take. Nothing promises one; for so long the daemon's other work would stand still."""
+
+_CLAUSE: Final = "planning is a function of values that returns at once: pyflannel.backend"
+_callers: list[Caller] = []
+_overdue: dict[tuple[type[Backend[Any]], str], str] = {}
+
+
+def _ask(kind: type[Backend[Any]], what: str, call: Callable[[], T]) -> T:
+    if (kind, what) in _overdue:
+        raise OverdueError(_overdue[kind, what])
+    caller = _callers.pop() if _callers else Caller("planning")
+    try:
+        answer = caller(f"{kind.__name__}.{what}", call, LIMIT, _CLAUSE)
+    except OverdueError as error:
+        _overdue[kind, what] = str(error)
+        caller.end()
+        raise
+    except BaseException:
+        _callers.append(caller)
+        raise
+    _callers.append(caller)
+    return answer
+
+
+class Planner:
+    """A backend with a time limit on each question."""
+
+    def __init__(self, kind: type[Backend[Any]], options: Any) -> None:
+        self.kind = kind
+        self._options = options
+        self._backend = _ask(kind, "the constructor", lambda: kind(options))
+
+    @property
+    def name(self) -> str:
+        """As in ``Backend.Type``."""
+        return self.kind.name
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do and needs."""
+        return self.kind.capabilities
+
+    @property
+    def options(self) -> Any:
+        """What it was made with, as it says itself."""
+        return self._backend.options
+
+    def again(self) -> Planner:
+        """Another one with the same options, as after a restart."""
+        return Planner(self.kind, self._options)
+
+    def plan_node(self, node: Node) -> DesiredState:
+        """See :meth:`Backend.plan_node`."""
+        return _ask(self.kind, "plan_node", lambda: self._backend.plan_node(node))
+
+    def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
+        """See :meth:`Backend.plan_peer`."""
+        return _ask(self.kind, "plan_peer", lambda: self._backend.plan_peer(node, peer))
+
+    def judge(self, node: Node, peer: Lease) -> DesiredState | str:
+        """The plan for a peer, or the reason why there is none; any other exception is the test's failure."""
+        try:
+            return self.plan_peer(node, peer)
+        except PeerRejected as rejected:
+            return str(rejected)
+
+    def mtu(self, underlay: Underlay) -> int:
+        """See :meth:`Backend.mtu`."""
+        return _ask(self.kind, "mtu", lambda: self._backend.mtu(underlay))
+
+    def publish(self, node: Node) -> Published:
+        """See :meth:`Backend.publish`."""
+        return _ask(self.kind, "publish", lambda: self._backend.publish(node))
+
+    def describe(self, node: Node) -> Mapping[str, str]:
+        """See :meth:`Backend.describe`."""
+        return _ask(self.kind, "describe", lambda: self._backend.describe(node))
+
+    def act(self, action: str, node: Node) -> Change:
+        """See :meth:`Backend.act`."""
+        return _ask(self.kind, f"act({action!r})", lambda: self._backend.act(action, node))
+
+    def watch(self, node: Node, peers: tuple[Lease, ...]) -> tuple[tuple[Any, ...], list[str]]:
+        """All that it plans, and what it did to the world meanwhile."""
+        with_peers: list[tuple[str, DesiredState | str]] = []
+
+        def plan() -> tuple[DesiredState, int, list[str]]:
+            with watched() as done:
+                own, mtu = self._backend.plan_node(node), self._backend.mtu(node.underlay)
+                for peer in peers:
+                    try:
+                        with_peers.append((peer.key, self._backend.plan_peer(node, peer)))
+                    except PeerRejected as rejected:
+                        with_peers.append((peer.key, str(rejected)))
+                return own, mtu, list(done)
+
+        own, mtu, done = _ask(self.kind, "planning", plan)
+        return (own, mtu, *sorted(with_peers, key=lambda pair: pair[0])), done
