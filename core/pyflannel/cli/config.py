@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -15,8 +16,9 @@ import click
 
 from pyflannel.cli.flags import FlagGroup, flags, settings
 from pyflannel.errors import ConfigError, MalformedError, PluginError, StoreError
-from pyflannel.network.document import NetworkConfig
+from pyflannel.network.document import NetworkConfig, with_backend
 from pyflannel.network.lease import JSON, Subnets
+from pyflannel.planning.judging import backend_types
 from pyflannel.plugins import load_backend, load_store
 from pyflannel.store import Record, Snapshot, Store
 
@@ -56,6 +58,10 @@ def set_(ctx: click.Context, file: str, force: bool) -> None:
         text = _read(file)
         network = _check(text, file)
         snapshot = store.snapshot()
+        if network.assumption:
+            network = network.following(_running(snapshot))
+            text = with_backend(text, network.backend_type)
+            log.warning("%s; this is written down", network.assumption)
         consequences = _consequences(snapshot, network)
         if consequences and not force:
             raise ConfigError(f"{'; '.join(consequences)}. Nothing was written; --force writes it all the same")
@@ -110,6 +116,16 @@ def _check(text: str, file: str) -> NetworkConfig:
     for key in unknown:
         log.warning("%s: unknown key %s (kept; a newer flannel may know it)", source, key)
     return network
+
+
+def _running(snapshot: Snapshot) -> list[str | None]:
+    """The backend types that the nodes of this store run: what its document says, else what the leases say."""
+    if snapshot.config is not None:
+        with suppress(ConfigError):
+            stored = NetworkConfig.from_json(snapshot.config.value)
+            if not stored.assumption:
+                return [stored.backend_type]
+    return list(backend_types(snapshot.leases))
 
 
 def _consequences(snapshot: Snapshot, new: NetworkConfig) -> list[str]:

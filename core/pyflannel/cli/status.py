@@ -49,6 +49,7 @@ def _summary(document: JSON, now: datetime) -> Iterator[str]:
     if document["backend"]:
         told = document["backend"].get("details", {})
         details = "".join(f", {name.replace('_', ' ')} {text}" for name, text in told.items())
+        details += "".join(f" ({text})" for text in (document["backend"].get("assumed"),) if text)
         yield f"Backend:   {_plugin(document['backend']['name'], document['backend'])}{details}"
     if document["store"]:
         connected = "" if document["store"]["connected"] else ", not connected"

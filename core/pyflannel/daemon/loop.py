@@ -472,6 +472,8 @@ class Loop:
         self._settle_due = self.clock() + SETTLE_AFTER
         if before is None or before.backend is not generation.backend:
             self._backend_name = self._plugin("backend", generation.backend.name)
+            if generation.node.network.assumption:
+                log.warning("%s; 'pyflannel config set' writes it down", generation.node.network.assumption)
         if before is None or before.overlay.node.subnets != generation.node.subnets:
             log.info("lease: %s (%s)", generation.lease.subnets, generation.backend.name)
 

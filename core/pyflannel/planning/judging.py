@@ -6,11 +6,31 @@ there is none. What only a backend can say of a lease, and which of two leases h
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
 from pyflannel.backend import Node
+from pyflannel.errors import MalformedError
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import Lease
 
-__all__ = ["own_problem", "placement_problem", "type_problem"]
+__all__ = ["backend_types", "own_problem", "placement_problem", "type_problem"]
+
+
+class Stored(Protocol):
+    """A lease as a store tells of it."""
+
+    @property
+    def key(self) -> str:
+        """Its subnets."""
+
+    @property
+    def value(self) -> str:
+        """Its text."""
+
+    @property
+    def permanent(self) -> bool:
+        """Whether it is a reservation."""
 
 
 def placement_problem(network: NetworkConfig, lease: Lease) -> str:
@@ -61,3 +81,19 @@ def _family_problem(network: NetworkConfig, lease: Lease, version: int) -> str:
 
 def _public_name(version: int) -> str:
     return f"PublicIP{'' if version == 4 else 'v6'}"
+
+
+def backend_types(records: Iterable[Stored], node_id: str = "") -> Iterator[str | None]:
+    """What the leases of a store say that their nodes run; ``None`` is what a lease of flanneld's udp says.
+
+    Our own (``node_id``) only repeats what we once took for right, and a reservation without a type says nothing.
+    """
+    for record in records:
+        try:
+            attributes = Lease.from_record(record.key, record.value).attributes
+        except MalformedError:
+            continue
+        says = attributes.backend_type is not None or not record.permanent
+        reachable = attributes.public_ip is not None or attributes.public_ipv6 is not None
+        if says and reachable and not (node_id and attributes.node_id == node_id):
+            yield attributes.backend_type

@@ -84,7 +84,8 @@ def _backend(view: View, details: Details) -> status.BackendStatus | None:
     backend = view.backend
     if backend is None:
         return None
-    return status.BackendStatus(backend.name, backend.distribution, backend.version, details.describes)
+    assumed = view.network.assumption if view.network is not None else ""
+    return status.BackendStatus(backend.name, backend.distribution, backend.version, details.describes, assumed)
 
 
 def _firewall(view: View) -> status.FirewallStatus:

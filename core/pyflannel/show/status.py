@@ -68,12 +68,16 @@ class PeerState(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class BackendStatus:
-    """The backend in use, and the distribution it came with; ``details`` are what it tells of itself."""
+    """The backend in use, and the distribution it came with; ``details`` are what it tells of itself.
+
+    ``assumed`` says why this one, if the network config names none; empty if it does.
+    """
 
     name: str
     distribution: str = ""
     version: str = ""
     details: Mapping[str, str] = field(default_factory=dict)
+    assumed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
