@@ -80,7 +80,7 @@ def _underlay(underlay: JSON) -> str:
         own, public = underlay[family], underlay[f"public_{family}"]
         if own or public:
             text += f", {own or 'no address'}" + (f" (public {public})" if public and public != own else "")
-    return text
+    return text + (f" ({underlay['why']})" if underlay.get("why") else "")
 
 
 def _lease(lease: JSON, now: datetime) -> str:

@@ -53,6 +53,7 @@ def document(view: View, now: float, wall: float) -> Status:
             _text(underlay.ipv6),
             _text(underlay.public_ipv4),
             _text(underlay.public_ipv6),
+            underlay.why,
         ),
         lease=_lease(view, now, wall),
         peers=_peers(details),

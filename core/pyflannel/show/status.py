@@ -92,7 +92,7 @@ class StoreStatus:
 
 @dataclass(frozen=True, slots=True)
 class UnderlayStatus:
-    """The interface that carries the overlay; ``mtu`` in bytes, addresses as text."""
+    """The interface that carries the overlay; ``mtu`` in bytes, addresses as text. ``why`` says what chose it."""
 
     interface: str
     mtu: int
@@ -100,6 +100,7 @@ class UnderlayStatus:
     ipv6: str | None = None
     public_ipv4: str | None = None
     public_ipv6: str | None = None
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
