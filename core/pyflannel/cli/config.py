@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +19,7 @@ import click
 from pyflannel.cli.flags import FlagGroup, flags, settings
 from pyflannel.errors import ConfigError, MalformedError, PluginError, StoreError
 from pyflannel.network.document import NetworkConfig, with_backend
-from pyflannel.network.lease import JSON, Subnets
+from pyflannel.network.lease import JSON, Lease, Subnets
 from pyflannel.planning.judging import backend_types
 from pyflannel.plugins import load_backend, load_store
 from pyflannel.store import Record, Snapshot, Store
@@ -67,6 +69,8 @@ def set_(ctx: click.Context, file: str, force: bool) -> None:
             raise ConfigError(f"{'; '.join(consequences)}. Nothing was written; --force writes it all the same")
         for consequence in consequences:
             log.warning("%s", consequence)
+        for warning in _covered(snapshot, network):
+            log.warning("%s", warning)
         store.write_config(text, snapshot.config)
     click.echo(f"written to {store.location}")
 
@@ -116,6 +120,21 @@ def _check(text: str, file: str) -> NetworkConfig:
     for key in unknown:
         log.warning("%s: unknown key %s (kept; a newer flannel may know it)", source, key)
     return network
+
+
+def _covered(snapshot: Snapshot, network: NetworkConfig) -> Iterator[str]:
+    """Which nodes' own addresses lie in the overlay: it works outside the subnets that are leased, and only just."""
+    for record in snapshot.leases:
+        try:
+            attributes = Lease.from_record(record.key, record.value).attributes
+        except MalformedError:
+            continue
+        for family in network.families:
+            public = attributes.public(family.network.version)
+            if public is not None and public in family.network:
+                leasable = bool(family.index_range(ip_network(public)))
+                outcome = "other nodes will skip it" if leasable else "no subnet there is leased, so that works"
+                yield f"lease {record.key}: its node's address {public} lies in the network {family.network}; {outcome}"
 
 
 def _running(snapshot: Snapshot) -> list[str | None]:

@@ -140,3 +140,14 @@ def test_the_backend_is_written_out(pyflannel: CommandLine) -> None:
     assert pyflannel("config", "set", "-", stdin=bare.replace("}", ', "Backend": {"Type": "UDP"}}')).code == 0
     assert pyflannel("config", "set", "-", stdin=bare).code == 0
     assert stored(pyflannel)["Backend"] == {"Type": "udp"}
+
+
+def test_nodes_inside_the_network_are_named(pyflannel: CommandLine) -> None:
+    with load_store("file")(StoreLocation.parse(pyflannel.store)) as store:
+        store.create("10.20.0.0-20", '{"PublicIP": "10.0.1.1"}', 3600)
+        store.create("10.20.16.0-20", '{"PublicIP": "10.30.0.1"}', 3600)
+    document = {"Network": "10.0.0.0/8", "SubnetLen": 20, "SubnetMin": "10.10.0.0", "SubnetMax": "10.99.0.0"}
+    result = pyflannel("config", "set", "-", stdin=json.dumps({**document, "Backend": {"Type": "vxlan"}}))
+    assert result.code == 0
+    assert "10.0.1.1 lies in the network 10.0.0.0/8; no subnet there is leased" in result.err
+    assert "10.30.0.1 lies in the network 10.0.0.0/8; other nodes will skip it" in result.err
