@@ -108,11 +108,16 @@ def run_command(
     return output.decode(errors="replace").strip()
 
 
+def _is_secret(name: str) -> bool:
+    """Whether a variable holds what opens a store or the like (``CONSUL_HTTP_TOKEN``)."""
+    return name.startswith(("CONSUL_", "ETCDCTL_")) or name.upper().endswith(("TOKEN", "PASSWORD", "SECRET", "AUTH"))
+
+
 def _inherited() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if name not in _VARIABLES and not name.startswith(_OUR_SETTINGS)
+        if name not in _VARIABLES and not name.startswith(_OUR_SETTINGS) and not _is_secret(name)
     }
 
 

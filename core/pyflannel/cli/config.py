@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
 
@@ -15,8 +18,9 @@ import click
 
 from pyflannel.cli.flags import FlagGroup, flags, settings
 from pyflannel.errors import ConfigError, MalformedError, PluginError, StoreError
-from pyflannel.network.document import NetworkConfig
-from pyflannel.network.lease import JSON, Subnets
+from pyflannel.network.document import NetworkConfig, with_backend
+from pyflannel.network.lease import JSON, Lease, Subnets
+from pyflannel.planning.judging import backend_types
 from pyflannel.plugins import load_backend, load_store
 from pyflannel.store import Record, Snapshot, Store
 
@@ -56,11 +60,17 @@ def set_(ctx: click.Context, file: str, force: bool) -> None:
         text = _read(file)
         network = _check(text, file)
         snapshot = store.snapshot()
+        if network.assumption:
+            network = network.following(_running(snapshot))
+            text = with_backend(text, network.backend_type)
+            log.warning("%s; this is written down", network.assumption)
         consequences = _consequences(snapshot, network)
         if consequences and not force:
             raise ConfigError(f"{'; '.join(consequences)}. Nothing was written; --force writes it all the same")
         for consequence in consequences:
             log.warning("%s", consequence)
+        for warning in _covered(snapshot, network):
+            log.warning("%s", warning)
         store.write_config(text, snapshot.config)
     click.echo(f"written to {store.location}")
 
@@ -110,6 +120,31 @@ def _check(text: str, file: str) -> NetworkConfig:
     for key in unknown:
         log.warning("%s: unknown key %s (kept; a newer flannel may know it)", source, key)
     return network
+
+
+def _covered(snapshot: Snapshot, network: NetworkConfig) -> Iterator[str]:
+    """Which nodes' own addresses lie in the overlay: it works outside the subnets that are leased, and only just."""
+    for record in snapshot.leases:
+        try:
+            attributes = Lease.from_record(record.key, record.value).attributes
+        except MalformedError:
+            continue
+        for family in network.families:
+            public = attributes.public(family.network.version)
+            if public is not None and public in family.network:
+                leasable = bool(family.index_range(ip_network(public)))
+                outcome = "other nodes will skip it" if leasable else "no subnet there is leased, so that works"
+                yield f"lease {record.key}: its node's address {public} lies in the network {family.network}; {outcome}"
+
+
+def _running(snapshot: Snapshot) -> list[str | None]:
+    """The backend types that the nodes of this store run: what its document says, else what the leases say."""
+    if snapshot.config is not None:
+        with suppress(ConfigError):
+            stored = NetworkConfig.from_json(snapshot.config.value)
+            if not stored.assumption:
+                return [stored.backend_type]
+    return list(backend_types(snapshot.leases))
 
 
 def _consequences(snapshot: Snapshot, new: NetworkConfig) -> list[str]:

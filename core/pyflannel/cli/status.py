@@ -49,6 +49,7 @@ def _summary(document: JSON, now: datetime) -> Iterator[str]:
     if document["backend"]:
         told = document["backend"].get("details", {})
         details = "".join(f", {name.replace('_', ' ')} {text}" for name, text in told.items())
+        details += "".join(f" ({text})" for text in (document["backend"].get("assumed"),) if text)
         yield f"Backend:   {_plugin(document['backend']['name'], document['backend'])}{details}"
     if document["store"]:
         connected = "" if document["store"]["connected"] else ", not connected"
@@ -79,7 +80,7 @@ def _underlay(underlay: JSON) -> str:
         own, public = underlay[family], underlay[f"public_{family}"]
         if own or public:
             text += f", {own or 'no address'}" + (f" (public {public})" if public and public != own else "")
-    return text
+    return text + (f" ({underlay['why']})" if underlay.get("why") else "")
 
 
 def _lease(lease: JSON, now: datetime) -> str:

@@ -33,7 +33,8 @@ from pyflannel.kernel.model import Route
 from pyflannel.kernel.port import ForeignLink, ForeignRoute, KernelPort, Notice
 from pyflannel.kernel.tracker import Tracker
 from pyflannel.membership.slot import Generation, Slot
-from pyflannel.network.underlay import Inventory, Selection, Underlay, choose
+from pyflannel.network.lease import IPNetwork
+from pyflannel.network.underlay import Inventory, Selection, Underlay, keep_or_choose
 from pyflannel.planning.diversion import diverting, leftovers
 from pyflannel.planning.feed import Feed
 from pyflannel.planning.guard import checked_mtu, guarded
@@ -331,7 +332,7 @@ class Loop:
             settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip, settings.public_ipv6
         )
         try:
-            found = choose(self._read_inventory(), selection)
+            found = keep_or_choose(self._read_inventory(), selection, self._underlay, self._own_subnets())
         except (UnderlayError, KernelError) as error:
             self._underlay_due = now + CHECK_INTERVAL
             self._underlay_trouble = str(error)
@@ -340,7 +341,14 @@ class Loop:
         if found == self._underlay:
             return
         first, self._underlay = self._underlay is None, found
-        log.info("underlay: %s %s, MTU %d", found.interface, found.public_ipv4 or found.public_ipv6, found.mtu)
+        log.log(
+            logging.INFO if first else logging.WARNING,
+            "underlay: %s %s, MTU %d: %s",
+            found.interface,
+            found.public_ipv4 or found.public_ipv6,
+            found.mtu,
+            found.why,
+        )
         if first:
             self.keeper.start(found)
         else:
@@ -376,6 +384,13 @@ class Loop:
             if route not in self._diversions:
                 log.warning("a route that is not ours takes packets of the overlay away: %s", route)
         self._diversions = diversions
+
+    def _own_subnets(self) -> tuple[IPNetwork, ...]:
+        """Where this node's containers have their addresses, as of now or of the last run."""
+        if self.member is not None:
+            return self.member.overlay.node.subnets.each
+        previous = subnet_env.read_previous(self.settings.subnet_file).subnets
+        return previous.each if previous is not None else ()
 
     def _reconcile(self) -> None:
         if self.member is None:
@@ -472,6 +487,8 @@ class Loop:
         self._settle_due = self.clock() + SETTLE_AFTER
         if before is None or before.backend is not generation.backend:
             self._backend_name = self._plugin("backend", generation.backend.name)
+            if generation.node.network.assumption:
+                log.warning("%s; 'pyflannel config set' writes it down", generation.node.network.assumption)
         if before is None or before.overlay.node.subnets != generation.node.subnets:
             log.info("lease: %s (%s)", generation.lease.subnets, generation.backend.name)
 

@@ -28,7 +28,7 @@ def hold(run_dir: Path) -> Iterator[None]:
     path = run_dir / _NAME
     try:
         run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise DaemonError(f"{path}: {error.strerror}; run as root, or choose another --run-dir") from None
     try:

@@ -82,7 +82,7 @@ def _parse(text: str, source: str) -> Previous:
     values: dict[str, str] = {}
     for line in text.splitlines():
         key, _, value = line.partition("=")
-        values[key.strip()] = value.strip().strip("\"'")
+        values[key.strip().removeprefix("export ").lstrip()] = value.strip().strip("\"'")
     try:
         ipv4 = _subnet(IPv4Network, values, "FLANNEL_SUBNET")
         ipv6 = _subnet(IPv6Network, values, "FLANNEL_IPV6_SUBNET")

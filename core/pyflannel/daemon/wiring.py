@@ -139,7 +139,7 @@ class _Owner:
             keeper,
             port,
             firewall,
-            read_inventory,
+            lambda: read_inventory(towards=filter(None, (settings.iface_can_reach,))),
             Notifier(),
             self._read_settings,
             measures,

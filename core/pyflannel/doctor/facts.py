@@ -23,6 +23,7 @@ from pyflannel.membership.nodeid import identify
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, Lease
 from pyflannel.network.underlay import Inventory, Selection, Underlay, choose
+from pyflannel.planning.judging import backend_types
 from pyflannel.planning.overlay import Overlay
 from pyflannel.plugins import load_backend, load_store
 from pyflannel.settings.settings import Settings
@@ -108,7 +109,7 @@ def gather(settings: Settings) -> Facts:
     )
     asked = attempt("store", lambda: _ask(settings, status))
     clock = attempt("clock", lambda: _clock(settings, _need(asked, problems, "store")))
-    network = attempt("network", lambda: _network(settings, asked, problems))
+    network = attempt("network", lambda: _network(settings, status, asked, problems))
     backend = attempt("backend", lambda: _backend(_need(network, problems, "network")))
     record = attempt("record", lambda: _own_record(settings, status, _need(asked, problems, "store"), underlay))
     lease = attempt("lease", lambda: _lease(_need(record, problems, "record")))
@@ -177,11 +178,20 @@ def _clock(settings: Settings, _: StoreFacts) -> ClockFacts:
         return ClockFacts(said, before, time.time(), kind.node_clocks)
 
 
-def _network(settings: Settings, asked: StoreFacts | None, problems: Mapping[str, PyflannelError]) -> NetworkConfig:
+def _network(
+    settings: Settings,
+    status: Mapping[str, JSON] | None,
+    asked: StoreFacts | None,
+    problems: Mapping[str, PyflannelError],
+) -> NetworkConfig:
     config = _need(asked, problems, "store").snapshot.config
     if config is None:
         raise StoreError(f"{settings.store} holds no network config")
-    return NetworkConfig.from_json(config.value, f"network config in {settings.store}")
+    network = NetworkConfig.from_json(config.value, f"network config in {settings.store}")
+    if not network.assumption:
+        return network
+    leases = _need(asked, problems, "store").snapshot.leases
+    return network.following(backend_types(leases, _node_id(settings, status)))
 
 
 def _backend(network: NetworkConfig) -> Backend[Any]:

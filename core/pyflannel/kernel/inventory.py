@@ -7,18 +7,20 @@ tentative and deprecated addresses) is left out.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from socket import AF_INET, AF_INET6
 
 from pyflannel.kernel import wire
-from pyflannel.kernel.links import LinkTable, encode_address_dump, encode_link_query, parse_link
+from pyflannel.kernel.links import LinkRow, LinkTable, encode_address_dump, encode_link_query, parse_link
 from pyflannel.kernel.model import OWNER, ROUTE_PROTOCOL
 from pyflannel.kernel.netns import call_in
 from pyflannel.kernel.rtnl import messages
-from pyflannel.kernel.rtsocket import RequestSocket
+from pyflannel.kernel.rtsocket import Refused, RequestSocket
 from pyflannel.network.lease import IPAddress
-from pyflannel.network.underlay import Interface, InterfaceRoute, Inventory
+from pyflannel.network.underlay import Interface, InterfaceRoute, Inventory, Way
 
 __all__ = ["read_inventory"]
 
@@ -27,12 +29,20 @@ _IFA_F_DEPRECATED = 0x20
 _IFA_F_TENTATIVE = 0x40
 _IFA_F_DADFAILED = 0x08
 _IFA_F_TEMPORARY = 0x01
-_UNUSABLE = _IFA_F_DEPRECATED | _IFA_F_TENTATIVE | _IFA_F_DADFAILED | _IFA_F_TEMPORARY
+_UNUSABLE = _IFA_F_TENTATIVE | _IFA_F_DADFAILED | _IFA_F_TEMPORARY
 
 
-def read_inventory(netns: Path | None = None) -> Inventory:
+@dataclass(slots=True)
+class _Addresses:
+    usable: list[IPAddress] = field(default_factory=list)
+    hosts: set[IPAddress] = field(default_factory=set)
+    fading: set[IPAddress] = field(default_factory=set)
+
+
+def read_inventory(netns: Path | None = None, towards: Iterable[IPAddress] = ()) -> Inventory:
     """The interfaces and routes of the current network namespace, or of another.
 
+    :param towards: addresses of which the kernel is to say how it sends to them.
     :raises KernelError: they can't be read.
     """
     requests = RequestSocket() if netns is None else call_in(netns, RequestSocket)
@@ -40,16 +50,28 @@ def read_inventory(netns: Path | None = None) -> Inventory:
         links = _links(requests)
         addresses = _addresses(requests)
         routes = tuple(route for family in (AF_INET, AF_INET6) for route in _routes(requests, family, links))
+        ways = tuple((address, way) for address in towards if (way := _way(requests, address, links)) is not None)
     finally:
         requests.close()
     return Inventory(
-        tuple(
-            Interface(row.name, row.mtu, row.up, tuple(addresses[row.index]))
-            for row in links.by_index.values()
-            if row.alias != OWNER
-        ),
+        tuple(_interface(row, addresses[row.index]) for row in links.by_index.values() if row.alias != OWNER),
         routes,
+        ways,
     )
+
+
+def _interface(row: LinkRow, found: _Addresses) -> Interface:
+    return Interface(row.name, row.mtu, row.up, tuple(found.usable), frozenset(found.hosts), frozenset(found.fading))
+
+
+def _way(requests: RequestSocket, address: IPAddress, links: LinkTable) -> Way | None:
+    """How the kernel would send to an address; ``None`` if it would not."""
+    answer = requests.ask(wire.encode_route_query(address))
+    if isinstance(answer, Refused):
+        return None
+    row = wire.parse_route(answer.datagram, answer.start, answer.end)
+    name = links.name(row.link)
+    return Way(name, row.source) if name is not None else None
 
 
 def _links(requests: RequestSocket) -> LinkTable:
@@ -61,8 +83,8 @@ def _links(requests: RequestSocket) -> LinkTable:
     return table
 
 
-def _addresses(requests: RequestSocket) -> dict[int, list[IPAddress]]:
-    found: dict[int, list[IPAddress]] = defaultdict(list)
+def _addresses(requests: RequestSocket) -> dict[int, _Addresses]:
+    found: dict[int, _Addresses] = defaultdict(_Addresses)
     for answer in requests.dump(encode_address_dump(0, strict=False)):
         message = messages().address(answer.datagram[answer.start - 16 : answer.end])
         message.decode()
@@ -73,7 +95,13 @@ def _addresses(requests: RequestSocket) -> dict[int, list[IPAddress]]:
             continue
         address = ip_address(text)
         if address.version == 4 or not flags & _UNUSABLE:  # IFA_F_TEMPORARY means "secondary" for IPv4
-            found[message["index"]].append(address)
+            there = found[message["index"]]
+            if address.version == 6 and flags & _IFA_F_DEPRECATED:
+                there.fading.add(address)
+                continue
+            there.usable.append(address)
+            if message["prefixlen"] == address.max_prefixlen:
+                there.hosts.add(address)
     return found
 
 
@@ -89,5 +117,5 @@ def _routes(requests: RequestSocket, family: int, links: LinkTable) -> list[Inte
         for way in ways:
             name = links.name(way.link)
             if name is not None:
-                found.append(InterfaceRoute(row.destination, name, way.gateway, row.metric))
+                found.append(InterfaceRoute(row.destination, name, way.gateway, row.metric, row.source))
     return found

@@ -29,6 +29,7 @@ __all__ = [
     "encode_neighbour_dump",
     "encode_route",
     "encode_route_dump",
+    "encode_route_query",
     "is_flooded",
     "messages",
     "parse_fdb",
@@ -228,6 +229,13 @@ def encode_route_dump(family: int, protocol: int = 0, link: int = 0) -> bytes:
     if link:
         body += _ATTRIBUTE_U32.pack(8, _RTA_OIF, link)
     return message(RTM_GETROUTE, NLM_F_DUMP, body)
+
+
+def encode_route_query(address: IPAddress) -> bytes:
+    """``RTM_GETROUTE``: how would a packet to ``address`` be sent, by rules and all tables?"""
+    family = AF_INET if address.version == 4 else AF_INET6
+    body = _ROUTE.pack(family, address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+    return message(RTM_GETROUTE, 0, body + _address_attribute(_RTA_DST, address))
 
 
 def parse_route(datagram: bytes, start: int, end: int) -> RouteRow:

@@ -27,7 +27,7 @@ store is given up for a new one of the same kind.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -47,12 +47,21 @@ from pyflannel.errors import (
     StoreUnavailableError,
     UnderlayError,
 )
-from pyflannel.membership.allocation import Adopt, ConflictPolicy, Contested, Existing, Identity, allocate, decide
+from pyflannel.membership.allocation import (
+    Adopt,
+    ConflictPolicy,
+    Contested,
+    Existing,
+    Identity,
+    allocate,
+    decide,
+)
 from pyflannel.membership.slot import Generation, LeaseState, Slot
-from pyflannel.network.document import NetworkConfig, NetworkSeed
+from pyflannel.network.document import NetworkConfig, NetworkSeed, with_backend
 from pyflannel.network.lease import Lease, LeaseAttributes, Subnets
 from pyflannel.network.underlay import Underlay
 from pyflannel.planning.guard import PUBLISH_TIMEOUT
+from pyflannel.planning.judging import backend_types
 from pyflannel.small.retry import Backoff
 from pyflannel.store import CALL_TIMEOUT, CONFIG_KEY, Batch, Record, Snapshot, Unassigned
 
@@ -867,12 +876,12 @@ class LeaseMachine:
         assigned = (yield from self._ask_assigned()) if self._options.assigned else None
         snapshot: Snapshot = yield TakeSnapshot()
         if snapshot.config is None and (self._options.seed is not None or self._place is None):
-            snapshot = yield from self._create_config()
+            snapshot = yield from self._create_config(snapshot)
         records = {record.key: record for record in snapshot.leases}
         self._document = snapshot.config.value if snapshot.config is not None else self._in_force.document
         if assigned is None:
             yield from self._keep_ours(records)
-        place = yield from self._place_to_join()
+        place = yield from self._place_to_join(snapshot.leases)
         if assigned is None:
             published = yield from self._obtain(place, records)
         else:
@@ -915,15 +924,18 @@ class LeaseMachine:
         used = place.network.used(subnets)
         return Node(self._options.node_id, place.network, place.underlay, used, self._options.state_dir)
 
-    def _create_config(self) -> Generator[Call, Any, Snapshot]:
+    def _create_config(self, found: Snapshot) -> Generator[Call, Any, Snapshot]:
         seed = self._options.seed
         if seed is None:
             raise StoreError(
                 f"{self._store} has no network config yet; put one there with 'pyflannel config set', "
                 "or start a node with --network"
             )
+        network = NetworkConfig.from_json(seed.document, seed.source)
+        if network.assumption:
+            network = network.following(backend_types(found.leases, self._options.node_id))
         with suppress(ConflictError):  # another node was first; its document counts
-            yield WriteConfig(seed.document)
+            yield WriteConfig(with_backend(seed.document, network.backend_type))
         snapshot: Snapshot = yield TakeSnapshot()
         if snapshot.config is None:
             raise StoreError(f"{self._store}: the network config vanished right after it was written")
@@ -959,12 +971,12 @@ class LeaseMachine:
     def _last_subnets(self) -> Subnets | None:
         return self._state.lease.subnets if self._state.lease is not None else self._previous
 
-    def _place_to_join(self) -> Generator[Call, Any, _Place]:
+    def _place_to_join(self, leases: Sequence[Record]) -> Generator[Call, Any, _Place]:
         """What the store's document asks for, or what is in force as long as that can't be followed."""
         underlay = self._underlay
         assert underlay is not None
         try:
-            place = yield from self._place_for(self._document, underlay)
+            place = yield from self._place_for(self._document, underlay, leases)
         except PyflannelError as error:
             if self._place is None:
                 raise
@@ -981,9 +993,13 @@ class LeaseMachine:
             return place
         return replace(place, underlay=underlay)
 
-    def _place_for(self, document: str, underlay: Underlay) -> Generator[Call, Any, _Place]:
+    def _place_for(
+        self, document: str, underlay: Underlay, leases: Sequence[Record] | None = None
+    ) -> Generator[Call, Any, _Place]:
         """What a network document of the store asks for.
 
+        :param leases: all that the store holds, if they have been read already; they say what a network runs whose
+            document doesn't.
         :raises ConfigError: it can't be followed, or this node's settings say otherwise.
         :raises PluginError: its backend is missing or doesn't load.
         :raises UnderlayError: the underlay lacks an address.
@@ -993,20 +1009,26 @@ class LeaseMachine:
                 network, backend = known.network, known.backend
                 break
         else:
-            network = self._network(document)
+            network = NetworkConfig.from_json(document, f"network config in {self._store}")
+            if network.assumption and leases is None:
+                leases = (yield TakeSnapshot()).leases
+            network = self._network(network, leases or ())
             backend = yield Load(network)
         _check_underlay(network, underlay, backend)
         return _Place(document, network, backend, underlay)
 
-    def _network(self, document: str) -> NetworkConfig:
-        network = NetworkConfig.from_json(document, f"network config in {self._store}")
-        if self._options.backend is not None and self._options.backend != network.backend_type:
+    def _network(self, network: NetworkConfig, leases: Iterable[Record]) -> NetworkConfig:
+        """As this node takes it, if its settings agree with it."""
+        if network.assumption:
+            network = network.following(backend_types(leases, self._options.node_id))
+        wanted = self._options.backend
+        if wanted is not None and wanted.lower() != network.backend_type:
             raise ConfigError(
-                f"--backend is {self._options.backend!r}, but the network config in {self._store} says "
+                f"--backend is {wanted!r}, but the network config in {self._store} says "
                 f"{network.backend_type!r}; start without --backend, or change the config with 'pyflannel config set'"
             )
         seed = self._options.seed
-        if seed is not None and seed.binding and NetworkConfig.from_json(seed.document, seed.source) != network:
+        if seed is not None and seed.binding and not network.means(NetworkConfig.from_json(seed.document, seed.source)):
             raise ConfigError(
                 f"the network config in {self._store} means something else than {seed.source}; make them "
                 "agree with 'pyflannel config set', or start without that file"

@@ -10,17 +10,21 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from typing import Generic, NamedTuple, TypeVar
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Generic, NamedTuple, NoReturn, TypeVar
 
 from pyflannel.errors import ConfigError
 from pyflannel.network.lease import JSON, IPAddress, IPNetwork, Subnets
 
-__all__ = ["KEYS", "FamilyConfig", "NetworkConfig", "NetworkSeed"]
+__all__ = ["KEYS", "UNTYPED", "FamilyConfig", "NetworkConfig", "NetworkSeed", "with_backend"]
 
 DEFAULT_BACKEND = "vxlan"
+
+UNTYPED = "udp"
+"""What flanneld runs with a document that names no backend. Its leases carry no type then."""
 
 N = TypeVar("N", IPv4Network, IPv6Network)
 
@@ -74,7 +78,10 @@ class FamilyConfig(Generic[N]):
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
-    """The validated network document. A family that is switched off is ``None``."""
+    """The validated network document. A family that is switched off is ``None``.
+
+    ``assumption`` says which backend was taken, and why, if the document names none; empty if it names one.
+    """
 
     ipv4: FamilyConfig[IPv4Network] | None
     ipv6: FamilyConfig[IPv6Network] | None
@@ -82,6 +89,25 @@ class NetworkConfig:
     backend_options: Mapping[str, JSON] = field(repr=False)  # there may be a shared key among them
     enable_nftables: bool = False
     unknown_keys: tuple[str, ...] = field(default=(), compare=False)
+    assumption: str = field(default="", compare=False)
+
+    def following(self, types: Iterable[str | None]) -> NetworkConfig:
+        """This network with the backend that most of its nodes run, if the document names none.
+
+        :param types: the backend type of each other node's lease, ``None`` where it has none.
+        """
+        running = Counter(UNTYPED if name is None else name.lower() for name in types)
+        if not self.assumption or not running:
+            return self
+        most = max(running, key=lambda name: (running[name], name))
+        assumption = f"the network config names no backend; {most} is what the network runs already"
+        return replace(self, backend_type=most, assumption=assumption)
+
+    def means(self, other: NetworkConfig) -> bool:
+        """Whether both say the same; a backend that ``other`` only assumes says nothing."""
+        if other.assumption:
+            other = replace(other, backend_type=self.backend_type, backend_options=self.backend_options)
+        return self == other
 
     @property
     def families(self) -> tuple[FamilyConfig[IPv4Network] | FamilyConfig[IPv6Network], ...]:
@@ -129,7 +155,7 @@ class NetworkConfig:
         :raises ConfigError: naming the key, the value and the rule that is broken.
         """
         try:
-            document = json.loads(text)
+            document = json.loads(text, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{source}: not valid JSON: {error}") from None
         if not isinstance(document, dict):
@@ -144,24 +170,44 @@ class NetworkConfig:
             raise document.error("EnableIPv4", False, "at least one of EnableIPv4 and EnableIPv6 must be true")
         ipv4 = _family(document, "", IPv4Network, _IPV4) if enable_ipv4 else None
         ipv6 = _family(document, "IPv6", IPv6Network, _IPV6) if enable_ipv6 else None
+        if ipv4 is None:
+            _check_unused(document, "", IPv4Network, _IPV4)
+        if ipv6 is None:
+            _check_unused(document, "IPv6", IPv6Network, _IPV6)
         backend = document.get("Backend")
-        if backend is None:
-            backend = {}
+        if backend is None and not document.has("Backend"):
+            backend = {"Type": DEFAULT_BACKEND}
         if not isinstance(backend, dict):
             raise document.error("Backend", backend, 'must be an object such as {"Type": "vxlan"}')
         types = [value for name, value in backend.items() if name.lower() == "type"]
-        backend_type = types[-1] if types else DEFAULT_BACKEND
+        if not types:
+            raise document.missing("Backend.Type", f"name the backend, such as {DEFAULT_BACKEND!r}")
+        backend_type = types[-1]
         if not isinstance(backend_type, str) or not backend_type:
-            raise document.error("Backend.Type", backend_type, "must be the name of a backend")
+            raise document.error(
+                "Backend.Type", backend_type, f"must be the name of a backend, such as {DEFAULT_BACKEND!r}"
+            )
         _check_mtu(document, backend)
         return cls(
             ipv4=ipv4,
             ipv6=ipv6,
-            backend_type=backend_type,
+            backend_type=backend_type.lower(),
             backend_options={name: value for name, value in backend.items() if name.lower() != "type"},
             enable_nftables=document.boolean("EnableNFTables", False),
             unknown_keys=document.unknown,
+            assumption="" if document.has("Backend") else _ASSUMED,
         )
+
+
+_ASSUMED = f"the network config names no backend; {DEFAULT_BACKEND} is assumed (flanneld would run {UNTYPED})"
+
+
+def with_backend(text: str, backend: str) -> str:
+    """The valid document ``text`` with a backend, if it names none."""
+    document = json.loads(text)
+    if any(name.lower() == "backend" for name in document):
+        return text
+    return json.dumps({**document, "Backend": {"Type": backend}})
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +250,9 @@ class _Document:
         self._values = {names[name.lower()]: value for name, value in document.items() if name.lower() in names}
         self.unknown = tuple(name for name in document if name.lower() not in names)
 
+    def has(self, key: str) -> bool:
+        return key in self._values
+
     def get(self, key: str) -> JSON:
         return self._values.get(key)
 
@@ -229,6 +278,7 @@ class _Document:
         raise self.error(key, value, "must be a whole number")
 
     def address(self, key: str, version: int) -> IPAddress | None:
+        """An address; the unspecified one is Go's way of saying absent."""
         value = self.get(key)
         if value is None:
             return None
@@ -236,9 +286,16 @@ class _Document:
             address = ip_address(value) if isinstance(value, str) and "%" not in value else None
         except ValueError:
             address = None
+        if version == 4 and isinstance(address, IPv6Address):
+            address = address.ipv4_mapped or address
         if address is None or address.version != version:
             raise self.error(key, value, f"must be an IPv{version} address")
-        return address
+        return None if address.is_unspecified else address
+
+
+def _no_constant(name: str) -> NoReturn:
+    """Python's parser takes NaN and Infinity, which are no JSON."""
+    raise ValueError(f"{name} is no JSON value")
 
 
 LARGEST_MTU = 65535
@@ -294,7 +351,25 @@ def _family(document: _Document, prefix: str, kind: type[N], rules: _Rules) -> F
     return FamilyConfig(network, length, subnet_min, subnet_max)
 
 
+def _check_unused(document: _Document, prefix: str, kind: type[N], rules: _Rules) -> None:
+    """A family that is off need not make sense, but what is said of it must be readable: flanneld reads it all."""
+    if document.get(f"{prefix}Network") is not None:
+        _network_text(document, f"{prefix}Network", kind, rules)
+    document.integer(f"{prefix}SubnetLen")
+    document.address(f"{prefix}SubnetMin", rules.version)
+    document.address(f"{prefix}SubnetMax", rules.version)
+
+
 def _network(document: _Document, key: str, kind: type[N], rules: _Rules) -> N:
+    network = _network_text(document, key, kind, rules)
+    if network.prefixlen > rules.longest:
+        raise document.error(key, str(network), f"too small: must be a /{rules.longest} or larger")
+    if network.prefixlen == 0:
+        raise document.error(key, str(network), "is every address there is; must be a /1 or smaller")
+    return network
+
+
+def _network_text(document: _Document, key: str, kind: type[N], rules: _Rules) -> N:
     text = document.get(key)
     if text is None:
         raise document.missing(key, f"EnableIPv{rules.version} needs the overlay's network, such as {rules.example}")
@@ -304,8 +379,6 @@ def _network(document: _Document, key: str, kind: type[N], rules: _Rules) -> N:
         network = None
     if not isinstance(network, kind):
         raise document.error(key, text, f"must be an IPv{rules.version} network in CIDR form, such as {rules.example}")
-    if network.prefixlen > rules.longest:
-        raise document.error(key, text, f"too small: must be a /{rules.longest} or larger")
     return network
 
 

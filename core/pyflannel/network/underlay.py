@@ -2,23 +2,37 @@
 
 :class:`Underlay` is the frozen answer that planners work with. :func:`choose` finds it in an :class:`Inventory` of this
 node's interfaces and routes as flannel does: by ``--iface``, then ``--iface-regex``, then ``--iface-can-reach``, else
-by the default route. It is a pure function; reading the inventory is the kernel package's business.
+by the address that ``--public-ip`` names, else by the default route. A running daemon goes on with what it has for as
+long as that works (:func:`keep_or_choose`). Pure functions; reading the inventory is the kernel package's business.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TypeVar
+from itertools import chain
+from typing import NamedTuple, TypeVar
 
 from pyflannel.errors import UnderlayError
 from pyflannel.network.lease import IPAddress, IPNetwork
 
-__all__ = ["Interface", "InterfaceRoute", "Inventory", "Selection", "Underlay", "UnderlayRoute", "choose"]
+__all__ = [
+    "Interface",
+    "InterfaceRoute",
+    "Inventory",
+    "Selection",
+    "Underlay",
+    "UnderlayRoute",
+    "Way",
+    "choose",
+    "keep_or_choose",
+]
 
 A = TypeVar("A", IPv4Address, IPv6Address)
+
+LOOPBACK = "lo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +48,7 @@ class Underlay:
     """An interface and the addresses by which other nodes reach this one through it.
 
     ``ipv4`` and ``ipv6`` are addresses of the interface, the source of encapsulated packets; the public ones are what
-    the lease says, and differ from them behind a 1:1 NAT. ``mtu`` in bytes.
+    the lease says, and differ from them behind a 1:1 NAT. ``mtu`` in bytes. ``why`` says what chose it, for people.
     """
 
     interface: str
@@ -44,6 +58,7 @@ class Underlay:
     public_ipv4: IPv4Address | None = None
     public_ipv6: IPv6Address | None = None
     routes: tuple[UnderlayRoute, ...] = ()
+    why: str = field(default="", compare=False)
 
     def public(self, version: int) -> IPAddress | None:
         """The public address of IP version 4 or 6."""
@@ -65,30 +80,66 @@ class Underlay:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """A network interface of this node, with its usable addresses in the kernel's order."""
+    """A network interface of this node, with its usable addresses in the kernel's order.
+
+    ``hosts`` are those of them that come alone, as /32 or /128: often a virtual one that moves between machines.
+    ``fading`` are there too, but deprecated: they are kept and not chosen.
+    """
 
     name: str
     mtu: int
     up: bool
     addresses: tuple[IPAddress, ...] = ()
+    hosts: frozenset[IPAddress] = frozenset()
+    fading: frozenset[IPAddress] = frozenset()
+
+
+class Way(NamedTuple):
+    """What the kernel answers when asked how it would send to an address."""
+
+    interface: str
+    source: IPAddress | None
 
 
 @dataclass(frozen=True, slots=True)
 class InterfaceRoute:
-    """A unicast route of the main table that is not ours."""
+    """A unicast route of the main table that is not ours; ``source`` if it prefers one."""
 
     destination: IPNetwork
     interface: str
     gateway: IPAddress | None = None
     metric: int = 0
+    source: IPAddress | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What this node has to choose an underlay from."""
+    """What this node has to choose an underlay from. ``ways`` are the kernel's own answers, policy rules included."""
 
     interfaces: tuple[Interface, ...]
     routes: tuple[InterfaceRoute, ...]
+    ways: tuple[tuple[IPAddress, Way], ...] = ()
+
+    def without(self, subnets: Sequence[IPNetwork]) -> Inventory:
+        """The same without the addresses in ``subnets``, those of the containers."""
+        if not subnets:
+            return self
+        kept = []
+        for interface in self.interfaces:
+            addresses = tuple(
+                address
+                for address in interface.addresses
+                if not any(address.version == subnet.version and address in subnet for subnet in subnets)
+            )
+            if addresses or not interface.addresses:
+                kept.append(replace(interface, addresses=addresses))
+        return replace(self, interfaces=tuple(kept))
+
+    def default_route(self, version: int) -> InterfaceRoute | None:
+        """The route for everything; two halves of everything (a VPN's way to come first) are none."""
+        routes = [route for route in self.routes if route.destination.prefixlen == 0]
+        routes = [route for route in routes if route.destination.version == version]
+        return min(routes, key=lambda route: route.metric, default=None)
 
     def interface(self, name: str) -> Interface | None:
         """The interface of that name."""
@@ -120,22 +171,83 @@ def choose(inventory: Inventory, selection: Selection) -> Underlay:
 
     :raises UnderlayError: no interface answers to the selection, or the one that does can't be used at present.
     """
-    interface, wanted = _interface(inventory, selection)
+    return _made(inventory, selection, _choice(inventory, selection), ())
+
+
+def keep_or_choose(
+    inventory: Inventory, selection: Selection, current: Underlay | None, own: Sequence[IPNetwork] = ()
+) -> Underlay:
+    """The underlay in use for as long as it can carry packets, else a new one.
+
+    :param own: the subnets of this node's containers, whose addresses are never the underlay's.
+    :raises UnderlayError: see :func:`choose`.
+    """
+    inventory = inventory.without(own)
+    if current is None:
+        return choose(inventory, selection)
+    used = tuple(address for address in (current.ipv4, current.ipv6) if address is not None)
+    interface = inventory.interface(current.interface)
+    if interface is not None and interface.up and all(_works(interface, address) for address in used):
+        return _made(inventory, selection, _Choice(interface, None, current.why), used)
+    return _made(inventory, selection, _choice(inventory, selection), used)
+
+
+def _works(interface: Interface, address: IPAddress) -> bool:
+    """Whether an address may stay in use: it is there, and did not only stand in for a better one."""
+    if address in interface.fading:
+        return True
+    better = [
+        other for other in interface.addresses if other.version == address.version and other not in interface.hosts
+    ]
+    return address in interface.addresses and not (address in interface.hosts and better)
+
+
+class _Choice(NamedTuple):
+    """An interface, the address of it that was meant, if one was, and what chose it."""
+
+    interface: Interface
+    wanted: IPAddress | None
+    why: str
+
+
+def _made(inventory: Inventory, selection: Selection, choice: _Choice, used: Sequence[IPAddress]) -> Underlay:
+    interface = choice.interface
     if not interface.up:
         raise UnderlayError(f"underlay interface {interface.name} is down: ip link set {interface.name} up")
-    ipv4 = _first(IPv4Address, wanted, interface.addresses)
-    ipv6 = _first(IPv6Address, wanted, interface.addresses)
+    there = (*interface.addresses, *interface.fading)
+    wanted = (choice.wanted, selection.public_ip, selection.public_ipv6)
+    order = (
+        *(address for address in used if _works(interface, address)),
+        *(address for address in wanted if address in there),
+        *(address for address in interface.addresses if address not in interface.hosts),
+        *interface.addresses,
+    )
+    ipv4, ipv6 = _first(IPv4Address, order), _first(IPv6Address, order)
     if ipv4 is None and ipv6 is None:
         raise UnderlayError(f"underlay interface {interface.name} has no usable address; add one, or use --iface")
     return Underlay(
         interface=interface.name,
-        mtu=interface.mtu,
+        mtu=_mtu(inventory, interface),
         ipv4=ipv4,
         ipv6=ipv6,
         public_ipv4=selection.public_ip or ipv4,
         public_ipv6=selection.public_ipv6 or ipv6,
         routes=_relevant(route for route in inventory.routes if route.interface == interface.name),
+        why=choice.why,
     )
+
+
+def _mtu(inventory: Inventory, interface: Interface) -> int:
+    """The interface's; of a loopback address the one of the way out, for no packet between nodes leaves by lo."""
+    if interface.name != LOOPBACK:
+        return interface.mtu
+    for version in (4, 6):
+        route = inventory.default_route(version)
+        out = inventory.interface(route.interface) if route is not None else None
+        if out is not None:
+            return out.mtu
+    others = [other.mtu for other in inventory.interfaces if other.up and other.name != LOOPBACK and other.addresses]
+    return min([interface.mtu, *others])
 
 
 def _relevant(routes: Iterable[InterfaceRoute]) -> tuple[UnderlayRoute, ...]:
@@ -154,47 +266,68 @@ def _relevant(routes: Iterable[InterfaceRoute]) -> tuple[UnderlayRoute, ...]:
     )
 
 
-def _interface(inventory: Inventory, selection: Selection) -> tuple[Interface, IPAddress | None]:
-    """The interface, and the address by which the operator named it."""
-    for text in selection.iface:
-        found = _by_name_or_address(inventory.interfaces, text)
-        if found is not None:
-            return found
-    for pattern in selection.iface_regex:
-        for interface in inventory.interfaces:
-            if pattern.search(interface.name) or any(pattern.search(str(address)) for address in interface.addresses):
-                return interface, None
+def _choice(inventory: Inventory, selection: Selection) -> _Choice:
+    named = (_by_name_or_address(inventory.interfaces, text) for text in selection.iface)
+    matching = (_matching(inventory.interfaces, pattern) for pattern in selection.iface_regex)
+    found = next((choice for choice in chain(named, matching) if choice is not None), None)
+    if found is not None:
+        return found
     if selection.iface_can_reach is not None:
-        return _towards(inventory, selection.iface_can_reach, "--iface-can-reach"), None
+        return _towards(inventory, selection.iface_can_reach)
     if selection.iface or selection.iface_regex:
         asked = [*selection.iface, *(pattern.pattern for pattern in selection.iface_regex)]
         names = ", ".join(interface.name for interface in inventory.interfaces)
         raise UnderlayError(f"no interface is, has or matches {', '.join(asked)}; there are: {names or 'none'}")
-    for unspecified in ("0.0.0.0", "::"):  # noqa: S104 - the address that only a default route matches
-        if inventory.route_to(ip_address(unspecified)) is not None:
-            return _towards(inventory, ip_address(unspecified), "the default route"), None
+    return _unasked(inventory, selection)
+
+
+def _unasked(inventory: Inventory, selection: Selection) -> _Choice:
+    """Without a flag that names an interface: who has our public address, else the default route's."""
+    for public in (selection.public_ip, selection.public_ipv6):
+        for interface in inventory.interfaces:
+            if public is not None and public in interface.addresses:
+                return _Choice(interface, public, f"--public-ip {public} is its address")
+    for version in (4, 6):
+        route = inventory.default_route(version)
+        through = inventory.interface(route.interface) if route is not None else None
+        if route is not None and through is not None:
+            return _Choice(through, route.source, f"the default route {route.destination} leads through it")
     raise UnderlayError("no default route, which names the underlay interface; add one, or use --iface")
 
 
-def _by_name_or_address(interfaces: Iterable[Interface], text: str) -> tuple[Interface, IPAddress | None] | None:
+def _matching(interfaces: Iterable[Interface], pattern: re.Pattern[str]) -> _Choice | None:
+    for interface in interfaces:
+        if interface.name == LOOPBACK:
+            continue
+        if pattern.search(interface.name):
+            return _Choice(interface, None, f"its name matches --iface-regex {pattern.pattern}")
+        for address in interface.addresses:
+            if pattern.search(str(address)):
+                return _Choice(interface, address, f"its address {address} matches --iface-regex {pattern.pattern}")
+    return None
+
+
+def _by_name_or_address(interfaces: Iterable[Interface], text: str) -> _Choice | None:
     try:
         address: IPAddress | None = ip_address(text)
     except ValueError:
         address = None
     for interface in interfaces:
         if interface.name == text or (address is not None and address in interface.addresses):
-            return interface, address
+            return _Choice(interface, address, f"--iface {text}")
     return None
 
 
-def _towards(inventory: Inventory, address: IPAddress, what: str) -> Interface:
-    route = inventory.route_to(address)
-    interface = inventory.interface(route.interface) if route is not None else None
-    if interface is None:
-        raise UnderlayError(f"{what}: no route to {address}; use --iface")
-    return interface
+def _towards(inventory: Inventory, address: IPAddress) -> _Choice:
+    way = dict(inventory.ways).get(address)
+    if way is None:
+        route = inventory.route_to(address)
+        way = Way(route.interface, route.source) if route is not None else None
+    interface = inventory.interface(way.interface) if way is not None else None
+    if way is None or interface is None:
+        raise UnderlayError(f"--iface-can-reach: no route to {address}; use --iface")
+    return _Choice(interface, way.source, f"--iface-can-reach {address}: the kernel sends through it")
 
 
-def _first(kind: type[A], wanted: IPAddress | None, addresses: Sequence[IPAddress]) -> A | None:
-    """The wanted address if it is of this family, else the interface's first."""
-    return next((address for address in (wanted, *addresses) if isinstance(address, kind)), None)
+def _first(kind: type[A], addresses: Iterable[IPAddress]) -> A | None:
+    return next((address for address in addresses if isinstance(address, kind)), None)

@@ -6,11 +6,32 @@ there is none. What only a backend can say of a lease, and which of two leases h
 
 from __future__ import annotations
 
-from pyflannel.backend import Node
-from pyflannel.network.document import NetworkConfig
-from pyflannel.network.lease import Lease
+from collections.abc import Iterable, Iterator
+from ipaddress import ip_network
+from typing import Protocol
 
-__all__ = ["own_problem", "placement_problem", "type_problem"]
+from pyflannel.backend import Node
+from pyflannel.errors import MalformedError
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import IPAddress, Lease
+
+__all__ = ["backend_types", "own_problem", "placement_problem", "type_problem"]
+
+
+class Stored(Protocol):
+    """A lease as a store tells of it."""
+
+    @property
+    def key(self) -> str:
+        """Its subnets."""
+
+    @property
+    def value(self) -> str:
+        """Its text."""
+
+    @property
+    def permanent(self) -> bool:
+        """Whether it is a reservation."""
 
 
 def placement_problem(network: NetworkConfig, lease: Lease) -> str:
@@ -26,8 +47,13 @@ def own_problem(node: Node, lease: Lease) -> str:
     for version in node.network.versions:
         public = lease.attributes.public(version)
         leased = lease.subnets.of(version) is not None
-        if leased and public is not None and public == node.underlay.public(version):
+        if not leased or public is None:
+            continue
+        if public in (node.underlay.public(version), node.underlay.local(version)):
             return f"{_public_name(version)} {public} is this node's own"
+        no_host = _no_host(node, public)
+        if no_host:
+            return f"{_public_name(version)} {public} is no address that a node can have: {no_host}"
     if lease.subnets.overlaps(node.subnets):
         return f"overlaps this node's own subnet {node.subnets}"
     return ""
@@ -52,12 +78,64 @@ def _family_problem(network: NetworkConfig, lease: Lease, version: int) -> str:
     name, public = _public_name(version), lease.attributes.public(version)
     if public is None:
         return f"has no {name}"
-    if public.is_unspecified or public.is_loopback or public.is_multicast or int(public) == 0xFFFFFFFF:
-        return f"{name} {public} is no address that a node can have"
-    if public in whole:
+    unusable = _unusable(public)
+    if unusable:
+        return f"{name} {public} is no address that a node can have: {unusable}"
+    if public in subnet or family.index_range(ip_network(public)):
         return f"{name} {public} lies inside the overlay {whole}, which it should carry"
+    return ""
+
+
+_NOWHERE = tuple(
+    (ip_network(text), why)
+    for text, why in (
+        ("0.0.0.0/8", "0.0.0.0/8 means this network"),
+        ("127.0.0.0/8", "a loopback address"),
+        ("224.0.0.0/4", "a multicast address"),
+        ("240.0.0.0/4", "240.0.0.0/4 is reserved"),
+        ("169.254.0.0/16", "a link-local address"),
+        ("::/128", "the unspecified address"),
+        ("::1/128", "a loopback address"),
+        ("::ffff:0:0/96", "an IPv4 address in IPv6's clothes"),
+        ("fe80::/10", "a link-local address"),
+        ("ff00::/8", "a multicast address"),
+    )
+)
+"""Addresses that no packet to another node can have (RFC 6890)."""
+
+
+def _unusable(address: IPAddress) -> str:
+    return next((why for network, why in _NOWHERE if network.version == address.version and address in network), "")
+
+
+def _no_host(node: Node, address: IPAddress) -> str:
+    """Why no other node on our underlay's links can have ``address``."""
+    onlink = (route.destination for route in node.underlay.routes if route.gateway is None)
+    for network in onlink:
+        if network.version != address.version or address not in network or network.num_addresses <= 2:
+            continue
+        if address == network.network_address:
+            return f"the network address of {network}"
+        if address.version == 4 and address == network.broadcast_address:
+            return f"the broadcast address of {network}"
     return ""
 
 
 def _public_name(version: int) -> str:
     return f"PublicIP{'' if version == 4 else 'v6'}"
+
+
+def backend_types(records: Iterable[Stored], node_id: str = "") -> Iterator[str | None]:
+    """What the leases of a store say that their nodes run; ``None`` is what a lease of flanneld's udp says.
+
+    Our own (``node_id``) only repeats what we once took for right, and a reservation without a type says nothing.
+    """
+    for record in records:
+        try:
+            attributes = Lease.from_record(record.key, record.value).attributes
+        except MalformedError:
+            continue
+        says = attributes.backend_type is not None or not record.permanent
+        reachable = attributes.public_ip is not None or attributes.public_ipv6 is not None
+        if says and reachable and not (node_id and attributes.node_id == node_id):
+            yield attributes.backend_type

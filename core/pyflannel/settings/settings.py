@@ -29,7 +29,7 @@ from pyflannel.errors import ConfigError
 from pyflannel.firewall.model import Mode
 from pyflannel.membership.allocation import ConflictPolicy
 from pyflannel.network.document import KEYS as NETWORK_KEYS
-from pyflannel.network.document import NetworkConfig, NetworkSeed
+from pyflannel.network.document import NetworkConfig, NetworkSeed, with_backend
 from pyflannel.network.lease import JSON, IPAddress
 from pyflannel.settings.options import BY_NAME, OPTIONS, Option
 from pyflannel.store import StoreLocation
@@ -98,13 +98,14 @@ class Settings:
                 text = self.net_config_path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(f"{BY_NAME['net-config-path'].flag} {source}: {_reason(error)}") from None
-            seed = NetworkSeed(text, source, True)
+            NetworkConfig.from_json(text, source)
+            seed = NetworkSeed(text if self.backend is None else with_backend(text, self.backend), source, True)
         elif self.network_document is not None:
             seed = NetworkSeed(self.network_document, self.network_source, False)
         else:
             return None
         network = NetworkConfig.from_json(seed.document, seed.source)
-        if self.backend is not None and network.backend_type != self.backend:
+        if self.backend is not None and network.backend_type != self.backend.lower():
             raise ConfigError(
                 f"{seed.source}: Backend.Type is {network.backend_type!r}, but --backend is {self.backend!r}; "
                 "they must agree"

@@ -53,6 +53,7 @@ def document(view: View, now: float, wall: float) -> Status:
             _text(underlay.ipv6),
             _text(underlay.public_ipv4),
             _text(underlay.public_ipv6),
+            underlay.why,
         ),
         lease=_lease(view, now, wall),
         peers=_peers(details),
@@ -84,7 +85,8 @@ def _backend(view: View, details: Details) -> status.BackendStatus | None:
     backend = view.backend
     if backend is None:
         return None
-    return status.BackendStatus(backend.name, backend.distribution, backend.version, details.describes)
+    assumed = view.network.assumption if view.network is not None else ""
+    return status.BackendStatus(backend.name, backend.distribution, backend.version, details.describes, assumed)
 
 
 def _firewall(view: View) -> status.FirewallStatus:

@@ -68,12 +68,16 @@ class PeerState(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class BackendStatus:
-    """The backend in use, and the distribution it came with; ``details`` are what it tells of itself."""
+    """The backend in use, and the distribution it came with; ``details`` are what it tells of itself.
+
+    ``assumed`` says why this one, if the network config names none; empty if it does.
+    """
 
     name: str
     distribution: str = ""
     version: str = ""
     details: Mapping[str, str] = field(default_factory=dict)
+    assumed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ class StoreStatus:
 
 @dataclass(frozen=True, slots=True)
 class UnderlayStatus:
-    """The interface that carries the overlay; ``mtu`` in bytes, addresses as text."""
+    """The interface that carries the overlay; ``mtu`` in bytes, addresses as text. ``why`` says what chose it."""
 
     interface: str
     mtu: int
@@ -96,6 +100,7 @@ class UnderlayStatus:
     ipv6: str | None = None
     public_ipv4: str | None = None
     public_ipv6: str | None = None
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,9 +24,9 @@ from pyflannel.errors import ConfigError, HistoryGoneError, MalformedError, Plug
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, Lease
 from pyflannel.network.ranges import Ranges
-from pyflannel.planning.judging import placement_problem, type_problem
+from pyflannel.planning.judging import backend_types, placement_problem, type_problem
 from pyflannel.plugins import load_backend, load_store
-from pyflannel.store import Snapshot, Store, StoreLocation, Watch
+from pyflannel.store import Record, Snapshot, Store, StoreLocation, Watch
 
 __all__ = ["Inspection", "Problem", "Server", "Severity", "check", "examine"]
 
@@ -127,7 +127,7 @@ def examine(
     if snapshot.config is None:
         yield Problem(Severity.ERROR, "there is no network config", "write one: pyflannel config set FILE")
     else:
-        network, found = _examine_document(snapshot.config.value)
+        network, found = _examine_document(snapshot.config.value, snapshot.leases)
         yield from found
     leases: dict[str, Lease] = {}
     for record in snapshot.leases:
@@ -154,12 +154,17 @@ def examine(
             )
 
 
-def _examine_document(text: str) -> tuple[NetworkConfig | None, list[Problem]]:
+def _examine_document(text: str, leases: Sequence[Record]) -> tuple[NetworkConfig | None, list[Problem]]:
     try:
         network = NetworkConfig.from_json(text)
+        if network.assumption:
+            network = network.following(backend_types(leases))
     except ConfigError as error:
         return None, [Problem(Severity.ERROR, str(error), "correct the document: pyflannel config set FILE")]
     unknown, found = list(network.unknown_keys), []
+    if network.assumption:
+        fix = "write it down, with pyflannel config set FILE"
+        found.append(Problem(Severity.WARNING, network.assumption, fix))
     try:
         backend = load_backend(network.backend_type)
         unknown += [f"Backend.{key}" for key in parse_options(backend.Options, network.backend_options)[1]]

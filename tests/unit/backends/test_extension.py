@@ -174,6 +174,8 @@ def test_a_command_gets_data_by_environment_and_standard_input_only() -> None:
 def test_a_command_does_not_get_the_daemons_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLANNELD_ETCD_PASSWORD", "hunter2")
     monkeypatch.setenv("PYFLANNEL_STORE_PASSWORD", "hunter2")
+    monkeypatch.setenv("CONSUL_HTTP_TOKEN", "hunter2")
+    monkeypatch.setenv("CONSUL_HTTP_AUTH", "user:hunter2")
     monkeypatch.setenv("PUBLIC_IPV6", "from the daemon's own environment")
     monkeypatch.setenv("HARMLESS", "kept")
     shown = run_command("X", "env", {"SUBNET": "10.0.0.0/24"}, "")

@@ -51,7 +51,7 @@ def test_flags_may_stand_at_every_level(pyflannel: CommandLine) -> None:
     [
         ("{", "standard input: not valid JSON"),
         ('{"Network": "10.1.0.0/30"}', "standard input: Network is "),
-        ('{"Network": "10.1.0.0/16", "Backend": {"VNI": "x"}}', 'standard input: Backend.VNI is "x"'),
+        ('{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan", "VNI": "x"}}', 'standard input: Backend.VNI is "x"'),
     ],
 )
 def test_an_invalid_document_is_refused(pyflannel: CommandLine, command: str, document: str, fault: str) -> None:
@@ -62,7 +62,7 @@ def test_an_invalid_document_is_refused(pyflannel: CommandLine, command: str, do
 
 
 def test_unknown_keys_are_kept_and_told(pyflannel: CommandLine) -> None:
-    document = '{"Network": "10.1.0.0/16", "Netwrok": 1, "Backend": {"Vni": 5, "Shiny": true}}'
+    document = '{"Network": "10.1.0.0/16", "Netwrok": 1, "Backend": {"Type": "vxlan", "Vni": 5, "Shiny": true}}'
     result = pyflannel("config", "set", "-", stdin=document)
     assert result.code == 0
     assert "unknown key Netwrok" in result.err
@@ -103,16 +103,15 @@ def test_a_change_that_hurts_needs_force(pyflannel: CommandLine, document: str, 
     result = pyflannel("config", "set", "-", "--force", stdin=document)
     assert result.code == 0
     assert consequence in result.err
-    assert stored(pyflannel) == json.loads(document)
+    assert stored(pyflannel) == {"Backend": {"Type": "vxlan"}, **json.loads(document)}
 
 
 @pytest.mark.parametrize(
     "document",
     [
-        '{"Network": "10.1.0.0/16", "SubnetMax": "10.1.210.0", "EnableNFTables": true}',
+        '{"Network": "10.1.0.0/16", "SubnetMax": "10.1.210.0", "EnableNFTables": true, "Backend": {"Type": "vxlan"}}',
         '{"network": "10.1.0.0/16", "Backend": {"type": "vxlan"}}',
         '{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan", "vni": 1}}',
-        '{"Network": "10.1.0.0/16"}',
     ],
 )
 def test_a_change_that_hurts_nobody_needs_no_force(pyflannel: CommandLine, document: str) -> None:
@@ -131,3 +130,24 @@ def test_a_file_that_cant_be_read_is_said(pyflannel: CommandLine, tmp_path: Path
     result = pyflannel("config", "validate", str(path))
     assert result.code == 3
     assert str(path) in result.err
+
+
+def test_the_backend_is_written_out(pyflannel: CommandLine) -> None:
+    bare = '{"Network": "10.1.0.0/16"}'
+    result = pyflannel("config", "set", "-", stdin=bare)
+    assert (result.code, stored(pyflannel)["Backend"]) == (0, {"Type": "vxlan"})
+    assert "names no backend; vxlan is assumed" in result.err
+    assert pyflannel("config", "set", "-", stdin=bare.replace("}", ', "Backend": {"Type": "UDP"}}')).code == 0
+    assert pyflannel("config", "set", "-", stdin=bare).code == 0
+    assert stored(pyflannel)["Backend"] == {"Type": "udp"}
+
+
+def test_nodes_inside_the_network_are_named(pyflannel: CommandLine) -> None:
+    with load_store("file")(StoreLocation.parse(pyflannel.store)) as store:
+        store.create("10.20.0.0-20", '{"PublicIP": "10.0.1.1"}', 3600)
+        store.create("10.20.16.0-20", '{"PublicIP": "10.30.0.1"}', 3600)
+    document = {"Network": "10.0.0.0/8", "SubnetLen": 20, "SubnetMin": "10.10.0.0", "SubnetMax": "10.99.0.0"}
+    result = pyflannel("config", "set", "-", stdin=json.dumps({**document, "Backend": {"Type": "vxlan"}}))
+    assert result.code == 0
+    assert "10.0.1.1 lies in the network 10.0.0.0/8; no subnet there is leased" in result.err
+    assert "10.30.0.1 lies in the network 10.0.0.0/8; other nodes will skip it" in result.err

@@ -70,3 +70,16 @@ def test_a_directory_that_cant_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DaemonError, match="choose another --run-dir"), hold(tmp_path / "file" / "run"):
         pytest.fail("held")
+
+
+def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
+    target = tmp_path / "precious"
+    target.write_text("untouched")
+    (tmp_path / "run").mkdir()
+    with hold(tmp_path / "run"):
+        (name,) = (path.name for path in (tmp_path / "run").iterdir())
+    (tmp_path / "run" / name).unlink(missing_ok=True)
+    (tmp_path / "run" / name).symlink_to(target)
+    with pytest.raises(DaemonError, match="symbolic link"), hold(tmp_path / "run"):
+        pass
+    assert target.read_text() == "untouched"

@@ -158,3 +158,9 @@ def test_no_content_raises(content: bytes) -> None:
     finally:
         path.unlink()
     assert (subnets is None) == bool(reason)
+
+
+def test_a_file_for_a_shell_to_source_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "subnet.env"
+    path.write_text("export FLANNEL_SUBNET=10.244.7.1/24\nexport  FLANNEL_MTU=1450\n")
+    assert str(envfile.read_previous(path).subnets) == "10.244.7.0/24"

@@ -64,13 +64,37 @@ def on_store(document: str = DOCUMENT, **options: Any) -> Node:
     return node
 
 
+# What a network runs whose document doesn't say -----------------------------------------------------------------------
+
+
+def test_a_document_without_a_backend_follows_the_leases_of_others() -> None:
+    """flanneld runs udp then, and its leases have no type."""
+    node = on_store()
+    node.store.put("10.5.9.0-24", LeaseAttributes(IPv4Address("192.0.2.9")).to_json(), 3600.0)
+    node.start()
+    assert node.joined.backend.name == "udp"
+    assert "udp is what the network runs" in node.joined.node.network.assumption
+    node.store.config_is(DOCUMENT.replace("}", ', "Comment": "another text"}'))
+    node.run(5)
+    assert node.joined.backend.name == "udp"
+    assert node.joined.number > 1
+
+
+def test_a_document_without_a_backend_is_vxlan_where_nobody_says_otherwise() -> None:
+    node = on_store()
+    node.store.put("10.5.9.0-24", LeaseAttributes(IPv4Address("192.0.2.9")).to_json())  # a reservation
+    node.start()
+    assert node.joined.backend.name == "vxlan"
+    assert "vxlan is assumed" in node.joined.node.network.assumption
+
+
 # A lease is got -------------------------------------------------------------------------------------------------------
 
 
 def test_the_first_node_creates_network_and_lease() -> None:
     node = Node().start()
     assert node.store.config is not None
-    assert json.loads(node.store.config.value) == json.loads(DOCUMENT)
+    assert json.loads(node.store.config.value) == {**json.loads(DOCUMENT), "Backend": {"Type": "vxlan"}}
     record = node.record
     assert record is not None
     assert not record.permanent

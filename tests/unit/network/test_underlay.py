@@ -1,12 +1,22 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
 
 from pyflannel.errors import UnderlayError
-from pyflannel.network.underlay import Interface, InterfaceRoute, Inventory, Selection, UnderlayRoute, choose
+from pyflannel.network.underlay import (
+    Interface,
+    InterfaceRoute,
+    Inventory,
+    Selection,
+    UnderlayRoute,
+    Way,
+    choose,
+    keep_or_choose,
+)
 
 ETH0 = Interface("eth0", 1500, True, (ip_address("192.0.2.1"), ip_address("192.0.2.7"), ip_address("2001:db8::1")))
 ETH1 = Interface("eth1", 9000, True, (ip_address("198.51.100.1"),))
@@ -83,3 +93,93 @@ def test_a_route_that_says_nothing_about_the_link_changes_nothing() -> None:
     container = InterfaceRoute(ip_network("10.5.3.0/24"), "eth0", ip_address("192.0.2.3"))
     assert choose(Inventory(HERE.interfaces, (*ROUTES, container)), Selection()) == before
     assert UnderlayRoute(ip_network("192.0.2.0/24")) in before.routes
+
+
+# What must not cut a working overlay --------------------------------------------------------------------------------
+
+
+TUN = Interface("tun0", 1400, True, (ip_address("10.8.0.2"),))
+HALVES = tuple(InterfaceRoute(ip_network(half), "tun0") for half in ("0.0.0.0/1", "128.0.0.0/1"))
+
+
+def test_a_vpn_s_two_halves_are_no_default_route() -> None:
+    after = Inventory((*HERE.interfaces, TUN), (*ROUTES, *HALVES))
+    assert choose(after, Selection()).interface == "eth0"
+    assert keep_or_choose(after, Selection(), choose(HERE, Selection())).interface == "eth0"
+
+
+@pytest.mark.parametrize("metric", [0, 10])
+def test_another_default_route_leaves_an_underlay_that_works(metric: int) -> None:
+    worse = replace(DEFAULT, metric=100)
+    better = InterfaceRoute(ip_network("0.0.0.0/0"), "eth1", ip_address("198.51.100.254"), metric)
+    current = choose(Inventory((ETH0, ETH1), (worse,)), Selection())
+    assert choose(Inventory((ETH0, ETH1), (worse, better)), Selection()).interface == "eth1"
+    assert keep_or_choose(Inventory((ETH0, ETH1), (worse, better)), Selection(), current).interface == "eth0"
+    for gone in ((replace(ETH0, up=False), ETH1), (ETH1,)):
+        assert keep_or_choose(Inventory(gone, (better,)), Selection(), current).interface == "eth1"
+
+
+@pytest.mark.parametrize(("own", "vip"), [("192.0.2.1", "192.0.2.99"), ("2001:db8::1", "fdaa::1")])
+def test_a_virtual_address_never_takes_the_place_of_a_node_s_own(own: str, vip: str) -> None:
+    address, extra = ip_address(own), ip_address(vip)
+    alone = Interface("eth0", 1500, True, (address,))
+    both = Interface("eth0", 1500, True, (extra, address), frozenset({extra}))
+    virtual = Interface("eth0", 1500, True, (extra,), frozenset({extra}))
+    routes = (InterfaceRoute(ip_network("0.0.0.0/0"), "eth0"),)
+    assert choose(Inventory((both,), routes), Selection()).local(address.version) == address
+    current = choose(Inventory((alone,), routes), Selection())
+    assert keep_or_choose(Inventory((both,), routes), Selection(), current) == current
+    without = keep_or_choose(Inventory((virtual,), routes), Selection(), current)
+    assert without.local(address.version) == extra
+    assert keep_or_choose(Inventory((both,), routes), Selection(), without).local(address.version) == address
+
+
+def test_a_deprecated_address_is_kept_and_not_chosen() -> None:
+    old, new = ip_address("2001:db8::1"), ip_address("2001:db8::2")
+    routes = (InterfaceRoute(ip_network("::/0"), "eth0"),)
+    current = choose(Inventory((Interface("eth0", 1500, True, (old,)),), routes), Selection())
+    fading = Inventory((Interface("eth0", 1500, True, (new,), fading=frozenset({old})),), routes)
+    assert keep_or_choose(fading, Selection(), current).ipv6 == old
+    assert choose(fading, Selection()).ipv6 == new
+
+
+def test_the_address_that_matched_is_the_one() -> None:
+    eth0 = Interface("eth0", 1500, True, (ip_address("192.0.2.1"), ip_address("10.64.0.1")))
+    found = choose(Inventory((eth0,), ()), Selection(iface_regex=(re.compile(r"^10\.64\."),)))
+    assert str(found.ipv4) == str(found.public_ipv4) == "10.64.0.1"
+    assert "10.64.0.1 matches" in found.why
+
+
+def test_the_kernel_s_answer_counts_for_what_can_be_reached() -> None:
+    target = ip_address("203.0.113.9")
+    asked = Inventory(HERE.interfaces, ROUTES, ((target, Way("eth0", ip_address("192.0.2.7"))),))
+    found = choose(asked, Selection(iface_can_reach=target))
+    assert (found.interface, str(found.ipv4)) == ("eth0", "192.0.2.7")
+
+
+def test_the_default_route_s_source_is_the_address() -> None:
+    routes = (replace(DEFAULT, source=ip_address("192.0.2.7")),)
+    assert str(choose(Inventory((ETH0,), routes), Selection()).ipv4) == "192.0.2.7"
+
+
+def test_a_public_address_picks_the_interface_that_has_it() -> None:
+    found = choose(HERE, Selection(public_ip=IPv4Address("198.51.100.1")))
+    assert (found.interface, str(found.ipv4), str(found.public_ipv4)) == ("eth1", "198.51.100.1", "198.51.100.1")
+
+
+def test_what_carries_the_containers_is_no_candidate() -> None:
+    bridge = Interface("cni0", 1450, True, (ip_address("10.244.7.1"),))
+    lo = Interface("lo", 65536, True, (ip_address("10.9.9.9"),))
+    eth0 = Interface("eth0", 1500, True, (ip_address("10.64.0.1"),))
+    selection = Selection(iface_regex=(re.compile(r"^10\."),))
+    own = (ip_network("10.244.7.0/24"),)
+    assert keep_or_choose(Inventory((lo, bridge, eth0), ()), selection, None, own).interface == "eth0"
+    with pytest.raises(UnderlayError, match="no interface is, has or matches"):
+        keep_or_choose(Inventory((lo, bridge), ()), selection, None, own)
+
+
+def test_an_address_of_the_loopback_has_the_mtu_of_the_way_out() -> None:
+    lo = Interface("lo", 65536, True, (ip_address("203.0.113.77"),))
+    selection = Selection(iface=("203.0.113.77",))
+    assert choose(Inventory((lo, ETH0, ETH1), ROUTES), selection).mtu == 1500
+    assert choose(Inventory((lo, ETH1), ()), selection).mtu == 9000

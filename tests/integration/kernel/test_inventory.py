@@ -1,0 +1,77 @@
+"""What the kernel tells of this node's interfaces, and the underlay that is chosen from it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from pyflannel.kernel.inventory import read_inventory
+from pyflannel.network.underlay import Selection, choose, keep_or_choose
+
+Ip = Callable[..., None]
+
+
+@pytest.fixture
+def netns() -> Iterator[Path]:
+    """A namespace with two interfaces that lead nowhere."""
+    name = f"pfl-inv-{uuid.uuid4().hex[:8]}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        yield Path("/run/netns", name)
+    finally:
+        subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+@pytest.fixture
+def ip(netns: Path) -> Ip:
+    def run(*words: str) -> None:
+        subprocess.run(["ip", "-n", netns.name, *words], check=True)
+
+    for name, address in (("eth0", "192.0.2.1/24"), ("eth1", "198.51.100.1/24")):
+        run("link", "add", name, "type", "veth", "peer", "name", f"{name}-far")
+        run("address", "add", address, "dev", name)
+        run("link", "set", f"{name}-far", "up")
+        run("link", "set", name, "up")
+    run("route", "add", "default", "via", "192.0.2.254")
+    return run
+
+
+def test_what_can_be_reached_is_asked_of_the_kernel_with_its_rules(netns: Path, ip: Ip) -> None:
+    target = ip_address("203.0.113.9")
+    selection = Selection(iface_can_reach=target)
+    assert choose(read_inventory(netns, (target,)), selection).interface == "eth0"
+    ip("address", "add", "198.51.100.77/24", "dev", "eth1")
+    ip("route", "add", "203.0.113.0/24", "via", "198.51.100.254", "src", "198.51.100.77", "table", "100")
+    ip("rule", "add", "to", "203.0.113.0/24", "lookup", "100")
+    found = choose(read_inventory(netns, (target,)), selection)
+    assert (found.interface, str(found.ipv4)) == ("eth1", "198.51.100.77")
+
+
+def test_a_vpn_and_a_virtual_address_change_nothing(netns: Path, ip: Ip) -> None:
+    current = choose(read_inventory(netns), Selection())
+    assert (current.interface, str(current.ipv4)) == ("eth0", "192.0.2.1")
+    for half in ("0.0.0.0/1", "128.0.0.0/1"):
+        ip("route", "add", half, "dev", "eth1")
+    ip("address", "add", "192.0.2.199/32", "dev", "eth0")
+    after = read_inventory(netns)
+    assert choose(after, Selection()) == keep_or_choose(after, Selection(), current) == current
+    ip("address", "del", "192.0.2.1/24", "dev", "eth0")
+    ip("address", "add", "192.0.2.1/24", "dev", "eth0")  # behind the virtual one now
+    assert str(keep_or_choose(read_inventory(netns), Selection(), current).ipv4) == "192.0.2.1"
+    ip("link", "set", "eth0", "down")
+    ip("route", "add", "default", "via", "198.51.100.254")
+    assert keep_or_choose(read_inventory(netns), Selection(), current).interface == "eth1"
+
+
+def test_the_address_that_matched_and_the_route_s_own_source(netns: Path, ip: Ip) -> None:
+    ip("address", "add", "203.0.113.1/24", "dev", "eth0")
+    by_regex = choose(read_inventory(netns), Selection(iface_regex=(re.compile(r"^203\.0\."),)))
+    assert str(by_regex.public_ipv4) == "203.0.113.1"
+    ip("route", "replace", "default", "via", "192.0.2.254", "src", "203.0.113.1")
+    assert str(choose(read_inventory(netns), Selection()).ipv4) == "203.0.113.1"

@@ -1,0 +1,81 @@
+"""What is wrong with a lease, whatever the backend: above all, addresses that no node can have."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyflannel.backend import Node
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import Lease, LeaseAttributes, Subnets
+from pyflannel.network.underlay import Underlay, UnderlayRoute
+from pyflannel.planning.judging import own_problem, placement_problem
+
+
+def network(**document: Any) -> NetworkConfig:
+    return NetworkConfig.from_json(json.dumps({"Backend": {"Type": "vxlan"}, **document}))
+
+
+BOTH = network(Network="10.5.0.0/16", EnableIPv6=True, IPv6Network="fd00:5::/48")
+
+
+def lease(ipv4: str = "192.0.2.2", ipv6: str = "2001:db8::2", key: str = "10.5.2.0-24&fd00:5:0:2::-64") -> Lease:
+    return Lease(Subnets.from_key(key), LeaseAttributes(IPv4Address(ipv4), IPv6Address(ipv6)))
+
+
+def node() -> Node:
+    onlink = (UnderlayRoute(ip_network("192.0.2.0/24")), UnderlayRoute(ip_network("2001:db8::/64")))
+    own4, own6 = IPv4Address("192.0.2.1"), IPv6Address("2001:db8::1")
+    outside = IPv4Address("203.0.113.1")  # a 1:1 NAT's
+    underlay = Underlay("eth0", 1500, own4, own6, public_ipv4=outside, public_ipv6=own6, routes=onlink)
+    return Node("me", BOTH, underlay, Subnets.from_key("10.5.1.0-24&fd00:5:0:1::-64"), Path("/nowhere"))
+
+
+def test_a_lease_like_any_other_has_no_problem() -> None:
+    assert placement_problem(BOTH, lease()) == own_problem(node(), lease()) == ""
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ({"ipv4": "0.1.2.3"}, "means this network"),
+        ({"ipv4": "240.0.0.1"}, "reserved"),
+        ({"ipv4": "255.255.255.255"}, "reserved"),
+        ({"ipv4": "127.0.0.1"}, "loopback"),
+        ({"ipv4": "224.0.0.1"}, "multicast"),
+        ({"ipv4": "169.254.1.1"}, "link-local"),
+        ({"ipv6": "fe80::1"}, "link-local"),
+        ({"ipv6": "::ffff:127.0.0.1"}, "IPv4 address"),
+        ({"ipv6": "::1"}, "loopback"),
+        ({"ipv6": "ff02::1"}, "multicast"),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_refused_with_the_reason(address: dict[str, str], why: str) -> None:
+    assert why in placement_problem(BOTH, lease(**address))
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ({"ipv4": "192.0.2.255"}, "broadcast address of 192.0.2.0/24"),
+        ({"ipv4": "192.0.2.0"}, "network address of 192.0.2.0/24"),
+        ({"ipv6": "2001:db8::"}, "network address of 2001:db8::/64"),
+        ({"ipv4": "192.0.2.1"}, "this node's own"),
+        ({"ipv4": "203.0.113.1"}, "this node's own"),
+        ({"ipv6": "2001:db8::1"}, "this node's own"),
+    ],
+)
+def test_an_address_that_no_other_node_here_can_have_is_refused(address: dict[str, str], why: str) -> None:
+    assert why in own_problem(node(), lease(**address))
+
+
+def test_an_underlay_inside_the_overlay_s_range_works_where_no_subnet_can_be_leased() -> None:
+    """flannel's documented example, with nodes in 10.0.0.0/16."""
+    wide = network(Network="10.0.0.0/8", SubnetLen=20, SubnetMin="10.10.0.0", SubnetMax="10.99.0.0")
+    assert placement_problem(wide, lease("10.0.1.2", key="10.20.0.0-20")) == ""
+    assert "lies inside the overlay" in placement_problem(wide, lease("10.30.1.2", key="10.20.0.0-20"))
+    assert "lies inside the overlay" in placement_problem(wide, lease("10.5.0.7", key="10.5.0.0-20"))
