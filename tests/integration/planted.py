@@ -20,6 +20,7 @@ __all__ = ["BACKEND", "STORE", "plant", "put_peer", "switched_on"]
 PEER = "10.244.250.0-24"
 
 _HEAD = """\
+import threading
 import time
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def hang(name):
     while switch.exists():
         time.sleep(0.02)
 
+hang("import")
 """
 
 BACKEND = (
@@ -52,7 +54,12 @@ class Planted(Backend):
         hang("plan_peer")
         return DesiredState()
 
+    def plan_node(self, node):
+        threading.Thread(target=hang, args=["thread"], name="of a plugin", daemon=False).start()
+        return DesiredState()
+
     def act(self, action, node):
+        hang("act")
         self.turned = 1
         return Change("turned", lambda: setattr(self, "turned", 0))
 
@@ -73,7 +80,9 @@ class Plane(DataPlane):
         hang("stop")
 """
 )
-"""A backend that hangs in ``publish``, ``plan_peer`` or ``stop`` of its data plane."""
+"""A backend that hangs while it is imported, in ``publish``, ``plan_peer`` or ``act``, in ``stop`` of its data plane,
+or in a ``thread`` that it leaves behind.
+"""
 
 STORE = (
     _HEAD
@@ -82,6 +91,19 @@ from pyflannel_stores.file import FileStore
 
 class Planted(FileStore):
     scheme = "planted"
+
+    def __init__(self, location):
+        hang("constructor")
+        super().__init__(location)
+
+    def snapshot(self):
+        self.serves = True
+        return super().snapshot()
+
+    def close(self):
+        if hasattr(self, "serves"):
+            hang("close")
+        super().close()
 
     def renew(self, record, ttl):
         hang("renew")
@@ -92,7 +114,9 @@ class Planted(FileStore):
         return super().update(record, value, ttl)
 """
 )
-"""A file store that hangs in ``renew`` or ``update``."""
+"""A file store that hangs while it is imported, in its ``constructor``, in ``renew`` or ``update``, or in ``close`` if
+it has served.
+"""
 
 
 def plant(path: Path, monkeypatch: pytest.MonkeyPatch, **plugins: str) -> None:

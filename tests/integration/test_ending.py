@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import signal
 from collections.abc import Callable, Iterator
@@ -54,6 +53,7 @@ def test_before_there_is_an_underlay(node: Node) -> None:
         ("plan_peer", "the loop (backend 'planted' has not come back from planning)", put_peer),
         ("publish", "backend 'planted' in publish has not come back", None),
         ("stop", "the loop (backend 'planted' has not come back from stop of its data plane)", lambda node: None),
+        ("thread", "the thread 'of a plugin' did not end in time", lambda node: None),
     ],
 )
 @pytest.mark.parametrize("signals", [1, 20])
@@ -93,6 +93,40 @@ def test_with_a_store_that_hangs(node: Node, tmp_path: Path, monkeypatch: pytest
     assert "Traceback" not in daemon.log()
 
 
+@pytest.mark.parametrize("call", ["import", "constructor"])
+def test_with_a_store_that_hangs_before_anything_runs(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    plant(tmp_path, monkeypatch, store=STORE)
+    with switched_on(tmp_path, call) as reached:
+        daemon = start(node, store=node.lab.file_store.replace("file:", "planted:"), backend="vxlan")
+        until(reached, daemon.log)
+        assert daemon.stop(LIMIT) == 0
+    assert "the start with store 'planted' did not end in time and is left behind" in daemon.log()
+
+
+def test_with_a_store_that_hangs_when_it_is_closed(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(tmp_path, monkeypatch, store=STORE)
+    with switched_on(tmp_path, "close") as reached:
+        daemon = start(node, store=node.lab.file_store.replace("file:", "planted:"), backend="vxlan")
+        daemon.wait_ready()
+        assert daemon.stop(LIMIT) == 0
+        assert reached()
+
+
+def test_with_an_action_that_hangs(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(tmp_path, monkeypatch, backend=BACKEND)
+    daemon = start(node)
+    daemon.wait_ready()
+    with switched_on(tmp_path, "act") as reached, ThreadPoolExecutor() as pool:
+        asked = pool.submit(request, node.lab.outside(daemon.run_directory), "planted", "turn")
+        until(reached, daemon.log)
+        assert daemon.stop(LIMIT) == 0
+        with pytest.raises(ActionFailed, match="turn may be half done: the daemon is stopping"):
+            asked.result()
+    assert "stopped before the end of: turn" in daemon.log()
+
+
 def test_with_an_action_pending(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(tmp_path, monkeypatch, backend=BACKEND, store=STORE)
     daemon = start(node, store=node.lab.file_store.replace("file:", "planted:"))
@@ -106,12 +140,18 @@ def test_with_an_action_pending(node: Node, tmp_path: Path, monkeypatch: pytest.
     assert "stopped before the end of: turn" in daemon.log()
 
 
-def test_many_signals_at_once(node: Node) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
+def test_signals_again_and_again_until_it_has_ended(node: Node, number: signal.Signals) -> None:
     daemon = start(node, backend="vxlan")
     daemon.wait_ready()
-    for _ in range(20):
-        daemon.process.signal(signal.SIGINT)
-    assert daemon.stop(LIMIT) == 0
+    daemon.process.signal(signal.SIGTERM)
+
+    def over() -> bool:
+        daemon.process.signal(number)
+        return not daemon.running
+
+    until(over, daemon.log)
+    assert daemon.process.returncode == 0
     assert "Traceback" not in daemon.log()
 
 
@@ -124,8 +164,7 @@ def test_a_lack_of_descriptors_ends_no_server(node: Node) -> None:
     pid, directory = daemon.process.pid, node.lab.outside(daemon.run_directory)
     assert get(node, "/livez")[0] == 200
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    lowest = len(os.listdir(f"/proc/{pid}/fd"))
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest, before[1]))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))  # 0 to 2 are open, so it gets no further one
     with ThreadPoolExecutor() as pool:
         try:
             asked = [

@@ -75,6 +75,8 @@ class Actions:
     def __init__(self, stage: Stage, wake: Callable[[], None]) -> None:
         self._stage, self._wake = stage, wake
         self._asked: deque[_Asked] = deque()
+        self._begun: _Asked | None = None
+        """What the backend or the kernel is at."""
         self._under_way: _UnderWay | None = None
         self._lock = threading.Lock()
         self._over = False
@@ -112,8 +114,13 @@ class Actions:
                 ahead.asked.answer.put(ahead.change.done)
             else:
                 self._take_back(ahead.asked, ahead.backend, ahead.change, state.publish_error)
-        while self._asked and self._under_way is None:
-            self._begin(self._asked.popleft())
+        while (asked := self._next()) is not None:
+            self._begin(asked)
+
+    def _next(self) -> _Asked | None:
+        with self._lock:
+            self._begun = self._asked.popleft() if self._asked and self._under_way is None else None
+            return self._begun
 
     def end(self) -> None:
         """The daemon stops: nothing is begun any more, and whoever waits is told. For any thread. Idempotent."""
@@ -123,6 +130,11 @@ class Actions:
             while self._asked:
                 asked = self._asked.popleft()
                 asked.answer.put(DaemonError(f"{asked.action} was not done: the daemon is stopping"))
+            begun, self._begun = self._begun, None
+        if begun is not None:
+            waiting.append(begun.action)
+            text = "the daemon is stopping before the backend has come to its end with it"
+            begun.answer.put(DaemonError(f"{begun.action} may be half done: {text}"))
         ahead, self._under_way = self._under_way, None
         if ahead is not None:
             waiting.append(ahead.asked.action)

@@ -1,9 +1,10 @@
 """Wiring: who starts and ends what.
 
-The process's first thread is the owner. It takes the run directory's lock, opens what all need, starts every thread in
-one order, and waits for a signal or for the loop's end; then it ends them in the reverse order, within one deadline
-however far it had got. A signal handler sets a flag and wakes somebody, nothing else, and stays in its place until all
-is over. What hangs in a plugin by then is named and left behind: the process ends.
+The process's first thread is the owner. It takes the run directory's lock, has everything started in one order, and
+waits for a signal or for the loop's end; then it ends what was started in the reverse order, within one deadline
+however far that had got. It never calls a plugin itself, not even to start, so that it always hears a signal. A signal
+handler sets a flag and wakes the owner, nothing else; when all is over signals are ignored, for what is left to do is
+to exit. What hangs in a plugin by then is named and left behind: the process ends.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from pyflannel.membership.keeper import KeeperOptions, LeaseKeeper
 from pyflannel.membership.nodeid import identify
 from pyflannel.membership.slot import Slot
 from pyflannel.network.document import NetworkConfig
-from pyflannel.planning.guard import guarded
+from pyflannel.planning.guard import Bounded, guarded
 from pyflannel.plugins import distribution, load_backend, load_store
 from pyflannel.settings.settings import Settings
 from pyflannel.show.document import document
@@ -44,6 +45,7 @@ from pyflannel.small.wake import Wake
 
 if TYPE_CHECKING:
     from pyflannel.firewall.sync import Firewall
+    from pyflannel.store import Store, StoreLocation
 
 __all__ = ["STOP_PATIENCE", "make_backend", "run"]
 
@@ -94,26 +96,32 @@ class _Owner:
         """Start all, wait, end all."""
         with ExitStack() as stack:
             stack.enter_context(runlock.hold(self._settings.run_dir))
-            try:
-                loop, thread = self._start(stack)
-                self._wait(loop, thread)
-            except BaseException as error:
-                self._failure = error
-            hung = self._end()
+            starting = threading.Thread(target=lambda: self._begin(stack), name="pyflannel-start", daemon=True)
+            starting.start()
+            self._wait()
+            hung = self._end(starting)
             if hung:
                 self._leave(hung)
         if self._failure is not None:
             raise self._failure
         return ExitCode.OK
 
-    def _start(self, stack: ExitStack) -> tuple[Loop, threading.Thread]:
+    def _begin(self, stack: ExitStack) -> None:
+        try:
+            self._start(stack)
+        except BaseException as error:  # passed on to the owner
+            self._failure = error
+            self.stop()
+        self._wake.set()  # for a reload that was asked for meanwhile
+
+    def _start(self, stack: ExitStack) -> None:
         """Start everything, each thing after what it needs."""
         from pyflannel.kernel.inventory import read_inventory
         from pyflannel.kernel.netlink import NetlinkPort
 
         settings, measures, loop_wake = self._settings, Measures(), Wake()
-        store_class = load_store(settings.store.scheme)
-        guarded(settings.store.scheme, "making it", lambda: store_class(settings.store).close(), kind="store")
+        scheme = settings.store.scheme
+        store_class: type[Store] = Bounded()(scheme, "making it", lambda: _tried(settings.store), kind="store")
         rng = random.Random()  # noqa: S311 - jitter and the choice of a subnet need no secrecy
         node_id = identify(settings.state_dir, settings.node_id)
         port = NetlinkPort()
@@ -155,7 +163,6 @@ class _Owner:
         self._loop = loop
         self._ends.append((_LOOP, lambda timeout: _end_loop(loop, thread, timeout)))
         self._serve(loop)
-        return loop, thread
 
     def _serve(self, loop: Loop) -> None:
         """Open the ways in which others ask."""
@@ -181,27 +188,35 @@ class _Owner:
         finally:
             self.stop()
 
-    def _wait(self, loop: Loop, thread: threading.Thread) -> None:
-        """Until a signal comes or the loop ends."""
+    def _wait(self) -> None:
+        """Until a signal comes, starting fails, or the loop ends."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._wake, selectors.EVENT_READ)
-            while not self._stop_wanted and thread.is_alive():
-                if self._reload_wanted:
+            while not self._stop_wanted:
+                if self._reload_wanted and self._loop is not None:
                     self._reload_wanted = False
-                    loop.reload()
+                    self._loop.reload()
                 selector.select()
                 self._wake.drain()
-        loop.actions.end()
 
-    def _end(self) -> list[str]:
+    def _end(self, starting: threading.Thread) -> list[str]:
         """End what was started, the last thing first; the names of what does not end."""
         deadline = time.monotonic() + STOP_PATIENCE
+        if self._loop is not None:
+            self._loop.actions.end()
+        starting.join(STOP_PATIENCE / 2)
+        if starting.is_alive():
+            return [f"the start with store {self._settings.store.scheme!r}"]
         hung = []
         while self._ends:
             name, end = self._ends.pop()
-            share = max(0.0, deadline - time.monotonic()) / 2 if self._ends else max(0.1, deadline - time.monotonic())
-            if not end(share):
+            left = max(0.1, deadline - time.monotonic())
+            if not end(left / 2 if self._ends else left):
                 hung.append(self._in_what(name))
+        for thread in _strangers():
+            thread.join(max(0.1, deadline - time.monotonic()))
+            if thread.is_alive():
+                hung.append(f"the thread {thread.name!r}")
         return hung
 
     def _in_what(self, name: str) -> str:
@@ -221,6 +236,18 @@ class _Owner:
             with suppress(OSError, ValueError):
                 stream.flush()
         os._exit(code)
+
+
+def _tried(location: StoreLocation) -> type[Store]:
+    """The driver for a store, which takes this location."""
+    driver = load_store(location.scheme)
+    driver(location).close()
+    return driver
+
+
+def _strangers() -> list[threading.Thread]:
+    """Threads of plugins for which the interpreter would wait when it exits."""
+    return [each for each in threading.enumerate() if not each.daemon and each is not threading.main_thread()]
 
 
 def _end_loop(loop: Loop, thread: threading.Thread, timeout: float) -> bool:
@@ -256,12 +283,13 @@ def _signals(reactions: Mapping[signal.Signals, Callable[[], None]]) -> Iterator
     def handle(number: int, _: Any) -> None:
         reactions[signal.Signals(number)]()
 
-    before = {number: signal.signal(number, handle) for number in reactions}
+    for number in reactions:
+        signal.signal(number, handle)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in reactions:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _make_firewall(mode: Mode) -> Firewall:
