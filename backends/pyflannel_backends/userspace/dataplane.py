@@ -256,6 +256,11 @@ class UserspaceDataPlane(DataPlane):
         return self._directory.glob(f"{self._kind.name}-worker-*.sock")
 
 
+def _alike(one: Message, other: Message) -> bool:
+    """Whether two configurations come to the same. How a worker is scheduled is no reason to lose its sessions."""
+    return {**one, "realtime": None} == {**other, "realtime": None}
+
+
 class _Link:
     """One worker, as this daemon sees it.
 
@@ -297,7 +302,7 @@ class _Link:
             except (OSError, ValueError):
                 found.close()
                 raise
-            if hello["config"] == self._kind.config.to_message():
+            if _alike(hello["config"], self._kind.config.to_message()):
                 self.connection = found
                 return True
             self._predecessor = found

@@ -119,13 +119,14 @@ def worker_config(backend: WireguardBackend, node: Node, device: str) -> Wiregua
 def rows(backend: WireguardBackend, node: Node, peer: Lease, device: str) -> Iterable[Row]:
     """A lease's rows of a device's table: subnet, public key, and how :class:`~.tunnel.Tunnel` finds who holds it.
 
-    The lease's name in them says that a new key is the same node's. A node elsewhere that got the subnet is another.
+    The subnet's name in them says that a new key is the same node's, whatever other family its lease gains or loses. A
+    node elsewhere that got the subnet is another.
     """
     return [
         (
             str(subnet),
             entry.public_key,
-            f"{peer.key} {entry.endpoint.address}",
+            f"{entry.allowed_ips[0]} {entry.endpoint.address}",
             str(entry.endpoint.address),
             entry.endpoint.port,
         )

@@ -27,7 +27,7 @@ store is given up for a new one of the same kind.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -52,6 +52,7 @@ from pyflannel.membership.allocation import (
     ConflictPolicy,
     Contested,
     Existing,
+    Fresh,
     Identity,
     allocate,
     decide,
@@ -1051,8 +1052,16 @@ class LeaseMachine:
         decision = decide(network, identity, existing, previous, self._options.policy)
         if isinstance(decision, Contested):
             raise LeaseError(decision.reason)
-        for lease in decision.stale:
-            yield Delete(records.pop(lease.key))
+        stale = [records.pop(lease.key) for lease in decision.stale]
+        sound = yield from self._obtain_new(place, records, decision, {record.key for record in stale})
+        for record in stale:  # last, so that peers never see us without a lease: the new one may have the same subnet
+            yield Delete(record)
+        return sound
+
+    def _obtain_new(
+        self, place: _Place, records: dict[str, Record], decision: Adopt | Fresh, stale: set[str]
+    ) -> Generator[Call, Any, bool]:
+        network = place.network
         if isinstance(decision, Adopt):
             key = decision.lease.key
             if key in self._unchecked and _rivals(network, key, records):
@@ -1061,7 +1070,7 @@ class LeaseMachine:
                 return (yield from self._adopt(place, records[key], decision.lease))
         claims = {key: claim for key in records if (claim := _claim(network, key)) is not None}
         self._refuse_to_lose(network, records, claims)
-        yield from self._create(place, list(claims.values()), previous)
+        yield from self._create(place, list(claims.values()), self._last_subnets, stale)
         return True
 
     def _adopt(self, place: _Place, record: Record, lease: Lease) -> Generator[Call, Any, bool]:
@@ -1152,7 +1161,9 @@ class LeaseMachine:
                     "or restart this daemon and its containers to get another subnet"
                 )
 
-    def _create(self, place: _Place, taken: list[Subnets], previous: Subnets | None) -> Generator[Call, Any, None]:
+    def _create(
+        self, place: _Place, taken: list[Subnets], previous: Subnets | None, stale: Set[str]
+    ) -> Generator[Call, Any, None]:
         for _ in range(CREATE_ATTEMPTS):
             subnets = allocate(place.network, taken, previous, self._rng)
             attributes = yield from self._attributes(place, subnets, LeaseAttributes())
@@ -1174,7 +1185,8 @@ class LeaseMachine:
                 # one of them; but then the node that was later sees the other's lease, and gives its own back. Two that
                 # see each other both do.
                 now_there: Snapshot = yield TakeSnapshot()
-                rivals = _rivals(place.network, record.key, {other.key: other for other in now_there.leases})
+                others = {other.key: other for other in now_there.leases if other.key not in stale}
+                rivals = _rivals(place.network, record.key, others)
             self._unchecked.discard(subnets.key)
             if not rivals:
                 self._hold(record, began)

@@ -264,8 +264,14 @@ def test_a_call_that_hangs(tmp_path: Path, point: Point) -> None:
     assert hangs is not None
     with world(tmp_path, wrong if point.trigger is None else lambda faults: None) as it:
         with triggered(it, point, lambda: wrong(it.faults)), ThreadPoolExecutor() as pool:
-            pool.submit(it.daemon.status)  # some are made when somebody asks
-            it.daemon.until(lambda: it.faults.failed[point.name])
+            asked = [pool.submit(it.daemon.status)]
+
+            def begun() -> bool:
+                if asked[-1].done():  # some are made when somebody asks
+                    asked.append(pool.submit(it.daemon.status))
+                return it.faults.failed[point.name] > 0
+
+            it.daemon.until(begun)
             it.later(point.after)
             window = it.daemon.loop.window
             it.daemon.until(lambda: hangs in f"{answers(window)('/readyz').body!r} {window.view.lease.trouble}")

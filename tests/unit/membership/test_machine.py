@@ -434,6 +434,8 @@ def test_another_network_document_begins_a_new_session() -> None:
     new = node.run(0).joined
     assert IPv4Network("10.6.0.0/16").supernet_of(new.node.subnets.ipv4 or IPv4Network("0.0.0.0/0"))
     assert old.lease.key not in node.store.kept, "a lease that no longer fits is given back"
+    told = [change.key for change in node.store.history if change.record is None or change.key == new.lease.key]
+    assert told == [new.lease.key, old.lease.key], "the new one first: peers never see this node without a lease"
     assert new.backend is not old.backend
 
 

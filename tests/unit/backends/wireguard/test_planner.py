@@ -34,6 +34,7 @@ from pyflannel.network.underlay import Underlay
 from pyflannel.testing.backends import BackendPlanning
 from pyflannel_backends import wireguard
 from pyflannel_backends.wireguard import SHUT, WireguardBackend, WireguardOptions, keys
+from pyflannel_backends.wireguard.dataplane import rows
 
 PSK = b64encode(bytes(range(1, 33))).decode()
 KEY = "PxAJ+mM7QYmDSmq0Qd8DmsGVmJBjH5Yd0SNZUEO9Ul0="
@@ -348,3 +349,13 @@ def test_userspace_plans_a_tun_device_and_no_peers(tmp_path: Path) -> None:
     with pytest.raises(PeerRejected):
         made.plan_peer(here, lease(BackendData=None))
     assert [peer.public_key for peer in made.reach(here, lease())] == [KEY]
+
+
+@pytest.mark.parametrize("mode", ["separate", "auto"])
+def test_a_worker_s_row_of_ipv4_is_the_same_with_ipv6_and_without(tmp_path: Path, mode: str) -> None:
+    """Else its session would end because another family goes."""
+    both, one = (4, 6), (4,)
+    made = backend(Implementation="userspace", Mode=mode)
+    with_ipv6 = rows(made, node(tmp_path, both), lease(2, both), made.device(4))
+    without = list(rows(made, node(tmp_path, one), lease(2, one), made.device(4)))
+    assert [row for row in with_ipv6 if ":" not in row[0]] == without
