@@ -1,0 +1,300 @@
+"""Changing a running network: how far it has got, and what follows from that. Pure rules over frozen values.
+
+The idea is *make before break, by state in the store*. While a change is under way, the network document carries it in
+a key of its own (:data:`DOCUMENT_KEY`), which flanneld ignores, beside the settings that hold until its end. Every
+node's lease says how far that node is (:data:`LEASE_KEY`). Nobody calls anybody: each node looks at the document and at
+its peers' leases, and does what the rules below say, whatever it did before. So it does not matter who was late, who
+was restarted and in which order anybody learned of anything.
+
+======== =====================================================================================================
+phase    what a node does
+======== =====================================================================================================
+PREPARE  runs both settings and receives on both; sends by the former; says ``prepared`` once its kernel holds both
+SWITCH   sends to each peer by the new settings as soon as that peer receives there; says ``switched`` once it does so
+         to all
+RETIRE   sends by the new settings; stops receiving on the former when every peer it knows of has switched, and a
+         grace for what is still on its way has passed; says ``retired``
+BACK     sends by the former settings again (everybody still receives there); says ``reverted``
+======== =====================================================================================================
+
+The document moves on from PREPARE, SWITCH and RETIRE when every node has said so, and then holds the new settings only
+(or, after BACK, the former). That is all that two nodes have to agree on: nobody ever sends where the other does not
+receive. ``tests/unit/network/test_change_model.py`` goes through every order of events.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Final
+
+from pyflannel.errors import ConfigError, MalformedError
+from pyflannel.network.lease import JSON, Lease
+
+__all__ = [
+    "DOCUMENT_KEY",
+    "LAST_KEY",
+    "LEASE_KEY",
+    "NetworkChange",
+    "NodeProgress",
+    "Phase",
+    "Sides",
+    "Step",
+    "all_switched",
+    "due_step",
+    "finished",
+    "receives",
+    "sends_new",
+    "sides",
+    "split",
+]
+
+DOCUMENT_KEY: Final = "Change"
+"""The key of the network document under which a change that is under way stands."""
+
+LAST_KEY: Final = "LastChange"
+"""The key of the network document that names the last change that came to its end."""
+
+LEASE_KEY: Final = "Change"
+"""The key of a lease's attributes under which its node says how far it is."""
+
+_ID: Final = re.compile(r"[0-9a-f]{16}")
+
+
+class Phase(str, Enum):
+    """How far the change is, as the document says it; see the table in the module's docstring."""
+
+    PREPARE = "prepare"
+    SWITCH = "switch"
+    RETIRE = "retire"
+    BACK = "back"
+
+
+class Step(str, Enum):
+    """How far one node is, as its lease says it. ``DONE``: what the lease says besides is of the new settings."""
+
+    PREPARED = "prepared"
+    SWITCHED = "switched"
+    RETIRED = "retired"
+    REVERTED = "reverted"
+    DONE = "done"
+
+
+_FINISHED: Final = {
+    Phase.PREPARE: frozenset({Step.PREPARED, Step.SWITCHED}),
+    Phase.SWITCH: frozenset({Step.SWITCHED, Step.RETIRED}),
+    Phase.RETIRE: frozenset({Step.RETIRED, Step.DONE}),
+    Phase.BACK: frozenset({Step.REVERTED}),
+}
+"""What every node must have said before the document may leave a phase."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkChange:
+    """A change that is under way.
+
+    :param id: 16 hexadecimal digits; tells this change from every other one.
+    :param target: the document that holds after the change, as it would stand alone.
+    :param began: when it was begun, RFC 3339, for people.
+    :param without: node ids that the operator decided not to wait for.
+    """
+
+    id: str
+    phase: Phase
+    target: Mapping[str, JSON]
+    began: str = ""
+    without: tuple[str, ...] = ()
+
+    def at(self, phase: Phase) -> NetworkChange:
+        """The same change in another phase."""
+        return replace(self, phase=phase)
+
+    def to_json(self) -> JSON:
+        """What stands under :data:`DOCUMENT_KEY`."""
+        return {
+            "Id": self.id,
+            "Phase": self.phase.value,
+            "To": dict(self.target),
+            "Began": self.began,
+            "Without": list(self.without),
+        }
+
+    @classmethod
+    def from_json(cls, value: JSON, source: str) -> NetworkChange:
+        """Read what stands under :data:`DOCUMENT_KEY`.
+
+        :raises ConfigError: it is not what :meth:`to_json` writes.
+        """
+        if not isinstance(value, dict):
+            raise ConfigError(f"{source}: {DOCUMENT_KEY} is {type(value).__name__}: must be an object")
+        identity, target, without = value.get("Id"), value.get("To"), value.get("Without", [])
+        if not isinstance(identity, str) or not _ID.fullmatch(identity):
+            raise ConfigError(f"{source}: {DOCUMENT_KEY}.Id is {identity!r:.60}: must be 16 hexadecimal digits")
+        if not isinstance(target, dict):
+            raise ConfigError(f"{source}: {DOCUMENT_KEY}.To must be the network document that is to hold")
+        if not isinstance(without, list) or not all(isinstance(node, str) for node in without):
+            raise ConfigError(f"{source}: {DOCUMENT_KEY}.Without must be a list of node ids")
+        try:
+            phase = Phase(value.get("Phase"))
+        except ValueError:
+            known = ", ".join(phase.value for phase in Phase)
+            raise ConfigError(
+                f"{source}: {DOCUMENT_KEY}.Phase is {value.get('Phase')!r:.60}: must be one of {known}"
+            ) from None
+        return cls(identity, phase, target, str(value.get("Began", ""))[:40], tuple(without))
+
+
+def split(text: str, source: str = "network config") -> tuple[dict[str, JSON], NetworkChange | None]:
+    """A network document without its change, and the change, if one is under way.
+
+    :raises ConfigError: it is no JSON object, or the change can't be read.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{source}: not valid JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise ConfigError(f"{source}: expected a JSON object, found {type(document).__name__}")
+    value = document.pop(DOCUMENT_KEY, None)
+    return document, None if value is None else NetworkChange.from_json(value, source)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeProgress:
+    """What one node's lease says of a change.
+
+    ``step`` is ``None`` while the node is not yet prepared; ``trouble`` then says why it can't be. ``backend_type``,
+    ``data`` and ``v6_data`` are what its backend publishes under the new settings.
+    """
+
+    id: str
+    step: Step | None = None
+    backend_type: str | None = None
+    data: JSON = None
+    v6_data: JSON = None
+    trouble: str = ""
+
+    def to_json(self) -> JSON:
+        """What stands under :data:`LEASE_KEY`."""
+        fields = {
+            "Id": self.id,
+            "Step": self.step.value if self.step else None,
+            "BackendType": self.backend_type,
+            "BackendData": self.data,
+            "BackendV6Data": self.v6_data,
+            "Trouble": self.trouble or None,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+    @classmethod
+    def from_json(cls, value: JSON) -> NodeProgress | None:
+        """What stands under :data:`LEASE_KEY`; ``None`` if nothing that can be read does."""
+        if not isinstance(value, dict) or not isinstance(value.get("Id"), str):
+            return None
+        kind, step = value.get("BackendType"), value.get("Step")
+        try:
+            known = None if step is None else Step(step)
+        except ValueError:
+            known = None
+        return cls(
+            value["Id"],
+            known,
+            kind if isinstance(kind, str) else None,
+            value.get("BackendData"),
+            value.get("BackendV6Data"),
+            str(value.get("Trouble", ""))[:200],
+        )
+
+
+# The rules
+
+
+def receives(phase: Phase, graced: bool) -> tuple[bool, bool]:
+    """Whether a node receives by the former settings, and by the new ones.
+
+    :param graced: every peer has switched, so long ago that nothing sent by the former settings is on its way any more.
+    """
+    return (not (phase is Phase.RETIRE and graced), True)
+
+
+def all_switched(steps: Iterable[Step | None]) -> bool:
+    """Whether every peer sends by the new settings, by what their leases say."""
+    return all(step in (Step.SWITCHED, Step.RETIRED, Step.DONE) for step in steps)
+
+
+def sends_new(phase: Phase, peer: Step | None, own: Step | None) -> bool:
+    """Whether a node sends to a peer by the new settings, by how far both leases say that they are.
+
+    A node that has said ``switched`` is believed to send to nobody by the former settings any more. So whoever comes
+    after that is sent to by the new ones from the beginning.
+    """
+    if phase is Phase.RETIRE:
+        return True
+    there = (Step.PREPARED, Step.SWITCHED, Step.RETIRED, Step.DONE)
+    return phase is Phase.SWITCH and (peer in there or own in (Step.SWITCHED, Step.RETIRED))
+
+
+def due_step(phase: Phase, *, in_place: bool, all_new: bool, graced: bool, now: Step | None) -> Step | None:
+    """What a node's lease should say.
+
+    :param in_place: the kernel holds all that follows from the phase.
+    :param all_new: every peer is sent to by the new settings; ``graced``: see :func:`receives`.
+    :param now: what the lease says.
+    """
+    if not in_place:
+        return now
+    if phase is Phase.PREPARE:
+        return now if now in (Step.PREPARED, Step.SWITCHED) else Step.PREPARED
+    if phase is Phase.SWITCH:
+        return Step.SWITCHED if all_new else Step.PREPARED if now in (None, Step.REVERTED) else now
+    if phase is Phase.RETIRE:
+        return Step.RETIRED if graced else now or Step.SWITCHED
+    return Step.REVERTED
+
+
+def finished(change: NetworkChange, steps: Mapping[str, Step | None], without: Collection[str] = ()) -> tuple[str, ...]:
+    """Who keeps the change in its phase: the lease keys of ``steps`` (key to what the lease says) that are not there.
+
+    Empty when the document may move on.
+    """
+    wanted = _FINISHED[change.phase]
+    return tuple(sorted(key for key, step in steps.items() if step not in wanted and key not in without))
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """A peer's lease, taken apart: as it is under the former settings and under the new ones.
+
+    ``new`` is ``None`` while the peer has not said how it is reached there; ``old`` when it has no former side any
+    more.
+    """
+
+    old: Lease | None
+    new: Lease | None
+    step: Step | None
+
+
+def sides(lease: Lease, change_id: str) -> Sides:
+    """What a lease says of the change ``change_id``.
+
+    :raises MalformedError: the lease's own account of the change can't be used.
+    """
+    progress = NodeProgress.from_json(lease.attributes.extra.get(LEASE_KEY))
+    if progress is None or progress.id != change_id:
+        return Sides(lease, None, None)
+    if progress.step is Step.DONE:
+        return Sides(None, lease, progress.step)
+    if progress.backend_type is None and progress.data is None and progress.v6_data is None and progress.step is None:
+        return Sides(lease, None, None)
+    if progress.backend_type is None and progress.data is not None:
+        raise MalformedError(f"lease value: {LEASE_KEY} has BackendData without BackendType")
+    attributes = replace(
+        lease.attributes,
+        backend_type=progress.backend_type,
+        backend_data=progress.data,
+        backend_v6_data=progress.v6_data,
+    )
+    return Sides(lease, lease.with_attributes(attributes), progress.step)
