@@ -102,22 +102,10 @@ def _node_moves(node: Node, number: int, coarse: bool) -> Iterator[Node]:
     ``coarse``: what its kernel gets at one time is one step.
     """
     old, new, sends = wanted(node, number)
-    if coarse and ((old and not node.old) or (new and not node.new)):
-        yield node._replace(old=node.old or old, new=node.new or new)
-        return
-    if old and not node.old:
-        yield node._replace(old=True)
-    if new and not node.new:
-        yield node._replace(new=True)
-    if (old and not node.old) or (new and not node.new):
-        return
-    different = [other for other, side in sends.items() if side != node.sends[other]]
-    if different and coarse:
-        yield node._replace(sends=tuple(sends.get(n, side) for n, side in enumerate(node.sends)))
-        return
-    for other in different:
-        yield node._replace(sends=set_item(node.sends, other, sends[other]))
-    if different:
+    receiving = list(_receiving_more(node, old, new, coarse))
+    sending = list(_sending_otherwise(node, sends, coarse))
+    if receiving or sending:
+        yield from receiving or sending
         return
     if (node.old, node.new) != (old, new):
         yield node._replace(old=old, new=new)
@@ -192,7 +180,8 @@ def fault(world: World) -> str:
 def explore(size: int, joiners: int = 0, may_abort: bool = True, coarse: bool = False) -> tuple[int, set[View], str]:
     """Every reachable state: how many, the documents that the change can end with, and the first fault."""
     begin = first(size, joiners)
-    known, queue, ends = {begin}, [begin], set()
+    known, queue = {begin}, [begin]
+    ends: set[View] = set()
     while queue:
         world = queue.pop()
         found = fault(world)
@@ -275,7 +264,6 @@ DUE_STEP = rules.due_step
         ("sends_new", sends_as_before),
         ("finished", lambda change, steps: ()),
         ("receives", receives_until_switched),
-        ("all_switched", lambda steps: True),
         ("due_step", switched_at_once),
     ],
 )
