@@ -90,6 +90,26 @@ def set_item(items: tuple[bool | None, ...], number: int, value: bool) -> tuple[
     return (*items[:number], value, *items[number + 1 :])
 
 
+def _receiving_more(node: Node, old: bool, new: bool, coarse: bool) -> Iterator[Node]:
+    missing_old, missing_new = old and not node.old, new and not node.new
+    if coarse and missing_old and missing_new:
+        yield node._replace(old=True, new=True)
+        return
+    if missing_old:
+        yield node._replace(old=True)
+    if missing_new:
+        yield node._replace(new=True)
+
+
+def _sending_otherwise(node: Node, sends: dict[int, bool], coarse: bool) -> Iterator[Node]:
+    different = [other for other, side in sends.items() if side != node.sends[other]]
+    if different and coarse:
+        yield node._replace(sends=tuple(sends.get(n, side) for n, side in enumerate(node.sends)))
+        return
+    for other in different:
+        yield node._replace(sends=set_item(node.sends, other, sends[other]))
+
+
 @cache
 def node_moves(node: Node, number: int, coarse: bool) -> tuple[Node, ...]:
     """See :func:`_node_moves`; asked for again and again."""
