@@ -154,4 +154,4 @@ def test_a_network_that_gives_up_ipv6_goes_on_with_ipv4() -> None:
                 node.daemon.wait_ready(peers=1, timeout=PATIENCE)
             ping.wait_replies(50, PATIENCE)
             pong.wait_replies(50, PATIENCE)
-        assert lab.reachability().complete
+        assert lab.reachability(versions=[4]).complete
