@@ -64,7 +64,8 @@ def lines(wheel: Path) -> list[str]:
     blocks = re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)
     found = [line for block in blocks for line in block.splitlines() if line.strip()]
     assert found.count("pip install pyflannel") == 1
-    return [f"pip install --no-deps --force-reinstall {wheel}" if line == "pip install pyflannel" else line for line in found]
+    install = f"pip install --no-deps --force-reinstall {wheel}"
+    return [install if line == "pip install pyflannel" else line for line in found]
 
 
 def test_every_line_of_the_tutorial_works(wheel: Path, machine: Path, tmp_path: Path) -> None:
