@@ -17,7 +17,6 @@ import json
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util.ssl_ import create_urllib3_context
 
 from pyflannel.errors import StoreDeniedError, StoreError, StoreUnavailableError
+from pyflannel_stores._deadline import Deadline
 
 __all__ = ["Access", "Addresses", "Deadline", "NoSuchNode", "NoSuchSession", "RolledBack"]
 
@@ -46,22 +46,6 @@ FIRST_SHARE: Final = 1.0
 
 
 _RIGHTS: Final = "the token lacks a right; docs/stores/consul.md lists the rules it needs"
-
-
-class Deadline:
-    """A point in time that a call must not pass."""
-
-    def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
-
-    @property
-    def left(self) -> float:
-        """Seconds that remain, never negative."""
-        return max(0.0, self._end - time.monotonic())
-
-    def part(self, reserve: float) -> Deadline:
-        """A deadline ``reserve`` seconds before this one, for what comes before the last step."""
-        return Deadline(max(0.0, self.left - reserve))
 
 
 class RolledBack(Exception):  # noqa: N818 - an answer, not a failure

@@ -24,6 +24,7 @@ from urllib.parse import urlencode, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
 from pyflannel.errors import StoreDeniedError, StoreError, StoreUnavailableError
+from pyflannel_stores._deadline import Deadline
 from pyflannel_stores._kubernetes_access import Access, Endpoint
 
 __all__ = ["Api", "ChunkedLines", "Deadline", "Gone", "NotFound", "Overtaken", "Stream", "refusal"]
@@ -54,18 +55,6 @@ class Overtaken(Exception):  # noqa: N818 - an answer, not a failure
 
 class Gone(Exception):  # noqa: N818 - an answer, not a failure
     """The server does not know that resource version any more."""
-
-
-class Deadline:
-    """A point in time that a call must not pass."""
-
-    def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
-
-    @property
-    def left(self) -> float:
-        """Seconds that remain, never negative."""
-        return max(0.0, self._end - time.monotonic())
 
 
 @dataclass(frozen=True, slots=True)

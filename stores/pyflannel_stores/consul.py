@@ -57,9 +57,10 @@ from pyflannel.store import (
     StoreTime,
     Watch,
 )
+from pyflannel_stores._deadline import Deadline
 
 if TYPE_CHECKING:
-    from pyflannel_stores._consul_http import Access, Addresses, Deadline
+    from pyflannel_stores._consul_http import Access, Addresses
 
 __all__ = ["ConsulStore"]
 
@@ -232,7 +233,7 @@ class ConsulStore(Store):
             earliest = parsedate_to_datetime(headers["Date"]).timestamp()
             return StoreTime(earliest, earliest + 1, f"Consul {client.http.base_uri}")
 
-        return self._consul.call(self._http.Deadline(_BUDGET), request)
+        return self._consul.call(Deadline(_BUDGET), request)
 
     def close(self) -> None:
         for watch in list(self._watches):
@@ -247,13 +248,13 @@ class ConsulStore(Store):
             return _sane(client.kv.get(f"{self._prefix}/", keys=True, separator="/", **blocking)[0])
 
         if after is None:
-            return consul.call(self._http.Deadline(_BUDGET), request)
+            return consul.call(Deadline(_BUDGET), request)
         # Consul adds up to a sixteenth to the wait (https://developer.hashicorp.com/consul/api-docs/features/blocking).
-        return consul.once(self._http.Deadline(wait * 17 / 16 + _WAIT_GRACE), request)
+        return consul.once(Deadline(wait * 17 / 16 + _WAIT_GRACE), request)
 
     def read_all(self, consul: Addresses, deadline: Deadline | None = None, *, consistent: bool = False) -> _State:
         """Everything below the prefix that is ours, and its index."""
-        deadline = deadline or self._http.Deadline(_BUDGET)
+        deadline = deadline or Deadline(_BUDGET)
         mode = "consistent" if consistent else "default"
         below = f"{self._prefix}/"
 
@@ -294,7 +295,7 @@ class ConsulStore(Store):
 
     def _begin(self, wanted: str = "") -> Deadline:
         """The deadline of a call; sessions that were to end are ended first, all but the one that is ``wanted``."""
-        deadline = self._http.Deadline(_BUDGET)
+        deadline = Deadline(_BUDGET)
         self._doomed.discard(wanted)
         if self._doomed or self._lost:
             self._end_doomed(deadline.part(_BUDGET / 2))

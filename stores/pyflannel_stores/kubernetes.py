@@ -44,10 +44,11 @@ from pyflannel.store import (
     Unassigned,
     Watch,
 )
+from pyflannel_stores._deadline import Deadline
 
 if TYPE_CHECKING:
     from pyflannel_stores._kubernetes_access import Access
-    from pyflannel_stores._kubernetes_http import Deadline, Stream
+    from pyflannel_stores._kubernetes_http import Stream
     from pyflannel_stores._kubernetes_nodes import Cluster, Member, Sieve
 
 __all__ = ["KubernetesStore"]
@@ -124,7 +125,7 @@ class KubernetesStore(Store):
 
         The file answers whether the API server does or not, and so it is asked too: for something that costs nothing.
         """
-        self._answer(self._http.Deadline(_BUDGET), "GET", "/version")
+        self._answer(Deadline(_BUDGET), "GET", "/version")
         return self._document.read()
 
     def write_config(self, value: str, expected: Record | None) -> Record:
@@ -133,7 +134,7 @@ class KubernetesStore(Store):
 
     def snapshot(self) -> Snapshot:
         """See :class:`~pyflannel.store.Store`. A listing that takes longer than a call is gone on with by the next."""
-        deadline = self._http.Deadline(_BUDGET)
+        deadline = Deadline(_BUDGET)
         config = self._document.read()
         own = self._find_own(deadline)
         listing = self._listing
@@ -171,7 +172,7 @@ class KubernetesStore(Store):
 
     def assigned(self, families: Sequence[int]) -> Record | Unassigned:
         """See :class:`~pyflannel.store.Store`."""
-        deadline = self._http.Deadline(_BUDGET)
+        deadline = Deadline(_BUDGET)
         try:
             member = self._member(self._read_own(deadline))
         except self._http.NotFound:
@@ -198,7 +199,7 @@ class KubernetesStore(Store):
         self._announced = ready
         if not self._condition_wanted:
             return
-        deadline = self._http.Deadline(_BUDGET)
+        deadline = Deadline(_BUDGET)
         while True:
             node = self._read_own_or_conflict(deadline)
             patch = self._condition_patch(node)
@@ -347,7 +348,7 @@ class KubernetesStore(Store):
 
     def _settle(self, record: Record, value: str | None) -> Record:
         """Make our Node say ``value`` (``None``: what it says) and what was announced, if it is still ``record``."""
-        deadline = self._http.Deadline(_BUDGET)
+        deadline = Deadline(_BUDGET)
         if value is not None:
             document = json.loads(value)
             self._asked = {key: document[key] for key in self._names.addresses if document.get(key)}
@@ -502,7 +503,7 @@ class KubernetesWatch(Watch):
         self._idle_at = now
 
     def _open(self, state: _State) -> None:
-        stream = self._store.open_stream(state.version, self._store._http.Deadline(_BUDGET))
+        stream = self._store.open_stream(state.version, Deadline(_BUDGET))
         with self._lock:
             self._stream = stream
             if self._closed.is_set():

@@ -33,7 +33,7 @@ BUSY_PATIENCE: Final = 1.0
 class Stage(Protocol):
     """What actions need of the loop; called in its thread."""
 
-    def acting(self) -> tuple[Backend[Any], Node]:
+    def acting(self, action: str) -> tuple[Backend[Any], Node]:
         """The backend that runs, and for which node.
 
         :raises DaemonError: nothing can be done now; the message says why.
@@ -149,7 +149,7 @@ class Actions:
         The kernel first: peers that read the new lease must not find us as we were.
         """
         try:
-            backend, node = self._stage.acting()
+            backend, node = self._stage.acting(asked.action)
             if backend.name != asked.backend:
                 raise DaemonError(f"this node runs backend {backend.name!r}, not {asked.backend!r}")
             if asked.action not in backend.actions:

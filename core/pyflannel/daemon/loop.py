@@ -478,9 +478,8 @@ class Loop:
         feed = before.feed if before is not None else Feed(generation.backend, generation.node, self._rng)
         self.member = _Member(generation.backend, overlay, feed)
         overlay.drain_changed()
-        self.tracker.spaces = tuple(family.network for family in generation.node.network.families)
+        self.tracker.watch(tuple(family.network for family in generation.node.network.families))
         self.tracker.follow(overlay.desired)
-        self.tracker.request_resync()
         self._look_around_soon(self.clock())
         self._want_firewall(overlay)
         self.tracker.sweep = True
@@ -542,13 +541,13 @@ class Loop:
 
     # The stage of actions
 
-    def acting(self) -> tuple[Backend[Any], Node]:
+    def acting(self, action: str) -> tuple[Backend[Any], Node]:
         """See :class:`~pyflannel.daemon.actions.Stage`."""
         member = self.member
         if member is None or self._adoption is not None or not self._in_place():
-            raise DaemonError(f"that has to wait: {standing(self._make_view(), self.clock())[1]}")
+            raise DaemonError(f"{action} has to wait: {standing(self._make_view(), self.clock())[1]}")
         if self.slot.state.trouble:
-            raise DaemonError(f"that has to wait: {self.slot.state.trouble}")
+            raise DaemonError(f"{action} has to wait: {self.slot.state.trouble}")
         return member.backend, member.overlay.node
 
     def replan(self) -> None:
@@ -557,11 +556,7 @@ class Loop:
         if member is None:
             return
         with self.calling(member.backend, "planning"):
-            overlay = Overlay(member.backend, member.overlay.node, self._extras(member.overlay.node))
-            for peer in member.overlay.peers.values():
-                overlay.put(peer.key, peer.value)
-                self._beat()
-        member.overlay = overlay
+            overlay = member.overlay = member.overlay.moved(member.overlay.node, self._beat)
         overlay.drain_changed()
         self.tracker.follow(overlay.desired)
         member.feed.renew()

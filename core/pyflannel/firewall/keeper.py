@@ -11,19 +11,18 @@ seconds; after that only the resync period's, and the state says so. What the lo
 from __future__ import annotations
 
 import logging
-import os
 import selectors
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from pyflannel.errors import KernelError
 from pyflannel.firewall.model import Rules
 from pyflannel.firewall.state import FirewallState
+from pyflannel.small.wake import Wake
 
 if TYPE_CHECKING:
     from pyflannel.firewall.monitor import Monitor
@@ -57,7 +56,7 @@ class FirewallKeeper:
         self._begun = False
         self._anew = False
         self._stopping = False
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wake = Wake()
         self._not_before = 0.0
         self._repairs: deque[float] = deque(maxlen=BURST)
         self._thread = threading.Thread(target=self._run, name="firewall", daemon=True)
@@ -69,18 +68,18 @@ class FirewallKeeper:
     def want(self, rules: Rules, force_nftables: bool = False) -> None:
         """Say what should be in place."""
         self._wanted.append((rules, force_nftables))
-        os.eventfd_write(self._wake, 1)
+        self._wake.set()
 
     def reload(self, resync: float) -> None:
         """Take another resync period, and choose anew which port carries the rules."""
         self._resync = resync
         self._anew = True
-        os.eventfd_write(self._wake, 1)
+        self._wake.set()
 
     def stop(self, timeout: float) -> bool:
         """End the thread, waiting so many seconds at most; the rules stay. Whether it has ended."""
         self._stopping = True
-        os.eventfd_write(self._wake, 1)
+        self._wake.set()
         if self._thread.is_alive():
             self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -122,8 +121,7 @@ class FirewallKeeper:
     def _hear(self, monitor: Monitor | None) -> bool:
         """Take in what was wanted and told; whether that asks for a check."""
         dirty = False
-        with suppress(BlockingIOError):
-            os.eventfd_read(self._wake)
+        self._wake.drain()
         while self._wanted:
             self._firewall.want(*self._wanted.popleft())
             self._repairs.clear()

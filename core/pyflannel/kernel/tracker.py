@@ -98,7 +98,7 @@ class Tracker:
         self.sweep = False
         """Whether objects of ours that nobody wants may be deleted. Set after the first complete snapshot."""
         self.spaces: tuple[IPNetwork, ...] = ()
-        """The address ranges in which others' routes are of interest; holds from the next dump on."""
+        """The address ranges in which others' routes are of interest, see :meth:`watch`."""
         self._clock = clock
         self._desired: Mapping[Key, KernelObject] = {}
         self._actual: dict[Key, KernelObject] = {}
@@ -144,6 +144,12 @@ class Tracker:
             self._since[key] = self._clock()
         else:
             self._since.pop(key, None)
+
+    def watch(self, spaces: tuple[IPNetwork, ...]) -> None:
+        """Have the port look at others' routes in these address ranges, from the next dump on."""
+        if spaces != self.spaces:
+            self.spaces = spaces
+            self._resync = True  # the port's scope changes with these
 
     # What is
 

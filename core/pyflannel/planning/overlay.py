@@ -152,11 +152,15 @@ class Overlay:
         if key in self._peers:
             self._settle(None, self._release(key))
 
-    def moved(self, node: Node) -> Overlay:
-        """The same leases as ``node`` sees them: our place in the network has changed."""
+    def moved(self, node: Node, progress: Callable[[], None] = lambda: None) -> Overlay:
+        """The same leases planned anew, as ``node`` sees them: our place in the network has changed, or the backend.
+
+        :param progress: called after each lease, for this may take long.
+        """
         overlay = Overlay(self.backend, node, self._extras)
         for peer in self._peers.values():
             overlay.put(peer.key, peer.value)
+            progress()
         return overlay
 
     # Settling claims
