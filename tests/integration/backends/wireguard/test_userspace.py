@@ -112,8 +112,7 @@ class Theirs:
 
     def start(self, ours: Ours) -> None:
         """Start it as it would be after a reboot: only its configuration is there."""
-        self.process = self.node.start(["wireguard-go", "-f", "wg0"])
-        until(lambda: self.node.run(["wg", "show", "wg0"], check=False).returncode == 0, "wireguard-go is there")
+        until(self._comes_up, lambda: f"wireguard-go is there; it said: {self._log.read_text()}")
         where = self.node.directory
         words = f"wg set wg0 listen-port {PORT} private-key {where}/key peer {ours.key}"
         words += f" endpoint {ours.node.ipv4.ip}:{PORT} allowed-ips 10.5.{ours.number}.0/24"
@@ -121,6 +120,22 @@ class Theirs:
         words += f" persistent-keepalive {self._keepalive}" if self._keepalive else ""
         self.node.run(words.split())
         self.node.ip([f"address add {self.address}/16 dev wg0", "link set wg0 mtu 1420 up"])
+
+    @property
+    def _log(self) -> Path:
+        return self.node.lab.outside(self.node.directory / "wireguard-go.log")
+
+    def _comes_up(self) -> bool:
+        """Start it once; on a crowded machine it was seen not to come up, which says nothing about us."""
+        with self._log.open("a") as log:
+            self.process = self.node.start(["wireguard-go", "-f", "wg0"], stdout=log, stderr=log)
+        deadline = time.monotonic() + PATIENCE / 6
+        while self.process.running and time.monotonic() < deadline:
+            if self.node.run(["wg", "show", "wg0"], check=False).returncode == 0:
+                return True
+            time.sleep(0.01)
+        self.process.kill()
+        return False
 
     def dump(self) -> list[str]:
         """``wg show`` about us: key, psk, endpoint, allowed-ips, handshake, received, sent, keepalive."""
