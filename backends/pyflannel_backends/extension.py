@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 import signal
 import subprocess
 import threading
@@ -27,6 +28,7 @@ from typing import ClassVar, Final
 
 from pyflannel.backend import (
     Backend,
+    Backoff,
     Capabilities,
     DataPlane,
     DesiredState,
@@ -209,11 +211,11 @@ class _Call:
 class _Peer:
     """A peer as it should be (``wanted``), and what the commands were given for it last and whether they succeeded."""
 
+    backoff: Backoff
     wanted: _Call | None = None
     tried: _Call | None = None
     done: bool = False
     busy: bool = False
-    attempts: int = 0
     due: float = 0.0
     reason: str = "SubnetAddCommand has not run yet"
     fresh: bool = True
@@ -276,9 +278,10 @@ class ExtensionDataPlane(DataPlane):
             if peer is None:
                 if call is None:
                     return
-                peer = self._peers[key] = _Peer()
+                peer = self._peers[key] = _Peer(self._backoff())
             if call != peer.wanted:
-                peer.wanted, peer.attempts, peer.due, peer.fresh = call, 0, 0.0, True
+                peer.wanted, peer.due, peer.fresh = call, 0.0, True
+                peer.backoff.reset()
                 if not peer.busy:
                     self._pending[key] = peer
                 self._changed.notify()
@@ -312,15 +315,14 @@ class ExtensionDataPlane(DataPlane):
         """Let commands of an earlier data plane end, run ``PostStartupCommand`` until it succeeds, let workers go."""
         if earlier is not None and self._inherit(earlier):
             return
-        attempts = 0
+        backoff = self._backoff()
         while not self._stopping.is_set():
             reason = self._run("PostStartupCommand", self._options.post_startup, self._own)
             self._open(reason)
             if not reason:
                 return
             log.warning("backend extension: %s", reason)
-            attempts += 1
-            self._stopping.wait(self._pause(attempts))
+            self._stopping.wait(backoff.next())
 
     def _open(self, reason: str = "") -> None:
         with self._changed:
@@ -341,7 +343,7 @@ class ExtensionDataPlane(DataPlane):
         self._complete.wait()  # until then a peer that is not wanted may just not have been told yet
         with self._changed:
             for key, left in earlier._peers.items():
-                peer = self._peers.setdefault(key, _Peer())
+                peer = self._peers.setdefault(key, _Peer(self._backoff()))
                 peer.tried, peer.done = left.tried, left.done
                 if peer.settled:
                     self._pending.pop(key, None)
@@ -395,9 +397,8 @@ class ExtensionDataPlane(DataPlane):
             if reason:
                 log.warning("backend extension: peer %s: %s", key, reason)
                 if not peer.fresh:
-                    peer.attempts += 1
-                    peer.due = time.monotonic() + self._pause(peer.attempts)
-            if wanted is None and (not reason or peer.attempts >= REMOVAL_ATTEMPTS):
+                    peer.due = time.monotonic() + peer.backoff.next()
+            if wanted is None and (not reason or peer.backoff.attempts >= REMOVAL_ATTEMPTS):
                 peer.tried = None
                 if peer.wanted is None:
                     del self._peers[key]
@@ -422,5 +423,5 @@ class ExtensionDataPlane(DataPlane):
             self._counters["commands_failed"] += bool(reason)
         return reason
 
-    def _pause(self, attempts: int) -> float:
-        return float(min(LAST_PAUSE, self._first_pause * 2 ** min(attempts - 1, 10)))
+    def _backoff(self) -> Backoff:
+        return Backoff(random.Random(), self._first_pause, LAST_PAUSE)  # noqa: S311 - no secret

@@ -52,15 +52,17 @@ from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, IPAddress, IPNetwork, Lease, LeaseAttributes, Subnets
 from pyflannel.network.underlay import Underlay
 from pyflannel.small.interpreter import module_command
+from pyflannel.small.retry import Backoff
 from pyflannel.small.secret import Secret
+from pyflannel.small.wake import Wake
 
 __all__ = [
     "API_VERSION",
     "JSON",
     "Address",
     "Backend",
+    "Backoff",
     "Capabilities",
-    "Change",
     "DataPlane",
     "DesiredState",
     "Endpoint",
@@ -76,6 +78,7 @@ __all__ = [
     "NetworkConfig",
     "NoOptions",
     "Node",
+    "Outcome",
     "PeerRejected",
     "Published",
     "Route",
@@ -85,6 +88,7 @@ __all__ = [
     "TunInfo",
     "Underlay",
     "VxlanInfo",
+    "Wake",
     "WireguardDevice",
     "WireguardPeer",
     "forwarding",
@@ -147,8 +151,8 @@ class NoOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """What an action has changed (:meth:`Backend.act`), and how to take it back.
+class Outcome:
+    """What an action has done (:meth:`Backend.act`), and how to take it back.
 
     :param done: one sentence for whoever asked.
     :param undo: makes ``publish`` and ``plan_node`` say again what they said before.
@@ -157,6 +161,9 @@ class Change:
     done: str
     undo: Callable[[], None]
 
+
+Change = Outcome
+"""The former name of :class:`Outcome`; :class:`pyflannel.store.Change` is another thing."""
 
 O = TypeVar("O")  # noqa: E741 - the options of a backend
 
@@ -179,7 +186,9 @@ class DataPlane(ABC):
 
     @abstractmethod
     def check(self) -> Mapping[str, str]:
-        """Lease key to reason for every peer that can't be served now; restarts what has died. Called every second.
+        """Lease key to reason for every peer that can't be served now; restarts what has died.
+
+        Called every second, and after each turn in which peers were put.
 
         Raising says that all of it is dead: it is stopped, and after a pause started again and told all peers anew.
 
@@ -188,7 +197,7 @@ class DataPlane(ABC):
         """
 
     def renew(self) -> None:  # noqa: B027 - most data planes have nothing to do
-        """An action has changed what the backend says of this node (:class:`Change`), or taken that back."""
+        """An action has changed what the backend says of this node (:class:`Outcome`), or taken that back."""
 
     def counters(self) -> Mapping[str, int]:
         """Named totals since the start, for ``status`` and metrics."""
@@ -257,11 +266,11 @@ class Backend(ABC, Generic[O]):
         """
         return DesiredState()
 
-    def act(self, action: str, node: Node) -> Change:
+    def act(self, action: str, node: Node) -> Outcome:
         """Do one of ``actions``: change what ``publish`` and ``plan_node`` say of this node from now on.
 
         The core then brings the kernel and the data plane there, and last the lease. If the store does not take the
-        lease, the core calls :attr:`Change.undo` and goes back. What was changed must be kept where a start after a
+        lease, the core calls :attr:`Outcome.undo` and goes back. What was changed must be kept where a start after a
         crash finds it: that start goes on with it.
 
         :raises PyflannelError: it can't be done; nothing is changed.

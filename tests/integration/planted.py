@@ -61,7 +61,7 @@ class Planted(Backend):
     def act(self, action, node):
         hang("act")
         self.turned = 1
-        return Change("turned", lambda: setattr(self, "turned", 0))
+        return Outcome("turned", lambda: setattr(self, "turned", 0))
 
     def start(self, node):
         return Plane()

@@ -11,19 +11,18 @@ first time, which says that all peers are known; then the table is replaced as a
 from __future__ import annotations
 
 import contextlib
-import os
+import random
 import selectors
 import socket
 import subprocess
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from pyflannel.backend import DataPlane, Lease, Subnets, module_command
+from pyflannel.backend import Backoff, DataPlane, Lease, Subnets, Wake, module_command
 
 from . import control
 from .control import Frames, Message, Row, WorkerConfig
@@ -35,8 +34,9 @@ _START_TIMEOUT: Final = 60.0
 """Seconds until a worker that was started answers: it has imported all that it needs by then."""
 _STOP_PATIENCE: Final = 1.0
 """Seconds that ``stop`` waits for our thread, which has nothing to wait for itself but a worker that is starting."""
-_BACKOFF: Final = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
-"""Seconds before a worker is started again, by how often it died young."""
+_FIRST_PAUSE: Final = 0.2
+_LAST_PAUSE: Final = 5.0
+"""Seconds before a worker that died young is started again."""
 _YOUNG: Final = 5.0
 
 
@@ -69,8 +69,7 @@ class UserspaceDataPlane(DataPlane):
         self._complete = False
         self._stopping = threading.Event()
         self._crash: BaseException | None = None
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        weakref.finalize(self, os.close, self._wake)  # not before, for the thread and the core may write to it
+        self._wake = Wake()
         self._links = [_Link(kind, directory / f"{kind.name}-worker-{number}.sock") for number in range(workers)]
         self._directory = directory
         self._thread = threading.Thread(target=self._work, name=f"{kind.name} data plane", daemon=True)
@@ -85,7 +84,7 @@ class UserspaceDataPlane(DataPlane):
             self._wanted[peer.key] = rows
             for link in self._links:
                 link.pending[peer.key] = rows
-        self._rouse()
+        self._wake.set()
 
     def remove(self, subnets: Subnets) -> None:
         """See :class:`DataPlane`."""
@@ -93,7 +92,7 @@ class UserspaceDataPlane(DataPlane):
             if self._wanted.pop(subnets.key, None) is not None:
                 for link in self._links:
                     link.pending[subnets.key] = ()
-        self._rouse()
+        self._wake.set()
 
     def check(self) -> Mapping[str, str]:
         """See :class:`DataPlane`. A worker that died is started again by our own thread, at once."""
@@ -102,7 +101,7 @@ class UserspaceDataPlane(DataPlane):
         with self._lock:
             if not self._complete:
                 self._complete = True
-                self._rouse()
+                self._wake.set()
             reasons = [link.trouble for link in self._links]
             if all(reasons):
                 return dict.fromkeys(self._wanted, f"{self._kind.name} data plane: {reasons[0]}")
@@ -138,7 +137,7 @@ class UserspaceDataPlane(DataPlane):
         if self._stopping.is_set():
             return
         self._stopping.set()
-        self._rouse()
+        self._wake.set()
         self._thread.join(_STOP_PATIENCE)
 
     def end(self) -> None:
@@ -150,9 +149,6 @@ class UserspaceDataPlane(DataPlane):
             link.reap()
 
     # The thread
-
-    def _rouse(self) -> None:
-        os.eventfd_write(self._wake, 1)
 
     def _work(self) -> None:
         try:
@@ -176,8 +172,8 @@ class UserspaceDataPlane(DataPlane):
         due = min((link.due for link in self._links if link.connection is None), default=None)
         patience = None if due is None else max(0.0, due - time.monotonic())
         for key, _ in selector.select(patience):
-            if key.fd == self._wake:
-                os.eventfd_read(self._wake)
+            if key.fileobj is self._wake:
+                self._wake.drain()
             elif not self._hear(key.data):
                 self._lose(selector, key.data)
 
@@ -233,10 +229,13 @@ class UserspaceDataPlane(DataPlane):
         self._fail(link, link.close())
 
     def _fail(self, link: _Link, reason: str) -> None:
-        """Try again: at once the first time, later and later if that doesn't help."""
+        """Try again: at once if it had lived for a while, else later and later."""
         now = time.monotonic()
-        link.deaths = link.deaths + 1 if now - link.opened < _YOUNG else 0
-        link.due = now + _BACKOFF[min(link.deaths, len(_BACKOFF) - 1)]
+        if now - link.opened < _YOUNG:
+            link.due = now + link.backoff.next()
+        else:
+            link.backoff.reset()
+            link.due = now
         with self._lock:
             for name, value in link.counters.items():
                 link.retired[name] = link.retired.get(name, 0) + value
@@ -273,7 +272,7 @@ class _Link:
         self.pending: dict[str, tuple[Row, ...]] = {}
         self.stale = False
         self.opened = self.due = 0.0
-        self.deaths = 0
+        self.backoff = Backoff(random.Random(), _FIRST_PAUSE, _LAST_PAUSE)  # noqa: S311 - no secret
         self.trouble = "the worker is starting"
         self.status: Message = {}
         self.retired: dict[str, int] = {}

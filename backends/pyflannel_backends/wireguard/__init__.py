@@ -26,7 +26,6 @@ from pyflannel.backend import (
     Address,
     Backend,
     Capabilities,
-    Change,
     DataPlane,
     DesiredState,
     Endpoint,
@@ -36,6 +35,7 @@ from pyflannel.backend import (
     Lease,
     Link,
     Node,
+    Outcome,
     PeerRejected,
     Published,
     Route,
@@ -173,7 +173,7 @@ class WireguardBackend(Backend[WireguardOptions]):
         # A device that somebody deletes takes its routes along: until it is back, nothing may leave in plaintext.
         yield Route(network.network, None, metric=SHUT)
 
-    def act(self, action: str, node: Node) -> Change:
+    def act(self, action: str, node: Node) -> Outcome:
         """``rotate-key``: a new key file in the place of the old one, which the workers have taken when this returns.
 
         :raises ConfigError: the file can't be read or written, or a worker does not take it.
@@ -183,7 +183,7 @@ class WireguardBackend(Backend[WireguardOptions]):
         path = keys.key_path(node.state_dir)
         new = keys.Identity.new()
         old = keys.exchange(path, new)
-        return Change(f"the public key of this node is {new.public_key} now", lambda: keys.replace(path, old))
+        return Outcome(f"the public key of this node is {new.public_key} now", lambda: keys.replace(path, old))
 
     def device(self, version: int) -> str:
         """The name of the device that carries packets of IP version 4 or 6."""

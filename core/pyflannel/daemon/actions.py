@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Protocol
 
-from pyflannel.backend import Backend, Change, Node
+from pyflannel.backend import Backend, Node, Outcome
 from pyflannel.daemon.control import ACTION_TIMEOUT
 from pyflannel.errors import DaemonError, PluginError, PyflannelError
 from pyflannel.membership.slot import LeaseState
@@ -65,7 +65,7 @@ class _UnderWay:
 
     asked: _Asked
     backend: Backend[Any]
-    change: Change
+    outcome: Outcome
     request: int
 
 
@@ -110,10 +110,10 @@ class Actions:
                 return
             self._under_way = None
             if state.publish_error is None:
-                log.info("%s", ahead.change.done)
-                ahead.asked.answer.put(ahead.change.done)
+                log.info("%s", ahead.outcome.done)
+                ahead.asked.answer.put(ahead.outcome.done)
             else:
-                self._take_back(ahead.asked, ahead.backend, ahead.change, state.publish_error)
+                self._take_back(ahead.asked, ahead.backend, ahead.outcome, state.publish_error)
         while (asked := self._next()) is not None:
             self._begin(asked)
 
@@ -155,24 +155,24 @@ class Actions:
             if asked.action not in backend.actions:
                 raise PluginError(f"backend {backend.name!r} has no action {asked.action!r}")
             with exclusive(backend, asked.action, BUSY_PATIENCE), self._stage.calling(backend, asked.action):
-                change = guarded(backend.name, asked.action, lambda: backend.act(asked.action, node))
-            if not isinstance(change, Change):
-                raise PluginError(f"backend {backend.name!r} answered {asked.action} with what is no Change")
+                outcome = guarded(backend.name, asked.action, lambda: backend.act(asked.action, node))
+            if not isinstance(outcome, Outcome):
+                raise PluginError(f"backend {backend.name!r} answered {asked.action} with what is no Outcome")
         except PyflannelError as error:
             asked.answer.put(error)
             return
         try:
             self._stage.replan()
         except PyflannelError as error:
-            self._take_back(asked, backend, change, error)
+            self._take_back(asked, backend, outcome, error)
             return
-        self._under_way = _UnderWay(asked, backend, change, self._stage.publish())
+        self._under_way = _UnderWay(asked, backend, outcome, self._stage.publish())
 
-    def _take_back(self, asked: _Asked, backend: Backend[Any], change: Change, error: PyflannelError) -> None:
+    def _take_back(self, asked: _Asked, backend: Backend[Any], outcome: Outcome, error: PyflannelError) -> None:
         log.error("%s is taken back: %s", asked.action, error)
         try:
             with exclusive(backend, asked.action, BUSY_PATIENCE), self._stage.calling(backend, asked.action):
-                guarded(backend.name, f"undoing {asked.action}", change.undo)
+                guarded(backend.name, f"undoing {asked.action}", outcome.undo)
             self._stage.replan()
         except PyflannelError as failure:
             text = f"{asked.action} failed ({error}) and can't be undone: {failure}"

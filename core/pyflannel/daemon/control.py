@@ -2,7 +2,7 @@
 
 The daemon hears one line of JSON, ``{"backend": ..., "action": ...}``, does it, and answers with ``{"done": text}`` or
 ``{"failed": text, "exit_code": number}``. Only the daemon's own user may connect. What an action is, and how one is
-undone, is in :class:`pyflannel.backend.Change`.
+undone, is in :class:`pyflannel.backend.Outcome`.
 """
 
 from __future__ import annotations

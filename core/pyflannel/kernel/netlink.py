@@ -17,7 +17,6 @@ routes of a link together with its last address. WireGuard has a protocol and a 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -84,6 +83,7 @@ from pyflannel.kernel.wire import NeighbourRow, RouteRow
 from pyflannel.kernel.wireguard import Wireguard
 from pyflannel.network.lease import IPNetwork
 from pyflannel.small import files as smallfile
+from pyflannel.small.wake import Wake
 
 __all__ = ["NetlinkPort"]
 
@@ -168,7 +168,7 @@ class NetlinkPort(KernelPort):
         }
         self._request, self._notified = self._inside(lambda: (RequestSocket(), NotificationSocket(_GROUPS)))
         self._wireguard = Wireguard(lambda: self._inside(lambda: RequestSocket(NETLINK_GENERIC)))
-        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wakeup = Wake()
         self._epoll = select.epoll()
         self._epoll.register(self._notified.fileno(), select.EPOLLIN)
         self._epoll.register(self._wakeup, select.EPOLLIN)
@@ -182,7 +182,6 @@ class NetlinkPort(KernelPort):
         if not self._closed:
             self._closed = True
             self._epoll.close()
-            os.close(self._wakeup)
             self._request.close()
             self._notified.close()
             self._wireguard.close()
@@ -370,8 +369,7 @@ class NetlinkPort(KernelPort):
             self._reread = False
             self._compare_sysctls()
         self._reread_wireguard()
-        with contextlib.suppress(BlockingIOError):  # it was not set
-            os.eventfd_read(self._wakeup)
+        self._wakeup.drain()
         notice, self._pending = self._pending, Notice()
         return notice
 
@@ -384,7 +382,7 @@ class NetlinkPort(KernelPort):
     def _announce(self) -> None:
         pending = self._pending
         if pending.changes or pending.interfaces or pending.resync or pending.diversions or self._reread:
-            os.eventfd_write(self._wakeup, 1)
+            self._wakeup.set()
 
     def _between(self) -> None:
         self._drain()

@@ -22,9 +22,7 @@ is notified like on the real one, and there are switches for what goes wrong::
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -64,6 +62,7 @@ from pyflannel.kernel.port import (
 from pyflannel.kernel.refusal import foreign_link, foreign_route, not_kept, refusal
 from pyflannel.kernel.wire import is_flooded
 from pyflannel.network.lease import IPAddress
+from pyflannel.small.wake import Wake
 
 __all__ = ["FOREIGN_PROTOCOL", "TwinPort"]
 
@@ -113,7 +112,7 @@ class TwinPort(KernelPort):
         self._pending = Notice()
         self._failing: dict[Kind | Key, list[int]] = defaultdict(list)
         self._interrupts = 0
-        self._wakeup = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wakeup = Wake()
         self._closed = False
 
     # the port
@@ -189,13 +188,12 @@ class TwinPort(KernelPort):
 
     def fileno(self) -> int:
         """See :meth:`KernelPort.fileno`."""
-        return self._wakeup
+        return self._wakeup.fileno()
 
     def poll(self) -> Notice:
         """See :meth:`KernelPort.poll`."""
         self._require_life()
-        with contextlib.suppress(BlockingIOError):  # it was not set
-            os.eventfd_read(self._wakeup)
+        self._wakeup.drain()
         notice, self._pending = self._pending, Notice()
         return notice
 
@@ -203,7 +201,6 @@ class TwinPort(KernelPort):
         """See :meth:`KernelPort.close`."""
         if not self._closed:
             self._closed = True
-            os.close(self._wakeup)
 
     # what goes wrong
 
@@ -344,7 +341,7 @@ class TwinPort(KernelPort):
     def _announce(self) -> None:
         pending = self._pending
         if pending.changes or pending.interfaces or pending.resync or pending.diversions:
-            os.eventfd_write(self._wakeup, 1)
+            self._wakeup.set()
 
     # what is ours
 

@@ -111,7 +111,8 @@ class Feed:
             if self._started:
                 self._dirty.clear()
             return
-        self._tell(self.plane, overlay, now)
+        if self._tell(self.plane, overlay, now):
+            self._check_due = now  # or they would count as served for a second, whatever the data plane says
         if now >= self._check_due and (self._complete or not self._dirty):
             self._complete = True
             self._check_due = now + CHECK_INTERVAL
@@ -171,7 +172,8 @@ class Feed:
 
     # What it is told
 
-    def _tell(self, plane: DataPlane, overlay: Overlay, now: float) -> None:
+    def _tell(self, plane: DataPlane, overlay: Overlay, now: float) -> bool:
+        """Tell the data plane what it should know; returns whether there were peers to reach among that."""
         due = {key for key, refused in self._refused.items() if refused.due <= now}
         keys = self._dirty | due | self._superseded
         self._dirty, self._superseded = set(), set()
@@ -194,6 +196,7 @@ class Feed:
                 self._put(plane, key, overlay.peers[key].value, wanted[key], now)
             else:
                 self._dirty.add(key)
+        return bool(wanted)
 
     def _wanted(self, overlay: Overlay, key: str) -> Lease | None:
         """What the data plane should be told of a lease, :data:`_AS_TOLD` if it was; ``None`` if nothing."""

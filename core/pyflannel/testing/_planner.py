@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
-from pyflannel.backend import Backend, Capabilities, Change, DesiredState, Lease, Node, Published, Underlay
+from pyflannel.backend import Backend, Capabilities, DesiredState, Lease, Node, Outcome, Published, Underlay
 from pyflannel.errors import PeerRejected
 from pyflannel.testing._calls import Caller, OverdueError
 from pyflannel.testing._purity import watched
@@ -97,7 +97,7 @@ class Planner:
         """See :meth:`Backend.describe`."""
         return _ask(self.kind, "describe", lambda: self._backend.describe(node))
 
-    def act(self, action: str, node: Node) -> Change:
+    def act(self, action: str, node: Node) -> Outcome:
         """See :meth:`Backend.act`."""
         return _ask(self.kind, f"act({action!r})", lambda: self._backend.act(action, node))
 

@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 from pyflannel.backend import (
     Address,
     Backend,
-    Change,
     DataPlane,
     DesiredState,
     GenericInfo,
     Lease,
     Link,
     Node,
+    Outcome,
     Published,
     Route,
     Subnets,
@@ -114,10 +114,10 @@ class FaultyBackend(Backend[Any]):
         assert peer.attributes.public_ip is not None
         return DesiredState([Route(peer.subnets.ipv4, "faulty0", metric=int(peer.attributes.public_ip) & 0xFFFF)])
 
-    def act(self, action: str, node: Node) -> Change:
+    def act(self, action: str, node: Node) -> Outcome:
         self.faults.at("act")
         self.turned += 1
-        return Change(done="turned", undo=lambda: None)
+        return Outcome(done="turned", undo=lambda: None)
 
     def start(self, node: Node) -> DataPlane | None:
         self.faults.at("start")

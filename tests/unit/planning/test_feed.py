@@ -307,6 +307,16 @@ def test_thousands_of_peers_are_told_in_several_turns_and_checked_after_the_last
     assert feed.problems
 
 
+def test_a_new_peer_does_not_count_as_served_before_the_data_plane_was_asked() -> None:
+    """Its worker may be starting: for a second the node would say that it reaches the peer, and be wrong."""
+    backend, overlay, feed = fed(lease(2))
+    key, value = lease(3)
+    overlay.put(key, value)
+    backend.plane.report = {key: "the worker is starting"}
+    feed.tend(overlay, feed.due - CHECK_INTERVAL / 2)
+    assert feed.problems == {key: "the worker is starting"}
+
+
 def test_it_goes_on_only_for_the_same_backend_and_node() -> None:
     backend, _, feed = fed()
     assert feed.serves(Own(), NODE)

@@ -67,6 +67,7 @@ def counter(node: Node, name: str) -> int:
 def test_the_worker_outlives_its_daemon(lab: Lab) -> None:
     node, one, two = lab.nodes[0], lab.containers[0], lab.containers[1]
     (worker,) = workers(node, "wireguard")
+    until(lambda: lab.reachability().complete, "containers reach each other")
     with one.ping(two.address(), interval=0.05) as ping:
         ping.wait_replies(5, PATIENCE)
         node.daemon.kill()
@@ -140,6 +141,7 @@ def test_a_network_that_gives_up_ipv6_goes_on_with_ipv4() -> None:
         one, two = lab.containers
         document = lab.outside(lab.nodes[0].directory).parent / "store" / "config.json"
         changed = json.dumps({**json.loads(document.read_text()), "EnableIPv6": False})
+        until(lambda: lab.reachability().complete, "containers reach each other")
         with one.ping(two.address(), interval=0.02) as ping, two.ping(one.address(), interval=0.02) as pong:
             ping.wait_replies(20, PATIENCE)
             pong.wait_replies(20, PATIENCE)

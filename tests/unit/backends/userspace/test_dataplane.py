@@ -50,7 +50,7 @@ def test_a_worker_that_answers_too_late_is_ended_before_another_one_is_started(
 ) -> None:
     """Two of them would share the packets, and one would never hear of a change."""
     monkeypatch.setattr(dataplane, "_START_TIMEOUT", 0.001)
-    monkeypatch.setattr(dataplane, "_BACKOFF", (0.0,))
+    monkeypatch.setattr(dataplane, "_LAST_PAUSE", 0.2)
     plane = UserspaceDataPlane(udp_kind(), tmp_path, 1)
     try:
         plane.put(Lease(PEER, LeaseAttributes(public_ip=IPv4Address("192.0.2.2"))))
