@@ -3,7 +3,7 @@
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-kernels test-kernels-all test-kubernetes lint docs wheel release deb bench bench-peers clean
+.PHONY: help demo test test-plugins test-kernels test-kernels-all test-kubernetes lint docs wheel release deb bench bench-peers clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -12,10 +12,14 @@ demo: ## an overlay of three nodes on this machine, from the first packet to the
 	@tools/bootstrap demo
 	@$(VENV)/pyflannel lab --nodes 3 --backend vxlan --store file
 
-test: ## every check there is: lint, types, unit and integration tests, the package (all of tox.ini)
+test: ## every check there is: lint, types, unit and integration tests, the package (what tox.ini runs by default)
 	@tools/bootstrap test
 	@rm -rf .tox/junit; mkdir -p .tox; chmod 755 .tox  # tests run it as another user too
 	@status=0; $(VENV)/tox run || status=$$?; $(VENV)/python tools/summary.py .tox/junit || status=1; exit $$status
+
+test-plugins: ## the plugin kit itself and what third parties make with it: examples, scaffold, tutorial (minutes)
+	@tools/bootstrap test
+	@$(VENV)/tox run -e plugins
 
 test-kernels: ## the backends on other kernels, in machines inside this one (minutes; Debian 12, x86_64)
 	@tools/bootstrap kernels

@@ -17,10 +17,10 @@ from typing import TypeAlias
 from xml.etree import ElementTree as ET
 
 import pytest
-from tests.unit.testing import backend_mutants, store_mutants
+from tests.plugins import backend_mutants, store_mutants
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
+ROOT = HERE.parents[1]
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.xdist_group("mutants")]
 
