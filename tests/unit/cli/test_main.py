@@ -97,6 +97,7 @@ def test_ctrl_c_ends_quietly(pyflannel: CommandLine) -> None:
         process.stdin.flush()
         wait_until_read(process.stdin.fileno())  # and it goes on reading, as long as the pipe is open
         process.send_signal(signal.SIGINT)
+        process.wait()  # before the pipe is closed: that would be the end of the document
         error = process.communicate()[1]
     assert process.returncode == 130
     assert error.strip() == ""

@@ -284,6 +284,22 @@ def test_a_call_that_hangs(tmp_path: Path, point: Point) -> None:
         assert GONE not in it.told()
 
 
+@pytest.mark.parametrize("name", ["dump", "apply"])
+def test_a_kernel_that_does_not_answer(tmp_path: Path, name: str) -> None:
+    """The loop can't go on without it: a supervisor is told so, the lease is renewed meanwhile."""
+    with world(tmp_path, lambda faults: faults.hang(name)) as it:
+        it.daemon.until(lambda: it.faults.failed[name])
+        it.daemon.until(lambda: it.daemon.slot.state.lease is not None)
+        it.later(STUCK_AFTER + 1)
+        look = answers(it.daemon.loop.window)
+        it.daemon.until(lambda: look("/livez").status == 503)
+        renewed = it.daemon.slot.state.renewed_at
+        it.daemon.until(lambda: it.daemon.slot.state.renewed_at != renewed)
+        it.faults.end()
+        it.recovers()
+        assert look("/livez").status == 200
+
+
 def test_an_action_that_fails_is_answered(tmp_path: Path) -> None:
     with world(tmp_path) as it:
         it.daemon.until(it.sound)
