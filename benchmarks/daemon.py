@@ -5,7 +5,8 @@ them. Printed are, as medians over the rounds:
 
 * start: from the process's start to subnet.env, which is written when the last of the kernel's entries (three per
   peer) is in place; ``cold`` with an empty kernel, ``warm`` with everything there already, as after an upgrade;
-* floor: ``ip -batch`` and ``bridge -batch`` writing the same entries in the same namespace, and the ratio;
+* floor: ``ip -batch`` and ``bridge -batch`` writing the same entries in the same namespace, their routes without
+  the metrics that ours have, and the ratio;
 * change: from a lease's writing in the store to the route in the kernel, told by netlink;
 * check: a comparison with the kernel in which nothing differs;
 * memory and idle CPU of the daemon;
@@ -47,7 +48,7 @@ def peers(count: int) -> Iterator[tuple[str, str, str]]:
     """Subnet, MAC and public address of made-up peers."""
     for number in range(count):
         high, low = divmod(number, 250)
-        yield f"10.{100 + high}.{low}.0", f"02:00:00:00:{high:02x}:{low:02x}", f"198.51.{100 + high}.{low + 1}"
+        yield f"10.{16 + high}.{low}.0", f"02:00:00:00:{high:02x}:{low:02x}", f"198.18.{high}.{low + 1}"
 
 
 def lease(mac: str, public_ip: str) -> str:
@@ -78,10 +79,10 @@ def change(url: str) -> None:
             for written in (True, False):
                 begin = time.perf_counter()
                 if written:
-                    record = store.create("10.200.0.0-24", lease("02:00:00:00:ff:01", "198.51.100.250"), None)
+                    record = store.create("10.250.0.0-24", lease("02:00:00:00:ff:01", "198.19.0.1"), None)
                 else:
                     store.delete(record)
-                while socket.inet_aton("10.200.0.0") not in rtnetlink.recv(1 << 16):
+                while socket.inet_aton("10.250.0.0") not in rtnetlink.recv(1 << 16):
                     pass
                 took.append((time.perf_counter() - begin) * 1000)
     print(json.dumps(took))
@@ -95,6 +96,7 @@ def check(count: int) -> None:
     from pyflannel.kernel.netlink import NetlinkPort
     from pyflannel.kernel.port import Scope
     from pyflannel.kernel.tracker import Tracker
+    from pyflannel.planning.spread import spread
 
     port = NetlinkPort()
     wanted = {key: item for key, item in port.dump(Scope(frozenset({DEVICE}))).items() if key[0].name != "ROUTE"}
@@ -105,7 +107,7 @@ def check(count: int) -> None:
             FdbEntry(DEVICE, mac, ip_address(public_ip)),
             Route(network, DEVICE, network.network_address, onlink=True),
         )
-        wanted.update({item.key: item for item in items})
+        wanted.update({item.key: item for item in spread(items)})
     tracker = Tracker(port, time.monotonic)
     tracker.follow(wanted)
     tracker.sweep = True
@@ -224,7 +226,7 @@ def measure(lab: Lab, arguments: argparse.Namespace) -> dict[str, list[float]]:
         found["change"].append(statistics.median(json.loads(inside(node, "change", url))))
         pid = node.daemon.process.pid
         time.sleep(5)  # what a start does at leisure is no idle CPU
-        found["idle"].append(busy(pid, IDLE))
+        found["idle"].append(busy(pid, arguments.idle))
         found["memory"].append(memory(pid))
         node.daemon.stop()
         seconds, writes = json.loads(inside(node, "check", str(count)))
@@ -244,6 +246,7 @@ def main() -> None:
     parser.add_argument("--peers", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--store", choices=("file", "etcd", "consul"), default="file")
+    parser.add_argument("--idle", type=float, default=IDLE, help="seconds of idling to measure (default %(default)s)")
     parser.add_argument("--outage", action="store_true", help="also measure while the store's server is away")
     parser.add_argument("--inside", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,8 +1,9 @@
 """How fast the kernel is programmed: NetlinkPort.apply against ``ip -batch`` and ``bridge -batch``.
 
 Each round makes fresh namespaces with an underlay and a VXLAN device, writes the same routes, neighbours and forwarding
-entries (three per peer) once through the port and once through iproute2, in turns, and removes the namespaces. Also
-printed is the time of a full dump. Needs root.
+entries (three per peer) once through the port and once through iproute2, in turns, and removes the namespaces. The
+port's IPv4 routes have the metrics that the core gives them, iproute2's are plain. Also printed is the time of a full
+dump. Needs root.
 
     python benchmarks/programming.py --peers 5000 --rounds 5
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 from pyflannel.kernel.model import FdbEntry, KernelObject, Link, Neighbour, Route, VxlanInfo
 from pyflannel.kernel.netlink import NetlinkPort
 from pyflannel.kernel.port import Scope, Write
+from pyflannel.planning.spread import spread
 
 DEVICE = "flannel.1"
 TARGET = 1.2
@@ -40,11 +42,13 @@ def entries(peers: int, version: int) -> list[KernelObject]:
         else:
             subnet = IPv6Network((0xFD << 120 | number << 64, 64))
             remote = IPv6Address(0x20010DB8 << 96 | number + 16)
-        found += [
-            Neighbour(DEVICE, subnet.network_address, mac),
-            FdbEntry(DEVICE, mac, remote),
-            Route(subnet, DEVICE, subnet.network_address, onlink=True),
-        ]
+        found += spread(
+            [
+                Neighbour(DEVICE, subnet.network_address, mac),
+                FdbEntry(DEVICE, mac, remote),
+                Route(subnet, DEVICE, subnet.network_address, onlink=True),
+            ]
+        )
     return found
 
 
@@ -99,7 +103,7 @@ def with_port(name: str, wanted: list[KernelObject], version: int) -> tuple[floa
             raise SystemExit(
                 f"{len(failures)} of {len(wanted)} writes failed, the first: {next(iter(failures.values()))}"
             )
-        found = port.dump(scope)
+        found = port.dump(scope, {item.key: item for item in wanted})
         end = time.perf_counter()
         missing = [item for item in wanted if found.get(item.key) != item]
         if missing:

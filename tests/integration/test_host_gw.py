@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
 from tests.waiting import until
 
 from pyflannel.lab import Container, Lab, Node
+from pyflannel.planning.spread import metric_of
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
@@ -70,12 +72,13 @@ def test_the_routes_are_those_of_flanneld(lab: Lab) -> None:
                 "gateway": str(peer.ipv4.ip),
                 "dev": "eth0",
                 "scope": "global",
+                "metric": metric_of(ip_network(subnet(peer))),
                 "flags": [],
             }
             for peer in lab.nodes[1:3]
         ),
         key=str,
-    ), "as in tests/golden/host-gw/routes.json, but for the protocol"
+    ), "as in tests/golden/host-gw/routes.json, but for the protocol and the metric"
     assert [link["ifname"] for link in read(node, "link", "show") if "flannel" in link["ifname"]] == []
 
 

@@ -10,8 +10,9 @@ Three rules make it fast and safe:
 
 Order of work in :meth:`NetlinkPort.apply`: deletions of routes, forwarding entries, neighbours and links; then links,
 sysctls, addresses; then deletions of addresses; then neighbours, forwarding entries, WireGuard's devices and peers and
-deletions of such peers; then routes. Addresses are deleted after others were added because the kernel drops all IPv4
-routes of a link together with its last address. WireGuard has a protocol and a life of its own:
+deletions of such peers; then routes, and last the deletion of those whose destination has got another IPv4 route, so
+that no packet is without one in between. Addresses are deleted after others were added because the kernel drops all
+IPv4 routes of a link together with its last address. WireGuard has a protocol and a life of its own:
 :mod:`~pyflannel.kernel.wireguard`.
 """
 
@@ -76,6 +77,7 @@ from pyflannel.kernel.port import (
     Scope,
     Surroundings,
     Write,
+    apart,
 )
 from pyflannel.kernel.refusal import foreign_link, foreign_route, not_kept, refusal
 from pyflannel.kernel.rtsocket import NETLINK_GENERIC, Answer, NotificationSocket, Refused, RequestSocket
@@ -518,6 +520,7 @@ class NetlinkPort(KernelPort):
         put: dict[Kind, list[Write]] = defaultdict(list)
         for write in writes:
             (deleted if write.new is None else put)[write.key[0]].append(write)
+        deleted[Kind.ROUTE], succeeded = apart(deleted[Kind.ROUTE], put[Kind.ROUTE])
         for kind in (Kind.ROUTE, Kind.FDB, Kind.NEIGHBOUR):
             self._send(map(self._deletion, deleted[kind]), failures)
         for write in deleted[Kind.LINK]:
@@ -533,6 +536,9 @@ class NetlinkPort(KernelPort):
         wireguard = [*put[Kind.WIREGUARD], *put[Kind.WIREGUARD_PEER], *deleted[Kind.WIREGUARD_PEER]]
         self._wireguard.put(wireguard, self._index, failures)
         self._put_routes(put[Kind.ROUTE], failures)
+        if succeeded:
+            self._send(map(self._deletion, succeeded), failures)
+            self._pending.resync = True  # metric 0 matches any: had somebody deleted the old one, it was the new one
         self._announce()
         return failures
 

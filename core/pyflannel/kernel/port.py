@@ -25,7 +25,17 @@ from pyflannel.errors import KernelError
 from pyflannel.kernel.model import GenericInfo, KernelObject, Key, Link, Route, Sysctl, WireguardDevice
 from pyflannel.network.lease import IPNetwork
 
-__all__ = ["SEVERAL", "ForeignLink", "ForeignRoute", "KernelPort", "Notice", "Scope", "Surroundings", "Write"]
+__all__ = [
+    "SEVERAL",
+    "ForeignLink",
+    "ForeignRoute",
+    "KernelPort",
+    "Notice",
+    "Scope",
+    "Surroundings",
+    "Write",
+    "apart",
+]
 
 SEVERAL: Final = IPv4Address(0)
 """The ``remote`` under which a forwarding entry is reported that has several (somebody appended one), or that leaves
@@ -79,6 +89,20 @@ class Write:
         if item is None:
             raise ValueError("a write needs an object")
         return item.key
+
+
+def apart(deletions: Iterable[Write], creations: Iterable[Write]) -> tuple[list[Write], list[Write]]:
+    """The deletions of routes that come first, and those of IPv4 routes to whose destination another one is written.
+
+    The second kind waits for the other one: old and new differ in their metric and can stand side by side.
+    """
+    followed = {write.key[1] for write in creations if isinstance(write.new, Route)}
+    first: list[Write] = []
+    last: list[Write] = []
+    for write in deletions:
+        waits = isinstance(write.old, Route) and write.old.destination.version == 4 and write.key[1] in followed
+        (last if waits else first).append(write)
+    return first, last
 
 
 @dataclass(slots=True)
@@ -151,7 +175,8 @@ class KernelPort(ABC):
 
         Addresses are the exception: old ones are deleted after new ones were added, because the kernel drops all IPv4
         routes of a link together with its last address. So are WireGuard's peers: one that takes over another's
-        allowed-ips must have them before that one goes. A sysctl and a WireGuard device's set-up can't be deleted; such
+        allowed-ips must have them before that one goes. So are IPv4 routes where another one to the same destination is
+        written (:func:`apart`). A sysctl and a WireGuard device's set-up can't be deleted; such
         a write does nothing.
 
         :returns: the keys that failed, each with the reason; all others are done. Deleting what is gone is done.

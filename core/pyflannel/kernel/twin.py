@@ -58,6 +58,7 @@ from pyflannel.kernel.port import (
     Scope,
     Surroundings,
     Write,
+    apart,
 )
 from pyflannel.kernel.refusal import foreign_link, foreign_route, not_kept, refusal
 from pyflannel.kernel.wire import is_flooded
@@ -144,7 +145,9 @@ class TwinPort(KernelPort):
         """See :meth:`KernelPort.apply`."""
         self.writes.extend(writes)
         failures: dict[Key, KernelError] = {}
-        for write in sorted(writes, key=_order):
+        creations = [write for write in writes if write.new is not None]
+        deletions, last = apart((write for write in writes if write.new is None), creations)
+        for write in (*sorted([*deletions, *creations], key=_order), *last):
             try:
                 self._require_life()
                 self._fail_on_request(write)
@@ -152,6 +155,7 @@ class TwinPort(KernelPort):
             except KernelError as error:
                 failures[write.key] = error
             self.progress()
+        self._pending.resync |= bool(last)
         self._announce()
         return failures
 

@@ -26,6 +26,7 @@ from pyflannel.network.lease import IPNetwork, Lease, Subnets
 from pyflannel.network.ranges import Ranges
 from pyflannel.planning.guard import examined, guarded
 from pyflannel.planning.judging import own_problem, placement_problem, type_problem
+from pyflannel.planning.spread import spread
 
 __all__ = ["Overlay", "Peer", "usable"]
 
@@ -326,7 +327,7 @@ class Overlay:
         self, what: str, call: Callable[[], Iterable[KernelObject]], subnets: Iterable[IPNetwork]
     ) -> tuple[KernelObject, ...]:
         name, within = self.backend.name, tuple(subnets)
-        return guarded(name, what, lambda: examined(name, tuple(call()), self.node, within, self._links))
+        return guarded(name, what, lambda: spread(examined(name, tuple(call()), self.node, within, self._links)))
 
     def _usable(self, lease: Lease) -> Lease:
         return usable(self.node.network, lease)

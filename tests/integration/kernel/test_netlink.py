@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pyflannel.errors import KernelError
+from pyflannel.kernel import wire
 from pyflannel.kernel.model import (
     Address,
     FdbEntry,
@@ -27,7 +28,9 @@ from pyflannel.kernel.model import (
     VxlanInfo,
 )
 from pyflannel.kernel.netlink import NetlinkPort
+from pyflannel.kernel.netns import call_in
 from pyflannel.kernel.port import Scope, Write
+from pyflannel.kernel.rtsocket import NotificationSocket
 
 pytestmark = pytest.mark.root
 
@@ -344,3 +347,18 @@ def test_an_entry_with_a_port_of_its_own_is_put_right(namespace: Any) -> None:
     assert namespace.dump()[ours.key] != ours
     assert namespace.write(ours) == {}
     assert namespace.dump()[ours.key] == ours
+
+
+def test_an_old_route_goes_after_the_new_one_to_its_destination_is_there(namespace: Any) -> None:
+    destination, gateway = ip_network("10.5.3.0/24"), ip_address("192.0.2.9")
+    old, new = Route(destination, "eth0", gateway), Route(destination, "eth0", gateway, metric=7)
+    assert namespace.write(old) == {}
+    told = call_in(Path("/run/netns") / namespace.name, lambda: NotificationSocket((7,)))  # RTNLGRP_IPV4_ROUTE
+    try:
+        assert namespace.port.apply([Write(old, None), Write(None, new)]) == {}
+        kinds = [message[0] for datagram in told.read() if datagram for message in wire.messages(datagram)]
+    finally:
+        told.close()
+    assert kinds == [wire.RTM_NEWROUTE, wire.RTM_DELROUTE]
+    assert namespace.port.poll().resync, "had it been gone already, the new one would be"
+    assert {key for key in namespace.dump() if key[0] is Kind.ROUTE} == {new.key}

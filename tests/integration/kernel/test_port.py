@@ -607,3 +607,14 @@ def test_close_leaves_everything_and_may_be_repeated(world: Any, family: Family)
     world.port.close()
     world.port.close()
     assert len(world.routes(family.version)) == 3
+
+
+def test_an_old_route_and_a_new_one_with_a_metric_change_places(world: Any) -> None:
+    family = Family(4)
+    old = family.gateway_route(1)
+    new = replace(old, metric=7)
+    assert world.write(old) == {}
+    world.quiet()
+    assert world.port.apply([Write(old, None), Write(None, new)]) == {}
+    assert world.quiet().resync
+    assert {key: item for key, item in world.dump().items() if key[0] is Kind.ROUTE} == {new.key: new}

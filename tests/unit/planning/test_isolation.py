@@ -125,7 +125,7 @@ def test_nonsense_for_one_peer_costs_that_peer(plan: Any, reason: str) -> None:
     assert reason in overlay.peers[BAD_PEER].reason
     assert "backend 'bad'" in overlay.peers[BAD_PEER].reason
     assert overlay.peers[GOOD_PEER].reason == ""
-    assert list(overlay.desired.values()) == [Route(ip_network("10.5.3.0/24"), "eth0", GATEWAY)]
+    assert list(overlay.desired.values()) == [Route(ip_network("10.5.3.0/24"), "eth0", GATEWAY, metric=1284)]
 
 
 @pytest.mark.parametrize(
