@@ -24,6 +24,7 @@ from pyflannel.backend import (
     Capabilities,
     DesiredState,
     FdbEntry,
+    IPNetwork,
     KernelObject,
     Lease,
     Link,
@@ -68,11 +69,11 @@ class VxlanBackend(Backend[VxlanOptions]):
 
     def device(self, version: int) -> str:
         """The device's name for IP version 4 or 6."""
-        return f"flannel.{self.options.vni}" if version == 4 else f"flannel-v6.{self.options.vni}"
+        return _device(self.options.vni, version)
 
     def mac(self, node: Node, version: int) -> str:
         """The MAC address of this node's VTEP: locally administered, unicast (IEEE 802)."""
-        return _own_mac(f"pyflannel vtep {node.node_id} {self.device(version)} {node.subnets.of(version)}")
+        return _own_mac(node.node_id, self.device(version), node.subnets.of(version))
 
     def mtu(self, underlay: Underlay) -> int:
         """Of the device that a container's packets meet first: IPv4's where there is one."""
@@ -151,6 +152,14 @@ class VxlanBackend(Backend[VxlanOptions]):
         return mac
 
 
-_own_mac = lru_cache(maxsize=16)(stable_mac)  # asked for again with every peer
+@lru_cache(maxsize=16)  # asked for again with every peer, whose objects all hold the same text
+def _device(vni: int, version: int) -> str:
+    return f"flannel.{vni}" if version == 4 else f"flannel-v6.{vni}"
+
+
+@lru_cache(maxsize=16)  # this, too
+def _own_mac(node_id: str, device: str, subnet: IPNetwork | None) -> str:
+    return stable_mac(f"pyflannel vtep {node_id} {device} {subnet}")
+
 
 _MAC = re.compile("[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}")

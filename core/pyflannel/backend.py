@@ -51,6 +51,7 @@ from pyflannel.kernel.model import (
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, IPAddress, IPNetwork, Lease, LeaseAttributes, Subnets
 from pyflannel.network.underlay import Underlay
+from pyflannel.small.digest import sha256
 from pyflannel.small.interpreter import module_command
 from pyflannel.small.retry import Backoff
 from pyflannel.small.secret import Secret
@@ -288,9 +289,7 @@ def stable_mac(seed: str) -> str:
     Put into ``seed`` what no two nodes share (``node.subnets``) and what the device is; the address then survives
     restarts and reboots without being kept anywhere.
     """
-    from hashlib import sha256  # here, for it loads OpenSSL: who only imports the contract needs none
-
-    digest = bytearray(sha256(seed.encode()).digest()[:6])
+    digest = bytearray(sha256(seed.encode())[:6])
     digest[0] = digest[0] & 0xFC | 0x02
     return digest.hex(":")
 

@@ -134,9 +134,10 @@ class _Found:
         self._known = known
 
     def add(self, item: KernelObject) -> None:
+        """Of several under one key, the first counts."""
         key = item.key
         known = self._known.get(key)
-        self.objects[key] = known if known is not None and known == item else item
+        self.objects.setdefault(key, known if known is not None and known == item else item)
 
 
 class NetlinkPort(KernelPort):
@@ -267,7 +268,10 @@ class NetlinkPort(KernelPort):
             row = wire.parse_fdb(datagram, start, end)
             if row is not None and row.link == index and row.state & wire.NUD_PERMANENT:
                 item = FdbEntry(name, row.mac, row.remote if row.plain else SEVERAL)
-                found.add(FdbEntry(name, row.mac, SEVERAL) if item.key in found.objects else item)
+                if item.key in found.objects:
+                    found.objects[item.key] = FdbEntry(name, row.mac, SEVERAL)
+                else:
+                    found.add(item)
 
     def _read_routes(self, family: int, found: _Found) -> None:
         links = [index for index, link in self._ours.items() if not isinstance(link.info, ForeignInfo)]
@@ -281,10 +285,8 @@ class NetlinkPort(KernelPort):
                     continue
                 row = wire.parse_route(datagram, start, end)
                 if self._is_ours(row):
-                    item = self._route(row)
                     self._route_links.add(row.link)
-                    if item.key not in found.objects:
-                        found.add(item)
+                    found.add(self._route(row))
 
     def _is_ours(self, row: RouteRow) -> bool:
         if row.table != wire.RT_TABLE_MAIN or row.flags & wire.RTM_F_CLONED:

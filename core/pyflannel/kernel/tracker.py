@@ -195,16 +195,22 @@ class Tracker:
     def _dump(self) -> None:
         self._scope = Scope.of(self._desired.values(), self.spaces)
         found = self.port.dump(self._scope, self._desired)
-        for key in [key for key in self._actual if key not in found]:
-            self._see(key, None)
+        here = 0
         for key, wanted in self._desired.items():
-            item = found.pop(key, None)
+            item, was = found.pop(key, None), self._actual.get(key)
             if item is not None:
-                self._see(key, item)
+                here += 1
+                if item is not wanted or was is not wanted:  # nearly all are as they were
+                    self._see(key, item)
             elif _may_lack(wanted):
+                here += 1
                 self._actual[key] = wanted
             else:
+                self._see(key, None)
                 self._dirty.add(key)
+        if len(self._actual) > here:  # we had seen others, too
+            for key in [key for key in self._actual if key not in self._desired and key not in found]:
+                self._see(key, None)
         for key, item in found.items():
             self._see(key, item)
         self._resync = False

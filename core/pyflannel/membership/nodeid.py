@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from pyflannel.errors import ConfigError
+from pyflannel.small.digest import hmac_sha256
 
 __all__ = ["APPLICATION_ID", "identify", "machine_specific"]
 
@@ -39,9 +40,7 @@ def identify(state_dir: Path, given: str | None = None, machine_id: Path = Path(
 
 def machine_specific(machine: uuid.UUID, application: uuid.UUID = APPLICATION_ID) -> uuid.UUID:
     """``sd_id128_get_machine_app_specific(3)``."""
-    from hmac import digest  # here, for it loads OpenSSL
-
-    return uuid.UUID(bytes=digest(machine.bytes, application.bytes, "sha256")[:16], version=4)
+    return uuid.UUID(bytes=hmac_sha256(machine.bytes, application.bytes)[:16], version=4)
 
 
 def _kept(path: Path, machine_id: Path) -> str:

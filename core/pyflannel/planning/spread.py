@@ -10,7 +10,6 @@ restarts and changes of its peer. IPv6 has no such table.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Final
 
 from pyflannel.kernel.model import KernelObject, Route
@@ -36,4 +35,5 @@ def spread(objects: Iterable[KernelObject]) -> tuple[KernelObject, ...]:
 def _with_metric(route: Route) -> Route:
     if route.gateway is None or route.metric is not None or route.destination.version != 4:
         return route
-    return replace(route, metric=metric_of(route.destination))
+    metric = metric_of(route.destination)
+    return Route(route.destination, route.link, route.gateway, route.onlink, route.source, metric)

@@ -1,0 +1,32 @@
+"""Our way to SHA-256 against the standard library's."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import subprocess
+import sys
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyflannel.small.digest import hmac_sha256, sha256
+
+
+@given(st.binary(max_size=200), st.binary(max_size=200))
+def test_digests_are_those_of_the_standard_library(key: bytes, data: bytes) -> None:
+    assert sha256(data) == hashlib.sha256(data).digest()
+    assert hmac_sha256(key, data) == hmac.digest(key, data, "sha256")
+
+
+def test_a_daemon_on_vxlan_loads_no_openssl() -> None:
+    """What it takes to say who a node is and what its MAC address is."""
+    program = """
+import sys, uuid
+import pyflannel.daemon.wiring, pyflannel_backends.vxlan
+from pyflannel.backend import stable_mac
+from pyflannel.membership.nodeid import machine_specific
+stable_mac("x"), machine_specific(uuid.UUID(int=1))
+print(sorted({"_hashlib", "_ssl"} & sys.modules.keys()))
+"""
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
