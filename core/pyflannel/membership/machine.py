@@ -815,7 +815,7 @@ class LeaseMachine:
         pause = self._pauses["watch"]
         if session.watch_opened and self._now - session.watch_opened >= STEADY_AFTER:
             pause.backoff.reset()
-        session.watch = None
+        session.watch, session.watch_opened = None, 0.0
         self._troubles["watch"] = error
         pause.put_off(self._now)
 

@@ -528,6 +528,16 @@ def test_an_outage_while_running_resumes_without_a_gap_and_without_a_new_session
     assert node.state.trouble == ""
 
 
+def test_a_store_that_is_away_is_asked_ever_more_seldom_however_long_the_watch_had_lasted() -> None:
+    node = Node(given={"ttl": 10_000.0, "margin": 300.0})
+    node.store.now = 100.0  # no clock says 0
+    node.start().run(1000)
+    before = node.count(ReadConfig)
+    node.down = True
+    node.run(120)
+    assert 5 < node.count(ReadConfig) - before < 30
+
+
 def test_a_lease_that_expired_during_an_outage_is_taken_again() -> None:
     node = Node().start()
     key = node.joined.lease.key
