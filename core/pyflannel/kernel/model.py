@@ -501,8 +501,9 @@ class DesiredState:
     def __init__(self, objects: Iterable[KernelObject] = ()) -> None:
         self._objects: dict[Key, KernelObject] = {}
         for item in objects:
-            if self._objects.setdefault(item.key, item) != item:
-                raise ValueError(f"two objects for one key: {self._objects[item.key]} and {item}")
+            first = self._objects.setdefault(item.key, item)
+            if first is not item and first != item:
+                raise ValueError(f"two objects for one key: {first} and {item}")
 
     def __iter__(self) -> Iterator[KernelObject]:
         return iter(self._objects.values())

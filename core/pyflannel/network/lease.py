@@ -151,7 +151,13 @@ class LeaseAttributes:
             raise MalformedError(f"lease value is not JSON: {error}") from None
         if not isinstance(document, dict):
             raise MalformedError(f"lease value is not a JSON object but {type(document).__name__}")
-        known = {_KNOWN[name.lower()]: value for name, value in document.items() if name.lower() in _KNOWN}
+        known, extra = {}, {}
+        for name, value in document.items():
+            ours = _KNOWN.get(name.lower())
+            if ours is None:
+                extra[name] = value
+            else:
+                known[ours] = value
         try:
             return cls(
                 public_ip=_optional(_ipv4, known, "PublicIP"),
@@ -160,7 +166,7 @@ class LeaseAttributes:
                 backend_data=known.get("BackendData"),
                 backend_v6_data=known.get("BackendV6Data"),
                 node_id=_optional(str, known, "NodeID"),
-                extra={name: value for name, value in document.items() if name.lower() not in _KNOWN},
+                extra=extra,
             )
         except AddressValueError as error:
             raise MalformedError(f"lease value has a bad address: {error}") from None

@@ -121,9 +121,11 @@ def _unusable(address: IPAddress) -> str:
 
 def _no_host(node: Node, address: IPAddress) -> str:
     """Why no other node on our underlay's links can have ``address``."""
-    onlink = (route.destination for route in node.underlay.routes if route.gateway is None)
-    for network in onlink:
-        if network.version != address.version or address not in network or network.num_addresses <= 2:
+    for route in node.underlay.routes:
+        network = route.destination
+        if route.gateway is not None or network.version != address.version or address not in network:
+            continue
+        if network.num_addresses <= 2:
             continue
         if address == network.network_address:
             return f"the network address of {network}"
