@@ -126,8 +126,8 @@ class _Adoption:
 
 
 class Loop:
-    """See the module's docstring. :meth:`run` belongs to one thread; :meth:`stop`, :meth:`reload`, ``actions.ask`` and
-    ``window`` are for any.
+    """See the module's docstring. :meth:`run` and :meth:`turn` belong to one thread; :meth:`stop`, :meth:`reload`,
+    ``actions.ask`` and ``window`` are for any.
 
     :param read_settings: for a reload: reads the settings anew, and sets up logging as they say.
     :param plugin: what is known of an installed plugin, by ``backend`` or ``store`` and its name.
@@ -218,7 +218,8 @@ class Loop:
             selector.register(self._port.fileno(), selectors.EVENT_READ)
             try:
                 while not self._stopping:
-                    self._turn()
+                    self.turn()
+                    self._tidy(self.clock())
                     if selector.select(self._patience()):
                         self._wake.drain()
             finally:
@@ -234,7 +235,8 @@ class Loop:
             with self.calling(self.member.backend, "stop of its data plane"):
                 self.member.feed.stop()
 
-    def _turn(self) -> None:
+    def turn(self) -> None:
+        """Take in what is there, write what differs, put down how things stand. For :meth:`run` and simulations."""
         now = self.window.beat = self.clock()
         if self._reload_wanted:
             self._reload_wanted = False
@@ -253,7 +255,6 @@ class Loop:
         self.actions.turn(self.slot.state)
         self._tend_data_plane(now)
         self._announce()
-        self._tidy(now)
 
     def _tidy(self, now: float) -> None:
         """Give back memory, when what took it for a moment is over."""
@@ -264,28 +265,28 @@ class Loop:
             self._trim_due = None
             memory.trim()
 
-    def _patience(self) -> float:
-        """Seconds until something is due."""
+    @property
+    def due(self) -> float:
+        """When the next :meth:`turn` is due by the clock, if nothing comes in before."""
         if self._dirty or (self._adoption is not None and self._adoption.overlay is not None):
-            return 0.0
-        maybe = (
-            self._underlay_due,
-            self._diversions_due,
-            self.tracker.retry_at,
-            self._replan_due,
-            self._settle_due,
-            self._trim_due,
-        )
-        due = [self._resync_due, self.window.beat + BEAT_INTERVAL, *(at for at in maybe if at is not None)]
+            return self.clock()
+        maybe = (self._underlay_due, self._diversions_due, self.tracker.retry_at, self._replan_due)
+        due = [self._resync_due, *(at for at in maybe if at is not None)]
         if self._adoption is not None:
             due.append(self._adoption.due)
         if self.member is not None:
             due.append(self.member.feed.due)
-        if self._notifier.watchdog_interval is not None:
-            due.append(self._alive_due)
         expires_at = self.slot.state.expires_at
         if expires_at is not None and expires_at > self.clock():
             due.append(expires_at)
+        return min(due)
+
+    def _patience(self) -> float:
+        """Seconds to sleep: until something is due, and never so long that nobody hears of us."""
+        maybe = (self._settle_due, self._trim_due)
+        due = [self.due, self.window.beat + BEAT_INTERVAL, *(at for at in maybe if at is not None)]
+        if self._notifier.watchdog_interval is not None:
+            due.append(self._alive_due)
         return max(0.0, min(due) - self.clock())
 
     def _reload(self, now: float) -> None:
