@@ -1047,6 +1047,7 @@ class LeaseMachine:
             place.underlay.public_ipv6 if network.ipv6 else None,
         )
         leases = [lease for record in _concerning(identity, records) if (lease := _readable(record)) is not None]
+        leases += self._spoiled(records)
         existing = [Existing(lease, records[lease.key].permanent) for lease in leases if lease.key in records]
         previous = self._last_subnets
         decision = decide(network, identity, existing, previous, self._options.policy)
@@ -1057,6 +1058,14 @@ class LeaseMachine:
         for record in stale:  # last, so that peers never see us without a lease: the new one may have the same subnet
             yield Delete(record)
         return sound
+
+    def _spoiled(self, records: Mapping[str, Record]) -> list[Lease]:
+        """Our lease, if somebody has written over it what can't be read: nobody else says that it is theirs."""
+        lease = self._state.lease if self._generation else None
+        record = records.get(lease.key) if lease is not None else None
+        if lease is None or record is None or _readable(record) is not None:
+            return []
+        return [Lease(lease.subnets, LeaseAttributes(node_id=self._options.node_id))]
 
     def _obtain_new(
         self, place: _Place, records: dict[str, Record], decision: Adopt | Fresh, stale: set[str]
@@ -1234,7 +1243,8 @@ class LeaseMachine:
         held, lease = self._held, self._state.lease
         if held is None or lease is None:
             raise ConflictError("our lease is gone")
-        if attributes != lease.attributes:
+        said = _readable(held)  # what the store holds: somebody else may have written rubbish over what we said
+        if said is None or attributes != said.attributes:
             yield Update(held, attributes.to_json(), None if held.permanent else self._options.ttl)
         elif self._options.assigned:
             yield Renew(held, self._options.ttl)  # for what the store itself has to see to

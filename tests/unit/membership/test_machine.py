@@ -734,6 +734,33 @@ def test_stores_that_all_hang_are_not_given_up_without_end() -> None:
     assert node.state.trouble == ""
 
 
+def test_rubbish_written_over_our_lease_is_put_right() -> None:
+    """Peers skip a lease that they can't read, so nobody would reach us."""
+    node = Node().start().run(10)
+    before = node.record
+    assert before is not None
+    node.store.put(before.key, "{", 60.0)
+    node.run(5)
+    assert node.record is not None
+    assert node.record.value == before.value
+    assert node.state.trouble == ""
+
+
+def test_rubbish_that_was_written_over_our_lease_while_we_were_away_is_put_right() -> None:
+    node = Node().start().run(10)
+    before = node.record
+    assert before is not None
+    node.down = True
+    node.run(1)
+    node.store.put(before.key, "{", 60.0)
+    node.store.compact()
+    node.down = False
+    node.run(45)
+    assert node.record is not None
+    assert (node.record.key, node.record.value) == (before.key, before.value)
+    assert node.state.trouble == ""
+
+
 # Requests to publish --------------------------------------------------------------------------------------------------
 
 
