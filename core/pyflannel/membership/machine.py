@@ -1253,6 +1253,7 @@ class LeaseMachine:
         """Tell the store whether our overlay carries packets."""
         ready = self._ready
         assert ready is not None
+        self._announced = None  # until an answer comes nobody knows which of the two the store was told last
         yield Announce(ready)
         self._announced = ready
         self._troubles.pop("announce", None)

@@ -39,6 +39,7 @@ from pyflannel.errors import (
 from pyflannel.membership.allocation import ConflictPolicy
 from pyflannel.membership.keeper import perform
 from pyflannel.membership.machine import (
+    Announce,
     Call,
     Create,
     Delete,
@@ -758,6 +759,20 @@ def test_rubbish_that_was_written_over_our_lease_while_we_were_away_is_put_right
     node.run(45)
     assert node.record is not None
     assert (node.record.key, node.record.value) == (before.key, before.value)
+    assert node.state.trouble == ""
+
+
+def test_an_announcement_without_an_answer_is_no_trouble_once_the_next_one_has_one() -> None:
+    """Nobody knows what the store was told last, so what holds now is told again."""
+    node = Node().start()
+    node.machine.announce(True, node.now)
+    node.run(1)
+    node.fault = once(Announce, UNAVAILABLE)
+    node.machine.announce(False, node.now)
+    node.run(0)
+    node.machine.announce(True, node.now)
+    node.run(30)
+    assert [call.ready for _, call in node.calls if isinstance(call, Announce)] == [True, False, True]
     assert node.state.trouble == ""
 
 
