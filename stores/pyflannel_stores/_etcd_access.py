@@ -24,6 +24,7 @@ DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 2379
 
 OPTIONS: Final[Mapping[str, str]] = {
+    "prefix": "instead of a path: the prefix to the letter, such as flannel/network without a slash in front, or /",
     "cafile": "the CA that signed etcd's certificate (PEM); switches TLS on",
     "certfile": "our certificate (PEM), if etcd wants one; with keyfile",
     "keyfile": "our certificate's key (PEM)",
@@ -76,7 +77,8 @@ class Endpoint:
 class Access:
     """A cluster's members, the keys' prefix, and what opens the door.
 
-    ``prefix`` begins with a slash and does not end with one. ``cafile`` is set whenever TLS is spoken.
+    ``prefix`` does not end with a slash; it may be empty, or begin without one. ``cafile`` is set whenever TLS is
+    spoken.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -99,7 +101,7 @@ class Access:
         variable = next((name for name in _PASSWORD_VARIABLES if environment.get(name)), None)
         access = cls(
             endpoints=tuple(Endpoint.parse(host) for host in location.hosts) or (Endpoint(DEFAULT_HOST, DEFAULT_PORT),),
-            prefix=_prefix(location.path),
+            prefix=_prefix(location),
             cafile=_cafile(options),
             certfile=options.get("certfile"),
             keyfile=options.get("keyfile"),
@@ -165,10 +167,18 @@ class Access:
             raise StoreDeniedError(f"store etcd: can't read {error.filename}: {error.strerror}") from None
 
 
-def _prefix(path: str) -> str:
-    stripped = path.strip("/")
-    # As flannel, which joins keys with Go's path.Join.
-    return posixpath.normpath(f"/{stripped}") if stripped else DEFAULT_PREFIX
+def _prefix(location: StoreLocation) -> str:
+    """What stands before ``/config``: flannel's keys, which it makes with Go's path.Join."""
+    written = location.options.get("prefix")
+    if written is None:
+        stripped = location.path.strip("/")
+        return posixpath.normpath(f"/{stripped}") if stripped else DEFAULT_PREFIX
+    if location.path.strip("/"):
+        raise ConfigError(f"store etcd: option prefix={written} beside the path {location.path}; keep one of them")
+    prefix = posixpath.normpath(written)
+    if not written or prefix.split("/", 1)[0] in {".", ".."}:
+        raise ConfigError(f"store etcd: option prefix: {written!r} must be a prefix such as /coreos.com/network")
+    return "/" + prefix.strip("/") if prefix.startswith("/") and prefix.strip("/") else prefix.strip("/")
 
 
 def _cafile(options: Mapping[str, str]) -> str | None:

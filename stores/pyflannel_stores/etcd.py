@@ -77,21 +77,20 @@ class EtcdStore(Store):
         return self._put(CONFIG_KEY, self._keys.config, value, expected, 0, Deadline())
 
     def snapshot(self) -> Snapshot:
-        """One range over the prefix. Keys neither the document's nor below ``subnets/`` are passed over."""
+        """The document and one range over the leases, read at one revision. Other keys of the prefix stay there."""
 
         def send(member: Member, metadata: Metadata, deadline: Deadline) -> Any:
-            request = member.rpc.RangeRequest(key=self._keys.first, range_end=self._keys.end)
-            return member.client.kvstub.Range(request, timeout=deadline.left, metadata=metadata)
+            rpc = member.rpc
+            document = rpc.RangeRequest(key=self._keys.config)
+            leases = rpc.RangeRequest(key=self._keys.subnets, range_end=self._keys.end)
+            both = [rpc.RequestOp(request_range=document), rpc.RequestOp(request_range=leases)]
+            return member.client.kvstub.Txn(rpc.TxnRequest(success=both), timeout=deadline.left, metadata=metadata)
 
         reply = self._cluster.call(send, Deadline())
         self._cluster.identity = reply.header.cluster_id
-        config, leases = None, []
-        for kv in reply.kvs:
-            key = self._keys.key_of(kv.key)
-            if key == CONFIG_KEY:
-                config = _record(key, kv)
-            elif key is not None:
-                leases.append(_record(key, kv))
+        document, found = (response.response_range.kvs for response in reply.responses)
+        config = _record(CONFIG_KEY, document[0]) if document else None
+        leases = [_record(key, kv) for kv in found if (key := self._keys.key_of(kv.key)) is not None]
         return Snapshot(str(reply.header.revision), config, tuple(leases))
 
     def create(self, key: str, value: str, ttl: float | None) -> Record:
@@ -471,7 +470,7 @@ class EtcdWatch(Watch):
         """Ask for the watch; returns the stream behind etcd's first answer, and that answer."""
         rpc = member.rpc
         create = rpc.WatchCreateRequest(
-            key=self._keys.first, range_end=self._keys.end, start_revision=self._revision + 1, progress_notify=True
+            key=self._keys.config, range_end=self._keys.end, start_revision=self._revision + 1, progress_notify=True
         )
         metadata = self._cluster.metadata(member, deadline)
         requests = _once_and_wait(rpc.WatchRequest(create_request=create), self._end_requests)
@@ -548,22 +547,21 @@ class _Keys:
     def __init__(self, prefix: str) -> None:
         base = prefix.encode("utf-8", "surrogateescape")
         self.config = base + b"/config"
-        self.first = base + b"/"
-        # The first key behind all that begin with the slash.
-        self.end = base + bytes([ord("/") + 1])
-        self._subnets = base + b"/subnets/"
+        self.subnets = base + b"/subnets/"
+        # The first key behind all leases. From the document to here there is little else, below any prefix but "/".
+        self.end = base + b"/subnets" + bytes([ord("/") + 1])
 
     def lease(self, key: str) -> bytes:
         """Where the lease ``key`` is kept."""
-        return self._subnets + key.encode("utf-8", "surrogateescape")
+        return self.subnets + key.encode("utf-8", "surrogateescape")
 
     def key_of(self, path: bytes) -> str | None:
         """The key that a store's user knows a path by; ``None`` if it is not one of ours."""
         if path == self.config:
             return CONFIG_KEY
-        if not path.startswith(self._subnets):
+        if not path.startswith(self.subnets):
             return None
-        name = path[len(self._subnets) :]
+        name = path[len(self.subnets) :]
         if not name or name == b"config":
             return None  # no lease can have the name that stands for the document
         return name.decode("utf-8", "surrogateescape")

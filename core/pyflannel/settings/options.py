@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pyflannel.network.lease import JSON, IPAddress
+from pyflannel.settings.gopattern import compile_pattern
 
 __all__ = ["BY_NAME", "OPTIONS", "Option", "ValueType"]
 
@@ -176,10 +177,26 @@ def _network(text: str) -> IPv4Network | IPv6Network:
 
 
 def _pattern(text: str) -> re.Pattern[str]:
-    try:
-        return re.compile(_text(text))
-    except re.error as error:
-        raise ValueError(f"must be a regular expression: {error}") from None
+    return compile_pattern(_text(text))
+
+
+def _listening(text: str) -> IPAddress:
+    return _address("127.0.0.1" if text == "localhost" else text)
+
+
+def _modules(text: str) -> str:
+    """klog's ``file=N,file=N``; nothing is done with it."""
+    for part in text.split(","):
+        if part and not re.fullmatch(r"[^=]+=\+?[0-9]{1,9}", part):
+            raise ValueError("must be file=N, separated by commas")
+    return text
+
+
+def _source_line(text: str) -> str:
+    """klog's ``file.go:N``; nothing is done with it."""
+    if text and not re.fullmatch(r"[^:]*\.[^:]*:\+?0*[1-9][0-9]{0,17}", text):
+        raise ValueError("must be file.go:N")
+    return text
 
 
 def _assignment(text: str) -> tuple[str, JSON]:
@@ -210,6 +227,9 @@ ADDRESS: Final = ValueType("ADDRESS", _address)
 PATTERN: Final = ValueType("REGEX", _pattern)
 ASSIGNMENT: Final = ValueType("KEY=VALUE", _assignment)
 ENDPOINTS: Final = ValueType("URLS", _endpoints)
+LISTENING: Final = ValueType("ADDRESS", _listening)
+MODULES: Final = ValueType("FILE=N", _modules)
+SOURCE_LINE: Final = ValueType("FILE:N", _source_line)
 IPV4: Final = ValueType("ADDRESS", _of_version(_address, IPv4Address, "must be an IPv4 address, such as 192.0.2.1"))
 IPV6: Final = ValueType("ADDRESS", _of_version(_address, IPv6Address, "must be an IPv6 address, such as 2001:db8::1"))
 CIDR4: Final = ValueType("CIDR", _of_version(_network, IPv4Network, "must be an IPv4 network, such as 10.244.0.0/16"))
@@ -413,7 +433,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
         section=FILES,
         scope="node",
     ),
-    Option("healthz-ip", ADDRESS, "The address of the health endpoint.", ip_address("0.0.0.0"), section=HEALTH),  # noqa: S104 - flannel's default; off unless a port is given
+    Option("healthz-ip", LISTENING, "The address of the health endpoint.", ip_address("0.0.0.0"), section=HEALTH),  # noqa: S104 - flannel's default; off unless a port is given
     Option("healthz-port", _whole(0, 65535), "Its port; 0 switches it off.", 0, section=HEALTH),
     Option(
         "log-format",
@@ -431,6 +451,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
         scope="any",
     ),
     Option("v", _whole(0), "As in flannel: 1 or more is --log-level debug.", 0, section=LOG, scope="any"),
+    Option("vmodule", MODULES, "One of flannel's; ignored.", section=LOG, in_file=False),
+    Option("log_backtrace_at", SOURCE_LINE, "One of flannel's; ignored.", section=LOG, in_file=False),
     Option(
         "kube-subnet-mgr",
         BOOLEAN,

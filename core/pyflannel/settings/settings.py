@@ -15,10 +15,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import json
+import logging
+import posixpath
 import re
 import stat
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
@@ -31,6 +33,7 @@ from pyflannel.membership.allocation import ConflictPolicy
 from pyflannel.network.document import KEYS as NETWORK_KEYS
 from pyflannel.network.document import NetworkConfig, NetworkSeed, with_backend
 from pyflannel.network.lease import JSON, IPAddress
+from pyflannel.settings import flanneld
 from pyflannel.settings.options import BY_NAME, OPTIONS, Option
 from pyflannel.store import StoreLocation
 
@@ -43,7 +46,12 @@ __all__ = [
     "resolve",
 ]
 
+log = logging.getLogger(__name__)
+
 DEFAULT_CONFIG: Final = Path("/etc/pyflannel/pyflannel.toml")
+
+FLANNELS_NET_CONFIG: Final = Path("/etc/kube-flannel/net-conf.json")
+"""flanneld's default for ``--net-config-path``, which some write out though it has no meaning outside Kubernetes."""
 
 Flags: TypeAlias = Mapping[str, "str | Sequence[str]"]
 """Option name to text as given on the command line; a sequence for a repeatable one."""
@@ -97,6 +105,9 @@ class Settings:
             try:
                 text = self.net_config_path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
+                if isinstance(error, FileNotFoundError) and self.net_config_path == FLANNELS_NET_CONFIG:
+                    log.warning("--net-config-path %s: does not exist; ignored, as flanneld does", source)
+                    return None
                 raise ConfigError(f"{BY_NAME['net-config-path'].flag} {source}: {_reason(error)}") from None
             NetworkConfig.from_json(text, source)
             seed = NetworkSeed(text if self.backend is None else with_backend(text, self.backend), source, True)
@@ -145,7 +156,7 @@ def load(flags: Flags, environ: Mapping[str, str], *, daemon: bool = False) -> L
     :param daemon: the caller will run as the daemon: log state changes.
     :raises ConfigError: a value, a key or a combination is wrong; the message names its source.
     """
-    config = _from_flags_or_environment(BY_NAME["config"], flags, environ)
+    config = _from_flags_or_environment(BY_NAME["config"], flags, environ, [])
     path = config.value if config is not None else DEFAULT_CONFIG
     try:
         text = path.read_text(encoding="utf-8")
@@ -177,14 +188,17 @@ def resolve(
     :raises ConfigError: see :func:`load`.
     """
     given: dict[str, Given] = _from_document(document or {}, path)
+    warnings: list[str] = []
     for option in OPTIONS:
-        stronger = _from_flags_or_environment(option, flags, environ)
+        stronger = _from_flags_or_environment(option, flags, environ, warnings)
         if stronger is None:
             continue
         if option.table and option.name in given and isinstance(given[option.name].value, dict):
             given[f"[{option.name}]"] = given[option.name]
         given[option.name] = stronger
-    return Loaded(_settings(given, daemon), tuple(_warnings(given, environ)))
+    settings = _settings(given, daemon, warnings)
+    # What is ignored the daemon says; to another command it would be noise.
+    return Loaded(settings, (*_warnings(given, environ), *(dict.fromkeys(warnings) if daemon else ())))
 
 
 def _reason(error: OSError | UnicodeDecodeError) -> str:
@@ -203,16 +217,28 @@ def _parse_toml(text: str, path: Path) -> dict[str, Any]:
     return document
 
 
-def _from_flags_or_environment(option: Option, flags: Flags, environ: Mapping[str, str]) -> Given | None:
+def _from_flags_or_environment(
+    option: Option, flags: Flags, environ: Mapping[str, str], warnings: list[str]
+) -> Given | None:
+    """The value of the strongest source that has one, as flanneld would mean it; adds to ``warnings``."""
+    for texts, level, origin in _texts(option, flags, environ):
+        meant = flanneld.meaning(option.name, texts, origin.startswith("environment variable FLANNELD_"))
+        if meant.warning:
+            warnings.append(f"{origin}: {meant.warning}")
+        if meant.texts:
+            return _read(option, meant.texts, level, origin)
+    return None
+
+
+def _texts(option: Option, flags: Flags, environ: Mapping[str, str]) -> Iterator[tuple[tuple[str, ...], Level, str]]:
+    """What each source says, the strongest first, with its name."""
     text = flags.get(option.name)
     if text is not None and text != ():
-        texts = (text,) if isinstance(text, str) else tuple(text)
-        return _read(option, texts, Level.FLAG, f"flag {option.flag}")
+        yield (text,) if isinstance(text, str) else tuple(text), Level.FLAG, f"flag {option.flag}"
     for name in option.variables:
         if environ.get(name):
             texts = tuple(environ[name].splitlines()) if option.repeatable else (environ[name],)
-            return _read(option, texts, Level.ENVIRONMENT, f"environment variable {name}")
-    return None
+            yield texts, Level.ENVIRONMENT, f"environment variable {name}"
 
 
 def _read(option: Option, texts: Sequence[str], level: Level, origin: str) -> Given:
@@ -272,7 +298,9 @@ def _warnings(given: GivenValues, environ: Mapping[str, str]) -> list[str]:
             "flag --etcd-password: process lists show it; use --etcd-password-file or the environment variable "
             f"{BY_NAME['etcd-password'].variables[0]}"
         )
-    known = [name for option in OPTIONS for name in option.variables]
+    if environ.get("FLANNELD_VERSION"):
+        warnings.append("environment variable FLANNELD_VERSION: ignored: only the flag --version prints it")
+    known = [name for option in OPTIONS for name in option.variables] + ["FLANNELD_VERSION"]
     for name in sorted(environ):
         # Only what looks like a slip: Kubernetes makes up variables such as PYFLANNEL_PORT for a service of our name.
         if name.startswith(("PYFLANNEL_", "FLANNELD_")) and name not in known:
@@ -282,15 +310,30 @@ def _warnings(given: GivenValues, environ: Mapping[str, str]) -> list[str]:
     return warnings
 
 
-def _settings(given: GivenValues, daemon: bool) -> Settings:
+def _ignored(given: GivenValues, in_kubernetes: bool) -> list[str]:
+    """What flanneld, too, would not look at."""
+    if in_kubernetes:
+        names, reason = flanneld.NOT_IN_KUBERNETES, "has no meaning in Kubernetes"
+    else:
+        names, reason = flanneld.IN_KUBERNETES, "has a meaning in Kubernetes only (--kube-subnet-mgr)"
+    warnings = [f"{given[name].origin}: ignored: it {reason}" for name in names if name in given]
+    return warnings + [
+        f"{given[name].origin}: ignored: log lines are chosen by --log-level alone"
+        for name in ("vmodule", "log_backtrace_at")
+        if name in given and given[name].value
+    ]
+
+
+def _settings(given: GivenValues, daemon: bool, warnings: list[str]) -> Settings:
     def value(name: str) -> Any:
         if name in given:
             return given[name].value
         return BY_NAME[name].default
 
-    store = _store(given)
+    store = _store(given, warnings)
     document, source = _network_document(given)
     in_kubernetes = store.scheme == "kubernetes"
+    warnings += _ignored(given, in_kubernetes)
     if in_kubernetes and document is not None:
         raise ConfigError(
             f"{source}: has no meaning in Kubernetes, where the network config is a file (a mounted ConfigMap); "
@@ -410,21 +453,23 @@ _ETCD_OPTIONS: Final = {
 }
 
 
-def _store(given: GivenValues) -> StoreLocation:
-    location = _kubernetes_store(given) or _etcd_or_other_store(given)
+def _store(given: GivenValues, warnings: list[str]) -> StoreLocation:
+    location = _kubernetes_store(given) or _etcd_or_other_store(given, warnings)
     return _with_kubernetes(location, given) if location.scheme == "kubernetes" else location
 
 
 def _kubernetes_store(given: GivenValues) -> StoreLocation | None:
-    """The store that ``--kube-subnet-mgr`` means, if it is given."""
+    """The store that ``--kube-subnet-mgr`` means, if it is given; flanneld looks at no ``--etcd-`` flag then."""
     switch = given.get("kube-subnet-mgr")
     if switch is None or not switch.value:
         return None
     others = [item for name, item in given.items() if name == "store" or name.startswith("etcd-")]
+    if switch.level is not Level.FILE:  # which flanneld has none of
+        others = [item for item in others if item is given.get("store")]
     rival = max(others, key=lambda item: item.level, default=None)
     if rival is None or rival.level < switch.level:
         return StoreLocation("kubernetes")
-    location = _etcd_or_other_store(given)
+    location = _etcd_or_other_store(given, [])
     if location.scheme != "kubernetes" and rival.level == switch.level:
         raise ConfigError(f"{switch.origin} means store kubernetes://, but {rival.origin} another; keep one of them")
     return location
@@ -463,9 +508,9 @@ def _with_kubernetes(location: StoreLocation, given: GivenValues) -> StoreLocati
     return StoreLocation("kubernetes", hosts, path, options, location.shown)
 
 
-def _etcd_or_other_store(given: GivenValues) -> StoreLocation:
+def _etcd_or_other_store(given: GivenValues, warnings: list[str]) -> StoreLocation:
     store = given.get("store")
-    etcd = {name: item for name, item in given.items() if name.startswith("etcd-")}
+    etcd = _etcd_flags(given, warnings)
     if not etcd:
         return _store_location(store) if store is not None else StoreLocation.parse(BY_NAME["store"].default)
     strongest = max(etcd.values(), key=lambda item: item.level)
@@ -479,6 +524,24 @@ def _etcd_or_other_store(given: GivenValues) -> StoreLocation:
             f"{strongest.origin} means the etcd store, but {store.origin} is {location}; keep one of them"
         )
     return location if store.level > strongest.level else _with_etcd(StoreLocation("etcd"), None, etcd)
+
+
+def _etcd_flags(given: GivenValues, warnings: list[str]) -> dict[str, Given]:
+    """flannel's etcd flags, without those that flanneld does not look at beside the others."""
+    etcd = {name: item for name, item in given.items() if name.startswith("etcd-")}
+    endpoints = etcd.get("etcd-endpoints")
+    spoken = endpoints.value if endpoints is not None else BY_NAME["etcd-endpoints"].default
+    if "store" not in given and all(endpoint.startswith("http://") for endpoint in spoken):
+        for name in ("etcd-cafile", "etcd-certfile", "etcd-keyfile"):
+            if name in etcd:
+                warnings.append(f"{etcd[name].origin}: ignored: with endpoints of http:// there is no TLS")
+                etcd[name] = etcd[name]._replace(value=None)
+    if "store" not in given and "etcd-password-file" not in etcd:
+        for name, other in (("etcd-username", "etcd-password"), ("etcd-password", "etcd-username")):
+            if name in etcd and other not in etcd:
+                warnings.append(f"{etcd[name].origin}: ignored without --{other}: nobody logs in to etcd")
+                etcd[name] = etcd[name]._replace(value=None)
+    return etcd
 
 
 def _store_location(store: Given) -> StoreLocation:
@@ -527,7 +590,7 @@ def _with_etcd(location: StoreLocation, store: Given | None, etcd: GivenValues) 
     def merge(name: str, mine: Any, theirs: Any) -> Any:
         """What holds: ``mine`` from the store's location or ``theirs`` from the flag ``name``."""
         flag = etcd[name]
-        if store is None or not mine or mine == theirs or flag.level > store.level:
+        if store is None or mine in ((), "", None, ("", "")) or mine == theirs or flag.level > store.level:
             return theirs
         if flag.level == store.level:
             raise ConfigError(f"{flag.origin} contradicts {store.origin}; keep one of them")
@@ -542,11 +605,20 @@ def _with_etcd(location: StoreLocation, store: Given | None, etcd: GivenValues) 
             options["tls"] = "true"
         hosts = chosen
     if "etcd-prefix" in etcd:
-        path = merge("etcd-prefix", path, "/" + etcd["etcd-prefix"].value.strip("/"))
+        path, written = merge("etcd-prefix", (path, options.pop("prefix", "")), _key_prefix(etcd["etcd-prefix"].value))
+        options |= {"prefix": written} if written else {}
     for name, key in _ETCD_OPTIONS.items():
-        if name in etcd:
+        if name in etcd and etcd[name].value is not None:
             options[key] = merge(name, options.get(key), str(etcd[name].value))
-    return StoreLocation("etcd", hosts, path or BY_NAME["etcd-prefix"].default, options)
+    if not path and "prefix" not in options:
+        path = BY_NAME["etcd-prefix"].default
+    return StoreLocation("etcd", hosts, path, options)
+
+
+def _key_prefix(text: str) -> tuple[str, str]:
+    """``--etcd-prefix`` as a location's path or, where a path can't say it, as the driver's option."""
+    cleaned = "/" + posixpath.normpath(text).lstrip("/")  # as Go's path.Join
+    return (cleaned, "") if text.startswith("/") and cleaned != "/" else ("", text)
 
 
 def _endpoint_hosts(endpoints: Sequence[str], origin: str) -> tuple[tuple[str, ...], bool]:

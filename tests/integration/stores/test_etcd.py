@@ -83,6 +83,25 @@ def test_document_is_created_once_and_replaced_only_by_who_has_read_it(
     assert stored(server, prefix)[f"{prefix}/config"]["lease"] == 0
 
 
+@pytest.mark.parametrize(
+    ("written", "first"), [("letter/network", "letter/network"), ("/", ""), ("a/../letter//b/", "letter/b")]
+)
+def test_the_prefix_is_flannels_to_the_letter(server: EtcdCluster, written: str, first: str) -> None:
+    etcdctl(server, "put", f"{first}/config", "{}")
+    etcdctl(server, "put", f"{first}/dancing", "no business of ours")
+    with closing(EtcdStore(StoreLocation("etcd", (server.hosts,), "", {"prefix": written}))) as store:
+        before = store.snapshot()
+        assert before.config is not None
+        assert not before.leases
+        with closing(store.watch(before.revision)) as watch:
+            record = store.create(KEY, VALUE, DAY)
+            assert [change.key for change in next(watch).changes] == [KEY]
+        assert f"{first}/subnets/{KEY}" in stored(server, first or "/")
+        assert [lease.key for lease in store.snapshot().leases] == [KEY]
+        store.delete(record)
+    etcdctl(server, "del", f"{first}/config")
+
+
 # --- leases ---------------------------------------------------------------------------------------------------------
 
 

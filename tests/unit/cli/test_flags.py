@@ -130,3 +130,15 @@ def test_help_shows_flags_with_what_they_take() -> None:
     assert "--kube-subnet-mgr[=BOOL]" in help_text
     assert "--ip-masq[=BOOL]" in help_text
     assert "--iface TEXT" in help_text
+
+
+def test_flannelds_own_are_written_as_there() -> None:
+    words = ["-vmodule=etcd=4", "-log_backtrace_at", "main.go:60", "-v=-1", "-iptables-resync=0", "-ip-masq=false"]
+    _, made = run(*words, "-iface=", "--iface-regex", "")
+    assert (made.log_level, made.iptables_resync, made.ip_masq) == ("info", 1.0, False)
+    assert (made.iface, made.iface_regex) == ((), ())
+
+
+@pytest.mark.parametrize("word", ["--logtostderr", "-log_dir=/tmp", "-alsologtostderr"])
+def test_what_flanneld_does_not_have_is_refused(word: str) -> None:
+    assert word.lstrip("-").partition("=")[0] in usage_error(word)

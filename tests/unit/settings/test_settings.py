@@ -127,7 +127,7 @@ def test_booleans_are_written_as_in_go(text: str) -> None:
         ("public-ipv6", "192.0.2.1", "must be an IPv6 address"),
         ("ip-masq", "yes", "must be true or false"),
         ("healthz-port", "65536", "must be a whole number between 0 and 65535"),
-        ("healthz-port", "1_0", "must be a whole number"),
+        ("healthz-port", "1__0", "must be a whole number"),
         ("resync-interval", "0", "must be a number of seconds, 1 or more"),
         ("resync-interval", "nan", "must be a number of seconds"),
         ("conflict-policy", "steal", "must be one of refuse, take-over"),
@@ -135,7 +135,7 @@ def test_booleans_are_written_as_in_go(text: str) -> None:
         ("network", "10.1.0.0", "must be an IPv4 network"),
         ("network", "10.1.0.1/16", "must be an IPv4 network"),
         ("etcd-endpoints", "ftp://a", "must be addresses such as"),
-        ("iface", "", "must not be empty"),
+        ("subnet-file", "", "must not be empty"),
     ],
 )
 def test_a_bad_value_names_its_flag(name: str, text: str, rule: str) -> None:
@@ -253,7 +253,9 @@ def test_the_stronger_source_chooses_between_kubernetes_and_others() -> None:
     assert settings({"kube-subnet-mgr": "true"}, store="etcd://192.0.2.1:2379").store.scheme == "kubernetes"
     assert settings({"store": "file:///x"}, {"FLANNELD_KUBE_SUBNET_MGR": "true"}).store.scheme == "file"
     assert "keep one of them" in refused({"kube-subnet-mgr": "true", "store": "file:///x"})
-    assert "keep one of them" in refused({"kube-subnet-mgr": "true", "etcd-prefix": "/x"})
+    assert "keep one of them" in refused({}, {}, **{"kube-subnet-mgr": True, "etcd-prefix": "/x"})
+    assert settings({"etcd-prefix": "/x"}, {}, **{"kube-subnet-mgr": True}).store.scheme == "etcd"
+    assert settings({"kube-subnet-mgr": "true", "etcd-prefix": "/x"}).store.scheme == "kubernetes"
 
 
 def test_a_stores_option_wins_over_a_weaker_flag() -> None:
@@ -314,7 +316,7 @@ def test_the_log_level_comes_from_its_two_flags(
 def test_etcd_flags_mean_the_etcd_store() -> None:
     flags = {
         "etcd-endpoints": "https://192.0.2.1:2379,https://192.0.2.2:2379/",
-        "etcd-prefix": "net/",
+        "etcd-prefix": "/net/",
         "etcd-cafile": "/ca",
         "etcd-username": "u",
         "etcd-password": "p",
@@ -325,9 +327,9 @@ def test_etcd_flags_mean_the_etcd_store() -> None:
 
 
 def test_one_etcd_flag_is_enough() -> None:
-    store = settings(environ={"FLANNELD_ETCD_USERNAME": "u"}).store
+    store = settings(environ={"FLANNELD_ETCD_USERNAME": "u", "FLANNELD_ETCD_PASSWORD": "p"}).store
     assert (store.hosts, store.path) == (("127.0.0.1:4001", "127.0.0.1:2379"), "/coreos.com/network")
-    assert store.options == {"username": "u"}
+    assert store.options == {"username": "u", "password": "p"}
 
 
 def test_http_and_https_endpoints_dont_mix() -> None:

@@ -65,6 +65,28 @@ def test_prefix(path: str, prefix: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("written", "config"),
+    [
+        ("flannel/network", "flannel/network/config"),
+        ("flannel//network/", "flannel/network/config"),
+        ("a/../b", "b/config"),
+        ("/", "/config"),
+        ("///", "/config"),
+        ("/coreos.com/network", "/coreos.com/network/config"),
+        ("//a//b/", "/a/b/config"),
+    ],
+)
+def test_the_prefix_to_the_letter(written: str, config: str) -> None:
+    assert Access.of(StoreLocation("etcd", (), "", {"prefix": written}), {}).prefix + "/config" == config
+
+
+@pytest.mark.parametrize(("path", "written"), [("", ""), ("", "."), ("", "../x"), ("/a", "b")])
+def test_a_prefix_that_is_none_is_refused(path: str, written: str) -> None:
+    with pytest.raises(ConfigError, match="option prefix"):
+        Access.of(StoreLocation("etcd", (), path, {"prefix": written}), {})
+
+
+@pytest.mark.parametrize(
     ("given", "message"),
     [
         (("certfile", "keyfile"), "certfile without cafile, which would mean no TLS at all"),
