@@ -51,6 +51,7 @@ __all__ = [
     "StoreTime",
     "Unassigned",
     "Watch",
+    "hide_credentials",
 ]
 
 API_VERSION: Final = 1
@@ -280,6 +281,18 @@ class Store(ABC):
         self.close()
 
 
+def hide_credentials(url: str) -> str:
+    """A URL, well-formed or not, without what may be a password: what stands before its last ``@``, and its options."""
+    before, _, options = url.partition("?")
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/*|", url)
+    assert scheme is not None
+    if "@" in options:  # a password with a question mark, or an option's value: who knows
+        return f"{scheme[0]}..."
+    if "@" in before:
+        return f"{scheme[0]}...@{before.rpartition('@')[2]}"
+    return before
+
+
 # RFC 3986, appendix B, with a scheme and an authority that must be there. urllib would not do: since the fix of
 # CVE-2025-0938 it refuses an IPv6 address that is not the only host.
 _URL: Final = re.compile(
@@ -309,7 +322,7 @@ class StoreLocation:
 
         :raises ConfigError: it is not a URL, or carries a password (that is an option: from a file or the environment).
         """
-        shown = re.sub("//[^/]*@", "//...@", url.partition("?")[0])  # what is left out may be secret
+        shown = hide_credentials(url)
         match = _URL.fullmatch(url)
         if match is None:
             raise ConfigError(
@@ -322,10 +335,15 @@ class StoreLocation:
                 f"store {shown!r}: credentials don't belong in a URL, "
                 "which process lists show; use the driver's options (a password file, or the environment)"
             )
+        if authority and "@" in path + fragment:
+            raise ConfigError(
+                f"store {shown!r}: credentials don't belong in a URL; in a path write %40 for the character '@'"
+            )
         hosts = tuple(host for host in authority.split(",") if host)
         for host in hosts:
             if not _HOST.fullmatch(host):
-                raise ConfigError(f"store {shown!r}: {host!r} is not of the form host:port, or [address]:port for IPv6")
+                said = repr(host) if "@" not in url else "what stands before the path"
+                raise ConfigError(f"store {shown!r}: {said} is not of the form host:port, or [address]:port for IPv6")
         if fragment:
             raise ConfigError(f"store {shown!r}: a '#' begins nothing that a store knows; write %23 for the character")
         try:

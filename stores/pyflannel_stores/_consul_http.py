@@ -32,6 +32,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util.ssl_ import create_urllib3_context
 
 from pyflannel.errors import StoreDeniedError, StoreError, StoreUnavailableError
+from pyflannel_stores._bounds import whole
 from pyflannel_stores._deadline import Deadline
 
 __all__ = ["Access", "Addresses", "Deadline", "NoSuchNode", "NoSuchSession", "RolledBack"]
@@ -44,6 +45,9 @@ CONNECT_TIMEOUT: Final = 1.0
 FIRST_SHARE: Final = 1.0
 """Seconds an address gets at least to answer, before the next one is asked."""
 
+
+_PIECE: Final = 1 << 16
+"""Bytes of a body that are read at a time."""
 
 _RIGHTS: Final = "the token lacks a right; docs/stores/consul.md lists the rules it needs"
 
@@ -140,14 +144,17 @@ class _Transport(consul.base.HTTPClient):  # type: ignore[misc]
                 cert=self.cert,
                 timeout=(min(CONNECT_TIMEOUT, left), left),
                 allow_redirects=False,
+                stream=True,
             )
+            with response:
+                body = whole(response.iter_content(_PIECE))
         except requests.RequestException as error:
             if not self.deadline.left:
                 raise requests.Timeout from error
             raise
         finally:
             guard.cancel()
-        return callback(consul.base.Response(response.status_code, response.headers, response.content.decode()))
+        return callback(consul.base.Response(response.status_code, response.headers, body.decode()))
 
     def _credentials(self) -> dict[str, str]:
         token = self._access.token()

@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar
 
 from pyflannel.errors import ConfigError, StoreDeniedError, StoreError, StoreUnavailableError
 from pyflannel.store import CALL_TIMEOUT
+from pyflannel_stores._bounds import LARGEST_ANSWER, TOO_LARGE
 from pyflannel_stores._etcd_access import Access, Endpoint
 from pyflannel_stores._etcd_loader import load_etcd3, load_grpc
 
@@ -34,7 +35,7 @@ Send = Callable[["Member", Metadata, "Deadline"], Reply]
 _BUDGET: Final = CALL_TIMEOUT - 0.3
 
 # A lost peer is noticed within 15 s (gRPC does that only if all four are set; more often, and etcd calls it abuse).
-# Reconnecting waits 3 s at most. A reply may have any size. Proxies in the environment are for the web.
+# Reconnecting waits 3 s at most. Proxies in the environment are for the web.
 _CHANNEL: Final = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -43,7 +44,7 @@ _CHANNEL: Final = (
     ("grpc.initial_reconnect_backoff_ms", 500),
     ("grpc.max_reconnect_backoff_ms", 3_000),
     ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_receive_message_length", LARGEST_ANSWER),
     ("grpc.enable_http_proxy", 0),
 )
 
@@ -350,5 +351,7 @@ def plain(error: Exception) -> str:
 
     if _code(error) == grpc.StatusCode.DEADLINE_EXCEEDED:
         return "no answer in time"
+    if _code(error) == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in _details(error):
+        return f"{TOO_LARGE}; delete what is no lease below the prefix"
     said = _details(error).rpartition("last error: ")[2] or "connection failed"
     return _WHERE.sub("", said)

@@ -18,7 +18,7 @@ value. It therefore tells a record from an identical one that was deleted and cr
 """
 
 # One system call a line is the point here, and pathlib is too slow for 5,000 files:
-# ruff: noqa: PTH101, PTH102, PTH104, PTH105, PTH108, PTH110, PTH112, PTH116, PTH118, PTH120, PTH208
+# ruff: noqa: PTH101, PTH102, PTH104, PTH105, PTH108, PTH110, PTH112, PTH114, PTH116, PTH118, PTH120, PTH208
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ import os
 import stat
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -50,6 +50,9 @@ SETTLED: Final = 2.0
 
 Signature: TypeAlias = tuple[int, int, int, int]
 """Inode, modification and change time in nanoseconds, size: differs whenever a file was replaced or written."""
+
+_NO_FILES = ("/proc/", "/sys/", "/dev/")
+"""Where the kernel shows itself as files."""
 
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG})
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
@@ -199,7 +202,7 @@ class Directory:
 
     def _lock_file(self, path: str, kind: int, deadline: float) -> int:
         # NFS wants a descriptor open for writing for LOCK_EX (flock(2)); a read-only file system gives only the other.
-        flags = os.O_CLOEXEC | (os.O_RDONLY if kind == fcntl.LOCK_SH else os.O_RDWR)
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | (os.O_RDONLY if kind == fcntl.LOCK_SH else os.O_RDWR)
         try:
             try:
                 descriptor = os.open(path, flags)
@@ -221,7 +224,10 @@ class Directory:
 
     def _read(self, path: str, key: str) -> Stored | None:
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+            place = self._file_of(path)
+            if place is None:
+                return None
+            descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW)
             try:
                 found = os.fstat(descriptor)
                 if not stat.S_ISREG(found.st_mode):
@@ -232,7 +238,7 @@ class Directory:
         except (FileNotFoundError, IsADirectoryError):
             return None
         except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENXIO):  # a link to itself, a socket: no record
+            if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket since we looked: no record
                 return None
             raise failure("read", path, error) from None
         value, expires = decode(data, expiring=key != CONFIG_KEY)
@@ -244,6 +250,25 @@ class Directory:
             _signature(found),
             time.time_ns() - found.st_ctime_ns > SETTLED * 1e9,
         )
+
+    def _file_of(self, path: str) -> str | None:
+        """Where the record at ``path`` is: there, or where a link leads; ``None``, named once, if that is no file.
+
+        It is looked at before it is opened, which alone may do something to a device; and what the kernel shows as
+        files, such as its log, is none.
+
+        :raises FileNotFoundError: nothing is there.
+        """
+        mode, target = os.lstat(path).st_mode, path
+        if stat.S_ISLNK(mode):
+            target = os.path.realpath(path)
+            mode = 0 if os.path.islink(target) or target.startswith(_NO_FILES) else os.stat(target).st_mode
+        if stat.S_ISREG(mode):
+            return target
+        if path not in self._strange:
+            self._strange.add(path)
+            log.warning("file store: %s is no file, nor leads to one; ignored", path)
+        return None
 
     def load_leases(self) -> Iterator[Stored]:
         """Read every lease. Hold the lock: a listing may miss a file that is replaced meanwhile."""
@@ -266,11 +291,19 @@ class Directory:
                 for entry in entries:
                     key = self._key_of(entry.name)
                     if key is not None:
-                        _note_signature(signatures, key, entry.stat)
-            _note_signature(signatures, CONFIG_KEY, lambda: os.stat(self._config))
+                        self._note(signatures, key, entry)
+            self._note(signatures, CONFIG_KEY, self._config)
         except OSError as error:
             raise failure("list", self.subnets, error) from None
         return signatures
+
+    def _note(self, signatures: dict[str, Signature], key: str, place: os.DirEntry[str] | str) -> None:
+        """Add the signature of a record's file, if there is one."""
+        with contextlib.suppress(FileNotFoundError):  # gone by now
+            if isinstance(place, os.DirEntry) and place.is_file(follow_symlinks=False):
+                signatures[key] = _signature(place.stat(follow_symlinks=False))
+            elif (file := self._file_of(os.fspath(place))) is not None:
+                signatures[key] = _signature(os.stat(file))
 
     def newest(self) -> float:
         """When the newest record was written, by its writer's clock; 0 if there is none. Changes nothing.
@@ -372,14 +405,6 @@ def _version(modified_ns: int, value: str) -> str:
 
 def _signature(found: os.stat_result) -> Signature:
     return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
-
-
-def _note_signature(signatures: dict[str, Signature], key: str, find: Callable[[], os.stat_result]) -> None:
-    try:
-        signatures[key] = _signature(find())
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ELOOP):  # gone by now, or a link that leads nowhere: no record
-            raise
 
 
 def _wait_for_lock(descriptor: int, path: str, kind: int, deadline: float) -> None:

@@ -91,9 +91,16 @@ def encode(value: str, expires: float | None, expiring: bool) -> bytes:
     if expires is not None:
         fields = {**fields, EXPIRES: _format_time(expires)}
     try:
-        return (_PRETTY.encode(fields) + "\n").encode()
+        text = _PRETTY.encode(fields)
+    except RecursionError:
+        text = ""
+    # Indenting what is nested deeply makes it grow with the square of its length.
+    if not text or len(text) > 4 * len(value) + 4096:
+        text = _COMPACT.encode(fields)
+    try:
+        return f"{text}\n".encode()
     except UnicodeEncodeError:  # half a surrogate pair
-        return (_PRETTY_ASCII.encode(fields) + "\n").encode()
+        return (_COMPACT.encode(fields) + "\n").encode()
 
 
 def _plain_fields(value: str, expiring: bool) -> dict[str, object] | None:
@@ -115,7 +122,6 @@ def _refuse(constant: str) -> object:
 _DECODER = json.JSONDecoder(parse_constant=_refuse)
 _COMPACT = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 _PRETTY = json.JSONEncoder(indent=2, ensure_ascii=False, allow_nan=False)
-_PRETTY_ASCII = json.JSONEncoder(indent=2, allow_nan=False)
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 

@@ -25,6 +25,7 @@ from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit
 
 from pyflannel.errors import ConfigError, StoreDeniedError, StoreUnavailableError
+from pyflannel.store import hide_credentials
 
 __all__ = ["Access", "Endpoint", "ExecPlugin", "from_kubeconfig", "in_cluster", "parse_endpoint"]
 
@@ -67,8 +68,8 @@ def _split(url: str, source: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         _ = parts.port  # which is read only here
-    except ValueError as error:
-        raise ConfigError(f"{source}: {url!r} is not a URL: {error}") from None
+    except ValueError:
+        raise ConfigError(f"{source}: {hide_credentials(url)!r} is not a URL") from None
     return parts
 
 

@@ -24,6 +24,8 @@ from urllib.parse import urlencode, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
 from pyflannel.errors import StoreDeniedError, StoreError, StoreUnavailableError
+from pyflannel.store import hide_credentials
+from pyflannel_stores._bounds import LARGEST_ANSWER, whole
 from pyflannel_stores._deadline import Deadline
 from pyflannel_stores._kubernetes_access import Access, Endpoint
 
@@ -32,13 +34,10 @@ __all__ = ["Api", "ChunkedLines", "Deadline", "Gone", "NotFound", "Overtaken", "
 CONNECT_TIMEOUT: Final = 2.0
 """Seconds for a TCP connection, and again for TLS."""
 
-_LARGEST_BODY: Final = 256 << 20
-"""Bytes of an answer at most: what is longer is no answer to what is asked here."""
-
 _PIECE: Final = 1 << 16
 _MOST_AT_ONCE: Final = 1 << 20
 
-_LARGEST_LINE: Final = 64 << 20
+_LARGEST_LINE: Final = LARGEST_ANSWER
 
 _AGENT: Final = "pyflannel"
 
@@ -192,10 +191,7 @@ class Api:
         try:
             connection.request(method, target, data, dict(headers))
             with closing(connection.getresponse()) as response:
-                body = response.read(_LARGEST_BODY)
-                whole = response.isclosed()
-            if not whole:
-                self._drop()
+                body = whole(iter(lambda: response.read(_PIECE), b""))
             return _Answer(response.status, {name.title(): text for name, text in response.headers.items()}, body)
         finally:
             guard.cancel()
@@ -442,7 +438,9 @@ def _proxy(access: Access) -> Endpoint | None:
         return None
     parts = urlsplit(url if "://" in url else f"http://{url}")
     if parts.scheme != "http" or not parts.hostname:
-        raise StoreDeniedError(f"{access.where}: proxy {url!r}: only proxies of the form http://host:port are known")
+        raise StoreDeniedError(
+            f"{access.where}: proxy {hide_credentials(url)!r}: only proxies of the form http://host:port are known"
+        )
     return Endpoint(parts.hostname, parts.port or 80, False)
 
 

@@ -54,6 +54,18 @@ def test_a_table_wins_over_the_query() -> None:
         ("etcd://root:hunter2@h:2379/x", "credentials"),
         ("etcd://h/x?password=hunter2#y", "%23"),
         ("etcd://h?hunter2", "name=value"),
+        ("etcd:/root:hunter2@h", "expected a URL"),
+        ("root:hunter2@h", "expected a URL"),
+        ("hunter2@h", "expected a URL"),
+        ("etcd://root:hun/ter2@h", "credentials"),
+        ("etcd://root:123/hunter2@h", "credentials"),
+        ("etcd://root:hunter2#@h", "credentials"),
+        ("etcd://root:hunter2?@h", "[address]:port"),
+        ("etcd://root:hun?ter2@h", "[address]:port"),
+        ("etcd://root:hunter2 @h", "expected a URL"),
+        ("etcd:root:hunter2@h:2379/x?a=b", "expected a URL"),
+        ("//root:hunter2@h", "expected a URL"),
+        ("etcd://root:hunter2\n@h", "expected a URL"),
     ],
 )
 def test_bad_urls_are_refused_without_showing_secrets(url: str, word: str) -> None:

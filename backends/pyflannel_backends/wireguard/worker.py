@@ -93,7 +93,9 @@ class ReservedTimestamps:
             return
         fresh = self._path.with_name(f".{self._path.name}-{os.getpid()}")
         try:
-            fresh.write_text(f"{timestamp}\n")
+            fresh.unlink(missing_ok=True)
+            with fresh.open("x") as file:  # not through a link that somebody planted
+                file.write(f"{timestamp}\n")
             fresh.replace(self._path)
             self._kept, self.trouble = timestamp, ""
         except OSError as error:

@@ -19,6 +19,7 @@ import click
 
 from pyflannel.cli.flags import FlagGroup, flags, settings
 from pyflannel.errors import ExitCode, PyflannelError
+from pyflannel.small.text import inert
 from pyflannel.version import VERSION
 
 __all__ = ["main", "pyflannel"]
@@ -123,10 +124,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _usage(error)
     except PyflannelError as error:
         if logging.getLogger("pyflannel").isEnabledFor(logging.DEBUG):
-            traceback.print_exc()
+            _print_traceback()
         return _fail(str(error), error.exit_code)
     except Exception as error:
-        traceback.print_exc()
+        _print_traceback()
         return _fail(
             f"internal error: {type(error).__name__}: {error}; please report it with the lines above", ExitCode.INTERNAL
         )
@@ -139,6 +140,11 @@ def _usage(error: click.ClickException) -> int:
     return _fail(error.format_message().rstrip(".") + hint, ExitCode.USAGE)
 
 
+def _print_traceback() -> None:
+    for line in traceback.format_exc().splitlines():
+        sys.stderr.write(f"{inert(line)}\n")
+
+
 def _fail(message: str, code: ExitCode) -> int:
-    sys.stderr.write(f"pyflannel: error: {' '.join(message.split())}\n")
+    sys.stderr.write(f"pyflannel: error: {inert(' '.join(message.split()))}\n")
     return code

@@ -10,9 +10,9 @@ from importlib import metadata
 import click
 
 from pyflannel.cli.flags import FlagCommand, flags, settings
-from pyflannel.cli.output import printable
 from pyflannel.daemon.control import request
 from pyflannel.plugins import BACKENDS, load_backend
+from pyflannel.small.text import inert
 
 __all__ = ["actions"]
 
@@ -37,7 +37,7 @@ def _command(backend: str, action: str, text: str) -> click.Command:
     @click.command(action, cls=FlagCommand, params=flags("node"), help=text)
     @click.pass_context
     def command(ctx: click.Context) -> None:
-        click.echo(printable(request(settings(ctx).run_dir, backend, action)))
+        click.echo(inert(request(settings(ctx).run_dir, backend, action)))
 
     found: click.Command = command
     return found

@@ -13,7 +13,6 @@ from contextlib import nullcontext
 import click
 
 from pyflannel.cli.flags import FlagCommand, flags, settings
-from pyflannel.cli.output import printable
 from pyflannel.daemon import cni
 from pyflannel.daemon.runlock import hold
 from pyflannel.errors import KernelError, MalformedError
@@ -23,6 +22,7 @@ from pyflannel.membership.nodeid import identify
 from pyflannel.network.lease import Lease
 from pyflannel.plugins import load_store
 from pyflannel.settings.settings import Settings
+from pyflannel.small.text import inert
 from pyflannel.store import Record, Store
 
 __all__ = ["cleanup"]
@@ -45,7 +45,7 @@ def cleanup(ctx: click.Context, dry_run: bool, with_lease: bool) -> None:
             click.echo(f"{verb} {item}")
         if with_lease:
             for key in _release(wanted, dry_run):
-                click.echo(f"{verb} lease {printable(key)}")
+                click.echo(f"{verb} lease {inert(key)}")
     if not removed:
         click.echo("nothing of ours is here")
 
@@ -96,7 +96,7 @@ def _release(wanted: Settings, dry_run: bool) -> Iterator[str]:
     with load_store(wanted.store.scheme)(wanted.store) as store:
         for record in _own(store, node_id):
             if record.permanent:
-                click.echo(f"kept lease {printable(record.key)}: it is a reservation")
+                click.echo(f"kept lease {inert(record.key)}: it is a reservation")
                 continue
             if not dry_run:
                 store.delete(record)

@@ -22,6 +22,7 @@ from pyflannel.network.document import NetworkConfig, with_backend
 from pyflannel.network.lease import JSON, Lease, Subnets
 from pyflannel.planning.judging import backend_types
 from pyflannel.plugins import load_backend, load_store
+from pyflannel.small.text import inert
 from pyflannel.store import Record, Snapshot, Store
 
 __all__ = ["config"]
@@ -47,7 +48,9 @@ def get(ctx: click.Context) -> None:
         record = store.read_config()
     if record is None:
         raise StoreError(f"{store.location} holds no network config; write one with: pyflannel config set FILE")
-    click.echo(record.value.rstrip("\n"))
+    text = record.value.rstrip("\n")
+    # As it is for a file or a pipe; a terminal would obey what others may have put there.
+    click.echo("\n".join(map(inert, text.splitlines())) if sys.stdout.isatty() else text)
 
 
 @config.command("set", params=flags("store"))

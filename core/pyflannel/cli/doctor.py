@@ -7,8 +7,9 @@ from collections import Counter
 import click
 
 from pyflannel.cli.flags import FlagCommand, flags, settings
-from pyflannel.cli.output import printable, show_json
+from pyflannel.cli.output import show_json
 from pyflannel.errors import ExitCode
+from pyflannel.small.text import inert
 from pyflannel.version import VERSION
 
 __all__ = ["doctor"]
@@ -53,10 +54,10 @@ def doctor(ctx: click.Context, as_json: bool, no_probes: bool, peers: tuple[str,
     else:
         for finding in findings:
             if everything or finding.outcome in (Outcome.WARN, Outcome.FAIL):
-                click.echo(f"{finding.outcome.value.upper():<5} {finding.check}: {printable(finding.message)}")
+                click.echo(f"{finding.outcome.value.upper():<5} {finding.check}: {inert(finding.message)}")
                 for label, text in (("means", finding.meaning), ("try", finding.fix)):
                     if text:
-                        click.echo(f"      {label + ':':<6} {printable(text)}")
+                        click.echo(f"      {label + ':':<6} {inert(text)}")
         counts = Counter(finding.outcome for finding in findings)
         click.echo(", ".join(f"{counts[kind]} {kind.value}" for kind in reversed(Outcome) if counts[kind]))
     return ExitCode.CHECK_FAILED if outcome is Outcome.FAIL else ExitCode.OK

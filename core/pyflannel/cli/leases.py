@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import click
 
 from pyflannel.cli.flags import FlagCommand, flags, settings
-from pyflannel.cli.output import duration, printable, show_json, show_table
+from pyflannel.cli.output import duration, show_json, show_table
 from pyflannel.errors import MalformedError
 from pyflannel.network.lease import JSON, Lease
 from pyflannel.plugins import load_store
+from pyflannel.small.text import cut, inert
 from pyflannel.store import Record
 
 __all__ = ["leases"]
@@ -34,7 +35,7 @@ def leases(ctx: click.Context, as_json: bool) -> None:
             {
                 "store": str(location),
                 "leases": [_document(record, lease, expiries) for record, lease in read],
-                "malformed": [{"key": record.key, "reason": reason} for record, reason in malformed],
+                "malformed": [{"key": cut(record.key), "reason": reason} for record, reason in malformed],
             }
         )
         return
@@ -45,7 +46,7 @@ def leases(ctx: click.Context, as_json: bool) -> None:
     if malformed:
         click.echo("\nNot leases:")
         for record, reason in malformed:
-            click.echo(f"  {printable(record.key)}: {printable(reason)}")
+            click.echo(f"  {inert(cut(record.key))}: {inert(reason)}")
 
 
 def _read(records: tuple[Record, ...]) -> tuple[list[tuple[Record, Lease]], list[tuple[Record, str]]]:

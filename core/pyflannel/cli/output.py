@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import click
 
 from pyflannel.network.lease import JSON
+from pyflannel.small.text import inert
 
-__all__ = ["duration", "printable", "show_json", "show_table"]
+__all__ = ["duration", "show_json", "show_table"]
 
 
 def show_json(document: JSON) -> None:
@@ -22,15 +23,10 @@ def show_json(document: JSON) -> None:
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Rows in aligned columns below ``header``; an empty cell shows as ``-``."""
-    table = [list(header), *([printable(cell) or "-" for cell in row] for row in rows)]
+    table = [list(header), *([inert(cell) or "-" for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def printable(text: str) -> str:
-    """``text`` with every character that could move the cursor written as an escape."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def duration(seconds: float) -> str:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from pyflannel.cli.flags import FlagGroup, flags, settings
-from pyflannel.cli.output import duration, printable, show_json
+from pyflannel.cli.output import duration, show_json
 from pyflannel.errors import ConfigError, ExitCode
 from pyflannel.plugins import load_store
+from pyflannel.small.text import cut, inert
 from pyflannel.store import Store, StoreLocation
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def migrate(
         raise ConfigError(f"--from and --to are both {locations[0]}; give two stores")
     with ExitStack() as stack:
         old, new = (stack.enter_context(_open(location)) for location in locations)
-        migration = Migration(old, new, time.monotonic, lambda line: click.echo(printable(line), err=True))
+        migration = Migration(old, new, time.monotonic, lambda line: click.echo(inert(line), err=True))
         done = migration.copy(force=force, dry=dry_run)
         if follow:
             click.echo(
@@ -116,11 +117,11 @@ def _tell(done: Done, problems: list[str], dry_run: bool, following: str, way: s
     ):
         if keys:
             more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-            click.echo(f"  {len(keys)} {name}: {', '.join(map(printable, keys[:_SHOWN]))}{more}")
+            click.echo(f"  {len(keys)} {name}: {', '.join(inert(cut(key)) for key in keys[:_SHOWN])}{more}")
     if not done.changes:
         click.echo("  nothing: both are alike")
     for problem in problems:
-        click.echo(f"not verified: {printable(problem)}")
+        click.echo(f"not verified: {inert(problem)}")
     if following and not problems:
         click.echo(f"verified. {following}")
 
@@ -181,8 +182,8 @@ def _show(report: Inspection) -> None:
     if report.ends_first is not None:
         click.echo(f"  the first lease ends in {duration(report.ends_first)}")
     for finding in report.findings:
-        click.echo(f"{finding.severity.value}: {printable(finding.what)}")
-        click.echo(f"  -> {printable(finding.fix)}")
+        click.echo(f"{finding.severity.value}: {inert(cut(finding.what, 2000))}")
+        click.echo(f"  -> {inert(finding.fix)}")
     click.echo("PASSED" if report.ok else "FAILED")
 
 

@@ -11,6 +11,8 @@ import socket
 import time
 from collections.abc import Mapping
 
+from pyflannel.small.text import inert
+
 __all__ = ["Notifier"]
 
 log = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ class Notifier:
         """One line for ``systemctl status``; the same line again is not sent."""
         if text != self._status:
             self._status = text
-            self._send(f"STATUS={text}".replace("\n", " "))
+            self._send(f"STATUS={inert(' '.join(text.splitlines()))}")
 
     def ready(self) -> None:
         """The service is up; may be said again."""

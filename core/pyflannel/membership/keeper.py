@@ -19,6 +19,7 @@ from typing import Any, Final, TypeAlias
 
 from pyflannel.backend import Backend
 from pyflannel.errors import PluginError, PyflannelError, StoreUnavailableError
+from pyflannel.membership.intake import bounded_batch, bounded_record, bounded_snapshot
 from pyflannel.membership.machine import (
     Announce,
     AskAssigned,
@@ -64,9 +65,10 @@ def perform(store: Store, call: Call) -> Any:
     """Make one of the machine's calls to a store; what opens or closes things is not among them."""
     match call:
         case TakeSnapshot():
-            return store.snapshot()
+            return bounded_snapshot(store.snapshot())
         case ReadConfig():
-            return store.read_config()
+            document = store.read_config()
+            return bounded_record(document) if document is not None else None
         case WriteConfig(value):
             return store.write_config(value, None)
         case Create(key, value, ttl):
@@ -350,7 +352,7 @@ class _Watcher:
 
     def _iterate(self) -> None:
         for batch in self._watch:
-            self._pass_on(batch)
+            self._pass_on(bounded_batch(batch))
 
     def _pass_on(self, batch: Batch) -> None:
         number = self._number

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from pyflannel.errors import ConfigError
+from pyflannel.small import files
 from pyflannel.small.digest import hmac_sha256
 
 __all__ = ["APPLICATION_ID", "identify", "machine_specific"]
@@ -47,7 +48,7 @@ def _kept(path: Path, machine_id: Path) -> str:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh = path.with_name(f"{path.name}.{os.getpid()}")
-        fresh.write_text(f"{uuid.uuid4()}\n", encoding="ascii")
+        files.create(fresh, f"{uuid.uuid4()}\n")
         try:
             os.link(fresh, path)  # the first one wins, whole
         except FileExistsError:

@@ -14,14 +14,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Generic, NamedTuple, NoReturn, TypeVar
+from typing import Final, Generic, NamedTuple, NoReturn, TypeVar
 
 from pyflannel.errors import ConfigError
 from pyflannel.network.lease import JSON, IPAddress, IPNetwork, Subnets
+from pyflannel.small.text import cut
 
-__all__ = ["KEYS", "UNTYPED", "FamilyConfig", "NetworkConfig", "NetworkSeed", "with_backend"]
+__all__ = ["KEYS", "MAX_DOCUMENT", "UNTYPED", "FamilyConfig", "NetworkConfig", "NetworkSeed", "with_backend"]
 
 DEFAULT_BACKEND = "vxlan"
+
+MAX_DOCUMENT: Final = 1 << 18
+"""Characters of a document at most."""
 
 UNTYPED = "udp"
 """What flanneld runs with a document that names no backend. Its leases carry no type then."""
@@ -154,6 +158,8 @@ class NetworkConfig:
         :param source: what the text was read from; every error begins with it.
         :raises ConfigError: naming the key, the value and the rule that is broken.
         """
+        if len(text) > MAX_DOCUMENT:
+            raise ConfigError(f"{source}: it has more than {MAX_DOCUMENT} characters, which no network config needs")
         try:
             document = json.loads(text, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
@@ -257,7 +263,7 @@ class _Document:
         return self._values.get(key)
 
     def error(self, key: str, value: JSON, rule: str) -> ConfigError:
-        return ConfigError(f"{self.source}: {key} is {json.dumps(value)}: {rule}")
+        return ConfigError(f"{self.source}: {key} is {cut(json.dumps(value))}: {rule}")
 
     def missing(self, key: str, rule: str) -> ConfigError:
         near = difflib.get_close_matches(key, self.unknown, 1)

@@ -3,24 +3,35 @@
 A lease is one record of the store. Its *key* names the subnets (``172.16.68.0-24``, dual-stack
 ``172.16.68.0-24&fd00:10:0:1::-64``, IPv6-only ``fd00:10:0:1::-64``), its *value* is flannel's JSON document of
 attributes. Both directions live here, so that stores carry opaque text and nothing else knows the schema. Unknown
-attributes are kept and written back: a newer flannel's fields survive a renewal by us.
+attributes are kept and written back, within bounds: a newer flannel's fields survive a renewal by us. A subnet has one
+spelling as a key; and how long each text may be is bounded here, where it comes in.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, NetmaskValueError
 from socket import AF_INET, inet_pton
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from pyflannel.errors import MalformedError
+from pyflannel.small.text import cut
 
-__all__ = ["JSON", "IPAddress", "IPNetwork", "Lease", "LeaseAttributes", "Subnets"]
+__all__ = ["JSON", "MAX_KEY", "MAX_VALUE", "IPAddress", "IPNetwork", "Lease", "LeaseAttributes", "Subnets"]
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 IPNetwork: TypeAlias = IPv4Network | IPv6Network
+MAX_KEY: Final = 128
+"""Characters of a lease's key at most; the longest has 65."""
+
+MAX_VALUE: Final = 1 << 15
+"""Characters of a lease's value at most."""
+
+_MAX_TYPE, _MAX_NODE_ID, _MAX_EXTRA, _MAX_DEPTH = 64, 256, 1 << 13, 32
+"""Characters of ``BackendType``, of ``NodeID``, and of all unknown attributes together; how deep those may go."""
+
 JSON: TypeAlias = Any
 """A value as :func:`json.loads` returns it."""
 
@@ -61,17 +72,23 @@ class Subnets:
 
         :raises MalformedError: it is not a subnet key, or its addresses have host bits set.
         """
+        if len(key) > MAX_KEY:
+            raise MalformedError(f"lease key {cut(key)!r}: it is longer than any")
         first, separator, second = key.partition("&")
         try:
             if separator:
-                return cls(_ipv4_from_key(first), _ipv6_from_key(second))
-            if ":" in first:
-                return cls(None, _ipv6_from_key(first))
-            return cls(_ipv4_from_key(first), None)
+                subnets = cls(_ipv4_from_key(first), _ipv6_from_key(second))
+            elif ":" in first:
+                subnets = cls(None, _ipv6_from_key(first))
+            else:
+                subnets = cls(_ipv4_from_key(first), None)
         except (AddressValueError, NetmaskValueError, ValueError) as error:
             raise MalformedError(
                 f"lease key {key!r}: {error}; expected 172.16.68.0-24, fd00:10:0:1::-64 or both joined by '&'"
             ) from None
+        if subnets.key != key:  # or one subnet would have several records
+            raise MalformedError(f"lease key {key!r}: another spelling of {subnets.key}, which is the one that counts")
+        return subnets
 
     def overlaps(self, other: Subnets) -> bool:
         """Whether any address belongs to both."""
@@ -91,6 +108,8 @@ def _split_key(part: str) -> tuple[str, int]:
     address, separator, length = part.rpartition("-")
     if not separator or not (length.isascii() and length.isdigit()):
         raise ValueError(f"{part!r} has no prefix length")
+    if not int(length):
+        raise ValueError(f"{part!r} is every address")
     return address, int(length)
 
 
@@ -145,6 +164,8 @@ class LeaseAttributes:
 
         :raises MalformedError: not a JSON object, or a field has the wrong type.
         """
+        if len(text) > MAX_VALUE:
+            raise MalformedError(f"lease value has more than {MAX_VALUE} characters")
         try:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -162,14 +183,14 @@ class LeaseAttributes:
             return cls(
                 public_ip=_optional(_ipv4, known, "PublicIP"),
                 public_ipv6=_optional(IPv6Address, known, "PublicIPv6"),
-                backend_type=_optional(str, known, "BackendType"),
+                backend_type=_optional(_at_most(_MAX_TYPE), known, "BackendType"),
                 backend_data=known.get("BackendData"),
                 backend_v6_data=known.get("BackendV6Data"),
-                node_id=_optional(str, known, "NodeID"),
-                extra=extra,
+                node_id=_optional(_at_most(_MAX_NODE_ID), known, "NodeID"),
+                extra=_bounded(extra),
             )
         except AddressValueError as error:
-            raise MalformedError(f"lease value has a bad address: {error}") from None
+            raise MalformedError(f"lease value has a bad address: {cut(str(error))}") from None
 
     def to_json(self) -> str:
         """The document as flannel writes it: one line, both public addresses always present, the rest when set."""
@@ -205,14 +226,44 @@ _KNOWN = {
 }
 
 
+def _at_most(limit: int) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if len(text) > limit:
+            raise MalformedError(f"lease value: a name of {len(text)} characters, {cut(text)!r}; {limit} are enough")
+        return text
+
+    return read
+
+
+def _bounded(extra: dict[str, JSON]) -> dict[str, JSON]:
+    """The unknown attributes that are written back: what is too large, or nested too deeply, is left behind."""
+    kept, left = {}, _MAX_EXTRA
+    for name, value in extra.items():
+        if isinstance(value, (dict, list)) and _deeper(value, _MAX_DEPTH):
+            continue
+        size = len(name) + len(json.dumps(value))
+        if size <= left:
+            kept[name] = value
+            left -= size
+    return kept
+
+
+def _deeper(value: JSON, depth: int) -> bool:
+    """Whether ``value`` is nested more than ``depth`` deep."""
+    if not isinstance(value, (dict, list)):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(_deeper(each, depth - 1) for each in inner)
+
+
 def _optional(make: Any, document: Mapping[str, JSON], name: str) -> Any:
     value = document.get(name)
     if value is None:
         return None
     if not isinstance(value, str):
-        raise MalformedError(f"lease value: {name} is {value!r}, expected a string")
+        raise MalformedError(f"lease value: {name} is {cut(repr(value))}, expected a string")
     if "%" in value and make is IPv6Address:
-        raise MalformedError(f"lease value: {name} is {value!r}, an address with a scope")
+        raise MalformedError(f"lease value: {name} is {cut(value)!r}, an address with a scope")
     return make(value) if value else None
 
 

@@ -16,7 +16,7 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from pyflannel.backend import Backend, Node
 from pyflannel.errors import MalformedError, PeerRejected, PyflannelError
@@ -27,11 +27,15 @@ from pyflannel.network.ranges import Ranges
 from pyflannel.planning.guard import examined, guarded
 from pyflannel.planning.judging import own_problem, placement_problem, type_problem
 from pyflannel.planning.spread import spread
+from pyflannel.small.text import cut
 
 __all__ = ["Overlay", "Peer", "usable"]
 
 _NODE = ""
 """Owner of the kernel keys that the node needs for itself; no lease has this key."""
+
+_REASON: Final = 500
+"""Characters of the backend's reason to skip a peer, which may repeat what the lease says."""
 
 _Rank: TypeAlias = tuple[bool, int, int, str]
 
@@ -320,7 +324,7 @@ class Overlay:
         except PyflannelError as error:  # a rejected peer, or a fault of the backend's that must stay with this peer
             if not isinstance(error, PeerRejected):
                 self.faulty.add(key)
-            return _Judged(Peer(key, value, str(error) or type(error).__name__), None)
+            return _Judged(Peer(key, value, cut(str(error), _REASON) or type(error).__name__), None)
         return _Judged(Peer(key, value, "", plan), usable.subnets)
 
     def _planned(

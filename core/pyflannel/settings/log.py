@@ -2,6 +2,8 @@
 
 All modules log to ``logging.getLogger(__name__)``. Three levels carry meaning: ``warning`` is what an operator should
 look at, ``info`` is a change of the daemon's state (a handful in a day), ``debug`` is everything else.
+
+Messages repeat what stores and files hold. So it is here that they become one line of visible characters.
 """
 
 from __future__ import annotations
@@ -14,10 +16,16 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, TextIO
 
+from pyflannel.small.text import cut, inert
+
 __all__ = ["JournalFormatter", "JsonFormatter", "TextFormatter", "configure"]
 
 _PRIORITIES: Final = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 """Least level to syslog priority (``sd-daemon(3)``); what is below all is 7, debug."""
+
+
+_LONGEST: Final = 1 << 13
+"""Characters of a message at most."""
 
 
 class TextFormatter(logging.Formatter):
@@ -53,11 +61,11 @@ class JsonFormatter(logging.Formatter):
             "time": f"{seconds}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": cut(record.getMessage(), _LONGEST),
         }
         if record.exc_info:
             document["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(document, ensure_ascii=False)
+        return json.dumps(document)  # in ASCII: marks that turn the direction of reading stay escapes
 
 
 def configure(
@@ -97,10 +105,11 @@ class _Handler(_StreamHandler):
 
 
 def _message(formatter: logging.Formatter, record: logging.LogRecord) -> str:
-    message = record.getMessage()
+    """The message on one line, whatever the texts in it hold, and a traceback's lines below it."""
+    lines = [cut(record.getMessage(), _LONGEST)]
     if record.exc_info:
-        message += "\n" + formatter.formatException(record.exc_info)
-    return message
+        lines += formatter.formatException(record.exc_info).splitlines()
+    return "\n".join(map(inert, lines))
 
 
 def _is_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:

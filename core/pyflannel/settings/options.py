@@ -213,6 +213,8 @@ def _endpoints(text: str) -> tuple[str, ...]:
     endpoints = tuple(part.strip() for part in text.split(",") if part.strip())
     for endpoint in endpoints:
         scheme, separator, host = endpoint.rpartition("://")
+        if "@" in endpoint:
+            raise ValueError("must not hold a password, which process lists show; use --etcd-username")
         if (separator and scheme not in {"http", "https"}) or not host.rstrip("/") or "/" in host.rstrip("/"):
             raise ValueError("must be addresses such as http://127.0.0.1:2379, separated by commas")
     if not endpoints:

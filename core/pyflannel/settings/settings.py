@@ -35,7 +35,8 @@ from pyflannel.network.document import NetworkConfig, NetworkSeed, with_backend
 from pyflannel.network.lease import JSON, IPAddress
 from pyflannel.settings import flanneld
 from pyflannel.settings.options import BY_NAME, OPTIONS, Option
-from pyflannel.store import StoreLocation
+from pyflannel.small.text import cut
+from pyflannel.store import StoreLocation, hide_credentials
 
 __all__ = [
     "DEFAULT_CONFIG",
@@ -247,7 +248,7 @@ def _read(option: Option, texts: Sequence[str], level: Level, origin: str) -> Gi
         try:
             values.append(option.kind.parse(text))
         except ValueError as rule:
-            shown = "its value" if option.secret else repr(text)
+            shown = "its value" if option.secret else repr(cut(hide_credentials(text) if "@" in text else text))
             raise ConfigError(f"{origin}: {shown} {rule}") from None
     return Given(tuple(values) if option.repeatable else values[-1], level, origin)
 
@@ -499,7 +500,9 @@ def _with_kubernetes(location: StoreLocation, given: GivenValues) -> StoreLocati
         except ConfigError as error:
             raise ConfigError(f"{url.origin}: {error}") from None
         if server.scheme not in {"http", "https"} or len(server.hosts) != 1 or server.options:
-            raise ConfigError(f"{url.origin}: {url.value!r} must be a URL such as https://192.0.2.1:6443")
+            raise ConfigError(
+                f"{url.origin}: {hide_credentials(url.value)!r} must be a URL such as https://192.0.2.1:6443"
+            )
         host = server.hosts[0]
         if not re.search(r":[0-9]+$", host):
             host += ":443" if server.scheme == "https" else ":80"

@@ -7,14 +7,15 @@ ids, reasons) is escaped; state is always a word, never a colour alone.
 
 from __future__ import annotations
 
+import html
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from html import escape
 from typing import Final
 
 from pyflannel.show.reachability import Answer
 from pyflannel.show.status import ObjectStatus, PeerState, PeerStatus, State, Status
+from pyflannel.small.text import inert
 
 __all__ = ["RELOAD_SECONDS", "render"]
 
@@ -83,6 +84,11 @@ tr:last-child{border-bottom:0}td:nth-child(1){grid-row:1}td:nth-child(4){grid-ro
 td:nth-child(2){grid-row:2;color:var(--soft)}td:nth-child(3){grid-row:2;grid-column:2;color:var(--soft);text-align:right}
 td:nth-child(5){grid-row:3;grid-column:1/3}}
 """
+
+
+def escape(text: str) -> str:
+    """A text that somebody else may have written, for HTML."""
+    return html.escape(inert(text))
 
 
 def render(

@@ -11,7 +11,7 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["read", "replace"]
+__all__ = ["create", "read", "replace"]
 
 _PIECE = 4096
 _FILE_MODE = 0o644
@@ -31,6 +31,17 @@ def read(path: str | os.PathLike[str]) -> bytes:
         return content
     finally:
         os.close(descriptor)
+
+
+def create(path: Path, text: str) -> None:
+    """A new file for our eyes only; what is there, be it a link that somebody planted, is removed and not followed.
+
+    :raises OSError: it can't be made there.
+    """
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(text.encode())
 
 
 def replace(path: Path, text: str) -> bool:

@@ -457,7 +457,51 @@ def test_other_files_are_no_leases_and_stay(root: Path, store: FileStore, caplog
         store.delete(record)
     assert sorted(os.listdir(subnets)) == before
     warned = [message for message in caplog.messages if "ignored" in message]
-    assert len(warned) == len(set(warned)) == 4  # README, config.json, %31.json, \xff.json; once each
+    # README, config.json, %31.json, \xff.json, the directory, the pipe, the link to itself; once each
+    assert len(warned) == len(set(warned)) == 7
+
+
+@pytest.mark.parametrize("target", ["/proc/kmsg", "/proc/self/mem", "/dev/zero", "/dev/tty", "/sys/kernel/profiling"])
+@pytest.mark.parametrize("name", ["subnets/10.5.6.0-24.json", "config.json"])
+def test_a_link_to_what_the_kernel_shows_as_a_file_is_no_record(
+    root: Path, store: FileStore, name: str, target: str
+) -> None:
+    with Follower(store, store.snapshot()) as follower:
+        (root / name).symlink_to(target)
+        store.create(KEY, VALUE, 60.0)
+        follower.until(lambda: set(follower.state) == {KEY}, "the one lease")
+        assert list(leases(store)) == [KEY]
+        assert store.read_config() is None
+
+
+def test_a_planted_link_at_the_lock_is_not_followed(root: Path, store: FileStore, tmp_path: Path) -> None:
+    store.snapshot()
+    victim = tmp_path / "victim"
+    for name in ("lock", "gate"):
+        (root / ".work" / name).unlink()
+        (root / ".work" / name).symlink_to(victim)
+    with pytest.raises(StoreDeniedError, match="ELOOP"):
+        store.create(KEY, VALUE, 60.0)
+    assert not victim.exists()
+
+
+def test_a_huge_file_is_one_bad_record(root: Path, store: FileStore) -> None:
+    with (root / "subnets" / "10.5.6.0-24.json").open("w") as huge:
+        huge.truncate(1 << 40)
+    store.create(KEY, VALUE, 60.0)
+    found = leases(store)
+    assert found[KEY].value == VALUE
+    assert len(found["10.5.6.0-24"].value) <= 1 << 21
+
+
+@pytest.mark.parametrize("depth", [200, 500, 900])
+def test_what_is_nested_deeply_is_renewed_as_small_as_it_is(root: Path, store: FileStore, depth: int) -> None:
+    """Each level of an indented list takes more than the one before: 2 kB would become 2 MB."""
+    value = '{"PublicIP":"192.0.2.1","New":' + depth * "[" + depth * "]" + "}"
+    record = store.create(KEY, value, 60.0)
+    assert store.renew(record, 120.0).value == value
+    assert (root / "subnets" / f"{KEY}.json").stat().st_size < 5000 + 4 * len(value)
+    assert leases(store)[KEY].value == value
 
 
 @pytest.mark.parametrize("key", [".", "..", "../config", "\n", "\0", "\ud800", "-rf *", "CON", "a" * 250])

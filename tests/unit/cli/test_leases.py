@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from pyflannel.cli.output import duration, printable
+from pyflannel.cli.output import duration
 from pyflannel.plugins import load_store
+from pyflannel.small.text import inert
 from pyflannel.store import StoreLocation
 
 from .conftest import CommandLine
@@ -75,4 +76,4 @@ def test_durations_show_the_two_units_that_matter(seconds: float, text: str) -> 
 
 
 def test_control_characters_become_visible() -> None:
-    assert printable("a\x1b[2J\u202eb\n") == "a\\x1b[2J\\u202eb\\n"
+    assert inert("a\x1b[2J\u202eb\n") == "a\\x1b[2J\\u202eb\\n"

@@ -41,12 +41,12 @@ def test_recorded_leases_come_back_byte_for_byte(key: str, value: str) -> None:
 
 IPV4_SUBNETS = st.builds(
     lambda length, number: IPv4Network((number >> (32 - length) << (32 - length), length)),
-    st.integers(0, 32),
+    st.integers(1, 32),
     st.integers(0, 2**32 - 1),
 )
 IPV6_SUBNETS = st.builds(
     lambda length, number: IPv6Network((number >> (128 - length) << (128 - length), length)),
-    st.integers(0, 128),
+    st.integers(1, 128),
     st.integers(0, 2**128 - 1),
 )
 SUBNETS = (
@@ -188,7 +188,8 @@ def test_empty_strings_mean_absent() -> None:
         ("[]", "object"),
         ("null", "object"),
         ('"x"', "object"),
-        ("[" * 100_000, "JSON"),
+        ("[" * 30_000, "JSON"),
+        ("[" * 100_000, "more than 32768 characters"),
         ('{"PublicIP":1}', "PublicIP"),
         ('{"PublicIP":["192.0.2.1"]}', "PublicIP"),
         ('{"PublicIP":"2001:db8::1"}', "2001:db8::1"),
@@ -244,3 +245,50 @@ def test_with_attributes_keeps_the_subnets() -> None:
     moved = lease.with_attributes(LeaseAttributes(B4))
     assert moved.subnets == lease.subnets
     assert moved.attributes.public_ip == B4
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "10.244.07.0-24",
+        "10.244.7.0-024",
+        "FD00:10::-64",
+        "fd00:0010::-64",
+        "fd00:10:0:0::-64",
+        "10.244.7.0-24&FD00::-64",
+        "10.244.7.0-24&::-0",
+        "0.0.0.0-0",
+        "10.244.7.0-24&",
+        "&fd00::-64",
+    ],
+)
+def test_a_subnet_has_one_spelling(key: str) -> None:
+    with pytest.raises(MalformedError):
+        Subnets.from_key(key)
+
+
+def test_a_key_longer_than_any_is_cut_in_its_error() -> None:
+    with pytest.raises(MalformedError) as caught:
+        Subnets.from_key("1" * 1_000_000)
+    assert len(str(caught.value)) < 500
+
+
+def nested(depth: int) -> list[object]:
+    value: list[object] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def test_unknown_attributes_are_written_back_within_bounds() -> None:
+    given = {"PublicIP": "192.0.2.1", "New": {"a": [1, 2]}, "Deep": nested(300), "Large": "x" * 20_000, "Small": 1}
+    attributes = LeaseAttributes.from_json(json.dumps(given))
+    assert dict(attributes.extra) == {"New": {"a": [1, 2]}, "Small": 1}
+    assert len(attributes.to_json()) < 200
+
+
+@pytest.mark.parametrize("name", ["BackendType", "NodeID", "PublicIP", "PublicIPv6"])
+def test_long_names_are_refused_and_cut(name: str) -> None:
+    with pytest.raises(MalformedError) as caught:
+        LeaseAttributes.from_json(json.dumps({name: "x" * 20_000}))
+    assert len(str(caught.value)) < 500

@@ -84,7 +84,7 @@ BAD = {
     "not JSON": (("10.5.2.0-24", "{"), "not JSON"),
     "outside the network": (lease(2, "10.6.2.0-24"), "outside the network"),
     "larger than the network": (lease(2, "10.0.0.0-8"), "outside the network"),
-    "everything": (lease(2, "0.0.0.0-0"), "outside the network"),
+    "everything": (lease(2, "0.0.0.0-1"), "outside the network"),
     "overlaps ours": (lease(2, "10.5.1.128-25"), "this node's own subnet"),
     "contains ours": (lease(2, "10.5.0.0-16"), "this node's own subnet"),
     "no address": (lease(2, PublicIP=None), "has no PublicIP"),

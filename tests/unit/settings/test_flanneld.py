@@ -252,3 +252,12 @@ def test_patterns_are_gos(pattern: str, matches: str, other: str) -> None:
 def test_what_only_gos_engine_can_do_is_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match="must be a regular expression"):
         compile_pattern(pattern)
+
+
+@pytest.mark.parametrize("name", ["etcd-endpoints", "store", "kube-api-url"])
+@pytest.mark.parametrize("url", ["http://u:hunter2@192.0.2.1:2379", "u:hunter2@192.0.2.1", "ftp://u:hunter2@h"])
+def test_a_password_in_a_url_is_refused_and_hidden(name: str, url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        daemon({name: url, "kube-subnet-mgr": str(name == "kube-api-url").lower()})
+    assert name in str(caught.value)
+    assert "hunter2" not in str(caught.value)

@@ -17,7 +17,7 @@ log.configure(sys.argv[1], sys.argv[2])
 speaker = logging.getLogger("pyflannel.daemon.loop")
 speaker.debug("detail")
 speaker.info("ready")
-speaker.warning("peer %s", "x\\ny")
+speaker.warning("peer %s", "x\\n\\x1b[2J\\u202ey")
 try:
     1 / 0
 except ZeroDivisionError:
@@ -40,8 +40,8 @@ def spoken(level: str, form: str = "text", journal: Path | None = None) -> str:
 def test_text_is_short_and_quiet() -> None:
     lines = spoken("info").splitlines()
     assert re.fullmatch(r"\d\d:\d\d:\d\d info     ready", lines[0])
-    assert re.fullmatch(r"\d\d:\d\d:\d\d warning  peer x", lines[1])
-    assert re.fullmatch(r"\d\d:\d\d:\d\d error    failed", lines[3])
+    assert lines[1].endswith(r" warning  peer x\n\x1b[2J\u202ey")
+    assert re.fullmatch(r"\d\d:\d\d:\d\d error    failed", lines[2])
     assert lines[-1] == "ZeroDivisionError: division by zero"
     assert "ready" not in spoken("warning")
 
@@ -52,8 +52,8 @@ def test_debug_says_who_speaks() -> None:
 
 def test_the_journal_gets_priorities_and_no_time(tmp_path: Path) -> None:
     lines = spoken("debug", journal=tmp_path / "journal").splitlines()
-    assert lines[:5] == ["<7>detail", "<6>ready", "<4>peer x", "<4>y", "<3>failed"]
-    assert all(line.startswith("<3>") for line in lines[5:])
+    assert lines[:4] == ["<7>detail", "<6>ready", r"<4>peer x\n\x1b[2J\u202ey", "<3>failed"]
+    assert all(line.startswith("<3>") for line in lines[4:])
 
 
 def test_a_stream_that_is_not_the_journal_gets_text(tmp_path: Path) -> None:
@@ -65,8 +65,15 @@ def test_a_stream_that_is_not_the_journal_gets_text(tmp_path: Path) -> None:
 
 def test_json_is_one_object_a_line() -> None:
     documents = [json.loads(line) for line in spoken("info", "json").splitlines()]
-    assert [document["message"] for document in documents] == ["ready", "peer x\ny", "failed"]
+    assert [document["message"] for document in documents] == ["ready", "peer x\n\x1b[2J\u202ey", "failed"]
+    assert spoken("info", "json").isascii()
     assert documents[0]["level"] == "info"
     assert documents[0]["logger"] == "pyflannel.daemon.loop"
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", documents[0]["time"])
     assert "ZeroDivisionError" in documents[2]["traceback"]
+
+
+def test_a_message_has_an_end() -> None:
+    program = PROGRAM.replace('"x', '100000 * "x')
+    command = [sys.executable, "-c", program, "info", "text"]
+    assert 8192 < len(subprocess.run(command, capture_output=True, text=True, check=True).stderr) < 80_000

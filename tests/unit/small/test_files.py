@@ -24,3 +24,11 @@ def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path) -> None:
         smallfile.read(tmp_path / "none")
     with pytest.raises(IsADirectoryError):
         smallfile.read(tmp_path)
+
+
+def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "fresh"
+    path.symlink_to(victim)
+    smallfile.create(path, "ours")
+    assert not victim.exists()
+    assert (path.read_text(), path.is_symlink(), path.stat().st_mode & 0o777) == ("ours", False, 0o600)

@@ -1,0 +1,30 @@
+"""How much of an answer a driver reads: a server must not be able to fill this node's memory.
+
+A store of 5,000 leases is some megabytes; what goes beyond :data:`LARGEST_ANSWER` is no answer to what is asked here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+__all__ = ["LARGEST_ANSWER", "TOO_LARGE", "whole"]
+
+LARGEST_ANSWER: Final = 64 << 20
+"""Bytes of an answer at most."""
+
+TOO_LARGE: Final = f"its answer has more than {LARGEST_ANSWER >> 20} MiB; nothing is read of it"
+
+
+def whole(pieces: Iterable[bytes]) -> bytes:
+    """What ``pieces`` make up, reading no more of them than an answer may have.
+
+    :raises ValueError: it is more.
+    """
+    read, length = [], 0
+    for piece in pieces:
+        length += len(piece)
+        if length > LARGEST_ANSWER:
+            raise ValueError(TOO_LARGE)
+        read.append(piece)
+    return b"".join(read)
