@@ -52,6 +52,11 @@ class IpipBackend(Backend[IpipOptions]):
     Options = IpipOptions
     capabilities = Capabilities(ipv4=True)
 
+    @property
+    def tunnelled(self) -> bool:
+        """Unless some peers are reached without a tunnel."""
+        return not self.options.direct_routing
+
     def mtu(self, underlay: Underlay) -> int:
         """The underlay's without the outer header."""
         return underlay.mtu - OVERHEAD

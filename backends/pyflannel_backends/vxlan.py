@@ -71,6 +71,11 @@ class VxlanBackend(Backend[VxlanOptions]):
         """The device's name for IP version 4 or 6."""
         return _device(self.options.vni, version)
 
+    @property
+    def tunnelled(self) -> bool:
+        """Unless some peers are reached without a tunnel."""
+        return not self.options.direct_routing
+
     def mac(self, node: Node, version: int) -> str:
         """The MAC address of this node's VTEP: locally administered, unicast (IEEE 802)."""
         return _own_mac(node.node_id, self.device(version), node.subnets.of(version))

@@ -256,6 +256,14 @@ class Backend(ABC, Generic[O]):
     def mtu(self, underlay: Underlay) -> int:
         """The largest packet, in bytes, that containers may send over this overlay without fragmentation."""
 
+    @property
+    def tunnelled(self) -> bool:
+        """Whether packets of peers' containers come in by the devices of :meth:`plan_node` and in no other way.
+
+        Then the core drops what comes in elsewhere and claims to be from the overlay.
+        """
+        return False
+
     def plan_node(self, node: Node) -> DesiredState:
         """The kernel objects this node needs whoever its peers are."""
         return DesiredState()

@@ -81,6 +81,11 @@ class UdpBackend(Backend[UdpOptions]):
         """What the workers have to be fast with."""
         return _means(self.options.offload)
 
+    @property
+    def tunnelled(self) -> bool:
+        """Always."""
+        return True
+
     def mtu(self, underlay: Underlay) -> int:
         return underlay.mtu - OVERHEAD
 

@@ -125,6 +125,11 @@ class WireguardBackend(Backend[WireguardOptions]):
             described["fast_path"] = "yes" if load_transport() else "no: not compiled (with OpenSSL), or switched off"
         return described
 
+    @property
+    def tunnelled(self) -> bool:
+        """Always: what comes in elsewhere is not from a peer, whoever it says it is."""
+        return True
+
     def mtu(self, underlay: Underlay) -> int:
         """The same over IPv4 and IPv6, so that a roaming peer never meets a smaller one."""
         return (self.options.mtu or underlay.mtu) - OVERHEAD

@@ -531,6 +531,8 @@ class Loop:
             forward=settings.forward_rules,
             masquerade=settings.ip_masq,
             fully_random=settings.ip_masq_fully_random,
+            entrances=overlay.entrances if settings.check_sources else (),
+            underlay=overlay.node.underlay.interface,
         )
         self.firewall.want(rules, network.enable_nftables)
 

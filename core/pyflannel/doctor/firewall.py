@@ -33,6 +33,8 @@ def _firewall(facts: Facts, everything: bool) -> Firewall | None:
             forward=everything or settings.forward_rules,
             masquerade=settings.ip_masq,
             fully_random=settings.ip_masq_fully_random,
+            entrances=facts.overlay.entrances if settings.check_sources else (),
+            underlay=node.underlay.interface,
         ),
         node.network.enable_nftables,
     )
@@ -40,7 +42,7 @@ def _firewall(facts: Facts, everything: bool) -> Firewall | None:
 
 
 def own_rules(facts: Facts) -> Iterator[Finding]:
-    """The forward and masquerade rules that the settings ask for."""
+    """The rules that the settings ask for: forward, masquerade, and sources of what arrives."""
     firewall = _firewall(facts, False)
     if firewall is None:
         yield skipped("own rules", f"not known which: {facts.problems['overlay']}")
@@ -65,8 +67,8 @@ def own_rules(facts: Facts) -> Iterator[Finding]:
         yield failed(
             "own rules",
             f"not as they should be: {', '.join(missing)}",
-            "what others drop of the overlay's packets is lost, or what leaves the overlay keeps its inner address. A "
-            "running daemon repairs this within seconds",
+            "what others drop of the overlay's packets is lost, what leaves the overlay keeps its inner address, or "
+            "others speak in the name of its containers. A running daemon repairs this within seconds",
             f"pyflannel status; {_RESTART}",
         )
     else:

@@ -28,7 +28,11 @@ _FAMILY: Final = {name: kind for kind, name in wire.FAMILIES.items()}
 _MARK: Final = bytes([0, len(COMMENT) + 1]) + wire.string(COMMENT)
 _ACCEPT: Final = 1
 # Table: the built-in chain that our rules need, its kind, hook and priority (linux/netfilter_ipv4.h).
-_BUILT_IN: Final = {"filter": ("FORWARD", "filter", 2, 0), "nat": ("POSTROUTING", "nat", 4, 100)}
+_BUILT_IN: Final = {
+    "filter": ("FORWARD", "filter", 2, 0),
+    "nat": ("POSTROUTING", "nat", 4, 100),
+    "raw": ("PREROUTING", "filter", 0, -300),
+}
 
 # Attributes: NFTA_TABLE_*, NFTA_CHAIN_*, NFTA_HOOK_*.
 _T_NAME, _T_USE, _T_USERDATA = 1, 3, 6
@@ -102,7 +106,10 @@ def _missing(there: BuiltInChains, family: str, table: str) -> Iterator[bytes]:
         body = [wire.attribute(_T_NAME, wire.string(table)), wire.attribute(_T_USERDATA, _MARK)]
         yield wire.message(wire.NEWTABLE, _FAMILY[family], body, wire.ONLY_NEW)
     if (family, table, name) not in there.chains:
-        place = [wire.attribute(_H_NUMBER, wire.big32(hook)), wire.attribute(_H_PRIORITY, wire.big32(priority))]
+        place = [
+            wire.attribute(_H_NUMBER, wire.big32(hook)),
+            wire.attribute(_H_PRIORITY, wire.big32(priority & 0xFFFFFFFF)),  # a signed number
+        ]
         body = [
             wire.attribute(_C_TABLE, wire.string(table)),
             wire.attribute(_C_NAME, wire.string(name)),

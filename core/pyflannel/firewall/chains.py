@@ -16,6 +16,7 @@ from typing import Any, Final
 __all__ = [
     "FORWARD_CHAIN",
     "POSTROUTING_CHAIN",
+    "PREROUTING_CHAIN",
     "Chain",
     "ChainRule",
     "Table",
@@ -26,6 +27,7 @@ __all__ = [
 
 FORWARD_CHAIN: Final = "FLANNEL-FWD"
 POSTROUTING_CHAIN: Final = "FLANNEL-POSTRTG"
+PREROUTING_CHAIN: Final = "FLANNEL-SOURCES"
 
 _OBEYED: Final = ("DOCKER-ISOLATION-",)
 """Chains whose broad drops keep two bridges of this node apart; they are obeyed like a particular rule."""
@@ -74,8 +76,8 @@ class Table:
 
 
 def is_our_chain(name: str) -> bool:
-    """Whether a chain of iptables is one of flannel's."""
-    return name in {FORWARD_CHAIN, POSTROUTING_CHAIN}
+    """Whether a chain of iptables is one of flannel's or ours."""
+    return name in {FORWARD_CHAIN, POSTROUTING_CHAIN, PREROUTING_CHAIN}
 
 
 def first_drop(table: Table, rules: Sequence[ChainRule]) -> int | None:

@@ -1,4 +1,5 @@
-"""The iptables port: flannel's chains FLANNEL-FWD and FLANNEL-POSTRTG, written by ``iptables-restore --noflush``.
+"""The iptables port: flannel's chains FLANNEL-FWD and FLANNEL-POSTRTG and our own FLANNEL-SOURCES, written by
+``iptables-restore --noflush``.
 
 iptables comes in two kinds that look alike and share nothing: *legacy* keeps its tables in a kernel interface of its
 own, *nft* keeps them in nftables. A :class:`Variant` is one of them with its programs. :func:`script` is pure: from
@@ -18,13 +19,14 @@ from pyflannel.firewall import builtin, programs
 from pyflannel.firewall.chains import (
     FORWARD_CHAIN,
     POSTROUTING_CHAIN,
+    PREROUTING_CHAIN,
     Chain,
     ChainRule,
     Table,
     first_drop,
     is_our_chain,
 )
-from pyflannel.firewall.model import FORWARD_COMMENT, MASQ_COMMENT, FamilyRules, Rule
+from pyflannel.firewall.model import FORWARD_COMMENT, MASQ_COMMENT, SOURCE_COMMENT, FamilyRules, Rule
 
 __all__ = ["Variant", "find_variants", "in_use", "parse", "script"]
 
@@ -128,13 +130,14 @@ class _Part:
         return f'-m comment --comment "{self.comment}" -j {self.chain}'
 
 
-_BASES: Final = (("filter", "FORWARD"), ("nat", "POSTROUTING"))
+_BASES: Final = (("filter", "FORWARD"), ("nat", "POSTROUTING"), ("raw", "PREROUTING"))
 
 
-def _parts(rules: FamilyRules) -> tuple[_Part, _Part]:
+def _parts(rules: FamilyRules) -> tuple[_Part, ...]:
     return (
         _Part("filter", FORWARD_CHAIN, "FORWARD", FORWARD_COMMENT, rules.forward),
         _Part("nat", POSTROUTING_CHAIN, "POSTROUTING", MASQ_COMMENT, rules.masquerade),
+        _Part("raw", PREROUTING_CHAIN, "PREROUTING", SOURCE_COMMENT, rules.arrival),
     )
 
 
@@ -144,6 +147,10 @@ def _line(chain: str, rule: Rule, comment: str) -> str:
     for match, flag in ((rule.source, "-s"), (rule.destination, "-d")):
         if match is not None:
             words.append(f"{'! ' if match.negated else ''}{flag} {match.network}")
+    if rule.interface:
+        words.append(f"-i {rule.interface}")
+    if rule.strayed:
+        words.append("-m rpfilter --invert")
     if rule.mark is not None:
         words.append(f"-m mark --mark {rule.mark:#x}/{rule.mark:#x}")
     words.append(f'-m comment --comment "{comment}" -j {rule.verdict.value.upper()}')
@@ -181,7 +188,8 @@ def _changes(table: Table, part: _Part) -> list[str]:
     right = [place for place, rule in jumps if place < limit and rule.key == f"-A {part.base} {part.jump}"]
     if len(jumps) != 1 or not right:
         changes += removals
-        changes.append(f"-I {part.base} {drop + 1} {part.jump}" if drop is not None else f"-A {part.base} {part.jump}")
+        place = 0 if part.base == "PREROUTING" else drop  # before what takes packets out of the chain
+        changes.append(f"-A {part.base} {part.jump}" if place is None else f"-I {part.base} {place + 1} {part.jump}")
     return changes
 
 

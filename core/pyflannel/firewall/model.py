@@ -1,11 +1,15 @@
-"""The rules as values: which packets pass and which are masqueraded, for a network, this node's subnets and settings.
+"""The rules as values: which packets pass, which are masqueraded and which are let in at all, for a network, this
+node's subnets and settings.
 
-A pure function of frozen values; how a rule is written down is the ports' business. The rules and their order are
-flannel's, so that flanneld and pyflannel take over each other's nodes without a packet treated otherwise.
+A pure function of frozen values; how a rule is written down is the ports' business. The rules for passing and
+masquerading and their order are flannel's, so that flanneld and pyflannel take over each other's nodes without a packet
+treated otherwise. Those for arriving are ours: an overlay address is believed of a packet that came in where the route
+to that address leads out, or by a device of the overlay, and of no other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import ip_network
@@ -18,6 +22,7 @@ __all__ = [
     "FORWARD_COMMENT",
     "MASQ_COMMENT",
     "NO_RULES",
+    "SOURCE_COMMENT",
     "FamilyRules",
     "Match",
     "Mode",
@@ -30,6 +35,9 @@ __all__ = [
 FORWARD_COMMENT: Final = "flanneld forward"
 MASQ_COMMENT: Final = "flanneld masq"
 """The comments that flanneld puts on its rules: our mark, too, so that either daemon knows the other's rules."""
+
+SOURCE_COMMENT: Final = "pyflannel overlay sources"
+"""Our mark on the rules for arriving packets, which flanneld has not."""
 
 KUBE_PROXY_MARK: Final = 0x4000
 """kube-proxy's own masquerade mark; what carries it is masqueraded by kube-proxy's rules."""
@@ -47,9 +55,10 @@ class Mode(str, Enum):
 
 
 class Verdict(str, Enum):
-    """What happens to a packet that matches: it passes, leaves our chain, or gets the node's address as source."""
+    """What happens to a packet that matches: it passes, leaves our chain, falls, or gets the node's address."""
 
     ACCEPT = "accept"
+    DROP = "drop"
     RETURN = "return"
     MASQUERADE = "masquerade"
 
@@ -64,22 +73,31 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule. ``mark`` matches if all its bits are set; ``fully_random`` is about a masquerade's source ports."""
+    """One rule.
+
+    :param interface: what the packet came in by.
+    :param strayed: matches what came in by an interface by which no route leads back to its source.
+    :param mark: matches if all its bits are set.
+    :param fully_random: about a masquerade's source ports.
+    """
 
     verdict: Verdict
     source: Match | None = None
     destination: Match | None = None
+    interface: str = ""
+    strayed: bool = False
     mark: int | None = None
     fully_random: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class FamilyRules:
-    """The rules of one IP version: for the forward hook and for the postrouting hook, in order."""
+    """The rules of one IP version: for the forward hook, the postrouting and the prerouting hook, in order."""
 
     version: int
     forward: tuple[Rule, ...] = ()
     masquerade: tuple[Rule, ...] = ()
+    arrival: tuple[Rule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,19 +126,36 @@ class Rules:
         """Whether some packets must be masqueraded."""
         return any(family.masquerade for family in self.each)
 
+    @property
+    def any_arrival(self) -> bool:
+        """Whether some packets must not come in."""
+        return any(family.arrival for family in self.each)
+
 
 NO_RULES: Final = Rules()
 """What a node needs that has no lease, or from which pyflannel is cleaned up."""
 
 
 def plan(
-    network: NetworkConfig, subnets: Subnets, *, forward: bool, masquerade: bool, fully_random: bool = True
+    network: NetworkConfig,
+    subnets: Subnets,
+    *,
+    forward: bool,
+    masquerade: bool,
+    fully_random: bool = True,
+    entrances: Collection[str] = (),
+    underlay: str = "",
 ) -> Rules:
     """The rules of a node that holds ``subnets`` of ``network``.
 
     :param forward: accept what comes from or goes to the overlay.
     :param masquerade: give what leaves the overlay, and what enters it from outside, this node's address.
     :param fully_random: choose masqueraded source ports at random, which avoids clashes between simultaneous flows.
+    :param entrances: the devices by which the overlay's packets come in. Others that claim to be from the overlay are
+        dropped, unless the route to their source leads back where they came from, as to this node's containers. If
+        there are none, all may come in.
+    :param underlay: the interface by which nobody speaks for the overlay then, not even for an address that no route
+        but the default one leads to.
     """
 
     def family(version: int) -> FamilyRules:
@@ -132,6 +167,7 @@ def plan(
             version,
             _forward(whole) if forward else (),
             _masquerade(whole, subnet, fully_random) if masquerade else (),
+            _arrival(whole, entrances, underlay) if entrances else (),
         )
 
     return Rules(family(4), family(6))
@@ -140,6 +176,15 @@ def plan(
 def _forward(network: IPNetwork) -> tuple[Rule, ...]:
     inside = Match(network)
     return Rule(Verdict.ACCEPT, source=inside), Rule(Verdict.ACCEPT, destination=inside)
+
+
+def _arrival(network: IPNetwork, entrances: Collection[str], underlay: str) -> tuple[Rule, ...]:
+    inside = Match(network)
+    return (
+        *(Rule(Verdict.RETURN, interface=name) for name in sorted(entrances)),
+        Rule(Verdict.DROP, source=inside, interface=underlay),
+        Rule(Verdict.DROP, source=inside, strayed=True),
+    )
 
 
 def _masquerade(network: IPNetwork, subnet: IPNetwork, fully_random: bool) -> tuple[Rule, ...]:

@@ -1,4 +1,4 @@
-"""The nftables port: tables of our own for the masquerade, accepts in the chains of others that drop.
+"""The nftables port: tables of our own for masquerade and arriving packets, accepts in the chains of others that drop.
 
 It speaks the JSON of ``nft -j`` (libnftables-json(5)) in both directions. :func:`transaction` is pure: from the ruleset
 and the rules it computes the commands that are missing, none if all is right. A list of commands is one transaction of
@@ -18,15 +18,28 @@ from typing import Any, Final
 from pyflannel.errors import KernelError
 from pyflannel.firewall import programs
 from pyflannel.firewall.chains import Chain, ChainRule, Table, first_drop, is_our_chain
-from pyflannel.firewall.model import FORWARD_COMMENT, MASQ_COMMENT, NO_RULES, FamilyRules, Match, Rule, Rules, Verdict
+from pyflannel.firewall.model import (
+    FORWARD_COMMENT,
+    MASQ_COMMENT,
+    NO_RULES,
+    SOURCE_COMMENT,
+    FamilyRules,
+    Match,
+    Rule,
+    Rules,
+    Verdict,
+)
 
 __all__ = ["TABLES", "ChainId", "Nft", "Ruleset", "is_ours", "needs_pass", "parse", "transaction"]
 
 TABLES: Final = {4: ("ip", "flannel-ipv4"), 6: ("ip6", "flannel-ipv6")}
 """IP version to family and name of our table; the names are flanneld's."""
 
-_CHAIN: Final = {"name": "postrtg", "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept"}
-"""Our one chain. 100 is the priority of source NAT (``NF_IP_PRI_NAT_SRC``, linux/netfilter_ipv4.h)."""
+_MASQUERADE: Final = Chain("postrtg", "postrouting", "nat", 100, "accept")
+"""Our chain for what leaves. 100 is the priority of source NAT (``NF_IP_PRI_NAT_SRC``, linux/netfilter_ipv4.h)."""
+
+_ARRIVAL: Final = Chain("sources", "prerouting", "filter", -300, "accept")
+"""Our chain for what comes in: before anything is known or done about a packet (``NF_IP_PRI_RAW``)."""
 
 _INTERFACE_KEYS: Final = frozenset({"iif", "oif", "iifname", "oifname", "iifgroup", "oifgroup", "nfproto"})
 _FAMILY: Final = {4: "ip", 6: "ip6"}
@@ -67,7 +80,11 @@ class Ruleset:
 
     def _built_in(self) -> Iterator[tuple[Table, Chain]]:
         for family in ("ip", "ip6"):
-            for name, chains in (("filter", ("FORWARD", "INPUT", "OUTPUT")), ("nat", ("POSTROUTING", "PREROUTING"))):
+            for name, chains in (
+                ("filter", ("FORWARD", "INPUT", "OUTPUT")),
+                ("nat", ("POSTROUTING", "PREROUTING")),
+                ("raw", ("PREROUTING", "OUTPUT")),
+            ):
                 table = self.tables.get((family, name))
                 if table is not None:
                     yield from ((table, table.chains[chain]) for chain in chains if chain in table.chains)
@@ -192,15 +209,23 @@ def _expressions(rule: Rule, version: int) -> list[Any]:
     """A rule as nft lists it."""
     found: list[Any] = []
     if rule.mark is not None:
-        found.append({"match": {"op": "==", "left": {"&": [{"meta": {"key": "mark"}}, rule.mark]}, "right": rule.mark}})
+        found.append(_equal({"&": [{"meta": {"key": "mark"}}, rule.mark]}, rule.mark))
     for match, name in ((rule.source, "saddr"), (rule.destination, "daddr")):
         if match is not None:
             found.append(_address(match, name, version))
+    if rule.interface:
+        found.append(_equal({"meta": {"key": "iifname"}}, rule.interface))
+    if rule.strayed:  # "fib saddr . iif oif missing"
+        found.append(_equal({"fib": {"result": "oif", "flags": ["saddr", "iif"]}}, False))
     if rule.verdict is Verdict.MASQUERADE:
         found.append({"masquerade": {"flags": "fully-random"} if rule.fully_random else None})
     else:
         found.append({rule.verdict.value: None})
     return found
+
+
+def _equal(left: Any, right: Any) -> Any:
+    return {"match": {"op": "==", "left": left, "right": right}}
 
 
 def _address(match: Match, name: str, version: int) -> Any:
@@ -213,14 +238,17 @@ def _address(match: Match, name: str, version: int) -> Any:
 
 
 def transaction(
-    ruleset: Ruleset, rules: Rules, *, masquerade: bool, left_out: frozenset[tuple[str, str]] = frozenset()
+    ruleset: Ruleset, rules: Rules, *, own: bool, left_out: frozenset[tuple[str, str]] = frozenset()
 ) -> list[list[Command]]:
     """The commands that are missing, in groups that may fail by themselves; none if all is right.
 
-    :param masquerade: this port carries the masquerade rules; if not, tables of ours are leftovers and go.
+    :param own: this port carries the rules for masquerade and arriving packets; if not, tables of ours are leftovers
+        and go.
     :param left_out: tables (family and name) that another port looks after; accepts of ours there are leftovers.
     """
-    groups = [_own_table(ruleset, family, masquerade) for family in rules.each]
+    groups = [
+        group for family in rules.each for group in _own_table(ruleset, family if own else NO_RULES.of(family.version))
+    ]
     groups += [
         _passes(name, table, chain, rules if name[:2] not in left_out else NO_RULES)
         for name, table, chain in ruleset.forward_chains()
@@ -228,33 +256,38 @@ def transaction(
     return [group for group in groups if group]
 
 
-def _own_table(ruleset: Ruleset, rules: FamilyRules, masquerade: bool) -> list[Command]:
+def _own_table(ruleset: Ruleset, rules: FamilyRules) -> Iterator[list[Command]]:
+    """A group for each of our chains: what one kernel can't do leaves the other chain alone."""
     family, name = TABLES[rules.version]
-    there = ruleset.tables.get((family, name))
     table = {"family": family, "name": name}
-    if not (masquerade and rules.masquerade):
-        return [{"delete": {"table": table}}] if there is not None else []
-    bodies = [_expressions(rule, rules.version) for rule in rules.masquerade]
-    if there is not None and _table_is_right(there, bodies):
-        return []
-    return [
-        {"add": {"table": table}},
-        {"delete": {"table": table}},
-        {"add": {"table": table}},
-        {"add": {"chain": {"family": family, "table": name, **_CHAIN}}},
-        *(_rule("add", (family, name, _CHAIN["name"]), body, MASQ_COMMENT) for body in bodies),  # type: ignore[arg-type]
-    ]
+    there = ruleset.tables.get((family, name), Table(family, name)).chains
+    parts = [(_MASQUERADE, rules.masquerade, MASQ_COMMENT), (_ARRIVAL, rules.arrival, SOURCE_COMMENT)]
+    wanted = {chain: (each, comment) for chain, each, comment in parts if each}
+    if not wanted:
+        if (family, name) in ruleset.tables:
+            yield [{"delete": {"table": table}}]
+        return
+    commands: list[Command] = [{"add": {"table": table}}]
+    if any(replace(chain, rules=()) not in wanted for chain in there.values()):  # flanneld's, or of one more setting
+        commands += [{"delete": {"table": table}}, {"add": {"table": table}}]
+        there = {}
+    for chain, (each, comment) in wanted.items():
+        bodies = [_expressions(rule, rules.version) for rule in each]
+        if chain.name not in there or [rule.body for rule in there[chain.name].rules] != bodies:
+            place = family, name, chain.name
+            yield [
+                *commands,
+                {"add": {"chain": _declared(place, chain)}},
+                {"flush": {"chain": {"family": family, "table": name, "name": chain.name}}},
+                *(_rule("add", place, body, comment) for body in bodies),
+            ]
+        commands = [{"add": {"table": table}}]
 
 
-def _table_is_right(table: Table, bodies: list[Any]) -> bool:
-    wanted = Chain("postrtg", "postrouting", "nat", 100, "accept")
-    (chain, *others) = table.chains.values() or (None,)
-    return (
-        chain is not None
-        and not others
-        and replace(chain, rules=()) == wanted
-        and [rule.body for rule in chain.rules] == bodies
-    )
+def _declared(place: ChainId, chain: Chain) -> dict[str, Any]:
+    family, table, name = place
+    hook = {"type": chain.kind, "hook": chain.hook, "prio": chain.priority, "policy": chain.policy}
+    return {"family": family, "table": table, "name": name, **hook}
 
 
 def _passes(name: ChainId, table: Table, chain: Chain, rules: Rules) -> list[Command]:

@@ -19,7 +19,14 @@ from typing import Final
 from pyflannel.errors import KernelError
 from pyflannel.firewall import builtin, iptables, nftables, programs
 from pyflannel.firewall.builtin import BuiltInChains
-from pyflannel.firewall.chains import FORWARD_CHAIN, POSTROUTING_CHAIN, Table, first_drop, reachable
+from pyflannel.firewall.chains import (
+    FORWARD_CHAIN,
+    POSTROUTING_CHAIN,
+    PREROUTING_CHAIN,
+    Table,
+    first_drop,
+    reachable,
+)
 from pyflannel.firewall.choose import MISSING, Tools, choose
 from pyflannel.firewall.foreign import find_drops
 from pyflannel.firewall.iptables import Tables, Variant, find_variants
@@ -30,17 +37,22 @@ from pyflannel.firewall.nftables import ChainId, Nft, Ruleset, transaction
 from pyflannel.firewall.state import Drop, FirewallState
 from pyflannel.network.lease import IPNetwork
 
-__all__ = ["LEGACY_DROP_IN", "Firewall", "find_tools"]
+__all__ = ["LEGACY_DROP_IN", "OPEN", "Firewall", "find_tools"]
 
 log = logging.getLogger(__name__)
 
 LEGACY_DROP_IN: Final = "contrib/pyflannel.service.d/iptables-legacy.conf"
 """What the service wants where iptables-legacy has rules: only root may see and change them."""
 
+OPEN: Final = "--check-overlay-sources=false"
+"""What leaves the rules for arriving packets out."""
+
 _ROUNDS = 4
 """Looks per check. One write is enough unless somebody else writes at the same time."""
 
-_OURS = (FORWARD_CHAIN, POSTROUTING_CHAIN)
+_OURS = (FORWARD_CHAIN, POSTROUTING_CHAIN, PREROUTING_CHAIN)
+_TABLES = ("filter", "nat", "raw")
+"""Those of iptables that have rules of ours."""
 
 
 def find_tools() -> Tools:
@@ -169,7 +181,7 @@ class Firewall:
         if self._ruleset is None:
             return None
         family = "ip" if version == 4 else "ip6"
-        tables = [self._ruleset.tables.get((family, name)) for name in ("filter", "nat")]
+        tables = [self._ruleset.tables.get((family, name)) for name in _TABLES]
         return repr([_relevant(table) for table in tables if table is not None])
 
     # Planning
@@ -191,7 +203,7 @@ class Firewall:
             return
         rules = NO_RULES if port == "none" else Rules(self._effective(4), self._effective(6))
         left_out = frozenset({("ip", "filter"), ("ip6", "filter")} if port == "iptables-nft" else ())
-        for commands in transaction(self._ruleset, rules, masquerade=port == "nftables", left_out=left_out):
+        for commands in transaction(self._ruleset, rules, own=port == "nftables", left_out=left_out):
             yield self._nft_step(self._nft, self._ruleset, commands)
 
     def _nft_step(self, nft: Nft, ruleset: Ruleset, commands: list[nftables.Command]) -> _Step:
@@ -238,7 +250,7 @@ class Firewall:
         """The tables of one kind of iptables, ``None`` where we want nothing and have nothing."""
         if variant.kind == "legacy":
             return self._legacy.get(version)
-        wanted = port == variant.name and (rules.forward or rules.masquerade)
+        wanted = port == variant.name and (rules.forward or rules.masquerade or rules.arrival)
         if wanted or self._ruleset is None or self._has_leftovers(self._ruleset, version):
             return self._look_at_iptables_nft(variant, version)
         return None
@@ -246,17 +258,17 @@ class Firewall:
     @staticmethod
     def _has_leftovers(ruleset: Ruleset, version: int) -> bool:
         family = "ip" if version == 4 else "ip6"
-        tables = [ruleset.tables.get((family, name)) for name in ("filter", "nat")]
+        tables = [ruleset.tables.get((family, name)) for name in _TABLES]
         return any(name in table.chains for table in tables if table is not None for name in _OURS)
 
     def _iptables_step(self, variant: Variant, version: int, tables: Tables, rules: FamilyRules, text: str) -> _Step:
         there = {
-            chain.name: [rule.key for rule in chain.rules]
+            (table.name, chain.name): [rule.key for rule in chain.rules]
             for table in tables.values()
             for chain in table.chains.values()
-            if chain.name in (*_OURS, "FORWARD", "POSTROUTING")
+            if chain.name in (*_OURS, "FORWARD", "POSTROUTING", "PREROUTING")
         }
-        counts = [len(there.get(name, ())) for name in _OURS]
+        counts = [len(there.get(place, ())) for place in zip(_TABLES, _OURS, strict=True)]
 
         def write() -> None:
             variant.write(version, text)
@@ -266,7 +278,7 @@ class Firewall:
             f"{variant.name}, IPv{version}",
             f"{variant.name}{version}{text}",
             repr(sorted(there.items())),
-            counts == [len(rules.forward), len(rules.masquerade)],
+            counts == [len(rules.forward), len(rules.masquerade), len(rules.arrival)],
             write,
             "MASQUERADE" in text,
             "--random-fully" in text,
@@ -320,6 +332,8 @@ class Firewall:
             return []
         if self.rules.any_masquerade:
             return [f"no masquerade: {MISSING}"]
+        if self.rules.any_arrival:
+            return [f"packets that others sent in the overlay's name are let in: {MISSING}, or {OPEN} accepts that"]
         if self.rules.any_forward and (sees_forward_chains() or legacy_tables(4) or legacy_tables(6)):
             return [f"there are firewall rules on this host, and none of ours: {MISSING}"]
         return []
@@ -388,7 +402,7 @@ def _near(table: Table, root: str) -> set[str]:
 
 
 def _relevant(table: Table) -> list[object]:
-    names = [name for name in ("FORWARD", "POSTROUTING", *_OURS) if name in table.chains]
+    names = [name for name in ("FORWARD", "POSTROUTING", "PREROUTING", *_OURS) if name in table.chains]
     wanted = sorted({near for name in names for near in _near(table, name)})
     chains = [table.chains[name] for name in wanted if name in table.chains]
     return [(chain.name, chain.policy, [(rule.key, str(rule.body)) for rule in chain.rules]) for chain in chains]

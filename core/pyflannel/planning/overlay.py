@@ -96,6 +96,9 @@ class Overlay:
         self._links: frozenset[str] = frozenset()
         planned = self._planned("plan_node", lambda: backend.plan_node(node), _networks(node))
         self._links = frozenset(item.name for item in planned if isinstance(item, Link))
+        tunnelled = bool(guarded(backend.name, "tunnelled", lambda: backend.tunnelled))
+        self.entrances = self._links if tunnelled else frozenset()
+        """The devices by which the overlay's packets come in; empty if they may come in by others, too."""
         self._untyped = bool(guarded(backend.name, "capabilities", lambda: backend.capabilities.untyped_leases))
         self.own_objects = (*planned, *self._extras)
         """What the node needs for itself: what the backend plans, and ``extras``."""

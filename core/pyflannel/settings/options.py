@@ -384,6 +384,13 @@ OPTIONS: Final[tuple[Option, ...]] = (
         section=FIREWALL,
     ),
     Option(
+        "check-overlay-sources",
+        BOOLEAN,
+        "Drop packets from addresses of the overlay that come in otherwise than by its device or from containers here.",
+        True,
+        section=FIREWALL,
+    ),
+    Option(
         "firewall",
         _choice("auto", "nftables", "iptables", "none"),
         "Where the rules go: where the host's own are, into one of the two, or nowhere.",

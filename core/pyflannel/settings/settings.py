@@ -85,6 +85,7 @@ class Settings:
     iptables_resync: float
     firewall: Mode
     forward_rules: bool
+    check_sources: bool
     blackhole_route: bool
     resync_interval: float
     cni_conf: Path | None
@@ -360,6 +361,7 @@ def _settings(given: GivenValues, daemon: bool, warnings: list[str]) -> Settings
         iptables_resync=value("iptables-resync"),
         firewall=Mode(value("firewall")),
         forward_rules=value("iptables-forward-rules"),
+        check_sources=value("check-overlay-sources"),
         blackhole_route=value("ip-blackhole-route"),
         resync_interval=value("resync-interval"),
         cni_conf=value("cni-conf"),

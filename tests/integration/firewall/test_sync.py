@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 DUAL = NetworkConfig.from_json('{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10::/48"}')
 ONLY4 = NetworkConfig.from_json('{"Network": "10.99.0.0/16"}')
 SUBNETS = Subnets(IPv4Network("10.244.3.0/24"), IPv6Network("fd00:10:0:3::/64"))
-ALL = plan(DUAL, SUBNETS, forward=True, masquerade=True)
+ALL = plan(DUAL, SUBNETS, forward=True, masquerade=True, entrances=["flannel.1"], underlay="eth0")
 
 IPTABLES = {
     "nft": "iptables-nft -A INPUT -s 192.0.2.7 -j DROP; ip6tables-nft -A INPUT -s 2001:db8::7 -j DROP",
@@ -80,10 +80,12 @@ def test_a_host_with_iptables_gets_iptables_of_its_kind(host: Host, kind: str) -
     host.sh(IPTABLES[kind])
     assert port_of(host, firewall()) == f"iptables-{kind}"
     for program, network in ((f"iptables-{kind}", "10.244.0.0/16"), (f"ip6tables-{kind}", "fd00:10::/48")):
-        rules = host.sh(f"{program} -S; {program} -t nat -S")
+        rules = host.sh(f"{program} -S; {program} -t nat -S; {program} -t raw -S")
         assert f'-A FLANNEL-FWD -s {network} -m comment --comment "flanneld forward" -j ACCEPT' in rules
         assert '-A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD' in rules
         assert '-A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG' in rules
+        assert '-A PREROUTING -m comment --comment "pyflannel overlay sources" -j FLANNEL-SOURCES' in rules
+        assert f"-A FLANNEL-SOURCES -s {network} -m rpfilter --invert" in rules
     assert "flannel-ipv4" not in host.sh("nft list tables")
 
 
@@ -105,12 +107,14 @@ PORTS = {"nftables": "true", "iptables-nft": IPTABLES["nft"], "iptables-legacy":
 def test_a_second_check_writes_nothing_and_a_restart_neither(host: Host, port: str) -> None:
     host.sh(PORTS[port])
     assert port_of(host, firewall()) == port
-    before = host.sh("nft -a list ruleset; iptables-legacy-save -t nat | grep -v '^#'")
+    before = host.sh("nft -a list ruleset; iptables-legacy-save -t nat | grep -v '^#'; iptables-legacy -t raw -S")
     again = firewall()
     host.check(again)
     again.forget()
     host.check(again)
-    assert host.sh("nft -a list ruleset; iptables-legacy-save -t nat | grep -v '^#'") == before, "the same handles"
+    assert (
+        host.sh("nft -a list ruleset; iptables-legacy-save -t nat | grep -v '^#'; iptables-legacy -t raw -S") == before
+    ), "the same handles"
 
 
 @pytest.mark.parametrize("port", PORTS)
@@ -138,6 +142,7 @@ def test_what_a_check_costs(host: Host, port: str) -> None:
 DAMAGE = {
     "nftables": [
         "nft flush table ip flannel-ipv4",
+        "nft flush chain ip6 flannel-ipv6 sources",
         "nft delete table ip6 flannel-ipv6",
         "nft flush ruleset",
         "nft delete rule ip flannel-ipv4 postrtg handle $(nft -a list ruleset | sed -n '/4000/{s/.*dle //p;q}')",
@@ -149,6 +154,8 @@ DAMAGE = {
         "iptables-nft -D FLANNEL-FWD 2",
         "iptables-nft -I FLANNEL-FWD -j DROP",
         "ip6tables-nft -t nat -F",
+        "ip6tables-nft -t raw -F",
+        "iptables-nft -t raw -F FLANNEL-SOURCES",
         "iptables-nft -F FORWARD; iptables-nft -F FLANNEL-FWD; iptables-nft -X FLANNEL-FWD",
         "iptables-nft -t nat -D FLANNEL-POSTRTG 5",
         "iptables-nft -I FORWARD -j FLANNEL-FWD",
@@ -157,6 +164,7 @@ DAMAGE = {
     "iptables-legacy": [
         "iptables-legacy -F FLANNEL-FWD",
         "ip6tables-legacy -t nat -D FLANNEL-POSTRTG 3",
+        "iptables-legacy -t raw -D PREROUTING -m comment --comment 'pyflannel overlay sources' -j FLANNEL-SOURCES",
         "iptables-legacy -F FORWARD; iptables-legacy -F FLANNEL-FWD; iptables-legacy -X FLANNEL-FWD",
         "printf '*filter\\n-A INPUT -s 192.0.2.7 -j DROP\\nCOMMIT\\n' | iptables-legacy-restore",
     ],
@@ -338,7 +346,7 @@ def test_what_stays_of_legacy_is_an_empty_table(host: Host, mode: Mode) -> None:
     host.check(firewall(rules=NO_RULES))
     lines = set(host.whole().splitlines())
     assert lines == {
-        *("*filter", "*nat", "COMMIT", "-A INPUT -s 192.0.2.7/32 -j DROP"),
+        *("*filter", "*nat", "*raw", "COMMIT", "-A INPUT -s 192.0.2.7/32 -j DROP"),
         *(f":{name} ACCEPT " for name in ("INPUT", "FORWARD", "OUTPUT", "PREROUTING", "POSTROUTING")),
     }
 
@@ -346,7 +354,7 @@ def test_what_stays_of_legacy_is_an_empty_table(host: Host, mode: Mode) -> None:
 def test_a_chain_of_ours_that_others_use_stays_while_they_do(host: Host) -> None:
     made = firewall(Mode.IPTABLES)
     assert port_of(host, made) == "iptables-nft"
-    assert host.sh("nft list ruleset").count('comment "made by pyflannel"') == 8, "four tables, a chain in each"
+    assert host.sh("nft list ruleset").count('comment "made by pyflannel"') == 12, "six tables, a chain in each"
     host.sh("iptables-nft -P FORWARD DROP; ip6tables-nft -A FORWARD -s 2001:db8::7 -j DROP")
     host.sh("iptables-nft -t nat -N THEIRS")
     made.want(NO_RULES)

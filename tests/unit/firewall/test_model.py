@@ -59,6 +59,25 @@ def test_what_is_masqueraded(version: int, source: str, destination: str, masque
     assert verdict(rules, start, end, mark=0x8000) == verdict(rules, start, end)
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_an_overlay_address_is_believed_by_the_overlay_s_device_or_where_its_route_leads(version: int) -> None:
+    planned = plan(DUAL, SUBNETS, forward=False, masquerade=False, entrances={"flannel.1"}, underlay="eth0")
+    first, *middle, drop = planned.of(version).arrival
+    assert first == Rule(Verdict.RETURN, interface="flannel.1")
+    assert middle == [Rule(Verdict.DROP, drop.source, interface="eth0")], "where the default route may lead back"
+    assert drop.strayed, "containers of this node are where the route to them leads"
+    assert not drop.interface, "by whichever other link"
+    believed = {
+        name: verdict((drop,), ip_address(address), ip_address(address)) for name, address in PLACES[version].items()
+    }
+    assert {name for name, fate in believed.items() if fate is Verdict.DROP} == {"own", "overlay"}
+
+
+def test_where_peers_may_come_by_any_link_all_may_come_in() -> None:
+    rules = plan(DUAL, SUBNETS, forward=True, masquerade=True)
+    assert not rules.any_arrival
+
+
 @given(st.integers(0, 2**32 - 1).map(ip_address), st.integers(0, 2**32 - 1).map(ip_address))
 def test_forward_rules_accept_the_overlay_s_packets_and_no_others(source: IPAddress, destination: IPAddress) -> None:
     rules = plan(ONLY4, SUBNETS, forward=True, masquerade=False).ipv4.forward
@@ -68,10 +87,11 @@ def test_forward_rules_accept_the_overlay_s_packets_and_no_others(source: IPAddr
 
 
 def test_a_family_that_is_off_has_no_rules() -> None:
-    rules = plan(ONLY4, SUBNETS, forward=True, masquerade=True)
+    rules = plan(ONLY4, SUBNETS, forward=True, masquerade=True, entrances={"flannel.1"})
     assert rules.ipv6 == NO_RULES.ipv6
     assert rules.any_forward
     assert rules.any_masquerade
+    assert rules.any_arrival
 
 
 def test_what_is_switched_off_is_not_there() -> None:

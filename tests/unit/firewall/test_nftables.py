@@ -18,7 +18,7 @@ from pyflannel.network.lease import IPNetwork, Subnets
 
 DUAL = NetworkConfig.from_json('{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10::/48"}')
 SUBNETS = Subnets(IPv4Network("10.244.3.0/24"), IPv6Network("fd00:10:0:3::/64"))
-ALL = plan(DUAL, SUBNETS, forward=True, masquerade=True)
+ALL = plan(DUAL, SUBNETS, forward=True, masquerade=True, entrances=["flannel.1"], underlay="eth0")
 FORWARD = plan(DUAL, SUBNETS, forward=True, masquerade=False)
 
 NETWORKS: list[IPNetwork] = [IPv4Network("10.244.0.0/16"), IPv6Network("fd00:10::/48")]
@@ -58,7 +58,7 @@ def listed(commands: list[Item], handle: int = 100) -> list[Item]:
     """What nft lists after a transaction on an empty ruleset."""
     items: list[Item] = []
     for command in commands:
-        if "add" in command and command not in items:
+        if "add" in command and command["add"] not in items:
             items.append(command["add"])
     return [
         {name: {**value, "handle": handle + number}}
@@ -70,37 +70,53 @@ def listed(commands: list[Item], handle: int = 100) -> list[Item]:
 def passes(items: list[Item], **options: Any) -> list[tuple[str, int | None]]:
     """What is done to the foreign chain: added at the end, inserted before a handle, deleted."""
     found = []
-    for group in transaction(parse(ruleset(*items)), FORWARD, masquerade=False, **options):
+    for group in transaction(parse(ruleset(*items)), FORWARD, own=False, **options):
         for command in group:
             ((verb, item),) = command.items()
             found.append((verb, item["rule"].get("handle")))
     return found
 
 
-def test_an_empty_host_gets_the_masquerade_and_no_forward_chain() -> None:
-    groups = transaction(parse(ruleset()), ALL, masquerade=True)
-    assert [next(iter(group[0].values())) for group in groups] == [
-        {"table": {"family": "ip", "name": "flannel-ipv4"}},
-        {"table": {"family": "ip6", "name": "flannel-ipv6"}},
-    ]
+def test_an_empty_host_gets_masquerade_and_sources_and_no_forward_chain() -> None:
+    groups = transaction(parse(ruleset()), ALL, own=True)
+    assert [
+        [command["add"]["chain"]["name"] for command in group if "chain" in command.get("add", ())] for group in groups
+    ] == [
+        ["postrtg"],
+        ["sources"],
+    ] * 2, "each alone: what one kernel lacks leaves the other in place"
+    assert {group[0]["add"]["table"]["name"] for group in groups} == {"flannel-ipv4", "flannel-ipv6"}
     text = json.dumps(groups)
     assert '"hook": "forward"' not in text
     assert text.count('"masquerade": {"flags": "fully-random"}') == 4
-    assert transaction(parse(ruleset()), FORWARD, masquerade=True) == []
+    assert transaction(parse(ruleset()), FORWARD, own=True) == []
 
 
 def test_what_is_there_is_not_written_again() -> None:
-    written = [command for group in transaction(parse(ruleset()), ALL, masquerade=True) for command in group]
+    written = [command for group in transaction(parse(ruleset()), ALL, own=True) for command in group]
     there = listed(written)
-    assert transaction(parse(ruleset(*there)), ALL, masquerade=True) == []
+    assert transaction(parse(ruleset(*there)), ALL, own=True) == []
     for number, item in enumerate(there):
         if "rule" in item:
             damaged = [*there[:number], *there[number + 1 :]]
-            assert len(transaction(parse(ruleset(*damaged)), ALL, masquerade=True)) == 1
-    assert transaction(parse(ruleset(*there)), NO_RULES, masquerade=True) == [
+            assert len(transaction(parse(ruleset(*damaged)), ALL, own=True)) == 1
+    assert transaction(parse(ruleset(*there)), NO_RULES, own=True) == transaction(
+        parse(ruleset(*there)), ALL, own=False
+    )
+    assert transaction(parse(ruleset(*there)), NO_RULES, own=True) == [
         [{"delete": {"table": {"family": "ip", "name": "flannel-ipv4"}}}],
         [{"delete": {"table": {"family": "ip6", "name": "flannel-ipv6"}}}],
     ]
+
+
+def test_a_chain_too_many_goes_and_the_other_stays() -> None:
+    written = [command for group in transaction(parse(ruleset()), ALL, own=True) for command in group]
+    opened = plan(DUAL, SUBNETS, forward=True, masquerade=True)
+    left = transaction(parse(ruleset(*listed(written))), opened, own=True)
+    assert len(left) == 2
+    assert all({"delete": {"table": group[0]["add"]["table"]}} in group for group in left)
+    assert "fib" not in json.dumps(left)
+    assert json.dumps(left).count('"masquerade"') == 4
 
 
 @pytest.mark.parametrize(
@@ -156,7 +172,7 @@ def test_a_drop_behind_jumps_is_found_and_a_loop_is_no_end() -> None:
 
 def ours(items: list[Item], handles: list[int]) -> list[Item]:
     """The accepts that the transaction for ``items`` writes, as nft lists them."""
-    (group,) = transaction(parse(ruleset(*items)), FORWARD, masquerade=False)
+    (group,) = transaction(parse(ruleset(*items)), FORWARD, own=False)
     rules = [rule["rule"] for command in group for rule in command.values()]
     return [{"rule": {**rule, "handle": handle}} for rule, handle in zip(rules, handles, strict=True)]
 
@@ -177,7 +193,7 @@ def test_accepts_in_place_stay_and_go_with_the_drop() -> None:
 
 def test_each_family_gets_its_own_accepts() -> None:
     for family, protocol in (("ip", "ip"), ("ip6", "ip6")):
-        (group,) = transaction(parse(ruleset(*foreign(policy="drop", family=family))), FORWARD, masquerade=False)
+        (group,) = transaction(parse(ruleset(*foreign(policy="drop", family=family))), FORWARD, own=False)
         assert len(group) == 2
         assert json.dumps(group).count(f'"protocol": "{protocol}"') == 2
 
