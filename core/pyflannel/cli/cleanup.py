@@ -18,7 +18,8 @@ from pyflannel.daemon.runlock import hold
 from pyflannel.errors import KernelError, MalformedError
 from pyflannel.kernel.model import KernelObject
 from pyflannel.kernel.port import Scope, Write
-from pyflannel.membership.nodeid import identify
+from pyflannel.membership.naming import Myself
+from pyflannel.membership.nodeid import identify, read_marks
 from pyflannel.network.lease import Lease
 from pyflannel.plugins import load_store
 from pyflannel.settings.settings import Settings
@@ -91,10 +92,12 @@ def _sweep_cni(wanted: Settings, dry_run: bool) -> list[str]:
 
 
 def _release(wanted: Settings, dry_run: bool) -> Iterator[str]:
-    """Delete the leases that carry our node id and give their keys; reservations belong to who made them."""
-    node_id = identify(wanted.state_dir, wanted.node_id)
+    """Delete the leases that are this machine's and give their keys; reservations belong to who made them."""
+    from pyflannel.kernel.inventory import read_cards
+
+    me = Myself(identify(wanted.state_dir, wanted.node_id), read_marks(read_cards()))
     with load_store(wanted.store.scheme)(wanted.store) as store:
-        for record in _own(store, node_id):
+        for record in _own(store, me):
             if record.permanent:
                 click.echo(f"kept lease {inert(record.key)}: it is a reservation")
                 continue
@@ -103,11 +106,11 @@ def _release(wanted: Settings, dry_run: bool) -> Iterator[str]:
             yield record.key
 
 
-def _own(store: Store, node_id: str) -> Iterator[Record]:
+def _own(store: Store, me: Myself) -> Iterator[Record]:
     for record in store.snapshot().leases:
         try:
             lease = Lease.from_record(record.key, record.value)
         except MalformedError:
             continue  # not a lease, so not ours
-        if lease.attributes.node_id == node_id:
+        if me.owns(lease.attributes):
             yield record

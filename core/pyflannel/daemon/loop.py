@@ -610,6 +610,7 @@ class Loop:
         return replace(
             self.window.view,
             lease=self.slot.state,
+            node_id=node.node_id if node is not None else self.window.view.node_id,
             stopping=self._stopping,
             underlay=self._underlay,
             backend=self._backend_name,

@@ -31,9 +31,10 @@ from pyflannel.errors import ExitCode, KernelError, PluginError, PyflannelError
 from pyflannel.firewall.keeper import FirewallKeeper
 from pyflannel.firewall.model import Mode
 from pyflannel.membership.keeper import KeeperOptions, LeaseKeeper
-from pyflannel.membership.nodeid import identify
+from pyflannel.membership.nodeid import identify, read_marks
 from pyflannel.membership.slot import Slot
 from pyflannel.network.document import NetworkConfig
+from pyflannel.network.marks import Marks
 from pyflannel.planning.guard import Bounded, guarded
 from pyflannel.plugins import distribution, load_backend, load_store
 from pyflannel.settings.settings import Settings
@@ -116,7 +117,7 @@ class _Owner:
 
     def _start(self, stack: ExitStack) -> None:
         """Start everything, each thing after what it needs."""
-        from pyflannel.kernel.inventory import read_inventory
+        from pyflannel.kernel.inventory import read_cards, read_inventory
         from pyflannel.kernel.netlink import NetlinkPort
 
         settings, measures, loop_wake = self._settings, Measures(), Wake()
@@ -137,6 +138,7 @@ class _Owner:
             rng,
             previous=subnet_env.read_previous(settings.subnet_file).subnets,
             measure=measures.called,
+            read_marks=lambda: _marks(read_cards),
         )
         firewall = FirewallKeeper(lambda: _make_firewall(settings.firewall), settings.iptables_resync, loop_wake.set)
         loop = Loop(
@@ -268,6 +270,14 @@ def _keeper_options(settings: Settings, node_id: str, assigned: bool) -> KeeperO
         backend=settings.backend,
         assigned=assigned,
     )
+
+
+def _marks(read_cards: Callable[[], frozenset[str]]) -> Marks:
+    try:
+        return read_marks(read_cards())
+    except KernelError as error:
+        log.warning("this machine's network cards are not known, which would tell it from a copy of it: %s", error)
+        return read_marks(())
 
 
 def _require_net_admin() -> None:

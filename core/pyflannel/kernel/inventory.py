@@ -22,13 +22,15 @@ from pyflannel.kernel.rtsocket import Refused, RequestSocket
 from pyflannel.network.lease import IPAddress
 from pyflannel.network.underlay import Interface, InterfaceRoute, Inventory, Way
 
-__all__ = ["read_inventory"]
+__all__ = ["read_cards", "read_inventory"]
 
 _RT_SCOPE_UNIVERSE = 0
 _IFA_F_DEPRECATED = 0x20
 _IFA_F_TENTATIVE = 0x40
 _IFA_F_DADFAILED = 0x08
 _IFA_F_TEMPORARY = 0x01
+_NO_MAC = "00:00:00:00:00:00"
+_CABLES = frozenset({"veth", "macvlan", "ipvlan"})
 _UNUSABLE = _IFA_F_TENTATIVE | _IFA_F_DADFAILED | _IFA_F_TEMPORARY
 
 
@@ -58,6 +60,27 @@ def read_inventory(netns: Path | None = None, towards: Iterable[IPAddress] = ())
         routes,
         ways,
     )
+
+
+def read_cards(netns: Path | None = None) -> frozenset[str]:
+    """The lasting hardware addresses of this machine's network cards.
+
+    Where a container or a network namespace has no card, the ends of the cables that it hangs on stand for them.
+
+    :raises KernelError: they can't be read.
+    """
+    requests = RequestSocket() if netns is None else call_in(netns, RequestSocket)
+    try:
+        rows = [row for row in _links(requests).by_index.values() if _has_address(row) and row.alias != OWNER]
+    finally:
+        requests.close()
+    cards = frozenset(row.lasting_mac or row.mac for row in rows if not row.kind)
+    return cards or frozenset(row.mac for row in rows if row.kind in _CABLES and not row.master)
+
+
+def _has_address(row: LinkRow) -> bool:
+    """Whether it has a hardware address of Ethernet's form; that of ``lo`` is nobody's."""
+    return len(row.mac) == len(_NO_MAC) and row.mac != _NO_MAC
 
 
 def _interface(row: LinkRow, found: _Addresses) -> Interface:

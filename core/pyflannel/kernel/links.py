@@ -43,6 +43,8 @@ _IFLA_LINK = 5
 _IFLA_TXQLEN = 13
 _IFLA_LINKINFO = 18
 _IFLA_IFALIAS = 20
+_IFLA_MASTER = 10
+_IFLA_PERM_ADDRESS = 54
 _IFLA_INFO_KIND = 1
 _RTEXT_FILTER_SKIP_STATS = 8
 _IFF_TUN = 1
@@ -65,6 +67,9 @@ class LinkRow:
     alias: str
     kind: str
     message: bytes
+    lasting_mac: str = ""
+    """The address that a network card was made with, whatever it has now."""
+    master: int = 0
 
     @property
     def shape(self) -> tuple[object, ...]:
@@ -89,6 +94,8 @@ def parse_link(datagram: bytes, start: int, end: int) -> LinkRow | None:
         alias=_text(found.get(_IFLA_IFALIAS, b"")),
         kind=_text(wire.attributes(info, 0, len(info)).get(_IFLA_INFO_KIND, b"")),
         message=datagram[start - 16 : end],
+        lasting_mac=found.get(_IFLA_PERM_ADDRESS, b"").hex(":"),
+        master=_U32.unpack(found[_IFLA_MASTER])[0] if _IFLA_MASTER in found else 0,
     )
 
 

@@ -51,14 +51,18 @@ def peers_in(status: Mapping[str, JSON], *states: str) -> list[Mapping[str, JSON
 
 @dataclass(frozen=True, slots=True)
 class DaemonOptions:
-    """How a daemon is started; ``node_id`` is the node's name if empty."""
+    """How a daemon is started; ``node_id`` is the node's name if empty, and not given at all if ``None``.
+
+    ``wrapper`` are words before its command line: of a program that starts it.
+    """
 
     store: str
     backend: str
     network: str | None = None
     arguments: tuple[str, ...] = ()
-    node_id: str = ""
+    node_id: str | None = ""
     interface: str = UPLINK
+    wrapper: tuple[str, ...] = ()
 
 
 class Home(Protocol):
@@ -115,10 +119,10 @@ class Daemon:
             "--subnet-file": str(self.node.subnet_file),
             "--run-dir": str(self.run_directory),
             "--state-dir": str(self.state_directory),
-            "--node-id": options.node_id or self.node.name,
+            "--node-id": self.node.name if options.node_id == "" else options.node_id,
         }
         pairs = [word for name, value in words.items() if value is not None for word in (name, value)]
-        return pyflannel_command(*pairs, *options.arguments)
+        return [*options.wrapper, *pyflannel_command(*pairs, *options.arguments)]
 
     @property
     def process(self) -> Process:

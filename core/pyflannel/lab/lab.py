@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from pyflannel.errors import ConfigError, DaemonError, StoreUnavailableError
 from pyflannel.lab import topology
@@ -130,14 +130,14 @@ class Node(Machine):
         return self._daemon
 
     def start_daemon(
-        self, store: str, backend: str, network: str | None = None, arguments: Sequence[str] = (), **options: str
+        self, store: str, backend: str, network: str | None = None, arguments: Sequence[str] = (), **options: Any
     ) -> Daemon:
         """Start pyflannel in the foreground here, its log into a file.
 
         :param store: the store's URL, as this node sees it.
         :param network: ``--network``: creates the network document if there is none.
         :param arguments: more words for its command line.
-        :param options: ``node_id``, ``interface``: in place of the node's name and ``eth0``.
+        :param options: ``node_id``, ``interface``: in place of the node's name and ``eth0``; ``wrapper``.
         """
         self._daemon = Daemon(self, DaemonOptions(store, backend, network, tuple(arguments), **options))
         self._daemon.start()

@@ -45,6 +45,7 @@ from pyflannel.membership.machine import (
 from pyflannel.membership.slot import Slot
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import Subnets
+from pyflannel.network.marks import Marks
 from pyflannel.network.underlay import Underlay
 from pyflannel.planning.guard import Bounded, Publisher, guarded
 from pyflannel.store import Batch, Store, StoreLocation, Watch
@@ -94,6 +95,7 @@ class LeaseKeeper:
     :param slot: where what is known is written.
     :param previous: the subnets that this node held last, as far as it knows.
     :param measure: told of each call of the store: its name, how many seconds it took, what it raised.
+    :param read_marks: what tells this machine from others of its node id; asked once, when there is an underlay.
     """
 
     def __init__(
@@ -107,8 +109,9 @@ class LeaseKeeper:
         rng: random.Random,
         previous: Subnets | None = None,
         measure: Callable[[str, float, BaseException | None], None] = lambda name, seconds, error: None,
+        read_marks: Callable[[], Marks] = Marks,
     ) -> None:
-        self._measure = measure
+        self._measure, self._read_marks = measure, read_marks
         self._machine = LeaseMachine(options, str(location), location.scheme, previous, slot, rng)
         self._scheme, self._open_store, self._clock = location.scheme, open_store, clock
         self._make_backend = make_backend
@@ -127,7 +130,8 @@ class LeaseKeeper:
 
     def start(self, underlay: Underlay | None) -> None:
         """Begin; without an underlay, as soon as there is one."""
-        self._inbox.put(lambda machine, now: machine.start(underlay, now))
+        marks = self._read_marks()
+        self._inbox.put(lambda machine, now: machine.start(underlay, now, marks))
         self._thread.start()
 
     def move(self, underlay: Underlay | None) -> None:

@@ -57,9 +57,11 @@ from pyflannel.membership.allocation import (
     allocate,
     decide,
 )
+from pyflannel.membership.naming import Myself
 from pyflannel.membership.slot import Generation, LeaseState, Slot
 from pyflannel.network.document import NetworkConfig, NetworkSeed, with_backend
-from pyflannel.network.lease import Lease, LeaseAttributes, Subnets
+from pyflannel.network.lease import IPAddress, Lease, LeaseAttributes, Subnets
+from pyflannel.network.marks import NO_MARKS, Kinship, Marks
 from pyflannel.network.underlay import Underlay
 from pyflannel.planning.guard import PUBLISH_TIMEOUT
 from pyflannel.planning.judging import backend_types
@@ -441,6 +443,15 @@ class LeaseMachine:
             "announce": self._announce,
         }
         # What we know and hold
+        self._marks = NO_MARKS
+        self._node_id = options.node_id
+        """What we go by: the node id, or another one if another machine has that."""
+        self._twin_key = ""
+        """The lease of a machine that has our node id; empty if there is none."""
+        self._taken_from: frozenset[IPAddress] = frozenset()
+        """The addresses that our lease had before we made it ours, if they were others than ours."""
+        self._gives_way = False
+        """Whether we gave our lease up to the machine that had it before us."""
         self._underlay: Underlay | None = None
         self._document = ""
         """The newest document that the store has told of."""
@@ -463,8 +474,13 @@ class LeaseMachine:
 
     # Input ------------------------------------------------------------------------------------------------------------
 
-    def start(self, underlay: Underlay | None, now: float) -> None:
-        """Begin."""
+    def start(self, underlay: Underlay | None, now: float, marks: Marks = NO_MARKS) -> None:
+        """Begin.
+
+        :param marks: what tells this machine from another one of its node id. Where the store assigns subnets it says
+            who we are.
+        """
+        self._marks = NO_MARKS if self._options.assigned else marks
         self._pauses["join"].at = now
         self.move(underlay, now)
 
@@ -923,7 +939,7 @@ class LeaseMachine:
 
     def _node(self, place: _Place, subnets: Subnets) -> Node:
         used = place.network.used(subnets)
-        return Node(self._options.node_id, place.network, place.underlay, used, self._options.state_dir)
+        return Node(self._node_id, place.network, place.underlay, used, self._options.state_dir)
 
     def _create_config(self, found: Snapshot) -> Generator[Call, Any, Snapshot]:
         seed = self._options.seed
@@ -934,7 +950,7 @@ class LeaseMachine:
             )
         network = NetworkConfig.from_json(seed.document, seed.source)
         if network.assumption:
-            network = network.following(backend_types(found.leases, self._options.node_id))
+            network = network.following(backend_types(found.leases, self._node_id))
         with suppress(ConflictError):  # another node was first; its document counts
             yield WriteConfig(with_backend(seed.document, network.backend_type))
         snapshot: Snapshot = yield TakeSnapshot()
@@ -950,12 +966,12 @@ class LeaseMachine:
             network = NetworkConfig.from_json(self._document, "the network config")
         except ConfigError:
             return
-        identity = Identity(self._options.node_id)
-        leases = [lease for record in _concerning(identity, records) if (lease := _readable(record)) is not None]
+        leases = self._apart_from_twins(_concerning(Identity(self._options.node_id), records))
+        identity = Identity(self._node_id)
         existing = [
             Existing(lease, records[lease.key].permanent)
             for lease in leases
-            if lease.attributes.node_id == self._options.node_id and lease.key in records.keys() - self._unchecked
+            if lease.attributes.node_id == self._node_id and lease.key in records.keys() - self._unchecked
         ]
         decision = decide(network, identity, existing, self._last_subnets, self._options.policy)
         if not isinstance(decision, Adopt):
@@ -967,6 +983,29 @@ class LeaseMachine:
             raise StoreUnavailableError(f"our lease {decision.lease.key} has just changed; looking again") from error
         self._hold(record, began)
         records[record.key] = record
+
+    def _apart_from_twins(self, records: Iterable[Record]) -> list[Lease]:
+        """The leases of these records, without those of a machine with our node id; decides by which id we go."""
+        leases = [lease for record in records if (lease := _readable(record)) is not None]
+        underlay = self._underlay
+        addresses = {underlay.public_ipv4, underlay.public_ipv6} if underlay is not None else set()
+        me = Myself(self._options.node_id, self._marks, frozenset(ip for ip in addresses if ip is not None))
+        naming = me.name(leases, self._node_id)
+        self._node_id, twin = naming.node_id, naming.twin
+        if twin is None and self._gives_way:
+            twin = next((lease for lease in leases if lease.attributes.node_id == self._options.node_id), None)
+        apart = twin is not None and self._node_id != self._options.node_id
+        self._twin_key = twin.key if twin is not None else ""
+        self._state = replace(self._state, twin=self._told_of(twin) if twin is not None and apart else "")
+        return [lease for lease in leases if not me.is_twins(lease.attributes, self._node_id)]
+
+    def _told_of(self, twin: Lease) -> str:
+        theirs = twin.attributes
+        return (
+            f"another machine has this one's node id {self._options.node_id!r}: that of lease {twin.key} at "
+            f"{theirs.public_ip or theirs.public_ipv6}. It keeps that lease, and this node goes by {self._node_id!r} "
+            "with a subnet of its own. If it was copied, give it a machine id of its own ('pyflannel doctor' says how)"
+        )
 
     @property
     def _last_subnets(self) -> Subnets | None:
@@ -1021,7 +1060,7 @@ class LeaseMachine:
     def _network(self, network: NetworkConfig, leases: Iterable[Record]) -> NetworkConfig:
         """As this node takes it, if its settings agree with it."""
         if network.assumption:
-            network = network.following(backend_types(leases, self._options.node_id))
+            network = network.following(backend_types(leases, self._node_id))
         wanted = self._options.backend
         if wanted is not None and wanted.lower() != network.backend_type:
             raise ConfigError(
@@ -1041,12 +1080,12 @@ class LeaseMachine:
     def _obtain(self, place: _Place, records: dict[str, Record]) -> Generator[Call, Any, bool]:
         """Hold a lease; whether it says already what we are. ``records`` loses those of ours that are given back."""
         network = place.network
-        identity = Identity(
-            self._options.node_id,
+        addresses = (
             place.underlay.public_ipv4 if network.ipv4 else None,
             place.underlay.public_ipv6 if network.ipv6 else None,
         )
-        leases = [lease for record in _concerning(identity, records) if (lease := _readable(record)) is not None]
+        leases = self._apart_from_twins(_concerning(Identity(self._options.node_id, *addresses), records))
+        identity = Identity(self._node_id, *addresses)
         leases += self._spoiled(records)
         existing = [Existing(lease, records[lease.key].permanent) for lease in leases if lease.key in records]
         previous = self._last_subnets
@@ -1065,7 +1104,7 @@ class LeaseMachine:
         record = records.get(lease.key) if lease is not None else None
         if lease is None or record is None or _readable(record) is not None:
             return []
-        return [Lease(lease.subnets, LeaseAttributes(node_id=self._options.node_id))]
+        return [Lease(lease.subnets, LeaseAttributes(node_id=self._node_id))]
 
     def _obtain_new(
         self, place: _Place, records: dict[str, Record], decision: Adopt | Fresh, stale: set[str]
@@ -1096,6 +1135,8 @@ class LeaseMachine:
         began = self._now
         if attributes != lease.attributes:
             self._hold((yield Update(record, attributes.to_json(), ttl)), began)
+            if not self._generation and lease.attributes.node_id is not None:
+                self._taken_from = _addresses(lease.attributes) - _addresses(attributes)
         elif not ours:
             self._hold((yield Renew(record, self._options.ttl)), began)
         return True
@@ -1112,7 +1153,9 @@ class LeaseMachine:
             backend_type=None if place.backend.capabilities.untyped_leases else place.backend.name,
             backend_data=published.data,
             backend_v6_data=published.v6_data,
-            node_id=self._options.node_id,
+            node_id=self._node_id,
+            marks=self._marks,
+            twin_of=self._options.node_id if self._node_id != self._options.node_id else None,
             extra=before.extra,
         )
 
@@ -1157,7 +1200,7 @@ class LeaseMachine:
         self, network: NetworkConfig, records: Mapping[str, Record], claims: Mapping[str, Subnets]
     ) -> None:
         """A node whose subnet is another's now must not quietly get a new one: its containers have addresses of it."""
-        held = self._state.lease if self._generation else None
+        held = self._state.lease if self._generation and not self._gives_way else None
         if held is None or not network.fits(held.subnets):
             return
         for key, claim in claims.items():
@@ -1315,6 +1358,8 @@ class LeaseMachine:
             elif change.key == session.key:
                 self._own_changed(session, change.record)
             else:
+                if change.key == self._twin_key and change.record is None:
+                    self._twin_key, self._state = "", replace(self._state, twin="")
                 peers.append((change.key, None if change.record is None else change.record.value))
         if peers:
             self._slot.change(peers)
@@ -1330,7 +1375,7 @@ class LeaseMachine:
         """Whether our record says another node's name now. In an assigned one, the address alone is an operator's."""
         if self._options.assigned:
             return lease.attributes.node_id not in (None, self._options.node_id)
-        return _is_anothers(lease, mine)
+        return _is_anothers(lease, mine) or self._marks.kinship(lease.attributes.marks) is Kinship.OTHER
 
     def _own_changed(self, session: _Session, record: Record | None) -> None:
         """The watch told of our record: written by us, or deleted, expired, or written by somebody else."""
@@ -1351,6 +1396,13 @@ class LeaseMachine:
         lease, mine = _readable(record), self._state.lease
         if lease is not None and mine is not None and self._is_anothers(lease, mine):
             theirs = lease.attributes
+            if self._taken_from and _addresses(theirs) == self._taken_from and theirs.node_id == self._node_id:
+                # Who had it before us is alive, and looks like us in every mark. We came later.
+                self._gives_way = True
+                self._node_id = Myself(self._options.node_id, self._marks).derived
+                self._lose()
+                self._rejoin(None)
+                return
             if theirs.node_id != self._options.node_id and self._options.policy is ConflictPolicy.REFUSE:
                 self._yielded_to = theirs.node_id
             self._lose()
@@ -1383,6 +1435,10 @@ def _is_anothers(lease: Lease, mine: Lease) -> bool:
     if theirs.node_id is None:
         return False
     return (theirs.node_id, theirs.public_ip, theirs.public_ipv6) != (ours.node_id, ours.public_ip, ours.public_ipv6)
+
+
+def _addresses(attributes: LeaseAttributes) -> frozenset[IPAddress]:
+    return frozenset(ip for ip in (attributes.public_ip, attributes.public_ipv6) if ip is not None)
 
 
 def _check_underlay(network: NetworkConfig, underlay: Underlay, backend: Backend[Any]) -> None:

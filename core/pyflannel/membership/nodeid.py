@@ -1,4 +1,5 @@
-"""Which node this is: an identity that survives reboots, new addresses and a reinstallation of pyflannel.
+"""Which node this is: an identity that survives reboots, new addresses and a reinstallation of pyflannel; and which
+machine, for two that have one identity because one was copied from the other.
 
 It is derived from the machine id, hashed so that a lease in a shared store does not give the machine id away
 (``machine-id(5)`` calls it confidential), in the way of systemd's ``sd_id128_get_machine_app_specific(3)``: HMAC-SHA256
@@ -10,14 +11,16 @@ from __future__ import annotations
 import os
 import re
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from pyflannel.errors import ConfigError
+from pyflannel.network.marks import MOST_CARDS, Marks
 from pyflannel.small import files
 from pyflannel.small.digest import hmac_sha256
 
-__all__ = ["APPLICATION_ID", "identify", "machine_specific"]
+__all__ = ["APPLICATION_ID", "identify", "machine_specific", "read_marks"]
 
 APPLICATION_ID: Final = uuid.UUID("8d1d7f0c-3c5e-4f5e-9a57-5a7b4d1c2e90")
 """What makes our hash of the machine id differ from every other program's."""
@@ -42,6 +45,46 @@ def identify(state_dir: Path, given: str | None = None, machine_id: Path = Path(
 def machine_specific(machine: uuid.UUID, application: uuid.UUID = APPLICATION_ID) -> uuid.UUID:
     """``sd_id128_get_machine_app_specific(3)``."""
     return uuid.UUID(bytes=hmac_sha256(machine.bytes, application.bytes)[:16], version=4)
+
+
+_PRODUCT: Final = (
+    "sys/class/dmi/id/product_uuid",
+    "sys/firmware/devicetree/base/serial-number",
+    "sys/hypervisor/uuid",
+)
+"""Where a machine's own number is found, the first that there is. Only root may read the first one."""
+
+
+def read_marks(cards: Iterable[str], root: Path = Path("/")) -> Marks:
+    """What tells this machine from another one with its node id.
+
+    :param cards: the lasting hardware addresses of its network cards.
+    """
+    boot, namespace = _text(root / "proc/sys/kernel/random/boot_id"), _namespace(root / "proc/self/ns/net")
+    product = next(filter(None, (_text(root / name) for name in _PRODUCT)), "")
+    return Marks(
+        _hashed(f"run {boot} {namespace}") if boot else "",
+        _hashed(f"product {product}") if len(set(product) - set("-")) > 1 else "",  # all zeros is nobody's number
+        frozenset(sorted(_hashed(f"card {card}") for card in cards)[:MOST_CARDS]),
+    )
+
+
+def _hashed(text: str) -> str:
+    return hmac_sha256(APPLICATION_ID.bytes, text.encode())[:12].hex()
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip(" \n\0").lower()
+    except OSError:
+        return ""
+
+
+def _namespace(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return 0
 
 
 def _kept(path: Path, machine_id: Path) -> str:

@@ -27,7 +27,7 @@ class LeaseState:
     another node's claim, which nobody but an operator (or time) resolves. ``fatal`` is set when nothing will help but
     another configuration, only ever before the first generation. ``published`` is the number of the newest request to
     publish that was carried out (:meth:`pyflannel.membership.keeper.LeaseKeeper.publish`), ``publish_error`` how it
-    failed if it did.
+    failed if it did. ``twin`` says that another machine has our node id, and what became of it; empty if none has.
     """
 
     lease: Lease | None = None
@@ -39,6 +39,7 @@ class LeaseState:
     fatal: PyflannelError | None = None
     published: int = 0
     publish_error: PyflannelError | None = None
+    twin: str = ""
 
     def valid(self, now: float) -> bool:
         """Whether we hold a lease that has not expired."""

@@ -17,6 +17,7 @@ from socket import AF_INET, inet_pton
 from typing import Any, Final, TypeAlias
 
 from pyflannel.errors import MalformedError
+from pyflannel.network.marks import NO_MARKS, Marks
 from pyflannel.small.text import cut
 
 __all__ = ["JSON", "MAX_KEY", "MAX_VALUE", "IPAddress", "IPNetwork", "Lease", "LeaseAttributes", "Subnets"]
@@ -139,7 +140,8 @@ class LeaseAttributes:
 
     ``backend_type`` is ``None`` where the document has none (flannel's udp and alloc backends). ``backend_data`` and
     ``backend_v6_data`` are whatever the backend published. ``node_id`` is pyflannel's own addition, ``None`` on a
-    lease that flanneld wrote. ``extra`` keeps the keys we don't know.
+    lease that flanneld wrote. So are ``marks``, which tell machines of one node id apart, and ``twin_of``: the node id
+    that a machine would go by, if another one didn't. ``extra`` keeps the keys we don't know.
     """
 
     public_ip: IPv4Address | None = None
@@ -148,6 +150,8 @@ class LeaseAttributes:
     backend_data: JSON = None
     backend_v6_data: JSON = None
     node_id: str | None = None
+    marks: Marks = NO_MARKS
+    twin_of: str | None = None
     extra: Mapping[str, JSON] = field(default_factory=dict)
 
     def public(self, version: int) -> IPAddress | None:
@@ -187,6 +191,8 @@ class LeaseAttributes:
                 backend_data=known.get("BackendData"),
                 backend_v6_data=known.get("BackendV6Data"),
                 node_id=_optional(_at_most(_MAX_NODE_ID), known, "NodeID"),
+                marks=Marks.from_document(known.get("Machine")),
+                twin_of=_optional(_at_most(_MAX_NODE_ID), known, "TwinOf"),
                 extra=_bounded(extra),
             )
         except AddressValueError as error:
@@ -203,6 +209,8 @@ class LeaseAttributes:
             "BackendData": self.backend_data,
             "BackendV6Data": self.backend_v6_data,
             "NodeID": self.node_id,
+            "Machine": self.marks.to_document() or None,
+            "TwinOf": self.twin_of,
         }
         document.update((name, value) for name, value in optional.items() if value is not None)
         document.update(self.extra)
@@ -222,7 +230,17 @@ class LeaseAttributes:
 
 
 _KNOWN = {
-    name.lower(): name for name in ("PublicIP", "PublicIPv6", "BackendType", "BackendData", "BackendV6Data", "NodeID")
+    name.lower(): name
+    for name in (
+        "PublicIP",
+        "PublicIPv6",
+        "BackendType",
+        "BackendData",
+        "BackendV6Data",
+        "NodeID",
+        "Machine",
+        "TwinOf",
+    )
 }
 
 

@@ -65,7 +65,14 @@ def readiness(view: View, now: float) -> tuple[bool, str]:
 
 def trouble(view: View, now: float) -> str:
     """What goes wrong at present, other than single kernel objects; empty if nothing does."""
-    found = (hanging(view, now), *view.troubles, view.lease.trouble, diverted(view), view.firewall.trouble)
+    found = (
+        hanging(view, now),
+        *view.troubles,
+        view.lease.trouble,
+        diverted(view),
+        view.lease.twin,
+        view.firewall.trouble,
+    )
     return next(filter(None, found), "")
 
 

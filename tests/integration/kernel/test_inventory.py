@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.kernel.inventory import read_inventory
+from pyflannel.kernel.inventory import read_cards, read_inventory
 from pyflannel.network.underlay import Selection, choose, keep_or_choose
 
 Ip = Callable[..., None]
@@ -75,3 +75,21 @@ def test_the_address_that_matched_and_the_route_s_own_source(netns: Path, ip: Ip
     assert str(by_regex.public_ipv4) == "203.0.113.1"
     ip("route", "replace", "default", "via", "192.0.2.254", "src", "203.0.113.1")
     assert str(choose(read_inventory(netns), Selection()).ipv4) == "203.0.113.1"
+
+
+def test_a_machine_s_cards_are_what_lasts_and_no_copy_has(netns: Path, ip: Ip) -> None:
+    """Where there is no card, the ends of cables stand for them; a bridge's, or the overlay's device, are no mark."""
+    ip("link", "add", "br0", "type", "bridge")
+    ip("link", "add", "flannel.1", "type", "vxlan", "id", "1", "dev", "eth0", "dstport", "8472")
+    ip("link", "add", "veth1", "type", "veth", "peer", "name", "veth1-far")
+    ip("link", "set", "veth1", "master", "br0")
+
+    def address(name: str) -> str:
+        words = ["ip", "-n", netns.name, "-br", "link", "show", name]
+        return subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[2]
+
+    cards = read_cards(netns)
+    assert cards == {address(name) for name in ("eth0", "eth1", "eth0-far", "eth1-far", "veth1-far")}
+    ip("address", "flush", "dev", "eth0")
+    ip("address", "add", "192.0.2.9/24", "dev", "eth0")
+    assert read_cards(netns) == cards

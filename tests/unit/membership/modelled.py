@@ -29,6 +29,7 @@ from pyflannel.membership.machine import (
 from pyflannel.membership.slot import Generation, LeaseState, Slot
 from pyflannel.network.document import NetworkConfig, NetworkSeed
 from pyflannel.network.lease import LeaseAttributes, Subnets
+from pyflannel.network.marks import NO_MARKS, Marks
 from pyflannel.plugins import load_backend
 from pyflannel.store import Batch, Change, Record, Snapshot, Store, StoreLocation, Watch
 
@@ -180,6 +181,7 @@ class Node:
     """Called when a call has taken effect, before the machine hears of it."""
     previous: Subnets | None = None
     node_id: str = ""
+    marks: Marks = NO_MARKS
     given: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -240,7 +242,7 @@ class Node:
     # Running it
 
     def start(self, where: Underlay | None = None) -> Node:
-        self.machine.start(where or underlay(self.host), self.now)
+        self.machine.start(where or underlay(self.host), self.now, self.marks)
         return self.run(0.0)
 
     def run(self, seconds: float) -> Node:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pyflannel.errors import ConfigError
-from pyflannel.membership.nodeid import identify, machine_specific
+from pyflannel.membership.nodeid import identify, machine_specific, read_marks
+from pyflannel.network.marks import Kinship
 
 MACHINE = "3d1219c7c4c5404aaa1f6d2a48adfda4"
 
@@ -69,3 +70,59 @@ def test_nowhere_to_keep_it_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "node-id").write_text("")
     with pytest.raises(ConfigError, match="is empty"):
         identify(tmp_path, machine_id=tmp_path / "none")
+
+
+def machine(root: Path, boot: str = "boot", product: str = "", tree: str = "") -> Path:
+    """A machine's files below ``root``."""
+    files = {
+        "proc/sys/kernel/random/boot_id": boot,
+        "sys/class/dmi/id/product_uuid": product,
+        "sys/firmware/devicetree/base/serial-number": tree,
+    }
+    for name, text in files.items():
+        if text:
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    return root
+
+
+def test_marks_are_hashes_of_what_lasts(tmp_path: Path) -> None:
+    root = machine(tmp_path, "b00t", "4C4C4544-0051-3610-8052-B4C04F4A3132\n")
+    marks = read_marks(["02:00:00:00:00:01"], root)
+    assert marks == read_marks(["02:00:00:00:00:01"], root)
+    assert not {"b00t", "4c4c4544", "02:00"} & {text[:8] for text in (marks.run, marks.product, *marks.cards)}
+    machine(root, "after a reboot")
+    after = read_marks(["02:00:00:00:00:01"], root)
+    assert after.run != marks.run
+    assert (after.product, after.cards) == (marks.product, marks.cards)
+
+
+@pytest.mark.parametrize("product", ["", str(uuid.UUID(int=0)), str(uuid.UUID(int=2**128 - 1)).upper()])
+def test_a_number_that_nobody_has_is_none(tmp_path: Path, product: str) -> None:
+    assert read_marks([], machine(tmp_path, product=product)).product == ""
+
+
+def test_a_board_without_such_firmware_has_its_serial_number(tmp_path: Path) -> None:
+    one = read_marks([], machine(tmp_path / "1", "boot 1", tree="100000003d1f\0"))
+    other = read_marks([], machine(tmp_path / "2", "boot 2", tree="100000003d20\0"))
+    assert one.kinship(other) is Kinship.OTHER
+
+
+def test_where_nothing_can_be_read_nothing_is_known(tmp_path: Path) -> None:
+    assert read_marks([], tmp_path).kinship(read_marks([], tmp_path)) is Kinship.UNKNOWN
+
+
+def test_two_network_namespaces_of_one_kernel_are_two_machines(tmp_path: Path) -> None:
+    script = "from pyflannel.membership.nodeid import read_marks; print(read_marks([]).run)"
+    here = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    assert here.strip() == read_marks([]).run
+    there = subprocess.run(
+        ["unshare", "--map-root-user", "--net", sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if there.returncode:
+        pytest.skip(f"can't make a network namespace: {there.stderr}")
+    assert there.stdout != here
