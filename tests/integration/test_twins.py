@@ -23,7 +23,8 @@ from pyflannel.network.lease import Lease
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
-NETWORK = {"Network": "10.244.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00:10::/48", "Backend": {"Type": "vxlan"}}
+RANGES = {"Network": "10.244.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00:10::/48"}
+VXLAN = {"Type": "vxlan"}
 MACHINE_ID = "3d1219c7c4c5404aaa1f6d2a48adfda4"
 TOLD = "another machine has this one's node id"
 
@@ -44,28 +45,28 @@ def boot(node: Node, machine_id: str = MACHINE_ID) -> None:
     (home / "boot_id").write_text(f"{uuid.uuid4()}\n")
 
 
-def start(node: Node, store: str) -> None:
+def start(node: Node, store: str, backend: Mapping[str, str] = VXLAN) -> None:
     """Start a node's daemon as what its files say it is."""
     wrapper = (*AS_MACHINE, str(node.directory))
     config = node.lab.new_file("network")
-    node.lab.outside(config).write_text(json.dumps(NETWORK))
+    node.lab.outside(config).write_text(json.dumps({**RANGES, "Backend": backend}))
     words = ["--net-config-path", str(config), "--lease-ttl", "600"]
-    node.start_daemon(store, "vxlan", None, words, node_id=None, wrapper=wrapper)
+    node.start_daemon(store, backend["Type"], None, words, node_id=None, wrapper=wrapper)
 
 
 @contextmanager
-def cluster(scheme: str = "file") -> Iterator[tuple[Lab, str]]:
+def cluster(scheme: str = "file", routed: int = 0, backend: Mapping[str, str] = VXLAN) -> Iterator[tuple[Lab, str]]:
     """Two nodes with containers that know each other, and a third that is a copy of the first and not started yet."""
     if scheme != "file" and not has_server(scheme):
         pytest.skip(f"no server of {scheme} here")
-    with Lab(nodes=3) as lab:
+    with Lab(nodes=3, routed=routed) as lab:
         store = lab.file_store if scheme == "file" else lab.start_store(scheme)
         original, other, copy = lab.nodes
         boot(original)
         boot(other, uuid.uuid4().hex)
         boot(copy)
-        start(original, store)
-        start(other, store)
+        start(original, store, backend)
+        start(other, store, backend)
         for node in (original, other):
             node.daemon.wait_ready(peers=1, timeout=PATIENCE)
             node.attach_containers()
@@ -207,3 +208,75 @@ def test_a_copy_gives_back_its_own_lease_alone() -> None:
         subnets = lab.outside(copy.directory).parent / "store" / "subnets"
         assert {path.stem for path in subnets.glob("*.json")} >= {key(original)}
         assert own not in {path.stem for path in subnets.glob("*.json")}
+
+
+def test_a_copy_with_the_original_s_card_gives_way() -> None:
+    """Nothing tells the two apart but that the original speaks up: then who came later takes another subnet."""
+    with cluster(routed=1) as (lab, store):
+        original, other, copy = lab.nodes
+        before = key(original)
+        card = original.run(["cat", "/sys/class/net/eth0/address"]).stdout.strip()
+        copy.ip([f"link set eth0 address {card}"])
+        start(copy, store)
+        told(copy)
+        until(lambda: key(copy) != before)
+        until(lambda: (key(original), original.daemon.status()["ready"]) == (before, True))
+        copy.attach_containers()
+        for version in (4, 6):
+            until(lambda version=version: reachable(other, copy, version))  # type: ignore[misc]
+            until(lambda version=version: reachable(other, original, version))  # type: ignore[misc]
+        assert original.daemon.log().count("was overwritten by") <= 1, "no swapping to and fro"
+
+
+def examined(node: Node) -> dict[str, Any]:
+    """What doctor says of a node's id."""
+    wrapper = node.daemon.options.wrapper
+    flags = node.daemon.command[len(wrapper) + len(pyflannel_command()) :]
+    words = [*wrapper, *pyflannel_command("doctor", "--json", "--no-probes", *flags)]
+    document = json.loads(node.run(words, check=False, timeout=90).stdout)
+    (finding,) = (finding for finding in document["findings"] if finding["check"] == "node id")
+    return dict(finding)
+
+
+def test_doctor_names_both_and_what_it_says_mends_it() -> None:
+    with cluster() as (lab, store):
+        original, other, copy = lab.nodes
+        assert {examined(original)["verdict"], examined(other)["verdict"]} == {"pass"}
+        start(copy, store)
+        told(copy)
+        own = key(copy)
+        for node, twin, running in ((copy, original, True), (original, copy, True), (copy, original, False)):
+            if not running:
+                copy.daemon.stop()
+            finding = examined(node)
+            assert finding["verdict"] == "warn"
+            assert "another machine has this one's node id" in finding["message"]
+            assert str(twin.ipv4.ip) in finding["message"]
+            assert "systemd-machine-id-setup" in finding["fix"]
+        boot(copy, uuid.uuid4().hex)
+        start(copy, store)
+        status = copy.daemon.wait_ready(peers=2, timeout=PATIENCE)
+        assert (status["state"], status["lease"]["key"]) == ("ready", own)
+        assert {examined(node)["verdict"] for node in lab.nodes} == {"pass"}
+
+
+def test_a_copy_with_the_original_s_private_key_makes_its_own() -> None:
+    """With WireGuard a node is its key: who shows the same public key would take the other's packets."""
+    backend = {"Type": "wireguard", "Implementation": "userspace"}
+    with cluster(backend=backend) as (lab, store):
+        original, other, copy = lab.nodes
+        copy.run(["cp", "-a", str(original.daemon.state_directory), str(copy.directory / "state")])
+        pings = [other.containers[0].ping(original.containers[0].address(version)) for version in (4, 6)]
+        for ping in pings:
+            ping.wait_replies(5)
+        start(copy, store, backend)
+        told(copy)
+        copy.daemon.wait_ready(peers=2, timeout=PATIENCE)
+        copy.attach_containers()
+        for version in (4, 6):
+            until(lambda version=version: reachable(other, copy, version))  # type: ignore[misc]
+        for ping in pings:
+            ping.wait_replies(20)
+        assert [ping.stop().lost for ping in pings] == [0, 0]
+        keys = {node.daemon.status()["backend"]["details"]["public_key"] for node in lab.nodes}
+        assert len(keys) == 3

@@ -35,6 +35,7 @@ GROUPS: Final[Mapping[str, Sequence[Check]]] = {
         membership.store,
         membership.clock,
         membership.network,
+        membership.node_id,
         membership.lease,
         membership.device,
         membership.objects,

@@ -19,7 +19,8 @@ from pyflannel.backend import Backend, Node, parse_options
 from pyflannel.errors import LeaseError, MalformedError, PyflannelError, StoreError
 from pyflannel.kernel.model import KernelObject, Key, Link
 from pyflannel.kernel.port import Scope
-from pyflannel.membership.nodeid import identify
+from pyflannel.membership.naming import Myself, state_directory
+from pyflannel.membership.nodeid import identify, read_marks
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, Lease
 from pyflannel.network.underlay import Inventory, Selection, Underlay, choose
@@ -79,6 +80,8 @@ class Facts:
     lease: Lease | None
     overlay: Overlay | None
     kernel: Mapping[Key, KernelObject] | None
+    myself: Myself
+    """This machine by the id that it has of itself, whatever the daemon goes by."""
 
     @property
     def mtu(self) -> int | None:
@@ -111,12 +114,14 @@ def gather(settings: Settings) -> Facts:
     clock = attempt("clock", lambda: _clock(settings, _need(asked, problems, "store")))
     network = attempt("network", lambda: _network(settings, status, asked, problems))
     backend = attempt("backend", lambda: _backend(_need(network, problems, "network")))
-    record = attempt("record", lambda: _own_record(settings, status, _need(asked, problems, "store"), underlay))
+    myself = _myself(settings, underlay, attempt("cards", _cards))
+    record = attempt("record", lambda: _own_record(settings, myself, status, _need(asked, problems, "store"), underlay))
     lease = attempt("lease", lambda: _lease(_need(record, problems, "record")))
     overlay = attempt("overlay", lambda: _overlay(settings, status, network, backend, underlay, lease, asked, problems))
     kernel = attempt("kernel", lambda: _kernel(overlay))
     return Facts(
-        settings, problems, status, inventory, underlay, asked, clock, network, backend, record, lease, overlay, kernel
+        *(settings, problems, status, inventory, underlay, asked, clock),
+        *(network, backend, record, lease, overlay, kernel, myself),
     )
 
 
@@ -201,8 +206,11 @@ def _backend(network: NetworkConfig) -> Backend[Any]:
 
 
 def _node_id(settings: Settings, status: Mapping[str, JSON] | None) -> str:
-    if status is not None:
-        return str(status["node_id"])
+    return str(status["node_id"]) if status is not None else _given_id(settings)
+
+
+def _given_id(settings: Settings) -> str:
+    """The node id that this machine has by its settings and files; empty if it has none yet."""
     known = settings.node_id is not None or (settings.state_dir / "node-id").exists() or _has_machine_id()
     if not known:
         return ""  # identify() would make one up and keep it; a node without one holds no lease
@@ -217,21 +225,40 @@ def _has_machine_id() -> bool:
     return re.fullmatch("[0-9a-f]{32}", text.strip()) is not None
 
 
+def _cards() -> frozenset[str]:
+    from pyflannel.kernel.inventory import read_cards
+
+    return read_cards()
+
+
+def _myself(settings: Settings, underlay: Underlay | None, cards: frozenset[str] | None) -> Myself:
+    addresses = {underlay.public_ipv4, underlay.public_ipv6} if underlay is not None else set()
+    return Myself(
+        _given_id(settings), read_marks(cards or ()), frozenset(address for address in addresses if address is not None)
+    )
+
+
 def _own_record(
-    settings: Settings, status: Mapping[str, JSON] | None, asked: StoreFacts, underlay: Underlay | None
+    settings: Settings,
+    myself: Myself,
+    status: Mapping[str, JSON] | None,
+    asked: StoreFacts,
+    underlay: Underlay | None,
 ) -> Record:
     key = status["lease"]["key"] if status is not None and status["lease"] is not None else None
-    node_id = _node_id(settings, status)
     publics = {underlay.public_ipv4, underlay.public_ipv6} - {None} if underlay is not None else set()
+    found = []
     for record in asked.snapshot.leases:
         try:
             attributes = Lease.from_record(record.key, record.value).attributes
         except MalformedError:
             continue
         by_address = attributes.node_id is None and {attributes.public_ip, attributes.public_ipv6} & publics
-        if record.key == key or (node_id and attributes.node_id == node_id) or by_address:
-            return record
-    raise LeaseError(f"{settings.store} holds no lease of this node")
+        if record.key == key or by_address or (myself.node_id and myself.owns(attributes)):
+            found.append(record)
+    if not found:
+        raise LeaseError(f"{settings.store} holds no lease of this node")
+    return next((record for record in found if record.key == key), found[0])
 
 
 def _lease(record: Record) -> Lease:
@@ -249,12 +276,14 @@ def _overlay(
     problems: Mapping[str, PyflannelError],
 ) -> Overlay:
     """The desired state as the daemon plans it."""
+    ours, given = _need(lease, problems, "lease"), _given_id(settings)
+    name = str(status["node_id"]) if status is not None else ours.attributes.node_id or given
     node = Node(
-        _node_id(settings, status),
+        name,
         _need(network, problems, "network"),
         _need(underlay, problems, "underlay"),
-        _need(lease, problems, "lease").subnets,
-        settings.state_dir,
+        ours.subnets,
+        state_directory(settings.state_dir, given or name, name),
     )
     overlay = Overlay(_need(backend, problems, "backend"), node)
     for record in _need(asked, problems, "store").snapshot.leases:

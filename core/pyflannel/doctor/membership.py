@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
 from pyflannel.daemon import subnet_env as envfile
 from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
-from pyflannel.errors import PyflannelError
+from pyflannel.errors import MalformedError, PyflannelError
 from pyflannel.kernel.model import KernelObject, Key, Link, Sysctl, WireguardPeer
+from pyflannel.network.lease import Lease
+from pyflannel.settings.settings import Settings
 from pyflannel.show.status import State
+from pyflannel.store import Record
 from pyflannel.version import VERSION
 
-__all__ = ["bridges", "clock", "daemon", "device", "lease", "network", "objects", "store", "subnet_file"]
+__all__ = ["bridges", "clock", "daemon", "device", "lease", "network", "node_id", "objects", "store", "subnet_file"]
 
 SLOW_STORE: Final = 1.0
 """Seconds for one snapshot from which on a store is slow."""
@@ -28,6 +32,7 @@ BRIDGES: Final = ("docker0", "cni0")
 
 _SHOWN: Final = 5
 _RESTART: Final = "systemctl restart pyflannel"
+_NEW_MACHINE_ID: Final = f"rm -f /etc/machine-id /var/lib/dbus/machine-id && systemd-machine-id-setup && {_RESTART}"
 
 
 def daemon(facts: Facts) -> Iterator[Finding]:
@@ -146,6 +151,44 @@ def lease(facts: Facts) -> Iterator[Finding]:
         yield passed("lease", f"{facts.lease.subnets}, {kind}")
     else:
         yield from _expiry(facts)
+
+
+def node_id(facts: Facts) -> Iterator[Finding]:
+    """Whether another machine has this one's node id, as a cloned image and its original have."""
+    if facts.store is None:
+        yield skipped("node id", "the store does not answer")
+        return
+    me, leases = facts.myself, list(_leases(facts.store.snapshot.leases))
+    twin = next((lease for lease in leases if me.is_twins(lease.attributes)), None)
+    copy = next((lease for lease in leases if me.is_copys(lease.attributes)), None)
+    if twin is not None:
+        text = f"another machine has this one's node id {me.node_id!r}: that of lease {twin.key} at {_where(twin)}"
+        meaning = "it keeps that lease, and this node gets another, under another id. Was one copied from the other?"
+        yield warned("node id", text, meaning, _new_id(facts.settings))
+    elif copy is not None:
+        text = f"another machine has this one's node id {me.node_id!r}: that of lease {copy.key} at {_where(copy)}"
+        meaning = "it goes by another id, and both work. Was it copied from this one? It should have an id of its own"
+        yield warned("node id", text, meaning, f"{_NEW_MACHINE_ID}   # on {_where(copy)}")
+    else:
+        yield passed("node id", f"{me.node_id or 'none yet'}, and no other machine's")
+
+
+def _leases(records: Iterable[Record]) -> Iterator[Lease]:
+    for record in records:
+        with suppress(MalformedError):
+            yield Lease.from_record(record.key, record.value)
+
+
+def _where(lease: Lease) -> str:
+    return str(lease.attributes.public_ip or lease.attributes.public_ipv6)
+
+
+def _new_id(settings: Settings) -> str:
+    """What gives this node an id of its own, according to where it has the present one from."""
+    if settings.node_id is not None:
+        return f"{_RESTART}   # with another --node-id"
+    kept = settings.state_dir / "node-id"
+    return f"rm {kept} && {_RESTART}" if kept.exists() else _NEW_MACHINE_ID
 
 
 def _expiry(facts: Facts) -> Iterator[Finding]:

@@ -57,7 +57,7 @@ from pyflannel.membership.allocation import (
     allocate,
     decide,
 )
-from pyflannel.membership.naming import Myself
+from pyflannel.membership.naming import Myself, state_directory
 from pyflannel.membership.slot import Generation, LeaseState, Slot
 from pyflannel.network.document import NetworkConfig, NetworkSeed, with_backend
 from pyflannel.network.lease import IPAddress, Lease, LeaseAttributes, Subnets
@@ -939,7 +939,8 @@ class LeaseMachine:
 
     def _node(self, place: _Place, subnets: Subnets) -> Node:
         used = place.network.used(subnets)
-        return Node(self._node_id, place.network, place.underlay, used, self._options.state_dir)
+        state_dir = state_directory(self._options.state_dir, self._options.node_id, self._node_id)
+        return Node(self._node_id, place.network, place.underlay, used, state_dir)
 
     def _create_config(self, found: Snapshot) -> Generator[Call, Any, Snapshot]:
         seed = self._options.seed

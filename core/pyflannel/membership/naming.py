@@ -12,12 +12,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from pyflannel.membership.nodeid import APPLICATION_ID, machine_specific
 from pyflannel.network.lease import IPAddress, Lease, LeaseAttributes
 from pyflannel.network.marks import NO_MARKS, Kinship, Marks
 
-__all__ = ["Myself", "Naming"]
+__all__ = ["Myself", "Naming", "state_directory"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,14 @@ class Myself:
         return self._as_twin(attributes) or (attributes.node_id == self.node_id and not self.is_twins(attributes))
 
     def _as_twin(self, attributes: LeaseAttributes) -> bool:
-        return attributes.twin_of == self.node_id and self.marks.kinship(attributes.marks) is Kinship.SAME
+        """Whether it is the lease that we took because another machine had our id; we may have got a new one since."""
+        if attributes.twin_of is None or self.marks.kinship(attributes.marks) is not Kinship.SAME:
+            return False
+        return attributes.twin_of == self.node_id or bool(self.marks.cards & attributes.marks.cards)
+
+    def is_copys(self, attributes: LeaseAttributes) -> bool:
+        """Whether another machine wrote a lease that would go by our id if we didn't."""
+        return attributes.twin_of == self.node_id and not self._as_twin(attributes)
 
     def name(self, leases: Iterable[Lease], present: str = "") -> Naming:
         """By which id to go.
@@ -83,3 +91,12 @@ class Myself:
         if not marks.product and not marks.cards:
             told.append(marks.run)
         return str(machine_specific(APPLICATION_ID, uuid.uuid5(APPLICATION_ID, "\n".join(told))))
+
+
+def state_directory(state_dir: Path, node_id: str, name: str) -> Path:
+    """Where a node that goes by ``name`` keeps what must outlive reboots.
+
+    What is in ``state_dir`` itself was copied with the machine: a private key in it is the original's, and a second
+    node that shows its public half would take the original's packets.
+    """
+    return state_dir if name == node_id else state_dir / name

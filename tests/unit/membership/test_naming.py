@@ -89,3 +89,16 @@ def test_what_a_machine_may_give_back(version: int) -> None:
     assert not copy.owns(lease(1, THERE[version]).attributes), "the original's"
     assert not copy.owns(lease(2, THERE[version], "d", ORIGINAL, "n").attributes), "another copy's"
     assert copy.owns(lease(1, THERE[version], marks=NO_MARKS).attributes), "of an older version"
+
+
+def test_a_copy_that_got_an_id_of_its_own_keeps_its_subnet(version: int) -> None:
+    renamed = Myself("m", replace(COPY, run="later"), frozenset({HERE[version]}))
+    assert renamed.name([lease(1, THERE[version]), lease(2, HERE[version], "d", COPY, "n")]) == Naming("d")
+    assert Myself("m", ORIGINAL).name([lease(2, HERE[version], "d", COPY, "n")]) == Naming("m")
+
+
+def test_a_copy_is_known_to_its_original(version: int) -> None:
+    original = me(ORIGINAL, version)
+    assert original.is_copys(lease(2, THERE[version], "d", COPY, "n").attributes)
+    assert not original.is_copys(lease(2, THERE[version], "d", COPY, "m").attributes)
+    assert not me(COPY, version).is_copys(lease(2, THERE[version], "d", COPY, "n").attributes)

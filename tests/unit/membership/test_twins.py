@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from tests.unit.membership.modelled import Node, StoreModel, together, underlay
@@ -180,3 +181,10 @@ def test_the_original_moves_while_its_copy_runs() -> None:
     record = first.record
     assert record is not None
     assert json.loads(record.value)["PublicIP"] == "192.0.2.8"
+
+
+def test_a_copy_does_not_use_the_keys_that_were_copied_with_it() -> None:
+    first = original()
+    second = copy(first.store).start()
+    assert first.joined.node.state_dir == Path("/nonexistent")
+    assert second.joined.node.state_dir == Path("/nonexistent", second.joined.node.node_id)
