@@ -20,7 +20,8 @@ def sha256(data: bytes) -> bytes:
     state = tuple(_fraction(prime, 2) for prime in islice(_primes(), 8))
     padded = data + b"\x80" + bytes(-(len(data) + 9) % _BLOCK) + (8 * len(data)).to_bytes(8, "big")
     for start in range(0, len(padded), _BLOCK):
-        state = tuple((a + b) & _MASK for a, b in zip(state, _compress(state, padded[start : start + _BLOCK])))
+        mixed = _compress(state, padded[start : start + _BLOCK])
+        state = tuple((old + new) & _MASK for old, new in zip(state, mixed, strict=True))
     return b"".join(word.to_bytes(4, "big") for word in state)
 
 
@@ -34,7 +35,7 @@ def hmac_sha256(key: bytes, data: bytes) -> bytes:
 def _compress(state: tuple[int, ...], block: bytes) -> tuple[int, ...]:
     """One block's 64 rounds."""
     a, b, c, d, e, f, g, h = state
-    for word, constant in zip(_schedule(block), _constants()):
+    for word, constant in zip(_schedule(block), _constants(), strict=True):
         first = h + (_rotated(e, 6) ^ _rotated(e, 11) ^ _rotated(e, 25)) + (e & f ^ ~e & g) + constant + word
         second = (_rotated(a, 2) ^ _rotated(a, 13) ^ _rotated(a, 22)) + (a & b ^ a & c ^ b & c)
         a, b, c, d, e, f, g, h = (first + second) & _MASK, a, b, c, (d + first) & _MASK, e, f, g
