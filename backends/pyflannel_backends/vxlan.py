@@ -53,10 +53,15 @@ class VxlanOptions:
     vni: int = option("VNI", 1, "VXLAN network identifier", minimum=0, maximum=0xFFFFFF)
     port: int = option("Port", 8472, "UDP port of the encapsulated packets; 0: the kernel's", minimum=0, maximum=65535)
     gbp: bool = option("GBP", False, "carry VXLAN group-based policy marks")
-    learning: bool = option("Learning", False, "let the device learn MAC addresses from traffic")
+    learning: bool = option("Learning", False, "let the device learn MAC addresses from traffic", local=True)
     direct_routing: bool = option("DirectRouting", False, "route to peers on the same link without encapsulation")
     mtu: int | None = option(
-        "MTU", None, "largest underlay packet to use, instead of the interface's", minimum=576, maximum=65535
+        "MTU",
+        None,
+        "largest underlay packet to use, instead of the interface's",
+        minimum=576,
+        maximum=65535,
+        local=True,
     )
 
 

@@ -332,12 +332,15 @@ def option(
     minimum: int | None = None,
     maximum: int | None = None,
     secret: bool = False,
+    local: bool = False,
 ) -> Any:
     """A field of a backend's ``Options``: its key in the ``Backend`` dictionary, default, meaning and bounds.
 
     :param secret: keeps the value out of texts, such as errors.
+    :param local: concerns a node alone: two nodes with different values reach each other all the same, so that a
+        running node takes a new value at once.
     """
-    metadata = {"key": key, "doc": doc, "minimum": minimum, "maximum": maximum, "secret": secret}
+    metadata = {"key": key, "doc": doc, "minimum": minimum, "maximum": maximum, "secret": secret, "local": local}
     return field(default=default, repr=not secret, metadata=metadata)
 
 

@@ -54,16 +54,20 @@ class UdpOptions:
     """The keys of ``Backend`` in the network document; all but ``Port`` are ours."""
 
     port: int = option("Port", 8285, "UDP port of all nodes", minimum=1, maximum=65535)
-    offload: bool = option("Offload", True, "use the kernel's segmentation offloads; needs numpy")
+    offload: bool = option("Offload", True, "use the kernel's segmentation offloads; needs numpy", local=True)
     workers: int | None = option(
         "Workers",
         None,
         "processes that move packets; by default one, and more from four cores on",
         minimum=1,
         maximum=64,
+        local=True,
     )
     realtime: bool = option(
-        "Realtime", True, "packets go before ordinary programs; needs CAP_SYS_NICE, and a CPU that no worker has"
+        "Realtime",
+        True,
+        "packets go before ordinary programs; needs CAP_SYS_NICE, and a CPU that no worker has",
+        local=True,
     )
     any_source_port: bool = option(
         "AnySourcePort", False, "accept peers whose packets don't come from Port, as behind some NAT"

@@ -85,7 +85,12 @@ class WireguardOptions:
     psk: str = option("PSK", "", "a key that all nodes share besides their own, as 'wg genpsk' prints it", secret=True)
     psk_file: str = option("PSKFile", "", "the same, from a file of every node's own: the store never has it")
     mtu: int | None = option(
-        "MTU", None, "largest underlay packet to use, instead of the interface's", minimum=576, maximum=65535
+        "MTU",
+        None,
+        "largest underlay packet to use, instead of the interface's",
+        minimum=576,
+        maximum=65535,
+        local=True,
     )
     mode: str = option(
         "Mode",
@@ -94,7 +99,12 @@ class WireguardOptions:
         "address that is likely to work, by IPv4, by IPv6",
     )
     keepalive: int = option(
-        "PersistentKeepaliveInterval", 0, "seconds between keepalives to every peer; 0: none", minimum=0, maximum=65535
+        "PersistentKeepaliveInterval",
+        0,
+        "seconds between keepalives to every peer; 0: none",
+        minimum=0,
+        maximum=65535,
+        local=True,
     )
     implementation: str = option(
         "Implementation", "auto", "kernel: WireGuard of the kernel; userspace: our own; auto: the kernel's if it has it"

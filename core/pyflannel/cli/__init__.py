@@ -37,6 +37,7 @@ COMMANDS: Final = {
     "doctor": ("pyflannel.cli.doctor:doctor", "Check this node and its peers, and say what to do."),
     "lab": ("pyflannel.cli.lab:lab_command", "Run an overlay of several nodes on this machine."),
     "leases": ("pyflannel.cli.leases:leases", "List the subnets that nodes hold."),
+    "network": ("pyflannel.cli.network:network", "Change the network while its nodes run, without losing a packet."),
     "plugin": ("pyflannel.cli.plugin:plugin", "Start a plugin of your own (plugin new backend|store NAME)."),
     "plugin-test": ("pyflannel.cli.plugin:plugin_test", "Run the conformance kit on an installed plugin."),
     "plugins": ("pyflannel.cli.plugins:plugins", "List backends and stores that are installed, and whether they work."),

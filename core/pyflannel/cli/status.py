@@ -52,6 +52,7 @@ def _summary(document: JSON, now: datetime) -> Iterator[str]:
         details = "".join(f", {name.replace('_', ' ')} {text}" for name, text in told.items())
         details += "".join(f" ({text})" for text in (document["backend"].get("assumed"),) if text)
         yield f"Backend:   {_plugin(document['backend']['name'], document['backend'])}{details}"
+    yield from _change(document.get("change"))
     if document["store"]:
         connected = "" if document["store"]["connected"] else ", not connected"
         yield f"Store:     {_plugin(document['store']['location'], document['store'])}{connected}"
@@ -69,6 +70,16 @@ def _summary(document: JSON, now: datetime) -> Iterator[str]:
     if document["last_error"]:
         error = document["last_error"]
         yield f"Last error: {_since(error['when'], now)} ago: {error['what']}"
+
+
+def _change(change: JSON) -> Iterator[str]:
+    if not change:
+        return
+    text = f"Change:    from {change['former']} to {change['following']}, phase {change['phase']}"
+    text += f", this node {change['step']}" if change["step"] else ", this node on its way"
+    if change["waiting"]:
+        text += f", waiting for {', '.join(change['waiting'])}"
+    yield text + (f": {change['trouble']}" if change["trouble"] else "")
 
 
 def _plugin(name: str, about: JSON) -> str:

@@ -15,7 +15,7 @@ import logging
 import random
 import selectors
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -25,24 +25,28 @@ from typing import Any, Final, Protocol
 from pyflannel.backend import Backend, Node
 from pyflannel.daemon import cni, memory, subnet_env
 from pyflannel.daemon.actions import Actions
+from pyflannel.daemon.crossing import Crossing
 from pyflannel.daemon.notify import Notifier
+from pyflannel.daemon.reverse_path import ReversePath
 from pyflannel.errors import DaemonError, KernelError, PyflannelError, UnderlayError
 from pyflannel.firewall.keeper import FirewallKeeper
 from pyflannel.firewall.model import plan
-from pyflannel.kernel.model import Route
+from pyflannel.kernel.model import KernelObject, Route
 from pyflannel.kernel.port import ForeignLink, ForeignRoute, KernelPort, Notice
 from pyflannel.kernel.tracker import Tracker
 from pyflannel.membership.slot import Generation, Slot
+from pyflannel.network.change import LEASE_KEY, NodeProgress
 from pyflannel.network.lease import IPNetwork
 from pyflannel.network.underlay import Inventory, Selection, Underlay, keep_or_choose
 from pyflannel.planning.diversion import diverting, leftovers
-from pyflannel.planning.feed import Feed
+from pyflannel.planning.feed import Feed, Share
 from pyflannel.planning.guard import checked_mtu, guarded
 from pyflannel.planning.overlay import Overlay
+from pyflannel.planning.transition import Part, Transition, encrypts
 from pyflannel.settings.settings import Settings
 from pyflannel.show.measures import Measures
 from pyflannel.show.readiness import standing
-from pyflannel.show.status import State
+from pyflannel.show.status import ChangeStatus, State
 from pyflannel.show.view import Details, PluginCall, PluginName, View, Window
 from pyflannel.small.retry import Backoff
 from pyflannel.small.wake import Wake
@@ -101,14 +105,44 @@ class Keeper(Protocol):
     def announce(self, ready: bool) -> None:
         """Our overlay carries packets, or does not: tell the store."""
 
+    def reached(self, progress: NodeProgress) -> None:
+        """This node is so far in a change of the network."""
+
+
+@dataclass(slots=True)
+class _Plane:
+    """A backend's own data plane: what is fed, from what. ``essential``: this node can't do without it."""
+
+    feed: Feed
+    share: Share
+    essential: bool
+
 
 @dataclass(slots=True)
 class _Member:
-    """What this node is part of, since a generation was adopted."""
+    """What this node is part of, since a generation was adopted. ``crossing``: a change of the network is under way."""
 
     backend: Backend[Any]
     overlay: Overlay
-    feed: Feed
+    planes: tuple[_Plane, ...]
+    crossing: Crossing | None = None
+
+    @property
+    def shown(self) -> Backend[Any]:
+        """The backend that is in force: during a change the former one."""
+        return self.backend.former.backend if isinstance(self.backend, Transition) else self.backend
+
+    @property
+    def plane_trouble(self) -> str:
+        """What goes wrong with a data plane that this node can't do without."""
+        return next((plane.feed.trouble for plane in self.planes if plane.essential and plane.feed.trouble), "")
+
+    @property
+    def essential(self) -> tuple[KernelObject, ...]:
+        """What the node itself can't do without."""
+        if isinstance(self.backend, Transition):
+            return self.backend.essential(self.overlay.node)
+        return self.overlay.own_objects
 
 
 @dataclass(slots=True)
@@ -189,6 +223,9 @@ class Loop:
         self._diversions: tuple[ForeignRoute, ...] = ()
         self._diversions_due: float | None = None
         self._diversions_seen = clock() - DIVERSIONS_PAUSE
+        self._reverse_path = ReversePath(settings.state_dir)
+        self._said = NodeProgress("")
+        """How far in a change we have told the keeper that this node is."""
         self._underlay_due: float | None = clock()
         self._underlay_seen = clock() - UNDERLAY_PAUSE
         self._resync_due = clock() + settings.resync_interval
@@ -232,8 +269,7 @@ class Loop:
         self._notifier.stopping()
         self.actions.end()
         if self.member is not None:
-            with self.calling(self.member.backend, "stop of its data plane"):
-                self.member.feed.stop()
+            self._stop(self.member.planes)
 
     def turn(self) -> None:
         """Take in what is there, write what differs, put down how things stand. For :meth:`run` and simulations."""
@@ -253,7 +289,8 @@ class Loop:
         if self._diversions_due is not None and now >= self._diversions_due:
             self._look_around(now)
         self.actions.turn(self.slot.state)
-        self._tend_data_plane(now)
+        self._tend_data_planes(now)
+        self._cross(now)
         self._announce()
 
     def _tidy(self, now: float) -> None:
@@ -275,7 +312,9 @@ class Loop:
         if self._adoption is not None:
             due.append(self._adoption.due)
         if self.member is not None:
-            due.append(self.member.feed.due)
+            due += [plane.feed.due for plane in self.member.planes]
+            if self.member.crossing is not None and self.member.crossing.due is not None:
+                due.append(self.member.crossing.due)
         expires_at = self.slot.state.expires_at
         if expires_at is not None and expires_at > self.clock():
             due.append(expires_at)
@@ -450,12 +489,13 @@ class Loop:
         """Bring a generation in by one more slice; when it is whole, it holds."""
         if now < adoption.due:
             return
-        generation = adoption.generation
+        generation = adoption.generation = self._as_far(adoption)
         try:
             with self.calling(generation.backend, "planning"):
                 if adoption.overlay is None:
                     adoption.later.clear()
-                    adoption.overlay = Overlay(generation.backend, generation.node, self._extras(generation.node))
+                    extras = self._extras(generation)
+                    adoption.overlay = Overlay(generation.backend, generation.node, extras, generation.last)
                     adoption.remaining = iter(self.slot.records().items())
                 for key, value in islice(adoption.remaining, SLICE):
                     adoption.overlay.put(key, value)
@@ -475,9 +515,15 @@ class Loop:
 
     def _hold(self, generation: Generation, overlay: Overlay) -> None:
         """A generation holds from now on."""
-        before = self.member
-        feed = before.feed if before is not None else Feed(generation.backend, generation.node, self._rng)
-        self.member = _Member(generation.backend, overlay, feed)
+        before, backend = self.member, generation.backend
+        planes = self._planes(backend, overlay)
+        crossing = Crossing(overlay, backend) if isinstance(backend, Transition) else None
+        self.member = _Member(backend, overlay, planes, crossing)
+        if before is not None:  # their devices are going, and nobody is to make them anew
+            kept = {id(plane.feed) for plane in planes}
+            self._stop(plane for plane in before.planes if id(plane.feed) not in kept)
+        if crossing is None:
+            self._reverse_path.restore()
         overlay.drain_changed()
         self.tracker.watch(tuple(family.network for family in generation.node.network.families))
         self.tracker.follow(overlay.desired)
@@ -485,12 +531,13 @@ class Loop:
         self._want_firewall(overlay)
         self.tracker.sweep = True
         self._settle_due = self.clock() + SETTLE_AFTER
-        if before is None or before.backend is not generation.backend:
-            self._backend_name = self._plugin("backend", generation.backend.name)
+        shown = self.member.shown
+        if before is None or before.shown is not shown:
+            self._backend_name = self._plugin("backend", shown.name)
             if generation.node.network.assumption:
                 log.warning("%s; 'pyflannel config set' writes it down", generation.node.network.assumption)
         if before is None or before.overlay.node.subnets != generation.node.subnets:
-            log.info("lease: %s (%s)", generation.lease.subnets, generation.backend.name)
+            log.info("lease: %s (%s)", generation.lease.subnets, shown.name)
 
     def _take_in(self, overlay: Overlay, dirty: dict[str, str | None]) -> None:
         """Plan a slice of the leases that have changed."""
@@ -536,11 +583,14 @@ class Loop:
         )
         self.firewall.want(rules, network.enable_nftables)
 
-    def _extras(self, node: Node) -> Iterator[Route]:
-        """What the operator wants beside the backend's plan."""
+    def _extras(self, generation: Generation) -> Iterator[KernelObject]:
+        """What the operator wants beside the backend's plan, and what a change of the network needs."""
+        node, backend = generation.node, generation.backend
         if self.settings.blackhole_route:
             for subnet in node.subnets.each:
                 yield Route(subnet, None, metric=BLACKHOLE_METRIC)
+        if isinstance(backend, Transition) and node.network.ipv4 is not None:
+            yield from self._reverse_path.loosen({*backend.links(node), node.underlay.interface})
 
     # The stage of actions
 
@@ -551,6 +601,8 @@ class Loop:
             raise DaemonError(f"{action} has to wait: {standing(self._make_view(), self.clock())[1]}")
         if self.slot.state.trouble:
             raise DaemonError(f"{action} has to wait: {self.slot.state.trouble}")
+        if member.crossing is not None:
+            raise DaemonError(f"{action} has to wait: a change of the network is under way")
         return member.backend, member.overlay.node
 
     def replan(self) -> None:
@@ -560,9 +612,11 @@ class Loop:
             return
         with self.calling(member.backend, "planning"):
             overlay = member.overlay = member.overlay.moved(member.overlay.node, self._beat)
+            member.planes = self._planes(member.backend, overlay)
         overlay.drain_changed()
         self.tracker.follow(overlay.desired)
-        member.feed.renew()
+        for plane in member.planes:
+            plane.feed.renew()
         for _ in range(2):  # a first refusal is not believed
             self._reconcile()
         if not self._in_place():
@@ -573,18 +627,85 @@ class Loop:
         """See :class:`~pyflannel.daemon.actions.Stage`."""
         return self.keeper.publish()
 
-    # The backend's own data plane
+    # The backends' own data planes
 
-    def _tend_data_plane(self, now: float) -> None:
+    def _planes(self, backend: Backend[Any], overlay: Overlay) -> tuple[_Plane, ...]:
+        """The data planes that an overlay asks for; those that run already go on."""
+        node = overlay.node
+        running = [plane.feed for plane in self.member.planes] if self.member is not None else []
+        parts = backend.parts(node) if isinstance(backend, Transition) else [Part(backend, node, lambda lease: lease)]
+        planes = []
+        for part in parts:
+            known = next((feed for feed in running if feed.serves(part.backend, part.node)), None)
+            feed = known or Feed(part.backend, part.node, self._rng)
+            planes.append(_Plane(feed, Share(overlay, part.lease), part.essential))
+        return tuple(planes)
+
+    def _stop(self, planes: Iterable[_Plane]) -> None:
+        for plane in planes:
+            with self.calling(plane.feed.backend, "stop of its data plane"):
+                plane.feed.stop()
+
+    def _tend_data_planes(self, now: float) -> None:
         member = self.member
         if member is None:
             return
-        node = member.overlay.node
-        with self.calling(member.backend, "its data plane"):
-            if not member.feed.serves(member.backend, node):
-                member.feed.stop()
-                member.feed = Feed(member.backend, node, self._rng)
-            member.feed.tend(member.overlay, now)
+        touched = member.overlay.drain_touched()
+        if member.crossing is not None and touched:
+            member.crossing.see(touched)
+        for plane in member.planes:
+            plane.share.touch(touched)
+            with self.calling(plane.feed.backend, "its data plane"):
+                plane.feed.tend(plane.share, now)
+
+    # A change of the network
+
+    def _own_progress(self, change_id: str) -> NodeProgress:
+        """What our lease says of a change."""
+        lease = self.slot.state.lease
+        said = None if lease is None else NodeProgress.from_json(lease.attributes.extra.get(LEASE_KEY))
+        return said if said is not None and said.id == change_id else NodeProgress(change_id)
+
+    def _as_far(self, adoption: _Adoption) -> Generation:
+        """A generation that is in a change, as far in it as we are."""
+        generation, backend = adoption.generation, adoption.generation.backend
+        if adoption.overlay is not None or not isinstance(backend, Transition):
+            return generation
+        known = self.member.crossing if self.member is not None else None
+        same = known is not None and known.transition.change == backend.change
+        graced = backend.graced or (same and known is not None and known.transition.graced)
+        return replace(generation, backend=backend.at(self._own_progress(backend.change.id).step, graced))
+
+    def _cross(self, now: float) -> None:
+        """Say how far we are in a change, and go on in it."""
+        member = self.member
+        if member is None or member.crossing is None or self._adoption is not None or self._dirty:
+            return
+        crossing, transition, node = member.crossing, member.crossing.transition, member.overlay.node
+        own = self._own_progress(transition.change.id)
+        said = crossing.progress(own.step, self._all_in_place, transition.trouble(node) or self._change_trouble())
+        if said != self._said:
+            self._said = said
+            self.keeper.reached(said)
+        further = transition.at(own.step, crossing.graced(now))
+        if further is not transition and self._generation is not None:
+            generation = replace(self._generation, backend=further)
+            self._adoption = _Adoption(generation, Backoff(self._rng), now)
+            self._wake.set()
+
+    def _all_in_place(self) -> bool:
+        """Whether the kernel and the data planes have all that was planned."""
+        member = self.member
+        if member is None or not all(plane.feed.settled for plane in member.planes):
+            return False
+        return not self._kernel_trouble and self.tracker.in_place(member.overlay.desired)
+
+    def _change_trouble(self) -> str:
+        """What goes wrong in this node besides."""
+        member = self.member
+        refused = (str(failure.error) for failure in self.tracker.failures.values())
+        planes = (plane.feed.trouble for plane in member.planes) if member is not None else iter(())
+        return next(filter(None, (*planes, *refused)), "")
 
     # What we say about ourselves
 
@@ -601,7 +722,7 @@ class Loop:
     def _in_place(self) -> bool:
         """Whether the kernel holds all that the node needs for itself."""
         member = self.member
-        return member is not None and self.tracker.in_place(item.key for item in member.overlay.own_objects)
+        return member is not None and self.tracker.in_place(item.key for item in member.essential)
 
     def _make_view(self) -> View:
         member, failures = self.member, self.tracker.failures
@@ -622,9 +743,10 @@ class Loop:
             in_place=self._in_place(),
             refused=next((str(failure.error) for failure in failures.values()), ""),
             refusals=len(failures),
-            plane_trouble=member.feed.trouble if member is not None else "",
+            plane_trouble=member.plane_trouble if member is not None else "",
             diversions=tuple(map(str, self._diversions)),
-            encrypts=member is not None and member.backend.capabilities.encrypts,
+            encrypts=member is not None and encrypts(member.backend),
+            change=self._change_standing(),
             subnet_file=self._subnet_file,
             peers=len(member.overlay.peers) if member is not None else 0,
             skipped=member.overlay.skipped if member is not None else 0,
@@ -632,6 +754,10 @@ class Loop:
             repaired=self._repaired,
             last_error=self._last_error,
         )
+
+    def _change_standing(self) -> ChangeStatus | None:
+        crossing = self.member.crossing if self.member is not None else None
+        return None if crossing is None else crossing.standing(self._own_progress(crossing.transition.change.id))
 
     def _put_view(self) -> View:
         """Put down how things stand, with the details if somebody has asked for them."""
@@ -650,23 +776,23 @@ class Loop:
         details = Details(self.clock(), tracked=tracked, links=links, measures=self.measures.copy())
         if member is None:
             return details
-        feed, overlay = member.feed, member.overlay
+        feeds, overlay = [plane.feed for plane in member.planes], member.overlay
         with self.calling(member.backend, "describe"):
             return replace(
                 details,
                 peers=tuple(overlay.peers.values()),
                 network=overlay.node.network,
-                problems=feed.problems,
-                notes=feed.descriptions(),
+                problems=_together(feed.problems for feed in feeds),
+                notes=_together(feed.descriptions() for feed in feeds),
                 describes=_described(member.backend, overlay.node),
-                counters=feed.counters(),
+                counters={name: count for feed in feeds for name, count in feed.counters().items()},
             )
 
     def _announce(self) -> None:
         member, now = self.member, self.clock()
         lease = self.slot.state
         sound = self._in_place() and lease.valid(now) and not lease.conflict
-        if sound and member is not None and not member.feed.trouble:
+        if sound and member is not None and not member.plane_trouble:
             try:
                 self._write_node_files(member)
                 self._subnet_file_trouble = ""
@@ -725,3 +851,12 @@ def _described(backend: Backend[Any], node: Node) -> dict[str, str]:
         )
     except PyflannelError as error:  # a plugin's fault; nothing else depends on it
         return {"fault": str(error)}
+
+
+def _together(told: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """What data planes tell of peers, as one."""
+    found: dict[str, str] = {}
+    for each in told:
+        for key, text in each.items():
+            found[key] = f"{found[key]}; {text}" if key in found else text
+    return found

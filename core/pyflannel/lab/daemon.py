@@ -57,7 +57,7 @@ class DaemonOptions:
     """
 
     store: str
-    backend: str
+    backend: str | None
     network: str | None = None
     arguments: tuple[str, ...] = ()
     node_id: str | None = ""

@@ -130,11 +130,12 @@ class Node(Machine):
         return self._daemon
 
     def start_daemon(
-        self, store: str, backend: str, network: str | None = None, arguments: Sequence[str] = (), **options: Any
+        self, store: str, backend: str | None, network: str | None = None, arguments: Sequence[str] = (), **options: Any
     ) -> Daemon:
         """Start pyflannel in the foreground here, its log into a file.
 
         :param store: the store's URL, as this node sees it.
+        :param backend: ``--backend``: what the network must have; ``None``: whatever it has, so that it may change.
         :param network: ``--network``: creates the network document if there is none.
         :param arguments: more words for its command line.
         :param options: ``node_id``, ``interface``: in place of the node's name and ``eth0``; ``wrapper``.

@@ -37,18 +37,28 @@ __all__ = [
 N = TypeVar("N", IPv4Network, IPv6Network)
 
 
-def allocate(network: NetworkConfig, taken: Iterable[Subnets], previous: Subnets | None, rng: random.Random) -> Subnets:
+def allocate(
+    network: NetworkConfig,
+    taken: Iterable[Subnets],
+    previous: Subnets | None,
+    rng: random.Random,
+    kept: Subnets | None = None,
+) -> Subnets:
     """Choose subnets for this node, one in every family of ``network``.
 
     Each family by itself: the previous subnet if it fits and is free, else one drawn uniformly from all free ones, so
     that many nodes that start at once rarely draw the same.
 
     :param taken: what all other leases hold, also those whose value can't be read: of any length, in any place.
+    :param kept: what this node holds now: it stays wherever it lies in the network, whatever new subnets look like.
     :raises OutOfSubnetsError: a family has no free subnet.
     """
     held = tuple(taken)
-    ipv4 = _Pool(network.ipv4, (subnets.ipv4 for subnets in held)) if network.ipv4 else None
-    ipv6 = _Pool(network.ipv6, (subnets.ipv6 for subnets in held)) if network.ipv6 else None
+    if kept is not None and any(kept.overlaps(other) for other in held):
+        kept = None
+    four, six = (_kept(network, kept, version) for version in (4, 6))
+    ipv4 = _Pool(network.ipv4, (subnets.ipv4 for subnets in held)) if network.ipv4 and not four else None
+    ipv6 = _Pool(network.ipv6, (subnets.ipv6 for subnets in held)) if network.ipv6 and not six else None
     pools = [pool for pool in (ipv4, ipv6) if pool is not None]
     if not all(pool.free for pool in pools):
         raise OutOfSubnetsError(
@@ -56,9 +66,15 @@ def allocate(network: NetworkConfig, taken: Iterable[Subnets], previous: Subnets
             "leases of nodes that are gone, or give the network config a larger range or smaller subnets"
         )
     return Subnets(
-        ipv4.choose(previous.ipv4 if previous else None, rng) if ipv4 else None,
-        ipv6.choose(previous.ipv6 if previous else None, rng) if ipv6 else None,
+        ipv4.choose(previous.ipv4 if previous else None, rng) if ipv4 else kept.ipv4 if kept and four else None,
+        ipv6.choose(previous.ipv6 if previous else None, rng) if ipv6 else kept.ipv6 if kept and six else None,
     )
+
+
+def _kept(network: NetworkConfig, kept: Subnets | None, version: int) -> bool:
+    """Whether a node can go on with the subnet that it has."""
+    family, subnet = network.family(version), kept.of(version) if kept is not None else None
+    return family is not None and subnet is not None and subnet.subnet_of(family.network)  # type: ignore[arg-type]
 
 
 class _Pool(Generic[N]):
@@ -171,7 +187,8 @@ def decide(
     A lease is ours by its node id, whatever address it has (ours has changed since), or, without a node id (flanneld
     wrote it, or an operator's reservation), by its public address. Of several that fit, a reservation comes first,
     then one with our node id, then the one we held last (``previous``), then the lowest key. The others of ours are
-    stale, reservations excepted: who made them may want them back. Those that don't fit are stale, as in flannel.
+    stale, reservations excepted: who made them may want them back. Those that don't fit are stale, as in flannel, but
+    for one with our node id that still lies in the network: another length or range is for those who come new.
 
     A lease with another node's id that claims our address is never stolen under ``REFUSE``: we keep a lease that has
     our node id and the same address already, for then we were not the later one; otherwise we refuse.
@@ -183,18 +200,26 @@ def decide(
     elif claims and not any(_established(identity, item) for item in ours):
         return _contested(identity, claims[0].lease)
     fitting = sorted(
-        (item for item in ours if network.fits(item.lease.subnets)),
+        (item for item in ours if _keeps(network, identity, item.lease)),
         key=lambda item: (
+            not network.fits(item.lease.subnets),
             not item.permanent,
             item.lease.attributes.node_id != identity.node_id,
             item.lease.subnets != previous,
             item.lease.key,
         ),
     )
-    misfits = tuple(item.lease for item in ours if not network.fits(item.lease.subnets))
+    misfits = tuple(item.lease for item in ours if not _keeps(network, identity, item.lease))
     if not fitting:
         return Fresh(misfits)
     return Adopt(fitting[0].lease, misfits + tuple(item.lease for item in fitting[1:] if not item.permanent))
+
+
+def _keeps(network: NetworkConfig, identity: Identity, lease: Lease) -> bool:
+    """Whether a lease of ours is one that a node may have in this network."""
+    if network.fits(lease.subnets):
+        return True
+    return lease.attributes.node_id == identity.node_id and network.contains(lease.subnets)
 
 
 def rivals(identity: Identity, existing: Iterable[Existing]) -> list[Existing]:

@@ -43,6 +43,7 @@ from pyflannel.membership.machine import (
     WriteConfig,
 )
 from pyflannel.membership.slot import Slot
+from pyflannel.network.change import NodeProgress
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import Subnets
 from pyflannel.network.marks import Marks
@@ -148,6 +149,10 @@ class LeaseKeeper:
             number = self._asked
             self._inbox.put(lambda machine, now: machine.publish(number, now))
         return number
+
+    def reached(self, progress: NodeProgress) -> None:
+        """This node is so far in a change of the network: have our lease say so."""
+        self._inbox.put(lambda machine, now: machine.reached(progress, now))
 
     def announce(self, ready: bool) -> None:
         """Our overlay carries packets, or does not: tell the store."""

@@ -15,7 +15,9 @@ The machine has *duties*, and each of them is taken care of for itself, so that 
   day of being cut off all take it.
 * **announce** tells the store whether this node's overlay carries packets, for those who would start work here.
 * **watch**, **publish** and **follow** are a session's: hear of changes, make our lease say what we are, and go over to
-  another document or underlay as soon as that is possible. Until then the session goes on with the ones in force.
+  another document or underlay as soon as that is possible. Until then the session goes on with the ones in force. A
+  document that all nodes have to follow together is followed only by way of a change
+  (:mod:`pyflannel.network.change`); one that merely was written keeps the one in force, and is trouble.
 
 Each duty has a trouble of its own, which is there from its failure until it succeeds, and pauses of its own.
 
@@ -26,6 +28,7 @@ store is given up for a new one of the same kind.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
@@ -59,12 +62,15 @@ from pyflannel.membership.allocation import (
 )
 from pyflannel.membership.naming import Myself, state_directory
 from pyflannel.membership.slot import Generation, LeaseState, Slot
+from pyflannel.network.agreement import options_apart, ranges_apart
+from pyflannel.network.change import LEASE_KEY, NetworkChange, NodeProgress, Step, Written, read
 from pyflannel.network.document import NetworkConfig, NetworkSeed, with_backend
-from pyflannel.network.lease import IPAddress, Lease, LeaseAttributes, Subnets
+from pyflannel.network.lease import JSON, IPAddress, Lease, LeaseAttributes, Subnets
 from pyflannel.network.marks import NO_MARKS, Kinship, Marks
 from pyflannel.network.underlay import Underlay
 from pyflannel.planning.guard import PUBLISH_TIMEOUT
 from pyflannel.planning.judging import backend_types
+from pyflannel.planning.transition import Side, Transition
 from pyflannel.small.retry import Backoff
 from pyflannel.store import CALL_TIMEOUT, CONFIG_KEY, Batch, Record, Snapshot, Unassigned
 
@@ -371,12 +377,37 @@ class _Pause:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """What we follow: a network document, the backend for it, and the underlay."""
+    """What we follow: a network document, the backend for it, and the underlay.
+
+    While a change is under way, ``following`` is what is to hold after it, or ``trouble`` says why this node can't have
+    that.
+    """
 
     document: str
     network: NetworkConfig
     backend: Backend[Any]
     underlay: Underlay
+    written: Written
+    following: Side | None = None
+    trouble: str = ""
+
+    @property
+    def side(self) -> Side:
+        """What holds now."""
+        return Side(self.backend, self.network)
+
+    @property
+    def planner(self) -> Backend[Any]:
+        """What plans for this place."""
+        change = self.written.change
+        if change is None or self.following is None:
+            return self.backend
+        return Transition(self.side, self.following, change)
+
+    @property
+    def last(self) -> str:
+        """The change that has led here, if one has."""
+        return self.written.last if self.written.moved else ""
 
 
 @dataclass(slots=True)
@@ -465,6 +496,8 @@ class LeaseMachine:
         """Leases that we may have created without having looked whether another crosses them."""
         self._generation = 0
         self._asked = 0
+        self._reached = NodeProgress("")
+        """How far this node is in a change, as the daemon's loop sees it."""
         self._ready: bool | None = None
         """Whether our overlay carries packets, as far as we are told, and what the store was told of it."""
         self._announced: bool | None = None
@@ -498,6 +531,14 @@ class LeaseMachine:
         self._pauses["publish"].at = now
         if self._session is None and "join" in self._troubles:
             self._settle_requests(self._asked, self._troubles["join"])
+        self._turn()
+
+    def reached(self, progress: NodeProgress, now: float) -> None:
+        """This node is so far in a change: have our lease say so."""
+        self._now = now
+        if progress != self._reached:
+            self._reached = progress
+            self._pauses["publish"].at = now
         self._turn()
 
     def announce(self, ready: bool, now: float) -> None:
@@ -930,7 +971,7 @@ class LeaseMachine:
         place = self._in_force
         self._generation += 1
         node = self._node(place, lease.subnets)
-        self._slot.begin(Generation(self._generation, node, place.backend, lease), records)
+        self._slot.begin(Generation(self._generation, node, place.planner, lease, place.last), records)
 
     @property
     def _in_force(self) -> _Place:
@@ -1045,18 +1086,68 @@ class LeaseMachine:
         :raises PluginError: its backend is missing or doesn't load.
         :raises UnderlayError: the underlay lacks an address.
         """
-        for known in (self._candidate, self._place):
-            if known is not None and known.document == document:
-                network, backend = known.network, known.backend
-                break
-        else:
-            network = NetworkConfig.from_json(document, f"network config in {self._store}")
+        written = read(document, f"network config in {self._store}")
+        known = self._known(written.settings)
+        if known is None:
+            network = NetworkConfig.from_json(written.text, f"network config in {self._store}")
             if network.assumption and leases is None:
                 leases = (yield TakeSnapshot()).leases
             network = self._network(network, leases or ())
-            backend = yield Load(network)
-        _check_underlay(network, underlay, backend)
-        return _Place(document, network, backend, underlay)
+            known = Side((yield Load(network)), network)
+        _check_underlay(known.network, underlay, known.backend)
+        if self._place is not None:
+            self._check_agreed(self._place, written, known)
+        following, trouble = yield from self._following(written.change, known, underlay)
+        return _Place(document, known.network, known.backend, underlay, written, following, trouble)
+
+    def _known(self, settings: Mapping[str, JSON]) -> Side | None:
+        """The backend that was made for these settings before: a change keeps the ones that run."""
+        for place in (self._candidate, self._place):
+            if place is None:
+                continue
+            if place.written.settings == settings:
+                return place.side
+            if place.written.change is not None and place.written.change.target == settings:
+                return place.following
+        return None
+
+    def _check_agreed(self, place: _Place, written: Written, new: Side) -> None:
+        """Refuse what a node must not follow for itself.
+
+        :raises ConfigError: says what differs, and what to do.
+        """
+        if written.settings == place.written.settings and (written.change or place.written.change is None):
+            return
+        if written.last != place.written.last:  # a change has led there, and all nodes are to follow
+            return
+        differs = ranges_apart(place.network, new.network) or _backends_apart(place.side, new)
+        if not differs and place.written.change is not None:
+            differs = f"the change {place.written.change.id} that was under way has been taken out of it"
+        if differs:
+            raise ConfigError(
+                f"the network config in {self._store} was changed while this node runs: {differs}. This node keeps the "
+                "one in force, with which the other nodes reach it; put that back, and use 'pyflannel network change', "
+                "which loses no packet; or restart all daemons"
+            )
+
+    def _following(
+        self, change: NetworkChange | None, present: Side, underlay: Underlay
+    ) -> Generator[Call, Any, tuple[Side | None, str]]:
+        """What is to hold after the change that is under way, or why this node can't have it."""
+        if change is None:
+            return None, ""
+        try:
+            known = self._known(change.target)
+            if known is None:
+                network = NetworkConfig.from_json(json.dumps(change.target), "the change's new network config")
+                network = self._network(network, ())
+                known = Side((yield Load(network)), network)
+            _check_underlay(known.network, underlay, known.backend)
+            if known.network.families != present.network.families:
+                raise ConfigError("the change's new network config has other networks; change those by themselves")
+        except PyflannelError as error:
+            return None, str(error)
+        return known, ""
 
     def _network(self, network: NetworkConfig, leases: Iterable[Record]) -> NetworkConfig:
         """As this node takes it, if its settings agree with it."""
@@ -1119,7 +1210,9 @@ class LeaseMachine:
                 return (yield from self._adopt(place, records[key], decision.lease))
         claims = {key: claim for key in records if (claim := _claim(network, key)) is not None}
         self._refuse_to_lose(network, records, claims)
-        yield from self._create(place, list(claims.values()), self._last_subnets, stale)
+        ours = [lease.subnets for lease in decision.stale if lease.attributes.node_id == self._node_id]
+        kept = self._state.lease.subnets if self._state.lease is not None else next(iter(ours), None)
+        yield from self._create(place, list(claims.values()), self._last_subnets, stale, kept)
         return True
 
     def _adopt(self, place: _Place, record: Record, lease: Lease) -> Generator[Call, Any, bool]:
@@ -1146,7 +1239,12 @@ class LeaseMachine:
         self, place: _Place, subnets: Subnets, before: LeaseAttributes
     ) -> Generator[Call, Any, LeaseAttributes]:
         """What our lease of ``subnets`` should say; unknown fields of an earlier one are kept."""
-        published: Published = yield Publish(place.backend, self._node(place, subnets))
+        node = self._node(place, subnets)
+        published: Published = yield Publish(place.backend, node)
+        progress = yield from self._progress(place, node, before)
+        extra = {name: value for name, value in before.extra.items() if name != LEASE_KEY}
+        if progress is not None:
+            extra[LEASE_KEY] = progress.to_json()
         uses = place.network.family
         return LeaseAttributes(
             public_ip=place.underlay.public_ipv4 if uses(4) else None,
@@ -1157,8 +1255,28 @@ class LeaseMachine:
             node_id=self._node_id,
             marks=self._marks,
             twin_of=self._options.node_id if self._node_id != self._options.node_id else None,
-            extra=before.extra,
+            extra=extra,
         )
+
+    def _progress(
+        self, place: _Place, node: Node, before: LeaseAttributes
+    ) -> Generator[Call, Any, NodeProgress | None]:
+        """What our lease should say of the change that is under way, or of the last one."""
+        change = place.written.change
+        if change is None:
+            return NodeProgress(place.last, Step.DONE) if place.last else None
+        known = self._reached
+        if known.id != change.id:
+            said = NodeProgress.from_json(before.extra.get(LEASE_KEY))
+            known = NodeProgress(change.id, said.step if said is not None and said.id == change.id else None)
+        if place.following is None:
+            return NodeProgress(change.id, trouble=place.trouble)
+        following = place.following
+        try:
+            published: Published = yield Publish(following.backend, following.node(node))
+        except PyflannelError as error:
+            return NodeProgress(change.id, trouble=str(error))
+        return replace(known, backend_type=following.name, data=published.data, v6_data=published.v6_data)
 
     def _ask_assigned(self) -> Generator[Call, Any, Record]:
         """Our record, from a store that assigns subnets. Before the snapshot, which costs more: this may take long."""
@@ -1215,10 +1333,15 @@ class LeaseMachine:
                 )
 
     def _create(
-        self, place: _Place, taken: list[Subnets], previous: Subnets | None, stale: Set[str]
+        self,
+        place: _Place,
+        taken: list[Subnets],
+        previous: Subnets | None,
+        stale: Set[str],
+        kept: Subnets | None,
     ) -> Generator[Call, Any, None]:
         for _ in range(CREATE_ATTEMPTS):
-            subnets = allocate(place.network, taken, previous, self._rng)
+            subnets = allocate(place.network, taken, previous, self._rng, kept)
             attributes = yield from self._attributes(place, subnets, LeaseAttributes())
             self._unchecked.add(subnets.key)
             began = self._now
@@ -1321,16 +1444,15 @@ class LeaseMachine:
         document, underlay, place = self._document, self._underlay, self._in_force
         assert underlay is not None
         refused: PyflannelError | None = None
-        if document != place.document:
+        if document != place.document or place.trouble:
             try:
-                self._candidate = yield from self._place_for(document, underlay)
+                candidate = yield from self._place_for(document, underlay)
             except PyflannelError as error:
                 refused = error
             else:
-                if document == self._document:
-                    self._restarts.reset()
-                    self._rejoin(None)
+                if document == self._document and self._go_over(place, candidate):
                     return
+                place = self._in_force
         if underlay != place.underlay:
             try:
                 _check_underlay(place.network, underlay, place.backend)
@@ -1346,6 +1468,21 @@ class LeaseMachine:
             raise refused
         else:
             self._look_again()
+
+    def _go_over(self, place: _Place, candidate: _Place) -> bool:
+        """Follow a document: in this session where no subnet can change, else in another. Whether all is done."""
+        if candidate.network.families != place.network.families:
+            self._candidate = candidate
+            self._restarts.reset()
+            self._rejoin(None)
+            return True
+        if (candidate.document, candidate.trouble) != (place.document, place.trouble):
+            self._place = candidate
+            self._say(None)
+            self._pauses["publish"].at = self._now
+        if candidate.trouble:
+            self._pauses["follow"].put_off(self._now)
+        return bool(candidate.trouble)
 
     # What the watch tells ---------------------------------------------------------------------------------------------
 
@@ -1422,6 +1559,14 @@ class LeaseMachine:
 
 
 # Pure judgements ------------------------------------------------------------------------------------------------------
+
+
+def _backends_apart(old: Side, new: Side) -> str:
+    """How two settings differ in what all nodes have to agree on; empty if they don't."""
+    if old.name != new.name:
+        return f"its backend is {new.name}, the one in force {old.name}"
+    keys = options_apart(old.backend.options, new.backend.options)
+    return f"its Backend has another {', '.join(keys)}" if keys else ""
 
 
 def _key_written(call: Call) -> str | None:

@@ -48,12 +48,16 @@ class LeaseState:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What this node is part of: it holds ``lease``, and ``node`` is its place. A new one replaces it as a whole."""
+    """What this node is part of: it holds ``lease``, and ``node`` is its place. A new one replaces it as a whole.
+
+    ``last`` is the network's last change, by whose end others may be late.
+    """
 
     number: int
     node: Node
     backend: Backend[Any]
     lease: Lease
+    last: str = ""
 
 
 @dataclass(frozen=True, slots=True)

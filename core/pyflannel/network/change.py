@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
 
-from pyflannel.errors import ConfigError, MalformedError
+from pyflannel.errors import ConfigError
 from pyflannel.network.lease import JSON, Lease
 
 __all__ = [
@@ -43,13 +43,15 @@ __all__ = [
     "Phase",
     "Sides",
     "Step",
+    "Written",
     "all_switched",
     "due_step",
     "finished",
+    "in_force",
+    "read",
     "receives",
     "sends_new",
     "sides",
-    "split",
 ]
 
 DOCUMENT_KEY: Final = "Change"
@@ -98,8 +100,8 @@ class NetworkChange:
 
     :param id: 16 hexadecimal digits; tells this change from every other one.
     :param target: the document that holds after the change, as it would stand alone.
-    :param began: when it was begun, RFC 3339, for people.
-    :param without: node ids that the operator decided not to wait for.
+    :param began: when it was begun, RFC 3339, for people; ``since``: when this phase was.
+    :param without: node ids, or keys of leases, that the operator decided not to wait for.
     """
 
     id: str
@@ -107,10 +109,11 @@ class NetworkChange:
     target: Mapping[str, JSON]
     began: str = ""
     without: tuple[str, ...] = ()
+    since: str = ""
 
-    def at(self, phase: Phase) -> NetworkChange:
+    def at(self, phase: Phase, since: str = "") -> NetworkChange:
         """The same change in another phase."""
-        return replace(self, phase=phase)
+        return replace(self, phase=phase, since=since)
 
     def to_json(self) -> JSON:
         """What stands under :data:`DOCUMENT_KEY`."""
@@ -119,6 +122,7 @@ class NetworkChange:
             "Phase": self.phase.value,
             "To": dict(self.target),
             "Began": self.began,
+            "Since": self.since,
             "Without": list(self.without),
         }
 
@@ -144,11 +148,50 @@ class NetworkChange:
             raise ConfigError(
                 f"{source}: {DOCUMENT_KEY}.Phase is {value.get('Phase')!r:.60}: must be one of {known}"
             ) from None
-        return cls(identity, phase, target, str(value.get("Began", ""))[:40], tuple(without))
+        began, since = (str(value.get(name, ""))[:40] for name in ("Began", "Since"))
+        return cls(identity, phase, target, began, tuple(without), since)
 
 
-def split(text: str, source: str = "network config") -> tuple[dict[str, JSON], NetworkChange | None]:
-    """A network document without its change, and the change, if one is under way.
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A network document, taken apart.
+
+    :param settings: what holds: the document without what this module keeps in it.
+    :param change: the change that is under way, if one is.
+    :param last: the last change that came to an end, empty if there was none; ``moved``: with its new settings.
+    """
+
+    settings: Mapping[str, JSON]
+    change: NetworkChange | None = None
+    last: str = ""
+    moved: bool = False
+
+    @property
+    def text(self) -> str:
+        """The settings alone, as a document."""
+        return json.dumps(self.settings)
+
+    def with_change(self, change: NetworkChange) -> str:
+        """The document with a change under way."""
+        return json.dumps({**self._noted(), DOCUMENT_KEY: change.to_json()})
+
+    def ended(self, change: NetworkChange, at: str) -> str:
+        """The document after a change: with its new settings, or after BACK with those that it had."""
+        moved = change.phase is not Phase.BACK
+        note = {"Id": change.id, "Outcome": _MOVED if moved else "back", "Ended": at}
+        return json.dumps({**(change.target if moved else self.settings), LAST_KEY: note})
+
+    def _noted(self) -> dict[str, JSON]:
+        if not self.last:
+            return dict(self.settings)
+        return {**self.settings, LAST_KEY: {"Id": self.last, "Outcome": _MOVED if self.moved else "back"}}
+
+
+_MOVED: Final = "done"
+
+
+def read(text: str, source: str = "network config") -> Written:
+    """Take a network document apart; whether its settings can be followed is not looked at.
 
     :raises ConfigError: it is no JSON object, or the change can't be read.
     """
@@ -158,16 +201,24 @@ def split(text: str, source: str = "network config") -> tuple[dict[str, JSON], N
         raise ConfigError(f"{source}: not valid JSON: {error}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{source}: expected a JSON object, found {type(document).__name__}")
-    value = document.pop(DOCUMENT_KEY, None)
-    return document, None if value is None else NetworkChange.from_json(value, source)
+    value, last = document.pop(DOCUMENT_KEY, None), document.pop(LAST_KEY, None)
+    identity = last.get("Id") if isinstance(last, dict) else None
+    known = isinstance(identity, str) and bool(_ID.fullmatch(identity))
+    return Written(
+        document,
+        None if value is None else NetworkChange.from_json(value, source),
+        str(identity) if known else "",
+        known and last.get("Outcome") == _MOVED,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class NodeProgress:
     """What one node's lease says of a change.
 
-    ``step`` is ``None`` while the node is not yet prepared; ``trouble`` then says why it can't be. ``backend_type``,
-    ``data`` and ``v6_data`` are what its backend publishes under the new settings.
+    ``step`` is ``None`` while the node is not yet prepared. ``trouble`` says what keeps it from going on.
+    ``backend_type`` names the new settings' backend once ``data`` and ``v6_data`` are what that publishes; until then
+    it is ``None``.
     """
 
     id: str
@@ -278,19 +329,14 @@ class Sides:
 
 
 def sides(lease: Lease, change_id: str) -> Sides:
-    """What a lease says of the change ``change_id``.
-
-    :raises MalformedError: the lease's own account of the change can't be used.
-    """
+    """What a lease says of the change ``change_id``."""
     progress = NodeProgress.from_json(lease.attributes.extra.get(LEASE_KEY))
     if progress is None or progress.id != change_id:
         return Sides(lease, None, None)
     if progress.step is Step.DONE:
         return Sides(None, lease, progress.step)
-    if progress.backend_type is None and progress.data is None and progress.v6_data is None and progress.step is None:
+    if progress.backend_type is None:
         return Sides(lease, None, None)
-    if progress.backend_type is None and progress.data is not None:
-        raise MalformedError(f"lease value: {LEASE_KEY} has BackendData without BackendType")
     attributes = replace(
         lease.attributes,
         backend_type=progress.backend_type,
@@ -298,3 +344,11 @@ def sides(lease: Lease, change_id: str) -> Sides:
         backend_v6_data=progress.v6_data,
     )
     return Sides(lease, lease.with_attributes(attributes), progress.step)
+
+
+def in_force(lease: Lease, last: str) -> Lease:
+    """A lease as it is under the settings that hold since the change ``last`` has ended with them.
+
+    A node that is late still says them beside the former ones.
+    """
+    return (sides(lease, last).new or lease) if last else lease

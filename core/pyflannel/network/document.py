@@ -17,6 +17,7 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_netw
 from typing import Final, Generic, NamedTuple, NoReturn, TypeVar
 
 from pyflannel.errors import ConfigError
+from pyflannel.network.change import DOCUMENT_KEY, LAST_KEY
 from pyflannel.network.lease import JSON, IPAddress, IPNetwork, Subnets
 from pyflannel.small.text import cut
 
@@ -254,7 +255,9 @@ class _Document:
         self.source = source
         names = {name.lower(): name for name in KEYS}
         self._values = {names[name.lower()]: value for name, value in document.items() if name.lower() in names}
-        self.unknown = tuple(name for name in document if name.lower() not in names)
+        self.unknown = tuple(
+            name for name in document if name.lower() not in names and name not in (DOCUMENT_KEY, LAST_KEY)
+        )
 
     def has(self, key: str) -> bool:
         return key in self._values

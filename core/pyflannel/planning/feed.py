@@ -14,15 +14,15 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from pyflannel.backend import Backend, DataPlane, Lease, LeaseAttributes, Node, Subnets
 from pyflannel.errors import MalformedError, PluginError, PyflannelError
 from pyflannel.planning.guard import guarded
-from pyflannel.planning.overlay import Overlay
+from pyflannel.planning.overlay import Overlay, Peer
 from pyflannel.small.retry import Backoff
 
-__all__ = ["Feed"]
+__all__ = ["Feed", "Peers", "Share"]
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,50 @@ AT_ONCE: Final = 2000
 
 _AS_TOLD: Final = Lease(Subnets(IPv4Network("0.0.0.0/32")), LeaseAttributes())
 """Stands for a lease that the data plane was told of in this very form."""
+
+
+class Peers(Protocol):
+    """What a feed is told from: an overlay, or a share of one."""
+
+    @property
+    def peers(self) -> Mapping[str, Peer]:
+        """Lease key to peer."""
+
+    def lease(self, key: str) -> Lease | None:
+        """A peer's lease as the data plane should be told; ``None`` if it should not."""
+
+    def drain_touched(self) -> set[str]:
+        """The keys of leases that may be another thing than at the last call."""
+
+
+class Share:
+    """An overlay's peers as one of its data planes should be told of them.
+
+    :param lease: a peer's lease as it is for that one.
+    """
+
+    def __init__(self, overlay: Overlay, lease: Callable[[Lease], Lease | None]) -> None:
+        self._overlay, self._lease = overlay, lease
+        self._touched: set[str] = set()
+
+    @property
+    def peers(self) -> Mapping[str, Peer]:
+        """See :class:`Peers`."""
+        return self._overlay.peers
+
+    def lease(self, key: str) -> Lease | None:
+        """See :class:`Peers`."""
+        lease = self._overlay.lease(key)
+        return None if lease is None else self._lease(lease)
+
+    def touch(self, keys: set[str]) -> None:
+        """What :meth:`Overlay.drain_touched` has told."""
+        self._touched |= keys
+
+    def drain_touched(self) -> set[str]:
+        """See :class:`Peers`."""
+        touched, self._touched = self._touched, set()
+        return touched
 
 
 @dataclass(slots=True)
@@ -79,16 +123,25 @@ class Feed:
         self._dirty: set[str] = set()
         self._superseded: set[str] = set()
         """Leases that are gone, whose subnets another one shall have and has not yet."""
-        self._overlay: Overlay | None = None
+        self._overlay: Peers | None = None
         self._started = False
         self._complete = False
         """Whether everything was told once: only then the data plane may forget what it knew besides."""
         self._check_due = 0.0
+        self._checked = False
+        """Whether it was checked since it was told something last."""
 
     @property
     def trouble(self) -> str:
         """Why there is no sound data plane although the backend has one; empty if all is well."""
         return next(iter(self._troubles.values()), "")
+
+    @property
+    def settled(self) -> bool:
+        """Whether the data plane, if there is one, knows all peers and has said since that it serves them."""
+        if not self._started or self._troubles or self._dirty or self._refused or self._reported:
+            return False
+        return self.plane is None or self._checked
 
     @property
     def problems(self) -> Mapping[str, str]:
@@ -99,7 +152,7 @@ class Feed:
         """Whether this is the right data plane for a backend and node, so that it can go on."""
         return type(backend) is type(self.backend) and (backend.options, node) == (self.backend.options, self.node)
 
-    def tend(self, overlay: Overlay, now: float) -> None:
+    def tend(self, overlay: Peers, now: float) -> None:
         """Start the data plane if it is not running, tell it what has changed, and look after it once a second.
 
         :param overlay: with all leases of the store in it: whoever is missing is forgotten.
@@ -127,7 +180,7 @@ class Feed:
             waiting = [refused.due for refused in self._refused.values()]
             self.due = now if self._dirty else min([self._check_due, *waiting])
 
-    def _note_changes(self, overlay: Overlay) -> None:
+    def _note_changes(self, overlay: Peers) -> None:
         touched = overlay.drain_touched()
         if overlay is self._overlay:
             self._dirty |= touched
@@ -152,6 +205,7 @@ class Feed:
     def _check(self, plane: DataPlane, now: float) -> None:
         try:
             self._reported = self._by_lease(self._call("check", lambda: _texts(plane.check())))
+            self._checked = True
             self._backoff.reset()
         except PyflannelError:  # it is dead, and says so
             self.stop()
@@ -172,7 +226,7 @@ class Feed:
 
     # What it is told
 
-    def _tell(self, plane: DataPlane, overlay: Overlay, now: float) -> bool:
+    def _tell(self, plane: DataPlane, overlay: Peers, now: float) -> bool:
         """Tell the data plane what it should know; returns whether there were peers to reach among that."""
         due = {key for key, refused in self._refused.items() if refused.due <= now}
         keys = self._dirty | due | self._superseded
@@ -198,7 +252,7 @@ class Feed:
                 self._dirty.add(key)
         return bool(wanted)
 
-    def _wanted(self, overlay: Overlay, key: str) -> Lease | None:
+    def _wanted(self, overlay: Peers, key: str) -> Lease | None:
         """What the data plane should be told of a lease, :data:`_AS_TOLD` if it was; ``None`` if nothing."""
         peer, told = overlay.peers.get(key), self._told.get(key)
         if peer is None or peer.reason:
@@ -219,6 +273,7 @@ class Feed:
         self._forget(key)
 
     def _put(self, plane: DataPlane, key: str, value: str, lease: Lease, now: float) -> None:
+        self._checked = False
         try:
             self._call("put", lambda: plane.put(lease), key)
         except PyflannelError as error:

@@ -21,12 +21,14 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from pyflannel.backend import Backend, Node
 from pyflannel.errors import MalformedError, PeerRejected, PyflannelError
 from pyflannel.kernel.model import KernelObject, Key, Link
+from pyflannel.network.change import in_force
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import IPNetwork, Lease, Subnets
 from pyflannel.network.ranges import Ranges
 from pyflannel.planning.guard import examined, guarded
 from pyflannel.planning.judging import own_problem, placement_problem, type_problem
 from pyflannel.planning.spread import spread
+from pyflannel.planning.transition import Transition
 from pyflannel.small.text import cut
 
 __all__ = ["Overlay", "Peer", "usable"]
@@ -86,12 +88,14 @@ class _Judged(NamedTuple):
 class Overlay:
     """The peers and the desired state that follows from them, for one node with one lease and one backend.
 
+    :param last: the network's last change, by whose end peers may be late.
     :raises PyflannelError: the backend can't plan for this node.
     """
 
-    def __init__(self, backend: Backend[Any], node: Node, extras: Iterable[KernelObject] = ()) -> None:
+    def __init__(self, backend: Backend[Any], node: Node, extras: Iterable[KernelObject] = (), last: str = "") -> None:
         self.backend = backend
         self.node = node
+        self.last = last
         self._extras = tuple(extras)
         self._links: frozenset[str] = frozenset()
         planned = self._planned("plan_node", lambda: backend.plan_node(node), _networks(node))
@@ -99,6 +103,7 @@ class Overlay:
         tunnelled = bool(guarded(backend.name, "tunnelled", lambda: backend.tunnelled))
         self.entrances = self._links if tunnelled else frozenset()
         """The devices by which the overlay's packets come in; empty if they may come in by others, too."""
+        self._of_two_types = isinstance(backend, Transition)  # which judges them itself
         self._untyped = bool(guarded(backend.name, "capabilities", lambda: backend.capabilities.untyped_leases))
         self.own_objects = (*planned, *self._extras)
         """What the node needs for itself: what the backend plans, and ``extras``."""
@@ -128,7 +133,7 @@ class Overlay:
     def lease(self, key: str) -> Lease | None:
         """A peer's lease, without the families that this network does not use; ``None`` if it can't be read."""
         try:
-            return self._usable(Lease.from_record(key, self._peers[key].value))
+            return self._usable(self._read(key, self._peers[key].value))
         except MalformedError:
             return None
 
@@ -165,7 +170,7 @@ class Overlay:
 
         :param progress: called after each lease, for this may take long.
         """
-        overlay = Overlay(self.backend, node, self._extras)
+        overlay = Overlay(self.backend, node, self._extras, self.last)
         for peer in self._peers.values():
             overlay.put(peer.key, peer.value)
             progress()
@@ -311,13 +316,13 @@ class Overlay:
     def _judge(self, key: str, value: str) -> _Judged:
         """The peer as it would be if it were alone."""
         try:
-            lease = Lease.from_record(key, value)
+            lease = self._read(key, value)
         except MalformedError as error:
             return _Judged(Peer(key, value, str(error)), None)
         reason = (
             placement_problem(self.node.network, lease)
             or own_problem(self.node, lease)
-            or type_problem(lease, self.backend.name, self._untyped)
+            or ("" if self._of_two_types else type_problem(lease, self.backend.name, self._untyped))
         )
         if reason:
             return _Judged(Peer(key, value, reason), None)
@@ -335,6 +340,9 @@ class Overlay:
     ) -> tuple[KernelObject, ...]:
         name, within = self.backend.name, tuple(subnets)
         return guarded(name, what, lambda: spread(examined(name, tuple(call()), self.node, within, self._links)))
+
+    def _read(self, key: str, value: str) -> Lease:
+        return in_force(Lease.from_record(key, value), self.last)
 
     def _usable(self, lease: Lease) -> Lease:
         return usable(self.node.network, lease)

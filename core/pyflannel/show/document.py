@@ -66,6 +66,7 @@ def document(view: View, now: float, wall: float) -> Status:
         data_plane=details.counters,
         age=round(now - details.made_at, 1),
         diversions=view.diversions,
+        change=view.change,
     )
 
 

@@ -50,7 +50,15 @@ def _running(view: View, now: float) -> tuple[State, str]:
         return State.STARTING, "writing subnet.env"
     backend = view.backend.name if view.backend is not None else ""
     text = f"{view.subnets} on {backend}, {view.peers - view.skipped} peers"
-    return State.READY, text + (f", {view.skipped} leases skipped" if view.skipped else "")
+    return State.READY, text + (f", {view.skipped} leases skipped" if view.skipped else "") + _changing(view)
+
+
+def _changing(view: View) -> str:
+    change = view.change
+    if change is None:
+        return ""
+    trouble = f": {change.trouble}" if change.trouble else ""
+    return f", changing from {change.former} to {change.following} (phase {change.phase}){trouble}"
 
 
 def readiness(view: View, now: float) -> tuple[bool, str]:

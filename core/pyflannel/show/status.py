@@ -192,6 +192,23 @@ class FirewallStatus:
     repaired: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class ChangeStatus:
+    """Where this node stands in a change of the network that is under way, from one backend to another.
+
+    ``phase`` is the change's, ``step`` what our lease says; ``trouble`` keeps us from going on, and ``waiting`` are the
+    leases of the peers that do.
+    """
+
+    id: str
+    phase: str
+    former: str
+    following: str
+    step: str = ""
+    trouble: str = ""
+    waiting: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """The whole document. ``started`` is RFC 3339; ``message`` says in one line what the state is about.
@@ -222,6 +239,7 @@ class Status:
     data_plane: Mapping[str, int] = field(default_factory=dict)
     age: float = 0.0
     diversions: tuple[str, ...] = ()
+    change: ChangeStatus | None = None
 
     @property
     def ready(self) -> bool:

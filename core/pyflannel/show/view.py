@@ -20,6 +20,7 @@ from pyflannel.network.lease import Subnets
 from pyflannel.network.underlay import Underlay
 from pyflannel.planning.overlay import Peer
 from pyflannel.show.measures import Measures
+from pyflannel.show.status import ChangeStatus
 
 __all__ = ["DETAILS_PATIENCE", "Details", "PluginCall", "PluginName", "View", "Window"]
 
@@ -76,6 +77,7 @@ class View:
     :param diversions: others' routes that take packets of the overlay away; ``encrypts``: where the backend would have
         encrypted them.
     :param subnet_file: ``subnet.env`` says what we hold.
+    :param change: the change of the network that is under way.
     :param settled: the overlay holds all leases of the store.
     """
 
@@ -104,6 +106,7 @@ class View:
     firewall: FirewallState = field(default_factory=FirewallState)
     repaired: int = 0
     last_error: tuple[float, str] | None = None
+    change: ChangeStatus | None = None
     details: Details | None = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,11 @@ TWO_FAMILIES = (
     '"Backend": {"Type": "alloc"}}'
 )
 HANGS = "hangs"
+
+
+def agreed(document: str, change: str = "00000000000000a1") -> str:
+    """A document that a change has led to: nodes that run follow it."""
+    return json.dumps({**json.loads(document), "LastChange": {"Id": change, "Outcome": "done"}})
 
 
 def underlay(host: int = 1, ipv6: bool = True) -> Underlay:

@@ -213,11 +213,21 @@ def test_a_lease_of_ours_is_adopted(mine: Existing) -> None:
     assert decide(NET, ME, [*OTHERS, mine]) == Adopt(mine.lease)
 
 
-@pytest.mark.parametrize("subnet", ["10.0.0.0/24", "10.0.7.0/25", "10.9.0.0/24"])
+@pytest.mark.parametrize(
+    ("subnet", "node_id"), [("10.0.0.0/24", None), ("10.0.7.0/25", None), ("10.9.0.0/24", None), ("10.9.0.0/24", "me")]
+)
 @pytest.mark.parametrize("permanent", [False, True])
-def test_a_lease_of_ours_that_does_not_fit_is_deleted(subnet: str, permanent: bool) -> None:
-    mine = lease(subnet, A4, "me", permanent)
+def test_a_lease_of_ours_that_does_not_fit_is_deleted(subnet: str, node_id: str | None, permanent: bool) -> None:
+    mine = lease(subnet, A4, node_id, permanent)
     assert decide(NET, ME, [*OTHERS, mine]) == Fresh((mine.lease,))
+
+
+@pytest.mark.parametrize("subnet", ["10.0.0.0/24", "10.0.7.0/25"])
+def test_a_lease_with_our_node_id_is_kept_in_a_network_that_is_laid_out_anew(subnet: str) -> None:
+    """Containers keep their addresses; one that fits is preferred."""
+    mine, fits = lease(subnet, A4, "me"), lease("10.0.9.0/24", A4, "me")
+    assert decide(NET, ME, [*OTHERS, mine]) == Adopt(mine.lease)
+    assert decide(NET, ME, [*OTHERS, mine, fits]) == Adopt(fits.lease, (mine.lease,))
 
 
 def test_which_of_several() -> None:
@@ -304,7 +314,7 @@ def test_no_decision_touches_a_lease_that_is_not_ours(existing: list[Existing], 
     if isinstance(decision, (Adopt, Fresh)):
         touched.update(item.key for item in decision.stale)
     if isinstance(decision, Adopt):
-        assert NET.fits(decision.lease.subnets)
+        assert NET.contains(decision.lease.subnets)
         assert decision.lease not in decision.stale
         touched.add(decision.lease.key)
     for item in existing:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.membership.modelled import DOCUMENT, TWO_FAMILIES, Saying, foreign, made, underlay
+from tests.unit.membership.modelled import DOCUMENT, TWO_FAMILIES, Saying, agreed, foreign, made, underlay
 
 from pyflannel.backend import Backend, Published
 from pyflannel.membership import machine
@@ -151,7 +151,7 @@ def test_an_underlay_and_a_document_are_followed(tmp_path: Path, outside: Store)
         keeper.keeper.move(underlay(9))
         assert keeper.joined(2).node.underlay == underlay(9)
         keeper.until(lambda: "192.0.2.9" in getattr(record_of(outside, key), "value", ""))
-        outside.write_config('{"Network": "10.6.0.0/16"}', outside.read_config())
+        outside.write_config(agreed('{"Network": "10.6.0.0/16"}'), outside.read_config())
         subnet = keeper.joined(3).node.subnets.ipv4
         assert subnet is not None
         assert IPv4Network("10.6.0.0/16").supernet_of(subnet)

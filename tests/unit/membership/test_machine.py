@@ -17,6 +17,7 @@ from tests.unit.membership.modelled import (
     Node,
     Saying,
     StoreModel,
+    agreed,
     foreign,
     once,
     renewals,
@@ -431,13 +432,59 @@ def test_a_lost_family_outlives_a_new_session() -> None:
 def test_another_network_document_begins_a_new_session() -> None:
     node = Node().start()
     old = node.joined
-    node.store.config_is('{"Network": "10.6.0.0/16"}')
+    node.store.config_is(agreed('{"Network": "10.6.0.0/16"}'))
     new = node.run(0).joined
     assert IPv4Network("10.6.0.0/16").supernet_of(new.node.subnets.ipv4 or IPv4Network("0.0.0.0/0"))
     assert old.lease.key not in node.store.kept, "a lease that no longer fits is given back"
     told = [change.key for change in node.store.history if change.record is None or change.key == new.lease.key]
     assert told == [new.lease.key, old.lease.key], "the new one first: peers never see this node without a lease"
     assert new.backend is not old.backend
+
+
+APART = [
+    ('{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}', "host-gw"),
+    ('{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": 7}}', "VNI"),
+    ('{"Network": "10.6.0.0/16"}', "does not contain the present one"),
+    ('{"Network": "10.5.0.0/17"}', "does not contain the present one"),
+    ('{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}', "IPv4 off"),
+]
+
+
+@pytest.mark.parametrize(("document", "named"), APART, ids=[named for _, named in APART])
+def test_a_document_that_was_merely_written_keeps_the_one_in_force(document: str, named: str) -> None:
+    """What two nodes have to agree on is not followed by each at its own time: they would be cut off in between."""
+    node = Node().start().run(10)
+    before = node.joined
+    node.store.config_is(document)
+    node.run(150)
+    assert named in node.state.trouble
+    assert "network change" in node.state.trouble
+    assert node.joined is before
+    assert node.state.valid(node.now), "and the lease is renewed"
+    node.store.config_is(DOCUMENT)
+    assert node.run(1).state.trouble == ""
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        '{"Network": "10.5.0.0/16", "SubnetLen": 26}',
+        '{"Network": "10.4.0.0/15"}',
+        '{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}',
+        '{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "MTU": 1400}}',
+        '{"Network": "10.5.0.0/16", "EnableNFTables": true}',
+    ],
+    ids=["shorter leases", "larger network", "IPv6 added", "a local option", "the firewall"],
+)
+def test_what_needs_no_agreement_is_followed_at_once(document: str) -> None:
+    node = Node().start().run(10)
+    before = node.joined
+    node.store.config_is(document)
+    after = node.run(5).joined
+    assert node.state.trouble == ""
+    assert after.number > before.number
+    assert after.node.network == NetworkConfig.from_json(document)
+    assert after.node.subnets.ipv4 == before.node.subnets.ipv4, "containers keep their addresses"
 
 
 @pytest.mark.parametrize("again", ["history goes", "lease goes", "nothing more"])
@@ -596,7 +643,7 @@ def _everything(node: Node) -> None:
     node.run(3)
     node.down = False
     node.run(30)
-    node.store.config_is('{"Network": "10.6.0.0/16"}')
+    node.store.config_is(agreed('{"Network": "10.6.0.0/16"}'))
     node.run(120)
 
 
@@ -631,7 +678,7 @@ def test_a_lease_is_renewed_while_another_call_fails_and_the_trouble_ends_with_i
     failing = [True]
     node.fault = while_true(kind, FAULTS[fault](), failing)
     node.machine.move(underlay(5), node.now)
-    node.store.config_is('{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}')
+    node.store.config_is(agreed('{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}'))
     if kind in (OpenWatch, ReadConfig):
         node.down = True
         node.run(2)
@@ -655,7 +702,7 @@ def test_failing_calls_are_not_made_without_pauses(kind: type) -> None:
     node = Node().start().run(10)
     node.fault = while_true(kind, KernelError("no"), [True])
     node.machine.move(underlay(5), node.now)
-    node.store.config_is('{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}')
+    node.store.config_is(agreed('{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}'))
     node.run(600)
     assert 5 < node.count(kind) < 150
 

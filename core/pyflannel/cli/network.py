@@ -1,0 +1,448 @@
+"""``pyflannel network``: change a network while its nodes run and packets flow.
+
+The command looks at the store and writes the network document there, nothing else, so that it can run anywhere and be
+interrupted and run again. What it refuses, it refuses before it writes anything.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import signal
+import sys
+import tempfile
+import time
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime, timezone
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from pyflannel.cli.flags import FlagGroup, flags, settings
+from pyflannel.cli.output import printable
+from pyflannel.errors import ConfigError, ExitCode, PyflannelError, StoreUnavailableError
+from pyflannel.network.change import NetworkChange, Written
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import JSON, Subnets
+from pyflannel.plugins import load_backend, load_store
+
+if TYPE_CHECKING:
+    from pyflannel.planning.transition import Side
+    from pyflannel.storetools.change import Drive, NodeStanding, Progress
+
+__all__ = ["network"]
+
+log = logging.getLogger(__name__)
+
+_LOOK_INTERVAL: Final = 0.5
+"""Seconds between two looks at the store while nodes are on their way."""
+
+_FOLLOW_PATIENCE: Final = 30.0
+"""Seconds to wait for the last nodes to say that they have followed, when the change itself is over."""
+
+_RANGES: Final = {
+    "network": "Network",
+    "subnet_len": "SubnetLen",
+    "subnet_min": "SubnetMin",
+    "subnet_max": "SubnetMax",
+    "enable_ipv4": "EnableIPv4",
+    "enable_ipv6": "EnableIPv6",
+    "ipv6_network": "IPv6Network",
+    "ipv6_subnet_len": "IPv6SubnetLen",
+    "ipv6_subnet_min": "IPv6SubnetMin",
+    "ipv6_subnet_max": "IPv6SubnetMax",
+}
+"""Option to key of the document."""
+
+
+@click.group(cls=FlagGroup, params=flags("store"), no_args_is_help=False)
+def network() -> None:
+    """Change the network while its nodes run and packets flow."""
+
+
+@network.command(params=flags("store"))
+@click.option("--backend", metavar="NAME", help="The backend that is to run.")
+@click.option(
+    "--backend-option", multiple=True, metavar="KEY=VALUE", help="An option of the backend, as in the network config."
+)
+@click.option("--network", metavar="CIDR", help="A larger IPv4 network, which contains the present one.")
+@click.option("--subnet-len", type=int, metavar="BITS", help="Length of the IPv4 subnets that nodes lease from now on.")
+@click.option("--subnet-min", metavar="IP", help="The first IPv4 subnet that may be leased.")
+@click.option("--subnet-max", metavar="IP", help="The last IPv4 subnet that may be leased.")
+@click.option("--enable-ipv4", type=bool, metavar="BOOL", help="Add IPv4 to the network.")
+@click.option("--enable-ipv6", type=bool, metavar="BOOL", help="Add IPv6 to the network.")
+@click.option("--ipv6-network", metavar="CIDR", help="The IPv6 network, or a larger one.")
+@click.option("--ipv6-subnet-len", type=int, metavar="BITS", help="Length of the IPv6 subnets to lease from now on.")
+@click.option("--ipv6-subnet-min", metavar="IP", help="The first IPv6 subnet that may be leased.")
+@click.option("--ipv6-subnet-max", metavar="IP", help="The last IPv6 subnet that may be leased.")
+@click.option(
+    "--without", multiple=True, metavar="NODE", help="Don't wait for this node: it is cut off until it follows."
+)
+@click.option("--abort", is_flag=True, help="Go back to the former settings, with no packet lost either.")
+@click.option("--dry-run", is_flag=True, help="Say what would happen, and write nothing.")
+@click.option("--yes", is_flag=True, help="Don't ask for confirmation.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document per line, whenever something has changed.")
+@click.pass_context
+def change(
+    ctx: click.Context,
+    /,
+    backend: str | None,
+    backend_option: tuple[str, ...],
+    without: tuple[str, ...],
+    abort: bool,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+    **ranges: JSON,
+) -> int:
+    """Change the backend, its options or the network's ranges on all nodes, without losing a packet.
+
+    Every node prepares the new settings, then all send by them, then the former ones go. Interrupt it at any time: the
+    nodes stay where they are, and it goes on when it is run again, from any machine that reaches the store; with no
+    options, or with the same. --abort goes back.
+    """
+    from pyflannel.storetools import change as driving
+
+    wanted = _Wanted(
+        backend, backend_option, {_RANGES[name]: value for name, value in ranges.items() if value is not None}
+    )
+    location = settings(ctx).store
+    if abort and (wanted or dry_run):
+        raise click.UsageError("--abort goes with no change and no --dry-run", ctx)
+    with load_store(location.scheme)(location) as store:
+        snapshot = store.snapshot()
+        record, written, present = driving.reading(snapshot, store.location)
+        under_way = written.change
+        nodes = driving.standings(present, snapshot.leases, under_way.id if under_way else "")
+        keys = _named(without, nodes)
+        say = _Say(as_json)
+        if abort:
+            return _drive(driving.Drive(store, driving.abandon(store, record, _at()), _now, keys), say)
+        if under_way is not None:
+            _check_same(under_way, written, wanted)
+            return _drive(driving.Drive(store, under_way.id, _now, keys), say)
+        if not wanted:
+            raise click.UsageError("no change is under way: say what is to change, such as --backend wireguard", ctx)
+        plan = _planned(written, present, wanted)
+        _say_plan(say, plan, nodes, keys)
+        if dry_run:
+            return ExitCode.OK
+        _refuse(plan, nodes, keys)
+        if plan.uncovers and not yes:
+            if as_json or not sys.stdin.isatty():
+                raise ConfigError(f"{plan.uncovers}; --yes says that this is wanted")
+            click.confirm(f"{plan.uncovers}. Go on?", abort=True)
+        identity = driving.begin(store, record, plan.target, plan.together, keys, _at())
+        return _drive(driving.Drive(store, identity, _now, keys), say)
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+def _at() -> str:
+    from pyflannel.storetools.change import note
+
+    return note(_now())
+
+
+# What is wanted
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What the command line asks for."""
+
+    backend: str | None
+    options: tuple[str, ...]
+    ranges: Mapping[str, JSON]
+
+    def __bool__(self) -> bool:
+        return bool(self.backend or self.options or self.ranges)
+
+    def target(self, settings: Mapping[str, JSON], present: NetworkConfig) -> dict[str, JSON]:
+        """The document that is to hold.
+
+        :raises ConfigError: an option is no ``KEY=VALUE``, or the backend has none of that name.
+        """
+        changed = {key.lower() for key in self.ranges}
+        document = {name: value for name, value in settings.items() if name.lower() not in changed}
+        document.update(self.ranges)
+        name = (self.backend or present.backend_type).lower()
+        kept = present.backend_options if name == present.backend_type else {}
+        given = dict(_option(name, text) for text in self.options)
+        kept = {key: value for key, value in kept.items() if key.lower() not in {each.lower() for each in given}}
+        document = {key: value for key, value in document.items() if key.lower() != "backend"}
+        document["Backend"] = {"Type": name, **kept, **given}
+        return document
+
+
+def _option(backend: str, text: str) -> tuple[str, JSON]:
+    """``KEY=VALUE`` with the key as the backend spells it, and the value of its type."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--backend-option is {text!r}: must be KEY=VALUE, such as VNI=2")
+    kind = load_backend(backend).Options
+    hints = typing.get_type_hints(kind)
+    known = {str(item.metadata["key"]): hints[item.name] for item in fields(kind) if "key" in item.metadata}
+    name = next((each for each in known if each.lower() == key.lower()), None)
+    if name is None:
+        near = difflib.get_close_matches(key, known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(sorted(known)) or 'none'}"
+        raise ConfigError(f"--backend-option {key}: backend {backend} has no such option; {hint}")
+    return name, _typed(name, value, known[name])
+
+
+def _typed(key: str, value: str, hint: Any) -> JSON:
+    kinds = typing.get_args(hint) or (hint,)
+    try:
+        if bool in kinds:
+            return {"true": True, "false": False}[value.lower()]
+        return int(value) if int in kinds else value
+    except (KeyError, ValueError):
+        wanted = "true or false" if bool in kinds else "a whole number"
+        raise ConfigError(f"--backend-option {key} is {value!r}: must be {wanted}") from None
+
+
+def _named(names: Sequence[str], nodes: Sequence[NodeStanding]) -> tuple[str, ...]:
+    """The leases of nodes that are named by id, address or subnet.
+
+    :raises ConfigError: nobody is called that.
+    """
+    for name in names:
+        if not any(node.named([name]) for node in nodes):
+            known = ", ".join(printable(node.name) for node in nodes)
+            raise ConfigError(f"--without {name}: no node has this id, address or lease; there are: {known or 'none'}")
+    return tuple(node.key for node in nodes if node.named(names))
+
+
+def _check_same(under_way: NetworkChange, written: Written, wanted: _Wanted) -> None:
+    """Refuse to begin a change while another one is under way."""
+    if not wanted:
+        return
+    present = NetworkConfig.from_json(written.text)
+    asked, going = wanted.target(written.settings, present), under_way.target
+    if not NetworkConfig.from_json(json.dumps(asked)).means(NetworkConfig.from_json(json.dumps(going))):
+        raise ConfigError(
+            f"another change is under way since {under_way.began}, to another document: go on with "
+            "it by 'pyflannel network change', or give it up with --abort, before the next one"
+        )
+
+
+# What it means
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A change, judged.
+
+    :param together: nodes have to go through it together, in phases.
+    :param differs: what changes, in words. ``refusal``: why it can't be done; ``uncovers``: that it ends encryption.
+    """
+
+    target: Mapping[str, JSON]
+    together: bool
+    differs: tuple[str, ...]
+    refusal: str = ""
+    uncovers: str = ""
+
+
+def _planned(written: Written, present: NetworkConfig, wanted: _Wanted) -> _Plan:
+    from pyflannel.daemon.wiring import make_backend
+    from pyflannel.network.agreement import options_apart, ranges_apart
+    from pyflannel.planning.transition import Side
+
+    target = wanted.target(written.settings, present)
+    new = NetworkConfig.from_json(json.dumps(target), "the new network config")
+    if new.means(present):
+        raise ConfigError("the network is as you want it already; nothing was written")
+    former, following = (Side(make_backend(each), each) for each in (present, new))
+    apart = () if former.name != following.name else options_apart(former.backend.options, following.backend.options)
+    together = former.name != following.name or bool(apart)
+    ranges = [
+        f"network {before.network if before else 'none'} -> {after.network if after else 'none'}"
+        for version in (4, 6)
+        if (before := present.family(version)) != (after := new.family(version))
+    ]
+    differs = [f"backend {former.name} -> {following.name}"] if former.name != following.name else []
+    differs += [f"{former.name}: another {', '.join(apart)}"] if apart else []
+    renumbers = ranges_apart(present, new)
+    refusal = ""
+    if renumbers:
+        refusal = (
+            f"{renumbers}: nodes would lose their subnets and containers their addresses. Add what is new, or move "
+            "node by node: drain it, stop its daemon, write the new document with 'pyflannel config set --force', "
+            "start the daemon, and start its containers anew"
+        )
+    elif together and ranges:
+        refusal = "ranges and backend can't change at once: change one, then the other"
+    elif together:
+        refusal = _clash(former, following)
+    was, will = (side.backend.capabilities.encrypts for side in (former, following))
+    return _Plan(
+        target,
+        together,
+        (*differs, *ranges, *(_mtu(former, following) if together else ())),
+        refusal,
+        f"{following.name} does not encrypt: from then on packets can be read on the underlay"
+        if was and not will
+        else "",
+    )
+
+
+def _mtu(former: Side, following: Side) -> Iterator[str]:
+    before, after = (side.mtu(_sample_underlay()) for side in (former, following))
+    if before == after:
+        return
+    yield f"MTU of containers, with an underlay of 1500 bytes: {before} -> {after}"
+    if after < before:
+        yield (
+            "containers that exist keep their larger MTU: path MTU discovery tells them at the first packet that is "
+            "too large"
+        )
+
+
+def _sample_underlay() -> Any:
+    from pyflannel.network.underlay import Underlay
+
+    four, six = ip_address("192.0.2.1"), ip_address("2001:db8::1")
+    return Underlay("eth0", 1500, four, six, public_ipv4=four, public_ipv6=six)  # type: ignore[arg-type]
+
+
+def _clash(former: Side, following: Side) -> str:
+    """Why no node could have both settings at a time, as far as that can be seen from here."""
+    from pyflannel.backend import Node
+    from pyflannel.planning import transition
+
+    network = former.network
+    subnets = Subnets(
+        network.ipv4.subnet_min if network.ipv4 else None, network.ipv6.subnet_min if network.ipv6 else None
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        node = Node("sample", network, _sample_underlay(), subnets, Path(directory))
+        try:
+            plans = [side.plan_node(node) for side in (former, following)]
+        except PyflannelError as error:  # only a node with its files can tell, and will
+            log.debug("not tried out here: %s", error)
+            return ""
+        return transition.clash(former, following, *plans) or next(
+            (transition.unroutable(side) for side in (former, following) if transition.leaves_routes(side, node)), ""
+        )
+
+
+def _refuse(plan: _Plan, nodes: Sequence[NodeStanding], without: Sequence[str]) -> None:
+    if plan.refusal:
+        raise ConfigError(plan.refusal)
+    foreign = [node for node in nodes if node.flanneld and node.key not in without]
+    if plan.together and foreign:
+        names = ", ".join(node.name for node in foreign)
+        raise ConfigError(
+            f"{names}: flanneld runs there, which can't take part; run pyflannel there first, or leave it behind "
+            "with --without: it is cut off then"
+        )
+
+
+# What is shown
+
+
+class _Say:
+    """Tells people or programs; the same thing only once."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self._said: JSON = None
+
+    def plan(self, document: JSON, lines: Sequence[str]) -> None:
+        """What is going to happen."""
+        if self.as_json:
+            click.echo(json.dumps(document))
+        else:
+            for line in lines:
+                click.echo(line)
+
+    def progress(self, progress: Progress) -> None:
+        """How far it is, if that is new."""
+        document = progress.to_json()
+        if document == self._said:
+            return
+        self._said = document
+        if self.as_json:
+            click.echo(json.dumps(document))
+        else:
+            self._lines(progress)
+
+    def trouble(self, error: PyflannelError) -> None:
+        """The store can't be reached now."""
+        if self.as_json:
+            click.echo(json.dumps({"trouble": str(error)}))
+        else:
+            click.echo(printable(f"{error}; trying again"), err=True)
+
+    def _lines(self, progress: Progress) -> None:
+        there = len(progress.nodes) - len(progress.waiting)
+        since = f" (since {progress.since})" if progress.since else ""
+        click.echo(f"{_PHASES[progress.phase]}: {there} of {len(progress.nodes)} nodes{since}")
+        for node in progress.nodes:
+            if node.key in progress.waiting:
+                click.echo(f"  {printable(node.name)}: {printable(_missing(node, progress))}")
+
+
+_PHASES: Final = {
+    "prepare": "preparing",
+    "switch": "switching over",
+    "retire": "taking the former settings away",
+    "back": "going back",
+    "done": "done",
+}
+
+
+def _missing(node: NodeStanding, progress: Progress) -> str:
+    if node.trouble:
+        return node.trouble
+    if not node.answered and not progress.over:
+        return "has not answered: is it down, or does flanneld or an older pyflannel run there? (--without leaves it)"
+    return node.step.value if node.step is not None else "on its way"
+
+
+def _say_plan(say: _Say, plan: _Plan, nodes: Sequence[NodeStanding], without: Sequence[str]) -> None:
+    unable = [node.name for node in nodes if node.flanneld and node.key not in without]
+    document = {
+        "changes": list(plan.differs),
+        "together": plan.together,
+        "nodes": [node.name for node in nodes],
+        "flanneld": unable,
+        "without": list(without),
+        "refused": plan.refusal or None,
+        "uncovers": plan.uncovers or None,
+    }
+    lines = [*plan.differs]
+    if not plan.together:
+        lines.append("each node follows by itself, at once")
+    lines.append(f"{len(nodes)} nodes: {', '.join(printable(node.name) for node in nodes) or 'none'}")
+    lines += [f"  {printable(name)}: flanneld runs there, which can't take part" for name in unable]
+    lines += [f"refused: {plan.refusal}"] if plan.refusal else []
+    say.plan(document, lines)
+
+
+def _drive(drive: Drive, say: _Say) -> int:
+    """Go on until the change is over, or until somebody interrupts this."""
+    over_since: float | None = None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nodes stay where they are
+    while True:
+        try:
+            progress = drive.look()
+        except StoreUnavailableError as error:
+            say.trouble(error)
+            time.sleep(4 * _LOOK_INTERVAL)
+            continue
+        say.progress(progress)
+        if progress.over:
+            over_since = over_since or time.monotonic()
+            if not progress.waiting or time.monotonic() - over_since > _FOLLOW_PATIENCE:
+                return ExitCode.OK
+        time.sleep(_LOOK_INTERVAL)

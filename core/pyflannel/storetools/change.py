@@ -1,0 +1,228 @@
+"""Driving a change of the network from outside: reads the store, and moves the document on when every node is there.
+
+All of a change's state is in the store, so that who drives it can go away at any moment and somebody else, anywhere,
+can go on with it. A :class:`Drive` looks at a snapshot, says which nodes keep the change in its phase, and writes the
+next phase by compare-and-swap. It never talks to a node.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+
+from pyflannel.errors import ConfigError, ConflictError, MalformedError, StoreError
+from pyflannel.network.change import LEASE_KEY, NetworkChange, NodeProgress, Phase, Step, Written, finished, read
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import JSON, Lease
+from pyflannel.planning.judging import placement_problem
+from pyflannel.store import Record, Snapshot, Store
+
+__all__ = ["Drive", "NodeStanding", "Progress", "abandon", "begin", "note", "reading", "standings"]
+
+_AFTER = {Phase.PREPARE: Phase.SWITCH, Phase.SWITCH: Phase.RETIRE}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStanding:
+    """How far one node is, as its lease says it.
+
+    :param answered: it has said anything of this change; a node that runs flanneld or an older pyflannel never does.
+    """
+
+    key: str
+    node_id: str
+    address: str
+    answered: bool
+    step: Step | None
+    trouble: str
+    flanneld: bool
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return self.node_id or self.address or self.key
+
+    def named(self, names: Iterable[str]) -> bool:
+        """Whether one of ``names`` is this node: its id, its address or its lease's key."""
+        return bool({self.key, self.node_id, self.address} & set(names))
+
+    def to_json(self) -> JSON:
+        """For programs."""
+        return {
+            "lease": self.key,
+            "node_id": self.node_id or None,
+            "address": self.address or None,
+            "step": self.step.value if self.step is not None else None,
+            "answered": self.answered,
+            "trouble": self.trouble or None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a change is. ``phase`` is ``done`` or ``back`` when it is over; then ``waiting`` are late followers."""
+
+    id: str
+    phase: str
+    since: str
+    nodes: tuple[NodeStanding, ...]
+    waiting: tuple[str, ...]
+    over: bool = False
+
+    def to_json(self) -> JSON:
+        """For programs."""
+        return {
+            "change": self.id,
+            "phase": self.phase,
+            "since": self.since or None,
+            "over": self.over,
+            "waiting": [node.name for node in self.nodes if node.key in self.waiting],
+            "nodes": [node.to_json() for node in self.nodes],
+        }
+
+
+def standings(network: NetworkConfig, records: Sequence[Record], change_id: str) -> tuple[NodeStanding, ...]:
+    """The nodes of a network, by their leases; reservations that no node has, and what nobody can use, are left out."""
+    found = []
+    for record in records:
+        try:
+            lease = Lease.from_record(record.key, record.value)
+        except MalformedError:
+            continue
+        attributes = lease.attributes
+        idle = record.permanent and attributes.node_id is None and attributes.backend_type is None
+        if idle or placement_problem(network, lease):
+            continue
+        told = NodeProgress.from_json(attributes.extra.get(LEASE_KEY))
+        mine = told is not None and told.id == change_id
+        found.append(
+            NodeStanding(
+                record.key,
+                attributes.node_id or "",
+                str(attributes.public_ip or attributes.public_ipv6 or ""),
+                mine,
+                told.step if told is not None and mine else None,
+                told.trouble if told is not None and mine else "",
+                attributes.node_id is None,
+            )
+        )
+    return tuple(sorted(found, key=lambda node: node.key))
+
+
+def note(moment: datetime) -> str:
+    """A moment as it stands in the document."""
+    return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def begin(
+    store: Store, record: Record, target: Mapping[str, JSON], phases: bool, without: Sequence[str], at: str
+) -> str:
+    """Begin a change to the document ``target``; returns its id.
+
+    :param phases: whether nodes have to go through it together; otherwise each follows the document by itself.
+    :raises ConflictError: the document is another one now.
+    """
+    written, identity = read(record.value), secrets.token_hex(8)
+    change = NetworkChange(identity, Phase.PREPARE, target, at, tuple(sorted(without)), at)
+    store.write_config(written.with_change(change) if phases else written.ended(change, at), record)
+    return identity
+
+
+def abandon(store: Store, record: Record, at: str) -> str:
+    """Turn round the change that is under way; returns its id.
+
+    :raises ConfigError: there is none, or it is too late.
+    """
+    written = read(record.value)
+    change = written.change
+    if change is None:
+        raise ConfigError("no change of the network is under way")
+    if change.phase is Phase.RETIRE:
+        raise ConfigError(
+            "nodes are taking the former settings away already: let this change come to its end with "
+            "'pyflannel network change', then change back"
+        )
+    if change.phase is not Phase.BACK:
+        store.write_config(written.with_change(change.at(Phase.BACK, at)), record)
+    return change.id
+
+
+class Drive:
+    """See the module's docstring.
+
+    :param wanted: the change's id.
+    :param now: the time of day; ``pause``: waits until it is worth looking again.
+    """
+
+    def __init__(self, store: Store, wanted: str, now: Callable[[], datetime], without: Sequence[str] = ()) -> None:
+        self._store, self._id, self._now, self._without = store, wanted, now, tuple(without)
+
+    def look(self) -> Progress:
+        """See how far it is, and move it on if all nodes are there.
+
+        :raises ConfigError: somebody else has replaced the document.
+        :raises StoreError: the store can't be read or written now; look again.
+        """
+        snapshot = self._store.snapshot()
+        record = snapshot.config
+        if record is None:
+            raise StoreError(f"{self._store.location} holds no network config any more")
+        written = read(record.value)
+        network = NetworkConfig.from_json(written.text)
+        nodes = standings(network, snapshot.leases, self._id)
+        change = written.change
+        if change is None or change.id != self._id:
+            return self._after(written, nodes)
+        without = tuple(sorted({*change.without, *self._without}))
+        self._without = without
+        if without != change.without:
+            self._write(record, written.with_change(replace(change, without=without)))
+            return self.look()
+        waiting = self._waiting(change, nodes)
+        if not waiting:
+            self._write(record, self._next(written, change))
+        return Progress(change.id, change.phase.value, change.since, nodes, waiting)
+
+    def _after(self, written: Written, nodes: tuple[NodeStanding, ...]) -> Progress:
+        if written.last != self._id:
+            raise ConfigError(
+                f"change {self._id} has been taken out of the network config by somebody else; nodes keep what they "
+                "have: look at 'pyflannel config get', and restart the daemons if it is right"
+            )
+        waiting: tuple[str, ...] = ()
+        if written.moved:
+            waiting = tuple(node.key for node in nodes if node.step is not Step.DONE and not node.named(self._without))
+        return Progress(self._id, "done" if written.moved else "back", "", nodes, waiting, over=True)
+
+    def _waiting(self, change: NetworkChange, nodes: Sequence[NodeStanding]) -> tuple[str, ...]:
+        without = [node.key for node in nodes if node.named(change.without)]
+        waiting = finished(change, {node.key: node.step for node in nodes}, without)
+        troubled = [
+            node.key
+            for node in nodes
+            if change.phase is Phase.PREPARE and node.trouble and node.key not in (*waiting, *without)
+        ]
+        return (*waiting, *troubled)
+
+    def _next(self, written: Written, change: NetworkChange) -> str:
+        at = note(self._now())
+        following = _AFTER.get(change.phase)
+        return written.ended(change, at) if following is None else written.with_change(change.at(following, at))
+
+    def _write(self, record: Record, text: str) -> None:
+        with suppress(ConflictError):  # somebody else drives, too, and was quicker
+            self._store.write_config(text, record)
+
+
+def reading(snapshot: Snapshot, location: object) -> tuple[Record, Written, NetworkConfig]:
+    """The document of a store, with what it says.
+
+    :raises StoreError: there is none.
+    """
+    if snapshot.config is None:
+        raise StoreError(f"{location} holds no network config; write one with: pyflannel config set FILE")
+    written = read(snapshot.config.value)
+    return snapshot.config, written, NetworkConfig.from_json(written.text)

@@ -1,0 +1,354 @@
+"""``pyflannel network change`` on real daemons: the network goes over to other settings, and no packet is lost.
+
+Pings of all containers to all others run meanwhile, ten milliseconds apart, in both families where there are two; each
+of them has to be answered. The kernel filters strictly by the reverse path, as some distributions have it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import PurePosixPath
+from typing import Any
+
+import pytest
+from tests.integration.asking import PATIENCE
+from tests.waiting import until
+
+from pyflannel.errors import ExitCode
+from pyflannel.lab import Lab, Node
+from pyflannel.lab.daemon import pyflannel_command
+from pyflannel.lab.measure import Ping
+from pyflannel.lab.sandbox import Process
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+
+Document = Mapping[str, Any]
+
+VXLAN: Document = {"Type": "vxlan"}
+HOST_GW: Document = {"Type": "host-gw"}
+UDP: Document = {"Type": "udp"}
+WIREGUARD: Document = {"Type": "wireguard"}
+
+
+def network(backend: Document, **more: Any) -> Document:
+    return {"Network": "10.244.0.0/16", **more, "Backend": backend}
+
+
+DUAL = {"EnableIPv6": True, "IPv6Network": "fd00:244::/48"}
+
+
+class Overlay:
+    """Nodes whose daemons take whatever backend the network has, and what is asked of them."""
+
+    def __init__(self, lab: Lab, store: str) -> None:
+        self.lab, self.store = lab, store
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        return self.lab.nodes
+
+    def command(self, *words: str) -> list[str]:
+        return pyflannel_command("network", "change", "--json", "--yes", *words, "--store", self.store)
+
+    def change(self, *words: str, node: int = 0) -> list[dict[str, Any]]:
+        """Run the command to its end; what it told."""
+        done = self.nodes[node].run(self.command(*words), check=False, timeout=120)
+        assert done.returncode == ExitCode.OK, (done.stdout[-2000:], done.stderr)
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def refused(self, *words: str) -> str:
+        done = self.nodes[0].run(self.command(*words), check=False, timeout=60)
+        assert done.returncode == ExitCode.CONFIG, (done.stdout, done.stderr)
+        return done.stderr
+
+    @contextmanager
+    def driven(self, *words: str) -> Iterator[Process]:
+        """The command, while it runs; it is killed at the end."""
+        process = self.nodes[0].start(self.command(*words), stdout=subprocess.DEVNULL)
+        try:
+            yield process
+        finally:
+            process.signal(signal.SIGKILL)
+            until(lambda: not process.running, "the command has ended", PATIENCE)
+
+    def document(self) -> dict[str, Any]:
+        """The network document in the file store."""
+        path = self.lab.sandbox.outside(PurePosixPath(self.store.removeprefix("file://")) / "config.json")
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return document
+
+    def phase(self) -> str:
+        return str(self.document().get("Change", {}).get("Phase", ""))
+
+    def come_to(self, *phases: str) -> None:
+        """Wait until the change is in one of these phases, of which the empty one is its end."""
+        until(lambda: self.phase() in phases, lambda: f"the change is in phase {self.phase()!r}", PATIENCE)
+
+    def run_on(self, backend: str) -> None:
+        """All nodes run this backend, and nothing else."""
+        for node in self.nodes:
+            node.daemon.wait_status(
+                lambda status: status["ready"] and status["backend"]["name"] == backend and status["change"] is None,
+                f"{backend} alone",
+                PATIENCE,
+            )
+
+
+@contextmanager
+def overlay(document: Document, nodes: int = 3, store: str = "", without: Sequence[int] = ()) -> Iterator[Overlay]:
+    """Nodes that run by a document, and have their containers. Those in ``without`` have no daemon yet."""
+    with Lab(nodes=nodes) as lab:
+        made = Overlay(lab, store or lab.file_store)
+        words = pyflannel_command("config", "set", "-", "--store", made.store)
+        lab.nodes[0].run(words, input=json.dumps(document))
+        there = [node for number, node in enumerate(lab.nodes) if number not in without]
+        for node in lab.nodes:
+            node.run(["sysctl", "-q", "-w", "net.ipv4.conf.all.rp_filter=1"])
+        for node in there:
+            node.start_daemon(made.store, None)
+        for node in there:
+            node.daemon.wait_ready(peers=len(there) - 1, timeout=PATIENCE)
+            node.attach_containers()
+        yield made
+        for node in there:
+            print(node.name, node.daemon.log(), sep="\n")
+
+
+@contextmanager
+def pinging(lab: Lab, versions: Sequence[int] = (4,), only: Sequence[int] | None = None) -> Iterator[None]:
+    """Pings between all containers; at the end none may be lost."""
+    chosen = [container for n, container in enumerate(lab.containers) if only is None or n in only]
+    with ExitStack() as stack:
+        pings: list[Ping] = []
+        for one, two in itertools.permutations(chosen, 2):
+            for version in versions:
+                until(lambda: reaches(one, two.address(version)), "containers reach each other", PATIENCE)  # noqa: B023
+                pings.append(stack.enter_context(one.ping(two.address(version), 0.01)))
+        for ping in pings:
+            ping.wait_replies(10)
+        yield
+        for ping in pings:
+            ping.wait_replies(10)
+        losses = [(ping.source.name, ping.address, ping.stop()) for ping in pings]
+        lost = [(name, address, loss.lost, loss.longest_gap) for name, address, loss in losses if loss.lost]
+        assert not lost, f"packets were lost: {lost}"
+
+
+def reaches(container: Any, address: str) -> bool:
+    return bool(container.run(["ping", "-c1", "-W1", address], check=False).returncode == 0)
+
+
+# From each backend to each other --------------------------------------------------------------------------------------
+
+
+def test_from_backend_to_backend_and_no_packet_is_lost() -> None:
+    """Round by way of all that every kernel has."""
+    with overlay(network(VXLAN)) as made, pinging(made.lab):
+        for backend in ("wireguard", "udp", "host-gw", "vxlan"):
+            made.change("--backend", backend)
+            made.run_on(backend)
+
+
+@pytest.mark.parametrize(
+    ("document", "options"),
+    [
+        (VXLAN, ["VNI=2"]),
+        (VXLAN, ["VNI=2", "Port=4789"]),
+        (VXLAN, ["DirectRouting=true"]),
+        (VXLAN, ["MTU=1400"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value["Type"]),
+)
+def test_the_same_backend_with_other_options(document: Document, options: list[str]) -> None:
+    with overlay(network(document)) as made, pinging(made.lab):
+        made.change(*(word for option in options for word in ("--backend-option", option)))
+        made.run_on(str(document["Type"]))
+        for option in options:
+            name, _, value = option.partition("=")
+            assert str(made.document()["Backend"][name]).lower() == value
+
+
+def test_both_families_go_over() -> None:
+    with overlay(network(VXLAN, **DUAL)) as made, pinging(made.lab, (4, 6)):
+        for backend in ("wireguard", "host-gw", "vxlan"):
+            made.change("--backend", backend)
+            made.run_on(backend)
+
+
+# The network's ranges -------------------------------------------------------------------------------------------------
+
+
+def test_a_larger_network_and_ipv6_leave_containers_their_addresses() -> None:
+    with overlay(network(VXLAN)) as made, pinging(made.lab):
+        before = [node.daemon.status()["lease"]["subnets"] for node in made.nodes]
+        told = made.change("--network", "10.244.0.0/15", "--subnet-len", "26")
+        assert not told[0]["together"]
+        assert told[-1]["over"]
+        made.change("--enable-ipv6", "true", "--ipv6-network", "fd00:244::/48")
+        for node, subnets in zip(made.nodes, before, strict=True):
+            node.daemon.wait_status(lambda status: len(status["lease"]["subnets"]) == 2, "two subnets", PATIENCE)
+            assert node.daemon.status()["lease"]["subnets"][0] == subnets[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--network", "10.250.0.0/16"], "renumber|lose their subnets"),
+        (["--enable-ipv4", "false", "--enable-ipv6", "true", "--ipv6-network", "fd00:244::/48"], "IPv4 off"),
+        (["--backend", "extension"], "plans no routes"),
+        (["--backend-option", "Port=4789"], "another VNI"),
+        (["--backend", "udp", "--backend-option", "Port=8472"], "UDP port 8472"),
+        (["--backend", "host-gw", "--network", "10.244.0.0/15"], "can't change at once"),
+        (["--backend", "nonsense"], "nonsense"),
+        (["--backend-option", "Vni"], "KEY=VALUE"),
+        (["--backend-option", "VNJ=2"], "did you mean 'VNI'"),
+        (["--backend-option", "VNI=two"], "whole number"),
+        (["--backend", "vxlan"], "as you want it already"),
+        (["--backend", "host-gw", "--without", "n9"], "no node has this"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_can_not_be_done_is_refused_beforehand(idle: Overlay, words: list[str], says: str) -> None:
+    before = idle.document()
+    done = idle.nodes[0].run(idle.command(*words), check=False, timeout=60)
+    assert done.returncode in (ExitCode.CONFIG, ExitCode.PLUGIN), done.stdout
+    assert any(part in done.stderr for part in says.split("|")), done.stderr
+    assert idle.document() == before
+
+
+@pytest.fixture(scope="module")
+def idle() -> Iterator[Overlay]:
+    with overlay(network(VXLAN), nodes=1) as made:
+        yield made
+
+
+def test_a_dry_run_says_what_would_happen_and_writes_nothing(idle: Overlay) -> None:
+    before = idle.document()
+    (told,) = idle.change("--backend", "wireguard", "--dry-run")
+    assert told["changes"][0] == "backend vxlan -> wireguard"
+    assert told["together"]
+    assert told["nodes"] == ["n1"]
+    assert idle.document() == before
+
+
+# Going back, and going on ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", ["prepare", "switch"])
+def test_a_change_is_given_up_and_no_packet_is_lost(phase: str) -> None:
+    """One node is stopped so that the change stays in a phase; it comes back in the middle of the way back."""
+    with overlay(network(VXLAN)) as made, pinging(made.lab):
+        with made.driven("--backend", "wireguard"):
+            made.come_to(phase)
+        made.nodes[2].daemon.kill()
+        assert "another change is under way" in made.refused("--backend", "host-gw")
+        made.nodes[2].daemon.start()
+        told = made.change("--abort", node=1)
+        assert told[-1]["phase"] == "back"
+        made.run_on("vxlan")
+        assert "no change of the network is under way" in made.refused("--abort")
+
+
+def test_it_is_too_late_to_go_back_when_the_former_settings_go(idle: Overlay) -> None:
+    document = {
+        **idle.document(),
+        "Change": {"Id": "00000000000000a1", "Phase": "retire", "To": network(WIREGUARD)},
+    }
+    words = pyflannel_command("config", "set", "--force", "-", "--store", idle.store)
+    idle.nodes[0].run(words, input=json.dumps(document))
+    assert "come to its end" in idle.refused("--abort")
+    idle.change()
+    idle.change("--backend", "vxlan")
+    idle.run_on("vxlan")
+
+
+def test_a_change_that_was_interrupted_goes_on_elsewhere_whoever_is_killed() -> None:
+    """The command is killed in every phase and run again on another node; so is a daemon."""
+    with overlay(network(VXLAN)) as made, pinging(made.lab):
+        for number, phase in enumerate(("prepare", "switch", "retire")):
+            with made.driven(*(("--backend", "wireguard") if phase == "prepare" else ())):
+                made.come_to(phase)
+            made.nodes[number].daemon.kill()
+            made.nodes[number].daemon.start()
+        made.change(node=2)
+        made.run_on("wireguard")
+
+
+def test_a_node_that_is_down_is_left_behind_and_follows_later() -> None:
+    with overlay(network(VXLAN)) as made:
+        made.nodes[2].daemon.kill()
+        with pinging(made.lab, only=(0, 1)):
+            told = made.change("--backend", "wireguard", "--without", "n3")
+            assert told[0]["without"]
+        made.nodes[2].daemon.start()
+        made.run_on("wireguard")
+        with pinging(made.lab):
+            pass
+
+
+def test_a_node_that_joins_in_the_middle_takes_part() -> None:
+    with overlay(network(VXLAN), without=[2]) as made, pinging(made.lab, only=(0, 1)):
+        made.nodes[1].daemon.kill()  # so that it stays where it is
+        with made.driven("--backend", "wireguard"):
+            made.come_to("prepare")
+            late = made.nodes[2].start_daemon(made.store, None)
+            late.wait_status(lambda status: status["change"] is not None, "it takes part", PATIENCE)
+            made.nodes[1].daemon.start()
+            late.wait_ready(peers=2, timeout=PATIENCE)
+            made.nodes[2].attach_containers()
+            with pinging(made.lab):
+                made.run_on("wireguard")
+
+
+# What it is for -------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_leaves_in_plain_text_after_a_change_to_wireguard() -> None:
+    with overlay(network(VXLAN)) as made:
+        pattern = os.urandom(8)
+        one, two = made.lab.containers[:2]
+        with one.ping(two.address(), 0.01), made.nodes[0].capture() as before:
+            one.run(["ping", "-c3", "-p", pattern.hex(), two.address()])
+        assert [frame for frame in before.stop() if pattern in frame], "the capture sees what is in plain text"
+        made.change("--backend", "wireguard")
+        captures = [node.capture() for node in made.nodes]
+        for source, target in itertools.permutations(made.lab.containers, 2):
+            source.run(["ping", "-c3", "-p", pattern.hex(), target.address()])
+        for capture in captures:
+            frames = capture.stop()
+            assert frames
+            assert not [frame for frame in frames if pattern in frame]
+
+
+def test_the_reverse_path_filter_is_as_it_was() -> None:
+    with overlay(network(VXLAN), nodes=2) as made:
+        node = made.nodes[0]
+        path = "/proc/sys/net/ipv4/conf/eth0/rp_filter"
+        node.run(["sysctl", "-q", "-w", "net.ipv4.conf.eth0.rp_filter=1"])
+        with made.driven("--backend", "host-gw"):
+            until(lambda: node.run(["cat", path]).stdout.strip() == "2", "it is loose", PATIENCE)
+            made.run_on("host-gw")
+        until(lambda: node.run(["cat", path]).stdout.strip() == "1", "it is strict again", PATIENCE)
+
+
+# A document that was merely written -----------------------------------------------------------------------------------
+
+
+def test_a_document_changed_behind_our_back_is_named_and_not_followed() -> None:
+    with overlay(network(VXLAN)) as made, pinging(made.lab):
+        words = pyflannel_command("config", "set", "--force", "-", "--store", made.store)
+        made.nodes[0].run(words, input=json.dumps(network(WIREGUARD)))
+        for node in made.nodes:
+            status = node.daemon.wait_status(lambda status: "wireguard" in status["message"], "it is named", PATIENCE)
+            assert status["ready"]
+            assert status["backend"]["name"] == "vxlan"
+            assert "network change" in status["message"]
+        made.nodes[0].run(words, input=json.dumps(network(VXLAN)))
+        for node in made.nodes:
+            node.daemon.wait_status(lambda status: status["state"] == "ready", "all is well again", PATIENCE)
