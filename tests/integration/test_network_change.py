@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
-from tests.integration.asking import PATIENCE
+from tests.integration.asking import PATIENCE, workers
 from tests.waiting import until
 
 from pyflannel.errors import ExitCode
@@ -153,6 +153,8 @@ def test_from_backend_to_backend_and_no_packet_is_lost() -> None:
         for backend in ("wireguard", "udp", "host-gw", "vxlan"):
             made.change("--backend", backend)
             made.run_on(backend)
+        for kind in ("udp", "wireguard"):
+            until(lambda kind=kind: not any(workers(node, kind) for node in made.nodes), f"no {kind} is left", PATIENCE)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -162,6 +164,9 @@ def test_from_backend_to_backend_and_no_packet_is_lost() -> None:
         (VXLAN, ["VNI=2", "Port=4789"]),
         (VXLAN, ["DirectRouting=true"]),
         (VXLAN, ["MTU=1400"]),
+        (WIREGUARD, ["ListenPort=51900"]),
+        (WIREGUARD, ["PSK=TsP23gTYx8hFJfOWzQsgEyKdhvFzNzq4aIXPnAq3G0I=", "ListenPort=51900"]),
+        (UDP, ["Port=8300"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value["Type"]),
 )
@@ -171,7 +176,7 @@ def test_the_same_backend_with_other_options(document: Document, options: list[s
         made.run_on(str(document["Type"]))
         for option in options:
             name, _, value = option.partition("=")
-            assert str(made.document()["Backend"][name]).lower() == value
+            assert str(made.document()["Backend"][name]).lower() == value.lower()
 
 
 def test_both_families_go_over() -> None:
@@ -202,7 +207,7 @@ def test_a_larger_network_and_ipv6_leave_containers_their_addresses() -> None:
         (["--network", "10.250.0.0/16"], "renumber|lose their subnets"),
         (["--enable-ipv4", "false", "--enable-ipv6", "true", "--ipv6-network", "fd00:244::/48"], "IPv4 off"),
         (["--backend", "extension"], "plans no routes"),
-        (["--backend-option", "Port=4789"], "another VNI"),
+        (["--backend-option", "Port=4789"], "another name (vxlan: VNI"),
         (["--backend", "udp", "--backend-option", "Port=8472"], "UDP port 8472"),
         (["--backend", "host-gw", "--network", "10.244.0.0/15"], "can't change at once"),
         (["--backend", "nonsense"], "nonsense"),

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["DEVICE", "OVERHEAD", "UdpBackend", "UdpOptions"]
 
 DEVICE: Final = "flannel0"
+PORT: Final = 8285
 OVERHEAD: Final = 28
 """Bytes that an outer IPv4 header (20) and a UDP header (8) add."""
 
@@ -53,7 +54,7 @@ OVERHEAD: Final = 28
 class UdpOptions:
     """The keys of ``Backend`` in the network document; all but ``Port`` are ours."""
 
-    port: int = option("Port", 8285, "UDP port of all nodes", minimum=1, maximum=65535)
+    port: int = option("Port", PORT, "UDP port of all nodes", minimum=1, maximum=65535)
     offload: bool = option("Offload", True, "use the kernel's segmentation offloads; needs numpy", local=True)
     workers: int | None = option(
         "Workers",
@@ -90,6 +91,11 @@ class UdpBackend(Backend[UdpOptions]):
         """Always."""
         return True
 
+    @property
+    def device(self) -> str:
+        """The TUN device's name: flannel's, on the usual port. With another one a network can change its port."""
+        return DEVICE if self.options.port == PORT else f"flannel{self.options.port}"
+
     def mtu(self, underlay: Underlay) -> int:
         return underlay.mtu - OVERHEAD
 
@@ -101,12 +107,12 @@ class UdpBackend(Backend[UdpOptions]):
         return DesiredState(
             [
                 forwarding(4),
-                Link(DEVICE, tun_info(offload=self.options.offload), self.mtu(node.underlay)),
+                Link(self.device, tun_info(offload=self.options.offload), self.mtu(node.underlay)),
                 # The worker's ICMP errors come from this node's own address, which the kernel takes for a forgery
                 # otherwise. What peers send is checked by the worker and never has such a source.
-                Sysctl(f"net/ipv4/conf/{DEVICE}/accept_local", "1"),
-                Address(DEVICE, ip_interface((subnet.network_address, 32))),
-                Route(network.network, DEVICE),
+                Sysctl(f"net/ipv4/conf/{self.device}/accept_local", "1"),
+                Address(self.device, ip_interface((subnet.network_address, 32))),
+                Route(network.network, self.device),
             ]
         )
 
@@ -129,7 +135,8 @@ class UdpBackend(Backend[UdpOptions]):
         """
         from pyflannel_backends.userspace.dataplane import UserspaceDataPlane, WorkerKind
 
-        kind = WorkerKind(self.name, f"{__name__}.worker", self.worker_config(node), _rows)
+        name = self.name if self.device == DEVICE else f"{self.name}{self.options.port}"
+        kind = WorkerKind(name, f"{__name__}.worker", self.worker_config(node), _rows)
         return UserspaceDataPlane(kind, node.state_dir, self._workers)
 
     @property
@@ -147,7 +154,7 @@ class UdpBackend(Backend[UdpOptions]):
         if node.subnets.ipv4 is None:
             raise ConfigError("backend udp: this node has no IPv4 subnet; set EnableIPv4 in the network config")
         return UdpConfig(
-            device=DEVICE,
+            device=self.device,
             address=str(node.underlay.ipv4),
             port=self.options.port,
             mtu=self.mtu(node.underlay),

@@ -60,6 +60,9 @@ DEVICE: Final = "flannel-wg"
 DEVICE_V6: Final = "flannel-wg-v6"
 """The device for IPv6 packets in mode ``separate``."""
 
+PORT: Final = 51820
+PORT_V6: Final = 51821
+
 OVERHEAD: Final = 80
 """Bytes that are added at most: outer IPv6 header (40), UDP (8), WireGuard's header (16) and tag (16)."""
 
@@ -78,9 +81,9 @@ IMPLEMENTATION_VARIABLE: Final = "WIREGUARD_IMPLEMENTATION"
 class WireguardOptions:
     """The keys of ``Backend`` in the network document; all but ``PSKFile`` and ``Implementation`` are flannel's."""
 
-    listen_port: int = option("ListenPort", 51820, "UDP port of all nodes", minimum=1, maximum=65535)
+    listen_port: int = option("ListenPort", PORT, "UDP port of all nodes", minimum=1, maximum=65535)
     listen_port_v6: int = option(
-        "ListenPortV6", 51821, "UDP port of the device for IPv6 in mode separate", minimum=1, maximum=65535
+        "ListenPortV6", PORT_V6, "UDP port of the device for IPv6 in mode separate", minimum=1, maximum=65535
     )
     psk: str = option("PSK", "", "a key that all nodes share besides their own, as 'wg genpsk' prints it", secret=True)
     psk_file: str = option("PSKFile", "", "the same, from a file of every node's own: the store never has it")
@@ -201,8 +204,14 @@ class WireguardBackend(Backend[WireguardOptions]):
         return Outcome(f"the public key of this node is {new.public_key} now", lambda: keys.replace(path, old))
 
     def device(self, version: int) -> str:
-        """The name of the device that carries packets of IP version 4 or 6."""
-        return DEVICE_V6 if version == 6 and self.options.mode == "separate" else DEVICE
+        """The name of the device that carries packets of IP version 4 or 6.
+
+        Flannel's, on the usual port. Another port gives it another name: so a network can change to another port or
+        preshared key by way of two devices.
+        """
+        separate, port = version == 6 and self.options.mode == "separate", self.port(version)
+        name, usual, stem = (DEVICE_V6, PORT_V6, "flannel-w6") if separate else (DEVICE, PORT, DEVICE)
+        return name if port == usual else f"{stem}{port}"
 
     def port(self, version: int) -> int:
         """The UDP port of that device, on every node."""

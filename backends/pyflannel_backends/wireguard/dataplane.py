@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["WireguardDataPlane", "rows", "worker_config"]
 
 _TIMESTAMP_FILE = "timestamp"
+_NAMES = {"flannel-wg": "wireguard", "flannel-wg-v6": "wireguard-v6"}
+"""What the workers of the usual devices are called; the others have their device's name."""
 
 
 class WireguardDataPlane(DataPlane):
@@ -38,7 +40,7 @@ class WireguardDataPlane(DataPlane):
         secrets = {} if backend.psk is None else {"psk": backend.psk.reveal().hex()}
         kinds = [
             WorkerKind(
-                backend.name if device == backend.device(4) else f"{backend.name}-v6",
+                _NAMES.get(device) or device.replace("flannel-", ""),
                 f"{__package__}.worker",
                 worker_config(backend, node, device),
                 lambda peer, device=device: rows(backend, node, peer, device),  # type: ignore[misc]

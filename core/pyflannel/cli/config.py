@@ -1,7 +1,8 @@
 """``pyflannel config``: the network document in the store.
 
-``set`` is the one command that can hurt a running network, so it says what a change means for the nodes that are
-leased now, and writes only if the document is still the one it looked at.
+``set`` writes a document and nothing else: nodes that run follow it at once only where they need not agree with each
+other. So it says what a change means for the nodes that are leased now, sends to ``pyflannel network change`` where
+that is the better way, and writes only if the document is still the one it looked at.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import click
 
 from pyflannel.cli.flags import FlagGroup, flags, settings
 from pyflannel.errors import ConfigError, MalformedError, PluginError, StoreError
+from pyflannel.network.change import read
 from pyflannel.network.document import NetworkConfig, with_backend
 from pyflannel.network.lease import JSON, Lease, Subnets
 from pyflannel.planning.judging import backend_types
@@ -160,16 +162,23 @@ def _consequences(snapshot: Snapshot, new: NetworkConfig) -> list[str]:
         return []
     total = len(snapshot.leases)
     consequences = []
+    under_way = read(snapshot.config.value).change
+    if under_way is not None:
+        consequences.append(
+            f"a change of the network is under way since {under_way.began}, and nodes are on their way: let 'pyflannel "
+            "network change' end it, or give it up with --abort"
+        )
     misfits = sum(not _fits(record, new) for record in snapshot.leases)
     if (_networks(old), misfits) != (_networks(new), 0):
         consequences.append(
-            f"the network changes under {total} leases, of which {misfits} don't fit the new one: those nodes get "
-            "other subnets and their containers must be restarted, and every daemon must be restarted"
+            f"the network changes under {total} leases, of which {misfits} don't fit the new one; 'pyflannel network "
+            "change' says what can be changed while containers keep their addresses"
         )
     if _backend(old) != _backend(new):
         consequences.append(
-            f"the backend changes under {total} leases: nodes that run the old one ({old.backend_type}) and those "
-            f"that run the new one ({new.backend_type}) don't reach each other until every daemon has been restarted"
+            f"the backend changes under {total} leases: nodes keep the old one ({old.backend_type}) until they are "
+            f"restarted, and don't reach those that run the new one ({new.backend_type}) then; 'pyflannel network "
+            "change' goes over without that"
         )
     return consequences
 

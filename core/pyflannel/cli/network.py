@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from pyflannel.cli.flags import FlagGroup, flags, settings
-from pyflannel.cli.output import printable
 from pyflannel.errors import ConfigError, ExitCode, PyflannelError, StoreUnavailableError
 from pyflannel.network.change import NetworkChange, Written
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, Subnets
 from pyflannel.plugins import load_backend, load_store
+from pyflannel.small.text import inert
 
 if TYPE_CHECKING:
     from pyflannel.planning.transition import Side
@@ -216,7 +216,7 @@ def _named(names: Sequence[str], nodes: Sequence[NodeStanding]) -> tuple[str, ..
     """
     for name in names:
         if not any(node.named([name]) for node in nodes):
-            known = ", ".join(printable(node.name) for node in nodes)
+            known = ", ".join(inert(node.name) for node in nodes)
             raise ConfigError(f"--without {name}: no node has this id, address or lease; there are: {known or 'none'}")
     return tuple(node.key for node in nodes if node.named(names))
 
@@ -381,7 +381,7 @@ class _Say:
         if self.as_json:
             click.echo(json.dumps({"trouble": str(error)}))
         else:
-            click.echo(printable(f"{error}; trying again"), err=True)
+            click.echo(inert(f"{error}; trying again"), err=True)
 
     def _lines(self, progress: Progress) -> None:
         there = len(progress.nodes) - len(progress.waiting)
@@ -389,7 +389,7 @@ class _Say:
         click.echo(f"{_PHASES[progress.phase]}: {there} of {len(progress.nodes)} nodes{since}")
         for node in progress.nodes:
             if node.key in progress.waiting:
-                click.echo(f"  {printable(node.name)}: {printable(_missing(node, progress))}")
+                click.echo(f"  {inert(node.name)}: {inert(_missing(node, progress))}")
 
 
 _PHASES: Final = {
@@ -423,8 +423,8 @@ def _say_plan(say: _Say, plan: _Plan, nodes: Sequence[NodeStanding], without: Se
     lines = [*plan.differs]
     if not plan.together:
         lines.append("each node follows by itself, at once")
-    lines.append(f"{len(nodes)} nodes: {', '.join(printable(node.name) for node in nodes) or 'none'}")
-    lines += [f"  {printable(name)}: flanneld runs there, which can't take part" for name in unable]
+    lines.append(f"{len(nodes)} nodes: {', '.join(inert(node.name) for node in nodes) or 'none'}")
+    lines += [f"  {inert(name)}: flanneld runs there, which can't take part" for name in unable]
     lines += [f"refused: {plan.refusal}"] if plan.refusal else []
     say.plan(document, lines)
 

@@ -698,14 +698,16 @@ class Loop:
         member = self.member
         if member is None or not all(plane.feed.settled for plane in member.planes):
             return False
-        return not self._kernel_trouble and self.tracker.in_place(member.overlay.desired)
+        if self._kernel_trouble or not self.tracker.in_place(member.overlay.desired):
+            return False
+        return self.firewall.settled
 
     def _change_trouble(self) -> str:
         """What goes wrong in this node besides."""
         member = self.member
         refused = (str(failure.error) for failure in self.tracker.failures.values())
         planes = (plane.feed.trouble for plane in member.planes) if member is not None else iter(())
-        return next(filter(None, (*planes, *refused)), "")
+        return next(filter(None, (*planes, *refused, self.firewall.state.trouble)), "")
 
     # What we say about ourselves
 

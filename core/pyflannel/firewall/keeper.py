@@ -53,6 +53,8 @@ class FirewallKeeper:
         self._resync = resync
         self._changed = changed
         self._wanted: deque[tuple[Rules, bool]] = deque(maxlen=1)
+        self._asked = self._heard = self._seen_to = 0
+        """How often :meth:`want` was called, up to which call we have heard, and have seen to."""
         self._begun = False
         self._anew = False
         self._stopping = False
@@ -68,7 +70,15 @@ class FirewallKeeper:
     def want(self, rules: Rules, force_nftables: bool = False) -> None:
         """Say what should be in place."""
         self._wanted.append((rules, force_nftables))
+        self._asked += 1
         self._wake.set()
+
+    @property
+    def settled(self) -> bool:
+        """Whether what was wanted last is in place, or nothing here could carry it."""
+        if self._seen_to != self._asked:
+            return False
+        return self.state.port == "none" or (self.state.in_place and not self.state.errors)
 
     def reload(self, resync: float) -> None:
         """Take another resync period, and choose anew which port carries the rules."""
@@ -122,10 +132,12 @@ class FirewallKeeper:
         """Take in what was wanted and told; whether that asks for a check."""
         dirty = False
         self._wake.drain()
+        asked = self._asked
         while self._wanted:
             self._firewall.want(*self._wanted.popleft())
             self._repairs.clear()
             self._begun = dirty = True
+        self._heard = asked
         if self._anew:
             self._anew = False
             self._firewall.reconsider()
@@ -165,6 +177,9 @@ class FirewallKeeper:
         if state.repaired != before.repaired:
             self._repairs.append(time.monotonic())
             log.warning("wrote firewall rules anew after somebody else had changed the firewall")
+        late, self._seen_to = self._seen_to != self._heard, self._heard
+        if late and state == self.state:
+            self._changed()
         self._tell(state)
 
     def _tell(self, state: FirewallState) -> None:

@@ -1118,7 +1118,7 @@ class LeaseMachine:
         """
         if written.settings == place.written.settings and (written.change or place.written.change is None):
             return
-        if written.last != place.written.last:  # a change has led there, and all nodes are to follow
+        if written.last not in ("", place.written.last):  # a change has led there, and all nodes are to follow
             return
         differs = ranges_apart(place.network, new.network) or _backends_apart(place.side, new)
         if not differs and place.written.change is not None:

@@ -310,6 +310,12 @@ _SOFT: Final[Mapping[type, str]] = {Link: "mtu", WireguardPeer: "keepalive"}
 """What two plans may differ in, for either value does for both."""
 
 
+_ANOTHER_NAME: Final = (
+    "change an option along with it that gives the device another name (vxlan: VNI; wireguard: ListenPort, with IPv6 "
+    "ListenPortV6, too; udp: Port)"
+)
+
+
 def clash(former: Side, following: Side, one: Iterable[KernelObject], other: Iterable[KernelObject]) -> str:
     """Why two settings can't be on one node at a time, and what to do; empty if they can.
 
@@ -321,8 +327,8 @@ def clash(former: Side, following: Side, one: Iterable[KernelObject], other: Ite
     same = type(former.backend) is type(following.backend)
     if same and type(former.backend).start is not Backend.start and _same_device(one, other):
         return (
-            f"backend {former.name} has one data plane for a device, which can't have both settings; change what gives "
-            f"the device another name along with it, or go by way of another backend"
+            f"backend {former.name} moves the packets of one device by one process, which can't have both settings; "
+            f"{_ANOTHER_NAME}"
         )
     shared = {} if same else _ports(former).items() & _ports(following).items()
     for port, _ in sorted(shared):
@@ -360,11 +366,8 @@ def _clash(one: Iterable[KernelObject], other: Iterable[KernelObject]) -> str:
         if known is None or known == item or isinstance(item, Route) or _softened(known, item) is not None:
             continue
         if isinstance(item, Link):
-            return (
-                f"both settings make a device {item.name}, and not the same one; choose options that give it another "
-                "name (another VNI for vxlan, another ListenPort for wireguard)"
-            )
-        return f"both settings need the same thing in two ways: {known} and {item}"
+            return f"both settings make a device {item.name}, and not the same one; {_ANOTHER_NAME}"
+        return f"both settings need the same thing in two ways, {known} and {item}; {_ANOTHER_NAME}"
     return ""
 
 

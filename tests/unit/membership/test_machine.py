@@ -54,8 +54,10 @@ from pyflannel.membership.machine import (
     Update,
     WriteConfig,
 )
+from pyflannel.network.change import LEASE_KEY, NetworkChange, NodeProgress, Phase, Step, read
 from pyflannel.network.document import NetworkConfig, NetworkSeed
 from pyflannel.network.lease import Lease, LeaseAttributes, Subnets
+from pyflannel.planning.transition import Transition
 
 UNAVAILABLE = StoreUnavailableError("out of reach")
 
@@ -463,6 +465,14 @@ def test_a_document_that_was_merely_written_keeps_the_one_in_force(document: str
     assert node.state.valid(node.now), "and the lease is renewed"
     node.store.config_is(DOCUMENT)
     assert node.run(1).state.trouble == ""
+
+
+def test_a_document_without_the_note_of_the_last_change_is_merely_written_too() -> None:
+    node = on_store(agreed(DOCUMENT)).start().run(10)
+    node.store.config_is('{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}')
+    node.run(5)
+    assert "host-gw" in node.state.trouble
+    assert node.joined.backend.name == "vxlan"
 
 
 @pytest.mark.parametrize(
@@ -960,3 +970,115 @@ def test_a_cluster_with_bad_luck_shares_no_subnet_and_comes_to_rest(seed: int, d
         mine = node.record.key
         assert node.slot.records() == {key: kept.record.value for key, kept in store.kept.items() if key != mine}
     assert len(store.kept) == len(nodes), "nothing is left behind"
+
+
+# A change of the network ----------------------------------------------------------------------------------------------
+
+CHANGE_ID = "00000000000000a1"
+HOST_GW: dict[str, Any] = {"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}
+
+
+def changing(phase: Phase, target: dict[str, Any] | None = None) -> str:
+    return read(DOCUMENT).with_change(NetworkChange(CHANGE_ID, phase, HOST_GW if target is None else target))
+
+
+def said(node: Node) -> NodeProgress | None:
+    assert node.record is not None
+    return NodeProgress.from_json(Lease.from_record(node.record.key, node.record.value).attributes.extra.get(LEASE_KEY))
+
+
+def test_a_node_goes_through_a_change_in_one_session() -> None:
+    node = Node().start().run(10)
+    key, document = node.joined.lease.key, read(DOCUMENT)
+    for phase, step in (
+        (Phase.PREPARE, Step.PREPARED),
+        (Phase.SWITCH, Step.SWITCHED),
+        (Phase.RETIRE, Step.RETIRED),
+    ):
+        node.store.config_is(changing(phase))
+        planner = node.run(1).joined.backend
+        assert isinstance(planner, Transition)
+        assert (planner.former.name, planner.following.name, planner.change.phase) == ("vxlan", "host-gw", phase)
+        node.machine.reached(NodeProgress(CHANGE_ID, step), node.now)
+        node.run(1)
+        assert said(node) == NodeProgress(CHANGE_ID, step, "host-gw")
+        record = node.record
+        assert record is not None
+        assert Lease.from_record(record.key, record.value).attributes.backend_type == "vxlan", "as flanneld reads it"
+    node.store.config_is(document.ended(NetworkChange(CHANGE_ID, Phase.RETIRE, HOST_GW), ""))
+    after = node.run(1).joined
+    assert (after.backend.name, after.last, after.lease.key) == ("host-gw", CHANGE_ID, key)
+    assert said(node) == NodeProgress(CHANGE_ID, Step.DONE)
+    assert node.state.trouble == ""
+    assert node.count(OpenWatch) == 1, "peers and renewals went on in one session"
+
+
+def test_a_change_that_is_given_up_leaves_what_was() -> None:
+    node = on_store().start().run(10)
+    before = node.joined.backend
+    node.store.config_is(changing(Phase.SWITCH))
+    node.run(1)
+    node.store.config_is(read(DOCUMENT).ended(NetworkChange(CHANGE_ID, Phase.BACK, HOST_GW), ""))
+    assert node.run(1).joined.backend is before, "the backend that ran all along"
+    assert said(node) is None
+    assert node.joined.last == ""
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ({"Network": "10.5.0.0/16", "Backend": {"Type": "nonsense"}}, "nonsense"),
+        ({"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": "x"}}, "VNI"),
+        ({"Network": "10.6.0.0/16", "Backend": {"Type": "host-gw"}}, "other networks"),
+        ({"Backend": {"Type": "host-gw"}}, "Network"),
+    ],
+)
+def test_what_a_node_can_not_have_is_said_in_its_lease_and_changes_nothing(target: dict[str, Any], says: str) -> None:
+    node = Node().start().run(10)
+    node.store.config_is(changing(Phase.PREPARE, target))
+    node.run(90)
+    told = said(node)
+    assert told is not None
+    assert says in told.trouble
+    assert (told.step, told.backend_type) == (None, None)
+    assert node.joined.backend.name == "vxlan"
+    assert node.state.valid(node.now)
+
+
+def test_a_node_that_insists_on_its_backend_says_so_before_the_change() -> None:
+    node = Node(given={"backend": "vxlan"}).start().run(10)
+    node.store.config_is(changing(Phase.PREPARE))
+    node.run(5)
+    told = said(node)
+    assert told is not None
+    assert "--backend" in told.trouble
+
+
+def test_a_restart_in_the_middle_goes_on_from_what_the_lease_says() -> None:
+    node = Node().start().run(10)
+    node.store.config_is(changing(Phase.SWITCH))
+    node.run(1)
+    node.machine.reached(NodeProgress(CHANGE_ID, Step.SWITCHED), node.now)
+    node.run(1)
+    again = Node(store=node.store, previous=node.joined.lease.subnets).start().run(1)
+    assert isinstance(again.joined.backend, Transition)
+    assert said(again) == NodeProgress(CHANGE_ID, Step.SWITCHED, "host-gw")
+
+
+def test_a_new_node_tells_both_sides_in_its_first_lease() -> None:
+    """Whoever sees it at all knows how to receive from it."""
+    node = on_store(changing(Phase.SWITCH)).start().run(1)
+    created = [call for _, call in node.calls if isinstance(call, Create)]
+    assert len(created) == 1
+    progress = json.loads(created[0].value)[LEASE_KEY]
+    assert progress == {"Id": CHANGE_ID, "BackendType": "host-gw"}
+
+
+def test_a_change_that_somebody_cut_out_of_the_document_is_named() -> None:
+    node = Node().start().run(10)
+    node.store.config_is(changing(Phase.SWITCH))
+    node.run(1)
+    node.store.config_is(DOCUMENT)
+    node.run(5)
+    assert "has been taken out" in node.state.trouble
+    assert isinstance(node.joined.backend, Transition)

@@ -1,0 +1,138 @@
+"""What a change writes into the document and into leases, and what is read from there."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+import pytest
+
+from pyflannel.errors import ConfigError
+from pyflannel.network.agreement import options_apart, ranges_apart
+from pyflannel.network.change import (
+    LEASE_KEY,
+    NetworkChange,
+    NodeProgress,
+    Phase,
+    Step,
+    in_force,
+    read,
+    sides,
+)
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import Lease, LeaseAttributes, Subnets
+from pyflannel_backends.vxlan import VxlanOptions
+
+ID = "00000000000000a1"
+SETTINGS = {"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan"}, "Comment": "kept"}
+TARGET = {"Network": "10.5.0.0/16", "Backend": {"Type": "wireguard"}}
+CHANGE = NetworkChange(ID, Phase.SWITCH, TARGET, "2026-01-01T00:00:00Z", ("10.5.9.0-24",), "2026-01-01T00:00:05Z")
+
+
+def test_a_change_stands_beside_the_settings_and_is_nothing_that_is_unknown() -> None:
+    text = read(json.dumps(SETTINGS)).with_change(CHANGE)
+    written = read(text)
+    assert (written.settings, written.change, written.last) == (SETTINGS, CHANGE, "")
+    assert NetworkConfig.from_json(text).unknown_keys == ("Comment",)
+    assert NetworkConfig.from_json(text).backend_type == "vxlan", "flanneld goes on by the former settings"
+
+
+@pytest.mark.parametrize(("phase", "settings", "moved"), [(Phase.RETIRE, TARGET, True), (Phase.BACK, SETTINGS, False)])
+def test_the_end_leaves_one_document_and_a_note(phase: Phase, settings: dict[str, Any], moved: bool) -> None:
+    after = read(read(json.dumps(SETTINGS)).ended(CHANGE.at(phase), "2026-01-01T00:01:00Z"))
+    assert (after.settings, after.change, after.last, after.moved) == (settings, None, ID, moved)
+    again = read(after.with_change(CHANGE))
+    assert (again.last, again.moved) == (ID, moved), "the next change leaves the note of the last one"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (7, "must be an object"),
+        ({**CHANGE.to_json(), "Id": "x"}, "16 hexadecimal digits"),
+        ({**CHANGE.to_json(), "Phase": "on"}, "must be one of prepare"),
+        ({**CHANGE.to_json(), "To": None}, "the network document that is to hold"),
+        ({**CHANGE.to_json(), "Without": "n1"}, "list of node ids"),
+    ],
+)
+def test_a_change_that_can_not_be_read_is_named(change: object, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        read(json.dumps({**SETTINGS, "Change": change}))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '"x"'])
+def test_what_is_no_document_is_named(text: str) -> None:
+    with pytest.raises(ConfigError, match="network config: "):
+        read(text)
+
+
+@pytest.mark.parametrize("note", [7, {}, {"Id": "x"}, {"Id": 7}])
+def test_a_note_that_can_not_be_read_says_nothing(note: object) -> None:
+    written = read(json.dumps({**SETTINGS, "LastChange": note}))
+    assert (written.last, written.moved) == ("", False)
+
+
+def lease(progress: object) -> Lease:
+    extra = {} if progress is None else {LEASE_KEY: progress}
+    attributes = LeaseAttributes(IPv4Address("192.0.2.2"), None, "vxlan", {"VNI": 1}, None, "you", extra)
+    return Lease(Subnets(IPv4Network("10.5.2.0/24")), attributes)
+
+
+TOLD = NodeProgress(ID, Step.PREPARED, "wireguard", {"PublicKey": "x"}, {"PublicKey": "y"})
+
+
+def test_a_lease_says_how_its_node_is_reached_by_both() -> None:
+    said = sides(lease(TOLD.to_json()), ID)
+    assert said.old == lease(TOLD.to_json())
+    assert said.new is not None
+    new = said.new.attributes
+    assert (new.backend_type, new.backend_data, new.backend_v6_data) == ("wireguard", TOLD.data, TOLD.v6_data)
+    assert said.step is Step.PREPARED
+    assert NodeProgress.from_json(TOLD.to_json()) == TOLD
+
+
+@pytest.mark.parametrize(
+    "progress", [None, 7, {}, {"Id": 7}, {"Id": "00000000000000b2"}, NodeProgress(ID, trouble="no").to_json()]
+)
+def test_a_lease_that_does_not_say_so_has_the_former_side_alone(progress: object) -> None:
+    said = sides(lease(progress), ID)
+    assert (said.old, said.new, said.step) == (lease(progress), None, None)
+
+
+def test_after_the_end_a_lease_that_lags_is_read_as_it_will_be() -> None:
+    late, done = lease(TOLD.to_json()), lease(NodeProgress(ID, Step.DONE).to_json())
+    assert in_force(late, ID).attributes.backend_type == "wireguard"
+    assert in_force(late, "") == late
+    assert in_force(done, ID) == done
+    assert sides(done, ID).old is None
+
+
+def network(text: str) -> NetworkConfig:
+    return NetworkConfig.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("new", "says"),
+    [
+        ('{"Network": "10.5.0.0/16", "SubnetLen": 26}', ""),
+        ('{"Network": "10.4.0.0/15"}', ""),
+        ('{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}', ""),
+        ('{"Network": "10.5.0.0/17"}', "does not contain"),
+        ('{"Network": "10.6.0.0/16"}', "does not contain"),
+        ('{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}', "IPv4 off"),
+        (
+            '{"Network": "10.5.0.0/16", "SubnetLen": 26, "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}',
+            "at the same time",
+        ),
+    ],
+)
+def test_which_ranges_leave_nodes_their_subnets(new: str, says: str) -> None:
+    found = ranges_apart(network('{"Network": "10.5.0.0/16"}'), network(new))
+    assert says in found
+    assert bool(says) == bool(found)
+
+
+def test_options_that_concern_a_node_alone_need_no_agreement() -> None:
+    assert options_apart(VxlanOptions(), VxlanOptions(mtu=1400, learning=True)) == ()
+    assert options_apart(VxlanOptions(), VxlanOptions(vni=2, port=1, mtu=1400)) == ("VNI", "Port")
