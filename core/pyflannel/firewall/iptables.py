@@ -28,7 +28,7 @@ from pyflannel.firewall.chains import (
 )
 from pyflannel.firewall.model import FORWARD_COMMENT, MASQ_COMMENT, SOURCE_COMMENT, FamilyRules, Rule
 
-__all__ = ["Variant", "find_variants", "in_use", "parse", "script"]
+__all__ = ["Variant", "find_variants", "in_use", "parse", "script", "scripts"]
 
 _PREFIX: Final = {4: "ip", 6: "ip6"}
 _WITH_VALUE: Final = frozenset({"-i", "-o", "--in-interface", "--out-interface"})
@@ -164,12 +164,18 @@ def script(tables: Tables, rules: FamilyRules) -> str:
 
     Leftovers are removed, in whichever table. A table is named only if something in it changes.
     """
-    blocks = []
-    for part in _parts(rules):
-        lines = _changes(tables.get(part.table, Table("", part.table)), part)
-        if lines:
-            blocks.append("\n".join([f"*{part.table}", *lines, "COMMIT"]))
-    return "".join(f"{block}\n" for block in blocks)
+    return "".join(scripts(tables, rules))
+
+
+def scripts(tables: Tables, rules: FamilyRules) -> tuple[str, ...]:
+    """The same in two: what passes and is masqueraded, and what may come in, for which a kernel may lack the match."""
+    *usual, arrival = (_block(tables, part) for part in _parts(rules))
+    return tuple(filter(None, ("".join(usual), arrival)))
+
+
+def _block(tables: Tables, part: _Part) -> str:
+    lines = _changes(tables.get(part.table, Table("", part.table)), part)
+    return "\n".join([f"*{part.table}", *lines, "COMMIT\n"]) if lines else ""
 
 
 def _changes(table: Table, part: _Part) -> list[str]:

@@ -31,7 +31,7 @@ from pyflannel.firewall.choose import MISSING, Tools, choose
 from pyflannel.firewall.foreign import find_drops
 from pyflannel.firewall.iptables import Tables, Variant, find_variants
 from pyflannel.firewall.legacy import HIDDEN, legacy_fingerprint, legacy_tables
-from pyflannel.firewall.model import NO_RULES, FamilyRules, Mode, Rules
+from pyflannel.firewall.model import NO_RULES, SOURCE_COMMENT, FamilyRules, Mode, Rules
 from pyflannel.firewall.monitor import sees_forward_chains
 from pyflannel.firewall.nftables import ChainId, Nft, Ruleset, transaction
 from pyflannel.firewall.state import Drop, FirewallState
@@ -46,6 +46,8 @@ LEGACY_DROP_IN: Final = "contrib/pyflannel.service.d/iptables-legacy.conf"
 
 OPEN: Final = "--check-overlay-sources=false"
 """What leaves the rules for arriving packets out."""
+
+_AT_WILL: Final = f" (the check of sources, which {OPEN} leaves out)"
 
 _ROUNDS = 4
 """Looks per check. One write is enough unless somebody else writes at the same time."""
@@ -220,7 +222,7 @@ class Firewall:
         ]
         mine = sum(rule[1] == item["comment"] for rule in there for item in added[:1])
         return _Step(
-            f"nftables table {family} {name}",
+            f"nftables table {family} {name}{_AT_WILL if added and added[0]['comment'] == SOURCE_COMMENT else ''}",
             json.dumps([rule["expr"] for rule in added]) + f" {family} {name} {subject.get('chain')}",
             repr(there),
             bool(added) and mine == len(added),
@@ -242,8 +244,7 @@ class Firewall:
                 stands_alone = kind == "legacy" or self._nft is None
                 forward = rules.forward if port != "none" and stands_alone and _drops(tables) else ()
                 rules = FamilyRules(version, forward)
-            text = iptables.script(tables, rules)
-            if text:
+            for text in iptables.scripts(tables, rules):
                 yield self._iptables_step(variant, version, tables, rules, text)
 
     def _tables_if_needed(self, variant: Variant, version: int, port: str, rules: FamilyRules) -> Tables | None:
@@ -268,17 +269,20 @@ class Firewall:
             for chain in table.chains.values()
             if chain.name in (*_OURS, "FORWARD", "POSTROUTING", "PREROUTING")
         }
-        counts = [len(there.get(place, ())) for place in zip(_TABLES, _OURS, strict=True)]
+        wanted = zip(_TABLES, _OURS, (rules.forward, rules.masquerade, rules.arrival), strict=True)
+        plausible = all(
+            len(there.get((table, chain), ())) == len(each) for table, chain, each in wanted if f"*{table}\n" in text
+        )
 
         def write() -> None:
             variant.write(version, text)
             self._saved.pop(version, None)
 
         return _Step(
-            f"{variant.name}, IPv{version}",
+            f"{variant.name}, IPv{version}{_AT_WILL if 'rpfilter' in text else ''}",
             f"{variant.name}{version}{text}",
             repr(sorted(there.items())),
-            counts == [len(rules.forward), len(rules.masquerade), len(rules.arrival)],
+            plausible,
             write,
             "MASQUERADE" in text,
             "--random-fully" in text,
@@ -289,7 +293,7 @@ class Firewall:
     def missing(self) -> tuple[str, ...]:
         """What :meth:`check` would write to, were it called now; changes nothing."""
         self._look()
-        found = [step.what for step in self._steps(self._choose())]
+        found = list(dict.fromkeys(step.what for step in self._steps(self._choose())))
         return tuple(found or ["empty chains of iptables-nft"] * self._built_in.any_unused)
 
     def drops(self) -> tuple[Drop, ...]:

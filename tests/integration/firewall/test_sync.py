@@ -215,6 +215,33 @@ def test_a_kernel_or_program_without_fully_random_ports(host: Host) -> None:
     assert "random" not in rules
 
 
+@pytest.mark.parametrize(
+    ("port", "lacks"), [("nftables", '"fib"'), *((f"iptables-{kind}", "rpfilter") for kind in IPTABLES)]
+)
+def test_a_kernel_that_can_t_judge_sources_gets_all_other_rules(host: Host, port: str, lacks: str) -> None:
+    host.sh(PORTS[port])
+    run = Counting()
+    run.refused = lacks
+    made = firewall(run=run)
+    state = host.do(made.check)
+    assert (state.port, state.in_place) == (port, False)
+    assert [
+        f"the check of sources, which --check-overlay-sources=false leaves out): refused: {lacks}" in error
+        for error in state.errors
+    ] == [True] * 2
+    kind = port.removeprefix("iptables-")
+    rules = host.sh("nft list ruleset" if port == kind else f"iptables-{kind} -t nat -S; ip6tables-{kind} -t nat -S")
+    assert rules.lower().count("masquerade") == 4
+    assert "random" in rules, "that is not what was refused"
+    before = len(run.calls)
+    made.forget()
+    assert host.do(made.check).errors == state.errors
+    assert len(run.calls) - before <= 8, "it is not tried without end"
+    run.refused = ""
+    made.forget()
+    host.check(made)
+
+
 def test_one_locked_table_spoils_nothing_else(host: Host) -> None:
     host.sh(
         "nft add table inet theirs; nft add chain inet theirs f '{ type filter hook forward priority 5; policy drop; }'"
@@ -235,6 +262,8 @@ def test_without_programs_it_says_what_is_missing(host: Host) -> None:
     bare = Firewall(Tools(None, {}))
     bare.want(ALL)
     assert "no masquerade: neither nft nor iptables" in host.do(bare.check).errors[0]
+    bare.want(plan(DUAL, SUBNETS, forward=True, masquerade=False, entrances=["flannel.1"], underlay="eth0"))
+    assert "let in: neither nft nor iptables" in host.do(bare.check).errors[0]
     bare.want(plan(DUAL, SUBNETS, forward=True, masquerade=False))
     assert host.do(bare.check).in_place, "nothing can drop here"
     host.sh("nft add table inet theirs; nft add chain inet theirs f '{ type filter hook forward priority 5; }'")
