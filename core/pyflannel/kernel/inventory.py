@@ -30,7 +30,7 @@ _IFA_F_TENTATIVE = 0x40
 _IFA_F_DADFAILED = 0x08
 _IFA_F_TEMPORARY = 0x01
 _NO_MAC = "00:00:00:00:00:00"
-_CABLES = frozenset({"veth", "macvlan", "ipvlan"})
+_CABLES = frozenset({"veth", "macvlan"})
 _UNUSABLE = _IFA_F_TENTATIVE | _IFA_F_DADFAILED | _IFA_F_TEMPORARY
 
 

@@ -66,13 +66,13 @@ from pyflannel.network.agreement import options_apart, ranges_apart
 from pyflannel.network.change import LEASE_KEY, NetworkChange, NodeProgress, Step, Written, read
 from pyflannel.network.document import NetworkConfig, NetworkSeed, with_backend
 from pyflannel.network.lease import JSON, IPAddress, Lease, LeaseAttributes, Subnets
-from pyflannel.network.marks import NO_MARKS, Kinship, Marks
+from pyflannel.network.marks import NO_MARKS, Marks
 from pyflannel.network.underlay import Underlay
 from pyflannel.planning.guard import PUBLISH_TIMEOUT
 from pyflannel.planning.judging import backend_types
 from pyflannel.planning.transition import Side, Transition
 from pyflannel.small.retry import Backoff
-from pyflannel.store import CALL_TIMEOUT, CONFIG_KEY, Batch, Record, Snapshot, Unassigned
+from pyflannel.store import CALL_TIMEOUT, CONFIG_KEY, Batch, Change, Record, Snapshot, Unassigned
 
 __all__ = [
     "Announce",
@@ -116,6 +116,9 @@ GIVEN_UP_AFTER: Final = 3 * CALL_TIMEOUT
 
 MOST_GIVEN_UP: Final = 8
 """How many stores may hang in a call at a time, each with a thread, before the last one is waited for."""
+
+REWRITE_PAUSE: Final = 1.0
+"""Seconds before we write anew what another machine at our own address has written, so that two don't race."""
 
 STEADY_AFTER: Final = 30.0
 """Seconds that a session or a watch must have lasted for its end not to count as a failure in a row."""
@@ -479,8 +482,8 @@ class LeaseMachine:
         """What we go by: the node id, or another one if another machine has that."""
         self._twin_key = ""
         """The lease of a machine that has our node id; empty if there is none."""
-        self._taken_from: frozenset[IPAddress] = frozenset()
-        """The addresses that our lease had before we made it ours, if they were others than ours."""
+        self._taken_from: LeaseAttributes | None = None
+        """What our lease said before we made it ours, if that was of another address or with other marks."""
         self._gives_way = False
         """Whether we gave our lease up to the machine that had it before us."""
         self._underlay: Underlay | None = None
@@ -1029,20 +1032,32 @@ class LeaseMachine:
     def _apart_from_twins(self, records: Iterable[Record]) -> list[Lease]:
         """The leases of these records, without those of a machine with our node id; decides by which id we go."""
         leases = [lease for record in records if (lease := _readable(record)) is not None]
-        underlay = self._underlay
-        addresses = {underlay.public_ipv4, underlay.public_ipv6} if underlay is not None else set()
-        me = Myself(self._options.node_id, self._marks, frozenset(ip for ip in addresses if ip is not None))
+        me = self._myself
         naming = me.name(leases, self._node_id)
         self._node_id, twin = naming.node_id, naming.twin
         if twin is None and self._gives_way:
             twin = next((lease for lease in leases if lease.attributes.node_id == self._options.node_id), None)
-        apart = twin is not None and self._node_id != self._options.node_id
-        self._twin_key = twin.key if twin is not None else ""
-        self._state = replace(self._state, twin=self._told_of(twin) if twin is not None and apart else "")
+        self._note_twin(twin)
         return [lease for lease in leases if not me.is_twins(lease.attributes, self._node_id)]
+
+    @property
+    def _myself(self) -> Myself:
+        underlay = self._underlay
+        addresses = {underlay.public_ipv4, underlay.public_ipv6} if underlay is not None else set()
+        return Myself(self._options.node_id, self._marks, frozenset(ip for ip in addresses if ip is not None))
+
+    def _note_twin(self, twin: Lease | None) -> None:
+        self._twin_key = twin.key if twin is not None else ""
+        self._state = replace(self._state, twin=self._told_of(twin) if twin is not None else "")
 
     def _told_of(self, twin: Lease) -> str:
         theirs = twin.attributes
+        if self._node_id == self._options.node_id:
+            return (
+                f"another machine has this one's node id {self._node_id!r}, and came at the same time: that of lease "
+                f"{twin.key} at {theirs.public_ip or theirs.public_ipv6}. Each keeps its lease; give the one that was "
+                "copied a machine id of its own ('pyflannel doctor' says how)"
+            )
         return (
             f"another machine has this one's node id {self._options.node_id!r}: that of lease {twin.key} at "
             f"{theirs.public_ip or theirs.public_ipv6}. It keeps that lease, and this node goes by {self._node_id!r} "
@@ -1229,8 +1244,8 @@ class LeaseMachine:
         began = self._now
         if attributes != lease.attributes:
             self._hold((yield Update(record, attributes.to_json(), ttl)), began)
-            if not self._generation and lease.attributes.node_id is not None:
-                self._taken_from = _addresses(lease.attributes) - _addresses(attributes)
+            if not self._generation and _who(lease.attributes) != _who(attributes):
+                self._taken_from = lease.attributes
         elif not ours:
             self._hold((yield Renew(record, self._options.ttl)), began)
         return True
@@ -1496,11 +1511,23 @@ class LeaseMachine:
             elif change.key == session.key:
                 self._own_changed(session, change.record)
             else:
-                if change.key == self._twin_key and change.record is None:
-                    self._twin_key, self._state = "", replace(self._state, twin="")
+                self._look_for_twin(change)
                 peers.append((change.key, None if change.record is None else change.record.value))
         if peers:
             self._slot.change(peers)
+
+    def _look_for_twin(self, change: Change) -> None:
+        """Another machine with our node id may come at the same time, or go."""
+        record = change.record
+        if record is None:
+            if change.key == self._twin_key:
+                self._note_twin(None)
+            return
+        if self._options.node_id not in record.value:  # reading all takes as long as all the rest
+            return
+        lease = _readable(record)
+        if lease is not None and self._myself.is_twins(lease.attributes):
+            self._note_twin(lease)
 
     def _config_changed(self, record: Record | None) -> None:
         """A document that is gone leaves the one in force."""
@@ -1513,7 +1540,16 @@ class LeaseMachine:
         """Whether our record says another node's name now. In an assigned one, the address alone is an operator's."""
         if self._options.assigned:
             return lease.attributes.node_id not in (None, self._options.node_id)
-        return _is_anothers(lease, mine) or self._marks.kinship(lease.attributes.marks) is Kinship.OTHER
+        return _is_anothers(lease, mine)
+
+    def _speaks_again(self, theirs: LeaseAttributes) -> bool:
+        """Whether the machine that we have taken our lease over from writes to it again, and so is another one."""
+        taken = self._taken_from
+        if taken is None or (theirs.node_id, _addresses(theirs)) != (self._node_id, _addresses(taken)):
+            return False
+        mine = self._state.lease
+        moved = mine is not None and _addresses(mine.attributes) != _addresses(taken)
+        return moved or (theirs.marks == taken.marks != self._marks)
 
     def _own_changed(self, session: _Session, record: Record | None) -> None:
         """The watch told of our record: written by us, or deleted, expired, or written by somebody else."""
@@ -1532,15 +1568,14 @@ class LeaseMachine:
         if record.version == held.version:
             return
         lease, mine = _readable(record), self._state.lease
+        if lease is not None and self._speaks_again(lease.attributes):
+            self._gives_way = True  # we came later
+            self._node_id = Myself(self._options.node_id, self._marks).derived
+            self._lose()
+            self._rejoin(None)
+            return
         if lease is not None and mine is not None and self._is_anothers(lease, mine):
             theirs = lease.attributes
-            if self._taken_from and _addresses(theirs) == self._taken_from and theirs.node_id == self._node_id:
-                # Who had it before us is alive, and looks like us in every mark. We came later.
-                self._gives_way = True
-                self._node_id = Myself(self._options.node_id, self._marks).derived
-                self._lose()
-                self._rejoin(None)
-                return
             if theirs.node_id != self._options.node_id and self._options.policy is ConflictPolicy.REFUSE:
                 self._yielded_to = theirs.node_id
             self._lose()
@@ -1555,7 +1590,8 @@ class LeaseMachine:
         self._held = replace(record, permanent=held.permanent or record.permanent)
         if lease is not None:
             self._state = replace(self._state, lease=lease)
-        self._pauses["publish"].at = self._now
+        other = lease is not None and lease.attributes.marks not in (NO_MARKS, self._marks)
+        self._pauses["publish"].at = self._now + (REWRITE_PAUSE if other else 0.0)
 
 
 # Pure judgements ------------------------------------------------------------------------------------------------------
@@ -1585,6 +1621,11 @@ def _is_anothers(lease: Lease, mine: Lease) -> bool:
 
 def _addresses(attributes: LeaseAttributes) -> frozenset[IPAddress]:
     return frozenset(ip for ip in (attributes.public_ip, attributes.public_ipv6) if ip is not None)
+
+
+def _who(attributes: LeaseAttributes) -> tuple[frozenset[IPAddress], Marks]:
+    """What a lease says of the machine that wrote it."""
+    return _addresses(attributes), attributes.marks
 
 
 def _check_underlay(network: NetworkConfig, underlay: Underlay, backend: Backend[Any]) -> None:

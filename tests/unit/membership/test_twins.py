@@ -181,6 +181,7 @@ def test_the_original_moves_while_its_copy_runs() -> None:
     record = first.record
     assert record is not None
     assert json.loads(record.value)["PublicIP"] == "192.0.2.8"
+    assert "at 192.0.2.8" in second.state.twin
 
 
 def test_a_copy_does_not_use_the_keys_that_were_copied_with_it() -> None:
@@ -188,3 +189,45 @@ def test_a_copy_does_not_use_the_keys_that_were_copied_with_it() -> None:
     second = copy(first.store).start()
     assert first.joined.node.state_dir == Path("/nonexistent")
     assert second.joined.node.state_dir == Path("/nonexistent", second.joined.node.node_id)
+
+
+def test_of_two_machines_with_one_address_the_later_one_is_refused() -> None:
+    """A copy that has the address as well, which nothing can make work: it is said, and the store is left in peace."""
+    first = original()
+    key = first.joined.lease.key
+    second = copy(first.store, 1, COPY).start()
+    together([first, second], 60)
+    assert first.joined.lease.key == key
+    assert (first.state.trouble, first.state.conflict) == ("", False)
+    assert second.state.conflict
+    assert "claims our public address" in second.state.trouble
+    record = first.record
+    assert record is not None
+    assert json.loads(record.value)["Machine"] == CARD.to_document()
+    at_rest = first.now
+    together([first, second], 300)
+    calls = [*first.calls, *second.calls]
+    assert not any(isinstance(call, Update) and at > at_rest for at, call in calls)
+
+
+def test_two_that_come_at_once_each_have_a_subnet_and_say_so() -> None:
+    first = Node(node_id="n", marks=CARD)
+    second = copy(first.store)
+    for node in (first, second):
+        node.machine.start(underlay(node.host), 0.0, node.marks)
+    for _ in range(100):  # in step, call by call
+        first.step()
+        second.step()
+    together([first, second], 10)
+    keys = [node.joined.lease.key for node in (first, second)]
+    assert len(set(keys)) == 2
+    told = [node.state.twin for node in (first, second)]
+    if first.joined.node.node_id == second.joined.node.node_id:
+        assert [other in text for other, text in zip(reversed(keys), told, strict=True)] == [True, True]
+    assert any("another machine has this one's node id" in text for text in told)
+    again = copy(first.store).start()
+    assert again.joined.lease.key == keys[1]
+    second.machine.stop(second.now)
+    again.machine.stop(again.now)
+    first.until(lambda: not first.state.twin, 70)
+    assert first.joined.lease.key == keys[0]
