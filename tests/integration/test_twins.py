@@ -280,3 +280,24 @@ def test_a_copy_with_the_original_s_private_key_makes_its_own() -> None:
         assert [ping.stop().lost for ping in pings] == [0, 0]
         keys = {node.daemon.status()["backend"]["details"]["public_key"] for node in lab.nodes}
         assert len(keys) == 3
+
+
+@pytest.mark.parametrize("scheme", ["file", "etcd"])
+def test_two_that_start_at_once_each_have_a_subnet(scheme: str) -> None:
+    if scheme != "file" and not has_server(scheme):
+        pytest.skip(f"no server of {scheme} here")
+    with Lab(nodes=2) as lab:
+        store = lab.file_store if scheme == "file" else lab.start_store(scheme)
+        for node in lab.nodes:
+            boot(node)
+        for node in lab.nodes:
+            start(node, store)
+        for node in lab.nodes:
+            node.daemon.wait_ready(peers=1, timeout=PATIENCE)
+            node.attach_containers()
+        one, other = lab.nodes
+        assert key(one) != key(other)
+        until(lambda: any(TOLD in node.daemon.status()["message"] for node in lab.nodes))
+        for version in (4, 6):
+            until(lambda version=version: reachable(one, other, version))  # type: ignore[misc]
+        assert not any("was overwritten" in node.daemon.log() for node in lab.nodes)
