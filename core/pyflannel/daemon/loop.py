@@ -31,7 +31,7 @@ from pyflannel.daemon.reverse_path import ReversePath
 from pyflannel.errors import DaemonError, KernelError, PyflannelError, UnderlayError
 from pyflannel.firewall.keeper import FirewallKeeper
 from pyflannel.firewall.model import plan
-from pyflannel.kernel.model import KernelObject, Route
+from pyflannel.kernel.model import KernelObject, Route, Sysctl
 from pyflannel.kernel.port import ForeignLink, ForeignRoute, KernelPort, Notice
 from pyflannel.kernel.tracker import Tracker
 from pyflannel.membership.slot import Generation, Slot
@@ -209,6 +209,8 @@ class Loop:
         self._read_inventory, self._notifier, self._read_settings = read_inventory, notifier, read_settings
         self._stopping = self._reload_wanted = False
         self._underlay: Underlay | None = None
+        self._advertised: frozenset[str] = frozenset()
+        """Links that have had routes by a router's advertisement."""
         self._underlay_trouble = self._kernel_trouble = self._subnet_file_trouble = ""
         self._call: PluginCall | None = None
         self._backend_name: PluginName | None = None
@@ -372,7 +374,9 @@ class Loop:
             settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip, settings.public_ipv6
         )
         try:
-            found = keep_or_choose(self._read_inventory(), selection, self._underlay, self._own_subnets())
+            inventory = self._read_inventory()
+            self._advertised |= inventory.advertised
+            found = keep_or_choose(inventory, selection, self._underlay, self._own_subnets())
         except (UnderlayError, KernelError) as error:
             self._underlay_due = now + CHECK_INTERVAL
             self._underlay_trouble = str(error)
@@ -584,8 +588,15 @@ class Loop:
         self.firewall.want(rules, network.enable_nftables)
 
     def _extras(self, generation: Generation) -> Iterator[KernelObject]:
-        """What the operator wants beside the backend's plan, and what a change of the network needs."""
+        """What the operator wants, what a change of the network needs, and what keeps this node's own routes alive.
+
+        A kernel that forwards IPv6 takes no router's advertisement any more, and forgets those it has, except on links
+        whose ``accept_ra`` is 2.
+        """
         node, backend = generation.node, generation.backend
+        if node.network.ipv6 is not None:
+            for link in sorted(self._advertised):
+                yield Sysctl(f"net/ipv6/conf/{link}/accept_ra", "2", optional=True)
         if self.settings.blackhole_route:
             for subnet in node.subnets.each:
                 yield Route(subnet, None, metric=BLACKHOLE_METRIC)

@@ -24,6 +24,7 @@ from pyflannel.network.underlay import Interface, InterfaceRoute, Inventory, Way
 
 __all__ = ["read_cards", "read_inventory"]
 
+_RTPROT_RA = 9
 _RT_SCOPE_UNIVERSE = 0
 _IFA_F_DEPRECATED = 0x20
 _IFA_F_TENTATIVE = 0x40
@@ -51,7 +52,10 @@ def read_inventory(netns: Path | None = None, towards: Iterable[IPAddress] = ())
     try:
         links = _links(requests)
         addresses = _addresses(requests)
-        routes = tuple(route for family in (AF_INET, AF_INET6) for route in _routes(requests, family, links))
+        advertised: set[str] = set()
+        routes = tuple(
+            route for family in (AF_INET, AF_INET6) for route in _routes(requests, family, links, advertised)
+        )
         ways = tuple((address, way) for address in towards if (way := _way(requests, address, links)) is not None)
     finally:
         requests.close()
@@ -59,6 +63,7 @@ def read_inventory(netns: Path | None = None, towards: Iterable[IPAddress] = ())
         tuple(_interface(row, addresses[row.index]) for row in links.by_index.values() if row.alias != OWNER),
         routes,
         ways,
+        frozenset(name for name in advertised if _takes_advertisements(name, netns)),
     )
 
 
@@ -81,6 +86,15 @@ def read_cards(netns: Path | None = None) -> frozenset[str]:
 def _has_address(row: LinkRow) -> bool:
     """Whether it has a hardware address of Ethernet's form; that of ``lo`` is nobody's."""
     return len(row.mac) == len(_NO_MAC) and row.mac != _NO_MAC
+
+
+def _takes_advertisements(link: str, netns: Path | None) -> bool:
+    """Whether the kernel takes them; with 0 nobody does, or a program such as systemd-networkd."""
+    path = Path("/proc/sys/net/ipv6/conf", link, "accept_ra")
+    try:
+        return (path.read_bytes() if netns is None else call_in(netns, path.read_bytes)).strip() != b"0"
+    except OSError:
+        return False
 
 
 def _interface(row: LinkRow, found: _Addresses) -> Interface:
@@ -128,7 +142,8 @@ def _addresses(requests: RequestSocket) -> dict[int, _Addresses]:
     return found
 
 
-def _routes(requests: RequestSocket, family: int, links: LinkTable) -> list[InterfaceRoute]:
+def _routes(requests: RequestSocket, family: int, links: LinkTable, advertised: set[str]) -> list[InterfaceRoute]:
+    """The routes of one family; notes in ``advertised`` which links have some by a router's advertisement."""
     found = []
     for answer in requests.dump(wire.encode_route_dump(family)):
         row = wire.parse_route(answer.datagram, answer.start, answer.end)
@@ -140,5 +155,7 @@ def _routes(requests: RequestSocket, family: int, links: LinkTable) -> list[Inte
         for way in ways:
             name = links.name(way.link)
             if name is not None:
+                if row.protocol == _RTPROT_RA:
+                    advertised.add(name)
                 found.append(InterfaceRoute(row.destination, name, way.gateway, row.metric, row.source))
     return found

@@ -529,7 +529,10 @@ class NetlinkPort(KernelPort):
             self._each(write, self._delete_link, failures)
         for write in put[Kind.LINK]:
             self._each(write, self._put_link, failures)
-        for write in put[Kind.SYSCTL]:
+        # On a node that begins to forward the kernel forgets a router's advertisements, unless accept_ra said before.
+        for write in sorted(
+            put[Kind.SYSCTL], key=lambda write: not str(write.new).partition("=")[0].endswith("/accept_ra")
+        ):
             self._each(write, self._put_sysctl, failures)
         self._send((self._creation(write, failures) for write in put[Kind.ADDRESS]), failures)
         self._send(map(self._deletion, deleted[Kind.ADDRESS]), failures)

@@ -114,11 +114,16 @@ class InterfaceRoute:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What this node has to choose an underlay from. ``ways`` are the kernel's own answers, policy rules included."""
+    """What this node has to choose an underlay from.
+
+    ``ways`` are the kernel's own answers, policy rules included. ``advertised`` are the links where the kernel itself
+    takes routes from a router's advertisements (``accept_ra``), and has some.
+    """
 
     interfaces: tuple[Interface, ...]
     routes: tuple[InterfaceRoute, ...]
     ways: tuple[tuple[IPAddress, Way], ...] = ()
+    advertised: frozenset[str] = frozenset()
 
     def without(self, subnets: Sequence[IPNetwork]) -> Inventory:
         """The same without the addresses in ``subnets``, those of the containers."""

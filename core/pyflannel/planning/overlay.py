@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from pyflannel.backend import Backend, Node
 from pyflannel.errors import MalformedError, PeerRejected, PyflannelError
-from pyflannel.kernel.model import KernelObject, Key, Link
+from pyflannel.kernel.model import KernelObject, Key, Link, Sysctl
 from pyflannel.network.change import in_force
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import IPNetwork, Lease, Subnets
@@ -105,8 +105,8 @@ class Overlay:
         """The devices by which the overlay's packets come in; empty if they may come in by others, too."""
         self._of_two_types = isinstance(backend, Transition)  # which judges them itself
         self._untyped = bool(guarded(backend.name, "capabilities", lambda: backend.capabilities.untyped_leases))
-        self.own_objects = (*planned, *self._extras)
-        """What the node needs for itself: what the backend plans, and ``extras``."""
+        self.own_objects = (*planned, *self._extras, *self._link_switches())
+        """What the node needs for itself: what the backend plans, ``extras``, and that its devices forward."""
         self._desired: dict[Key, KernelObject] = {item.key: item for item in self.own_objects}
         self._owners: dict[Key, str] = dict.fromkeys(self._desired, _NODE)
         self._peers: dict[str, Peer] = {}
@@ -119,6 +119,12 @@ class Overlay:
         self._waits_at: dict[str, _Claim] = {}
         self._changed: set[Key] = set()
         self._touched: set[str] = set()
+
+    def _link_switches(self) -> Iterator[Sysctl]:
+        """A device may forward nothing although the node does; of IPv6 only the node's own switch counts."""
+        if self.node.network.ipv4 is not None:
+            for link in sorted(self._links):
+                yield Sysctl(f"net/ipv4/conf/{link}/forwarding", "1", optional=True)
 
     @property
     def peers(self) -> Mapping[str, Peer]:
