@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 
 import click
 
 from pyflannel.cli.flags import FlagCommand, flags, settings
 from pyflannel.cli.output import show_json
-from pyflannel.errors import ExitCode
+from pyflannel.errors import ConfigError, ExitCode
 from pyflannel.small.text import inert
 from pyflannel.version import VERSION
 
@@ -24,12 +25,16 @@ __all__ = ["doctor"]
 def doctor(ctx: click.Context, as_json: bool, no_probes: bool, peers: tuple[str, ...], everything: bool) -> int:
     """Check this node and its way to every peer, and say what to do.
 
-    Nothing is changed. Give it the daemon's flags, or run it where the daemon's config file is. It ends with 9 if a
-    check fails; a warning alone is no failure.
+    Nothing is changed. It goes by the settings of the daemon that runs here; where none runs, give it that one's flags,
+    or run it where its config file is. It ends with 9 if a check fails; a warning alone is no failure.
     """
     wanted = settings(ctx)
     from pyflannel.doctor import Outcome, examine, worst
-    from pyflannel.doctor.facts import gather
+    from pyflannel.doctor.facts import gather, told_to_daemon
+
+    told = told_to_daemon(wanted.run_dir)
+    with suppress(ConfigError):  # of another version: what was given here has to do
+        wanted = settings(ctx, beneath=told)
 
     findings = list(examine(gather(wanted), not no_probes, peers))
     outcome = worst(findings)

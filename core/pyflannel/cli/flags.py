@@ -10,11 +10,12 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import click
 
+from pyflannel.network.lease import JSON
 from pyflannel.settings import log
 from pyflannel.settings.options import OPTIONS, Option
 from pyflannel.settings.settings import Settings, load
@@ -109,12 +110,13 @@ def flags(*scopes: str) -> list[click.Parameter]:
     return [Flag(row) for row in OPTIONS if row.scope in {"any", *scopes}]
 
 
-def settings(ctx: click.Context, *, daemon: bool = False) -> Settings:
+def settings(ctx: click.Context, *, daemon: bool = False, beneath: Mapping[str, JSON] | None = None) -> Settings:
     """The settings that flags, environment and config file make; sets up logging and passes on the warnings.
 
+    :param beneath: see :func:`~pyflannel.settings.settings.load`.
     :raises ConfigError: they are invalid.
     """
-    loaded = load(ctx.meta.get(_GIVEN, {}), os.environ, daemon=daemon)
+    loaded = load(ctx.meta.get(_GIVEN, {}), os.environ, daemon=daemon, beneath=beneath)
     log.configure(loaded.settings.log_level, loaded.settings.log_format)
     for warning in loaded.warnings:
         logging.getLogger("pyflannel").warning("%s", warning)

@@ -57,7 +57,7 @@ def _summary(document: JSON, now: datetime) -> Iterator[str]:
         connected = "" if document["store"]["connected"] else ", not connected"
         yield f"Store:     {_plugin(document['store']['location'], document['store'])}{connected}"
     if document["underlay"]:
-        yield f"Underlay:  {_underlay(document['underlay'])}"
+        yield from _underlay(document["underlay"])
     yield f"Lease:     {_lease(document['lease'], now)}"
     if document["repaired"]:
         yield f"Repaired:  {document['repaired']} objects that something else had changed"
@@ -86,13 +86,15 @@ def _plugin(name: str, about: JSON) -> str:
     return f"{name} ({about['distribution']} {about['version']})" if about["distribution"] else name
 
 
-def _underlay(underlay: JSON) -> str:
+def _underlay(underlay: JSON) -> Iterator[str]:
     text = f"{underlay['interface']}, MTU {underlay['mtu']}"
     for family in ("ipv4", "ipv6"):
         own, public = underlay[family], underlay[f"public_{family}"]
         if own or public:
             text += f", {own or 'no address'}" + (f" (public {public})" if public and public != own else "")
-    return text + (f" ({underlay['why']})" if underlay.get("why") else "")
+    yield f"Underlay:  {text}" + (f" ({underlay['why']})" if underlay.get("why") else "")
+    for other in underlay.get("others", ()):
+        yield f"           would have been next: {other}"
 
 
 def _lease(lease: JSON, now: datetime) -> str:

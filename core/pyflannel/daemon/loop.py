@@ -192,7 +192,12 @@ class Loop:
         self._rng = rng or random.Random()  # noqa: S311 - pauses need no secrecy
         self.tracker = Tracker(port, clock, self._rng)
         scheme = settings.store.scheme
-        view = View(node_id=node_id, started=time.time(), store=plugin("store", scheme), store_location=store_location)
+        view = View(
+            node_id=node_id,
+            started=time.time(),
+            store=plugin("store", scheme),
+            store_location=store_location,
+        )
         self.window = Window(view, clock, wake.set, lambda: slot.state)
         self.actions = Actions(self, wake.set)
         self.member: _Member | None = None
@@ -383,6 +388,7 @@ class Loop:
             return
         self._underlay_trouble = ""
         if found == self._underlay:
+            self._underlay = found  # what else there is may differ
             return
         first, self._underlay = self._underlay is None, found
         log.log(
@@ -743,6 +749,7 @@ class Loop:
         adopting = self._adoption.trouble if self._adoption is not None else ""
         return replace(
             self.window.view,
+            settings=self.settings.told,
             lease=self.slot.state,
             node_id=node.node_id if node is not None else self.window.view.node_id,
             stopping=self._stopping,

@@ -31,7 +31,7 @@ from pyflannel.settings.settings import Settings
 from pyflannel.show.status import query
 from pyflannel.store import Record, Snapshot, Store, StoreTime, Unassigned
 
-__all__ = ["ClockFacts", "Facts", "StoreFacts", "gather"]
+__all__ = ["ClockFacts", "Facts", "StoreFacts", "gather", "told_to_daemon"]
 
 T = TypeVar("T")
 
@@ -92,6 +92,14 @@ class Facts:
     def links(self) -> tuple[Link, ...]:
         """The overlay's devices as they should be."""
         return tuple(item for item in self.overlay.own_objects if isinstance(item, Link)) if self.overlay else ()
+
+
+def told_to_daemon(run_dir: Path) -> Mapping[str, JSON]:
+    """What the daemon here was told (:attr:`Settings.told`); nothing if none answers."""
+    try:
+        return query(run_dir).get("settings") or {}
+    except PyflannelError:
+        return {}
 
 
 def gather(settings: Settings) -> Facts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -137,7 +137,17 @@ def underlay(facts: Facts) -> Iterator[Finding]:
                 f"ip address show dev {found.interface}",
             )
             return
-    yield passed("underlay", f"{found.interface}, {addresses}")
+    why, others = _chosen(facts)
+    more = f"; would have been next: {', '.join(others)}" if others else ""
+    yield passed("underlay", f"{found.interface}, {addresses}: {why}{more}")
+
+
+def _chosen(facts: Facts) -> tuple[str, Sequence[str]]:
+    """Why this underlay, and what would have been chosen without it: as the daemon has it, else as it would choose."""
+    known = facts.status.get("underlay") if facts.status is not None else None
+    if known is not None and known["interface"] == (facts.underlay and facts.underlay.interface) and known.get("why"):
+        return str(known["why"]), known.get("others", ())
+    return (facts.underlay.why, facts.underlay.others) if facts.underlay is not None else ("", ())
 
 
 def underlay_mtu(facts: Facts) -> Iterator[Finding]:

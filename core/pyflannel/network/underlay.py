@@ -9,11 +9,11 @@ long as that works (:func:`keep_or_choose`). Pure functions; reading the invento
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from itertools import chain
-from typing import NamedTuple, TypeVar
+from itertools import islice
+from typing import Final, NamedTuple, TypeVar
 
 from pyflannel.errors import UnderlayError
 from pyflannel.network.lease import IPAddress, IPNetwork
@@ -34,6 +34,9 @@ A = TypeVar("A", IPv4Address, IPv6Address)
 
 LOOPBACK = "lo"
 
+MOST_OTHERS: Final = 5
+"""How many of those that would have been chosen, too, are named."""
+
 
 @dataclass(frozen=True, slots=True)
 class UnderlayRoute:
@@ -48,7 +51,8 @@ class Underlay:
     """An interface and the addresses by which other nodes reach this one through it.
 
     ``ipv4`` and ``ipv6`` are addresses of the interface, the source of encapsulated packets; the public ones are what
-    the lease says, and differ from them behind a 1:1 NAT. ``mtu`` in bytes. ``why`` says what chose it, for people.
+    the lease says, and differ from them behind a 1:1 NAT. ``mtu`` in bytes. ``why`` says what chose it, for people, and
+    ``others`` what would have been chosen without it.
     """
 
     interface: str
@@ -59,6 +63,7 @@ class Underlay:
     public_ipv6: IPv6Address | None = None
     routes: tuple[UnderlayRoute, ...] = ()
     why: str = field(default="", compare=False)
+    others: tuple[str, ...] = field(default=(), compare=False)
 
     def public(self, version: int) -> IPAddress | None:
         """The public address of IP version 4 or 6."""
@@ -140,11 +145,15 @@ class Inventory:
                 kept.append(replace(interface, addresses=addresses))
         return replace(self, interfaces=tuple(kept))
 
-    def default_route(self, version: int) -> InterfaceRoute | None:
-        """The route for everything; two halves of everything (a VPN's way to come first) are none."""
+    def default_routes(self, version: int) -> list[InterfaceRoute]:
+        """The routes for everything, the one in use first; two halves of everything (a VPN's way) are none."""
         routes = [route for route in self.routes if route.destination.prefixlen == 0]
         routes = [route for route in routes if route.destination.version == version]
-        return min(routes, key=lambda route: route.metric, default=None)
+        return sorted(routes, key=lambda route: route.metric)
+
+    def default_route(self, version: int) -> InterfaceRoute | None:
+        """The one in use."""
+        return next(iter(self.default_routes(version)), None)
 
     def interface(self, name: str) -> Interface | None:
         """The interface of that name."""
@@ -230,7 +239,7 @@ def _made(inventory: Inventory, selection: Selection, choice: _Choice, used: Seq
     ipv4, ipv6 = _first(IPv4Address, order), _first(IPv6Address, order)
     if ipv4 is None and ipv6 is None:
         raise UnderlayError(f"underlay interface {interface.name} has no usable address; add one, or use --iface")
-    return Underlay(
+    made = Underlay(
         interface=interface.name,
         mtu=_mtu(inventory, interface),
         ipv4=ipv4,
@@ -240,6 +249,7 @@ def _made(inventory: Inventory, selection: Selection, choice: _Choice, used: Seq
         routes=_relevant(route for route in inventory.routes if route.interface == interface.name),
         why=choice.why,
     )
+    return replace(made, others=tuple(islice(_others(inventory, selection, made), MOST_OTHERS)))
 
 
 def _mtu(inventory: Inventory, interface: Interface) -> int:
@@ -272,66 +282,87 @@ def _relevant(routes: Iterable[InterfaceRoute]) -> tuple[UnderlayRoute, ...]:
 
 
 def _choice(inventory: Inventory, selection: Selection) -> _Choice:
-    named = (_by_name_or_address(inventory.interfaces, text) for text in selection.iface)
-    matching = (_matching(inventory.interfaces, pattern) for pattern in selection.iface_regex)
-    found = next((choice for choice in chain(named, matching) if choice is not None), None)
+    """The first candidate.
+
+    :raises UnderlayError: there is none; the message says what was looked for.
+    """
+    found = next(_candidates(inventory, selection), None)
     if found is not None:
         return found
     if selection.iface_can_reach is not None:
-        return _towards(inventory, selection.iface_can_reach)
+        raise UnderlayError(f"--iface-can-reach: no route to {selection.iface_can_reach}; use --iface")
     if selection.iface or selection.iface_regex:
         asked = [*selection.iface, *(pattern.pattern for pattern in selection.iface_regex)]
         names = ", ".join(interface.name for interface in inventory.interfaces)
         raise UnderlayError(f"no interface is, has or matches {', '.join(asked)}; there are: {names or 'none'}")
-    return _unasked(inventory, selection)
+    raise UnderlayError("no default route, which names the underlay interface; add one, or use --iface")
 
 
-def _unasked(inventory: Inventory, selection: Selection) -> _Choice:
+def _candidates(inventory: Inventory, selection: Selection) -> Iterator[_Choice]:
+    """All that answer to the selection, the one to take first."""
+    for text in selection.iface:
+        yield from _by_name_or_address(inventory.interfaces, text)
+    for pattern in selection.iface_regex:
+        yield from _matching(inventory.interfaces, pattern)
+    if selection.iface_can_reach is not None:
+        yield from _towards(inventory, selection.iface_can_reach)
+    elif not selection.iface and not selection.iface_regex:
+        yield from _unasked(inventory, selection)
+
+
+def _others(inventory: Inventory, selection: Selection, chosen: Underlay) -> Iterator[str]:
+    """What else answers to the selection, in the order in which it would be taken."""
+    named = {chosen.interface}
+    for choice in _candidates(inventory, selection):
+        there = choice.wanted if choice.wanted not in (None, chosen.ipv4, chosen.ipv6) else None
+        if choice.interface.name not in named or (choice.interface.name == chosen.interface and there is not None):
+            named.add(choice.interface.name)
+            yield f"{choice.interface.name}{'' if choice.wanted is None else f' {choice.wanted}'}: {choice.why}"
+
+
+def _unasked(inventory: Inventory, selection: Selection) -> Iterator[_Choice]:
     """Without a flag that names an interface: who has our public address, else the default route's."""
     for public in (selection.public_ip, selection.public_ipv6):
         for interface in inventory.interfaces:
             if public is not None and public in interface.addresses:
-                return _Choice(interface, public, f"--public-ip {public} is its address")
+                yield _Choice(interface, public, f"--public-ip {public} is its address")
     for version in (4, 6):
-        route = inventory.default_route(version)
-        through = inventory.interface(route.interface) if route is not None else None
-        if route is not None and through is not None:
-            return _Choice(through, route.source, f"the default route {route.destination} leads through it")
-    raise UnderlayError("no default route, which names the underlay interface; add one, or use --iface")
+        for route in inventory.default_routes(version):
+            through = inventory.interface(route.interface)
+            if through is not None:
+                yield _Choice(through, route.source, f"the default route {route.destination} leads through it")
 
 
-def _matching(interfaces: Iterable[Interface], pattern: re.Pattern[str]) -> _Choice | None:
+def _matching(interfaces: Iterable[Interface], pattern: re.Pattern[str]) -> Iterator[_Choice]:
     for interface in interfaces:
         if interface.name == LOOPBACK:
             continue
         if pattern.search(interface.name):
-            return _Choice(interface, None, f"its name matches --iface-regex {pattern.pattern}")
+            yield _Choice(interface, None, f"its name matches --iface-regex {pattern.pattern}")
+            continue
         for address in interface.addresses:
             if pattern.search(str(address)):
-                return _Choice(interface, address, f"its address {address} matches --iface-regex {pattern.pattern}")
-    return None
+                yield _Choice(interface, address, f"its address {address} matches --iface-regex {pattern.pattern}")
 
 
-def _by_name_or_address(interfaces: Iterable[Interface], text: str) -> _Choice | None:
+def _by_name_or_address(interfaces: Iterable[Interface], text: str) -> Iterator[_Choice]:
     try:
         address: IPAddress | None = ip_address(text)
     except ValueError:
         address = None
     for interface in interfaces:
         if interface.name == text or (address is not None and address in interface.addresses):
-            return _Choice(interface, address, f"--iface {text}")
-    return None
+            yield _Choice(interface, address, f"--iface {text}")
 
 
-def _towards(inventory: Inventory, address: IPAddress) -> _Choice:
+def _towards(inventory: Inventory, address: IPAddress) -> Iterator[_Choice]:
     way = dict(inventory.ways).get(address)
     if way is None:
         route = inventory.route_to(address)
         way = Way(route.interface, route.source) if route is not None else None
     interface = inventory.interface(way.interface) if way is not None else None
-    if way is None or interface is None:
-        raise UnderlayError(f"--iface-can-reach: no route to {address}; use --iface")
-    return _Choice(interface, way.source, f"--iface-can-reach {address}: the kernel sends through it")
+    if way is not None and interface is not None:
+        yield _Choice(interface, way.source, f"--iface-can-reach {address}: the kernel sends through it")
 
 
 def _first(kind: type[A], addresses: Iterable[IPAddress]) -> A | None:

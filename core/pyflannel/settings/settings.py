@@ -21,11 +21,12 @@ import re
 import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
+from urllib.parse import urlencode
 
 from pyflannel.errors import ConfigError
 from pyflannel.firewall.model import Mode
@@ -96,6 +97,9 @@ class Settings:
     healthz_port: int
     log_format: str
     log_level: str
+    told: Mapping[str, JSON] = field(default_factory=dict, compare=False, repr=False)
+    """What was given, as texts (lists of them) of flags without their dashes, but for secrets and for what only the
+    daemon's start needs: what makes another command see the node as the daemon does."""
 
     def read_seed(self) -> NetworkSeed | None:
         """The network document to create in an empty store, or ``None`` if the settings name none.
@@ -134,8 +138,9 @@ class Loaded(NamedTuple):
 
 
 class Level(IntEnum):
-    """The sources, weakest first."""
+    """The sources, weakest first; the daemon that runs is one for commands that look at it."""
 
+    DAEMON = 0
     FILE = 1
     ENVIRONMENT = 2
     FLAG = 3
@@ -147,15 +152,19 @@ class Given(NamedTuple):
     value: Any
     level: Level
     origin: str
+    texts: tuple[str, ...] = ()
 
 
 GivenValues: TypeAlias = Mapping[str, Given]
 
 
-def load(flags: Flags, environ: Mapping[str, str], *, daemon: bool = False) -> Loaded:
+def load(
+    flags: Flags, environ: Mapping[str, str], *, daemon: bool = False, beneath: Mapping[str, JSON] | None = None
+) -> Loaded:
     """Read the config file and put all sources together.
 
     :param daemon: the caller will run as the daemon: log state changes.
+    :param beneath: what another process was told (:attr:`Settings.told`), for what no source of ours says.
     :raises ConfigError: a value, a key or a combination is wrong; the message names its source.
     """
     config = _from_flags_or_environment(BY_NAME["config"], flags, environ, [])
@@ -166,11 +175,11 @@ def load(flags: Flags, environ: Mapping[str, str], *, daemon: bool = False) -> L
     except FileNotFoundError:
         if config is not None:
             raise ConfigError(f"{config.origin}: {path} does not exist") from None
-        return resolve(flags, environ, daemon=daemon)
+        return resolve(flags, environ, daemon=daemon, beneath=beneath)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path}: {_reason(error)}") from None
     document = _parse_toml(text, path)
-    loaded = resolve(flags, environ, document, path, daemon=daemon)
+    loaded = resolve(flags, environ, document, path, daemon=daemon, beneath=beneath)
     if mode & (stat.S_IRGRP | stat.S_IROTH) and any(option.secret and option.name in document for option in OPTIONS):
         warning = f"config file {path} holds a password and others can read it: chmod 600 {path}"
         return Loaded(loaded.settings, (*loaded.warnings, warning))
@@ -184,6 +193,7 @@ def resolve(
     path: Path = DEFAULT_CONFIG,
     *,
     daemon: bool = False,
+    beneath: Mapping[str, JSON] | None = None,
 ) -> Loaded:
     """The settings that three sources make together; ``document`` is the parsed config file, ``path`` its name.
 
@@ -198,6 +208,7 @@ def resolve(
         if option.table and option.name in given and isinstance(given[option.name].value, dict):
             given[f"[{option.name}]"] = given[option.name]
         given[option.name] = stronger
+    given = {**_beneath(beneath or {}, given), **given}
     settings = _settings(given, daemon, warnings)
     # What is ignored the daemon says; to another command it would be noise.
     return Loaded(settings, (*_warnings(given, environ), *(dict.fromkeys(warnings) if daemon else ())))
@@ -251,7 +262,7 @@ def _read(option: Option, texts: Sequence[str], level: Level, origin: str) -> Gi
         except ValueError as rule:
             shown = "its value" if option.secret else repr(cut(hide_credentials(text) if "@" in text else text))
             raise ConfigError(f"{origin}: {shown} {rule}") from None
-    return Given(tuple(values) if option.repeatable else values[-1], level, origin)
+    return Given(tuple(values) if option.repeatable else values[-1], level, origin, tuple(texts))
 
 
 def _from_document(document: Mapping[str, Any], path: Path) -> dict[str, Given]:
@@ -372,7 +383,45 @@ def _settings(given: GivenValues, daemon: bool, warnings: list[str]) -> Settings
         healthz_port=value("healthz-port"),
         log_format=value("log-format"),
         log_level=_log_level(given, daemon),
+        told=_told(given, store),
     )
+
+
+_STARTING: Final = frozenset({"backend-option", "config", "ipv6-network", "log-format", "log-level", "network", "v"})
+"""What the daemon alone needs, or may hold a secret (a key of the backend's)."""
+
+_WHICH_STORE: Final = frozenset({"etcd-endpoints", "etcd-prefix", "kube-subnet-mgr", "store"})
+_KUBERNETES: Final = frozenset({"kube-api-url", "kubeconfig-file"})
+
+
+def _told(given: GivenValues, store: StoreLocation) -> dict[str, JSON]:
+    told: dict[str, JSON] = {}
+    for name, item in given.items():
+        option = BY_NAME.get(name)
+        if option is None or option.secret or name in _STARTING or item.value is None:
+            continue
+        if item.texts:
+            told[name] = list(item.texts) if option.repeatable else item.texts[-1]
+        elif name == "store":  # a table
+            known = {key: text for key, text in store.options.items() if not re.search("password$|token$|secret", key)}
+            told[name] = f"{store}?{urlencode(known)}" if known else str(store)
+    return told
+
+
+def _beneath(told: Mapping[str, JSON], given: GivenValues) -> dict[str, Given]:
+    """What another process was told, without its store if ``given`` says which one is meant."""
+
+    def is_store(name: str) -> bool:
+        return name in _WHICH_STORE | _KUBERNETES or name.startswith("etcd-")
+
+    elsewhere = bool(_WHICH_STORE & given.keys())
+    found = {}
+    for name, text in told.items():
+        option = BY_NAME.get(name)
+        if option is not None and name not in given and not (elsewhere and is_store(name)):
+            texts = [str(each) for each in text] if isinstance(text, list) else [str(text)]
+            found[name] = _read(option, texts, Level.DAEMON, f"the daemon's flag {option.flag}")
+    return found
 
 
 def _renew_margin(given: GivenValues, ttl: float) -> float:

@@ -54,6 +54,7 @@ def document(view: View, now: float, wall: float) -> Status:
             _text(underlay.public_ipv4),
             _text(underlay.public_ipv6),
             underlay.why,
+            underlay.others,
         ),
         lease=_lease(view, now, wall),
         peers=_peers(details),
@@ -67,6 +68,7 @@ def document(view: View, now: float, wall: float) -> Status:
         age=round(now - details.made_at, 1),
         diversions=view.diversions,
         change=view.change,
+        settings=view.settings,
     )
 
 

@@ -206,7 +206,8 @@ def _facts(status: Status, now: float) -> Iterator[tuple[str, str]]:
         yield "Backend", ", ".join((status.backend.name, *details))
     if underlay is not None:
         addresses = filter(None, (underlay.public_ipv4 or underlay.ipv4, underlay.public_ipv6 or underlay.ipv6))
-        yield "Underlay", f"{underlay.interface}, MTU {underlay.mtu}"
+        why = f" ({underlay.why})" if underlay.why else ""
+        yield "Underlay", f"{underlay.interface}, MTU {underlay.mtu}{why}"
         yield "Public address", " ".join(addresses)
     if status.store is not None:
         yield "Store", status.store.location

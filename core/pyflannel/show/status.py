@@ -92,7 +92,10 @@ class StoreStatus:
 
 @dataclass(frozen=True, slots=True)
 class UnderlayStatus:
-    """The interface that carries the overlay; ``mtu`` in bytes, addresses as text. ``why`` says what chose it."""
+    """The interface that carries the overlay; ``mtu`` in bytes, addresses as text.
+
+    ``why`` says what chose it, ``others`` what would have been chosen without it.
+    """
 
     interface: str
     mtu: int
@@ -101,6 +104,7 @@ class UnderlayStatus:
     public_ipv4: str | None = None
     public_ipv6: str | None = None
     why: str = ""
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +220,7 @@ class Status:
     ``repaired`` counts the objects that something else changed and that were put right; ``data_plane`` are the
     backend's own counters. ``age`` says how many seconds ago peers, objects and counters were looked at: more than
     a moment only while the daemon's loop does not come back from a plugin. ``diversions`` are routes of others that
-    take packets of the overlay away.
+    take packets of the overlay away. ``settings`` are the flags that the daemon was told, without secrets.
     """
 
     version: str
@@ -240,6 +244,7 @@ class Status:
     age: float = 0.0
     diversions: tuple[str, ...] = ()
     change: ChangeStatus | None = None
+    settings: Mapping[str, JSON] = field(default_factory=dict)
 
     @property
     def ready(self) -> bool:

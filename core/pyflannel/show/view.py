@@ -16,7 +16,7 @@ from pyflannel.firewall.state import FirewallState
 from pyflannel.kernel.tracker import ObjectStatus
 from pyflannel.membership.slot import LeaseState
 from pyflannel.network.document import NetworkConfig
-from pyflannel.network.lease import Subnets
+from pyflannel.network.lease import JSON, Subnets
 from pyflannel.network.underlay import Underlay
 from pyflannel.planning.overlay import Peer
 from pyflannel.show.measures import Measures
@@ -78,6 +78,7 @@ class View:
         encrypted them.
     :param subnet_file: ``subnet.env`` says what we hold.
     :param change: the change of the network that is under way.
+    :param settings: what this daemon was told, as flags without their dashes, but for secrets.
     :param settled: the overlay holds all leases of the store.
     """
 
@@ -85,6 +86,7 @@ class View:
     started: float
     store: PluginName
     store_location: str
+    settings: Mapping[str, JSON] = field(default_factory=dict)
     lease: LeaseState = field(default_factory=LeaseState)
     stopping: bool = False
     underlay: Underlay | None = None

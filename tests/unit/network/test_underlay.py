@@ -183,3 +183,30 @@ def test_an_address_of_the_loopback_has_the_mtu_of_the_way_out() -> None:
     selection = Selection(iface=("203.0.113.77",))
     assert choose(Inventory((lo, ETH0, ETH1), ROUTES), selection).mtu == 1500
     assert choose(Inventory((lo, ETH1), ()), selection).mtu == 9000
+
+
+def test_what_would_have_been_chosen_too_is_named() -> None:
+    two = Inventory(
+        (
+            Interface("eth0", 1500, True, (ip_address("10.0.0.1"),)),
+            Interface("eth1", 1500, True, (ip_address("10.1.0.1"),)),
+        ),
+        (
+            InterfaceRoute(ip_network("0.0.0.0/0"), "eth1", ip_address("10.1.0.254"), 200),
+            InterfaceRoute(ip_network("0.0.0.0/0"), "eth0", ip_address("10.0.0.254"), 100),
+        ),
+    )
+    unasked = choose(two, Selection())
+    assert (unasked.interface, unasked.others) == ("eth0", ("eth1: the default route 0.0.0.0/0 leads through it",))
+    matched = choose(two, Selection(iface=("eth1",), iface_regex=(re.compile("^eth"),)))
+    assert (matched.interface, matched.others) == ("eth1", ("eth0: its name matches --iface-regex ^eth",))
+    kept = keep_or_choose(two, Selection(iface_regex=(re.compile("^10"),)), choose(two, Selection(iface=("eth1",))))
+    assert (kept.interface, kept.why) == ("eth1", "--iface eth1")
+    assert kept.others == (r"eth0 10.0.0.1: its address 10.0.0.1 matches --iface-regex ^10",)
+    assert choose(two, Selection(iface=("eth0",))).others == ()
+
+
+def test_another_address_of_the_same_interface_is_named() -> None:
+    one = Inventory((Interface("eth0", 1500, True, (ip_address("10.0.0.1"), ip_address("10.0.0.2"))),), ())
+    found = choose(one, Selection(iface=("10.0.0.2", "10.0.0.1")))
+    assert (found.ipv4, found.others) == (ip_address("10.0.0.2"), ("eth0 10.0.0.1: --iface 10.0.0.1",))

@@ -511,3 +511,35 @@ def test_every_row_can_be_explained() -> None:
     for option in OPTIONS:
         assert option.help.endswith("."), option.name
         assert option.section, option.name
+
+
+# What another process was told ---------------------------------------------------------------------------------------
+
+
+def test_what_the_daemon_was_told_makes_the_same_settings_again() -> None:
+    flags = {"subnet-file": "/x/subnet.env", "iface-regex": ("^eth", "^ens"), "ip-masq": "true", "lease-ttl": "60"}
+    environ = {"FLANNELD_ETCD_ENDPOINTS": "https://192.0.2.1:2379", "FLANNELD_ETCD_PASSWORD": "hunter2"}
+    told = resolve(flags, {**environ, "FLANNELD_ETCD_USERNAME": "u"}).settings.told
+    assert "hunter2" not in json.dumps(told)
+    again = resolve({}, {"FLANNELD_ETCD_PASSWORD": "hunter2"}, beneath=json.loads(json.dumps(told))).settings
+    assert again == resolve(flags, {**environ, "FLANNELD_ETCD_USERNAME": "u"}).settings
+
+
+def test_a_table_of_the_store_is_told_without_its_secrets() -> None:
+    table = {"store": {"url": "etcd://192.0.2.1:2379/x", "cafile": "/ca", "username": "u", "password": "hunter2"}}
+    told = settings(None, None, **table).told
+    assert told == {"store": "etcd://192.0.2.1:2379/x?cafile=%2Fca&username=u"}
+    assert resolve({}, {}, beneath=told).settings.store.options == {"cafile": "/ca", "username": "u"}
+
+
+def test_what_is_given_here_wins_over_what_the_daemon_was_told() -> None:
+    told = {"store": "file:///daemons", "subnet-file": "/daemons"}
+    made = resolve({"etcd-prefix": "/x"}, {"FLANNELD_SUBNET_FILE": "/ours"}, beneath=told).settings
+    assert (made.store.scheme, str(made.subnet_file)) == ("etcd", "/ours")
+    told = {"etcd-endpoints": "http://192.0.2.1:2379"}
+    assert resolve({"store": "file:///ours"}, {}, beneath=told).settings.store.path == "/ours"
+
+
+def test_the_networks_secrets_are_not_told() -> None:
+    flags = {"network": "10.5.0.0/16", "backend": "wireguard", "backend-option": ("PSK=hunter2",)}
+    assert "hunter2" not in json.dumps(resolve(flags, {}).settings.told)
