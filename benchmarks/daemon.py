@@ -9,11 +9,12 @@ them. Printed are, as medians over the rounds:
   the metrics that ours have, and the ratio;
 * change: from a lease's writing in the store to the route in the kernel, told by netlink;
 * check: a comparison with the kernel in which nothing differs;
+* showing all peers by ``pyflannel status``, ``/metrics`` and the page, and removing all of it by ``pyflannel cleanup``;
 * memory and idle CPU of the daemon;
 * with ``--outage``, its CPU while the store's server is frozen (SIGSTOP: connections stay, nothing answers) and while
   it is gone (SIGKILL: connections are refused).
 
-    python benchmarks/daemon.py --peers 5000 --rounds 3 --store file|etcd|consul [--outage]
+    python benchmarks/daemon.py --peers 5000 --rounds 3 --store file|etcd|consul [--outage] [--idle 60]
 
 CPU seconds stand beside each start: where other programs run too, they tell more than the time on the wall.
 
@@ -29,16 +30,19 @@ import socket
 import statistics
 import sys
 import time
+import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pyflannel.lab import Lab, Node
+from pyflannel.lab.daemon import pyflannel_command
 
 NETWORK = {"Network": "10.0.0.0/8", "SubnetLen": 24, "Backend": {"Type": "vxlan"}}
 DEVICE = "flannel.1"
 CHANGES = 20
+PORT = 8401
 IDLE = 60.0
 OUTAGE = 60.0
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -118,6 +122,17 @@ def check(count: int) -> None:
     print(json.dumps([time.perf_counter() - begin, outcome.written]))
 
 
+def show(port: str) -> None:
+    """Ask the daemon for what it shows over HTTP; print the seconds that each took."""
+    took = {}
+    for name, path in (("metrics", "/metrics"), ("page", "/")):
+        begin = time.perf_counter()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
+            answer.read()
+        took[name] = time.perf_counter() - begin
+    print(json.dumps(took))
+
+
 def _store(url: str) -> Any:
     from pyflannel.plugins import load_store
     from pyflannel.store import StoreLocation
@@ -148,7 +163,7 @@ def start(lab: Lab, node: Node, url: str) -> tuple[float, float]:
     file = lab.outside(node.subnet_file)
     file.unlink(missing_ok=True)
     begin = time.perf_counter()
-    node.start_daemon(url, "vxlan")
+    node.start_daemon(url, "vxlan", arguments=["--healthz-ip", "127.0.0.1", "--healthz-port", str(PORT)])
     until(file.exists)
     return time.perf_counter() - begin, cpu(node.daemon.process.pid)
 
@@ -173,6 +188,13 @@ def batch(node: Node, count: int) -> float:
         took += time.perf_counter() - begin
     node.ip([f"link del {device}"])
     return took
+
+
+def timed(node: Node, *words: str) -> float:
+    """Seconds that a command of pyflannel's takes."""
+    begin = time.perf_counter()
+    node.run(pyflannel_command(*words, "--run-dir", str(node.daemon.run_directory)), timeout=600)
+    return time.perf_counter() - begin
 
 
 def memory(pid: int) -> float:
@@ -228,12 +250,15 @@ def measure(lab: Lab, arguments: argparse.Namespace) -> dict[str, list[float]]:
         time.sleep(5)  # what a start does at leisure is no idle CPU
         found["idle"].append(busy(pid, arguments.idle))
         found["memory"].append(memory(pid))
+        found["status"].append(timed(node, "status", "--json"))
+        for name, seconds in json.loads(inside(node, "show", str(PORT))).items():
+            found[name].append(seconds)
         node.daemon.stop()
         seconds, writes = json.loads(inside(node, "check", str(count)))
         if writes:
             raise SystemExit(f"a check in which nothing differed made {writes} writes")
         found["check"].append(seconds)
-        node.ip([f"link del {DEVICE}"])
+        found["cleanup"].append(timed(node, "cleanup"))
         found["floor"].append(batch(node, count))
     if arguments.outage:
         start(lab, node, url)
@@ -256,6 +281,7 @@ def main() -> None:
             "fill": lambda: fill(words[0], int(words[1])),
             "change": lambda: change(words[0]),
             "check": lambda: check(int(words[0])),
+            "show": lambda: show(words[0]),
         }[part]()
         return
     if arguments.outage and arguments.store == "file":
@@ -272,6 +298,9 @@ def main() -> None:
     print(f"  warm start                 {median['warm']:8.3f} s    ({median['warm cpu']:.2f} s of CPU)")
     print(f"  one change to its route    {median['change']:8.2f} ms")
     print(f"  check, nothing differs     {median['check']:8.3f} s")
+    print(f"  status --json              {median['status']:8.3f} s")
+    print(f"  /metrics, the page         {median['metrics']:8.3f} s, {median['page']:.3f} s")
+    print(f"  cleanup                    {median['cleanup']:8.3f} s")
     print(f"  resident memory            {median['memory']:8.1f} MB")
     print(f"  idle CPU                   {median['idle']:8.3f} %")
     if arguments.outage:
