@@ -23,6 +23,7 @@ import json
 import queue
 import random
 import resource
+import signal
 import sys
 import tempfile
 import threading
@@ -481,6 +482,7 @@ def main() -> None:
     parser.add_argument("--whole", type=int, default=5, help="nodes with a kernel (default %(default)s)")
     parser.add_argument("--outage", type=float, default=10.0, help="seconds (default %(default)s)")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the servers must not outlive us
     kind: Any = EtcdCluster if arguments.store == "etcd" else ConsulCluster
     with tempfile.TemporaryDirectory(prefix="pyflannel-") as directory, kind(Path(directory), 3) as cluster:
         location = StoreLocation.parse(f"{arguments.store}://{cluster.hosts}/coreos.com/network")

@@ -163,15 +163,14 @@ def _read(peer: Peer, network: NetworkConfig | None) -> Lease | None:
 
 def _objects(details: Details, offset: float) -> status.ObjectsStatus:
     counts = object_counts(details)
+    moments = {since: _timestamp(since + offset) for since in {item.since for item in details.tracked}}
     return status.ObjectsStatus(
         {
             kind: status.ObjectCounts(counts[kind, "done"], counts[kind, "pending"], counts[kind, "failed"])
             for kind in dict.fromkeys(kind for kind, _ in counts)
         },
         tuple(
-            status.ObjectStatus(
-                _kind(item), str(item.item), item.state.value, _timestamp(item.since + offset), item.error
-            )
+            status.ObjectStatus(_kind(item), str(item.item), item.state.value, moments[item.since], item.error)
             for item in details.tracked
         ),
     )

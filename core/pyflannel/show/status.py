@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,7 +44,8 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _NAME: Final = "status.sock"
-_PATIENCE: Final = 5.0  # seconds for one exchange, on either side
+_PATIENCE: Final = 30.0
+"""Seconds to wait for an answer. It comes at once, but for tens of thousands of peers it takes some to make."""
 
 
 class State(str, Enum):
@@ -263,8 +265,14 @@ class Status:
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
-        return {item.name: getattr(value, item.name) for item in fields(value)}
+        kind: Any = type(value)
+        return {name: getattr(value, name) for name in _names(kind)}
     raise TypeError(f"{type(value).__name__} has no place in a status document")
+
+
+@cache  # there are a dozen kinds, and of some a hundred thousand values
+def _names(kind: Any) -> tuple[str, ...]:
+    return tuple(item.name for item in fields(kind))
 
 
 class StatusServer:
