@@ -3,7 +3,7 @@
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-plugins test-kernels test-kernels-all test-kubernetes lint docs wheel release deb bench bench-peers clean
+.PHONY: help demo test test-plugins test-kernels test-kernels-all test-kubernetes simulate planted lint docs wheel release deb bench bench-peers clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,14 @@ test-kernels: ## the backends on other kernels, in machines inside this one (min
 test-kernels-all: ## the same, with the long tests
 	@tools/bootstrap kernels
 	@$(VENV)/tox run -e kernels -- -m "long or not long"
+
+simulate: ## whole clusters in one process, one history for each of SEEDS (default 0-499; --store etcd and others: OPTIONS)
+	@tools/bootstrap demo
+	@$(VENV)/python -m pyflannel.testing.simulation $(or $(SEEDS),0-499) --progress 50 $(OPTIONS)
+
+planted: ## the bugs planted into daemons, and in how many simulated histories each is found
+	@tools/bootstrap test
+	@$(VENV)/python -m tests.unit.testing.simulation.table
 
 test-kubernetes: ## the store for Kubernetes on a real API server, which is built first (Go 1.24; minutes, once)
 	@tools/bootstrap kubernetes

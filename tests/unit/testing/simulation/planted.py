@@ -1,0 +1,443 @@
+"""Bugs to plant into a daemon: each is a patch of the real code that makes one mistake which somebody might make.
+
+A simulation is worth what it finds. Every one of these is a small thing, and most do no harm until something else goes
+wrong at the same time.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pyflannel.errors import ConflictError, HistoryGoneError, PyflannelError
+from pyflannel.kernel.model import Key, Kind
+from pyflannel.kernel.port import Notice
+from pyflannel.kernel.tracker import Tracker
+from pyflannel.membership import machine as machines
+from pyflannel.membership.machine import LeaseMachine
+from pyflannel.membership.slot import Slot
+from pyflannel.planning import judging
+from pyflannel.planning import overlay as overlays
+from pyflannel.planning.feed import Feed
+from pyflannel.planning.overlay import Overlay
+from pyflannel.store import Batch, Snapshot
+from pyflannel.testing.simulation import stores as models
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+BUGS: dict[str, Plant] = {}
+"""What the mistake is, and the patch that makes it."""
+
+KNOWN: dict[str, int] = {}
+"""A seed whose history shows it."""
+
+
+def bug(what: str) -> Callable[[Plant], Plant]:
+    def note(plant: Plant) -> Plant:
+        BUGS[what] = plant
+        return plant
+
+    return note
+
+
+def swap(patch: pytest.MonkeyPatch, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+    """Put what ``make`` makes of a method in its place."""
+    patch.setattr(owner, name, make(getattr(owner, name)))
+
+
+# The lease keeper -----------------------------------------------------------------------------------------------------
+
+
+@bug("doesn't renew while the document can't be followed or the backend says nothing")
+def _(patch: pytest.MonkeyPatch) -> None:
+    swap(
+        patch,
+        LeaseMachine,
+        "_renewal",
+        lambda right: (
+            lambda self: right(self) if not {"follow", "publish"} & {*self._troubles} or not self._opened else None
+        ),
+    )
+
+
+@bug("gives up renewing after a failure")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def make(right: Any) -> Any:
+        def renewed(self: Any, result: Any) -> None:
+            right(self, result)
+            if isinstance(result, PyflannelError) and not isinstance(result, ConflictError):
+                self._pauses["renew"].at = None
+
+        return renewed
+
+    swap(patch, LeaseMachine, "_renewed", make)
+
+
+@bug("renews only when the lease ends")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def make(right: Any) -> Any:
+        def hold(self: Any, record: Any, since: float) -> None:
+            right(self, record, since)
+            if self._pauses["renew"].at is not None:
+                self._pauses["renew"].at = since + self._options.ttl + 2
+
+        return hold
+
+    swap(patch, LeaseMachine, "_hold", make)
+
+
+@bug("reckons a lease's life from the answer, and twice as long")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def make(right: Any) -> Any:
+        def hold(self: Any, record: Any, since: float) -> None:
+            right(self, record, since)
+            if self._state.expires_at is not None:
+                self._state = replace(self._state, expires_at=self._now + 2 * self._options.ttl)
+
+        return hold
+
+    swap(patch, LeaseMachine, "_hold", make)
+
+
+@bug("takes a lease that is gone for one that it still holds")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def make(right: Any) -> Any:
+        def renewed(self: Any, result: Any) -> None:
+            if isinstance(result, ConflictError):
+                self._hold(self._held, self._now)
+            else:
+                right(self, result)
+
+        return renewed
+
+    swap(patch, LeaseMachine, "_renewed", make)
+
+
+@bug("ignores that its lease was deleted")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def make(right: Any) -> Any:
+        def changed(self: Any, session: Any, record: Any) -> None:
+            if record is not None:
+                right(self, session, record)
+
+        return changed
+
+    swap(patch, LeaseMachine, "_own_changed", make)
+    patch.setattr(machines, "CONFIRM_INTERVAL", 1e9)
+
+
+@bug("believes the first snapshot it took")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def make(right: Any) -> Any:
+        def judged(self: Any, call: Any, result: Any) -> Any:
+            if isinstance(result, Snapshot):
+                first = self.__dict__.setdefault("first", result)
+                result = replace(first, revision=result.revision)
+            return right(self, call, result)
+
+        return judged
+
+    swap(patch, LeaseMachine, "_judged", make)
+
+
+@bug("doesn't look at leases when it allocates")
+def _(patch: pytest.MonkeyPatch) -> None:
+    swap(
+        patch,
+        machines,
+        "allocate",
+        lambda right: lambda network, taken, previous, rng: right(network, (), previous, random.Random(0)),
+    )
+    patch.setattr(machines, "CREATE_ATTEMPTS", 1)
+
+
+@bug("goes on from the newest revision instead of the one that it has read")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def make(right: Any) -> Any:
+        def came_back(self: Any, pending: Any, result: Any) -> None:
+            right(self, pending, result)
+            if isinstance(pending.call, machines.ReadConfig) and self._session is not None:
+                self._session.revision = (
+                    str(int(self._session.revision) + 1) if self._session.revision.isdigit() else ""
+                )
+
+        return came_back
+
+    swap(patch, LeaseMachine, "_came_back", make)
+
+
+@bug("takes compacted history for a broken stream")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def make(right: Any) -> Any:
+        def failed(self: Any, session: Any, error: Any) -> None:
+            if isinstance(error, HistoryGoneError):
+                session.watch = None
+                self._pauses["watch"].at = None
+            else:
+                right(self, session, error)
+
+        return failed
+
+    swap(patch, LeaseMachine, "_watch_failed", make)
+
+
+@bug("tells nobody that its address has changed")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def make(right: Any) -> Any:
+        def attributes(self: Any, place: Any, subnets: Any, before: Any) -> Any:
+            said = yield from right(self, place, subnets, before)
+            return said if before.public_ip is None else replace(said, public_ip=before.public_ip)
+
+        return attributes
+
+    swap(patch, LeaseMachine, "_attributes", make)
+
+
+@bug("never opens a watch again that was open for long")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def make(right: Any) -> Any:
+        def failed(self: Any, session: Any, error: Any) -> None:
+            right(self, session, error)
+            if self._session is session and self._now - session.watch_opened > 600:
+                self._pauses["watch"].at = None
+
+        return failed
+
+    swap(patch, LeaseMachine, "_watch_failed", make)
+
+
+@bug("asks for a new store without end")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(machines._Pause, "put_off", lambda self, now: setattr(self, "at", now))
+
+
+@bug("lets a store that hangs hang for ever")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(machines, "GIVEN_UP_AFTER", 1e9)
+    patch.setattr("pyflannel.testing.simulation.node.SimulatedNode.let_go", lambda self: None)
+
+
+# Between keeper and loop ----------------------------------------------------------------------------------------------
+
+
+@bug("drops one change of a batch")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def make(right: Any) -> Any:
+        def take_in(self: Any, session: Any, batch: Batch) -> None:
+            right(self, session, replace(batch, changes=batch.changes[:1]))
+
+        return take_in
+
+    swap(patch, LeaseMachine, "_take_in", make)
+
+
+@bug("drops a change that comes right after a generation")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def make(right: Any) -> Any:
+        def change(self: Slot, changes: Iterable[tuple[str, str | None]]) -> None:
+            if self._generation is self._drained:
+                right(self, changes)
+
+        return change
+
+    swap(patch, Slot, "change", make)
+
+
+@bug("keeps leases that are gone")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def make(right: Any) -> Any:
+        def change(self: Slot, changes: Iterable[tuple[str, str | None]]) -> None:
+            right(self, [(key, value) for key, value in changes if value is not None])
+
+        return change
+
+    swap(patch, Slot, "change", make)
+
+
+@bug("doesn't wake the loop")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def make(right: Any) -> Any:
+        def change(self: Slot, changes: Iterable[tuple[str, str | None]]) -> None:
+            wake, self._wake = self._wake, lambda: None
+            right(self, changes)
+            self._wake = wake
+
+        return change
+
+    swap(patch, Slot, "change", make)
+
+
+# The overlay ----------------------------------------------------------------------------------------------------------
+
+
+@bug("doesn't look where a lease lies and leads")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(overlays, "placement_problem", lambda network, lease: "")
+
+
+@bug("programs what leads to its own address")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(judging, "_unusable", lambda address: "")
+
+
+@bug("forgets who waits for what became free")
+def _(patch: pytest.MonkeyPatch) -> None:
+    swap(
+        patch,
+        Overlay,
+        "_settle",
+        lambda right: lambda self, judged, freed: right(self, judged, []),
+    )
+
+
+@bug("takes a changed lease for the one it knows")
+def _(patch: pytest.MonkeyPatch) -> None:
+    swap(
+        patch,
+        Overlay,
+        "put",
+        lambda right: lambda self, key, value: None if key in self._peers else right(self, key, value),
+    )
+
+
+# The kernel -----------------------------------------------------------------------------------------------------------
+
+
+@bug("sweeps before the snapshot")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def make(right: Any) -> Any:
+        def init(self: Tracker, *arguments: Any) -> None:
+            right(self, *arguments)
+            self.sweep = True
+
+        return init
+
+    swap(patch, Tracker, "__init__", make)
+    swap(
+        patch,
+        Slot,
+        "begin",
+        lambda right: (
+            lambda self, generation, records=None: right(self, generation, {} if generation.number == 1 else records)
+        ),
+    )
+
+
+@bug("never sweeps")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Tracker, "sweep", property(lambda self: False, lambda self, value: None), raising=False)
+
+
+@bug("takes a lost notification for nothing")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def make(right: Any) -> Any:
+        def observe(self: Tracker, notice: Notice) -> None:
+            right(self, replace(notice, resync=False))
+
+        return observe
+
+    swap(patch, Tracker, "observe", make)
+    patch.setattr(Tracker, "request_resync", lambda self: None)
+
+
+@bug("doesn't try a refused object again")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def make(right: Any) -> Any:
+        def fail(self: Tracker, refused: Mapping[Key, Any], now: float) -> None:
+            right(self, refused, now)
+            for key in refused:
+                self._dirty.discard(key)
+                self._failures.pop(key, None)
+            self._resync = False
+
+        return fail
+
+    swap(patch, Tracker, "_fail", make)
+    patch.setattr(Tracker, "request_resync", lambda self: None)
+
+
+@bug("doesn't repair forwarding entries")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def make(right: Any) -> Any:
+        def see(self: Tracker, key: Key, item: Any) -> None:
+            if key[0] is not Kind.FDB or item is not None:
+                right(self, key, item)
+
+        return see
+
+    swap(patch, Tracker, "_see", make)
+
+
+# The data plane -------------------------------------------------------------------------------------------------------
+
+
+@bug("doesn't tell a new data plane of peers that it has told the former one")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def make(right: Any) -> Any:
+        def check(self: Feed, plane: Any, now: float) -> None:
+            told, owners = self._told, self._owners
+            right(self, plane, now)
+            self._told, self._owners = told, owners
+
+        return check
+
+    swap(patch, Feed, "_check", make)
+
+
+@bug("doesn't try a peer again that the data plane has refused")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def make(right: Any) -> Any:
+        def refuse(self: Feed, key: str, error: Any, claims: Any, now: float) -> None:
+            right(self, key, error, claims, now)
+            self._refused[key].due = 1e18
+
+        return refuse
+
+    swap(patch, Feed, "_refuse", make)
+
+
+# The store's driver ---------------------------------------------------------------------------------------------------
+
+
+@bug("a driver that skips the compare-and-swap of a new lease")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def create(self: Any, key: str, value: str, ttl: float | None) -> Any:
+        return self.model._write(key, value, ttl)
+
+    patch.setattr(models.SimulatedStore, "create", create)
+    swap(
+        patch,
+        machines,
+        "allocate",
+        lambda right: lambda network, taken, previous, rng: right(network, taken, previous, random.Random(0)),
+    )
+
+
+@bug("a driver that renews what has gone")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def make(right: Any) -> Any:
+        def renew(self: Any, record: Any, ttl: float) -> Any:
+            try:
+                return right(self, record, ttl)
+            except ConflictError:
+                return record
+
+        return renew
+
+    swap(patch, models.SimulatedStore, "renew", make)
+
+
+@bug("a driver whose watch begins one change too late")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def make(right: Any) -> Any:
+        def told(self: Any, revision: str) -> Batch:
+            batch: Batch = right(self, revision)
+            return replace(batch, changes=batch.changes[1:]) if len(batch.changes) > 1 else batch
+
+        return told
+
+    for kind in (models._EtcdStore, models._ConsulStore, models._KubernetesStore):
+        swap(patch, kind, "told", make)

@@ -1,0 +1,160 @@
+"""Simulated clusters: a budget of histories in which all must hold, and bugs that must show."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.unit.testing.simulation.planted import BUGS
+
+from pyflannel.errors import HistoryGoneError, StoreUnavailableError
+from pyflannel.testing.simulation import (
+    FAULTS,
+    INVARIANTS,
+    ConsulModel,
+    EtcdModel,
+    Fault,
+    FileModel,
+    Plan,
+    StoreModel,
+    draw_plan,
+    run,
+    shrink,
+)
+from pyflannel.testing.simulation.agenda import Agenda
+
+ROOT = Path(__file__).parents[4]
+BUDGET = 15.0
+"""Seconds for histories in which all holds; where a machine is slow there are fewer of them."""
+
+
+def python(*arguments: str) -> str:
+    """What a module of ours prints when it is run with hashes that are always the same."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": path}
+    command = [sys.executable, "-m", *arguments]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_all_holds_in_a_budget_of_histories() -> None:
+    said = python("pyflannel.testing.simulation", "0-99", "--seconds", str(BUDGET))
+    assert " 0 violations" in said
+
+
+def test_a_seed_makes_one_history() -> None:
+    seeds = ("pyflannel.testing.simulation", "3", "10", "--digests")
+    one, other = (python(*seeds).splitlines()[:2] for _ in range(2))
+    assert one == other
+    assert len(set(one)) == 2
+
+
+@functools.cache
+def shown() -> dict[str, str]:
+    """For each planted bug, the invariant that told of it."""
+    lines = [line.split("\t") for line in python("tests.unit.testing.simulation.table", "--known").splitlines()]
+    return {what: name for what, _, name in lines}
+
+
+@pytest.mark.xdist_group("planted bugs")
+@pytest.mark.parametrize("what", BUGS)
+def test_a_planted_bug_is_found(what: str) -> None:
+    assert shown()[what] in INVARIANTS
+
+
+def failing() -> Plan:
+    """A plan in which a store that deletes too much shows it."""
+    plan = draw_plan(0, stores=["etcd"], storms=1, calm=600.0)
+    kinds = ("slow", "lossy", "rob", "cut", "delete", "crash")
+    faults = tuple(Fault(60.0 + 7 * number, kind, number, 5.0, number) for number, kind in enumerate(kinds))
+    return replace(plan, nodes=3, ttl=600.0, margin=120.0, faults=faults, calm=((300.0, 600.0),))
+
+
+class Forgetful(EtcdModel):
+    """A store where deleting one lease deletes them all."""
+
+    def remove(self, key: str) -> None:
+        for each in [each for each in self.records() if each != "config"]:
+            super().remove(each)
+
+
+def forgetful(plan: Plan, rng: random.Random) -> StoreModel:
+    return Forgetful(rng)
+
+
+def test_a_failing_history_is_shrunk_to_the_fault_that_matters() -> None:
+    outcome = run(failing(), forgetful)
+    assert outcome.violation is not None
+    shortest = shrink(outcome, forgetful)
+    assert [fault.kind for fault in shortest.plan.faults] == ["rob"]
+    assert shortest.violation is not None
+    assert shortest.violation.name == outcome.violation.name
+    assert run(shortest.plan, forgetful).digest == shortest.digest
+    assert "rob" in shortest.report()
+
+
+def test_plans_have_all_kinds_of_faults_and_stores() -> None:
+    plans = [draw_plan(seed) for seed in range(200)]
+    assert {fault.kind for plan in plans for fault in plan.faults} == set(FAULTS)
+    assert {plan.store for plan in plans} == {"etcd", "consul", "file", "kubernetes"}
+    assert all(fault.at + fault.lasts < plan.seconds for plan in plans for fault in plan.faults)
+
+
+def test_time_stands_still_while_something_happens() -> None:
+    agenda = Agenda()
+    seen: list[tuple[float, str]] = []
+    agenda.after(3600.0, lambda: seen.append((agenda.now, "later")))
+    agenda.after(0.0, lambda: agenda.after(0.0, lambda: seen.append((agenda.now, "at once"))))
+    begin = agenda.now
+    while agenda.step(begin + 3600.0):
+        pass
+    assert seen == [(begin, "at once"), (begin + 3600.0, "later")]
+
+
+def test_an_etcd_of_the_model_forgets_history_and_gives_leases_time_again() -> None:
+    model = EtcdModel(random.Random(1))
+    store = model.open("one")
+    revision = store.snapshot().revision
+    store.create("10.5.1.0-24", "{}", 60.0)
+    assert [change.key for change in store.told(revision).changes] == ["10.5.1.0-24"]
+    model.advance(50.0)
+    model.change_leader(random.Random(1))
+    model.advance(100.0)
+    assert len(store.snapshot().leases) == 1
+    model.advance(112.0)
+    assert store.snapshot().leases == ()
+    model.compact(random.Random(1))
+    with pytest.raises(HistoryGoneError):
+        store.told(revision)
+
+
+def test_a_consul_of_the_model_ends_sessions_late_and_delays_locks_if_told_to() -> None:
+    model = ConsulModel(random.Random(1), lock_delay=15.0)
+    store = model.open("one")
+    store.create("10.5.1.0-24", "{}", 60.0)
+    model.advance(60.0)
+    assert len(store.snapshot().leases) == 1
+    model.advance(120.0)
+    assert store.snapshot().leases == ()
+    with pytest.raises(StoreUnavailableError):
+        store.create("10.5.1.0-24", "{}", 60.0)
+    model.advance(136.0)
+    store.create("10.5.1.0-24", "{}", 60.0)
+
+
+def test_a_node_of_the_file_model_sees_late_what_others_write_but_not_under_the_lock() -> None:
+    model = FileModel(random.Random(1), lag=3.0)
+    store, other = model.open("one"), model.open("other")
+    revision = store.snapshot().revision
+    other.create("10.5.1.0-24", "{}", 60.0)
+    assert store.told(revision).changes == ()
+    assert len(store.snapshot().leases) == 1
+    model.advance(3.0)
+    assert [change.key for change in store.told(revision).changes] == ["10.5.1.0-24"]
