@@ -150,9 +150,9 @@ class LeaseAttributes:
     backend_data: JSON = None
     backend_v6_data: JSON = None
     node_id: str | None = None
+    extra: Mapping[str, JSON] = field(default_factory=dict)
     marks: Marks = NO_MARKS
     twin_of: str | None = None
-    extra: Mapping[str, JSON] = field(default_factory=dict)
 
     def public(self, version: int) -> IPAddress | None:
         """The public address of IP version 4 or 6."""

@@ -44,6 +44,7 @@ from pyflannel.membership.machine import (
     Publish,
 )
 from pyflannel.membership.slot import LeaseState, Slot
+from pyflannel.network.change import NodeProgress
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.underlay import Interface, InterfaceRoute, Inventory, Underlay
 from pyflannel.settings.settings import resolve
@@ -317,6 +318,10 @@ class SimulatedNode:
     def announce(self, ready: bool) -> None:
         """See :class:`pyflannel.daemon.loop.Keeper`."""
         self._tell(lambda machine: machine.announce(ready, self.now))
+
+    def reached(self, progress: NodeProgress) -> None:
+        """See :class:`pyflannel.daemon.loop.Keeper`."""
+        self._tell(lambda machine: machine.reached(progress, self.now))
 
     def _tell(self, what: Callable[[LeaseMachine], None], after: float = 0.0) -> None:
         """Hand the machine something, in this life or never."""
