@@ -52,7 +52,7 @@ class FirewallKeeper:
         self._make = make
         self._resync = resync
         self._changed = changed
-        self._wanted: deque[tuple[Rules, bool]] = deque(maxlen=1)
+        self._wanted: deque[tuple[Rules, bool, int]] = deque(maxlen=1)
         self._asked = self._heard = self._seen_to = 0
         """How often :meth:`want` was called, up to which call we have heard, and have seen to."""
         self._begun = False
@@ -69,8 +69,8 @@ class FirewallKeeper:
 
     def want(self, rules: Rules, force_nftables: bool = False) -> None:
         """Say what should be in place."""
-        self._wanted.append((rules, force_nftables))
         self._asked += 1
+        self._wanted.append((rules, force_nftables, self._asked))
         self._wake.set()
 
     @property
@@ -132,12 +132,11 @@ class FirewallKeeper:
         """Take in what was wanted and told; whether that asks for a check."""
         dirty = False
         self._wake.drain()
-        asked = self._asked
         while self._wanted:
-            self._firewall.want(*self._wanted.popleft())
+            rules, force_nftables, self._heard = self._wanted.popleft()
+            self._firewall.want(rules, force_nftables)
             self._repairs.clear()
             self._begun = dirty = True
-        self._heard = asked
         if self._anew:
             self._anew = False
             self._firewall.reconsider()

@@ -75,7 +75,7 @@ def test_a_note_that_can_not_be_read_says_nothing(note: object) -> None:
 
 def lease(progress: object) -> Lease:
     extra = {} if progress is None else {LEASE_KEY: progress}
-    attributes = LeaseAttributes(IPv4Address("192.0.2.2"), None, "vxlan", {"VNI": 1}, None, "you", extra)
+    attributes = LeaseAttributes(IPv4Address("192.0.2.2"), None, "vxlan", {"VNI": 1}, None, "you", extra=extra)
     return Lease(Subnets(IPv4Network("10.5.2.0/24")), attributes)
 
 

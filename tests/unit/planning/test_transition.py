@@ -78,7 +78,7 @@ class World:
                 old.data,
                 old.v6_data,
                 "you",
-                {LEASE_KEY: progress.to_json()},
+                extra={LEASE_KEY: progress.to_json()},
             ),
         )
 
