@@ -53,6 +53,7 @@ class _Ended(BaseException):
 @click.option("--network", default="10.244.0.0/16", show_default=True, metavar="CIDR", help='"none": no IPv4.')
 @click.option("--ipv6-network", metavar="CIDR", help="Give the overlay IPv6 too.")
 @click.option("--mtu", type=click.IntRange(1280, 65535), default=1500, show_default=True, help="The underlay's MTU.")
+@click.option("--change-to", metavar="NAME", help="Then change to this backend while containers ping each other.")
 @click.option("--keep", is_flag=True, help="Stay up until Ctrl-C, and say how to get a shell on each node.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON; progress goes to standard error.")
 @click.option("--no-throughput", is_flag=True, help="Don't measure throughput.")
@@ -67,6 +68,7 @@ def lab_command(
     network: str,
     ipv6_network: str | None,
     mtu: int,
+    change_to: str | None,
     keep: bool,
     as_json: bool,
     no_throughput: bool,
@@ -88,6 +90,7 @@ def lab_command(
         network=None if network == "none" else network,
         ipv6_network=ipv6_network,
         options=dict(map(_backend_option, options)),
+        change_to=change_to,
     )
     terminal = (sys.stderr if as_json else sys.stdout).isatty()
     console = Console(stderr=as_json, highlight=False, emoji=False, width=None if terminal else _PLAIN_WIDTH)

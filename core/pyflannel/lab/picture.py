@@ -40,6 +40,12 @@ def render(report: Report) -> Iterator[RenderableType]:
         rate = report.throughput
         yield ""
         yield Text(f"TCP {rate.source} -> {rate.target}: {rate.bits_per_second / 1e9:.2f} Gbit/s")
+    if report.changed is not None:
+        done = report.changed
+        yield ""
+        yield Text(
+            f"changed to {done.backend} in {done.seconds:.1f} s: {done.lost} of {done.sent} pings lost meanwhile"
+        )
     yield from _failures(report)
     yield ""
     yield Text(report.verdict, style="bold green" if report.ok else "bold red")

@@ -7,10 +7,12 @@ complete as that of a working one.
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Final
@@ -23,7 +25,13 @@ from pyflannel.lab.serve import has_server, schemes
 from pyflannel.lab.servers import GROUP
 from pyflannel.network.lease import JSON
 
-__all__ = ["Failure", "NodeReport", "Report", "TrialNetwork", "try_out"]
+__all__ = ["Changed", "Failure", "NodeReport", "Report", "TrialNetwork", "try_out"]
+
+CHANGE_TIMEOUT: Final = 120.0
+"""Seconds within which a change of the network must be over."""
+
+_MOST_PINGS: Final = 30
+_PING_INTERVAL: Final = 0.01
 
 READY_TIMEOUT: Final = 30.0
 """Seconds within which every daemon must be ready and know all others."""
@@ -40,6 +48,7 @@ class TrialNetwork:
     :param ipv6_network: the overlay's IPv6 network, ``None`` for none.
     :param options: keys of the network document's ``Backend`` dictionary.
     :param arguments: more words for every daemon's command line.
+    :param change_to: a backend that the network is changed to while it runs.
     :raises ConfigError: a store the lab can't offer, or no network at all.
     """
 
@@ -50,6 +59,7 @@ class TrialNetwork:
     ipv6_network: str | None = None
     options: Mapping[str, JSON] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
+    change_to: str | None = None
 
     def __post_init__(self) -> None:
         served = schemes()
@@ -82,6 +92,16 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Changed:
+    """A change of the network while containers pinged each other: how long it took, and how many pings were lost."""
+
+    backend: str
+    seconds: float
+    sent: int
+    lost: int
+
+
+@dataclass(frozen=True, slots=True)
 class NodeReport:
     """One node as it came up. ``subnets`` is empty if it got none; ``mtu`` is the containers', in bytes."""
 
@@ -107,6 +127,7 @@ class Report:
     failures: tuple[Failure, ...]
     seconds: Mapping[str, float]
     logs: Mapping[str, str]
+    changed: Changed | None = None
 
     @property
     def ok(self) -> bool:
@@ -156,6 +177,13 @@ class Report:
             ],
             "throughput": rate
             and {"from": rate.source, "to": rate.target, "bits_per_second": round(rate.bits_per_second)},
+            "changed": self.changed
+            and {
+                "to": self.changed.backend,
+                "seconds": round(self.changed.seconds, 3),
+                "sent": self.changed.sent,
+                "lost": self.changed.lost,
+            },
             "failures": [{"what": failure.what, "nodes": list(failure.nodes)} for failure in self.failures],
             "seconds": {step: round(seconds, 3) for step, seconds in self.seconds.items()},
             "logs": dict(self.logs),
@@ -200,6 +228,7 @@ class _Trial:
         self.failures: list[Failure] = []
         self.seconds: dict[str, float] = {}
         self._progress = progress
+        self._rng = random.Random(0)  # noqa: S311 - which pairs ping, where there are many
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -229,7 +258,8 @@ class _Trial:
     def start_daemons(self, store: str) -> tuple[Node, ...]:
         """Start all, wait until all are ready, then until each knows all others that are; returns those ready."""
         for node in self.lab.nodes:
-            node.start_daemon(store, self.overlay.backend, arguments=self.overlay.arguments)
+            backend = self.overlay.backend if self.overlay.change_to is None else None  # a node that insists can't go
+            node.start_daemon(store, backend, arguments=self.overlay.arguments)
         ready = self._each(self.lab.nodes, self._wait_ready)
         self._each(ready, lambda node: self._wait_for_peers(node, len(ready) - 1))
         return ready
@@ -279,6 +309,36 @@ class _Trial:
             self.failures.append(Failure("there was no pair of containers to try"))
         return matrix
 
+    def change(self, store: str, backend: str) -> Changed:
+        """Change the network to another backend, and count what is lost of pings meanwhile.
+
+        :raises LeaseError: it is refused, or something was lost.
+        """
+        ends = [container for container in self.lab.containers if container.addresses]
+        pairs = list(itertools.permutations(ends, 2))
+        pairs = self._rng.sample(pairs, min(len(pairs), _MOST_PINGS))
+        words = pyflannel_command("network", "change", "--backend", backend, "--yes", "--store", store)
+        with ExitStack() as stack:
+            pings = [stack.enter_context(one.ping(str(two.addresses[0].ip), _PING_INTERVAL)) for one, two in pairs]
+            for ping in pings:
+                ping.wait_replies(3)
+            began = time.monotonic()
+            done = self.lab.nodes[0].run(words, check=False, timeout=CHANGE_TIMEOUT)
+            seconds = time.monotonic() - began
+            if done.returncode:
+                raise LeaseError(
+                    f"the change to {backend}: {_last_line(done.stderr).removeprefix('pyflannel: error: ')}"
+                )
+            for ping in pings:
+                ping.wait_replies(3)
+            losses = [ping.stop() for ping in pings]
+        changed = Changed(backend, seconds, sum(loss.sent for loss in losses), sum(loss.lost for loss in losses))
+        if changed.lost:
+            self.failures.append(
+                Failure(f"{changed.lost} of {changed.sent} pings were lost in the change to {backend}")
+            )
+        return changed
+
     def measure_throughput(self, seconds: float) -> Throughput | None:
         """Send from a container of the first node to one of the last, if both are up."""
         ends = [container for container in self.lab.containers if container.addresses]
@@ -323,7 +383,7 @@ def try_out(
     store: str | None = None
     ready: tuple[Node, ...] = ()
     matrix = Matrix((), ())
-    rate = None
+    rate = changed = None
     with trial.step("store"):
         store = trial.open_store()
     if store is not None:
@@ -337,6 +397,10 @@ def try_out(
     if throughput is not None and matrix.complete:
         with trial.step("throughput"):
             rate = trial.measure_throughput(throughput)
+    target = overlay.change_to
+    if target is not None and matrix.complete:
+        with trial.step(f"change to {target}"):
+            changed = trial.change(str(store), target)
     suspects = {name for failure in trial.failures for name in failure.nodes}
     return Report(
         overlay=overlay,
@@ -347,4 +411,5 @@ def try_out(
         failures=tuple(trial.failures),
         seconds=trial.seconds,
         logs={node.name: node.log_tail() for node in lab.nodes if node.name in suspects},
+        changed=changed,
     )

@@ -177,6 +177,13 @@ def test_the_command_answers_in_json() -> None:
     assert len(document["reachability"]) == 2
 
 
+def test_the_command_shows_a_network_that_changes_its_backend() -> None:
+    done = command("--nodes", "2", "--no-throughput", "--change-to", "wireguard")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("changed to wireguard")]
+    assert ": 0 of " in line
+
+
 def test_the_command_fails_when_a_check_fails() -> None:
     done = command("--nodes", "2", "--backend", "no-such-backend")
     assert done.returncode == ExitCode.CHECK_FAILED
