@@ -1,0 +1,126 @@
+"""How far a node is in a change, from what its overlay has seen."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+from tests.unit.membership.modelled import made, underlay
+
+from pyflannel.backend import LeaseAttributes, Node, Subnets
+from pyflannel.daemon.crossing import GRACE, Crossing
+from pyflannel.network.change import LEASE_KEY, NetworkChange, NodeProgress, Phase, Step
+from pyflannel.network.document import NetworkConfig
+from pyflannel.planning.overlay import Overlay
+from pyflannel.planning.transition import Side, Transition
+
+ID = "00000000000000a1"
+
+
+def side(**backend: object) -> Side:
+    network = NetworkConfig.from_json(json.dumps({"Network": "10.5.0.0/16", "Backend": backend}))
+    return Side(made(network), network)
+
+
+FORMER, FOLLOWING = side(Type="vxlan"), side(Type="vxlan", VNI=2)
+
+
+def lease(number: int, step: Step | None, told: bool = True, mac: str | None = None) -> tuple[str, str]:
+    data = {"VNI": 2, "VtepMAC": mac or f"02:00:00:00:02:{number:02x}"}
+    progress = NodeProgress(ID, step, "vxlan" if told else None, data if told else None)
+    attributes = LeaseAttributes(
+        IPv4Address(f"192.0.2.{number}"),
+        backend_type="vxlan",
+        backend_data={"VNI": 1, "VtepMAC": f"02:00:00:00:01:{number:02x}"},
+        node_id=f"n{number}",
+        extra={LEASE_KEY: progress.to_json()},
+    )
+    return f"10.5.{number}.0-24", attributes.to_json()
+
+
+def crossing(
+    phase: Phase, *peers: tuple[str, str], own: Step | None = None, graced: bool = False, without: tuple[str, ...] = ()
+) -> Crossing:
+    change = NetworkChange(ID, phase, {}, without=without)
+    transition = Transition(FORMER, FOLLOWING, change, own, graced)
+    node = Node("n1", FORMER.network, underlay(1), Subnets(IPv4Network("10.5.1.0/24")), Path("/nonexistent"))
+    overlay = Overlay(transition, node)
+    for key, value in peers:
+        overlay.put(key, value)
+    return Crossing(overlay, transition)
+
+
+def step(made: Crossing, now: Step | None = None, in_place: bool = True, trouble: str = "") -> Step | None:
+    return made.progress(now, lambda: in_place, trouble).step
+
+
+def test_prepared_is_who_knows_how_everybody_is_reached() -> None:
+    assert step(crossing(Phase.PREPARE)) is Step.PREPARED
+    assert step(crossing(Phase.PREPARE, lease(2, None), lease(3, None))) is Step.PREPARED
+    assert step(crossing(Phase.PREPARE, lease(2, None), lease(3, None, told=False))) is None
+    assert step(crossing(Phase.PREPARE, lease(2, None)), in_place=False) is None
+    assert step(crossing(Phase.PREPARE, lease(2, None)), trouble="no") is None
+
+
+@pytest.mark.parametrize("name", ["n3", "10.5.3.0-24"])
+def test_who_is_left_behind_is_not_waited_for(name: str) -> None:
+    behind = lease(3, None, told=False)
+    assert step(crossing(Phase.PREPARE, lease(2, None), behind, without=(name,))) is Step.PREPARED
+    switched = crossing(Phase.SWITCH, lease(2, Step.PREPARED), behind, without=(name,))
+    assert step(switched, Step.PREPARED) is Step.SWITCHED
+
+
+def test_a_peer_that_can_not_be_reached_by_the_new_settings_is_named() -> None:
+    made = crossing(Phase.PREPARE, lease(2, None, mac="ff:ff:ff:ff:ff:ff"))
+    said = made.progress(None, lambda: True, "")
+    assert said.step is None
+    assert "10.5.2.0/24 can't be reached by vxlan" in said.trouble
+    assert "not a unicast address" in said.trouble
+
+
+def test_switched_is_who_sends_to_all_by_the_new_settings() -> None:
+    ready, late = lease(2, Step.PREPARED), lease(3, None)
+    assert step(crossing(Phase.SWITCH, ready, lease(3, Step.SWITCHED)), Step.PREPARED) is Step.SWITCHED
+    assert step(crossing(Phase.SWITCH, ready, late), Step.PREPARED) is Step.PREPARED
+    assert crossing(Phase.SWITCH, ready, late).standing(NodeProgress(ID)).waiting == ("10.5.3.0-24",)
+
+
+def test_the_former_settings_go_a_while_after_everybody_has_switched() -> None:
+    made = crossing(Phase.RETIRE, lease(2, Step.SWITCHED), own=Step.SWITCHED)
+    assert not made.graced(100.0)
+    assert made.due == 100.0 + GRACE
+    assert made.graced(100.0 + GRACE)
+    assert step(made, Step.SWITCHED) is Step.SWITCHED, "not before they are gone"
+    assert step(crossing(Phase.RETIRE, lease(2, Step.RETIRED), graced=True), Step.SWITCHED) is Step.RETIRED
+    waiting = crossing(Phase.RETIRE, lease(2, Step.PREPARED), own=Step.SWITCHED)
+    assert not waiting.graced(100.0)
+    assert not waiting.graced(1000.0)
+    assert waiting.due is None
+
+
+def test_a_peer_that_changes_comes_and_goes_is_seen() -> None:
+    made = crossing(Phase.PREPARE, lease(2, None, told=False))
+    assert step(made) is None
+    overlay = made._overlay
+    overlay.put(*lease(2, None))
+    made.see(overlay.drain_touched())
+    assert step(made) is Step.PREPARED
+    overlay.put(*lease(3, None, told=False))
+    made.see(overlay.drain_touched())
+    assert step(made) is None
+    overlay.remove("10.5.3.0-24")
+    made.see(overlay.drain_touched())
+    assert step(made) is Step.PREPARED
+
+
+def test_back_is_who_sends_by_the_former_settings_again() -> None:
+    assert step(crossing(Phase.BACK, lease(2, Step.SWITCHED)), Step.SWITCHED) is Step.REVERTED
+    assert step(crossing(Phase.BACK, lease(2, Step.SWITCHED)), Step.SWITCHED, in_place=False) is Step.SWITCHED
+
+
+def test_what_is_said_is_kept_where_nothing_new_is_due() -> None:
+    said = crossing(Phase.PREPARE, lease(2, None)).progress(Step.PREPARED, lambda: False, "")
+    assert said == replace(NodeProgress(ID), step=Step.PREPARED)
