@@ -11,6 +11,8 @@ from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
 from pyflannel.doctor.probes import Target, checksum_errors, judge, probe_peers, targets
 from pyflannel.errors import KernelError
+from pyflannel.kernel.inventory import read_inventory
+from pyflannel.network.lease import IPAddress
 
 __all__ = ["GROUPS", "MAX_PROBED", "examine", "spread"]
 
@@ -27,6 +29,7 @@ GROUPS: Final[Mapping[str, Sequence[Check]]] = {
         node.underlay,
         node.underlay_mtu,
         node.forwarding,
+        node.advertisements,
         node.return_path_filter,
         node.bridge_filter,
     ),
@@ -89,9 +92,21 @@ def _probe(facts: Facts, peers: Sequence[str]) -> Iterator[Finding]:
         yield skipped("peers", str(error))
         return
     port = getattr(facts.overlay.backend.options, "port", None)
-    for target, reach in zip(found, reached, strict=True):
+    astray = _astray(facts, [target for target, reach in zip(found, reached, strict=True) if reach.overlay is None])
+    for target, heard in zip(found, reached, strict=True):
+        reach = replace(heard, astray=astray.get(target.gateway, ""))
         yield from judge(target, reach, facts.overlay.node.underlay.interface, port)
     yield from _counter(before, checksum_errors())
+
+
+def _astray(facts: Facts, silent: Sequence[Target]) -> dict[IPAddress, str]:
+    """By which device the kernel sends to peers that don't answer, where that is none of the overlay's."""
+    ours = {link.name for link in facts.links} | {target.interface for target in silent}
+    try:
+        ways = read_inventory(towards=[target.gateway for target in silent]).ways if silent else ()
+    except KernelError:
+        return {}
+    return {address: way.interface for address, way in ways if way.interface not in ours}
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from ipaddress import ip_network
 from typing import Final
 
 from pyflannel.daemon import subnet_env as envfile
 from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
-from pyflannel.errors import MalformedError, PyflannelError
+from pyflannel.errors import MalformedError, PyflannelError, StoreDeniedError
 from pyflannel.kernel.model import KernelObject, Key, Link, Sysctl, WireguardPeer
 from pyflannel.network.lease import Lease
 from pyflannel.settings.settings import Settings
@@ -68,7 +70,10 @@ def store(facts: Facts) -> Iterator[Finding]:
     """Whether the store answers this command, and how quickly."""
     if facts.store is None:
         meaning = "forwarding goes on, but new peers stay unknown, and this node's lease ends if the store stays away"
-        yield failed("store", str(facts.problems["store"]), meaning, "pyflannel leases   # asks the store, too")
+        problem, fix = facts.problems["store"], "pyflannel leases   # asks the store, too"
+        if facts.settings.store.scheme == "kubernetes" and isinstance(problem, StoreDeniedError):
+            fix = "kubectl auth can-i list nodes --as ACCOUNT; kubectl apply -k contrib/kubernetes/base   # its rights"
+        yield failed("store", str(problem), meaning, fix)
         return
     took = f"{facts.settings.store}: {len(facts.store.snapshot.leases)} leases in {facts.store.seconds * 1000:.0f} ms"
     if facts.store.seconds > SLOW_STORE:
@@ -273,10 +278,36 @@ def diversions(facts: Facts) -> Iterator[Finding]:
         return
     found = facts.status.get("diversions") or []
     for route in found[:_SHOWN]:
+        connected = _connected(facts, route)
+        if connected is not None:
+            yield connected
+            continue
         meaning = "packets to these addresses leave the overlay: they go nowhere, or in plaintext past the encryption"
         yield failed("routes of others", f"{route} comes before ours", meaning, f"ip route delete {route}")
     if not found:
         yield passed("routes of others", "none leads into the overlay")
+
+
+def _connected(facts: Facts, route: str) -> Finding | None:
+    """About a route that is there because its device has an address in it, such as a bridge from an earlier lease."""
+    network, device = route.split()[0], re.search(r" dev (\S+)", route)
+    interface = facts.inventory.interface(device[1]) if facts.inventory is not None and device is not None else None
+    if interface is None:
+        return None
+    addresses = [address for address in interface.addresses if address in ip_network(network, strict=False)]
+    if not addresses:
+        return None
+    length = network.partition("/")[2] or str(addresses[0].max_prefixlen)
+    if interface.name in BRIDGES:
+        fix = _mend(interface.name)
+    else:
+        fix = f"ip address delete {addresses[0]}/{length} dev {interface.name}"
+    return failed(
+        "routes of others",
+        f"{interface.name} has {addresses[0]}, an address of {network}, which is another node's subnet now",
+        "this node keeps packets for that node; where the subnet was its own earlier, its containers still use it",
+        fix,
+    )
 
 
 def _differs(key: Key, item: KernelObject, facts: Facts) -> bool:

@@ -13,7 +13,16 @@ from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
 from pyflannel.kernel.model import KernelObject, Link
 
-__all__ = ["bridge_filter", "forwarding", "kernel_features", "return_path_filter", "rights", "underlay", "underlay_mtu"]
+__all__ = [
+    "advertisements",
+    "bridge_filter",
+    "forwarding",
+    "kernel_features",
+    "return_path_filter",
+    "rights",
+    "underlay",
+    "underlay_mtu",
+]
 
 _CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}  # linux/capability.h
 _MODULES: Final = frozenset({"ipip", "tun", "vxlan", "wireguard"})
@@ -185,7 +194,8 @@ def forwarding(facts: Facts) -> Iterator[Finding]:
         switch = "net/ipv4/ip_forward" if version == 4 else "net/ipv6/conf/all/forwarding"
         paths = [switch]
         if version == 4:
-            paths += [f"net/ipv4/conf/{name}/forwarding" for name in _interfaces(facts)]
+            names = dict.fromkeys((*_interfaces(facts), *_bridges(facts)))
+            paths += [f"net/ipv4/conf/{name}/forwarding" for name in names]
         off = [path for path in paths if sysctl(path) == 0]
         check = f"IPv{version} forwarding"
         if off:
@@ -203,6 +213,37 @@ def _interfaces(facts: Facts) -> list[str]:
     """The interfaces that packets of the overlay cross."""
     names = [facts.underlay.interface] if facts.underlay is not None else []
     return names + [link.name for link in facts.links]
+
+
+def _bridges(facts: Facts) -> list[str]:
+    """The interfaces that have an address of this node's own subnet: the containers' bridges."""
+    if facts.inventory is None or facts.lease is None:
+        return []
+    subnets = facts.lease.subnets.each
+    ours = {link.name for link in facts.links}
+    return [
+        interface.name
+        for interface in facts.inventory.interfaces
+        if interface.name not in ours
+        and any(address in subnet for address in interface.addresses for subnet in subnets)
+    ]
+
+
+def advertisements(facts: Facts) -> Iterator[Finding]:
+    """Whether a node that forwards IPv6 still hears the router it has its routes from."""
+    if facts.network is None or facts.network.ipv6 is None or facts.underlay is None or facts.inventory is None:
+        return
+    name = facts.underlay.interface
+    deaf = sysctl(f"net/ipv6/conf/{name}/accept_ra") == 1 and sysctl("net/ipv6/conf/all/forwarding") == 1
+    if deaf and facts.inventory.default_route(6) is None:
+        yield failed(
+            "router advertisements",
+            f"{name} takes none (accept_ra is 1 while IPv6 forwarding is on), and there is no IPv6 default route",
+            "where routes come by advertisement, this node has lost the way out, maybe to its store and its peers",
+            f"sysctl -w net.ipv6.conf.{name}.accept_ra=2",
+        )
+    else:
+        yield passed("router advertisements", f"{name} loses no route by them")
 
 
 def return_path_filter(facts: Facts) -> Iterator[Finding]:

@@ -56,6 +56,7 @@ class Reach:
     :param largest: the largest packet that came through whole; ``underlay_largest`` the same below.
     :param checksummed: whether UDP with a checksum arrives, over the overlay if that answers at all, else at the
         public address; ``unchecked`` the same without a checksum.
+    :param astray: the device by which the kernel sends what should go into the overlay, if that is another one.
 
     ``None`` stands for what was not tried.
     """
@@ -68,6 +69,7 @@ class Reach:
     underlay_largest: int | None = None
     checksummed: bool | None = None
     unchecked: bool | None = None
+    astray: str = ""
 
 
 def targets(facts: Facts) -> Iterator[Target]:
@@ -191,6 +193,13 @@ def _underlay(target: Target, reach: Reach) -> Finding:
 
 def _unreachable(target: Target, reach: Reach, interface: str, port: int | None) -> Finding:
     asked = " and ".join(str(address) for address in (target.device, target.gateway) if address is not None)
+    if reach.astray:
+        return failed(
+            "peer overlay",
+            f"{target.name}: this node sends packets to {target.gateway} by {reach.astray}",
+            "a route of somebody else's on this node takes them away from the overlay",
+            f"ip route get {target.gateway}   # shows it; see also 'routes of others'",
+        )
     if target.device is None:
         return warned(
             "peer overlay",
