@@ -149,7 +149,7 @@ def inside(node: Node, *words: str) -> str:
     return node.run([sys.executable, str(Path(__file__).resolve()), "--inside", *words], timeout=600).stdout
 
 
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def until(condition: Callable[[], bool], seconds: float = 300) -> None:
     """Wait for a condition, looking often."""
     deadline = time.monotonic() + seconds
     while not condition():
