@@ -7,7 +7,7 @@ of flanneld's have no mark and stay.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 
 import click
@@ -16,7 +16,7 @@ from pyflannel.cli.flags import FlagCommand, flags, settings
 from pyflannel.daemon import cni
 from pyflannel.daemon.runlock import hold
 from pyflannel.errors import KernelError, MalformedError
-from pyflannel.kernel.model import KernelObject
+from pyflannel.kernel.model import KernelObject, Link
 from pyflannel.kernel.port import Scope, Write
 from pyflannel.membership.naming import Myself
 from pyflannel.membership.nodeid import identify, read_marks
@@ -42,8 +42,8 @@ def cleanup(ctx: click.Context, dry_run: bool, with_lease: bool) -> None:
     verb = "would remove" if dry_run else "removed"
     with nullcontext() if dry_run else hold(wanted.run_dir):
         removed = [*_sweep(dry_run), *_sweep_firewall(dry_run), *_sweep_cni(wanted, dry_run)]
-        for item in removed:
-            click.echo(f"{verb} {item}")
+        if removed:
+            click.echo("\n".join(f"{verb} {item}" for item in removed))
         if with_lease:
             for key in _release(wanted, dry_run):
                 click.echo(f"{verb} lease {inert(key)}")
@@ -59,13 +59,19 @@ def _sweep(dry_run: bool) -> list[KernelObject]:
     try:
         ours = port.dump(Scope())
         if not dry_run:
-            failures = port.apply([Write(item, None) for item in ours.values()])
+            failures = port.apply([Write(item, None) for item in _to_delete(ours.values())])
             if failures:
                 reasons = "; ".join(f"{ours[key]}: {error}" for key, error in failures.items())
                 raise KernelError(f"{len(failures)} of {len(ours)} objects could not be removed: {reasons}")
     finally:
         port.close()
     return list(ours.values())
+
+
+def _to_delete(ours: Collection[KernelObject]) -> Iterator[KernelObject]:
+    """All but what goes with its device: of tens of thousands of objects, that is nearly everything."""
+    devices = {item.name for item in ours if isinstance(item, Link)}
+    return (item for item in ours if getattr(item, "link", None) not in devices)
 
 
 def _sweep_firewall(dry_run: bool) -> list[str]:
