@@ -25,6 +25,14 @@ MODULES = (
     "pyflannel.testing.backends",
     "pyflannel.testing.stores",
     "pyflannel.testing.clauses",
+    "pyflannel.testing.simulation.agenda",
+    "pyflannel.testing.simulation.cluster",
+    "pyflannel.testing.simulation.faults",
+    "pyflannel.testing.simulation.judge",
+    "pyflannel.testing.simulation.plane",
+    "pyflannel.testing.simulation.planning",
+    "pyflannel.testing.simulation.running",
+    "pyflannel.testing.simulation.stores",
     "pyflannel.lab.servers",
 )
 FOREIGN = {"JSON", "IPAddress", "IPNetwork", "KernelObject"}
@@ -60,7 +68,7 @@ def test_everything_public_is_documented(module: ModuleType, name: str) -> None:
     value = getattr(module, name)
     if not (inspect.isclass(value) or inspect.isfunction(value)):
         source = inspect.getsource(module)
-        assert re.search(rf'^{name}\b.*=.*\n"""\S', source, re.MULTILINE), f"{name} has no text below it"
+        assert re.search(rf'^{name}\b.*=.*(\n[ )}}].*)*\n"""\S', source, re.MULTILINE), f"{name} has no text below it"
         return
     assert (value.__doc__ or "").strip(), f"{name} has no docstring"
     assert not (value.__doc__ or "").startswith(f"{name}("), f"{name} has only what dataclass writes"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ipaddress import ip_interface
-from typing import Any
+from typing import Any, Final
 
 from pyflannel.backend import (
     Address,
@@ -30,7 +30,7 @@ from pyflannel.errors import KernelError
 
 __all__ = ["DEVICE", "MemoryBackend", "Table"]
 
-DEVICE = "memory0"
+DEVICE: Final = "memory0"
 """The device that leads to the table."""
 
 

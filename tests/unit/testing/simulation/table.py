@@ -19,7 +19,7 @@ from pyflannel.testing.simulation import draw_plan, run
 SEEDS = 20
 """Histories for the table."""
 
-PATIENCE = 150
+PATIENCE = 60
 """Histories in which a bug is looked for that its known one does not show."""
 
 
