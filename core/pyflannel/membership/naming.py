@@ -78,7 +78,12 @@ class Myself:
         if present and present != self.node_id:
             return Naming(present, twin)
         earlier = next((lease.attributes.node_id for lease in found if self._as_twin(lease.attributes)), None)
-        if earlier is not None:
+        # With a lease under our first id at our address, it is a copy alike in every mark that has taken the other one.
+        here = any(
+            self._is_here(lease.attributes) and self.marks.kinship(lease.attributes.marks) is not Kinship.OTHER
+            for lease in named
+        )
+        if earlier is not None and not here:
             return Naming(earlier, twin or next(iter(named), None))
         own = any(not self.is_twins(lease.attributes) for lease in named)
         return Naming(self.node_id if own or twin is None else self.derived, twin)

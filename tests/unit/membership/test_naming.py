@@ -68,6 +68,12 @@ def test_the_original_is_not_moved_by_its_copy(version: int) -> None:
     assert me(REBOOTED, version).name([ours, copy]) == Naming("n")
 
 
+def test_an_original_is_not_moved_by_a_copy_alike_in_every_mark_that_gave_way_to_it(version: int) -> None:
+    ours, copy = lease(1, HERE[version]), lease(2, THERE[version], "d", ORIGINAL, "n")
+    assert me(ORIGINAL, version).name([ours, copy]) == Naming("n")
+    assert me(REBOOTED, version).name([copy, ours]) == Naming("n")
+
+
 def test_of_two_that_came_at_once_each_keeps_its_own(version: int) -> None:
     ours, theirs = lease(1, HERE[version]), lease(2, THERE[version], marks=COPY)
     assert me(REBOOTED, version).name([ours, theirs]) == Naming("n", theirs)
