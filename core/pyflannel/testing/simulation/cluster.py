@@ -200,12 +200,12 @@ class Cluster:
 
     # Nodes
 
-    def _new_node(self, node_id: str = "", name: str = "") -> SimulatedNode:
+    def _new_node(self, node_id: str = "", name: str = "", hardware: str = "") -> SimulatedNode:
         self._hosts += 1
         host = self._hosts
         folder = self._folder / str(host)
         folder.mkdir()
-        node = SimulatedNode(self._around, host, node_id or f"node-{host}", folder, name)
+        node = SimulatedNode(self._around, host, node_id or f"node-{host}", folder, name, hardware)
         if isinstance(self.model, KubernetesModel):
             self.model.admit(node.name)
         return node
@@ -225,13 +225,14 @@ class Cluster:
         self.judge.forget(node)
         new.boot()
 
-    def clone(self, node: SimulatedNode) -> SimulatedNode | None:
+    def clone(self, node: SimulatedNode, alike: bool) -> SimulatedNode | None:
         """A copy of a machine is started, with its id and another address."""
         if self._hosts >= LAST_HOST or isinstance(self.model, KubernetesModel):
             return None
-        clone = self._new_node(node.node_id, f"{node.name}-clone-{self._hosts}")
+        clone = self._new_node(node.node_id, f"{node.name}-clone-{self._hosts}", node.hardware if alike else "")
         self.clones.append(clone)
-        self.judge.contested(node)
+        if alike:  # nothing tells the two apart
+            self.judge.contested(node)
         clone.boot()
         return clone
 
@@ -244,7 +245,7 @@ class Cluster:
         clone.kernel.close()
         self.former.append(clone)
         for node in self.nodes:
-            if node.node_id == clone.node_id:
+            if node.hardware == clone.hardware:
                 self.judge.contested(node)
                 node.crash()
                 node.boot()

@@ -71,8 +71,8 @@ class Stage(Scene, Protocol):
     def replace(self, node: SimulatedNode) -> None:
         """A machine is gone for good, and another one there in its place."""
 
-    def clone(self, node: SimulatedNode) -> SimulatedNode | None:
-        """A copy of a machine is started; ``None`` where there can't be one."""
+    def clone(self, node: SimulatedNode, alike: bool) -> SimulatedNode | None:
+        """A copy of a machine is started, alike in its hardware's numbers too; ``None`` where there can't be one."""
 
     def dismiss(self, clone: SimulatedNode) -> None:
         """The copy is switched off."""
@@ -190,7 +190,7 @@ def _replace(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Rand
 
 
 def _clone(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
-    clone = cluster.clone(node)
+    clone = cluster.clone(node, rng.random() < 0.3)
     if clone is not None:
         _later(cluster, fault, lambda: cluster.dismiss(clone))
 

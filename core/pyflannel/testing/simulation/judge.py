@@ -104,7 +104,7 @@ class Judge:
         self._disturbed: dict[str, float] = {}
         """Nodes whose kernel, table or underlay something else has changed last, and when."""
         self._contested: dict[str, float] = {}
-        """Nodes of which there was a copy, and when that was known last."""
+        """Machines of which there was a copy alike in everything, and when that was known last."""
         self._lapsed: dict[str, float] = {}
         """Nodes whose lease has expired, and when that was last: others may forget such a node."""
         self._connected: dict[tuple[str, str], bool] = {}
@@ -130,7 +130,7 @@ class Judge:
 
     def contested(self, node: SimulatedNode) -> None:
         """There is, or was until now, a copy of a node."""
-        self._contested[node.node_id] = self._now
+        self._contested[node.hardware] = self._now
 
     def forget(self, node: SimulatedNode) -> None:
         """A node is gone."""
@@ -171,7 +171,7 @@ class Judge:
         marks = (
             self._disturbed.get(node.name, 0.0),
             self._robbed.get(node.name, 0.0),
-            self._contested.get(node.node_id, 0.0),
+            self._contested.get(node.hardware, 0.0),
         )
         return self._now - max(able, *marks)
 
@@ -215,7 +215,7 @@ class Judge:
     def _check_lapse(self, node: SimulatedNode, gone: Expired) -> None:
         """Whether it is a node's own fault that its lease has expired."""
         since = self._renewing.get(node.name)
-        contested = self._contested.get(node.node_id, -1e9)
+        contested = self._contested.get(node.hardware, -1e9)
         if _key(node) == gone.key and since is not None and gone.at - max(since, contested) > RENEWED:
             raise Violation("expired", f"{gone.key} of {node.name} has")
 
@@ -240,14 +240,14 @@ class Judge:
 
     def _is_forgiven(self, node: SimulatedNode) -> bool:
         """Whether a node's claim may be wrong: it was robbed or copied, and could not have learned of it yet."""
-        wronged = node.name in self._robbed or node.node_id in self._contested
+        wronged = node.name in self._robbed or node.hardware in self._contested
         if not wronged:
             return False
         if self._able_for(node) <= PROMISE:
             return True
         self._robbed.pop(node.name, None)
-        if all(clone.node_id != node.node_id for clone in self._cluster.clones):
-            self._contested.pop(node.node_id, None)
+        if all(clone.hardware != node.hardware for clone in self._cluster.clones):
+            self._contested.pop(node.hardware, None)
             return False
         return True
 
@@ -354,7 +354,7 @@ class Judge:
             self._disturbed.get(node.name, -1e9),
             self._robbed.get(node.name, -1e9),
             self._lapsed.get(node.name, -1e9),
-            self._contested.get(node.node_id, -1e9),
+            self._contested.get(node.hardware, -1e9),
         )
         return self._now - max(marks) > PROMISE and node.up
 

@@ -31,6 +31,7 @@ from pyflannel.firewall.model import Mode
 from pyflannel.firewall.sync import Firewall
 from pyflannel.kernel.model import Address, FdbEntry, ForeignInfo, Link, Neighbour, Route
 from pyflannel.kernel.twin import TwinPort
+from pyflannel.membership.intake import bounded_batch
 from pyflannel.membership.keeper import KeeperOptions, perform
 from pyflannel.membership.machine import (
     Call,
@@ -46,6 +47,7 @@ from pyflannel.membership.machine import (
 from pyflannel.membership.slot import LeaseState, Slot
 from pyflannel.network.change import NodeProgress
 from pyflannel.network.document import NetworkConfig
+from pyflannel.network.marks import Marks
 from pyflannel.network.underlay import Interface, InterfaceRoute, Inventory, Underlay
 from pyflannel.settings.settings import resolve
 from pyflannel.show.measures import Measures
@@ -113,15 +115,20 @@ class SimulatedNode:
 
     :param host: the last byte of its underlay address.
     :param folder: for its files.
+    :param hardware: another machine's name, if this one is like that one in everything.
     """
 
-    def __init__(self, around: Surroundings, host: int, node_id: str, folder: Path, name: str = "") -> None:
+    def __init__(
+        self, around: Surroundings, host: int, node_id: str, folder: Path, name: str = "", hardware: str = ""
+    ) -> None:
         self.around, self.host, self.node_id = around, host, node_id
         self.name = name or node_id
         """What it is called in histories, and by a store that gives subnets by name: a clone has its own."""
+        self.hardware = hardware or self.name
+        """What its marks are made of; a copy that differs in nothing has the original's."""
         self.wire = Wire()
         self.table = Table()
-        self.life = 0
+        self.life = self.boots = 0
         self.alive = self.frozen = self.gone = False
         self._move(host)
         self.up = True
@@ -232,6 +239,7 @@ class SimulatedNode:
         """What a reboot leaves: nothing."""
         self.kernel.close()
         self.kernel = self._new_kernel()
+        self.boots += 1
         self.table.kill()
         self._settings.subnet_file.unlink(missing_ok=True)  # /run is gone, too
         self.touched += 1
@@ -305,7 +313,8 @@ class SimulatedNode:
 
     def start(self, underlay: Underlay | None) -> None:
         """See :class:`pyflannel.daemon.loop.Keeper`."""
-        self._tell(lambda machine: machine.start(underlay, self.now))
+        marks = Marks(f"{self.hardware} {self.boots}", f"product {self.hardware}", frozenset({f"card {self.hardware}"}))
+        self._tell(lambda machine: machine.start(underlay, self.now, marks))
 
     def move(self, underlay: Underlay | None) -> None:
         """See :class:`pyflannel.daemon.loop.Keeper`."""
@@ -474,7 +483,7 @@ class SimulatedNode:
                 continue
             self._watches[watch] = batch.revision
             if batch.changes:
-                self.machine.batch(watch, batch, self.now)
+                self.machine.batch(watch, bounded_batch(batch), self.now)
         self._obey()
         if client.behind:
             self.look()
