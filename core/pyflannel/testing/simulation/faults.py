@@ -295,32 +295,36 @@ def _hostile(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Rand
 
 
 def _bad_lease(cluster: Stage, node: SimulatedNode, rng: random.Random) -> tuple[str, str]:
-    network = cluster.network
-    four = network.ipv4
-    assert four is not None
-    inside = f"{four.subnet(rng.randrange(four.size)).network_address}-{four.subnet_len}"
-    wide = f"{four.network.network_address}-{rng.choice((0, 8, four.network.prefixlen))}"
-    if wide.endswith("-0"):
-        wide = "0.0.0.0-0"
-    elif wide.endswith("-8"):
-        wide = "10.0.0.0-8"
-    keys = (inside, inside, wide, "198.51.100.0-24", "nonsense", "10.5.0.1-24", "224.0.0.0-8", f"{inside}&fd00:9::-64")
-    lease = node.state.lease
-    own = [lease.key.replace("-", "-3", 1).replace("-327", "-30").replace("-328", "-30")] if lease is not None else []
-    key = rng.choice((*keys, *own)) if not cluster.model.assigns_subnets else rng.choice(keys[:6])
-    mine = f"192.0.2.{node.address}"
-    nobodys = ("127.0.0.1", "224.0.0.9", "0.0.0.0", "169.254.1.1", "203.0.113.77")  # noqa: S104 - not to be bound
-    address = rng.choice((*nobodys, mine))
-    mac = rng.choice(("02:bb:00:00:00:01", "ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01", "nothing"))
+    """A lease with one thing wrong in it, or with none: who has to look at what is wrong looks at each alone."""
+    wrong = rng.choice(("key", "key", "address", "address", "mac", "type", "text", "nothing"))
+    key = _bad_key(cluster, node, rng) if wrong == "key" else _good_key(cluster, rng)
+    nobodys = ("127.0.0.1", "224.0.0.9", "0.0.0.0", "169.254.1.1", f"192.0.2.{node.address}")  # noqa: S104
+    mac = rng.choice(("ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01", "nothing")) if wrong == "mac" else "02:bb:00:00:00:01"
     attributes = LeaseAttributes(
-        IPv4Address(address),
-        rng.choice((None, IPv6Address("2001:db8::bad"))),
-        rng.choice((network.backend_type, network.backend_type, "udp", "hostile")),
-        {"VNI": rng.choice((1, 1, 99)), "VtepMAC": mac},
+        IPv4Address(rng.choice(nobodys) if wrong == "address" else "192.0.2.250"),
+        IPv6Address("2001:db8::bad"),
+        rng.choice(("udp", "hostile")) if wrong == "type" else cluster.network.backend_type,
+        {"VNI": 1, "VtepMAC": mac},
+        {"VNI": 1, "VtepMAC": mac},
         node_id=f"{HOSTILE}-{rng.randrange(1000)}",
     )
-    text = rng.choice((attributes.to_json(), attributes.to_json(), attributes.to_json(), "{", "[]", '{"PublicIP": 7}'))
-    return key, text
+    return key, rng.choice(("{", "[]", '{"PublicIP": 7}')) if wrong == "text" else attributes.to_json()
+
+
+def _good_key(cluster: Stage, rng: random.Random) -> str:
+    families = [family for family in (cluster.network.ipv4, cluster.network.ipv6) if family is not None]
+    subnets = [family.subnet(rng.randrange(family.size)) for family in families]
+    return "&".join(f"{subnet.network_address}-{subnet.prefixlen}" for subnet in subnets)
+
+
+def _bad_key(cluster: Stage, node: SimulatedNode, rng: random.Random) -> str:
+    """Outside the network, all of it or more, across others, within a living node's, or nothing that can be read."""
+    keys = ["198.51.100.0-24", "0.0.0.0-0", "10.0.0.0-8", "10.5.0.0-22", "224.0.0.0-8", "10.5.0.1-24", "nonsense"]
+    lease = node.state.lease
+    mine = lease.subnets.ipv4 if lease is not None else None
+    if mine is not None:
+        keys += [f"{mine.network_address}-30", f"{mine.supernet(2).network_address}-{mine.prefixlen - 2}"]
+    return rng.choice(keys)
 
 
 def _rob(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:

@@ -224,18 +224,6 @@ def _(patch: pytest.MonkeyPatch) -> None:
     swap(patch, LeaseMachine, "_take_in", make)
 
 
-@bug("drops a change that comes right after a generation")
-def _(patch: pytest.MonkeyPatch) -> None:
-    def make(right: Any) -> Any:
-        def change(self: Slot, changes: Iterable[tuple[str, str | None]]) -> None:
-            if self._generation is self._drained:
-                right(self, changes)
-
-        return change
-
-    swap(patch, Slot, "change", make)
-
-
 @bug("keeps leases that are gone")
 def _(patch: pytest.MonkeyPatch) -> None:
     def make(right: Any) -> Any:
@@ -271,16 +259,6 @@ def _(patch: pytest.MonkeyPatch) -> None:
 @bug("programs what leads to its own address")
 def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(judging, "_unusable", lambda address: "")
-
-
-@bug("forgets who waits for what became free")
-def _(patch: pytest.MonkeyPatch) -> None:
-    swap(
-        patch,
-        Overlay,
-        "_settle",
-        lambda right: lambda self, judged, freed: right(self, judged, []),
-    )
 
 
 @bug("takes a changed lease for the one it knows")

@@ -30,7 +30,7 @@ from pyflannel.testing.simulation import (
 from pyflannel.testing.simulation.agenda import Agenda
 
 ROOT = Path(__file__).parents[4]
-BUDGET = 15.0
+BUDGET = 10.0
 """Seconds for histories in which all holds; where a machine is slow there are fewer of them."""
 
 
