@@ -7,6 +7,7 @@ import doctest
 import importlib
 import inspect
 import re
+import typing
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
@@ -35,16 +36,71 @@ MODULES = (
     "pyflannel.testing.simulation.stores",
     "pyflannel.lab.servers",
 )
-FOREIGN = {"JSON", "IPAddress", "IPNetwork", "KernelObject"}
-"""Aliases; what they stand for is said where they are defined."""
+SOURCES = sorted(ROOT.glob("core/pyflannel/**/*.py"))
 
 
 def exported() -> Iterator[Any]:
     for name in MODULES:
         module = importlib.import_module(name)
         for attribute in module.__all__:
-            if attribute not in FOREIGN:
-                yield pytest.param(module, attribute, id=f"{name}.{attribute}")
+            yield pytest.param(module, attribute, id=f"{name}.{attribute}")
+
+
+def definition(name: str) -> str:
+    """How a constant or alias is defined, wherever that is: with its type, and the text below it."""
+    for source in SOURCES:
+        text = source.read_text(encoding="utf-8")
+        found = re.search(rf"^{name}: [^\n]*=.*?(?=\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
+        if found is not None:
+            return found[0]
+    return ""
+
+
+def types_in(annotation: Any) -> Iterator[type]:
+    """The classes of pyflannel's that an annotation names, at any depth."""
+    if inspect.isclass(annotation) and not typing.get_args(annotation):
+        if annotation.__module__.partition(".")[0] == "pyflannel":
+            yield annotation
+        return
+    for part in typing.get_args(annotation):
+        for each in part if isinstance(part, list) else [part]:
+            yield from types_in(each)
+
+
+def named_by(value: Any) -> Iterator[tuple[str, type]]:
+    """What a public function, class, alias or constant says about types of pyflannel's, and where."""
+    if not (inspect.isfunction(value) or inspect.isclass(value)):
+        yield from (("what it stands for", each) for each in types_in(value))
+        return
+    annotated: list[tuple[str, Any]] = [(value.__name__, value), *functions(value)]
+    for where, each in annotated:
+        if is_pytest_s(value, where):
+            continue
+        for name, annotation in typing.get_type_hints(each).items():
+            if not name.startswith("_"):
+                yield from ((f"{where}: {name}", found) for found in types_in(annotation))
+
+
+def is_pytest_s(value: Any, where: str) -> bool:
+    """Whether a method is a kit's test or fixture, which pytest alone calls."""
+    name = where.rpartition(".")[2]
+    member = inspect.getattr_static(value, name, None)
+    return name.startswith("test_") or type(member).__module__.startswith("_pytest")
+
+
+PUBLIC_TYPES = {
+    value
+    for module in map(importlib.import_module, MODULES)
+    for value in (getattr(module, name) for name in module.__all__)
+    if inspect.isclass(value)
+}
+
+
+@pytest.mark.parametrize(("module", "name"), list(exported()))
+def test_every_type_that_a_public_one_names_is_public(module: ModuleType, name: str) -> None:
+    named = named_by(getattr(module, name))
+    hidden = {(where, found.__qualname__) for where, found in named if found not in PUBLIC_TYPES}
+    assert not hidden, f"{module.__name__}.{name} names what nobody can import: {sorted(hidden)}"
 
 
 def functions(value: Any) -> Iterator[tuple[str, Any]]:
@@ -67,8 +123,7 @@ def is_generated(value: Any, name: str) -> bool:
 def test_everything_public_is_documented(module: ModuleType, name: str) -> None:
     value = getattr(module, name)
     if not (inspect.isclass(value) or inspect.isfunction(value)):
-        source = inspect.getsource(module)
-        assert re.search(rf'^{name}\b.*=.*(\n[ )}}].*)*\n"""\S', source, re.MULTILINE), f"{name} has no text below it"
+        assert re.search(r'^"""\S', definition(name), re.MULTILINE), f"{name} has no text below it"
         return
     assert (value.__doc__ or "").strip(), f"{name} has no docstring"
     assert not (value.__doc__ or "").startswith(f"{name}("), f"{name} has only what dataclass writes"
@@ -84,7 +139,7 @@ def test_everything_public_is_documented(module: ModuleType, name: str) -> None:
 def test_everything_public_is_typed(module: ModuleType, name: str) -> None:
     value = getattr(module, name)
     if not (inspect.isclass(value) or inspect.isfunction(value)):
-        assert name in module.__annotations__, f"{name} is not annotated"
+        assert definition(name), f"{name} is not annotated"
         return
     for where, function in functions(value):
         is_protocols = where.endswith("__init__") and getattr(value, "_is_protocol", False)

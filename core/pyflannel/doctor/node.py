@@ -12,6 +12,7 @@ from typing import Final
 from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
 from pyflannel.kernel.model import KernelObject, Link
+from pyflannel.kernel.refusal import module_of
 
 __all__ = [
     "advertisements",
@@ -25,8 +26,11 @@ __all__ = [
 ]
 
 _CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}  # linux/capability.h
-_MODULES: Final = frozenset({"ipip", "tun", "vxlan", "wireguard"})
-"""The kinds of devices whose module has the kind's name."""
+_KINDS: Final = frozenset({"gre", "ip6gre", "ipip", "tun", "vxlan", "wireguard"})
+"""The kinds of devices that the backends make."""
+
+_SWITCHES: Final = {"ip_gre": "NET_IPGRE", "ip6_gre": "IPV6_GRE"}
+"""The names of what builds modules in, where they are not the modules' own."""
 
 _STRICT = 1
 
@@ -88,7 +92,7 @@ def kernel_features(facts: Facts) -> Iterator[Finding]:
 def _module(item: KernelObject) -> str | None:
     if not isinstance(item, Link):
         return None
-    return item.info.kind if item.info.kind in _MODULES else None
+    return module_of(item.info.kind) if item.info.kind in _KINDS else None
 
 
 def availability(module: str, release: str, root: Path = Path("/")) -> str:
@@ -103,7 +107,7 @@ def availability(module: str, release: str, root: Path = Path("/")) -> str:
             continue
         if re.search(rf"/{module}\.ko(\.\w+)?(:|$)", text, re.MULTILINE):
             return how
-    return "built in" if f"CONFIG_{module.upper()}=y" in _kernel_config(release, root) else ""
+    return "built in" if f"CONFIG_{_SWITCHES.get(module, module.upper())}=y" in _kernel_config(release, root) else ""
 
 
 def _kernel_config(release: str, root: Path) -> str:

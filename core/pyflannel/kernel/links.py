@@ -7,15 +7,27 @@ so it reads the four attributes it needs by itself and leaves the decoding to th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from graphlib import CycleError, TopologicalSorter
 from ipaddress import ip_address, ip_interface
 from socket import AF_INET6
 from struct import Struct
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pyflannel.kernel import wire
-from pyflannel.kernel.model import OWNER, Address, ForeignInfo, GenericInfo, Link, LinkInfo, TunInfo, VxlanInfo
+from pyflannel.kernel.model import (
+    OWNER,
+    Address,
+    Attributes,
+    AttributeValue,
+    ForeignInfo,
+    GenericInfo,
+    Link,
+    LinkInfo,
+    TunInfo,
+    VxlanInfo,
+)
 from pyflannel.kernel.rtnl import messages
 
 __all__ = [
@@ -31,6 +43,7 @@ __all__ = [
     "encode_link_query",
     "encode_new_link",
     "encode_vxlan_change",
+    "in_order",
     "parse_link",
 ]
 
@@ -40,12 +53,14 @@ _IFLA_ADDRESS = 1
 _IFLA_IFNAME = 3
 _IFLA_MTU = 4
 _IFLA_LINK = 5
+_IFLA_MASTER = 10
 _IFLA_TXQLEN = 13
 _IFLA_LINKINFO = 18
 _IFLA_IFALIAS = 20
-_IFLA_MASTER = 10
+_IFLA_GROUP = 27
 _IFLA_PERM_ADDRESS = 54
 _IFLA_INFO_KIND = 1
+_IFLA_INFO_DATA = 2
 _RTEXT_FILTER_SKIP_STATS = 8
 _IFF_TUN = 1
 _IFA_F_NODAD = 0x02
@@ -53,6 +68,8 @@ _IFA_F_PERMANENT = 0x80
 
 _LINK = Struct("=BxHiII")
 _U32 = Struct("=I")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +87,11 @@ class LinkRow:
     lasting_mac: str = ""
     """The address that a network card was made with, whatever it has now."""
     master: int = 0
+
+    @property
+    def attributes(self) -> dict[int, bytes]:
+        """All that the kernel says of it."""
+        return wire.attributes(self.message, 32, len(self.message))
 
     @property
     def shape(self) -> tuple[object, ...]:
@@ -115,10 +137,24 @@ def can_become(actual: Link, wanted: Link) -> bool:
     return have == want
 
 
+def in_order(links: Iterable[T], of: Callable[[T], Link]) -> list[T]:
+    """The same, those that others need before these: what they sit on, are part of, or are made together with."""
+    items = {of(item).name: item for item in links}
+    needs = {name: set(of(item).needs) & items.keys() for name, item in items.items()}
+    for name, item in items.items():
+        info = of(item).info
+        if isinstance(info, GenericInfo) and info.other_end in items and info.other_end != name:
+            needs[info.other_end].add(name)
+    try:
+        return [items[name] for name in TopologicalSorter(needs).static_order()]
+    except CycleError:  # the kernel says what is wrong with them
+        return list(items.values())
+
+
 class LinkTable:
     """Every link of the namespace.
 
-    :param generic: the wanted links of kinds that we know nothing about; see :class:`~pyflannel.kernel.port.Scope`.
+    :param generic: the wanted links of which not all is ours to say; see :class:`~pyflannel.kernel.port.Scope`.
     """
 
     def __init__(self, generic: Mapping[str, Link] | None = None) -> None:
@@ -160,27 +196,39 @@ class LinkTable:
         wanted = self._generic.get(row.name)
         any_mac = isinstance(info, TunInfo) or (wanted is not None and wanted.mac is None)
         mac = None if any_mac or not row.mac else row.mac
-        return Link(row.name, info, row.mtu, mac, row.up, row.alias == OWNER)
+        link = Link(row.name, info, row.mtu, mac, row.up, row.alias == OWNER)
+        return link if wanted is None else self._placed(link, wanted, row)
+
+    def _placed(self, link: Link, wanted: Link, row: LinkRow) -> Link:
+        """With what it is a part of, as far as the wanted one says something about that."""
+        if wanted.master is None and wanted.group is None:
+            return link
+        if wanted.master is not None:
+            link = replace(link, master=(self.name(row.master) or "?") if row.master else "")
+        if wanted.group is not None:
+            group = row.attributes.get(_IFLA_GROUP)
+            link = replace(link, group=_U32.unpack(group)[0] if group else 0)
+        return link
 
     def _info(self, row: LinkRow) -> LinkInfo:
         wanted = self._generic.get(row.name)
-        if wanted is not None and wanted.info.kind == row.kind:
+        if wanted is not None and isinstance(wanted.info, GenericInfo) and wanted.info.kind == row.kind:
             return self._like(wanted.info, row)
         if row.kind in ("vxlan", "tun"):
             data = _info_data(row.message)
             return self._vxlan(data) if row.kind == "vxlan" else _tun(data, row.message)
         return GenericInfo(row.kind) if row.alias == OWNER and row.kind else ForeignInfo(row.kind or "physical")
 
-    def _like(self, wanted: LinkInfo, row: LinkRow) -> LinkInfo:
+    def _like(self, wanted: GenericInfo, row: LinkRow) -> LinkInfo:
         """What a device says about all that a wanted one says something about."""
-        assert isinstance(wanted, GenericInfo)
         underlay = None
+        lower = _U32.unpack(row.attributes.get(_IFLA_LINK, b"\0\0\0\0"))[0]
         if wanted.underlay is not None:
-            message = row.message
-            lower = wire.attributes(message, 32, len(message)).get(_IFLA_LINK, b"\0\0\0\0")
-            underlay = self.name(_U32.unpack(lower)[0]) or ""
-        data = _info_data(row.message) if wanted.data else {}
-        return GenericInfo(row.kind, underlay, tuple((name, data[name]) for name, _ in wanted.data if name in data))
+            underlay = self.name(lower) or ""
+        data: dict[Any, Any] = {**_info_data(row.message), **_raw_data(row.attributes)} if wanted.data else {}
+        if wanted.other_end is not None and lower in self.by_index:  # which the kernel tells by its index alone
+            data["VETH_INFO_PEER"] = _decoded(self.by_index[lower].message)
+        return GenericInfo(row.kind, underlay, _named(wanted.data, data))
 
     def _vxlan(self, data: dict[str, Any]) -> LinkInfo:
         local = data.get("IFLA_VXLAN_LOCAL") or data.get("IFLA_VXLAN_LOCAL6")
@@ -198,12 +246,61 @@ class LinkTable:
         )
 
 
-def _info_data(message: bytes) -> dict[str, Any]:
-    """The attributes of a link's kind."""
+def _decoded(message: bytes) -> Any:
     decoded = messages().link(message)
     decoded.decode()
-    found = decoded.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA")
+    return decoded
+
+
+def _info_data(message: bytes) -> dict[str, Any]:
+    """The attributes of a link's kind."""
+    found = _decoded(message).get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA")
     return dict(found["attrs"]) if isinstance(found, Mapping) else {}
+
+
+def _raw_data(found: Mapping[int, bytes]) -> dict[int, bytes]:
+    """The same by number, as bytes."""
+    info = found.get(_IFLA_LINKINFO, b"")
+    data = wire.attributes(info, 0, len(info)).get(_IFLA_INFO_DATA, b"")
+    return wire.attributes(data, 0, len(data))
+
+
+def _named(wanted: Attributes, found: Mapping[Any, Any]) -> Attributes:
+    """What was found under the wanted names, nested as these are."""
+    return tuple((name, _value(value, found[name])) for name, value in wanted if name in found)
+
+
+def _value(wanted: AttributeValue, found: Any) -> AttributeValue:
+    if isinstance(wanted, tuple) and isinstance(found, Mapping):
+        return _named(wanted, dict(found["attrs"]))
+    return found  # type: ignore[no-any-return] # whatever pyroute2 makes of it
+
+
+def _nested(data: Attributes) -> list[tuple[str, Any]]:
+    """Those attributes that pyroute2 knows, as it takes them."""
+    return [
+        (name, {"attrs": _nested(value)} if isinstance(value, tuple) else value)
+        for name, value in data
+        if isinstance(name, str)
+    ]
+
+
+def _with_raw(message: bytes, data: Attributes) -> bytes:
+    """A message about a link, with those attributes of its kind that have numbers for names."""
+    raw = b"".join(wire.attribute(name, value) for name, value in data if type(name) is int and type(value) is bytes)
+    if not raw:
+        return message
+    found = wire.attributes(message, 32, len(message))
+    info = wire.attributes(found[_IFLA_LINKINFO], 0, len(found[_IFLA_LINKINFO]))
+    there = info.get(_IFLA_INFO_DATA, b"")
+    info[_IFLA_INFO_DATA] = there + bytes(-len(there) % 4) + raw
+    found[_IFLA_LINKINFO] = _attributes(info)
+    _, kind, flags, _, _ = wire.HEADER.unpack_from(message)
+    return wire.message(kind, flags, message[16:32] + _attributes(found))
+
+
+def _attributes(values: Mapping[int, bytes]) -> bytes:
+    return b"".join(wire.attribute(kind, value) for kind, value in values.items())
 
 
 def _tun(data: dict[str, Any], message: bytes) -> LinkInfo:
@@ -247,22 +344,22 @@ def encode_new_link(link: Link, underlay: int) -> bytes:
 def _encode_generic(link: Link, info: GenericInfo, underlay: int) -> bytes:
     attrs: list[tuple[str, Any]] = [("IFLA_LINK", underlay)] if underlay else []
     try:
-        encoded = _encode_creation(link, [*attrs, _link_info(info.kind, list(info.data))])
+        encoded = _encode_creation(link, [*attrs, _link_info(info.kind, _nested(info.data))])
     except Exception as error:  # pyroute2 raises whatever its encoders do
         refused = next((item for item in info.data if not _is_encoded(link, info.kind, item)), None)
         what = f"{refused[0]} = {refused[1]!r}" if refused else "something"
         raise ValueError(f"{what}: a {info.kind} device can't have that value: {error}") from None
     taken = _info_data(encoded)  # it leaves out without a word what it does not know
     for name, value in info.data:
-        if taken.get(name) != value:
+        if isinstance(name, str) and (name not in taken or _value(value, taken[name]) != value):
             raise ValueError(f"{name} = {value!r} is no attribute of a {info.kind} device, or no such value")
-    return encoded
+    return _with_raw(encoded, info.data)
 
 
-def _is_encoded(link: Link, kind: str, item: tuple[str, str | int]) -> bool:
+def _is_encoded(link: Link, kind: str, item: tuple[str | int, AttributeValue]) -> bool:
     """Whether one attribute has a value that can be written down."""
     try:
-        _encode_creation(link, [_link_info(kind, [item])])
+        _encode_creation(link, [_link_info(kind, _nested((item,)))])
     except Exception:
         return False
     return True
@@ -275,9 +372,12 @@ def _encode_creation(link: Link, more: list[tuple[str, Any]]) -> bytes:
     return _encode(messages().link, wire.RTM_NEWLINK, wire.NLM_F_CREATE | wire.NLM_F_EXCL, {}, attrs)
 
 
-def encode_link(actual: Link, wanted: Link, index: int) -> bytes:
-    """``RTM_NEWLINK`` that gives a link the MTU, MAC, queue, mark and state it lacks, and repeats none that it has:
-    setting a MAC address, even to what it is, costs the link its neighbours."""
+def encode_link(actual: Link, wanted: Link, index: int, master: int = 0) -> bytes:
+    """``RTM_NEWLINK`` that gives a link the MTU, MAC, queue, mark, place and state it lacks, and repeats none that it
+    has: setting a MAC address, even to what it is, costs the link its neighbours.
+
+    :param master: the index of the wanted master; 0 for none.
+    """
     attrs: list[tuple[str, Any]] = []
     if actual.mtu != wanted.mtu:
         attrs.append(("IFLA_MTU", wanted.mtu))
@@ -287,6 +387,10 @@ def encode_link(actual: Link, wanted: Link, index: int) -> bytes:
         attrs.append(("IFLA_TXQLEN", wanted.info.queue_length))
     if wanted.marked and not actual.marked:
         attrs.append(("IFLA_IFALIAS", OWNER))
+    if wanted.master is not None and actual.master != wanted.master:
+        attrs.append(("IFLA_MASTER", master))
+    if wanted.group is not None and actual.group != wanted.group:
+        attrs.append(("IFLA_GROUP", wanted.group))
     fields = {"index": index, "flags": IFF_UP if wanted.up else 0, "change": IFF_UP}
     return _encode(messages().link, wire.RTM_NEWLINK, 0, fields, attrs)
 

@@ -12,24 +12,34 @@ The order of :class:`Kind` is the order of creation (a route needs its link); de
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
-from typing import ClassVar, Final, NamedTuple, TypeAlias
+from types import MappingProxyType
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias
 
 from pyflannel.network.lease import IPAddress, IPNetwork
 from pyflannel.small.secret import Secret
 
 __all__ = [
+    "MAIN_TABLE",
     "OWNER",
+    "ROUTE_METRICS",
     "ROUTE_PROTOCOL",
+    "ROUTE_TYPES",
     "Address",
+    "AttributeValue",
+    "Attributes",
     "DesiredState",
+    "Encapsulation",
     "Endpoint",
     "FdbEntry",
+    "ForeignEncapsulation",
     "ForeignInfo",
     "GenericInfo",
+    "IPInterface",
+    "IpEncapsulation",
     "KernelObject",
     "Key",
     "Kind",
@@ -37,11 +47,13 @@ __all__ = [
     "LinkInfo",
     "Neighbour",
     "Route",
+    "Seg6Encapsulation",
     "Sysctl",
     "TunInfo",
     "VxlanInfo",
     "WireguardDevice",
     "WireguardPeer",
+    "route_key",
 ]
 
 OWNER: Final = "pyflannel"
@@ -50,12 +62,63 @@ OWNER: Final = "pyflannel"
 ROUTE_PROTOCOL: Final = 241
 """The routing protocol number (``rtnetlink(7)``, rtm_protocol) of every route that we write."""
 
+MAIN_TABLE: Final = 254
+"""The routing table that everybody looks into (``ip-route(8)``, table main)."""
+
+ROUTE_TYPES: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "unicast": 1,
+        "local": 2,
+        "broadcast": 3,
+        "anycast": 4,
+        "multicast": 5,
+        "blackhole": 6,
+        "unreachable": 7,
+        "prohibit": 8,
+        "throw": 9,
+    }
+)
+"""What a route does with packets, under the names of ``ip-route(8)``, and their numbers (``RTN_*``)."""
+
+DISCARDING: Final = frozenset({"blackhole", "unreachable", "prohibit", "throw"})
+"""The types of routes that lead nowhere."""
+
+ROUTE_METRICS: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
+    {
+        "mtu": (2, 65520),
+        "window": (3, 0xFFFFFFFF),
+        "ssthresh": (6, 0xFFFFFFFF),
+        "cwnd": (7, 0xFFFFFFFF),
+        "advmss": (8, 65495),
+        "reordering": (9, 0xFFFFFFFF),
+        "hoplimit": (10, 255),
+        "initcwnd": (11, 0xFFFFFFFF),
+        "initrwnd": (14, 0xFFFFFFFF),
+        "quickack": (15, 1),
+    }
+)
+"""What can be said of the connections along a route, under the names of ``ip-route(8)``: each with its number
+(``RTAX_*`` in ``linux/rtnetlink.h``) and the largest value that the kernel keeps as it is. The smallest is 1."""
+
 IPInterface: TypeAlias = IPv4Interface | IPv6Interface
+"""An address with its network's length, of either family."""
+
+AttributeValue: TypeAlias = str | int | bytes | tuple[tuple[str | int, Any], ...]
+"""What an attribute of a link says; a tuple of names and such values is nested (``NLA_F_NESTED``)."""
+
+Attributes: TypeAlias = tuple[tuple[str | int, AttributeValue], ...]
+"""Attributes of a link by name, or by number with the bytes that the kernel has for them."""
 
 
+_U8: Final = 0xFF
 _U16: Final = 0xFFFF
 _U24: Final = 0xFFFFFF
 _U32: Final = 0xFFFFFFFF
+_U64: Final = 0xFFFFFFFFFFFFFFFF
+_LOCAL_TABLE: Final = 255
+_MOST_ATTRIBUTES: Final = 1 << 14
+"""Two of the 16 bits of an attribute's number are flags."""
+
 
 _INTERFACES: Final = frozenset({IPv4Interface, IPv6Interface})
 _NETWORKS: Final = frozenset({IPv4Network, IPv6Network})
@@ -66,6 +129,7 @@ _is_name = re.compile(r"(?!\.{1,2}$)[^/:\s\0]+", re.ASCII).fullmatch
 _is_public_key = re.compile("[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=").fullmatch
 
 _MAC_RULE: Final = "must be a MAC address as xx:xx:xx:xx:xx:xx in lower case"
+_LINK_LAYER_RULE: Final = f"{_MAC_RULE}, or an IPv4Address or IPv6Address without a scope"
 _ADDRESS_RULE: Final = "must be an IPv4Address or IPv6Address without a scope"
 _LINK_RULE: Final = "must be the name of a link"
 
@@ -80,10 +144,10 @@ def _is_address(value: object) -> bool:
     return type(value) is IPv4Address or (type(value) is IPv6Address and value.scope_id is None)
 
 
-def _check_number(item: object, name: str, most: int) -> None:
+def _check_number(item: object, name: str, most: int, least: int = 0) -> None:
     value = getattr(item, name)
-    if type(value) is not int or not 0 <= value <= most:
-        raise _refuse(item, name, f"must be a whole number between 0 and {most}")
+    if type(value) is not int or not least <= value <= most:
+        raise _refuse(item, name, f"must be a whole number between {least} and {most}")
 
 
 def _check_type(item: object, name: str, kind: type, rule: str) -> None:
@@ -175,21 +239,42 @@ class GenericInfo:
     :param underlay: the interface that it sits on (``IFLA_LINK``, ``ip link add link``); ``None``: not our business.
     :param data: attributes of its kind and their values, under the names that ``linux/if_link.h`` and pyroute2 have
         for them: ``(("IFLA_MACVLAN_MODE", "bridge"),)``. What is not named is the kernel's choice. A device that
-        differs in what is named is made anew.
+        differs in what is named is made anew. A value may be a tuple of such pairs again, as the other end of a veth
+        is: ``(("VETH_INFO_PEER", (("IFLA_IFNAME", "wire0"),)),)``. Plan a link of that name, too, to set that end up.
+        An attribute that pyroute2 does not know is named by its number, and its value is bytes in the kernel's form.
     """
 
     kind: str
     underlay: str | None = None
-    data: tuple[tuple[str, str | int], ...] = ()
+    data: Attributes = ()
 
     def __post_init__(self) -> None:
         if type(self.kind) is not str or not self.kind:
             raise _refuse(self, "kind", "must be a kind of devices as after 'type' in ip-link(8)")
         if self.underlay is not None:
             _check_type(self, "underlay", str, f"{_LINK_RULE}, or None")
-        pairs = type(self.data) is tuple and all(type(pair) is tuple and len(pair) == 2 for pair in self.data)
-        if not pairs or not all(type(name) is str for name, _ in self.data):
+        if not _is_pairs(self.data):
             raise _refuse(self, "data", "must be a tuple of pairs, an attribute's name and its value each")
+
+    @property
+    def other_end(self) -> str | None:
+        """The name of the device that is made together with this one: a veth's other end."""
+        nested: Any = dict(self.data).get("VETH_INFO_PEER") if self.kind == "veth" else None
+        name = dict(nested).get("IFLA_IFNAME") if isinstance(nested, tuple) else None
+        return name if isinstance(name, str) else None
+
+
+def _is_pairs(value: Any) -> bool:
+    """Whether a value is made of attributes' names and values, at any depth."""
+    if type(value) is not tuple or not all(type(pair) is tuple and len(pair) == 2 for pair in value):
+        return False
+    return all(_is_attribute(name, item) for name, item in value)
+
+
+def _is_attribute(name: object, value: object) -> bool:
+    if type(name) is int:
+        return 0 < name < _MOST_ATTRIBUTES and type(value) is bytes
+    return type(name) is str and (type(value) is not tuple or _is_pairs(value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +285,7 @@ class ForeignInfo:
 
 
 LinkInfo: TypeAlias = VxlanInfo | TunInfo | GenericInfo | ForeignInfo
+"""What kind of device a link is, and what makes it one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +295,10 @@ class Link:
     ``mac`` is ``xx:xx:xx:xx:xx:xx`` in lower case, ``None`` where the device has none or any will do; ``mtu`` in bytes.
     ``up`` is the administrative state. ``marked`` says that the device carries our mark (its alias, see
     :data:`OWNER`): a device of the right kind that flanneld left unmarked is adopted by marking it.
+
+    :param master: the name of the device that this one is a part of: a bridge, a VRF (``ip link set master``). Empty:
+        of none; ``None``: not our business.
+    :param group: its number (``ip link set group``); the kernel's default is 0. ``None``: not our business.
     """
 
     name: str
@@ -217,6 +307,8 @@ class Link:
     mac: str | None = None
     up: bool = True
     marked: bool = True
+    master: str | None = None
+    group: int | None = None
 
     def __post_init__(self) -> None:
         name = self.name
@@ -228,9 +320,26 @@ class Link:
         if self.mac is not None and (type(self.mac) is not str or not _is_hardware_address(self.mac)):
             raise _refuse(self, "mac", f"{_MAC_RULE}, or None")
         _check_flags(self, "up", "marked")
+        if self.master is not None:
+            _check_type(self, "master", str, f"{_LINK_RULE}, empty, or None")
+            if self.master == self.name:
+                raise _refuse(self, "master", "must be another link")
+        if self.group is not None:
+            _check_number(self, "group", _U32)
 
     def __str__(self) -> str:
-        return f"link {self.name} type {self.info.kind} mtu {self.mtu}" + (f" address {self.mac}" if self.mac else "")
+        words = ["link", self.name, "type", self.info.kind, "mtu", str(self.mtu)]
+        words += ["address", self.mac] if self.mac else []
+        words += ["master", self.master] if self.master else []
+        words += ["group", str(self.group)] if self.group is not None else []
+        return " ".join(words)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The names of the links that have to be there first."""
+        info = self.info
+        underlay = info.underlay if isinstance(info, VxlanInfo | GenericInfo) else None
+        return tuple(name for name in (underlay, self.master) if name)
 
     @property
     def key(self) -> Key:
@@ -290,19 +399,23 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A permanent neighbour: who has ``address`` on ``link`` (ARP or NDP table)."""
+    """A permanent neighbour: who has ``address`` on ``link`` (ARP or NDP table).
+
+    ``mac`` is its link-layer address: ``xx:xx:xx:xx:xx:xx`` in lower case. Tunnels with many ends have addresses of the
+    underlay in its place, IPv4 ones where the device is of kind ``gre``.
+    """
 
     link: str
     address: IPAddress
-    mac: str
+    mac: str | IPAddress
 
     def __post_init__(self) -> None:
         if type(self.link) is not str or not self.link:
             raise _refuse(self, "link", _LINK_RULE)
         if not _is_address(self.address):
             raise _refuse(self, "address", _ADDRESS_RULE)
-        if type(self.mac) is not str or not _is_mac(self.mac):
-            raise _refuse(self, "mac", _MAC_RULE)
+        if not (_is_mac(self.mac) if type(self.mac) is str else _is_address(self.mac)):
+            raise _refuse(self, "mac", _LINK_LAYER_RULE)
 
     def __str__(self) -> str:
         return f"neighbour {self.address} lladdr {self.mac} dev {self.link}"
@@ -315,11 +428,17 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class FdbEntry:
-    """A permanent forwarding entry of a VXLAN device: frames to ``mac`` go to the VTEP at ``remote``."""
+    """A permanent forwarding entry of a VXLAN device: frames to ``mac`` go to the VTEP at ``remote``.
+
+    :param port: the VTEP's UDP port, and ``vni`` its network, where they differ from the device's own, which are left
+        out: ``None``.
+    """
 
     link: str
     mac: str
     remote: IPAddress
+    port: int | None = None
+    vni: int | None = None
 
     def __post_init__(self) -> None:
         if type(self.link) is not str or not self.link:
@@ -328,9 +447,21 @@ class FdbEntry:
             raise _refuse(self, "mac", _MAC_RULE)
         if not _is_address(self.remote):
             raise _refuse(self, "remote", _ADDRESS_RULE)
+        if self.port is not None:
+            _check_number(self, "port", _U16, 1)
+        if self.vni is not None:
+            _check_number(self, "vni", _U24)
 
     def __str__(self) -> str:
-        return f"fdb {self.mac} dst {self.remote} dev {self.link}"
+        words = ["fdb", self.mac, "dst", str(self.remote)]
+        words += ["port", str(self.port)] if self.port is not None else []
+        words += ["vni", str(self.vni)] if self.vni is not None else []
+        return " ".join([*words, "dev", self.link])
+
+    @property
+    def way(self) -> tuple[IPAddress, int | None, int | None]:
+        """Where its frames are sent."""
+        return (self.remote, self.port, self.vni)
 
     @property
     def key(self) -> Key:
@@ -434,12 +565,111 @@ class WireguardPeer:
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
-    """A route in the main table.
+class IpEncapsulation:
+    """Packets along a route go into a tunnel to ``destination`` (``ip-route(8)``, encap ip and ip6).
 
-    ``link`` is ``None`` for a blackhole. ``onlink`` makes the kernel believe that ``gateway`` is on the link.
-    ``metric`` is the route's priority, ``None`` for the family's default (IPv4 0, IPv6 1024); the default's number
-    becomes ``None``, so that equal routes are equal.
+    The route's link must be a device that asks each packet for its tunnel: one of kind vxlan, geneve, gre or ip6gre
+    that is ``external`` (``IFLA_*_COLLECT_METADATA``).
+
+    :param destination: the tunnel's other end; its version is that of the outer header.
+    :param id: the tunnel's number, as a VNI or a key of GRE.
+    :param source: our end; ``None``: the kernel's choice.
+    :param ttl: of the outer header, IPv6's hop limit; 0: the kernel's choice.
+    :param tos: of the outer header, IPv6's traffic class.
+    :param key: whether a header that can do without the number, as GRE's can, has it.
+    """
+
+    destination: IPAddress
+    id: int = 0
+    source: IPAddress | None = None
+    ttl: int = 0
+    tos: int = 0
+    key: bool = False
+
+    def __post_init__(self) -> None:
+        if not _is_address(self.destination):
+            raise _refuse(self, "destination", _ADDRESS_RULE)
+        _check_number(self, "id", _U64)
+        if self.source is not None and (
+            not _is_address(self.source) or self.source.version != self.destination.version or not int(self.source)
+        ):
+            raise _refuse(self, "source", "must be an address of the destination's version, or None")
+        _check_number(self, "ttl", _U8)
+        _check_number(self, "tos", _U8)
+        _check_flags(self, "key")
+
+    @property
+    def kind(self) -> str:
+        """As after ``encap`` in ``ip-route(8)``."""
+        return "ip" if self.destination.version == 4 else "ip6"
+
+    def __str__(self) -> str:
+        words = [self.kind, "id", str(self.id)] + (["src", str(self.source)] if self.source else [])
+        words += ["dst", str(self.destination)]
+        names = ("ttl", "tos") if self.destination.version == 4 else ("hoplimit", "tc")
+        values = (str(self.ttl) if self.ttl else "", f"{self.tos:#x}" if self.tos else "")
+        words += [f"{name} {value}" for name, value in zip(names, values, strict=True) if value]
+        return " ".join([*words, "key"] if self.key else words)
+
+
+@dataclass(frozen=True, slots=True)
+class Seg6Encapsulation:
+    """Packets along a route visit ``segments`` one after the other (RFC 8754; ``ip-route(8)``, encap seg6).
+
+    :param segments: IPv6 addresses, the first one to visit first.
+    :param inline: the list goes into the packet's own IPv6 header, and not into one around it.
+    """
+
+    kind: ClassVar[str] = "seg6"
+    segments: tuple[IPv6Address, ...]
+    inline: bool = False
+
+    def __post_init__(self) -> None:
+        segments = self.segments
+        if type(segments) is not tuple or not 1 <= len(segments) <= MOST_SEGMENTS or not all(map(_is_ipv6, segments)):
+            raise _refuse(self, "segments", f"must be a tuple of 1 to {MOST_SEGMENTS} IPv6Addresses without a scope")
+        _check_flags(self, "inline")
+
+    def __str__(self) -> str:
+        return f"seg6 mode {'inline' if self.inline else 'encap'} segs {','.join(map(str, self.segments))}"
+
+
+def _is_ipv6(value: object) -> bool:
+    return type(value) is IPv6Address and value.scope_id is None
+
+
+MOST_SEGMENTS: Final = 126
+"""As many as the length of a routing header can say, with one to spare for the destination of an inline one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignEncapsulation:
+    """An encapsulation that we don't write, or with details that we don't; only ever actual, never desired."""
+
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} of somebody's"
+
+
+Encapsulation: TypeAlias = IpEncapsulation | Seg6Encapsulation | ForeignEncapsulation
+"""What a route does to packets before it sends them (``ip-route(8)``, encap)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route, in the main table if it names no other.
+
+    ``link`` is ``None`` where packets go nowhere: for a blackhole, or what ``type`` says. ``onlink`` makes the kernel
+    believe that ``gateway`` is on the link. ``metric`` is the route's priority, ``None`` for the family's default (IPv4
+    0, IPv6 1024); the default's number becomes ``None``, so that equal routes are equal.
+
+    :param type: what it does with packets (:data:`ROUTE_TYPES`). Empty: unicast, or blackhole without a link; these
+        become empty, so that equal routes are equal.
+    :param table: the number of its routing table. Those of other tables than main need a :class:`Rule` or a VRF to be
+        asked.
+    :param metrics: what is said of the connections along it (:data:`ROUTE_METRICS`): ``(("mtu", 1400),)``; kept sorted.
+    :param encapsulation: what is done to the packets.
     """
 
     destination: IPNetwork
@@ -448,6 +678,10 @@ class Route:
     onlink: bool = False
     source: IPAddress | None = None
     metric: int | None = None
+    type: str = ""
+    table: int = MAIN_TABLE
+    metrics: tuple[tuple[str, int], ...] = ()
+    encapsulation: Encapsulation | None = None
 
     def __post_init__(self) -> None:
         if type(self.destination) not in _NETWORKS:
@@ -465,13 +699,58 @@ class Route:
         # The kernel stores 1024 where an IPv6 route says 0.
         if self.metric is not None and self.metric in ((0,) if self.destination.version == 4 else (0, 1024)):
             object.__setattr__(self, "metric", None)
+        if type(self.table) is not int or (self.type, self.table, self.metrics, self.encapsulation) != _PLAIN:
+            self._check_details()
+
+    def _check_details(self) -> None:
+        """What most routes don't have."""
+        if self.type != "":
+            self._check_route_type()
+        _check_table(self)
+        if self.metrics != ():
+            self._check_metrics()
+        if self.encapsulation is not None:
+            self._check_encapsulation()
+
+    def _check_route_type(self) -> None:
+        if type(self.type) is not str or self.type not in ROUTE_TYPES:
+            raise _refuse(self, "type", f"must be empty or one of {', '.join(ROUTE_TYPES)}")
+        if (self.type in DISCARDING) is not (self.link is None):
+            raise _refuse(self, "type", "must be one that leads nowhere if there is no link, and only then")
+        if self.type in ("unicast", "blackhole"):
+            object.__setattr__(self, "type", "")
+
+    def _check_metrics(self) -> None:
+        said = self.metrics
+        if not _is_pairs(said) or len(dict(said)) != len(said) or not all(name in ROUTE_METRICS for name, _ in said):
+            raise _refuse(
+                self, "metrics", f"must be a tuple of pairs, with one of {', '.join(ROUTE_METRICS)} first each"
+            )
+        for name, value in said:
+            most = ROUTE_METRICS[name][1]
+            if type(value) is not int or not 1 <= value <= most:
+                raise _refuse(self, "metrics", f"{name} must be a whole number between 1 and {most}")
+        if len(said) > 1:
+            object.__setattr__(self, "metrics", tuple(sorted(said)))
+
+    def _check_encapsulation(self) -> None:
+        said = self.encapsulation
+        if not isinstance(said, IpEncapsulation | Seg6Encapsulation | ForeignEncapsulation):
+            raise _refuse(self, "encapsulation", "must be an IpEncapsulation or Seg6Encapsulation, or None")
+        if self.link is None:
+            raise _refuse(self, "encapsulation", "must be None where packets go nowhere")
+        if isinstance(said, Seg6Encapsulation) and said.inline and self.destination.version == 4:
+            raise _refuse(self, "encapsulation", "must not be inline: IPv4 has no such header")
 
     def __str__(self) -> str:
-        words = ["route", "blackhole" if self.link is None else "", str(self.destination)]
+        words = ["route", self.type or ("blackhole" if self.link is None else ""), str(self.destination)]
+        words += ["encap", str(self.encapsulation)] if self.encapsulation else []
         words += ["via", str(self.gateway)] if self.gateway else []
         words += ["dev", self.link] if self.link else []
         words += ["src", str(self.source)] if self.source else []
         words += ["metric", str(self.metric)] if self.metric is not None else []
+        words += ["table", str(self.table)] if self.table != MAIN_TABLE else []
+        words += [f"{name} {value}" for name, value in self.metrics]
         return " ".join(word for word in [*words, "onlink" if self.onlink else ""] if word)
 
     @property
@@ -482,12 +761,33 @@ class Route:
         return 0 if self.destination.version == 4 else 1024
 
     @property
+    def effective_type(self) -> str:
+        """The type the kernel stores."""
+        return self.type or ("blackhole" if self.link is None else "unicast")
+
+    @property
     def key(self) -> Key:
-        """By destination and metric."""
-        return (Kind.ROUTE, self.destination, self.effective_metric)
+        """By destination, metric and table."""
+        return route_key(self.destination, self.effective_metric, self.table)
+
+
+_PLAIN: Final = ("", MAIN_TABLE, (), None)
+"""Type, table, metrics and encapsulation of most routes."""
+
+
+def route_key(destination: IPNetwork, metric: int, table: int) -> Key:
+    """The key of a route; ``metric`` is the one that the kernel stores."""
+    return (Kind.ROUTE, destination, metric if table == MAIN_TABLE else (metric, table))
+
+
+def _check_table(item: Any) -> None:
+    _check_number(item, "table", _U32, 1)
+    if item.table == _LOCAL_TABLE:
+        raise _refuse(item, "table", "must not be the kernel's own")
 
 
 KernelObject: TypeAlias = Link | Sysctl | Address | Neighbour | FdbEntry | WireguardDevice | WireguardPeer | Route
+"""Whatever a plan may hold."""
 
 
 class DesiredState:

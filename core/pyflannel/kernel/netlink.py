@@ -47,9 +47,11 @@ from pyflannel.kernel.links import (
     encode_link_query,
     encode_new_link,
     encode_vxlan_change,
+    in_order,
     parse_link,
 )
 from pyflannel.kernel.model import (
+    DISCARDING,
     OWNER,
     ROUTE_PROTOCOL,
     Address,
@@ -65,6 +67,7 @@ from pyflannel.kernel.model import (
     Sysctl,
     TunInfo,
     VxlanInfo,
+    route_key,
 )
 from pyflannel.kernel.netns import call_in
 from pyflannel.kernel.port import (
@@ -79,9 +82,18 @@ from pyflannel.kernel.port import (
     Write,
     apart,
 )
-from pyflannel.kernel.refusal import foreign_link, foreign_route, not_kept, refusal
+from pyflannel.kernel.refusal import (
+    NO_MASTER,
+    check_link_layer,
+    check_way,
+    foreign_link,
+    foreign_route,
+    no_member,
+    not_kept,
+    refusal,
+)
 from pyflannel.kernel.rtsocket import NETLINK_GENERIC, Answer, NotificationSocket, Refused, RequestSocket
-from pyflannel.kernel.wire import NeighbourRow, RouteRow
+from pyflannel.kernel.wire import FdbRow, NeighbourRow, RouteRow
 from pyflannel.kernel.wireguard import Wireguard
 from pyflannel.network.lease import IPNetwork
 from pyflannel.small import files as smallfile
@@ -105,6 +117,10 @@ _SILENT_PERIOD = 1.0
 """Seconds between two looks at the other sysctls, at least."""
 
 _MAC_LENGTH = len("xx:xx:xx:xx:xx:xx")
+_IP_LENGTHS = (len("xx:xx:xx:xx"), len(":".join(["xx"] * 16)))
+"""Of the link-layer addresses that are IPv4 or IPv6 ones, as text."""
+
+_ETHERNET_MTU = 1500
 _NO_MAC = "00:00:00:00:00:00"
 """What a permanent neighbour is reported with that somebody gave no MAC address, or one of another length."""
 
@@ -267,7 +283,7 @@ class NetlinkPort(KernelPort):
         for _, datagram, start, end in self._request.dump(request, _UNKNOWN):
             row = wire.parse_fdb(datagram, start, end)
             if row is not None and row.link == index and row.state & wire.NUD_PERMANENT:
-                item = FdbEntry(name, row.mac, row.remote if row.plain else SEVERAL)
+                item = _fdb_entry(name, row)
                 if item.key in found.objects:
                     found.objects[item.key] = FdbEntry(name, row.mac, SEVERAL)
                 else:
@@ -275,7 +291,7 @@ class NetlinkPort(KernelPort):
 
     def _read_routes(self, family: int, found: _Found) -> None:
         links = [index for index, link in self._ours.items() if not isinstance(link.info, ForeignInfo)]
-        requests = [wire.encode_route_dump(family, protocol=ROUTE_PROTOCOL)]
+        requests = [wire.encode_route_dump(family, protocol=ROUTE_PROTOCOL, table=0)]
         requests += [wire.encode_route_dump(family, link=index) for index in links]
         if not self._request.strict:
             requests = [wire.encode_route_dump(family)]
@@ -289,11 +305,11 @@ class NetlinkPort(KernelPort):
                     found.add(self._route(row))
 
     def _is_ours(self, row: RouteRow) -> bool:
-        if row.table != wire.RT_TABLE_MAIN or row.flags & wire.RTM_F_CLONED:
+        if row.flags & wire.RTM_F_CLONED:
             return False
         if row.protocol == ROUTE_PROTOCOL:
             return True
-        if row.protocol in _KERNEL_MADE:
+        if row.protocol in _KERNEL_MADE or row.table != wire.RT_TABLE_MAIN:
             return False
         # flanneld marks nothing: its routes are known by their link, and by a gateway that only it takes to be there.
         ways = row.nexthops or (wire.Nexthop(row.link, row.gateway, row.onlink),)
@@ -308,7 +324,20 @@ class NetlinkPort(KernelPort):
         link, gateway, onlink = row.nexthops[-1] if row.nexthops else (row.link, row.gateway, row.onlink)
         name = (self._table.name(link) or f"if{link}") if link else None
         metric = row.metric if row.metric != (0 if row.destination.version == 4 else 1024) else None
-        return Route(row.destination, name, gateway, onlink, row.source, metric)
+        route = Route(row.destination, name, gateway, onlink, row.source, metric)
+        return route if row.is_plain(link) else self._with_details(route, row)
+
+    @staticmethod
+    def _with_details(route: Route, row: RouteRow) -> Route:
+        """What most routes don't have."""
+        leads = (row.type in DISCARDING) is (route.link is None)
+        return replace(
+            route,
+            type=row.type if leads else "",
+            table=row.table,
+            metrics=row.metrics,
+            encapsulation=row.encapsulation if route.link is not None else None,
+        )
 
     # what others have in our spaces
 
@@ -417,7 +446,7 @@ class NetlinkPort(KernelPort):
         if family == wire.AF_BRIDGE:
             entry = wire.parse_fdb(datagram, start, end)
             if entry is not None:
-                item = FdbEntry(name, entry.mac, entry.remote if entry.plain else SEVERAL)
+                item = _fdb_entry(name, entry)
                 self._pending.changes[item.key] = item if there else None
         elif kind == wire.RTM_NEWNEIGH or state & wire.NUD_PERMANENT:
             # A deleted neighbour is first told as failed, under its deleter's port, and then as deleted, under none.
@@ -429,11 +458,14 @@ class NetlinkPort(KernelPort):
 
     def _hear_route(self, kind: int, flags: int, datagram: bytes, start: int, end: int) -> None:
         row = wire.parse_route(datagram, start, end)
-        if row.table != wire.RT_TABLE_MAIN or row.flags & wire.RTM_F_CLONED:
+        if row.flags & wire.RTM_F_CLONED:
             return
         if self._is_ours(row):
             item = self._route(row)
             self._pending.changes[item.key] = item if kind == wire.RTM_NEWROUTE else None
+        elif row.table != wire.RT_TABLE_MAIN:
+            if flags & wire.NLM_F_REPLACE:
+                self._pending.changes[route_key(row.destination, row.metric, row.table)] = None
         else:
             if flags & wire.NLM_F_REPLACE:  # of what it replaced, nothing is told
                 self._pending.changes[self._route(row).key] = None
@@ -527,7 +559,7 @@ class NetlinkPort(KernelPort):
             self._send(map(self._deletion, deleted[kind]), failures)
         for write in deleted[Kind.LINK]:
             self._each(write, self._delete_link, failures)
-        for write in put[Kind.LINK]:
+        for write in in_order(put[Kind.LINK], _wanted_link):
             self._each(write, self._put_link, failures)
         # On a node that begins to forward the kernel forgets a router's advertisements, unless accept_ra said before.
         for write in sorted(
@@ -613,10 +645,13 @@ class NetlinkPort(KernelPort):
                 return _Step(write, (encode_address(wire.RTM_NEWADDR, item, self._index(write, item.link), flags),))
             if isinstance(item, Neighbour):
                 index = self._index(write, item.link)
+                check_link_layer(write, item, self._table.by_index[index].mac)
                 return _Step(write, (wire.encode_neighbour(wire.RTM_NEWNEIGH, item, index, flags),))
             assert isinstance(item, FdbEntry)
             assert old is None or isinstance(old, FdbEntry)
-            return self._fdb_step(write, item, old, self._index(write, item.link), flags)
+            index = self._index(write, item.link)
+            check_way(write, item, self._ours.get(index))
+            return self._fdb_step(write, item, old, index, flags)
         except KernelError as error:
             failures[write.key] = error
             return None
@@ -629,7 +664,7 @@ class NetlinkPort(KernelPort):
             clear = wire.encode_fdb(wire.RTM_DELNEIGH, item, index, every_remote=True)
             return _Step(write, (clear, wire.encode_fdb(wire.RTM_NEWNEIGH, item, index, wire.NLM_F_CREATE)), _GONE)
         new = wire.encode_fdb(wire.RTM_NEWNEIGH, item, index, flags)
-        if old is None or old.remote == item.remote:
+        if old is None or old.way == item.way:
             return _Step(write, (new,))
         return _Step(write, (new, wire.encode_fdb(wire.RTM_DELNEIGH, old, index)), _GONE)
 
@@ -694,27 +729,28 @@ class NetlinkPort(KernelPort):
             return True
         if row.protocol in _KERNEL_MADE or row.nexthops:
             return False
+        if row.type != wanted.effective_type or row.encapsulation != wanted.encapsulation:
+            return False
         if wanted.link is None:
-            return row.kind == wire.RTN_BLACKHOLE
-        return (row.kind, row.link, row.gateway) == (
-            wire.RTN_UNICAST,
-            self._table.index(wanted.link),
-            wanted.gateway,
-        )
+            return True
+        return (row.link, row.gateway) == (self._table.index(wanted.link), wanted.gateway)
 
     def _existing_routes(self, keys: Sequence[Key]) -> Mapping[Key, list[RouteRow]]:
-        """The main table's routes under ``keys``, in the kernel's order."""
-        wanted = set(keys)
+        """The routes under ``keys``, in the kernel's order."""
+        wanted: dict[tuple[int, int], set[Key]] = defaultdict(set)
+        for key in keys:
+            table = key[2][1] if isinstance(key[2], tuple) else wire.RT_TABLE_MAIN
+            wanted[AF_INET if key[1].version == 4 else AF_INET6, table].add(key)  # type: ignore[attr-defined]
         found: dict[Key, list[RouteRow]] = defaultdict(list)
-        for version, family in ((4, AF_INET), (6, AF_INET6)):
-            packed = [key[1].network_address.packed for key in keys if key[1].version == version]  # type: ignore[attr-defined]
-            answers: Iterable[Answer] = self._request.dump(wire.encode_route_dump(family), _UNKNOWN) if packed else []
+        for (family, table), these in wanted.items():
+            packed = [key[1].network_address.packed for key in these]  # type: ignore[attr-defined]
+            answers: Iterable[Answer] = self._request.dump(wire.encode_route_dump(family, table=table), _UNKNOWN)
             if len(packed) <= _FEW and all(map(any, packed)):  # a default route may leave its zeros out
                 answers = _mentioning(packed, answers)
             for _, datagram, start, end in answers:
                 row = wire.parse_route(datagram, start, end)
-                key = (Kind.ROUTE, row.destination, row.metric)
-                if key in wanted and row.table == wire.RT_TABLE_MAIN and not row.flags & wire.RTM_F_CLONED:
+                key = route_key(row.destination, row.metric, row.table)
+                if key in these and not row.flags & wire.RTM_F_CLONED:
                     found[key].append(row)
         return found
 
@@ -748,13 +784,26 @@ class NetlinkPort(KernelPort):
             row = self._fetch(wanted.name)
             if row is None:
                 raise refusal(write, errno.ENODEV, "it is gone again")
+            self._overhear(row.index)  # a veth's other end is told with it
             actual = self._table.link(row)
             if isinstance(wanted.info, GenericInfo) and actual.info != wanted.info:
                 raise not_kept(wanted, replace(wanted, info=actual.info))
         elif isinstance(wanted.info, VxlanInfo) and actual.info != wanted.info:
             self._send_link(write, encode_vxlan_change(wanted.info, row.index))
-        self._send_link(write, encode_link(actual, wanted, row.index))
+        self._place_link(write, actual, wanted, row.index)
         self._settle_link(write, wanted, row.index)
+
+    def _place_link(self, write: Write, actual: Link, wanted: Link, index: int) -> None:
+        """Give a device all that can be set in place."""
+        master = self._table.index(wanted.master) if wanted.master else 0
+        if master is None:
+            raise refusal(write, errno.ENODEV, f"no interface {wanted.master}", NO_MASTER)
+        joins = bool(master) and actual.master != wanted.master
+        refused = self._request.send(
+            [encode_link(actual, wanted, index, master)], self._notified.most, lambda: None
+        ).get(0)
+        if refused is not None:
+            raise no_member(write, wanted) if joins and refused.number == errno.EOPNOTSUPP else refusal(write, *refused)
 
     def _create_link(self, write: Write, wanted: Link) -> None:
         if isinstance(wanted.info, TunInfo):
@@ -766,7 +815,7 @@ class NetlinkPort(KernelPort):
         if underlay is None:
             raise refusal(write, errno.ENODEV, f"no interface {info.underlay}")
         try:
-            message = encode_new_link(wanted, underlay)
+            message = encode_new_link(_made_as(wanted), underlay)
         except ValueError as error:
             raise refusal(write, errno.EINVAL, str(error)) from None
         refused = self._request.send([message], self._notified.most, lambda: None).get(0)
@@ -799,9 +848,8 @@ class NetlinkPort(KernelPort):
 
     def _settle_link(self, write: Write, wanted: Link, index: int) -> None:
         """Take what the kernel has told about our own changes for said, and look at what they led to."""
-        self._rewritten.add(index)
-        self._drain()
-        self._rewritten.discard(index)
+        self._overhear(index)
+        self._pending.changes.pop(wanted.key, None)
         row = self._fetch(wanted.name)
         if row is None or row.index != index:
             raise refusal(write, errno.ENODEV, "it is gone again")
@@ -810,6 +858,12 @@ class NetlinkPort(KernelPort):
         self._table.put(row)
         if self._in_scope(row):
             self._ours[index] = self._table.link(row)
+
+    def _overhear(self, index: int) -> None:
+        """Take in what was told, but for a link that we are writing to."""
+        self._rewritten.add(index)
+        self._drain()
+        self._rewritten.discard(index)
 
     def _send_link(self, write: Write, message: bytes, forgiven: frozenset[int] = frozenset()) -> None:
         refused = self._request.send([message], self._notified.most, lambda: None).get(0)
@@ -852,7 +906,26 @@ class _Step:
 
 
 def _neighbour(link: str, row: NeighbourRow) -> Neighbour:
+    if len(row.mac) in _IP_LENGTHS:
+        return Neighbour(link, row.address, wire.address_of(bytes.fromhex(row.mac.replace(":", ""))))
     return Neighbour(link, row.address, row.mac if len(row.mac) == _MAC_LENGTH else _NO_MAC)
+
+
+def _fdb_entry(link: str, row: FdbRow) -> FdbEntry:
+    return FdbEntry(link, row.mac, row.remote, row.port, row.vni) if row.plain else FdbEntry(link, row.mac, SEVERAL)
+
+
+def _made_as(wanted: Link) -> Link:
+    """What to make, to become what is wanted: a bridge takes on its members' MTU unless its own has been changed since
+    (``br_mtu_auto_adjust`` in ``net/bridge/br_if.c``)."""
+    if wanted.info.kind != "bridge":
+        return wanted
+    return replace(wanted, mtu=wanted.mtu + (1 if wanted.mtu < _ETHERNET_MTU else -1))
+
+
+def _wanted_link(write: Write) -> Link:
+    assert isinstance(write.new, Link)
+    return write.new
 
 
 def _lies_in(destination: IPNetwork, space: IPNetwork) -> bool:

@@ -5,11 +5,12 @@ kernel in memory whose calls can be made to fail. Both pass one test suite.
 
 What a port reports as *actual* are the same frozen values that planners produce, restricted to what is ours or stands
 in our way: links that carry our mark or have a name in the :class:`Scope`; all addresses, permanent neighbours and
-permanent FDB entries with a remote on those links; routes of the main table that have our protocol number, or leave
-through those links to a gateway that is taken to be there (``onlink``: that is how flanneld's look, which carry no
-mark). Any other route through a link of ours is somebody's own. Link-local addresses and what the kernel makes by
-itself (multicast, local table, connected routes) are not reported. Of a foreign device under a name in the scope just
-the link is reported, with a :class:`~pyflannel.kernel.model.ForeignInfo`; what is on it is not ours to see or change.
+permanent FDB entries with a remote on those links; routes that have our protocol number, and those of the main table
+that leave through those links to a gateway that is taken to be there (``onlink``: that is how flanneld's look, which
+carry no mark). Any other route through a link of ours is somebody's own. Link-local addresses and what the kernel makes
+by itself (multicast, local table, connected routes) are not reported. Of a foreign device under a name in the scope
+just the link is reported, with a :class:`~pyflannel.kernel.model.ForeignInfo`; what is on it is not ours to see or
+change.
 """
 
 from __future__ import annotations
@@ -38,18 +39,18 @@ __all__ = [
 ]
 
 SEVERAL: Final = IPv4Address(0)
-"""The ``remote`` under which a forwarding entry is reported that has several (somebody appended one), or that leaves
-with another VNI or port than its device's: it differs from every entry that can be wanted, and is put right."""
+"""The ``remote`` under which a forwarding entry is reported that has several (somebody appended one), or more about it
+than an entry of ours has: it differs from every entry that can be wanted, and is put right."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
     """The names we want to have, whether or not they carry our mark yet.
 
-    ``generic`` are the links among them whose kind the port knows nothing about
-    (:class:`~pyflannel.kernel.model.GenericInfo`): of such a device is reported what the wanted one says something
-    about, its MAC address included. ``wireguard`` are the WireGuard devices among them whose keys and peers are ours to
-    set; those of any other are somebody's own, and are not reported.
+    ``generic`` are the links among them of which not all is ours to say, with a kind that the port knows nothing about
+    (:class:`~pyflannel.kernel.model.GenericInfo`), a master or a group: of such a device is reported what the wanted
+    one says something about, its MAC address included. ``wireguard`` are the WireGuard devices among them whose keys
+    and peers are ours to set; those of any other are somebody's own, and are not reported.
     """
 
     links: frozenset[str] = frozenset()
@@ -71,8 +72,12 @@ class Scope:
                 sysctls.add(item.path)
             elif isinstance(item, WireguardDevice):
                 wireguard.add(item.link)
-        generic = {name: link for name, link in links.items() if isinstance(link.info, GenericInfo)}
+        generic = {name: link for name, link in links.items() if _leaves_something_open(link)}
         return cls(frozenset(links), frozenset(sysctls), generic, frozenset(wireguard), spaces)
+
+
+def _leaves_something_open(link: Link) -> bool:
+    return isinstance(link.info, GenericInfo) or link.master is not None or link.group is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,41 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
 from pyflannel.errors import KernelError
-from pyflannel.kernel.model import GenericInfo, KernelObject, Kind, Link, Route, VxlanInfo
+from pyflannel.kernel.model import FdbEntry, GenericInfo, KernelObject, Kind, Link, Neighbour, Route, VxlanInfo
 from pyflannel.kernel.port import Write
 
-__all__ = ["NO_WIREGUARD", "foreign_link", "foreign_route", "not_kept", "refusal"]
+__all__ = [
+    "NO_MASTER",
+    "NO_WIREGUARD",
+    "check_link_layer",
+    "check_way",
+    "foreign_link",
+    "foreign_route",
+    "module_of",
+    "no_member",
+    "not_kept",
+    "refusal",
+]
 
 NO_WIREGUARD = (
     "this kernel has no WireGuard: load its module ('modprobe wireguard'; Linux has it from 5.6 on), or let pyflannel "
     'carry the packets by itself: "Implementation": "userspace" (or "auto") in Backend of the network config'
 )
+
+_MODULES = {
+    "bond": "bonding",
+    "gre": "ip_gre",
+    "gretap": "ip_gre",
+    "ip6gre": "ip6_gre",
+    "ip6gretap": "ip6_gre",
+    "ip6tnl": "ip6_tunnel",
+    "vlan": "8021q",
+}
+"""The names of modules that are not those of their kinds of devices."""
+
+NO_MASTER = "what it is to be a part of is not there (any more)"
+
+_MAC_LENGTH = len("xx:xx:xx:xx:xx:xx")
 
 _ADVICE = {
     errno.EPERM: "this needs CAP_NET_ADMIN in the network namespace: run as root or grant the capability",
@@ -45,24 +71,85 @@ def refusal(write: Write, number: int, text: str = "", advice: str = "") -> Kern
     if item.key[0] in (Kind.SYSCTL, Kind.WIREGUARD):
         verb = "set"
     reason = f"{text} ({os.strerror(number)})" if text else os.strerror(number)
-    advice = advice or _ADVICE.get(number, "")
-    if number == errno.ENODEV and isinstance(item, Link) and isinstance(item.info, VxlanInfo):
-        advice = f"its underlay interface {item.info.underlay} is not there"
-    if number == errno.EOPNOTSUPP and isinstance(item, Link) and isinstance(item.info, GenericInfo):
-        kind = item.info.kind
-        advice = (
-            f"this kernel has no {kind} devices: load its module ('modprobe {kind}'), or set another Backend.Type in "
-            "the network config (host-gw needs no module, udp just tun)"
-        )
-        advice = NO_WIREGUARD if kind == "wireguard" else advice
-    if number == errno.EEXIST and isinstance(item, Link) and isinstance(item.info, GenericInfo) and not advice:
-        advice = f"another {item.info.kind} device has the same ends: see 'ip -d link show type {item.info.kind}'"
-    if number == errno.EINVAL and isinstance(item, Link) and isinstance(item.info, VxlanInfo):
-        advice = (
-            f"MTU {item.mtu} must leave room for the encapsulation (50 bytes over IPv4, 70 over IPv6) "
-            f"within that of {item.info.underlay}"
-        )
+    advice = advice or _special_advice(item, number) or _ADVICE.get(number, "")
     return KernelError(f"can't {verb} {item}: {reason}" + (f"; {advice}" if advice else ""))
+
+
+def _special_advice(item: KernelObject, number: int) -> str:
+    """What a number means for just this kind of object."""
+    if isinstance(item, Route) and item.encapsulation is not None and number == errno.EOPNOTSUPP:
+        return f"this kernel has no encapsulation {item.encapsulation.kind} for routes (CONFIG_LWTUNNEL and its parts)"
+    if not isinstance(item, Link):
+        return ""
+    info = item.info
+    if isinstance(info, VxlanInfo) and number == errno.ENODEV:
+        return f"its underlay interface {info.underlay} is not there"
+    if isinstance(info, VxlanInfo) and number == errno.EINVAL:
+        return (
+            f"MTU {item.mtu} must leave room for the encapsulation (50 bytes over IPv4, 70 over IPv6) "
+            f"within that of {info.underlay}"
+        )
+    return _generic_advice(info.kind, number) if isinstance(info, GenericInfo) else ""
+
+
+def _generic_advice(kind: str, number: int) -> str:
+    if number == errno.EOPNOTSUPP and kind == "wireguard":
+        return NO_WIREGUARD
+    if number == errno.EOPNOTSUPP:
+        return (
+            f"this kernel has no {kind} devices: load its module ('modprobe {module_of(kind)}'), or set another "
+            "Backend.Type in the network config (host-gw needs no module, udp just tun)"
+        )
+    if number == errno.EEXIST:
+        return f"another {kind} device has the same ends: see 'ip -d link show type {kind}'"
+    return ""
+
+
+def module_of(kind: str) -> str:
+    """The kernel's module for a kind of devices."""
+    return _MODULES.get(kind, kind)
+
+
+def no_member(write: Write, wanted: Link) -> KernelError:
+    """The error for a master that takes no other devices."""
+    return refusal(
+        write,
+        errno.EOPNOTSUPP,
+        f"{wanted.master} takes no other devices",
+        "name a bridge, a VRF or a bond as its master",
+    )
+
+
+def check_link_layer(write: Write, item: Neighbour, own: str | None) -> None:
+    """See whether a neighbour's link-layer address has the length that its link's has, which the kernel does not.
+
+    :param own: the link's, in hexadecimal; empty or ``None`` where it has none.
+    :raises KernelError: it has not.
+    """
+    if not own or (len(own) == _MAC_LENGTH and type(item.mac) is str):
+        return
+    length = 6 if isinstance(item.mac, str) else len(item.mac.packed)
+    there = (len(own) + 1) // 3
+    if length != there:
+        raise refusal(
+            write,
+            errno.EINVAL,
+            f"link-layer addresses on {item.link} have {there} bytes, not {length}",
+            "a MAC address belongs to an Ethernet device, an IPv4 address to a gre device",
+        )
+
+
+def check_way(write: Write, item: FdbEntry, link: Link | None) -> None:
+    """See whether a forwarding entry says more than how it differs from its device: the kernel forgets the rest.
+
+    :raises KernelError: it does.
+    """
+    info = link.info if link is not None else None
+    if not isinstance(info, VxlanInfo):
+        return
+    for name, value, own in (("port", item.port, info.port), ("vni", item.vni, info.vni)):
+        if value is not None and value == own:
+            raise refusal(write, errno.EINVAL, f"{name} {value} is what {item.link} has", f"leave {name} out")
 
 
 def not_kept(wanted: KernelObject, actual: KernelObject) -> KernelError:

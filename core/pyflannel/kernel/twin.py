@@ -1,7 +1,8 @@
 """A kernel in memory that behaves, and fails, like the real one: for tests of whatever works on a kernel port.
 
 It keeps the rules that matter to a reconciler. Routes need a link that is up and a gateway that can be reached. A
-link that goes takes its addresses, neighbours, forwarding entries and routes along; one that is set down loses its
+link that goes takes its addresses, neighbours, forwarding entries and routes along, and a veth its other end; what was
+part of it stays and is part of none. One that is set down loses its
 routes, neighbours and IPv6 addresses; a changed MAC costs the neighbours; the last IPv4 address of a link that goes
 takes the IPv4 neighbours and routes along. Of the routes nothing is said but that a new dump is needed. Foreign routes
 and devices are never replaced. A WireGuard peer takes its allowed-ips from whoever had them, learns endpoints
@@ -24,15 +25,18 @@ from __future__ import annotations
 
 import errno
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from pyflannel.errors import KernelError
-from pyflannel.kernel.links import can_become
+from pyflannel.kernel.links import can_become, in_order
 from pyflannel.kernel.model import (
+    MAIN_TABLE,
     ROUTE_PROTOCOL,
     Address,
+    Attributes,
+    AttributeValue,
     Endpoint,
     FdbEntry,
     ForeignInfo,
@@ -60,12 +64,24 @@ from pyflannel.kernel.port import (
     Write,
     apart,
 )
-from pyflannel.kernel.refusal import foreign_link, foreign_route, not_kept, refusal
+from pyflannel.kernel.refusal import (
+    NO_MASTER,
+    check_link_layer,
+    check_way,
+    foreign_link,
+    foreign_route,
+    no_member,
+    not_kept,
+    refusal,
+)
 from pyflannel.kernel.wire import is_flooded
 from pyflannel.network.lease import IPAddress
 from pyflannel.small.wake import Wake
 
 __all__ = ["FOREIGN_PROTOCOL", "TwinPort"]
+
+_MASTERS = frozenset({"bond", "bridge", "team", "vrf"})
+"""The kinds of devices that others can be a part of."""
 
 FOREIGN_PROTOCOL = 4
 """The protocol number of a route that somebody else adds (``RTPROT_STATIC``)."""
@@ -147,7 +163,7 @@ class TwinPort(KernelPort):
         failures: dict[Key, KernelError] = {}
         creations = [write for write in writes if write.new is not None]
         deletions, last = apart((write for write in writes if write.new is None), creations)
-        for write in (*sorted([*deletions, *creations], key=_order), *last):
+        for write in (*_sorted([*deletions, *creations]), *last):
             try:
                 self._require_life()
                 self._fail_on_request(write)
@@ -177,6 +193,8 @@ class TwinPort(KernelPort):
 
     def _in_a_space(self, route: Route) -> bool:
         destination = route.destination
+        if route.table != MAIN_TABLE:
+            return False
         spaces = [space for space in self._scope.spaces if space.version == destination.version]
         return any(destination.subnet_of(space) for space in spaces)  # type: ignore[arg-type]
 
@@ -285,8 +303,17 @@ class TwinPort(KernelPort):
         """A WireGuard peer's packets come from another place now; nobody is told."""
         self.learned[key] = endpoint
 
-    def set_link(self, name: str, *, up: bool | None = None, mtu: int | None = None, mac: str | None = None) -> None:
-        """Somebody sets a link up or down, or changes its MTU or MAC.
+    def set_link(
+        self,
+        name: str,
+        *,
+        up: bool | None = None,
+        mtu: int | None = None,
+        mac: str | None = None,
+        master: str | None = None,
+        group: int | None = None,
+    ) -> None:
+        """Somebody sets a link up or down, or changes its MTU, MAC, master (empty: none) or group.
 
         :raises KeyError: there is no such link.
         """
@@ -296,6 +323,8 @@ class TwinPort(KernelPort):
             up=before.up if up is None else up,
             mtu=mtu or before.mtu,
             mac=mac or before.mac,
+            master=before.master if master is None else master,
+            group=before.group if group is None else group,
         )
         if before.up and not after.up:
             self._pending.resync |= self._in_scope(after) or self._carries_routes(name)
@@ -334,6 +363,8 @@ class TwinPort(KernelPort):
             self._tell(route.key, route, True)
             return
         self._tell(route.key, None, before is not None and self._is_ours(before))
+        if route.table != MAIN_TABLE:
+            return
         self._pending.diversions |= self._in_a_space(route)
         if route.link is not None:
             self._pending.interfaces.add(route.link)
@@ -356,15 +387,16 @@ class TwinPort(KernelPort):
         """Of a generic device, what the wanted one says something about."""
         wanted = self._scope.generic.get(link.name)
         have = link.info
+        master = None if wanted is None or wanted.master is None else link.master or ""
+        link = replace(link, master=master, group=None if wanted is None or wanted.group is None else link.group or 0)
         if not isinstance(have, GenericInfo):
-            return link
+            return link if wanted is None or wanted.mac else replace(link, mac=None)
         if wanted is None or not isinstance(wanted.info, GenericInfo) or have.kind != wanted.info.kind:
             return replace(link, info=GenericInfo(have.kind) if link.marked else ForeignInfo(have.kind))
-        named = {name for name, _ in wanted.info.data}
         info = GenericInfo(
             have.kind,
             None if wanted.info.underlay is None else have.underlay,
-            tuple(item for item in have.data if item[0] in named),
+            _named(wanted.info.data, have.data),
         )
         return replace(link, info=info, mac=link.mac if wanted.mac else None)
 
@@ -376,7 +408,10 @@ class TwinPort(KernelPort):
         return name in self._scope.wireguard and self._owns(name)
 
     def _is_ours(self, entry: _RouteEntry) -> bool:
-        return entry.protocol == ROUTE_PROTOCOL or (entry.route.onlink and self._owns(entry.route.link))
+        route = entry.route
+        if entry.protocol == ROUTE_PROTOCOL:
+            return True
+        return route.onlink and route.table == MAIN_TABLE and self._owns(route.link)
 
     def _carries_routes(self, name: str) -> bool:
         return any(entry.route.link == name and self._is_ours(entry) for entry in self.routes.values())
@@ -390,6 +425,8 @@ class TwinPort(KernelPort):
         for other in list(self.links.values()):
             if isinstance(other.info, VxlanInfo | GenericInfo) and other.info.underlay == name:
                 self._lose_link(other.name)
+            elif other.master == name:
+                self.set_link(other.name, master="")
         ours = self._in_scope(link)
         self._pending.resync |= ours or self._carries_routes(name)
         self._pending.interfaces.add(name)
@@ -401,6 +438,9 @@ class TwinPort(KernelPort):
         for key in _drop(self.wireguard, lambda item: item.link == name):
             self.learned.pop(key, None)
         del self.links[name]
+        for other in list(self.links.values()):
+            if name == _other_end(other) or other.name == _other_end(link):
+                self._lose_link(other.name)
 
     def _lose_address(self, key: Key) -> None:
         gone = self.addresses.pop(key, None)
@@ -448,6 +488,7 @@ class TwinPort(KernelPort):
             if isinstance(write.new, Address):
                 self.addresses[write.new.key] = write.new
             elif isinstance(write.new, Neighbour):
+                check_link_layer(write, write.new, self.links[write.new.link].mac)
                 self.neighbours[write.new.key] = write.new
             elif isinstance(write.new, FdbEntry):
                 self._put_fdb(write, write.new)
@@ -485,16 +526,25 @@ class TwinPort(KernelPort):
             raise foreign_link(write, link)
         return link
 
+    def _check_master(self, write: Write, wanted: Link) -> None:
+        if wanted.master and wanted.master not in self.links:
+            raise refusal(write, errno.ENODEV, f"no interface {wanted.master}", NO_MASTER)
+        if wanted.master and self.links[wanted.master].info.kind not in _MASTERS:
+            raise no_member(write, wanted)
+
     def _put_link(self, write: Write, wanted: Link) -> None:
-        actual = self.links.get(wanted.name)
+        there = actual = self.links.get(wanted.name)
         if actual is not None:
             actual = self._reported(actual)
         if actual is not None and isinstance(actual.info, ForeignInfo):
             raise foreign_link(write, actual)
         kept = self.keeps.get(wanted.key, wanted)
         assert isinstance(kept, Link)
-        if actual is not None and can_become(actual, wanted):
-            self._change_link(actual, replace(kept, mac=kept.mac or actual.mac))
+        self._check_master(write, wanted)
+        if there is not None and actual is not None and can_become(actual, wanted):
+            master = there.master if kept.master is None else kept.master
+            group = there.group if kept.group is None else kept.group
+            self._change_link(there, replace(kept, mac=kept.mac or there.mac, master=master, group=group))
             if actual.up and not wanted.up:
                 self._pending.resync = True
             return
@@ -505,6 +555,10 @@ class TwinPort(KernelPort):
         if isinstance(wanted.info, GenericInfo) and wanted.info.underlay not in (None, *self.links):
             raise refusal(write, errno.ENODEV, f"no interface {wanted.info.underlay}")
         self.links[wanted.name] = kept
+        end = _other_end(kept)
+        if end is not None:
+            self.links[end] = Link(end, GenericInfo(kept.info.kind), kept.mtu, up=False, marked=False)
+            self._pending.interfaces.add(end)
         if isinstance(wanted.info, GenericInfo) and kept.info != wanted.info:
             self._pending.interfaces.add(wanted.name)
             self._pending.resync = True
@@ -528,6 +582,7 @@ class TwinPort(KernelPort):
     def _put_fdb(self, write: Write, entry: FdbEntry) -> None:
         if not isinstance(self.links[entry.link].info, VxlanInfo):
             raise refusal(write, errno.EOPNOTSUPP)
+        check_way(write, entry, self.links[entry.link])
         self.fdb[entry.key] = (entry,)
 
     def _require_wireguard(self, write: Write, name: str) -> None:
@@ -554,12 +609,41 @@ class TwinPort(KernelPort):
         entry = self.routes.get(route.key)
         if entry is not None and not self._is_ours(entry):
             theirs = entry.route
-            if (theirs.link, theirs.gateway) != (route.link, route.gateway):
+            if _does(theirs) != _does(route):
                 raise foreign_route(write, theirs, entry.protocol)
         self.routes[route.key] = _RouteEntry(route, ROUTE_PROTOCOL)
 
     def _is_neighbour(self, name: str, gateway: IPAddress) -> bool:
         return any(item.link == name and gateway in item.interface.network for item in self.addresses.values())
+
+
+def _sorted(writes: Sequence[Write]) -> Iterator[Write]:
+    links = in_order([write for write in writes if isinstance(write.new, Link)], _wanted_link)
+    others = [write for write in writes if not isinstance(write.new, Link)]
+    yield from sorted([*links, *others], key=_order)
+
+
+def _wanted_link(write: Write) -> Link:
+    assert isinstance(write.new, Link)
+    return write.new
+
+
+def _other_end(link: Link) -> str | None:
+    return link.info.other_end if isinstance(link.info, GenericInfo) else None
+
+
+def _named(wanted: Attributes, found: Attributes) -> Attributes:
+    """What was found under the wanted names, nested as these are."""
+    there = dict(found)
+    return tuple((name, _value(value, there[name])) for name, value in wanted if name in there)
+
+
+def _value(wanted: AttributeValue, found: AttributeValue) -> AttributeValue:
+    return _named(wanted, found) if isinstance(wanted, tuple) and isinstance(found, tuple) else found
+
+
+def _does(route: Route) -> tuple[object, ...]:
+    return (route.type, route.link, route.gateway, route.encapsulation)
 
 
 def _order(write: Write) -> tuple[int, int]:

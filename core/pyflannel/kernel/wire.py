@@ -14,7 +14,19 @@ from socket import AF_INET, AF_INET6
 from struct import Struct
 from typing import Final, NamedTuple
 
-from pyflannel.kernel.model import ROUTE_PROTOCOL, FdbEntry, Neighbour, Route
+from pyflannel.kernel.model import (
+    MAIN_TABLE,
+    ROUTE_METRICS,
+    ROUTE_PROTOCOL,
+    ROUTE_TYPES,
+    Encapsulation,
+    FdbEntry,
+    ForeignEncapsulation,
+    IpEncapsulation,
+    Neighbour,
+    Route,
+    Seg6Encapsulation,
+)
 from pyflannel.network.lease import IPAddress, IPNetwork
 
 __all__ = [
@@ -22,6 +34,7 @@ __all__ = [
     "NeighbourRow",
     "Nexthop",
     "RouteRow",
+    "attribute",
     "attributes",
     "encode_fdb",
     "encode_fdb_dump",
@@ -64,9 +77,10 @@ NLM_F_EXCL: Final = 0x200
 NLM_F_CREATE: Final = 0x400
 NLM_F_APPEND: Final = 0x800
 
-RT_TABLE_MAIN: Final = 254
+RT_TABLE_MAIN: Final = MAIN_TABLE
 RTN_UNICAST: Final = 1
-RTN_BLACKHOLE: Final = 6
+_RTN_MULTICAST: Final = 5
+"""The last type of routes that lead somewhere."""
 RTPROT_UNSPEC: Final = 0
 RTPROT_REDIRECT: Final = 1
 RTPROT_KERNEL: Final = 2
@@ -81,9 +95,39 @@ _RTA_OIF = 4
 _RTA_GATEWAY = 5
 _RTA_PRIORITY = 6
 _RTA_PREFSRC = 7
+_RTA_METRICS = 8
 _RTA_MULTIPATH = 9
 _RTA_TABLE = 15
 _RTA_VIA = 18
+_RTA_ENCAP_TYPE = 21
+_RTA_ENCAP = 22
+
+_NLA_F_NESTED = 0x8000
+_ENCAPSULATIONS: Final = {
+    1: "mpls",
+    2: "ip",
+    3: "ila",
+    4: "ip6",
+    5: "seg6",
+    6: "bpf",
+    7: "seg6local",
+    8: "rpl",
+    9: "ioam6",
+}
+"""``LWTUNNEL_ENCAP_`` in linux/lwtunnel.h."""
+
+_ENCAPSULATION_TYPES: Final = {name: number for number, name in _ENCAPSULATIONS.items()}
+_IP_ID, _IP_DST, _IP_SRC, _IP_TTL, _IP_TOS, _IP_FLAGS, _IP_OPTS = 1, 2, 3, 4, 5, 6, 8
+"""``LWTUNNEL_IP_`` and ``LWTUNNEL_IP6_`` in linux/lwtunnel.h."""
+
+_TUNNEL_KEY = 0x04
+_SEG6_IPTUNNEL_SRH = 1
+_SEG6_MODES: Final = {False: 1, True: 0}
+"""``SEG6_IPTUN_MODE_`` in linux/seg6_iptunnel.h, by whether it is inline."""
+
+_ROUTING_TYPE_SEGMENTS = 4
+_TYPE_NAMES: Final = {number: name for name, number in ROUTE_TYPES.items()}
+_METRIC_NAMES: Final = {number: name for name, (number, _) in ROUTE_METRICS.items()}
 
 NUD_NOARP: Final = 0x40
 NUD_PERMANENT: Final = 0x80
@@ -104,7 +148,13 @@ _ATTRIBUTE = Struct("=HH")
 _ROUTE = Struct("=8BI")
 _NEIGHBOUR = Struct("=BxxxiHBB")
 _NEXTHOP = Struct("=HBBi")
+_SEGMENT_HEADER = Struct("=i8B")
+"""``struct seg6_iptunnel_encap`` up to the segments: the mode, and a routing header without them (RFC 8754, 2)."""
+
+_U8 = Struct("=B")
 _U16 = Struct("=H")
+_BE16 = Struct("!H")
+_BE64 = Struct("!Q")
 _U32 = Struct("=I")
 _ATTRIBUTE_U32 = Struct("=HHI")
 _ATTRIBUTE_MAC = Struct("=HH6s2x")
@@ -142,6 +192,11 @@ def message(kind: int, flags: int, body: bytes) -> bytes:
     return HEADER.pack(16 + len(body), kind, flags | NLM_F_REQUEST, 0, 0) + body
 
 
+def attribute(kind: int, value: bytes) -> bytes:
+    """An attribute, aligned."""
+    return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
 def _address_attribute(kind: int, address: IPAddress) -> bytes:
     if address.version == 4:
         return _ATTRIBUTE_IPV4.pack(8, kind, address.packed)
@@ -177,17 +232,29 @@ class RouteRow(NamedTuple):
     gateway: IPAddress | None
     source: IPAddress | None
     nexthops: tuple[Nexthop, ...]
+    metrics: tuple[tuple[str, int], ...] = ()
+    encapsulation: Encapsulation | None = None
 
     @property
     def onlink(self) -> bool:
         """Whether the gateway is taken to be on the link."""
         return bool(self.flags & _RTNH_F_ONLINK)
 
+    def is_plain(self, link: int) -> bool:
+        """Whether its destination, way and metric say all of it, if it leads to ``link``."""
+        usual = self.kind == (RTN_UNICAST if link else ROUTE_TYPES["blackhole"]) and self.table == RT_TABLE_MAIN
+        return usual and not self.metrics and self.encapsulation is None
+
+    @property
+    def type(self) -> str:
+        """The name of its type; empty for one that has none here."""
+        return _TYPE_NAMES.get(self.kind, "")
+
 
 def encode_route(kind: int, route: Route, link: int, flags: int = 0, protocol: int = ROUTE_PROTOCOL) -> bytes:
-    """``RTM_NEWROUTE`` or ``RTM_DELROUTE`` for the main table.
+    """``RTM_NEWROUTE`` or ``RTM_DELROUTE``.
 
-    :param link: the interface's index; 0 for a blackhole.
+    :param link: the interface's index; 0 where packets go nowhere.
     :param flags: ``NLM_F_CREATE`` and the like.
     :param protocol: when deleting, the protocol number a route must have; ``RTPROT_UNSPEC`` for any.
     """
@@ -203,10 +270,10 @@ def encode_route(kind: int, route: Route, link: int, flags: int = 0, protocol: i
         destination.prefixlen,
         0,
         0,
-        RT_TABLE_MAIN,
+        route.table if route.table < 256 else 0,
         protocol,
         scope,
-        RTN_UNICAST if link else RTN_BLACKHOLE,
+        ROUTE_TYPES[route.effective_type],
         _RTNH_F_ONLINK if route.onlink else 0,
     ) + _address_attribute(_RTA_DST, destination.network_address)
     if gateway is not None:
@@ -220,12 +287,54 @@ def encode_route(kind: int, route: Route, link: int, flags: int = 0, protocol: i
         body += _ATTRIBUTE_U32.pack(8, _RTA_PRIORITY, route.metric)
     if route.source is not None:
         body += _address_attribute(_RTA_PREFSRC, route.source)
+    if route.table != RT_TABLE_MAIN:
+        body += _ATTRIBUTE_U32.pack(8, _RTA_TABLE, route.table)
+    if kind == RTM_NEWROUTE:  # a deletion needs no more than what tells it from others
+        body += _properties(route)
     return message(kind, flags, body)
 
 
-def encode_route_dump(family: int, protocol: int = 0, link: int = 0) -> bytes:
-    """``RTM_GETROUTE`` for the main table; the kernel selects by protocol and link on a strict socket."""
-    body = _ROUTE.pack(family, 0, 0, 0, RT_TABLE_MAIN, protocol, 0, 0, 0)
+def _properties(route: Route) -> bytes:
+    """What a route says of its packets."""
+    body = b""
+    if route.metrics:
+        said = (_ATTRIBUTE_U32.pack(8, ROUTE_METRICS[name][0], value) for name, value in route.metrics)
+        body += attribute(_RTA_METRICS | _NLA_F_NESTED, b"".join(said))
+    if route.encapsulation is not None:
+        kind = _ENCAPSULATION_TYPES[route.encapsulation.kind]
+        body += attribute(_RTA_ENCAP | _NLA_F_NESTED, _encapsulation(route.encapsulation))
+        body += attribute(_RTA_ENCAP_TYPE, _U16.pack(kind))
+    return body
+
+
+def _encapsulation(said: Encapsulation) -> bytes:
+    """The attributes below ``RTA_ENCAP``."""
+    if isinstance(said, Seg6Encapsulation):
+        # In reverse, the last to visit first; an inline header ends with the packet's own destination (zeros here).
+        segments = [*(b"\0" * 16 for _ in range(said.inline)), *(each.packed for each in reversed(said.segments))]
+        last = len(segments) - 1
+        header = _SEGMENT_HEADER.pack(
+            _SEG6_MODES[said.inline], 0, 2 * len(segments), _ROUTING_TYPE_SEGMENTS, last, last, 0, 0, 0
+        )
+        return attribute(_SEG6_IPTUNNEL_SRH, header + b"".join(segments))
+    assert isinstance(said, IpEncapsulation)
+    return b"".join(
+        [
+            attribute(_IP_ID, _BE64.pack(said.id)),
+            attribute(_IP_DST, said.destination.packed),
+            attribute(_IP_SRC, said.source.packed) if said.source is not None else b"",
+            attribute(_IP_TTL, _U8.pack(said.ttl)),
+            attribute(_IP_TOS, _U8.pack(said.tos)),
+            attribute(_IP_FLAGS, _BE16.pack(_TUNNEL_KEY if said.key else 0)),
+        ]
+    )
+
+
+def encode_route_dump(family: int, protocol: int = 0, link: int = 0, table: int = RT_TABLE_MAIN) -> bytes:
+    """``RTM_GETROUTE``; the kernel selects by protocol, link and table (0: all) on a strict socket."""
+    body = _ROUTE.pack(family, 0, 0, 0, table if table < 256 else 0, protocol, 0, 0, 0)
+    if table > 255:
+        body += _ATTRIBUTE_U32.pack(8, _RTA_TABLE, table)
     if link:
         body += _ATTRIBUTE_U32.pack(8, _RTA_OIF, link)
     return message(RTM_GETROUTE, NLM_F_DUMP, body)
@@ -256,11 +365,56 @@ def parse_route(datagram: bytes, start: int, end: int) -> RouteRow:
         protocol,
         _U32.unpack(wide_table)[0] if wide_table else table,
         flags,
-        _U32.unpack(link)[0] if link and kind == RTN_UNICAST else 0,
+        _U32.unpack(link)[0] if link and kind <= _RTN_MULTICAST else 0,
         _gateway(found),
         address_of(source) if source else None,
         tuple(_nexthops(paths)) if paths else (),
+        _metrics(found[_RTA_METRICS]) if _RTA_METRICS in found else (),
+        _parse_encapsulation(found) if _RTA_ENCAP_TYPE in found else None,
     )
+
+
+def _metrics(nested: bytes) -> tuple[tuple[str, int], ...]:
+    """Those that a route of ours can have; a congestion control or a lock is not looked at."""
+    found = attributes(nested, 0, len(nested))
+    said = ((_METRIC_NAMES[kind], _U32.unpack(value)[0]) for kind, value in found.items() if kind in _METRIC_NAMES)
+    return tuple(sorted(item for item in said if item[1]))
+
+
+def _parse_encapsulation(found: dict[int, bytes]) -> Encapsulation:
+    (number,) = _U16.unpack(found[_RTA_ENCAP_TYPE])
+    kind = _ENCAPSULATIONS.get(number, str(number))
+    nested = found.get(_RTA_ENCAP, b"")
+    said = attributes(nested, 0, len(nested))
+    if kind == "seg6":
+        return _parse_segments(said.get(_SEG6_IPTUNNEL_SRH, b""))
+    if kind not in ("ip", "ip6") or len(said.get(_IP_DST, b"")) not in (4, 16) or _IP_OPTS in said:
+        return ForeignEncapsulation(kind)
+    source = address_of(said[_IP_SRC]) if _IP_SRC in said else None
+    (flags,) = _BE16.unpack(said.get(_IP_FLAGS, b"\0\0"))
+    if flags & ~_TUNNEL_KEY:
+        return ForeignEncapsulation(kind)
+    return IpEncapsulation(
+        address_of(said[_IP_DST]),
+        _BE64.unpack(said[_IP_ID])[0] if _IP_ID in said else 0,
+        source if source is not None and int(source) else None,
+        said.get(_IP_TTL, b"\0")[0],
+        said.get(_IP_TOS, b"\0")[0],
+        bool(flags),
+    )
+
+
+def _parse_segments(raw: bytes) -> Encapsulation:
+    size = _SEGMENT_HEADER.size
+    if len(raw) < size + 16:
+        return ForeignEncapsulation("seg6")
+    mode, _, length, _, _, last, flags, *tag = _SEGMENT_HEADER.unpack_from(raw)
+    inline = mode == _SEG6_MODES[True]
+    usual = mode in _SEG6_MODES.values() and length == 2 * (last + 1) and not flags and not any(tag)
+    if not usual or not last >= inline or len(raw) != size + 16 * (last + 1):
+        return ForeignEncapsulation("seg6")
+    places = range(size + 16 * last, size + 16 * inline - 1, -16)
+    return Seg6Encapsulation(tuple(IPv6Address(raw[place : place + 16]) for place in places), inline)
 
 
 def _via_attribute(gateway: IPAddress) -> bytes:
@@ -291,7 +445,7 @@ def _nexthops(paths: bytes) -> Iterator[Nexthop]:
 
 
 class NeighbourRow(NamedTuple):
-    """A neighbour as the kernel has it; ``mac`` is empty while it is unresolved."""
+    """A neighbour as the kernel has it; ``mac``, in hexadecimal, is empty while it is unresolved."""
 
     link: int
     state: int
@@ -301,14 +455,16 @@ class NeighbourRow(NamedTuple):
 
 
 class FdbRow(NamedTuple):
-    """A forwarding entry as the kernel has it. ``plain`` says that the packets leave with the device's own VNI and
-    port, wherever the routes lead."""
+    """A forwarding entry as the kernel has it. ``port`` and ``vni`` are ``None`` where they are the device's own.
+    ``plain`` says that there is nothing else about it: no device or group of next hops that the packets must take."""
 
     link: int
     state: int
     flags: int
     mac: str
     remote: IPAddress
+    port: int | None
+    vni: int | None
     plain: bool
 
 
@@ -327,7 +483,11 @@ def encode_neighbour(kind: int, neighbour: Neighbour, link: int, flags: int = 0)
     family = AF_INET if neighbour.address.version == 4 else AF_INET6
     body = _NEIGHBOUR.pack(family, link, NUD_PERMANENT, 0, 0) + _address_attribute(_NDA_DST, neighbour.address)
     if kind == RTM_NEWNEIGH:
-        body += _mac_attribute(neighbour.mac)
+        body += (
+            _mac_attribute(neighbour.mac)
+            if isinstance(neighbour.mac, str)
+            else _address_attribute(_NDA_LLADDR, neighbour.mac)
+        )
     return message(kind, flags, body)
 
 
@@ -339,6 +499,10 @@ def encode_fdb(kind: int, entry: FdbEntry, link: int, flags: int = 0, *, every_r
     body = _NEIGHBOUR.pack(AF_BRIDGE, link, NUD_PERMANENT | NUD_NOARP, NTF_SELF, 0) + _mac_attribute(entry.mac)
     if not every_remote:
         body += _address_attribute(_NDA_DST, entry.remote)
+        if entry.port is not None:
+            body += attribute(_NDA_PORT, _BE16.pack(entry.port))
+        if entry.vni is not None:
+            body += _ATTRIBUTE_U32.pack(8, _NDA_VNI, entry.vni)
     return message(kind, flags, body)
 
 
@@ -370,7 +534,7 @@ def parse_neighbour(datagram: bytes, start: int, end: int) -> NeighbourRow | Non
     return NeighbourRow(link, state, flags, address_of(address), found.get(_NDA_LLADDR, b"").hex(":"))
 
 
-_UNUSUAL = frozenset({_NDA_PORT, _NDA_VNI, _NDA_IFINDEX, _NDA_SRC_VNI, _NDA_NH_ID})
+_UNUSUAL = frozenset({_NDA_IFINDEX, _NDA_SRC_VNI, _NDA_NH_ID})
 
 
 def parse_fdb(datagram: bytes, start: int, end: int) -> FdbRow | None:
@@ -380,4 +544,14 @@ def parse_fdb(datagram: bytes, start: int, end: int) -> FdbRow | None:
     mac, remote = found.get(_NDA_LLADDR, b""), found.get(_NDA_DST, b"")
     if len(mac) != 6 or len(remote) not in (4, 16):
         return None
-    return FdbRow(link, state, flags, mac.hex(":"), address_of(remote), _UNUSUAL.isdisjoint(found))
+    port, vni = found.get(_NDA_PORT), found.get(_NDA_VNI)
+    return FdbRow(
+        link,
+        state,
+        flags,
+        mac.hex(":"),
+        address_of(remote),
+        _BE16.unpack(port)[0] if port else None,
+        _U32.unpack(vni)[0] if vni else None,
+        _UNUSUAL.isdisjoint(found),
+    )

@@ -41,6 +41,7 @@ from pyflannel.kernel.model import (
     Address,
     DesiredState,
     FdbEntry,
+    IpEncapsulation,
     KernelObject,
     Kind,
     Link,
@@ -71,7 +72,7 @@ from pyflannel.testing._scenes import (
 from pyflannel.testing.clauses import Judged, clause, not_applicable
 from pyflannel.testing.stores import eventually
 
-__all__ = ["BackendBehaviour", "BackendConformance", "BackendPlanning", "LiveOverlay", "not_applicable"]
+__all__ = ["BackendBehaviour", "BackendConformance", "BackendPlanning", "Planner", "Scene", "not_applicable"]
 
 PATIENCE: Final = 60.0
 """Seconds after which the kit takes a thing for not happening at all. Nothing is judged by how long it took."""
@@ -453,8 +454,16 @@ def _check_object(
     if isinstance(item, WireguardPeer):
         _check_wireguard_peer(item, peer)
     if isinstance(item, (FdbEntry, Neighbour)):
+        _check_link_layer(item, peer)
+
+
+def _check_link_layer(item: FdbEntry | Neighbour, peer: Lease | None) -> None:
+    if isinstance(item.mac, str):
         assert int(item.mac[:2], 16) & 1 == 0, f"{item}: not a unicast MAC address"
         assert item.mac == item.mac.lower(), f"{item}: the kernel says MAC addresses in lower case"
+    else:
+        public = () if peer is None else (peer.attributes.public_ip, peer.attributes.public_ipv6)
+        assert item.mac in public, f"{item}: not the peer"
 
 
 def _check_wireguard_peer(item: WireguardPeer, peer: Lease | None) -> None:
@@ -489,6 +498,9 @@ def _check_route(route: Route, node: Node, peer: Lease | None, links: Iterable[s
         assert route.destination.subnet_of(subnet), f"{route}: reaches beyond the peer's {subnet}"  # type: ignore[arg-type]
     else:
         assert route.destination.subnet_of(network.network), f"{route}: reaches beyond the network"  # type: ignore[arg-type]
+    if isinstance(route.encapsulation, IpEncapsulation):
+        public = () if peer is None else (peer.attributes.public_ip, peer.attributes.public_ipv6)
+        assert route.encapsulation.destination in public, f"{route}: not the peer"
     if route.link == node.underlay.interface:
         assert peer is not None, f"{route}: the underlay's link leads to peers only"
         assert route.gateway == peer.attributes.public(version), f"{route}: not through the peer"

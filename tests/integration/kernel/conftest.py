@@ -54,7 +54,8 @@ class World:
     def remove(self, item: KernelObject) -> None:
         raise NotImplementedError
 
-    def set_link(self, name: str, *, up: bool | None = None, mtu: int | None = None, mac: str | None = None) -> None:
+    def set_link(self, name: str, **changes: Any) -> None:
+        """Somebody changes some of: up, mtu, mac, master (empty: none), group."""
         raise NotImplementedError
 
     def append_remote(self, entry: FdbEntry) -> None:
@@ -122,8 +123,8 @@ class TwinWorld(World):
     def remove(self, item: KernelObject) -> None:
         self.twin.remove(item.key)
 
-    def set_link(self, name: str, *, up: bool | None = None, mtu: int | None = None, mac: str | None = None) -> None:
-        self.twin.set_link(name, up=up, mtu=mtu, mac=mac)
+    def set_link(self, name: str, **changes: Any) -> None:
+        self.twin.set_link(name, **changes)
 
     def append_remote(self, entry: FdbEntry) -> None:
         self.twin.append_remote(entry)
@@ -164,9 +165,12 @@ class NamespaceWorld(World):
         elif isinstance(item, Address):
             self.ip("address", "replace", str(item.interface), "dev", item.link)
         elif isinstance(item, Neighbour):
-            self.ip("neighbour", "replace", str(item.address), "lladdr", item.mac, "dev", item.link, "nud", "permanent")
+            words = ["lladdr", str(item.mac), "dev", item.link, "nud", "permanent"]
+            self.ip("neighbour", "replace", str(item.address), *words)
         elif isinstance(item, FdbEntry):
-            self.bridge("fdb", "replace", item.mac, "dev", item.link, "dst", str(item.remote), "self", "permanent")
+            words = ["dst", str(item.remote)] + (["port", str(item.port)] if item.port else [])
+            words += ["vni", str(item.vni)] if item.vni is not None else []
+            self.bridge("fdb", "replace", item.mac, "dev", item.link, *words, "self", "permanent")
         else:
             assert isinstance(item, Route)
             self.ip(f"-{item.destination.version}", "route", "replace", *route_words(item), "proto", str(protocol))
@@ -181,7 +185,10 @@ class NamespaceWorld(World):
         lower = []
         if isinstance(item.info, GenericInfo):
             lower = ["link", item.info.underlay] if item.info.underlay else []
-            words = [word for name, value in item.info.data for word in (name.rpartition("_")[2].lower(), str(value))]
+            words = [
+                word for name, value in item.info.data for word in (str(name).rpartition("_")[2].lower(), str(value))
+            ]
+            words = ["peer", "name", item.info.other_end] if item.info.other_end else words
         self.ip("link", "add", *lower, "name", item.name, "type", item.info.kind, *words)
         self.ip("link", "set", item.name, "mtu", str(item.mtu), *(["address", item.mac] if item.mac else []))
         if item.up:
@@ -200,10 +207,15 @@ class NamespaceWorld(World):
             assert isinstance(item, Route)
             self.ip(f"-{item.destination.version}", "route", "delete", *route_words(item))
 
-    def set_link(self, name: str, *, up: bool | None = None, mtu: int | None = None, mac: str | None = None) -> None:
-        words = [] if up is None else ["up" if up else "down"]
-        words += ["mtu", str(mtu)] if mtu else []
-        words += ["address", mac] if mac else []
+    def set_link(self, name: str, **changes: Any) -> None:
+        words = []
+        for what, value in changes.items():
+            if what == "up":
+                words += ["up" if value else "down"]
+            elif what == "master" and not value:
+                words += ["nomaster"]
+            else:
+                words += ["address" if what == "mac" else what, str(value)]
         self.ip("link", "set", name, *words)
 
     def append_remote(self, entry: FdbEntry) -> None:
@@ -223,11 +235,13 @@ class NamespaceWorld(World):
 
 
 def route_words(route: Route) -> list[str]:
-    words = ["blackhole"] if route.link is None else []
-    words += [str(route.destination)]
+    words = [route.effective_type, str(route.destination)]
+    words += ["encap", *str(route.encapsulation).split()] if route.encapsulation else []
     words += ["via", str(route.gateway)] if route.gateway else []
     words += ["dev", route.link] if route.link else []
     words += ["metric", str(route.metric)] if route.metric is not None else []
+    words += ["table", str(route.table)]
+    words += [word for name, value in route.metrics for word in (name, str(value))]
     return [*words, "onlink"] if route.onlink else words
 
 

@@ -17,11 +17,11 @@ from pyflannel.kernel.model import (
     Endpoint,
     FdbEntry,
     GenericInfo,
-    KernelObject,
+    IpEncapsulation,
     Link,
-    LinkInfo,
     Neighbour,
     Route,
+    Seg6Encapsulation,
     Sysctl,
     TunInfo,
     VxlanInfo,
@@ -35,24 +35,41 @@ PUBLIC_KEY = "A" * 43 + "="
 ADDRESS, NETWORK, INTERFACE = ip_address("192.0.2.1"), ip_network("10.5.2.0/24"), ip_interface("10.5.1.0/32")
 ADDRESS6, NETWORK6, INTERFACE6 = ip_address("2001:db8::1"), ip_network("fd00::/64"), ip_interface("fd00::/128")
 
-GOOD: dict[str, tuple[Callable[..., KernelObject | LinkInfo], dict[str, Any]]] = {
+GOOD: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "vxlan": (VxlanInfo, {"vni": 1, "port": 8472, "local": ADDRESS, "underlay": "eth0"}),
     "vxlan6": (VxlanInfo, {"vni": 1, "port": 8472, "local": ADDRESS6, "underlay": "eth0"}),
     "tun": (TunInfo, {}),
     "generic": (GenericInfo, {"kind": "macvlan", "underlay": "eth0", "data": (("IFLA_MACVLAN_MODE", "bridge"),)}),
-    "link": (Link, {"name": "flannel.1", "info": TunInfo(), "mtu": 1450, "mac": MAC}),
+    "nested": (GenericInfo, {"kind": "veth", "data": (("VETH_INFO_PEER", (("IFLA_IFNAME", "wire0"),)),)}),
+    "numbered": (GenericInfo, {"kind": "ip6gre", "data": ((18, b""), ("IFLA_IP6GRE_TTL", 64))}),
+    "link": (Link, {"name": "flannel.1", "info": TunInfo(), "mtu": 1450, "mac": MAC, "master": "br0", "group": 7}),
     "sysctl": (Sysctl, {"path": "net/ipv4/conf/eth0.100/rp_filter", "value": "1"}),
     "address": (Address, {"link": "flannel.1", "interface": INTERFACE}),
     "address6": (Address, {"link": "flannel.1", "interface": INTERFACE6}),
     "neighbour": (Neighbour, {"link": "flannel.1", "address": ADDRESS, "mac": MAC}),
     "neighbour6": (Neighbour, {"link": "flannel.1", "address": ADDRESS6, "mac": MAC}),
-    "fdb": (FdbEntry, {"link": "flannel.1", "mac": MAC, "remote": ADDRESS}),
+    "multipoint": (Neighbour, {"link": "flannel.1", "address": ADDRESS6, "mac": ADDRESS}),
+    "multipoint6": (Neighbour, {"link": "flannel.1", "address": ADDRESS, "mac": ADDRESS6}),
+    "fdb": (FdbEntry, {"link": "flannel.1", "mac": MAC, "remote": ADDRESS, "port": 4789, "vni": 5}),
     "fdb6": (FdbEntry, {"link": "flannel.1", "mac": MAC, "remote": ADDRESS6}),
     "device": (WireguardDevice, {"link": "wg", "private_key": Secret(bytes(32)), "listen_port": 51820}),
     "peer": (WireguardPeer, {"link": "wg", "public_key": PUBLIC_KEY, "allowed_ips": (NETWORK, NETWORK6)}),
     "route": (Route, {"destination": NETWORK, "link": "flannel.1", "gateway": ADDRESS, "metric": 7}),
     "route6": (Route, {"destination": NETWORK6, "link": "flannel.1", "gateway": ADDRESS6, "source": ADDRESS6}),
     "blackhole": (Route, {"destination": NETWORK, "link": None}),
+    "prohibit": (Route, {"destination": NETWORK6, "link": None, "type": "prohibit", "table": 1000}),
+    "detailed": (
+        Route,
+        {
+            "destination": NETWORK,
+            "link": "eth0",
+            "metrics": (("mtu", 1400),),
+            "encapsulation": IpEncapsulation(ADDRESS),
+        },
+    ),
+    "tunnel": (IpEncapsulation, {"destination": ADDRESS, "id": 1, "source": ADDRESS, "ttl": 64, "tos": 1, "key": True}),
+    "tunnel6": (IpEncapsulation, {"destination": ADDRESS6, "source": ADDRESS6}),
+    "segments": (Seg6Encapsulation, {"segments": (ADDRESS6,), "inline": True}),
 }
 
 TEXTS = [None, 7, b"eth0", ""]
@@ -72,22 +89,46 @@ BAD: dict[tuple[str, str], list[Any]] = {
     ("tun", "vnet_hdr"): [None, 1],
     ("generic", "kind"): TEXTS,
     ("generic", "underlay"): [7, b"eth0"],
-    ("generic", "data"): [None, {}, ["x"], ("x",), (("IFLA_X",),), ((7, 7),), (("a", "b"), None)],
+    ("generic", "data"): [None, {}, ["x"], ("x",), (("IFLA_X",),), ((7, 7),), (("a", "b"), None), (("a", ("b",)),)],
+    ("nested", "data"): [(("a", (("b", ("c",)),)),), (("a", ((7, "b"),)),)],
+    ("numbered", "data"): [((0, b""),), ((1 << 14, b""),), ((18, True),), ((18, "x"),), ((True, b""),)],
     ("link", "name"): [*TEXTS, "x" * 16, "ä" * 8, "a/b", "a b", "a:b", ".", "..", "a\0", "a\n"],
     ("link", "info"): [None, "vxlan", TunInfo],
     ("link", "mtu"): [*NOT_U32, None],
     ("link", "mac"): [*NOT_MACS[1:2], "02-00-00-00-00-01", "", 2],
     ("link", "up"): [None, "yes"],
+    ("link", "master"): [7, b"br0", "flannel.1"],
+    ("link", "group"): NOT_U32,
     ("sysctl", "path"): [None, "", "/tmp/x", "net/../../../tmp/x", "..", "net//x", "net/./x", "net/x/", "net\0"],
     ("sysctl", "value"): [None, 1, True, "ä", "1\0"],
     ("address", "link"): TEXTS,
     ("address", "interface"): [None, ADDRESS, NETWORK, "10.5.1.0/32", ip_interface("fe80::1%eth0/64")],
     ("neighbour", "link"): TEXTS,
     ("neighbour", "address"): [None, *NOT_ADDRESSES],
-    ("neighbour", "mac"): [*NOT_MACS, ""],
+    ("neighbour", "mac"): [*NOT_MACS, "", *NOT_ADDRESSES],
     ("fdb", "link"): TEXTS,
     ("fdb", "mac"): [*NOT_MACS, ""],
     ("fdb", "remote"): [None, *NOT_ADDRESSES],
+    ("fdb", "port"): [0, *NOT_PORTS[:-1]],
+    ("fdb", "vni"): [-1, 1 << 24, "1", 1.0, True],
+    ("tunnel", "destination"): [None, *NOT_ADDRESSES],
+    ("tunnel", "id"): [-1, 1 << 64, "1", 1.0, None, True],
+    ("tunnel", "source"): [*NOT_ADDRESSES, ADDRESS6, ip_address("0.0.0.0")],
+    ("tunnel6", "source"): [ADDRESS, ip_address("::")],
+    ("tunnel", "ttl"): [-1, 256, "64", None],
+    ("tunnel", "tos"): [-1, 256, "64", None],
+    ("tunnel", "key"): [None, 1],
+    ("segments", "segments"): [None, (), [ADDRESS6], (ADDRESS,), ("fd00::1",), (ADDRESS6,) * 127, NOT_ADDRESSES[-1:]],
+    ("segments", "inline"): [None, 1],
+    ("route", "type"): [None, 0, "nat", "Unicast", "blackhole", "throw"],
+    ("prohibit", "type"): ["unicast", "local", b"blackhole"],
+    ("route", "table"): [None, 0, 255, -1, 1 << 32, "main", 254.0, True],
+    ("route", "metrics"): [
+        *[None, [], {"mtu": 1400}, "mtu", ("mtu", 1400), (("mtu",),), (("rtt", 1),), (("mtu", 1400), ("mtu", 1400))],
+        *[(("mtu", value),) for value in (0, -1, 65521, "1400", 1400.0, True, None)],
+    ],
+    ("route", "encapsulation"): [0, "ip", ADDRESS, (), Seg6Encapsulation((IPv6Address("fd00::1"),), inline=True)],
+    ("prohibit", "encapsulation"): [IpEncapsulation(ADDRESS)],
     ("device", "link"): TEXTS,
     ("device", "private_key"): NOT_KEYS,
     ("device", "listen_port"): NOT_PORTS,
@@ -113,7 +154,7 @@ BAD: dict[tuple[str, str], list[Any]] = {
 CASES = [(name, field, value) for (name, field), values in BAD.items() for value in values]
 
 
-def make(of: str, /, **changes: Any) -> KernelObject | LinkInfo:
+def make(of: str, /, **changes: Any) -> Any:
     kind, arguments = GOOD[of]
     return kind(**{**arguments, **changes})
 
@@ -137,6 +178,18 @@ def test_a_key_given_as_bytes_is_not_told() -> None:
 
 def test_a_parameter_that_has_several_values_equals_what_is_read_of_it() -> None:
     assert Sysctl("net/ipv4/tcp_rmem", "4096\t131072  6291456\n") == Sysctl("net/ipv4/tcp_rmem", "4096 131072 6291456")
+
+
+def test_what_is_said_in_two_ways_is_one_value() -> None:
+    assert make("route", type="unicast") == make("route")
+    assert make("blackhole", type="blackhole") == make("blackhole")
+    several = (("mtu", 1400), ("advmss", 1360))
+    assert make("route", metrics=several) == make("route", metrics=several[::-1])
+
+
+def test_a_route_in_another_table_is_another_one() -> None:
+    tables = [make("route", table=table) for table in (254, 7, 1000)]
+    assert len({item.key for item in tables if isinstance(item, Route)}) == 3
 
 
 @given(st.integers() | st.none() | st.text(), st.integers() | st.text())

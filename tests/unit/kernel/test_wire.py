@@ -13,13 +13,36 @@ from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from pyflannel.kernel import wire
-from pyflannel.kernel.model import FdbEntry, Neighbour, Route
+from pyflannel.kernel.model import (
+    DISCARDING,
+    ROUTE_METRICS,
+    ROUTE_TYPES,
+    FdbEntry,
+    ForeignEncapsulation,
+    IpEncapsulation,
+    Neighbour,
+    Route,
+    Seg6Encapsulation,
+)
 
 indexes = st.integers(1, 2**31 - 1)
 macs = st.binary(min_size=6, max_size=6).map(lambda raw: raw.hex(":"))
 ipv4 = st.integers(0, 2**32 - 1).map(IPv4Address)
 ipv6 = st.integers(0, 2**128 - 1).map(IPv6Address)
 addresses = ipv4 | ipv6
+
+
+u8 = st.integers(0, 255)
+tunnels: st.SearchStrategy[IpEncapsulation] = st.sampled_from([ipv4, ipv6]).flatmap(
+    lambda address: st.builds(
+        IpEncapsulation, address, st.integers(0, 2**64 - 1), st.none() | address.filter(int), u8, u8, st.booleans()
+    )
+)
+segments = st.lists(ipv6, min_size=1, max_size=5).map(tuple)
+metrics = st.dictionaries(st.sampled_from(sorted(ROUTE_METRICS)), st.just(1) | st.just(0)).map(
+    lambda most: tuple((name, 1 if least else ROUTE_METRICS[name][1]) for name, least in most.items())
+)
+tables = st.just(254) | st.integers(1, 254) | st.integers(256, 2**32 - 1)
 
 
 @st.composite
@@ -31,6 +54,8 @@ def routes(draw: st.DrawFn) -> Route:
     network = IPv4Network if version == 4 else IPv6Network
     address: st.SearchStrategy[Any] = ipv4 if version == 4 else ipv6
     blackhole = draw(st.booleans())
+    inline = st.just(False) if version == 4 else st.booleans()
+    encapsulation = st.none() | tunnels | st.builds(Seg6Encapsulation, segments, inline)
     return Route(
         network((number, length)),
         None if blackhole else "eth0",
@@ -38,6 +63,10 @@ def routes(draw: st.DrawFn) -> Route:
         not blackhole and draw(st.booleans()),
         draw(st.none() | address),
         draw(st.none() | st.integers(0, 2**32 - 1)),
+        draw(st.sampled_from(["", *sorted(name for name in ROUTE_TYPES if (name in DISCARDING) is blackhole)])),
+        draw(tables),
+        draw(st.just(()) | metrics),
+        None if blackhole else draw(encapsulation),
     )
 
 
@@ -62,9 +91,10 @@ def test_routes_come_back(route: Route, index: int) -> None:
     assert (kind, flags) == (wire.RTM_NEWROUTE, wire.NLM_F_REQUEST | wire.NLM_F_CREATE)
     row = wire.parse_route(message, start, end)
     name = "eth0" if row.link else None
-    assert Route(row.destination, name, row.gateway, row.onlink, row.source, row.metric or route.metric) == route
-    assert (row.link, row.protocol, row.table, row.nexthops) == (link, 241, wire.RT_TABLE_MAIN, ())
-    assert row.kind == (wire.RTN_BLACKHOLE if route.link is None else wire.RTN_UNICAST)
+    way = (row.destination, name, row.gateway, row.onlink, row.source, row.metric or route.metric)
+    assert Route(*way, row.type, row.table, row.metrics, row.encapsulation) == route
+    assert (row.link, row.protocol, row.nexthops) == (link, 241, ())
+    assert row.is_plain(link) == (replace(route, type="", table=254, metrics=(), encapsulation=None) == route)
 
 
 @given(routes(), indexes)
@@ -72,7 +102,16 @@ def test_routes_as_pyroute2_reads_them(route: Route, index: int) -> None:
     link = 0 if route.link is None else index
     fields, attrs = decoded(rtmsg, wire.encode_route(wire.RTM_NEWROUTE, route, link))
     assert fields["family"] == (2 if route.destination.version == 4 else 10)
-    assert (fields["table"], fields["proto"], fields["dst_len"]) == (254, 241, route.destination.prefixlen)
+    assert (fields["proto"], fields["dst_len"]) == (241, route.destination.prefixlen)
+    assert attrs.get("RTA_TABLE", fields["table"]) == route.table
+    assert fields["type"] == ROUTE_TYPES[route.effective_type]
+    said = {
+        name.removeprefix("RTAX_").lower(): value for name, value in dict(attrs.get("RTA_METRICS", {})).get("attrs", [])
+    }
+    assert said == dict(route.metrics)
+    assert attrs.get("RTA_ENCAP_TYPE") == (
+        route.encapsulation and {"ip": 2, "ip6": 4, "seg6": 5}[route.encapsulation.kind]
+    )
     assert bool(fields["flags"] & 4) == route.onlink
     assert ip_address(attrs["RTA_DST"]) == route.destination.network_address
     if route.gateway is not None and route.gateway.version == route.destination.version:
@@ -91,34 +130,76 @@ def test_the_scope_of_a_route() -> None:
     assert decoded(rtmsg, wire.encode_route(wire.RTM_DELROUTE, via, 2))[0]["scope"] == 255
 
 
-@given(addresses, macs, indexes)
-def test_neighbours_come_back_and_pyroute2_reads_them(address: Any, mac: str, index: int) -> None:
+def test_a_route_is_deleted_by_what_tells_it_from_others() -> None:
+    """A changed MTU or tunnel must not keep it: the kernel compares what is said."""
+    tunnel = IpEncapsulation(IPv4Address("192.0.2.2"), 7)
+    route = Route(IPv4Network("10.0.0.0/24"), "eth0", table=1000, metrics=(("mtu", 1400),), encapsulation=tunnel)
+    _, attrs = decoded(rtmsg, wire.encode_route(wire.RTM_DELROUTE, route, 2))
+    assert attrs.keys() == {"RTA_DST", "RTA_OIF", "RTA_TABLE"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "nested"),
+    [
+        (1, b""),
+        (77, b""),
+        (2, b""),
+        (2, wire.attribute(2, bytes(4)) + wire.attribute(6, b"\0\x08")),
+        (2, wire.attribute(2, bytes(4)) + wire.attribute(8, bytes(4))),
+        (5, b""),
+        (5, wire.attribute(1, wire._SEGMENT_HEADER.pack(2, 0, 2, 4, 0, 0, 0, 0, 0) + bytes(16))),
+        (5, wire.attribute(1, wire._SEGMENT_HEADER.pack(1, 0, 2, 4, 0, 9, 0, 0, 0) + bytes(16))),
+        (5, wire.attribute(1, wire._SEGMENT_HEADER.pack(0, 0, 2, 4, 0, 0, 0, 0, 0) + bytes(16))),
+    ],
+    ids=["mpls", "unknown", "no end", "a flag", "options", "empty", "another mode", "too short", "no segment"],
+)
+def test_an_encapsulation_that_we_do_not_write_is_somebody_s(kind: int, nested: bytes) -> None:
+    plain = wire.encode_route(wire.RTM_NEWROUTE, Route(IPv4Network("10.0.0.0/24"), "eth0"), 3)
+    message = plain + wire.attribute(22, nested) + wire.attribute(21, kind.to_bytes(2, "little"))
+    assert isinstance(wire.parse_route(message, 16, len(message)).encapsulation, ForeignEncapsulation)
+
+
+@given(addresses, macs | addresses, indexes)
+def test_neighbours_come_back_and_pyroute2_reads_them(address: Any, mac: Any, index: int) -> None:
     neighbour = Neighbour("flannel.1", address, mac)
     kind, _, start, end = only(message := wire.encode_neighbour(wire.RTM_NEWNEIGH, neighbour, index))
     assert kind == wire.RTM_NEWNEIGH
-    assert wire.parse_neighbour(message, start, end) == (index, wire.NUD_PERMANENT, 0, address, mac)
+    raw = mac if isinstance(mac, str) else mac.packed.hex(":")
+    assert wire.parse_neighbour(message, start, end) == (index, wire.NUD_PERMANENT, 0, address, raw)
     fields, attrs = decoded(ndmsg, message)
     assert (fields["family"], fields["ifindex"], fields["state"]) == (2 if address.version == 4 else 10, index, 0x80)
-    assert attrs["NDA_LLADDR"] == mac
+    if isinstance(mac, str):
+        assert attrs["NDA_LLADDR"] == mac
     assert type(address)(attrs["NDA_DST"]) == address
 
 
-@given(addresses, macs, indexes, st.booleans())
-def test_fdb_entries_come_back_and_pyroute2_reads_them(remote: Any, mac: str, index: int, every: bool) -> None:
-    entry = FdbEntry("flannel.1", mac, remote)
+@given(
+    addresses,
+    macs,
+    indexes,
+    st.booleans(),
+    st.none() | st.integers(1, 2**16 - 1),
+    st.none() | st.integers(0, 2**24 - 1),
+)
+def test_fdb_entries_come_back_and_pyroute2_reads_them(
+    remote: Any, mac: str, index: int, every: bool, port: int | None, vni: int | None
+) -> None:
+    entry = FdbEntry("flannel.1", mac, remote, port, vni)
     _, _, start, end = only(message := wire.encode_fdb(wire.RTM_NEWNEIGH, entry, index, every_remote=every))
     row = wire.parse_fdb(message, start, end)
     state = wire.NUD_PERMANENT | wire.NUD_NOARP
-    assert row == (None if every else (index, state, wire.NTF_SELF, mac, remote, True))
+    assert row == (None if every else (index, state, wire.NTF_SELF, mac, remote, port, vni, True))
     fields, attrs = decoded(ndmsg, message)
     assert (fields["family"], fields["ifindex"], fields["state"], fields["flags"]) == (7, index, state, wire.NTF_SELF)
     assert attrs["NDA_LLADDR"] == mac
     assert ("NDA_DST" in attrs) != every
+    if not every:
+        assert (attrs.get("NDA_PORT"), attrs.get("NDA_VNI")) == (port, vni)
 
 
-def test_an_entry_with_a_port_of_its_own_is_not_plain() -> None:
+def test_an_entry_with_a_device_of_its_own_is_not_plain() -> None:
     entry = FdbEntry("flannel.1", "02:00:00:00:00:01", IPv4Address("192.0.2.2"))
-    message = wire.encode_fdb(wire.RTM_NEWNEIGH, entry, 5) + b"\x06\x00\x06\x00\x21\x19\x00\x00"
+    message = wire.encode_fdb(wire.RTM_NEWNEIGH, entry, 5) + b"\x08\x00\x08\x00\x07\x00\x00\x00"
     row = wire.parse_fdb(message, 16, len(message))
     assert row is not None
     assert not row.plain

@@ -275,8 +275,7 @@ class Judge:
         elif isinstance(item, FdbEntry):
             wrong = _wrong_address(item.remote)
         elif isinstance(item, Neighbour):
-            first = int(item.mac[:2], 16)
-            wrong = f"a group's address {item.mac}" if first & 1 else ""
+            wrong = _wrong_link_layer(item.mac)
         elif isinstance(item, WireguardPeer) and item.endpoint is not None:
             wrong = _wrong_address(item.endpoint.address)
         if wrong:
@@ -443,6 +442,12 @@ def _ours(node: SimulatedNode) -> Iterator[Key]:
     yield from (item.key for item in kernel.neighbours.values() if item.link in marked)
     yield from (key for key, ways in kernel.fdb.items() if ways[0].link in marked)
     yield from (key for key, entry in kernel.routes.items() if entry.protocol != 4)
+
+
+def _wrong_link_layer(mac: str | IPAddress) -> str:
+    if not isinstance(mac, str):
+        return _wrong_address(mac)
+    return f"a group's address {mac}" if int(mac[:2], 16) & 1 else ""
 
 
 def _wrong_address(address: IPAddress) -> str:
