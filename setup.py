@@ -77,6 +77,7 @@ setup(
         "pyflannel.backends": [
             "alloc = pyflannel_backends.alloc:AllocBackend",
             "extension = pyflannel_backends.extension:ExtensionBackend",
+            "gre = pyflannel_backends.gre:GreBackend",
             "host-gw = pyflannel_backends.host_gw:HostGatewayBackend",
             "ipip = pyflannel_backends.ipip:IpipBackend",
             "udp = pyflannel_backends.udp:UdpBackend",

@@ -28,7 +28,7 @@ def _boot(name: str) -> Iterator[Guest]:
 
 @pytest.fixture(scope="session")
 def uml() -> Iterator[Guest]:
-    """user-mode-linux: vxlan, ipip and tun, no WireGuard; fast."""
+    """user-mode-linux: vxlan, ipip, gre and tun, no WireGuard; fast."""
     yield from _boot("uml")
 
 

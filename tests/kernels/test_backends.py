@@ -8,26 +8,33 @@ from tests.kernels.guest import Guest
 pytestmark = [pytest.mark.root, pytest.mark.timeout(1800)]
 
 
-def load_ipip(machine: Guest) -> Guest:
-    """The module makes ``tunl0`` in every network namespace: from the start, so that it is nobody's leftover."""
-    machine.run(["/run/guest/modprobe", "ipip"])
+def load_tunnels(machine: Guest) -> Guest:
+    """The modules make ``tunl0``, ``gre0`` and others in every network namespace: from the start, so that they are
+    nobody's leftovers."""
+    machine.run(["/run/guest/modprobe", "-a", "ipip", "ip_gre", "ip6_gre"])
     return machine
 
 
 @pytest.fixture(scope="module")
-def with_ipip(uml: Guest) -> Guest:
-    return load_ipip(uml)
+def with_tunnels(uml: Guest) -> Guest:
+    return load_tunnels(uml)
 
 
-@pytest.mark.parametrize("backend", ["TestVxlan", "TestHostGateway", "TestIpip"])
-def test_the_conformance_kit(with_ipip: Guest, backend: str) -> None:
-    with_ipip.pytest(f"tests/kernels/inside/test_backends.py::{backend}")
+@pytest.mark.parametrize("backend", ["TestVxlan", "TestHostGateway", "TestIpip", "TestGre"])
+def test_the_conformance_kit(with_tunnels: Guest, backend: str) -> None:
+    with_tunnels.pytest(f"tests/kernels/inside/test_backends.py::{backend}")
 
 
-def test_ipip_beside_flanneld_and_others(with_ipip: Guest) -> None:
-    with_ipip.pytest("tests/kernels/inside/test_ipip.py")
+def test_ipip_beside_flanneld_and_others(with_tunnels: Guest) -> None:
+    with_tunnels.pytest("tests/kernels/inside/test_ipip.py")
 
 
-@pytest.mark.parametrize("backend", ["vxlan", "host-gw", "ipip"])
+def test_neighbours_behind_a_tunnel_with_many_ends(with_tunnels: Guest) -> None:
+    """What the kernel port's suite has for them, which needs gre."""
+    report = with_tunnels.pytest("tests/integration/kernel/test_port.py", "-k", "tunnel_with_many_ends and netlink")
+    assert "2 passed" in report
+
+
+@pytest.mark.parametrize("backend", ["vxlan", "host-gw", "ipip", "gre"])
 def test_two_nodes_under_emulation(cloud: Guest, backend: str) -> None:
-    load_ipip(cloud).pytest(f"tests/kernels/inside/test_smoke.py::test_two_nodes[{backend}]")
+    load_tunnels(cloud).pytest(f"tests/kernels/inside/test_smoke.py::test_two_nodes[{backend}]")

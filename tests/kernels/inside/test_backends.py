@@ -18,6 +18,11 @@ class TestHostGateway(BackendBehaviour):
     backend = "host-gw"
 
 
+class TestGre(BackendBehaviour):
+    backend = "gre"
+    variants = ({}, {"Key": 4294967295, "TTL": 9}, {"DirectRouting": True})
+
+
 class TestIpip(BackendBehaviour):
     backend = "ipip"
     variants = ({}, {"DirectRouting": True})

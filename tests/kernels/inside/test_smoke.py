@@ -11,7 +11,7 @@ from pyflannel.testing.stores import eventually
 
 pytestmark = pytest.mark.root
 
-DEVICES = {"vxlan": "flannel.1", "host-gw": None, "ipip": "flannel.ipip"}
+DEVICES = {"vxlan": "flannel.1", "host-gw": None, "ipip": "flannel.ipip", "gre": "flannel.gre"}
 PATIENCE = 300.0
 
 
