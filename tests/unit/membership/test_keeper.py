@@ -15,6 +15,7 @@ import pytest
 from tests.unit.membership.modelled import DOCUMENT, TWO_FAMILIES, Saying, agreed, foreign, made, underlay
 
 from pyflannel.backend import Backend, Published
+from pyflannel.errors import PluginError
 from pyflannel.membership import machine
 from pyflannel.membership.keeper import KeeperOptions, LeaseKeeper
 from pyflannel.membership.slot import Generation, LeaseState, Slot
@@ -216,6 +217,25 @@ def test_a_lease_is_renewed_although_the_next_backend_never_loads(
         for _ in range(3):
             keeper.renewed()
         assert record_of(outside, key) is not None
+
+
+def test_a_backend_that_is_missing_after_a_change_leaves_the_network_in_force(tmp_path: Path, outside: Store) -> None:
+    def make_backend(network: NetworkConfig) -> Saying:
+        if network.backend_type == "gone":
+            raise PluginError("backend 'gone' is not installed")
+        return Saying()
+
+    with keeping(tmp_path, ttl=0.9, margin=0.6, make_backend=make_backend) as keeper:
+        before = keeper.joined()
+        outside.write_config('{"Network": "10.5.0.0/16", "Backend": {"Type": "gone"}}', outside.read_config())
+        keeper.until(lambda: "'gone' is not installed" in keeper.state.trouble)
+        for _ in range(3):
+            keeper.renewed()
+        after = keeper.joined()
+        assert (after.backend, after.node) == (before.backend, before.node)
+        assert record_of(outside, before.lease.key) is not None
+        outside.write_config('{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}', outside.read_config())
+        keeper.until(lambda: not keeper.state.trouble)
 
 
 class Faulty(FileStore):

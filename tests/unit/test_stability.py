@@ -1,0 +1,144 @@
+"""What the stability page says has tests: each row of its table names those that show it, and what it promises of the
+public interface is compared with a record of it.
+
+The record, ``public-api.txt``, has a line for each public function and class with what must be given to
+it, and one for each method. What is new may come, with a default; what is there stays. Before a release, or with a new
+version of a contract, it is written anew: ``python -m tests.unit.test_stability``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.test_public_api import functions
+
+from pyflannel import backend
+from pyflannel.errors import PluginError
+from pyflannel.plugins import _keeps_contract
+
+ROOT = Path(__file__).parents[2]
+RECORD = Path(__file__).with_name("public-api.txt")
+CONTRACTS = ("pyflannel.backend", "pyflannel.store", "pyflannel.errors", "pyflannel.lab.servers")
+PAGE = (ROOT / "docs" / "plugins" / "stability.md").read_text(encoding="utf-8")
+
+SHOWN = {
+    "does not load": ["unit/test_plugins.py::test_a_broken_plugin_is_reported_and_harms_nobody_else"],
+    "raises for one peer, or plans what is not its own for it": [
+        "unit/planning/test_isolation.py::test_nonsense_for_one_peer_costs_that_peer",
+        "unit/daemon/test_loop.py::test_a_call_that_fails_for_a_while",
+    ],
+    "raises for the node": [
+        "unit/planning/test_isolation.py::test_nonsense_for_the_node_is_an_error_and_nothing_is_planned",
+        "integration/test_isolation.py::test_it_is_named_and_the_lease_is_renewed",
+    ],
+    "does not come back from planning": [
+        "unit/daemon/test_loop.py::test_a_call_that_hangs",
+        "integration/test_isolation.py::test_it_is_named_and_the_lease_is_renewed",
+        "integration/test_systemd_boot.py::test_a_daemon_that_hangs_is_replaced_and_forwarding_goes_on",
+    ],
+    "does not come back from `publish`": [
+        "unit/planning/test_isolation.py::test_a_publish_that_hangs_is_left_behind_and_costs_one_thread",
+        "unit/daemon/test_loop.py::test_a_call_that_hangs",
+    ],
+    "has a data plane that raises": [
+        "unit/planning/test_feed.py::test_a_call_that_fails_is_made_up_for",
+        "integration/test_isolation.py::test_it_is_named_and_the_lease_is_renewed",
+    ],
+    "is missing after a change of the network config": [
+        "unit/membership/test_keeper.py::test_a_backend_that_is_missing_after_a_change_leaves_the_network_in_force",
+    ],
+}
+"""What a plugin does to a daemon, as the page has it, to the tests that do it."""
+
+
+def rows() -> list[str]:
+    """The first cells of the table of what a plugin can do."""
+    table = PAGE.partition("## What a plugin can do to a daemon")[2]
+    cells = re.findall(r"^\| (.+?) \|", table, re.MULTILINE)
+    return [cell for cell in cells if cell != "it"]
+
+
+def test_every_row_has_tests() -> None:
+    assert rows() == list(SHOWN)
+
+
+@pytest.mark.parametrize(("row", "test"), [(row, test) for row, tests in SHOWN.items() for test in tests])
+def test_the_tests_are_there(row: str, test: str) -> None:
+    path, _, name = test.partition("::")
+    source = (ROOT / "tests" / path).read_text(encoding="utf-8")
+    assert re.search(rf"^def {name}\(", source, re.MULTILINE), f"what shows that a plugin that {row!r} is contained?"
+
+
+def test_a_plugin_for_another_version_is_refused_in_the_pages_words() -> None:
+    class Acme(backend.Backend[backend.NoOptions]):
+        api_version = 1
+        name = "acme"
+
+    contract: Any = backend.Backend
+    who = "backend 'acme' of pyflannel-acme (pyflannel_acme:AcmeBackend)"
+    with pytest.raises(PluginError) as refused:
+        _keeps_contract(Acme, contract, "name", 2, "acme", who)
+    assert f"\n{refused.value}\n" in PAGE
+
+
+# the public interface
+
+
+def described() -> Iterator[str]:
+    """A line for everything public: its name, what can be given to it, ``=`` where that has a default."""
+    for module in map(importlib.import_module, CONTRACTS):
+        for name in module.__all__:
+            value = getattr(module, name)
+            where = f"{module.__name__}.{name}"
+            if inspect.isclass(value) and issubclass(value, Enum):
+                yield f"{where} {' '.join(member.name for member in value)}"
+            elif inspect.isclass(value) or inspect.isfunction(value):
+                yield f"{where} {parameters(value)}".rstrip()
+                yield from (
+                    f"{module.__name__}.{method} {parameters(each)}".rstrip() for method, each in methods(value)
+                )
+            else:
+                yield where
+
+
+def methods(value: Any) -> Iterator[tuple[str, Any]]:
+    """What plugins call or define; a kit's tests are neither. Who must define one is told by a mark."""
+    for where, function in functions(value) if inspect.isclass(value) else ():
+        name = where.rpartition(".")[2]
+        if name != "__init__" and not name.startswith("test_"):
+            yield f"{where}{'!' if getattr(function, '__isabstractmethod__', False) else ''}", function
+
+
+def parameters(value: Any) -> str:
+    try:
+        found = inspect.signature(value).parameters.values()
+    except ValueError:  # a class of the interpreter's own making
+        return ""
+    return " ".join(
+        f"{each.name}{'=' if each.default is not each.empty else ''}" for each in found if each.name != "self"
+    )
+
+
+def test_what_the_interface_has_it_keeps() -> None:
+    """Names, parameters in their order, and nothing more that must be given or defined."""
+    now = {line.partition(" ")[0]: line.split()[1:] for line in described()}
+    for line in RECORD.read_text(encoding="utf-8").splitlines():
+        name, *had = line.split()
+        assert name in now, f"{name} is gone, or must be defined now or no more"
+        have = now.pop(name)
+        assert have[: len(had)] == had, f"{name} had the parameters {had} and has {have}"
+        assert all(each.endswith("=") or each[0].isupper() for each in have[len(had) :]), (
+            f"{name} needs more than before"
+        )
+    assert not [name for name in now if name.endswith("!")], "methods that plugins must define"
+
+
+if __name__ == "__main__":
+    RECORD.write_text("".join(f"{line}\n" for line in sorted(described())), encoding="utf-8")
