@@ -168,7 +168,7 @@ def test_a_lease_that_can_t_be_used_is_named_with_the_reason(lab: Lab, name: str
     until(lambda: trouble(lab.nodes[0]) == {}, "all is well again")
 
 
-DOCUMENTS = {
+DOCUMENTS: dict[str, tuple[dict[str, object], str]] = {
     "an MTU that no packet has": ({"Backend": {"Type": "vxlan", "MTU": 2**40}}, "MTU"),
     "no network": ({"Network": "10.244.0.0/33"}, "Network"),
     "a backend that is not there": ({"Backend": {"Type": "nothing"}}, "nothing"),
