@@ -33,7 +33,8 @@ def findings(node: Node, *words: str) -> list[dict[str, str]]:
     """What doctor finds when it is told no more than where the daemon is."""
     where = ["--run-dir", str(node.daemon.run_directory)]
     done = node.run(pyflannel_command("doctor", "--json", *words, *where), check=False, timeout=90)
-    assert done.stderr == "", done.stderr
+    # What the store says on the way is its own affair.
+    assert all("file store: " in line for line in done.stderr.splitlines()), done.stderr
     assert done.stdout.isascii()
     found: list[dict[str, str]] = json.loads(done.stdout)["findings"]
     return found
@@ -137,13 +138,14 @@ def test_what_happens_on_a_node_is_named(lab: Lab, name: str) -> None:
                 row.says.format(**words) in finding["message"] and row.fix.format(**words) in finding["fix"]
                 for finding in told
             ), told
-            assert not any("ip route delete" in finding["fix"] for finding in told if " dev cni0" in finding["fix"])
+            if "cni0" in row.says:
+                assert "ip route delete" not in json.dumps(trouble(node)), "the bridge's own route stays"
     finally:
         node.run(["sh", "-c", row.undo.format(**words)])
     until(lambda: trouble(node) == {}, "all is well again")
 
 
-LEASES = {
+LEASES: dict[str, tuple[str, dict[str, str], str]] = {
     "the link's broadcast address": ("10.244.250.0-24", {"PublicIP": "192.0.2.255"}, "no address that a node can have"),
     "an address of nowhere": ("10.244.250.0-24", {"PublicIP": "0.1.2.3"}, "no address that a node can have"),
     "this node's address": ("10.244.250.0-24", {"PublicIP": "192.0.2.1"}, "is this node's own"),
@@ -201,7 +203,7 @@ def test_a_link_to_the_kernel_s_log_is_no_trouble(lab: Lab) -> None:
 def test_it_says_why_this_underlay_and_what_would_have_been_next(lab: Lab) -> None:
     node = lab.nodes[0]
     flags = node.daemon.options.arguments
-    add = "ip link add eth7 type veth peer name eth8; ip link set eth8 up; ip link set eth7 up"
+    add = "ip link add eth7 type veth peer name cable8; ip link set cable8 up; ip link set eth7 up"
     node.run(["sh", "-ec", f"{add}; ip addr add 198.51.100.77/24 dev eth7"])
     try:
         node.daemon.stop()

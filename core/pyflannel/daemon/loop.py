@@ -367,7 +367,8 @@ class Loop:
             notice = Notice(resync=True)  # the dump that this asks for says what is wrong
         self.tracker.observe(notice)
         ours = self.tracker.link_names
-        if notice.diversions or notice.resync:
+        # The kernel tells of no IPv4 route that goes with its device.
+        if notice.diversions or notice.resync or (self._diversions and notice.interfaces - ours):
             self._look_around_soon(now)
         if (notice.resync or notice.interfaces - ours) and self._underlay_due is None:
             self._underlay_due = max(now, self._underlay_seen + UNDERLAY_PAUSE)

@@ -126,6 +126,10 @@ class Notice:
     diversions: bool = False
 
 
+_RTPROT_KERNEL = 2
+"""Of routes that the kernel makes because a device has an address in them (linux/rtnetlink.h)."""
+
+
 @dataclass(frozen=True, slots=True)
 class ForeignRoute:
     """A route of the main table that is not ours; ``protocol`` is who made it (``rtm_protocol``)."""
@@ -134,7 +138,8 @@ class ForeignRoute:
     protocol: int
 
     def __str__(self) -> str:
-        return str(self.route).removeprefix("route ")
+        text = str(self.route).removeprefix("route ")
+        return f"{text} proto kernel" if self.protocol == _RTPROT_KERNEL else text
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,10 +90,11 @@ def diverted(view: View) -> str:
         return ""
     past = " past the encryption" if view.encrypts else ""
     others = f" (and {len(view.diversions) - 1} more)" if len(view.diversions) > 1 else ""
-    return (
-        f"a route that is not ours takes packets of the overlay away{past}: {view.diversions[0]}{others}; "
-        f"if nobody needs it, 'ip route delete {view.diversions[0]}'"
-    )
+    first = view.diversions[0]
+    mend = f"if nobody needs it, 'ip route delete {first}'"
+    if first.endswith(" proto kernel"):  # it comes and goes with an address
+        mend = "that device has an address in it; 'pyflannel doctor' says what mends it"
+    return f"a route that is not ours takes packets of the overlay away{past}: {first}{others}; {mend}"
 
 
 def hanging(view: View, now: float) -> str:
