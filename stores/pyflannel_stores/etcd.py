@@ -12,7 +12,7 @@ thread that iterates; if its member fails it goes on from the next one, one revi
 from __future__ import annotations
 
 import math
-import secrets
+import random
 import threading
 import time
 import weakref
@@ -261,7 +261,7 @@ class EtcdStore(Store):
 
         We choose its id, so that a request whose answer got lost can be sent again without making a second one.
         """
-        lease, asked, sent = secrets.randbits(62) + 1, self._whole(ttl), 0
+        lease, asked, sent = random.SystemRandom().getrandbits(62) + 1, self._whole(ttl), 0
 
         def send(member: Member, metadata: Metadata, deadline: Deadline) -> int:
             nonlocal sent
