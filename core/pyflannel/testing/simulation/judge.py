@@ -38,6 +38,9 @@ BUSY: Final = 400
 BUSY_TIME: Final = 5.0
 """Seconds."""
 
+MOMENT: Final = 2000
+"""Steps without any time passing that are too many."""
+
 CALLS: Final = 400
 """Calls to the store of one node within a minute that are too many."""
 
@@ -116,6 +119,7 @@ class Judge:
         self._counted: dict[str, tuple[int, int, float]] = {}
         self._next_look = 0.0
         self._changes = 0
+        self._moment = (0.0, 0)
         self._subnets: dict[tuple[str, str], Subnets] = {}
 
     # What is forgiven
@@ -182,6 +186,7 @@ class Judge:
 
         :raises Violation: something does not hold.
         """
+        self._check_moment()
         self._check_expired()
         changed = [node for node in self._cluster.everybody if self._has_changed(node)]
         if changed or self._cluster.model.changes != self._changes:
@@ -195,6 +200,13 @@ class Judge:
         if changed or self._now >= self._next_look:
             self._check_paths()
             self._next_look = self._now + 5.0
+
+    def _check_moment(self) -> None:
+        """Whether time goes on at all."""
+        moment, steps = self._moment
+        self._moment = (self._now, steps + 1 if moment == self._now else 0)
+        if self._moment[1] > MOMENT:
+            raise Violation("busy", f"{MOMENT} things have happened at one moment")
 
     def _has_changed(self, node: SimulatedNode) -> bool:
         state = node.state
