@@ -64,6 +64,7 @@ from pyflannel.kernel.model import (
 )
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, IPAddress, IPNetwork, Lease, LeaseAttributes, Subnets
+from pyflannel.network.marks import Kinship, Marks
 from pyflannel.network.underlay import Underlay, UnderlayRoute
 from pyflannel.small.digest import sha256
 from pyflannel.small.interpreter import module_command
@@ -98,10 +99,12 @@ __all__ = [
     "KernelObject",
     "Key",
     "Kind",
+    "Kinship",
     "Lease",
     "LeaseAttributes",
     "Link",
     "LinkInfo",
+    "Marks",
     "Neighbour",
     "NetworkConfig",
     "NoOptions",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.test_public_api import functions
+from tests.interface import functions
 
 from pyflannel import backend
 from pyflannel.errors import PluginError

@@ -27,6 +27,7 @@ from pyflannel.store import CONFIG_KEY, Batch, Change, Record, Snapshot, Store, 
 __all__ = [
     "MODELS",
     "ConsulModel",
+    "Entry",
     "EtcdModel",
     "Expired",
     "FileModel",
@@ -41,7 +42,7 @@ Misfortune: TypeAlias = Callable[[random.Random], float]
 
 
 @dataclass(slots=True)
-class _Entry:
+class Entry:
     """A record as the server has it. ``ends`` is its lease's end, ``gone_at`` when the server will notice that."""
 
     record: Record
@@ -79,7 +80,7 @@ class StoreModel(ABC):
         """How many changes there were: a watch has something to tell when this has moved."""
         self.expired: list[Expired] = []
         """What has expired; whoever reads it takes it out."""
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         self._history: list[Change] = []
         self._times: list[float] = []
         self._oldest = 0
@@ -133,7 +134,7 @@ class StoreModel(ABC):
 
     # The table
 
-    def entry(self, key: str) -> _Entry | None:
+    def entry(self, key: str) -> Entry | None:
         """What is there under a key."""
         return self._entries.get(key)
 
@@ -150,7 +151,7 @@ class StoreModel(ABC):
         self._numbers += 1
         name = handle or (f"lease-{self._numbers}" if ttl is not None else "")
         record = Record(key, value, self._version(), permanent=ttl is None, ttl=ttl, handle=name)
-        self._entries[key] = _Entry(record)
+        self._entries[key] = Entry(record)
         self._keep(self._entries[key], ttl)
         self._tell(Change(key, record))
         return record
@@ -158,7 +159,7 @@ class StoreModel(ABC):
     def _version(self) -> str:
         return str(len(self._history) + 1)
 
-    def _keep(self, entry: _Entry, ttl: float | None) -> None:
+    def _keep(self, entry: Entry, ttl: float | None) -> None:
         """A lease lives ``ttl`` seconds from now."""
         entry.ttl = ttl
         entry.ends = None if ttl is None else self.now + ttl
@@ -261,7 +262,7 @@ class SimulatedStore(Store):
         leases = tuple(record for key, record in records.items() if key != CONFIG_KEY)
         return Snapshot(str(number), records.get(CONFIG_KEY), leases)
 
-    def _require(self, key: str, expected: Record | None) -> _Entry | None:
+    def _require(self, key: str, expected: Record | None) -> Entry | None:
         entry = self.model.entry(key)
         found = entry.record if entry is not None else None
         if (found is None) is not (expected is None) or (found and expected and found.version != expected.version):

@@ -74,7 +74,7 @@ def test_a_peer_that_cannot_be_sent_to_is_rejected(address: str | None) -> None:
 def test_the_worker_is_told_what_the_node_is() -> None:
     node, backend = node_and_backend(port=9000, offload=False, anysourceport=True)
     config = backend.worker_config(node)
-    assert (config.device, config.address, config.port, config.mtu) == ("flannel0", "192.0.2.1", 9000, 1472)
+    assert (config.device, config.address, config.port, config.mtu) == ("flannel9000", "192.0.2.1", 9000, 1472)
     assert (config.own, config.offload, config.any_source_port) == (["172.16.45.0/24"], False, True)
 
 

@@ -255,11 +255,11 @@ def test_a_device_for_each_family(tmp_path: Path) -> None:
     here = node(tmp_path, (4, 6))
     plan = set(backend(ListenPort=7, ListenPortV6=8).plan_node(here))
     secret = keys.identity(tmp_path / keys.FILE_NAME).private_key
-    for name, port, inner in (("flannel-wg", 7, "10.5.1.0/32"), ("flannel-wg-v6", 8, "fd00:5:0:1::/128")):
+    for name, port, inner in (("flannel-wg7", 7, "10.5.1.0/32"), ("flannel-w68", 8, "fd00:5:0:1::/128")):
         assert Link(name, GenericInfo("wireguard"), 1420) in plan
         assert WireguardDevice(name, secret, port) in plan
         assert Address(name, ip_interface(inner)) in plan
-    for network, device in ((ip_network("10.5.0.0/16"), "flannel-wg"), (ip_network("fd00:5::/48"), "flannel-wg-v6")):
+    for network, device in ((ip_network("10.5.0.0/16"), "flannel-wg7"), (ip_network("fd00:5::/48"), "flannel-w68")):
         assert {Route(network, device), Route(network, None, metric=SHUT)} <= plan
 
 
