@@ -322,7 +322,7 @@ def _bad_key(cluster: Stage, node: SimulatedNode, rng: random.Random) -> str:
     keys = ["198.51.100.0-24", "0.0.0.0-0", "10.0.0.0-8", "10.5.0.0-22", "224.0.0.0-8", "10.5.0.1-24", "nonsense"]
     lease = node.state.lease
     mine = lease.subnets.ipv4 if lease is not None else None
-    if mine is not None:
+    if mine is not None and not cluster.model.assigns_subnets:  # there, who gives subnets gives no two that overlap
         keys += [f"{mine.network_address}-30", f"{mine.supernet(2).network_address}-{mine.prefixlen - 2}"]
     return rng.choice(keys)
 
