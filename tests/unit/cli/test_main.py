@@ -13,7 +13,7 @@ from importlib import metadata
 
 import pytest
 from click.testing import CliRunner
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 from pyflannel import cli
 from pyflannel.cli import COMMANDS
@@ -91,13 +91,18 @@ def test_a_fault_of_our_own_asks_for_a_report(
 
 
 def test_ctrl_c_ends_quietly(pyflannel: CommandLine) -> None:
-    with pyflannel.popen(["config", "set", "-"]) as process:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
+    try:
+        process = pyflannel.popen(["config", "set", "-"])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
         assert process.stdin is not None
         process.stdin.write("{")
         process.stdin.flush()
         wait_until_read(process.stdin.fileno())  # and it goes on reading, as long as the pipe is open
         process.send_signal(signal.SIGINT)
-        process.wait()  # before the pipe is closed: that would be the end of the document
+        process.wait(PATIENCE)  # before the pipe is closed: that would be the end of the document
         error = process.communicate()[1]
     assert process.returncode == 130
     assert error.strip() == ""

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from pyflannel.small.interpreter import module_command
 from pyflannel.testing.simulation.planning import DOCUMENTS, draw_plan
 from pyflannel.testing.simulation.running import Outcome, run, shrink
 from pyflannel.testing.simulation.stores import MODELS
@@ -83,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     if os.environ.get("PYTHONHASHSEED") != "0":
-        module = "pyflannel.testing.simulation"
         os.environ["PYTHONHASHSEED"] = "0"
-        os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])  # noqa: S606 - this program again
+        command = module_command("pyflannel.testing.simulation", *sys.argv[1:])
+        os.execv(command[0], command)  # noqa: S606 - this program again
     sys.exit(main())
