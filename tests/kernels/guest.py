@@ -97,6 +97,9 @@ class Kernel:
     environment: Mapping[str, str] = {}
     """What the program needs in its environment."""
 
+    settings: Mapping[str, str] = {}
+    """What daemons have to be told there, as environment variables."""
+
     def needs(self) -> Iterable[Path]:
         """The files without which it does not run."""
         raise NotImplementedError
@@ -120,6 +123,7 @@ class UserMode(Kernel):
     terminal = "/dev/ttyS0"
     mount_host = "mount -t hostfs -o ro host /host"
     drivers = ("overlay",)
+    settings: Mapping[str, str] = {"PYFLANNEL_CHECK_OVERLAY_SOURCES": "false"}  # it has no firewall that could
 
     def needs(self) -> Iterable[Path]:
         """One program."""
@@ -381,7 +385,7 @@ class Guest:
         """
         words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--timeout=0", "-vv", *arguments]
         rules = {name: os.environ[name] for name in ("CI", "PYFLANNEL_CACHE", "XDG_CACHE_HOME") if name in os.environ}
-        return self.run(words, env={**rules, INSIDE: self.kernel.name}, timeout=timeout).stdout
+        return self.run(words, env={**rules, **self.kernel.settings, INSIDE: self.kernel.name}, timeout=timeout).stdout
 
 
 @contextmanager
