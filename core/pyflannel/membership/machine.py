@@ -1233,8 +1233,10 @@ class LeaseMachine:
     def _adopt(self, place: _Place, record: Record, lease: Lease) -> Generator[Call, Any, bool]:
         """Go on with a lease that exists. One that was ours before can say later what we are now."""
         self._unchecked.discard(record.key)
-        ours = self._held is not None and self._held.key == record.key
-        if ours and self._generation:
+        held = self._held
+        ours = held is not None and held.key == record.key
+        if held is not None and ours and self._generation:
+            self._held = replace(record, permanent=held.permanent or record.permanent)  # perhaps another's words by now
             if place.document != self._in_force.document:  # that it is renewed says that the new document is followed
                 began = self._now
                 self._hold((yield Renew(record, self._options.ttl)), began)

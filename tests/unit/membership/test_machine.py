@@ -819,6 +819,24 @@ def test_rubbish_that_was_written_over_our_lease_while_we_were_away_is_put_right
     assert node.state.trouble == ""
 
 
+def test_a_node_that_moved_while_rubbish_was_written_over_its_lease_says_where_it_is() -> None:
+    """It goes on from what the store holds now, not from what it held before."""
+    node = Node(given={"ttl": 86_400.0, "margin": 3600.0}).start().run(10)  # no renewal helps it out
+    before = node.record
+    assert before is not None
+    node.down = True
+    node.run(1)
+    node.machine.move(underlay(77), node.now)
+    node.store.put(before.key, "{", 60.0)
+    node.store.compact()
+    node.down = False
+    node.run(45)
+    assert node.record is not None
+    assert node.record.key == before.key
+    assert json.loads(node.record.value)["PublicIP"] == "192.0.2.77"
+    assert node.state.trouble == ""
+
+
 def test_an_announcement_without_an_answer_is_no_trouble_once_the_next_one_has_one() -> None:
     """Nobody knows what the store was told last, so what holds now is told again."""
     node = Node().start()
