@@ -24,7 +24,7 @@ import os
 import select
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
@@ -95,7 +95,7 @@ from pyflannel.kernel.refusal import (
 from pyflannel.kernel.rtsocket import NETLINK_GENERIC, Answer, NotificationSocket, Refused, RequestSocket
 from pyflannel.kernel.wire import FdbRow, NeighbourRow, RouteRow
 from pyflannel.kernel.wireguard import Wireguard
-from pyflannel.network.lease import IPNetwork
+from pyflannel.network.lease import IPAddress, IPNetwork
 from pyflannel.small import files as smallfile
 from pyflannel.small.wake import Wake
 
@@ -684,7 +684,9 @@ class NetlinkPort(KernelPort):
         self._send((self._new_route(write, failures) for write in fresh), failures, unsettled)
         if taken:
             existing = self._existing_routes([write.key for write in taken])
-            self._send((self._replacement(write, existing, failures) for write in taken), failures)
+            routes = [write.new for write in writes if isinstance(write.new, Route)]
+            hosts = {(route.destination.network_address, route.link) for route in routes if _is_host(route)}
+            self._send((self._replacement(write, existing, hosts, failures) for write in taken), failures)
 
     def _new_route(self, write: Write, failures: dict[Key, KernelError], flags: int = wire.NLM_F_EXCL) -> _Step | None:
         route = write.new
@@ -698,9 +700,16 @@ class NetlinkPort(KernelPort):
         return _Step(write, (wire.encode_route(wire.RTM_NEWROUTE, route, index, flags | wire.NLM_F_CREATE),))
 
     def _replacement(
-        self, write: Write, existing: Mapping[Key, list[RouteRow]], failures: dict[Key, KernelError]
+        self,
+        write: Write,
+        existing: Mapping[Key, list[RouteRow]],
+        hosts: Set[tuple[IPAddress, str | None]],
+        failures: dict[Key, KernelError],
     ) -> _Step | None:
-        """Create or replace a route, knowing what holds its key; replacing hits the first of several."""
+        """Create or replace a route, knowing what holds its key; replacing hits the first of several.
+
+        :param hosts: addresses that have a route of their own, and its link.
+        """
         rows = existing.get(write.key, [])
         if not rows:
             return self._new_route(write, failures)
@@ -710,10 +719,11 @@ class NetlinkPort(KernelPort):
             failures[write.key] = foreign_route(write, self._route(foreign[0]), foreign[0].protocol)
             return None
         # IPv6 looks up the way to the gateway. Where the gateway lies in the destination (vxlan's does), the old route
-        # answers, and with a link that is another now: it has to go first.
+        # answers, and with a link that is another now: it has to go first, unless the gateway has a route of its own.
         wanted = write.new
         in_the_way = wanted.destination.version == 6 and wanted.gateway is not None
         in_the_way = in_the_way and wanted.gateway in wanted.destination and self._route(rows[0]).link != wanted.link
+        in_the_way = in_the_way and (wanted.gateway, wanted.link) not in hosts
         step = self._new_route(write, failures, wire.NLM_F_EXCL if in_the_way else wire.NLM_F_REPLACE)
         if step is None:
             return None
@@ -965,3 +975,7 @@ def _create_tun(name: str, flags: int) -> None:
         fcntl.ioctl(descriptor, _TUNSETPERSIST, 1)
     finally:
         os.close(descriptor)
+
+
+def _is_host(route: Route) -> bool:
+    return route.destination.prefixlen == route.destination.max_prefixlen

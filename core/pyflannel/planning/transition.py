@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from ipaddress import IPv6Address, IPv6Network
 from typing import Any, ClassVar, Final
 
 from pyflannel.backend import Backend, Capabilities, DesiredState, Node
@@ -218,7 +219,7 @@ class Transition(Backend[None]):
             objects += _own_routes(self._node_plans(node)[:2][number], plans[number], peer.subnets)
         elif not objects:
             raise PeerRejected(ways.reasons[number])
-        return DesiredState(_merged(objects, (), prefer_second=False))
+        return DesiredState(_merged([*_ways_to_gateways(objects), *objects], (), prefer_second=False))
 
     def _routed(self, ways: _Ways) -> int:
         """Whose routes are taken: 0 the former's, 1 the new one's. A peer that should be sent to by the new settings,
@@ -417,6 +418,17 @@ def _own_routes(around: Iterable[KernelObject], plan: _Objects, subnets: Subnets
             covering = _covering(around, subnet)
             if covering is not None:
                 yield replace(covering, destination=subnet)
+
+
+def _ways_to_gateways(objects: Iterable[KernelObject]) -> Iterator[Route]:
+    """Routes to IPv6 gateways that lie in what is routed through them, as vxlan's do.
+
+    The kernel asks by which device the gateway is reached, and would hear of the other backend's, which has the whole
+    network routed into it.
+    """
+    for item in objects:
+        if isinstance(item, Route) and isinstance(item.gateway, IPv6Address) and item.gateway in item.destination:
+            yield Route(IPv6Network(item.gateway), item.link)
 
 
 def _covering(around: Iterable[KernelObject], subnet: IPNetwork) -> Route | None:

@@ -873,6 +873,7 @@ class BackendBehaviour(_Subject):
         """With an in-tree backend as the partner; a backend needs no code for it."""
         self._need_traffic()
         partner = "host-gw" if overlay.kind.name == "vxlan" else "vxlan"
+        eventually(overlay.reachable, "containers reach each other", PATIENCE)
         before = {node.name: overlay.dump(node) for node in overlay.nodes}
         pairs = [(one, two) for one in overlay.lab.containers for two in overlay.lab.containers if one is not two]
         with ExitStack() as stack:

@@ -91,12 +91,7 @@ def test_a_fault_of_our_own_asks_for_a_report(
 
 
 def test_ctrl_c_ends_quietly(pyflannel: CommandLine) -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
-    try:
-        process = pyflannel.popen(["config", "set", "-"])
-    finally:
-        signal.signal(signal.SIGINT, before)
-    with process:
+    with pyflannel.popen(["config", "set", "-"]) as process:
         assert process.stdin is not None
         process.stdin.write("{")
         process.stdin.flush()
