@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import random
 import signal
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from pyflannel.network.change import NetworkChange, Written
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, Subnets
 from pyflannel.plugins import load_backend, load_store
+from pyflannel.small.retry import Backoff
 from pyflannel.small.text import inert
 
 if TYPE_CHECKING:
@@ -432,14 +434,16 @@ def _say_plan(say: _Say, plan: _Plan, nodes: Sequence[NodeStanding], without: Se
 def _drive(drive: Drive, say: _Say) -> int:
     """Go on until the change is over, or until somebody interrupts this."""
     over_since: float | None = None
+    backoff = Backoff(random.Random(), _LOOK_INTERVAL)  # noqa: S311 - pauses need no secrecy
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nodes stay where they are
     while True:
         try:
             progress = drive.look()
         except StoreUnavailableError as error:
             say.trouble(error)
-            time.sleep(4 * _LOOK_INTERVAL)
+            time.sleep(backoff.next())
             continue
+        backoff.reset()
         say.progress(progress)
         if progress.over:
             over_since = over_since or time.monotonic()

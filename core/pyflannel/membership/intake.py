@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from pyflannel.network.document import MAX_DOCUMENT
 from pyflannel.network.lease import MAX_KEY, MAX_VALUE
+from pyflannel.network.parsing import MAX_DOCUMENT
 from pyflannel.small.text import cut
 from pyflannel.store import CONFIG_KEY, Batch, Change, Record, Snapshot
 

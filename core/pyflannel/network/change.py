@@ -33,6 +33,7 @@ from typing import Final
 
 from pyflannel.errors import ConfigError
 from pyflannel.network.lease import JSON, Lease
+from pyflannel.network.parsing import json_object
 
 __all__ = [
     "DOCUMENT_KEY",
@@ -193,14 +194,9 @@ _MOVED: Final = "done"
 def read(text: str, source: str = "network config") -> Written:
     """Take a network document apart; whether its settings can be followed is not looked at.
 
-    :raises ConfigError: it is no JSON object, or the change can't be read.
+    :raises ConfigError: it is too long or no JSON object, or the change can't be read.
     """
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{source}: not valid JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ConfigError(f"{source}: expected a JSON object, found {type(document).__name__}")
+    document = json_object(text, source)
     value, last = document.pop(DOCUMENT_KEY, None), document.pop(LAST_KEY, None)
     identity = last.get("Id") if isinstance(last, dict) else None
     known = isinstance(identity, str) and bool(_ID.fullmatch(identity))

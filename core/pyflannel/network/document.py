@@ -14,19 +14,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Final, Generic, NamedTuple, NoReturn, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from pyflannel.errors import ConfigError
 from pyflannel.network.change import DOCUMENT_KEY, LAST_KEY
 from pyflannel.network.lease import JSON, IPAddress, IPNetwork, Subnets
+from pyflannel.network.parsing import json_object
 from pyflannel.small.text import cut
 
-__all__ = ["KEYS", "MAX_DOCUMENT", "UNTYPED", "FamilyConfig", "NetworkConfig", "NetworkSeed", "with_backend"]
+__all__ = ["KEYS", "UNTYPED", "FamilyConfig", "NetworkConfig", "NetworkSeed", "with_backend"]
 
 DEFAULT_BACKEND = "vxlan"
-
-MAX_DOCUMENT: Final = 1 << 18
-"""Characters of a document at most."""
 
 UNTYPED = "udp"
 """What flanneld runs with a document that names no backend. Its leases carry no type then."""
@@ -159,15 +157,7 @@ class NetworkConfig:
         :param source: what the text was read from; every error begins with it.
         :raises ConfigError: naming the key, the value and the rule that is broken.
         """
-        if len(text) > MAX_DOCUMENT:
-            raise ConfigError(f"{source}: it has more than {MAX_DOCUMENT} characters, which no network config needs")
-        try:
-            document = json.loads(text, parse_constant=_no_constant)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{source}: not valid JSON: {error}") from None
-        if not isinstance(document, dict):
-            raise ConfigError(f"{source}: expected a JSON object, found {type(document).__name__}")
-        return cls._from_document(_Document(source, document))
+        return cls._from_document(_Document(source, json_object(text, source)))
 
     @classmethod
     def _from_document(cls, document: _Document) -> NetworkConfig:
@@ -300,11 +290,6 @@ class _Document:
         if address is None or address.version != version:
             raise self.error(key, value, f"must be an IPv{version} address")
         return None if address.is_unspecified else address
-
-
-def _no_constant(name: str) -> NoReturn:
-    """Python's parser takes NaN and Infinity, which are no JSON."""
-    raise ValueError(f"{name} is no JSON value")
 
 
 LARGEST_MTU = 65535

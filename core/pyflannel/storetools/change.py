@@ -154,7 +154,7 @@ class Drive:
     """See the module's docstring.
 
     :param wanted: the change's id.
-    :param now: the time of day; ``pause``: waits until it is worth looking again.
+    :param now: the time of day. ``without``: nodes not to wait for, besides those that the change itself names.
     """
 
     def __init__(self, store: Store, wanted: str, now: Callable[[], datetime], without: Sequence[str] = ()) -> None:

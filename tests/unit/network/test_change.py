@@ -22,6 +22,7 @@ from pyflannel.network.change import (
 )
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import Lease, LeaseAttributes, Subnets
+from pyflannel.network.parsing import MAX_DOCUMENT
 from pyflannel_backends.vxlan import VxlanOptions
 
 ID = "00000000000000a1"
@@ -136,3 +137,14 @@ def test_which_ranges_leave_nodes_their_subnets(new: str, says: str) -> None:
 def test_options_that_concern_a_node_alone_need_no_agreement() -> None:
     assert options_apart(VxlanOptions(), VxlanOptions(mtu=1400, learning=True)) == ()
     assert options_apart(VxlanOptions(), VxlanOptions(vni=2, port=1, mtu=1400)) == ("VNI", "Port")
+
+
+@pytest.mark.parametrize(
+    "text", ['{"Network": NaN}', "[]", "{", " " * MAX_DOCUMENT + "{}"], ids=["NaN", "list", "torn", "long"]
+)
+def test_a_document_that_can_t_be_taken_apart_is_refused_as_one_that_can_t_be_followed(text: str) -> None:
+    with pytest.raises(ConfigError) as apart:
+        read(text, "the store")
+    with pytest.raises(ConfigError) as followed:
+        NetworkConfig.from_json(text, "the store")
+    assert str(apart.value) == str(followed.value)
