@@ -32,6 +32,10 @@ NETWORK = {"Network": "10.5.0.0/16", "Backend": {"Type": "faulty"}}
 PEER = "10.5.250.0-24"
 OTHER = "10.5.251.0-24"
 
+# Seconds that a lease lives, and before its end it is renewed.
+TTL = 6.0
+MARGIN = 4.0
+
 
 def lease(host: int) -> str:
     return json.dumps({"PublicIP": f"192.0.{2 + (host >> 8)}.{host & 0xFF}", "BackendType": "faulty"})
@@ -114,6 +118,7 @@ class World:
         """Wait until everything is as it should be, and see that the lease is renewed."""
         self.daemon.until(self.sound)
         before = self.daemon.slot.state.renewed_at
+        self.later(TTL - MARGIN)
         self.daemon.until(lambda: self.daemon.slot.state.renewed_at != before)
         self.daemon.until(self.sound)
 
@@ -133,8 +138,8 @@ def world(path: Path, prepare: Callable[[Faults], None] = lambda faults: None, *
         given = {
             "make": lambda network: backend,
             "read_inventory": reading(faults, INVENTORY),
-            "ttl": 6.0,
-            "margin": 4.0,
+            "ttl": TTL,
+            "margin": MARGIN,
             "publish_timeout": 0.5,
             "clock": clock,
             **given,
@@ -381,8 +386,8 @@ def test_a_dual_stack_node_that_loses_its_ipv6_address_keeps_its_lease(tmp_path:
             tmp_path,
             lambda: FileStore(settings.store),
             read_inventory=lambda: both(has[0]),
-            ttl=6.0,
-            margin=4.0,
+            ttl=TTL,
+            margin=MARGIN,
         ) as daemon:
             daemon.ready()
             mine = daemon.slot.state.lease
