@@ -6,12 +6,13 @@ idle machine would never need, and on a busy one as many times that as there are
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
 import pytest
+
+from pyflannel.testing._calls import crowd
 
 __all__ = ["PATIENCE", "crowd", "until"]
 
@@ -19,11 +20,6 @@ PATIENCE: Final = 60.0
 """Seconds, on an idle machine."""
 
 T = TypeVar("T")
-
-
-def crowd() -> float:
-    """How many programs want each CPU at present; at least 1."""
-    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def until(condition: Callable[[], T], what: object = "", patience: float = PATIENCE) -> T:

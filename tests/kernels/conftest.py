@@ -43,3 +43,15 @@ def machine(request: pytest.FixtureRequest) -> Guest:
     """Each of them in turn."""
     found: Guest = request.getfixturevalue(request.param)
     return found
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each machine belongs to one process of the tests, which boots it once."""
+    for item in items:
+        if item.path.is_relative_to(__file__.rpartition("/")[0]):
+            item.add_marker(pytest.mark.xdist_group("cloud" if _wants_cloud(item) else "uml"))
+
+
+def _wants_cloud(item: pytest.Item) -> bool:
+    given = getattr(item, "callspec", None)
+    return "cloud" in getattr(item, "fixturenames", ()) or (given is not None and "cloud" in given.params.values())
