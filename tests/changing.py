@@ -37,7 +37,7 @@ DUAL = {"EnableIPv6": True, "IPv6Network": "fd00:244::/48"}
 
 
 class Overlay:
-    """Nodes whose daemons take whatever backend the network has, and what is asked of them."""
+    """Nodes whose daemons were started with the backend that the network had, and what is asked of them."""
 
     def __init__(self, lab: Lab, store: str) -> None:
         self.lab, self.store = lab, store
@@ -107,7 +107,7 @@ def overlay(document: Document, nodes: int = 3, kind: str = "file", without: Seq
         for node in lab.nodes:
             node.run(["sysctl", "-q", "-w", "net.ipv4.conf.all.rp_filter=1"])
         for node in there:
-            node.start_daemon(made.store, None)
+            node.start_daemon(made.store, str(document["Backend"]["Type"]))
         for node in there:
             node.daemon.wait_ready(peers=len(there) - 1, timeout=PATIENCE)
             node.attach_containers()

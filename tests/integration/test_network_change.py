@@ -56,6 +56,22 @@ def test_the_same_backend_with_other_options(document: Document, options: list[s
             assert str(made.document()["Backend"][name]).lower() == value.lower()
 
 
+def test_a_daemon_s_backend_counts_less_than_a_change_and_that_is_said() -> None:
+    """As the daemon was started, it is started again: in the middle, and after it."""
+    with overlay(network(VXLAN), nodes=2) as made:
+        with made.driven("--backend", "host-gw"):
+            made.come_to("prepare", "switch", "retire")
+        made.nodes[0].daemon.restart()
+        with pinging(made.lab):
+            made.change()
+            made.run_on("host-gw")
+            made.nodes[1].daemon.restart()
+            made.run_on("host-gw")
+        for node in made.nodes:
+            assert "--backend vxlan: take that out of its settings" in node.daemon.status()["backend"]["assumed"]
+            assert "--backend vxlan: take that out of its settings" in node.daemon.log()
+
+
 def test_both_families_go_over() -> None:
     with overlay(network(VXLAN, **DUAL)) as made, pinging(made.lab, (4, 6)):
         for backend in ("wireguard", "host-gw", "vxlan"):
@@ -179,7 +195,7 @@ def test_a_node_that_joins_in_the_middle_takes_part() -> None:
         made.nodes[1].daemon.kill()  # so that it stays where it is
         with made.driven("--backend", "wireguard"):
             made.come_to("prepare")
-            late = made.nodes[2].start_daemon(made.store, None)
+            late = made.nodes[2].start_daemon(made.store, "vxlan")
             late.wait_status(lambda status: status["change"] is not None, "it takes part", PATIENCE)
             made.nodes[1].daemon.start()
             late.wait_ready(peers=2, timeout=PATIENCE)

@@ -547,6 +547,8 @@ class Loop:
             self._backend_name = self._plugin("backend", shown.name)
             if generation.node.network.assumption:
                 log.warning("%s; 'pyflannel config set' writes it down", generation.node.network.assumption)
+            if generation.overruled:
+                log.warning("%s", generation.overruled)
         if before is None or before.overlay.node.subnets != generation.node.subnets:
             log.info("lease: %s (%s)", generation.lease.subnets, shown.name)
 
@@ -757,6 +759,7 @@ class Loop:
             underlay=self._underlay,
             backend=self._backend_name,
             network=node.network if node is not None else None,
+            overruled=self._generation.overruled if self._generation is not None else "",
             subnets=node.subnets if node is not None else None,
             troubles=(self._underlay_trouble, self._kernel_trouble, adopting, self._subnet_file_trouble),
             kernel_readable=not self._kernel_trouble,

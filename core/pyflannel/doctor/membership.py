@@ -15,6 +15,7 @@ from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
 from pyflannel.errors import MalformedError, PyflannelError, StoreDeniedError
 from pyflannel.kernel.model import KernelObject, Key, Link, Sysctl, WireguardPeer
+from pyflannel.network.change import read
 from pyflannel.network.lease import Lease
 from pyflannel.settings.settings import Settings
 from pyflannel.show.status import State
@@ -124,16 +125,22 @@ def network(facts: Facts) -> Iterator[Finding]:
         yield skipped("network config", "the store does not answer")
         return
     wanted = facts.settings.backend
-    if wanted is not None and wanted != facts.backend.name:
-        yield failed(
-            "network config",
-            f"--backend is {wanted}, the network's is {facts.backend.name}",
-            "the daemon refuses to start with these settings",
-            "drop --backend",
-        )
+    if wanted is not None and wanted.lower() != facts.backend.name:
+        text, fix = f"--backend is {wanted}, the network's is {facts.backend.name}", "drop --backend"
+        if _has_gone_over(facts):
+            yield warned("network config", text, "the network has gone over, and the daemon follows it", fix)
+        else:
+            yield failed("network config", text, "the daemon refuses to start with these settings", fix)
         return
     networks = " ".join(str(facts.network.family(version).network) for version in facts.network.versions)  # type: ignore[union-attr]
     yield passed("network config", f"{networks} on {facts.backend.name}")
+
+
+def _has_gone_over(facts: Facts) -> bool:
+    """Whether the network config is one that the nodes have gone over to together, or are about to."""
+    config = facts.store.snapshot.config if facts.store is not None else None
+    written = read(config.value) if config is not None else None
+    return written is not None and bool(written.change or written.last)
 
 
 def lease(facts: Facts) -> Iterator[Finding]:

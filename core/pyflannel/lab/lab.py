@@ -135,7 +135,7 @@ class Node(Machine):
         """Start pyflannel in the foreground here, its log into a file.
 
         :param store: the store's URL, as this node sees it.
-        :param backend: ``--backend``: what the network must have; ``None``: whatever it has, so that it may change.
+        :param backend: ``--backend``: what the network has unless it is changed; ``None``: whatever it has.
         :param network: ``--network``: creates the network document if there is none.
         :param arguments: more words for its command line.
         :param options: ``node_id``, ``interface``: in place of the node's name and ``eth0``; ``wrapper``.

@@ -258,8 +258,7 @@ class _Trial:
     def start_daemons(self, store: str) -> tuple[Node, ...]:
         """Start all, wait until all are ready, then until each knows all others that are; returns those ready."""
         for node in self.lab.nodes:
-            backend = self.overlay.backend if self.overlay.change_to is None else None  # a node that insists can't go
-            node.start_daemon(store, backend, arguments=self.overlay.arguments)
+            node.start_daemon(store, self.overlay.backend, arguments=self.overlay.arguments)
         ready = self._each(self.lab.nodes, self._wait_ready)
         self._each(ready, lambda node: self._wait_for_peers(node, len(ready) - 1))
         return ready

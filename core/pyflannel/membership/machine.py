@@ -383,7 +383,7 @@ class _Place:
     """What we follow: a network document, the backend for it, and the underlay.
 
     While a change is under way, ``following`` is what is to hold after it, or ``trouble`` says why this node can't have
-    that.
+    that. ``overruled`` names a setting of this node that says otherwise, and why it does not count.
     """
 
     document: str
@@ -393,6 +393,7 @@ class _Place:
     written: Written
     following: Side | None = None
     trouble: str = ""
+    overruled: str = ""
 
     @property
     def side(self) -> Side:
@@ -974,7 +975,7 @@ class LeaseMachine:
         place = self._in_force
         self._generation += 1
         node = self._node(place, lease.subnets)
-        self._slot.begin(Generation(self._generation, node, place.planner, lease, place.last), records)
+        self._slot.begin(Generation(self._generation, node, place.planner, lease, place.last, place.overruled), records)
 
     @property
     def _in_force(self) -> _Place:
@@ -1107,13 +1108,14 @@ class LeaseMachine:
             network = NetworkConfig.from_json(written.text, f"network config in {self._store}")
             if network.assumption and leases is None:
                 leases = (yield TakeSnapshot()).leases
-            network = self._network(network, leases or ())
+            network = self._network(network, leases or (), bool(written.change or written.last))
             known = Side((yield Load(network)), network)
         _check_underlay(known.network, underlay, known.backend)
         if self._place is not None:
             self._check_agreed(self._place, written, known)
         following, trouble = yield from self._following(written.change, known, underlay)
-        return _Place(document, known.network, known.backend, underlay, written, following, trouble)
+        overruled = self._overruled(known.network, following)
+        return _Place(document, known.network, known.backend, underlay, written, following, trouble, overruled)
 
     def _known(self, settings: Mapping[str, JSON]) -> Side | None:
         """The backend that was made for these settings before: a change keeps the ones that run."""
@@ -1155,7 +1157,7 @@ class LeaseMachine:
             known = self._known(change.target)
             if known is None:
                 network = NetworkConfig.from_json(json.dumps(change.target), "the change's new network config")
-                network = self._network(network, ())
+                network = self._network(network, (), agreed=True)
                 known = Side((yield Load(network)), network)
             _check_underlay(known.network, underlay, known.backend)
             if known.network.families != present.network.families:
@@ -1164,23 +1166,40 @@ class LeaseMachine:
             return None, str(error)
         return known, ""
 
-    def _network(self, network: NetworkConfig, leases: Iterable[Record]) -> NetworkConfig:
-        """As this node takes it, if its settings agree with it."""
+    def _network(self, network: NetworkConfig, leases: Iterable[Record], agreed: bool) -> NetworkConfig:
+        """As this node takes it, if its settings agree with it.
+
+        :param agreed: all nodes go there together, or have done so: that counts more than ``--backend``.
+        """
         if network.assumption:
             network = network.following(backend_types(leases, self._node_id))
-        wanted = self._options.backend
-        if wanted is not None and wanted.lower() != network.backend_type:
+        if not agreed and not self._has_wanted_backend(network):
             raise ConfigError(
-                f"--backend is {wanted!r}, but the network config in {self._store} says "
-                f"{network.backend_type!r}; start without --backend, or change the config with 'pyflannel config set'"
+                f"--backend is {self._options.backend!r}, but the network config in {self._store} says "
+                f"{network.backend_type!r}; start without --backend, or change the network with 'pyflannel network "
+                "change'"
             )
         seed = self._options.seed
         if seed is not None and seed.binding and not network.means(NetworkConfig.from_json(seed.document, seed.source)):
             raise ConfigError(
                 f"the network config in {self._store} means something else than {seed.source}; make them "
-                "agree with 'pyflannel config set', or start without that file"
+                "agree with 'pyflannel config set', or start without that file (--net-config-path), with which a node "
+                "takes part in no change"
             )
         return network
+
+    def _has_wanted_backend(self, network: NetworkConfig) -> bool:
+        wanted = self._options.backend
+        return wanted is None or wanted.lower() == network.backend_type
+
+    def _overruled(self, network: NetworkConfig, following: Side | None) -> str:
+        """The setting of this node that counts less than what all nodes have gone over to; empty if none does."""
+        if any(map(self._has_wanted_backend, (network, *((following.network,) if following else ())))):
+            return ""
+        return (
+            f"the network has gone over to backend {network.backend_type} by 'pyflannel network change', which counts "
+            f"more than this node's --backend {self._options.backend}: take that out of its settings"
+        )
 
     # Getting the lease ------------------------------------------------------------------------------------------------
 

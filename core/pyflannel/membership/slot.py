@@ -50,7 +50,8 @@ class LeaseState:
 class Generation:
     """What this node is part of: it holds ``lease``, and ``node`` is its place. A new one replaces it as a whole.
 
-    ``last`` is the network's last change, by whose end others may be late.
+    ``last`` is the network's last change, by whose end others may be late. ``overruled`` names a setting of this node
+    that counts less than the network config.
     """
 
     number: int
@@ -58,6 +59,7 @@ class Generation:
     backend: Backend[Any]
     lease: Lease
     last: str = ""
+    overruled: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ def _backend(view: View, details: Details) -> status.BackendStatus | None:
     backend = view.backend
     if backend is None:
         return None
-    assumed = view.network.assumption if view.network is not None else ""
+    assumed = view.overruled or (view.network.assumption if view.network is not None else "")
     return status.BackendStatus(backend.name, backend.distribution, backend.version, details.describes, assumed)
 
 

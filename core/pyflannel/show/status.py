@@ -72,7 +72,7 @@ class PeerState(str, Enum):
 class BackendStatus:
     """The backend in use, and the distribution it came with; ``details`` are what it tells of itself.
 
-    ``assumed`` says why this one, if the network config names none; empty if it does.
+    ``assumed`` says why this one, if the network config names none, or this node's settings another one; else empty.
     """
 
     name: str

@@ -79,6 +79,7 @@ class View:
     :param subnet_file: ``subnet.env`` says what we hold.
     :param change: the change of the network that is under way.
     :param settings: what this daemon was told, as flags without their dashes, but for secrets.
+    :param overruled: a setting of this node that counts less than the network config, and what to do.
     :param settled: the overlay holds all leases of the store.
     """
 
@@ -92,6 +93,7 @@ class View:
     underlay: Underlay | None = None
     backend: PluginName | None = None
     network: NetworkConfig | None = None
+    overruled: str = ""
     subnets: Subnets | None = None
     troubles: tuple[str, ...] = ()
     kernel_readable: bool = True

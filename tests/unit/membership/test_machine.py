@@ -1063,13 +1063,52 @@ def test_what_a_node_can_not_have_is_said_in_its_lease_and_changes_nothing(targe
     assert node.state.valid(node.now)
 
 
-def test_a_node_that_insists_on_its_backend_says_so_before_the_change() -> None:
+@pytest.mark.parametrize("phase", list(Phase))
+@pytest.mark.parametrize("flag", ["vxlan", "host-gw", "udp"])
+def test_a_node_that_was_started_with_a_backend_takes_part(phase: Phase, flag: str) -> None:
+    """Also if it starts in the middle, with the former backend, the new one, or one of long ago."""
+    running = Node(given={"backend": "vxlan"}).start().run(10)
+    running.store.config_is(changing(phase))
+    running.run(5)
+    late = Node(store=running.store, host=2, given={"backend": flag}).start().run(5)
+    for node in (running, late):
+        assert isinstance(node.joined.backend, Transition)
+        assert said(node) == NodeProgress(CHANGE_ID, None, "host-gw")
+        assert node.state.trouble == ""
+    assert ("--backend udp" in late.joined.overruled) == (flag == "udp")
+    assert running.joined.overruled == ""
+
+
+def test_what_a_change_has_led_to_counts_more_than_the_flag_and_what_was_merely_written_does_not() -> None:
     node = Node(given={"backend": "vxlan"}).start().run(10)
+    for document in (
+        changing(Phase.RETIRE),
+        read(DOCUMENT).ended(NetworkChange(CHANGE_ID, Phase.RETIRE, HOST_GW), ""),
+    ):
+        node.store.config_is(document)
+        node.run(5)
+    again = Node(store=node.store, given={"backend": "vxlan"}, previous=node.joined.lease.subnets).start().run(1)
+    for each in (node, again):
+        assert each.joined.backend.name == "host-gw"
+        assert "--backend vxlan" in each.joined.overruled
+        assert each.state.trouble == ""
+    node.store.config_is(json.dumps(HOST_GW))
+    assert again.run(5).joined.backend.name == "host-gw", "what is in force stays"
+    refused = Node(store=node.store, host=2, given={"backend": "vxlan"}).start().run(1)
+    assert refused.generation is None
+    assert isinstance(refused.state.fatal, ConfigError)
+    assert "--backend is 'vxlan'" in str(refused.state.fatal)
+
+
+def test_a_node_that_is_bound_to_a_file_says_so_before_the_change() -> None:
+    bound = NetworkSeed(json.dumps({**json.loads(DOCUMENT), "Backend": {"Type": "vxlan"}}), "net-conf.json", True)
+    node = Node(given={"seed": bound}).start().run(10)
     node.store.config_is(changing(Phase.PREPARE))
     node.run(5)
     told = said(node)
     assert told is not None
-    assert "--backend" in told.trouble
+    assert "--net-config-path" in told.trouble
+    assert node.joined.backend.name == "vxlan"
 
 
 def test_a_restart_in_the_middle_goes_on_from_what_the_lease_says() -> None:
