@@ -32,7 +32,9 @@ from pyflannel.backend import (
     Node,
     PeerRejected,
     Published,
+    Qdisc,
     Route,
+    Rule,
     Sysctl,
     TunInfo,
     Underlay,
@@ -508,6 +510,28 @@ class LetsPeersSpeakForAll(Sound):
     def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
         key = f"{peer.key:A<43}"[:43].replace(".", "B").replace("-", "C") + "="
         return plus(super().plan_peer(node, peer), WireguardPeer(DEVICE, key, (ip_network("10.244.0.0/16"),)))
+
+
+@breaks(OURS, HOSTILE, ROUTED)
+class RulesOverAll(Sound):
+    """A rule that all of the node's packets follow."""
+
+    def plan_node(self, node: Node) -> DesiredState:
+        return plus(super().plan_node(node), Rule(4, 100, action="blackhole"))
+
+
+@breaks(OURS, HOSTILE, ROUTED)
+class RulesForAnother(Sound):
+    """A rule, planned for a peer, that is about all of them."""
+
+    def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
+        return plus(super().plan_peer(node, peer), Rule(4, 100, ip_network("10.244.0.0/16"), action="prohibit"))
+
+
+@breaks(OURS, HOSTILE, ROUTED)
+class QueuesForTheUnderlay(Sound):
+    def plan_node(self, node: Node) -> DesiredState:
+        return plus(super().plan_node(node), Qdisc(node.underlay.interface, "noqueue"))
 
 
 @breaks(APART)

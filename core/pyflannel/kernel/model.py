@@ -25,9 +25,11 @@ from pyflannel.small.secret import Secret
 __all__ = [
     "MAIN_TABLE",
     "OWNER",
+    "QDISC_OPTIONS",
     "ROUTE_METRICS",
     "ROUTE_PROTOCOL",
     "ROUTE_TYPES",
+    "RULE_ACTIONS",
     "Address",
     "AttributeValue",
     "Attributes",
@@ -45,8 +47,11 @@ __all__ = [
     "Kind",
     "Link",
     "LinkInfo",
+    "MplsEncapsulation",
     "Neighbour",
+    "Qdisc",
     "Route",
+    "Rule",
     "Seg6Encapsulation",
     "Sysctl",
     "TunInfo",
@@ -60,7 +65,7 @@ OWNER: Final = "pyflannel"
 """The alias (``ip link set alias``) by which we recognise devices that we made."""
 
 ROUTE_PROTOCOL: Final = 241
-"""The routing protocol number (``rtnetlink(7)``, rtm_protocol) of every route that we write."""
+"""The routing protocol number (``rtnetlink(7)``, rtm_protocol) of every route and every rule that we write."""
 
 MAIN_TABLE: Final = 254
 """The routing table that everybody looks into (``ip-route(8)``, table main)."""
@@ -99,6 +104,49 @@ ROUTE_METRICS: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
 )
 """What can be said of the connections along a route, under the names of ``ip-route(8)``: each with its number
 (``RTAX_*`` in ``linux/rtnetlink.h``) and the largest value that the kernel keeps as it is. The smallest is 1."""
+
+RULE_ACTIONS: Final[Mapping[str, int]] = MappingProxyType(
+    {"lookup": 1, "blackhole": 6, "unreachable": 7, "prohibit": 8}
+)
+"""What a rule does with the packets that it selects, under the names of ``ip-rule(8)``, and their numbers
+(``FR_ACT_*``)."""
+
+QDISC_OPTIONS: Final[Mapping[str, Mapping[str, int]]] = MappingProxyType(
+    {
+        "pfifo": MappingProxyType({"limit": 0}),
+        "bfifo": MappingProxyType({"limit": 0}),
+        "fq": MappingProxyType(
+            {
+                "limit": 1,
+                "flow_limit": 2,
+                "quantum": 3,
+                "initial_quantum": 4,
+                "pacing": 5,
+                "maxrate": 7,
+                "refill_delay": 9,
+                "orphan_mask": 10,
+                "low_rate_threshold": 11,
+                "ce_threshold": 12,
+            }
+        ),
+        "fq_codel": MappingProxyType(
+            {
+                "target": 1,
+                "limit": 2,
+                "interval": 3,
+                "ecn": 4,
+                "flows": 5,
+                "quantum": 6,
+                "ce_threshold": 7,
+                "drop_batch": 8,
+                "memory_limit": 9,
+            }
+        ),
+    }
+)
+"""The options that a queueing discipline of each kind can be given, under the names of its man page (``tc-fq(8)`` and
+the like) and in the kernel's units (bytes, packets, microseconds, bytes a second), with their numbers
+(``TCA_*`` in ``linux/pkt_sched.h``); 0: the kind has just that one."""
 
 IPInterface: TypeAlias = IPv4Interface | IPv6Interface
 """An address with its network's length, of either family."""
@@ -166,6 +214,10 @@ def _check_link(item: object, name: str) -> None:
         raise _refuse(item, name, _LINK_RULE)
 
 
+def _fits_a_link(name: str) -> bool:
+    return _is_name(name) is not None and len(name.encode(errors="surrogateescape")) <= 15
+
+
 def _check_secret(item: object, name: str) -> None:
     value = getattr(item, name)
     if value is not None and (type(value) is not Secret or len(value.reveal()) != 32):
@@ -183,6 +235,8 @@ class Kind(IntEnum):
     WIREGUARD = 5
     WIREGUARD_PEER = 6
     ROUTE = 7
+    RULE = 8
+    QDISC = 9
 
 
 Key: TypeAlias = tuple[Kind, object, object]
@@ -311,8 +365,7 @@ class Link:
     group: int | None = None
 
     def __post_init__(self) -> None:
-        name = self.name
-        if type(name) is not str or not _is_name(name) or len(name.encode(errors="surrogateescape")) > 15:
+        if type(self.name) is not str or not _fits_a_link(self.name):
             raise _refuse(self, "name", "must be 1 to 15 bytes, without '/', ':' and blanks")
         if not isinstance(self.info, VxlanInfo | TunInfo | GenericInfo | ForeignInfo):
             raise _refuse(self, "info", "must be a VxlanInfo, TunInfo or GenericInfo")
@@ -638,6 +691,43 @@ def _is_ipv6(value: object) -> bool:
     return type(value) is IPv6Address and value.scope_id is None
 
 
+@dataclass(frozen=True, slots=True)
+class MplsEncapsulation:
+    """Packets along a route get ``labels`` (RFC 3032; ``ip-route(8)``, encap mpls).
+
+    :param labels: the outermost first.
+    :param ttl: of the labels; 0: the packet's own.
+    """
+
+    kind: ClassVar[str] = "mpls"
+    labels: tuple[int, ...]
+    ttl: int = 0
+
+    def __post_init__(self) -> None:
+        labels = self.labels
+        if type(labels) is not tuple or not 1 <= len(labels) <= MOST_LABELS or not all(map(_is_label, labels)):
+            rule = (
+                f"must be a tuple of 1 to {MOST_LABELS} whole numbers between 0 and {MOST_LABEL}, without 3 (implicit)"
+            )
+            raise _refuse(self, "labels", rule)
+        _check_number(self, "ttl", _U8)
+
+    def __str__(self) -> str:
+        return f"mpls {'/'.join(map(str, self.labels))}" + (f" ttl {self.ttl}" if self.ttl else "")
+
+
+def _is_label(value: object) -> bool:
+    return type(value) is int and 0 <= value <= MOST_LABEL and value != IMPLICIT_NULL
+
+
+MOST_LABEL: Final = (1 << 20) - 1
+IMPLICIT_NULL: Final = 3
+"""The label that routers tell each other and never put on a packet (RFC 3032, 2.1)."""
+
+MOST_LABELS: Final = 30
+"""As many as the kernel takes (``MAX_NEW_LABELS`` in ``net/mpls/internal.h``)."""
+
+
 MOST_SEGMENTS: Final = 126
 """As many as the length of a routing header can say, with one to spare for the destination of an inline one."""
 
@@ -652,7 +742,7 @@ class ForeignEncapsulation:
         return f"{self.kind} of somebody's"
 
 
-Encapsulation: TypeAlias = IpEncapsulation | Seg6Encapsulation | ForeignEncapsulation
+Encapsulation: TypeAlias = IpEncapsulation | Seg6Encapsulation | MplsEncapsulation | ForeignEncapsulation
 """What a route does to packets before it sends them (``ip-route(8)``, encap)."""
 
 
@@ -735,8 +825,9 @@ class Route:
 
     def _check_encapsulation(self) -> None:
         said = self.encapsulation
-        if not isinstance(said, IpEncapsulation | Seg6Encapsulation | ForeignEncapsulation):
-            raise _refuse(self, "encapsulation", "must be an IpEncapsulation or Seg6Encapsulation, or None")
+        if not isinstance(said, IpEncapsulation | Seg6Encapsulation | MplsEncapsulation | ForeignEncapsulation):
+            rule = "must be an IpEncapsulation, Seg6Encapsulation or MplsEncapsulation, or None"
+            raise _refuse(self, "encapsulation", rule)
         if self.link is None:
             raise _refuse(self, "encapsulation", "must be None where packets go nowhere")
         if isinstance(said, Seg6Encapsulation) and said.inline and self.destination.version == 4:
@@ -786,7 +877,154 @@ def _check_table(item: Any) -> None:
         raise _refuse(item, "table", "must not be the kernel's own")
 
 
-KernelObject: TypeAlias = Link | Sysctl | Address | Neighbour | FdbEntry | WireguardDevice | WireguardPeer | Route
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A policy rule (``ip-rule(8)``): which routing table is asked for which packets, before the main table is.
+
+    Every rule of ours has our protocol number, by which it is told from others', whatever they say.
+
+    :param version: 4 or 6, of the packets.
+    :param priority: rules are asked in the order of these numbers; that of the main table has 32766. Of several rules
+        with one number nobody can say which is asked first.
+    :param source: where selected packets come from, and ``destination`` where they go; ``None`` or all addresses: any.
+    :param iif: the name of the device that they come in by, ``lo`` for the node's own; empty: any. It need not exist.
+    :param oif: the name of the device to which a socket is bound; empty: any.
+    :param mark: what the packet's mark is in the bits of ``mask``; ``None``: any.
+    :param inverted: all other packets are selected (``not``).
+    :param action: what is done with them (:data:`RULE_ACTIONS`).
+    :param table: the routing table that is looked up; 0 for the other actions.
+    :param suppress_prefixlength: a route that this table answers with is passed over if its prefix has no more bits
+        than that: 0 passes over default routes. ``None``: each counts.
+    """
+
+    version: int
+    priority: int
+    source: IPNetwork | None = None
+    destination: IPNetwork | None = None
+    iif: str = ""
+    oif: str = ""
+    mark: int | None = None
+    mask: int = _U32
+    inverted: bool = False
+    action: str = "lookup"
+    table: int = 0
+    suppress_prefixlength: int | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.version) is not int or self.version not in (4, 6):
+            raise _refuse(self, "version", "must be 4 or 6")
+        _check_number(self, "priority", _U32, 1)
+        for name in ("source", "destination"):
+            self._check_network(name)
+        for name in ("iif", "oif"):
+            value = getattr(self, name)
+            if type(value) is not str or (value and not _fits_a_link(value)):
+                raise _refuse(self, name, f"{_LINK_RULE}, or empty")
+        self._check_mark()
+        _check_flags(self, "inverted")
+        self._check_action()
+
+    def _check_network(self, name: str) -> None:
+        value = getattr(self, name)
+        if value is None:
+            return
+        if type(value) not in _NETWORKS or value.version != self.version or getattr(value, "scope_id", None):
+            raise _refuse(self, name, "must be an IPv4Network or IPv6Network of the rule's version, or None")
+        if not value.prefixlen:  # the kernel does not tell it from none
+            object.__setattr__(self, name, None)
+
+    def _check_mark(self) -> None:
+        _check_number(self, "mask", _U32, 1)
+        if self.mark is not None:
+            _check_number(self, "mark", _U32)
+        elif self.mask != _U32:
+            raise _refuse(self, "mask", "must be left out where there is no mark")
+
+    def _check_action(self) -> None:
+        if type(self.action) is not str or self.action not in RULE_ACTIONS:
+            raise _refuse(self, "action", f"must be one of {', '.join(RULE_ACTIONS)}")
+        if self.action == "lookup":
+            _check_table(self)
+        elif self.table != 0 or type(self.table) is not int:
+            raise _refuse(self, "table", "must be 0 where no table is looked up")
+        if self.suppress_prefixlength is not None:
+            _check_number(self, "suppress_prefixlength", 32 if self.version == 4 else 128)
+            if self.action != "lookup":
+                raise _refuse(self, "suppress_prefixlength", "must be None where no table is looked up")
+
+    def __str__(self) -> str:
+        words = ["rule", "not"] if self.inverted else ["rule"]
+        words += ["from", str(self.source or "all")]
+        words += ["to", str(self.destination)] if self.destination else []
+        if self.mark is not None:
+            words += ["fwmark", f"{self.mark:#x}" + (f"/{self.mask:#x}" if self.mask != _U32 else "")]
+        words += ["iif", self.iif] if self.iif else []
+        words += ["oif", self.oif] if self.oif else []
+        words += ["lookup", str(self.table)] if self.action == "lookup" else [self.action]
+        if self.suppress_prefixlength is not None:
+            words += ["suppress_prefixlength", str(self.suppress_prefixlength)]
+        return " ".join([*words, "priority", str(self.priority), f"(IPv{self.version})"])
+
+    @property
+    def key(self) -> Key:
+        """By all that the kernel tells rules apart by: everything but whether it is inverted."""
+        ends = (self.source, self.destination, self.iif, self.oif, self.mark, self.mask)
+        does = (self.action, self.table, self.suppress_prefixlength)
+        return (Kind.RULE, (self.version, self.priority), (*ends, *does))
+
+
+@dataclass(frozen=True, slots=True)
+class Qdisc:
+    """How packets queue for a link of ours: its root queueing discipline (``tc(8)``).
+
+    Where nobody plans one, the kernel's choice stays, and so does what somebody else has put there; where one is
+    planned, it takes the place of whatever is there. Ours is known by its handle (:data:`QDISC_HANDLE`).
+
+    There is no ``clsact`` or ``ingress``: these do nothing without filters, which whoever loads them adds together with
+    them.
+
+    :param kind: as in ``tc qdisc add ... root KIND``: ``noqueue``, ``pfifo``, ``fq``, ``fq_codel`` or any other one.
+    :param options: of :data:`QDISC_OPTIONS`; what is not named is the kernel's choice. A kind that has none there can't
+        be given any.
+    """
+
+    link: str
+    kind: str
+    options: tuple[tuple[str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_link(self, "link")
+        if type(self.kind) is not str or not self.kind.isascii() or not _fits_a_link(self.kind):
+            raise _refuse(self, "kind", "must be a kind of queueing disciplines as in tc(8)")
+        if self.options != ():
+            self._check_options()
+
+    def _check_options(self) -> None:
+        known, said = QDISC_OPTIONS.get(self.kind, {}), self.options
+        if not _is_pairs(said) or len(dict(said)) != len(said) or not all(name in known for name, _ in said):
+            names = f"with one of {', '.join(known)} first each" if known else f"empty for the kind {self.kind}"
+            raise _refuse(self, "options", f"must be a tuple of pairs, {names}")
+        for name, value in said:
+            if type(value) is not int or not 0 <= value <= _U32:
+                raise _refuse(self, "options", f"{name} must be a whole number between 0 and {_U32}")
+        if len(said) > 1:
+            object.__setattr__(self, "options", tuple(sorted(said)))
+
+    def __str__(self) -> str:
+        return " ".join(["qdisc", self.kind, *(f"{name} {value}" for name, value in self.options), "dev", self.link])
+
+    @property
+    def key(self) -> Key:
+        """By link."""
+        return (Kind.QDISC, self.link, None)
+
+
+QDISC_HANDLE: Final = 0xF1A00000
+"""The handle (``tc(8)``, f1a0:) by which we recognise queueing disciplines that we made on devices of ours."""
+
+KernelObject: TypeAlias = (
+    Link | Sysctl | Address | Neighbour | FdbEntry | WireguardDevice | WireguardPeer | Route | Rule | Qdisc
+)
 """Whatever a plan may hold."""
 
 

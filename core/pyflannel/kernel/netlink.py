@@ -4,16 +4,17 @@ Three rules make it fast and safe:
 
 * Writes of one kind go out as one batch; only refusals come back (:mod:`~pyflannel.kernel.rtsocket`).
 * Nothing foreign is touched. A route is created with ``NLM_F_EXCL``, which any route of the same key refuses, and
-  replaced only after a look at what holds its key. A device of another kind under our name stays as it is.
+  replaced only after a look at what holds its key. A rule goes by our protocol number, after a look at which others
+  that would hit (:mod:`~pyflannel.kernel.rules`). A device of another kind under our name stays as it is.
 * What we can't know from a notification is not guessed: a link of ours that goes takes its routes along without a
   word, and so does an IPv4 address that was its last. Then the notice asks for a new dump.
 
-Order of work in :meth:`NetlinkPort.apply`: deletions of routes, forwarding entries, neighbours and links; then links,
-sysctls, addresses; then deletions of addresses; then neighbours, forwarding entries, WireGuard's devices and peers and
-deletions of such peers; then routes, and last the deletion of those whose destination has got another IPv4 route, so
-that no packet is without one in between. Addresses are deleted after others were added because the kernel drops all
-IPv4 routes of a link together with its last address. WireGuard has a protocol and a life of its own:
-:mod:`~pyflannel.kernel.wireguard`.
+Order of work in :meth:`NetlinkPort.apply`: deletions of rules, routes, forwarding entries, neighbours and links; then
+links, sysctls, addresses; then deletions of addresses; then neighbours, forwarding entries, WireGuard's devices and
+peers and deletions of such peers; then routes, and the deletion of those whose destination has got another IPv4 route,
+so that no packet is without one in between; then rules, and last queueing disciplines. Addresses are deleted after
+others were added because the kernel drops all IPv4 routes of a link together with its last address. WireGuard has a
+protocol and a life of its own: :mod:`~pyflannel.kernel.wireguard`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from struct import Struct
 from typing import Final, TypeVar
 
 from pyflannel.errors import KernelError
-from pyflannel.kernel import wire
+from pyflannel.kernel import qdiscs, rules, wire
 from pyflannel.kernel.links import (
     LinkRow,
     LinkTable,
@@ -53,6 +54,7 @@ from pyflannel.kernel.links import (
 from pyflannel.kernel.model import (
     DISCARDING,
     OWNER,
+    QDISC_HANDLE,
     ROUTE_PROTOCOL,
     Address,
     FdbEntry,
@@ -63,7 +65,9 @@ from pyflannel.kernel.model import (
     Kind,
     Link,
     Neighbour,
+    Qdisc,
     Route,
+    Rule,
     Sysctl,
     TunInfo,
     VxlanInfo,
@@ -82,6 +86,7 @@ from pyflannel.kernel.port import (
     Write,
     apart,
 )
+from pyflannel.kernel.qdiscs import QdiscRow
 from pyflannel.kernel.refusal import (
     NO_MASTER,
     check_link_layer,
@@ -101,12 +106,18 @@ from pyflannel.small.wake import Wake
 
 __all__ = ["NetlinkPort"]
 
-_GROUPS = (1, 3, 5, 7, 9, 11, 24, 25)
-"""``RTNLGRP_``: LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE, IPV4_NETCONF, IPV6_NETCONF."""
+_GROUPS = (1, 3, 4, 5, 7, 8, 9, 11, 19, 24, 25)
+"""``RTNLGRP_``: LINK, NEIGH, TC, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, IPV4_NETCONF,
+IPV6_NETCONF."""
 
 _GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.ENXIO, errno.EADDRNOTAVAIL})
 _UNKNOWN = frozenset({errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.EAFNOSUPPORT})
-_ECHOED = frozenset({wire.RTM_NEWROUTE, wire.RTM_DELROUTE, wire.RTM_NEWNEIGH, wire.RTM_DELNEIGH})
+_ECHOED = frozenset(
+    {
+        *(wire.RTM_NEWROUTE, wire.RTM_DELROUTE, wire.RTM_NEWNEIGH, wire.RTM_DELNEIGH),
+        *(rules.RTM_NEWRULE, rules.RTM_DELRULE, qdiscs.RTM_NEWQDISC, qdiscs.RTM_DELQDISC),
+    }
+)
 """Notifications that name their cause and tell us nothing new when that is our own request socket."""
 
 _KERNEL_MADE = frozenset({wire.RTPROT_REDIRECT, wire.RTPROT_KERNEL, wire.RTPROT_RA})
@@ -184,6 +195,10 @@ class NetlinkPort(KernelPort):
             wire.RTM_NEWNEIGH: self._hear_neighbour,
             wire.RTM_DELNEIGH: self._hear_neighbour,
             wire.RTM_NEWNETCONF: self._hear_netconf,
+            rules.RTM_NEWRULE: self._hear_rule,
+            rules.RTM_DELRULE: self._hear_rule,
+            qdiscs.RTM_NEWQDISC: self._hear_qdisc,
+            qdiscs.RTM_DELQDISC: self._hear_qdisc,
         }
         self._request, self._notified = self._inside(lambda: (RequestSocket(), NotificationSocket(_GROUPS)))
         self._wireguard = Wireguard(lambda: self._inside(lambda: RequestSocket(NETLINK_GENERIC)))
@@ -228,6 +243,10 @@ class NetlinkPort(KernelPort):
             found.add(item)
         for family in (AF_INET, AF_INET6):
             self._read_routes(family, found)
+        for rule in self._rules():
+            found.add(rule)
+        for qdisc in self._qdiscs().values():
+            found.add(qdisc)
         self._announce()
         return found.objects
 
@@ -303,6 +322,29 @@ class NetlinkPort(KernelPort):
                 if self._is_ours(row):
                     self._route_links.add(row.link)
                     found.add(self._route(row))
+
+    def _rules(self) -> list[Rule]:
+        """All rules of ours, in the kernel's order."""
+        requests = (rules.encode_rule_dump(family) for family in (AF_INET, AF_INET6))
+        answers = (answer for request in requests for answer in self._request.dump(request, _UNKNOWN))
+        parsed = (rules.parse_rule(datagram, start, end) for _, datagram, start, end in answers)
+        return [rule for rule in parsed if rule is not None]
+
+    def _qdisc_rows(self) -> Iterator[QdiscRow]:
+        """The root queueing discipline of each device."""
+        for _, datagram, start, end in self._request.dump(qdiscs.encode_qdisc_dump(), _UNKNOWN):
+            row = qdiscs.parse_qdisc(datagram, start, end)
+            if row is not None:
+                yield row
+
+    def _qdiscs(self) -> dict[int, Qdisc]:
+        """Those on links of ours, by the links' indexes."""
+        seen = {row.link: self._seen_qdisc(row) for row in self._qdisc_rows() if self._owns(row.link)}
+        return {index: qdisc for index, qdisc in seen.items() if qdisc is not None}
+
+    def _seen_qdisc(self, row: QdiscRow) -> Qdisc | None:
+        name = self._ours[row.link].name
+        return row.seen(name, self._scope.qdiscs.get(name))
 
     def _is_ours(self, row: RouteRow) -> bool:
         if row.flags & wire.RTM_F_CLONED:
@@ -475,6 +517,17 @@ class NetlinkPort(KernelPort):
         if row.nexthops and flags & wire.NLM_F_APPEND:  # it joined another route, perhaps one of ours
             self._pending.resync = True
 
+    def _hear_rule(self, kind: int, flags: int, datagram: bytes, start: int, end: int) -> None:
+        rule = rules.parse_rule(datagram, start, end)
+        if rule is not None:
+            self._pending.changes[rule.key] = rule if kind == rules.RTM_NEWRULE else None
+
+    def _hear_qdisc(self, kind: int, flags: int, datagram: bytes, start: int, end: int) -> None:
+        row = qdiscs.parse_qdisc(datagram, start, end)
+        if row is not None and self._owns(row.link):
+            key = (Kind.QDISC, self._ours[row.link].name, None)
+            self._pending.changes[key] = self._seen_qdisc(row) if kind == qdiscs.RTM_NEWQDISC else None
+
     def _hear_link(self, kind: int, flags: int, datagram: bytes, start: int, end: int) -> None:
         row = parse_link(datagram, start, end)
         if row is None or row.index in self._rewritten:
@@ -555,6 +608,7 @@ class NetlinkPort(KernelPort):
         for write in writes:
             (deleted if write.new is None else put)[write.key[0]].append(write)
         deleted[Kind.ROUTE], succeeded = apart(deleted[Kind.ROUTE], put[Kind.ROUTE])
+        self._put_rules(deleted[Kind.RULE], failures)
         for kind in (Kind.ROUTE, Kind.FDB, Kind.NEIGHBOUR):
             self._send(map(self._deletion, deleted[kind]), failures)
         for write in deleted[Kind.LINK]:
@@ -576,6 +630,9 @@ class NetlinkPort(KernelPort):
         if succeeded:
             self._send(map(self._deletion, succeeded), failures)
             self._pending.resync = True  # metric 0 matches any: had somebody deleted the old one, it was the new one
+        self._put_rules(put[Kind.RULE], failures)
+        for write in (*put[Kind.QDISC], *deleted[Kind.QDISC]):
+            self._each(write, self._put_qdisc, failures)
         self._announce()
         return failures
 
@@ -763,6 +820,41 @@ class NetlinkPort(KernelPort):
                 if key in these and not row.flags & wire.RTM_F_CLONED:
                     found[key].append(row)
         return found
+
+    # rules and queueing disciplines
+
+    def _put_rules(self, writes: list[Write], failures: dict[Key, KernelError]) -> None:
+        """Create, turn round or delete rules; the new one is there before the old one goes."""
+        if not writes:
+            return
+        there = self._rules()
+        goes = {write.old for write in writes if isinstance(write.old, Rule)}
+        steps = []
+        for write in writes:
+            messages: list[bytes] = []
+            if isinstance(write.new, Rule) and write.new not in there:
+                messages.append(rules.creation(write.new))
+            if isinstance(write.old, Rule):
+                messages += rules.deletion(write.old, there, goes)
+            steps.append(_Step(write, tuple(messages), _GONE))
+        self._send(steps, failures)
+
+    def _put_qdisc(self, write: Write) -> None:
+        item = write.new or write.old
+        assert isinstance(item, Qdisc)
+        index = self._index(write, item.link) if write.new is not None else self._table.index(item.link)
+        if index is None:
+            return  # gone with its link
+        there = next((row for row in self._qdisc_rows() if row.link == index and row.handle), None)
+        if there is not None and (write.new is not None or there.handle == QDISC_HANDLE):
+            self._send_link(write, qdiscs.deletion(there), _GONE)
+        if write.new is None:
+            return
+        assert isinstance(write.new, Qdisc)
+        self._send_link(write, qdiscs.creation(write.new, index))
+        kept = next((row.seen(item.link, write.new) for row in self._qdisc_rows() if row.link == index), None)
+        if kept != item:
+            raise not_kept(item, kept or Qdisc(item.link, "the kernel's choice"))
 
     # links
 

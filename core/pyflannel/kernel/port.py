@@ -7,7 +7,9 @@ What a port reports as *actual* are the same frozen values that planners produce
 in our way: links that carry our mark or have a name in the :class:`Scope`; all addresses, permanent neighbours and
 permanent FDB entries with a remote on those links; routes that have our protocol number, and those of the main table
 that leave through those links to a gateway that is taken to be there (``onlink``: that is how flanneld's look, which
-carry no mark). Any other route through a link of ours is somebody's own. Link-local addresses and what the kernel makes
+carry no mark). Any other route through a link of ours is somebody's own. Rules are ours by our protocol number and by
+nothing else, root queueing disciplines on those links by our handle; where one is wanted, whatever else is there is
+reported, too. Link-local addresses and what the kernel makes
 by itself (multicast, local table, connected routes) are not reported. Of a foreign device under a name in the scope
 just the link is reported, with a :class:`~pyflannel.kernel.model.ForeignInfo`; what is on it is not ours to see or
 change.
@@ -23,7 +25,7 @@ from types import MappingProxyType
 from typing import Final
 
 from pyflannel.errors import KernelError
-from pyflannel.kernel.model import GenericInfo, KernelObject, Key, Link, Route, Sysctl, WireguardDevice
+from pyflannel.kernel.model import GenericInfo, KernelObject, Key, Link, Qdisc, Route, Sysctl, WireguardDevice
 from pyflannel.network.lease import IPNetwork
 
 __all__ = [
@@ -59,12 +61,14 @@ class Scope:
     wireguard: frozenset[str] = frozenset()
     spaces: tuple[IPNetwork, ...] = ()
     """The address ranges in which foreign routes are of interest: a notice says when one of them has changed."""
+    qdiscs: Mapping[str, Qdisc] = field(default_factory=dict)
+    """The queueing disciplines wanted, by their link: of one is reported what the wanted one says something about."""
 
     @classmethod
     def of(cls, wanted: Iterable[KernelObject], spaces: tuple[IPNetwork, ...] = ()) -> Scope:
         """What has to be looked at to tell whether the kernel holds just these objects."""
         links: dict[str, Link] = {}
-        sysctls, wireguard = set(), set()
+        sysctls, wireguard, qdiscs = set(), set(), {}
         for item in wanted:
             if isinstance(item, Link):
                 links[item.name] = item
@@ -72,8 +76,10 @@ class Scope:
                 sysctls.add(item.path)
             elif isinstance(item, WireguardDevice):
                 wireguard.add(item.link)
+            elif isinstance(item, Qdisc):
+                qdiscs[item.link] = item
         generic = {name: link for name, link in links.items() if _leaves_something_open(link)}
-        return cls(frozenset(links), frozenset(sysctls), generic, frozenset(wireguard), spaces)
+        return cls(frozenset(links), frozenset(sysctls), generic, frozenset(wireguard), spaces, qdiscs)
 
 
 def _leaves_something_open(link: Link) -> bool:

@@ -8,7 +8,18 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
 from pyflannel.errors import KernelError
-from pyflannel.kernel.model import FdbEntry, GenericInfo, KernelObject, Kind, Link, Neighbour, Route, VxlanInfo
+from pyflannel.kernel.model import (
+    FdbEntry,
+    GenericInfo,
+    KernelObject,
+    Kind,
+    Link,
+    Neighbour,
+    Qdisc,
+    Route,
+    Rule,
+    VxlanInfo,
+)
 from pyflannel.kernel.port import Write
 
 __all__ = [
@@ -79,6 +90,13 @@ def _special_advice(item: KernelObject, number: int) -> str:
     """What a number means for just this kind of object."""
     if isinstance(item, Route) and item.encapsulation is not None and number == errno.EOPNOTSUPP:
         return f"this kernel has no encapsulation {item.encapsulation.kind} for routes (CONFIG_LWTUNNEL and its parts)"
+    if isinstance(item, Qdisc) and number in (errno.ENOENT, errno.EOPNOTSUPP):
+        return (
+            f"this kernel has no queueing discipline {item.kind}: load its module ('modprobe sch_{item.kind}'), "
+            "or plan another one"
+        )
+    if isinstance(item, Rule) and number in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
+        return f"this kernel has no policy rules for IPv{item.version} (CONFIG_IP_MULTIPLE_TABLES)"
     if not isinstance(item, Link):
         return ""
     info = item.info

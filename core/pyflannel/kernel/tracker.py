@@ -41,7 +41,7 @@ _BELIEVED = 2
 _STIRRING = frozenset({Kind.LINK, Kind.ADDRESS})
 """What the port tells of as if others had written it: it names the link."""
 
-_SCOPE = frozenset({Kind.LINK, Kind.SYSCTL, Kind.WIREGUARD})
+_SCOPE = frozenset({Kind.LINK, Kind.SYSCTL, Kind.WIREGUARD, Kind.QDISC})
 """What the port is told to look at."""
 
 _LASTING = frozenset({Kind.SYSCTL, Kind.WIREGUARD})

@@ -46,7 +46,9 @@ from pyflannel.kernel.model import (
     Kind,
     Link,
     Neighbour,
+    Qdisc,
     Route,
+    Rule,
     Sysctl,
     VxlanInfo,
     WireguardDevice,
@@ -114,6 +116,10 @@ class TwinPort(KernelPort):
         self.neighbours: dict[Key, Neighbour] = {}
         self.fdb: dict[Key, tuple[FdbEntry, ...]] = {}
         self.routes: dict[Key, _RouteEntry] = {}
+        self.rules: dict[tuple[Key, int], Rule] = {}
+        """By their key and protocol number: those of others are in nobody's way."""
+        self.qdiscs: dict[Key, tuple[Qdisc, bool]] = {}
+        """Each with whether it is ours."""
         self.wireguard: dict[Key, WireguardDevice | WireguardPeer] = {}
         self.learned: dict[Key, Endpoint] = {}
         """Where peers have roamed to."""
@@ -151,6 +157,8 @@ class TwinPort(KernelPort):
         found.update((key, item) for key, item in self.neighbours.items() if self._owns(item.link))
         found.update((key, _seen(ways)) for key, ways in self.fdb.items() if self._owns(ways[0].link))
         found.update((key, entry.route) for key, entry in self.routes.items() if self._is_ours(entry))
+        found.update((key, rule) for (key, protocol), rule in self.rules.items() if protocol == ROUTE_PROTOCOL)
+        found.update((key, seen) for key in self.qdiscs if (seen := self._seen_qdisc(key)) is not None)
         found.update((key, item) for key, item in self.wireguard.items() if self._sets(item.link))
         for path in scope.sysctls & self.sysctls.keys():
             item = Sysctl(path, self.sysctls[path])
@@ -269,6 +277,12 @@ class TwinPort(KernelPort):
         elif isinstance(item, WireguardDevice | WireguardPeer):
             self._put_wireguard(item)
             self._tell(item.key, item, self._sets(item.link))
+        elif isinstance(item, Rule):
+            self.rules[item.key, protocol] = item
+            self._tell(item.key, item, protocol == ROUTE_PROTOCOL)
+        elif isinstance(item, Qdisc):
+            self.qdiscs[item.key] = (item, False)
+            self._tell(item.key, self._seen_qdisc(item.key), self._owns(item.link))
         else:
             self.addresses[item.key] = item
             self._pending.interfaces.add(item.link)
@@ -282,12 +296,7 @@ class TwinPort(KernelPort):
         elif key[0] is Kind.ADDRESS:
             self._lose_address(key)
         elif key[0] is Kind.ROUTE:
-            entry = self.routes.pop(key, None)
-            if entry is not None:
-                if entry.route.link is not None and not self._is_ours(entry):
-                    self._pending.interfaces.add(entry.route.link)
-                self._pending.diversions |= not self._is_ours(entry) and self._in_a_space(entry.route)
-                self._tell(key, None, self._is_ours(entry))
+            self._lose_route(key)
         elif key[0] is Kind.NEIGHBOUR:
             neighbour = self.neighbours.pop(key, None)
             self._tell(key, None, neighbour is not None and self._owns(neighbour.link))
@@ -297,6 +306,10 @@ class TwinPort(KernelPort):
         elif key[0] is Kind.WIREGUARD_PEER:
             gone = self.wireguard.pop(key, None)
             self._tell(key, None, gone is not None and self._sets(gone.link))
+        elif key[0] is Kind.RULE:
+            self._tell(key, None, self.rules.pop((key, ROUTE_PROTOCOL), None) is not None)
+        elif key[0] is Kind.QDISC:
+            self._tell(key, None, self.qdiscs.pop(key, None) is not None and self._owns(str(key[1])))
         self._announce()
 
     def roam(self, key: Key, endpoint: Endpoint) -> None:
@@ -413,6 +426,16 @@ class TwinPort(KernelPort):
             return True
         return route.onlink and route.table == MAIN_TABLE and self._owns(route.link)
 
+    def _seen_qdisc(self, key: Key) -> Qdisc | None:
+        """One as the port reports it: what the wanted one says something about."""
+        there, ours = self.qdiscs[key]
+        wanted = self._scope.qdiscs.get(there.link)
+        if not self._owns(there.link) or (wanted is None and not ours):
+            return None
+        if not ours:
+            return Qdisc(there.link, "somebody's")
+        return there if wanted is not None and wanted.kind == there.kind else Qdisc(there.link, there.kind)
+
     def _carries_routes(self, name: str) -> bool:
         return any(entry.route.link == name and self._is_ours(entry) for entry in self.routes.values())
 
@@ -435,12 +458,21 @@ class TwinPort(KernelPort):
         _drop(self.neighbours, lambda item: item.link == name)
         _drop(self.fdb, lambda ways: ways[0].link == name)
         _drop(self.routes, lambda entry: entry.route.link == name)
+        _drop(self.qdiscs, lambda entry: entry[0].link == name)
         for key in _drop(self.wireguard, lambda item: item.link == name):
             self.learned.pop(key, None)
         del self.links[name]
         for other in list(self.links.values()):
             if name == _other_end(other) or other.name == _other_end(link):
                 self._lose_link(other.name)
+
+    def _lose_route(self, key: Key) -> None:
+        entry = self.routes.pop(key, None)
+        if entry is not None:
+            if entry.route.link is not None and not self._is_ours(entry):
+                self._pending.interfaces.add(entry.route.link)
+            self._pending.diversions |= not self._is_ours(entry) and self._in_a_space(entry.route)
+            self._tell(key, None, self._is_ours(entry))
 
     def _lose_address(self, key: Key) -> None:
         gone = self.addresses.pop(key, None)
@@ -474,36 +506,44 @@ class TwinPort(KernelPort):
         elif isinstance(write.new, Link):
             self._put_link(write, write.new)
         elif isinstance(write.new, Sysctl):
-            if write.new.path not in self.sysctls:
-                raise refusal(write, errno.ENOENT)
-            kept = self.keeps.get(write.new.key, write.new)
-            assert isinstance(kept, Sysctl)
-            self.sysctls[kept.path] = kept.value
-            if kept != write.new:
-                raise not_kept(write.new, kept)
+            self._put_sysctl(write, write.new)
         elif isinstance(write.new, Route):
             self._put_route(write, write.new)
+        elif isinstance(write.new, Rule):
+            self.rules[write.new.key, ROUTE_PROTOCOL] = write.new
         else:
-            self._require_link(write, write.new.link)
-            if isinstance(write.new, Address):
-                self.addresses[write.new.key] = write.new
-            elif isinstance(write.new, Neighbour):
-                check_link_layer(write, write.new, self.links[write.new.link].mac)
-                self.neighbours[write.new.key] = write.new
-            elif isinstance(write.new, FdbEntry):
-                self._put_fdb(write, write.new)
-            else:
-                self._require_wireguard(write, write.new.link)
-                self._put_wireguard(write.new, write.old)
+            self._put_on_link(write, write.new)
+
+    def _put_on_link(
+        self, write: Write, item: Address | Neighbour | FdbEntry | WireguardDevice | WireguardPeer | Qdisc
+    ) -> None:
+        self._require_link(write, item.link)
+        if isinstance(item, Address):
+            self.addresses[item.key] = item
+        elif isinstance(item, Neighbour):
+            check_link_layer(write, item, self.links[item.link].mac)
+            self.neighbours[item.key] = item
+        elif isinstance(item, FdbEntry):
+            self._put_fdb(write, item)
+        elif isinstance(item, Qdisc):
+            self.qdiscs[item.key] = (item, True)
+        else:
+            self._require_wireguard(write, item.link)
+            self._put_wireguard(item, write.old)
+
+    def _put_sysctl(self, write: Write, item: Sysctl) -> None:
+        if item.path not in self.sysctls:
+            raise refusal(write, errno.ENOENT)
+        kept = self.keeps.get(item.key, item)
+        assert isinstance(kept, Sysctl)
+        self.sysctls[kept.path] = kept.value
+        if kept != item:
+            raise not_kept(item, kept)
 
     def _delete(self, write: Write) -> None:
         item = write.old
         if isinstance(item, Link):
-            actual = self.links.get(item.name)
-            if actual is not None:
-                if actual.info.kind != item.info.kind:
-                    raise foreign_link(write, actual)
-                self._lose_link(item.name)
+            self._delete_link(write, item)
         elif isinstance(item, Address):
             self._lose_address(item.key)
         elif isinstance(item, Route):
@@ -517,6 +557,17 @@ class TwinPort(KernelPort):
         elif isinstance(item, WireguardPeer):
             self.wireguard.pop(item.key, None)
             self.learned.pop(item.key, None)
+        elif isinstance(item, Rule):
+            self.rules.pop((item.key, ROUTE_PROTOCOL), None)
+        elif isinstance(item, Qdisc) and self.qdiscs.get(item.key, (item, False))[1]:
+            del self.qdiscs[item.key]
+
+    def _delete_link(self, write: Write, item: Link) -> None:
+        actual = self.links.get(item.name)
+        if actual is not None:
+            if actual.info.kind != item.info.kind:
+                raise foreign_link(write, actual)
+            self._lose_link(item.name)
 
     def _require_link(self, write: Write, name: str) -> Link:
         link = self.links.get(name)

@@ -8,7 +8,7 @@ sequence number 0, which :mod:`~pyflannel.kernel.rtsocket` fills in when it send
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from socket import AF_INET, AF_INET6
 from struct import Struct
@@ -23,6 +23,7 @@ from pyflannel.kernel.model import (
     FdbEntry,
     ForeignEncapsulation,
     IpEncapsulation,
+    MplsEncapsulation,
     Neighbour,
     Route,
     Seg6Encapsulation,
@@ -121,6 +122,7 @@ _IP_ID, _IP_DST, _IP_SRC, _IP_TTL, _IP_TOS, _IP_FLAGS, _IP_OPTS = 1, 2, 3, 4, 5,
 """``LWTUNNEL_IP_`` and ``LWTUNNEL_IP6_`` in linux/lwtunnel.h."""
 
 _TUNNEL_KEY = 0x04
+_MPLS_IPTUNNEL_DST, _MPLS_IPTUNNEL_TTL = 1, 2
 _SEG6_IPTUNNEL_SRH = 1
 _SEG6_MODES: Final = {False: 1, True: 0}
 """``SEG6_IPTUN_MODE_`` in linux/seg6_iptunnel.h, by whether it is inline."""
@@ -154,6 +156,7 @@ _SEGMENT_HEADER = Struct("=i8B")
 _U8 = Struct("=B")
 _U16 = Struct("=H")
 _BE16 = Struct("!H")
+_BE32 = Struct("!I")
 _BE64 = Struct("!Q")
 _U32 = Struct("=I")
 _ATTRIBUTE_U32 = Struct("=HHI")
@@ -317,6 +320,9 @@ def _encapsulation(said: Encapsulation) -> bytes:
             _SEG6_MODES[said.inline], 0, 2 * len(segments), _ROUTING_TYPE_SEGMENTS, last, last, 0, 0, 0
         )
         return attribute(_SEG6_IPTUNNEL_SRH, header + b"".join(segments))
+    if isinstance(said, MplsEncapsulation):
+        ttl = attribute(_MPLS_IPTUNNEL_TTL, _U8.pack(said.ttl)) if said.ttl else b""
+        return attribute(_MPLS_IPTUNNEL_DST, _label_stack(said.labels)) + ttl
     assert isinstance(said, IpEncapsulation)
     return b"".join(
         [
@@ -328,6 +334,21 @@ def _encapsulation(said: Encapsulation) -> bytes:
             attribute(_IP_FLAGS, _BE16.pack(_TUNNEL_KEY if said.key else 0)),
         ]
     )
+
+
+def _label_stack(labels: Sequence[int]) -> bytes:
+    """Labels as they stand in a packet (RFC 3032, 2.1); the last has the bit that says so."""
+    return b"".join(_BE32.pack(label << 12 | (number == len(labels)) << 8) for number, label in enumerate(labels, 1))
+
+
+def _parse_labels(said: dict[int, bytes]) -> Encapsulation:
+    raw = said.get(_MPLS_IPTUNNEL_DST, b"")
+    labels = tuple(entry >> 12 for (entry,) in _BE32.iter_unpack(raw[: len(raw) & ~3]))
+    try:
+        found = MplsEncapsulation(labels, said.get(_MPLS_IPTUNNEL_TTL, b"\0")[0])
+    except ValueError:
+        return ForeignEncapsulation("mpls")
+    return found if _label_stack(labels) == raw else ForeignEncapsulation("mpls")
 
 
 def encode_route_dump(family: int, protocol: int = 0, link: int = 0, table: int = RT_TABLE_MAIN) -> bytes:
@@ -388,6 +409,8 @@ def _parse_encapsulation(found: dict[int, bytes]) -> Encapsulation:
     said = attributes(nested, 0, len(nested))
     if kind == "seg6":
         return _parse_segments(said.get(_SEG6_IPTUNNEL_SRH, b""))
+    if kind == "mpls":
+        return _parse_labels(said)
     if kind not in ("ip", "ip6") or len(said.get(_IP_DST, b"")) not in (4, 16) or _IP_OPTS in said:
         return ForeignEncapsulation(kind)
     source = address_of(said[_IP_SRC]) if _IP_SRC in said else None

@@ -23,19 +23,31 @@ from typing import Any, Final, TypeVar
 from pyflannel.backend import Backend, Node, Published
 from pyflannel.errors import DaemonError, PluginError, PyflannelError
 from pyflannel.kernel.model import (
+    MAIN_TABLE,
     Address,
     FdbEntry,
     KernelObject,
     Link,
     Neighbour,
+    Qdisc,
     Route,
+    Rule,
     Sysctl,
     WireguardDevice,
     WireguardPeer,
 )
 from pyflannel.network.lease import IPNetwork
 
-__all__ = ["PUBLISH_TIMEOUT", "Bounded", "Publisher", "checked_mtu", "examined", "exclusive", "guarded"]
+__all__ = [
+    "PUBLISH_TIMEOUT",
+    "Bounded",
+    "Publisher",
+    "about_the_overlay",
+    "checked_mtu",
+    "examined",
+    "exclusive",
+    "guarded",
+]
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +59,11 @@ PUBLISH_TIMEOUT: Final = 60.0
 LONGEST_REASON: Final = 500
 """Characters of an exception's text that are passed on."""
 
-_ON_LINKS: Final = frozenset({Address, FdbEntry, Neighbour, Route, WireguardDevice, WireguardPeer})
+_ON_LINKS: Final = frozenset({Address, FdbEntry, Neighbour, Qdisc, Route, WireguardDevice, WireguardPeer})
 
+
+_DEFAULT_TABLE: Final = 253
+"""The routing table that is asked last (``ip-rule(8)``)."""
 
 _traced: dict[tuple[str, str, str], str] = {}
 """Kind and name of a plugin and the call it failed in, to the reason whose traceback was logged last."""
@@ -136,11 +151,12 @@ def examined(
             if item.name == underlay:
                 raise PluginError(f"{told} the underlay's own link {underlay}")
             own = {*own, item.name}
-        elif kind not in _ON_LINKS and kind is not Sysctl:
+        elif kind not in _ON_LINKS and kind is not Sysctl and kind is not Rule:
             raise PluginError(f"{told} {item!r}, which is no kernel object")
     for item in objects:  # thousands of peers come by here: what is usual is looked at first
         kind = type(item)
         if kind not in _ON_LINKS:
+            _examine_rule(told, item, subnets, own)
             continue
         if item.link not in own and not (kind is Route and (item.link is None or item.link == underlay)):
             raise PluginError(f"{told} {item}, on a link that is not its own")
@@ -149,6 +165,24 @@ def examined(
         if kind is WireguardPeer and not all(_within(ip, subnets) for ip in item.allowed_ips):
             raise PluginError(f"{told} {item}, which may speak for more than {', '.join(map(str, subnets))}")
     return objects
+
+
+def _examine_rule(told: str, item: KernelObject, subnets: Collection[IPNetwork], links: Collection[str]) -> None:
+    if isinstance(item, Rule) and not about_the_overlay(item, subnets, links):
+        raise PluginError(
+            f"{told} {item}, which is about more than the overlay: say where from or to, or by which link of its own, "
+            "or look up a table of its own"
+        )
+
+
+def about_the_overlay(rule: Rule, subnets: Collection[IPNetwork], links: Collection[str]) -> bool:
+    """Whether a rule is about the overlay's packets alone: by where they come from or go to, or a link of ours, or
+    because the table that it looks up holds nothing but our routes."""
+    if rule.action == "lookup" and rule.table not in (_DEFAULT_TABLE, MAIN_TABLE):
+        return True
+    ends = [end for end in (rule.source, rule.destination) if end is not None]
+    own = any(_within(end, subnets) for end in ends) or not {rule.iif, rule.oif}.isdisjoint(links)
+    return own and not rule.inverted
 
 
 def _within(destination: IPNetwork, subnets: Collection[IPNetwork]) -> bool:

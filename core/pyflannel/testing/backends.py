@@ -47,6 +47,7 @@ from pyflannel.kernel.model import (
     Link,
     Neighbour,
     Route,
+    Rule,
     Sysctl,
     WireguardPeer,
 )
@@ -55,6 +56,7 @@ from pyflannel.lab import Node as LabNode
 from pyflannel.lab.daemon import pyflannel_command
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON
+from pyflannel.planning.guard import about_the_overlay
 from pyflannel.small.interpreter import module_command
 from pyflannel.testing._calls import once
 from pyflannel.testing._planner import Planner
@@ -445,6 +447,8 @@ def _check_object(
         assert own or item.path in NODE_WIDE | extra_sysctls, f"{item}: not a parameter of a link of ours"
     elif isinstance(item, Route):
         _check_route(item, node, peer, links)
+    elif isinstance(item, Rule):
+        _check_rule(item, node, peer, links)
     else:
         assert item.link in links, f"{item}: {item.link} is not a link of this plan"
     if isinstance(item, Address):
@@ -510,6 +514,15 @@ def _check_route(route: Route, node: Node, peer: Lease | None, links: Iterable[s
         assert route.onlink or node.underlay.is_onlink(route.gateway), f"{route}: the gateway is not on the link"  # type: ignore[arg-type]
     elif route.link is not None:
         assert route.link in links, f"{route}: {route.link} is neither ours nor the underlay's"
+
+
+def _check_rule(rule: Rule, node: Node, peer: Lease | None, links: Iterable[str]) -> None:
+    assert rule.version in node.network.versions, f"{rule}: the network has no IPv{rule.version}"
+    ranges = [family.network for version in node.network.versions if (family := node.network.family(version))]
+    assert about_the_overlay(rule, ranges if peer is None else peer.subnets.each, set(links)), (
+        f"{rule}: selects more than what is the {'overlay' if peer is None else 'peer'}'s; say where from or to, or by "
+        "which link of ours, or look up a table of your own"
+    )
 
 
 class _Console:
@@ -648,11 +661,12 @@ _STATE: Final = (
     "ip -j -6 route show table all",
     "ip -j -4 rule show",
     "ip -j -6 rule show",
+    "tc -j qdisc show",
     "ip -j neigh show nud permanent",
     "bridge -j fdb show",
 )
 _PASSING: Final = frozenset(
-    {"linkinfo", "ifindex", "link_index", "stats64", "txqlen", "preferred_life_time", "expires"}
+    {"linkinfo", "ifindex", "link_index", "stats64", "txqlen", "preferred_life_time", "expires", "refcnt"}
 )
 
 

@@ -18,6 +18,7 @@ from tests import iproute
 
 from pyflannel.errors import KernelError
 from pyflannel.kernel.model import (
+    ROUTE_PROTOCOL,
     Address,
     FdbEntry,
     ForeignInfo,
@@ -27,7 +28,9 @@ from pyflannel.kernel.model import (
     Kind,
     Link,
     Neighbour,
+    Qdisc,
     Route,
+    Rule,
     Sysctl,
     VxlanInfo,
 )
@@ -59,6 +62,10 @@ class World:
         raise NotImplementedError
 
     def append_remote(self, entry: FdbEntry) -> None:
+        raise NotImplementedError
+
+    def rules(self, version: int) -> list[tuple[str, int]]:
+        """Text and protocol number of every rule that somebody added, whoever's it is."""
         raise NotImplementedError
 
     def routes(self, version: int) -> set[tuple[str, str | None, int]]:
@@ -129,6 +136,14 @@ class TwinWorld(World):
     def append_remote(self, entry: FdbEntry) -> None:
         self.twin.append_remote(entry)
 
+    def rules(self, version: int) -> list[tuple[str, int]]:
+        there = ((rule, protocol) for (_, protocol), rule in self.twin.rules.items() if rule.version == version)
+        return sorted((self.said(rule), protocol) for rule, protocol in there)
+
+    @staticmethod
+    def said(rule: Rule) -> str:
+        return f"{rule.priority} {'not ' * rule.inverted}from {rule.source or 'all'} to {rule.destination or 'all'}"
+
     def routes(self, version: int) -> set[tuple[str, str | None, int]]:
         return {
             (str(entry.route.destination), entry.route.link, entry.protocol)
@@ -154,6 +169,9 @@ class NamespaceWorld(World):
     def bridge(self, *words: str) -> str:
         return run("bridge", "-n", self.name, *words)
 
+    def tc(self, *words: str) -> str:
+        return run("tc", "-n", self.name, *words)
+
     def json(self, *words: str) -> Any:
         return iproute.parse(self.ip("-j", "-d", *words))
 
@@ -171,6 +189,10 @@ class NamespaceWorld(World):
             words = ["dst", str(item.remote)] + (["port", str(item.port)] if item.port else [])
             words += ["vni", str(item.vni)] if item.vni is not None else []
             self.bridge("fdb", "replace", item.mac, "dev", item.link, *words, "self", "permanent")
+        elif isinstance(item, Rule):
+            self.ip(f"-{item.version}", "rule", "add", *rule_words(item), "protocol", str(protocol))
+        elif isinstance(item, Qdisc):
+            self.tc("qdisc", "replace", "dev", item.link, "root", "handle", "7:", item.kind, *options(item))
         else:
             assert isinstance(item, Route)
             self.ip(f"-{item.destination.version}", "route", "replace", *route_words(item), "proto", str(protocol))
@@ -203,6 +225,10 @@ class NamespaceWorld(World):
             self.ip("neighbour", "delete", str(item.address), "dev", item.link)
         elif isinstance(item, FdbEntry):
             self.bridge("fdb", "delete", item.mac, "dev", item.link, "self")
+        elif isinstance(item, Rule):
+            self.ip(f"-{item.version}", "rule", "delete", *rule_words(item), "protocol", str(ROUTE_PROTOCOL))
+        elif isinstance(item, Qdisc):
+            self.tc("qdisc", "delete", "dev", item.link, "root")
         else:
             assert isinstance(item, Route)
             self.ip(f"-{item.destination.version}", "route", "delete", *route_words(item))
@@ -220,6 +246,20 @@ class NamespaceWorld(World):
 
     def append_remote(self, entry: FdbEntry) -> None:
         self.bridge("fdb", "append", entry.mac, "dev", entry.link, "dst", str(entry.remote), "self", "permanent")
+
+    def rules(self, version: int) -> list[tuple[str, int]]:
+        def end(row: Any, name: str) -> str:
+            address = row.get(name, "all")
+            return f"{address}/{row.get(f'{name}len', 32 if version == 4 else 128)}" if address != "all" else address
+
+        return sorted(
+            (
+                f"{row['priority']} {'not ' * ('not' in row)}from {end(row, 'src')} to {end(row, 'dst')}",
+                int(row["protocol"]),
+            )
+            for row in self.json("-N", f"-{version}", "rule", "show")
+            if row["protocol"] != "2"
+        )
 
     def routes(self, version: int) -> set[tuple[str, str | None, int]]:
         names = {"static": 4, "kernel": 2, "boot": 3}
@@ -243,6 +283,23 @@ def route_words(route: Route) -> list[str]:
     words += ["table", str(route.table)]
     words += [word for name, value in route.metrics for word in (name, str(value))]
     return [*words, "onlink"] if route.onlink else words
+
+
+def rule_words(rule: Rule) -> list[str]:
+    """What ``ip rule add`` is told."""
+    words = ["not"] if rule.inverted else []
+    words += ["from", str(rule.source or "all"), "to", str(rule.destination or "all")]
+    words += ["fwmark", f"{rule.mark}/{rule.mask}"] if rule.mark is not None else []
+    words += ["iif", rule.iif] if rule.iif else []
+    words += ["oif", rule.oif] if rule.oif else []
+    words += ["priority", str(rule.priority)]
+    words += ["table", str(rule.table)] if rule.action == "lookup" else [rule.action]
+    length = rule.suppress_prefixlength
+    return words + (["suppress_prefixlength", str(length)] if length is not None else [])
+
+
+def options(item: Qdisc) -> list[str]:
+    return [word for name, value in item.options for word in (name, str(value))]
 
 
 def run(*command: str) -> str:

@@ -19,8 +19,11 @@ from pyflannel.kernel.model import (
     GenericInfo,
     IpEncapsulation,
     Link,
+    MplsEncapsulation,
     Neighbour,
+    Qdisc,
     Route,
+    Rule,
     Seg6Encapsulation,
     Sysctl,
     TunInfo,
@@ -69,6 +72,15 @@ GOOD: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "tunnel": (IpEncapsulation, {"destination": ADDRESS, "id": 1, "source": ADDRESS, "ttl": 64, "tos": 1, "key": True}),
     "tunnel6": (IpEncapsulation, {"destination": ADDRESS6, "source": ADDRESS6}),
+    "labels": (MplsEncapsulation, {"labels": (16, (1 << 20) - 1), "ttl": 64}),
+    "rule": (
+        Rule,
+        {"version": 4, "priority": 100, "source": NETWORK, "destination": NETWORK, "iif": "eth0", "oif": "lo"}
+        | {"mark": 1, "mask": 255, "inverted": True, "table": 1000, "suppress_prefixlength": 0},
+    ),
+    "unmarked": (Rule, {"version": 6, "priority": (1 << 32) - 1, "source": NETWORK6, "action": "prohibit"}),
+    "qdisc": (Qdisc, {"link": "flannel.1", "kind": "fq_codel", "options": (("limit", 100), ("ecn", 0))}),
+    "noqueue": (Qdisc, {"link": "flannel.1", "kind": "noqueue"}),
     "segments": (Seg6Encapsulation, {"segments": (ADDRESS6,), "inline": True}),
 }
 
@@ -120,6 +132,30 @@ BAD: dict[tuple[str, str], list[Any]] = {
     ("tunnel", "key"): [None, 1],
     ("segments", "segments"): [None, (), [ADDRESS6], (ADDRESS,), ("fd00::1",), (ADDRESS6,) * 127, NOT_ADDRESSES[-1:]],
     ("segments", "inline"): [None, 1],
+    ("labels", "labels"): [None, (), [16], (16.0,), ("16",), (True,), (3,), (-1,), (1 << 20,), (16,) * 31],
+    ("labels", "ttl"): [-1, 256, "64", None],
+    ("rule", "version"): [None, 5, "4", 4.0, True],
+    ("rule", "priority"): [None, 0, -1, 1 << 32, "100", True],
+    ("rule", "source"): [ADDRESS, INTERFACE, "10.5.2.0/24", NETWORK6],
+    ("unmarked", "destination"): [NETWORK, ADDRESS6],
+    ("rule", "iif"): [None, 7, b"eth0", "x" * 16, "a/b", "a b"],
+    ("rule", "oif"): [None, 7, ".."],
+    ("rule", "mark"): NOT_U32,
+    ("rule", "mask"): [None, 0, *NOT_U32],
+    ("unmarked", "mask"): [255],
+    ("rule", "inverted"): [None, 1],
+    ("rule", "action"): [None, 1, "goto", "nop", "Lookup"],
+    ("rule", "table"): [None, 0, 255, -1, 1 << 32, "main", True],
+    ("unmarked", "table"): [254, None, False],
+    ("rule", "suppress_prefixlength"): [-1, 33, "0", True],
+    ("unmarked", "suppress_prefixlength"): [0],
+    ("qdisc", "link"): TEXTS,
+    ("qdisc", "kind"): [*TEXTS, "x" * 16, "f q", "fä"],
+    ("qdisc", "options"): [
+        *[None, [], {"limit": 1}, "limit", ("limit", 1), (("limit",),), (("rate", 1),), (("ecn", 0), ("ecn", 0))],
+        *[(("limit", value),) for value in (-1, 1 << 32, "100", 1.0, True, None)],
+    ],
+    ("noqueue", "options"): [(("limit", 100),)],
     ("route", "type"): [None, 0, "nat", "Unicast", "blackhole", "throw"],
     ("prohibit", "type"): ["unicast", "local", b"blackhole"],
     ("route", "table"): [None, 0, 255, -1, 1 << 32, "main", 254.0, True],
@@ -185,6 +221,17 @@ def test_what_is_said_in_two_ways_is_one_value() -> None:
     assert make("blackhole", type="blackhole") == make("blackhole")
     several = (("mtu", 1400), ("advmss", 1360))
     assert make("route", metrics=several) == make("route", metrics=several[::-1])
+
+
+def test_a_rule_about_all_addresses_names_none() -> None:
+    for name, network in (("rule", "0.0.0.0/0"), ("unmarked", "::/0")):
+        assert make(name, source=ip_network(network)) == make(name, source=None)
+
+
+def test_a_rule_turned_round_is_the_same_one_to_the_kernel() -> None:
+    assert make("rule").key == make("rule", inverted=False).key
+    others = {"source": None, "priority": 7, "iif": "", "mark": 2, "mask": 1, "table": 7, "suppress_prefixlength": None}
+    assert not [name for name, value in others.items() if make("rule", **{name: value}).key == make("rule").key]
 
 
 def test_a_route_in_another_table_is_another_one() -> None:

@@ -24,7 +24,9 @@ from pyflannel.kernel.model import (
     Kind,
     Link,
     Neighbour,
+    Qdisc,
     Route,
+    Rule,
     Sysctl,
     VxlanInfo,
 )
@@ -39,6 +41,9 @@ OWN: tuple[KernelObject, ...] = (
     Address(DEVICE, IPv4Interface("10.5.1.0/32")),
     Sysctl("net/ipv4/ip_forward", "1"),
     Sysctl("net/ipv6/conf/flannel.1/accept_ra", "0", optional=True),
+    Rule(4, 100, IPv4Network("10.5.0.0/16"), table=4711),
+    Rule(6, 100, mark=7, inverted=True, table=4711),
+    (QDISC := Qdisc(DEVICE, "pfifo", (("limit", 100),))),
 )
 
 
@@ -94,7 +99,7 @@ class World:
             self.now = max(self.now, self.tracker.retry_at or 0)
 
     def kernel(self) -> dict[Key, KernelObject]:
-        return self.twin.dump(Scope(frozenset({DEVICE}), frozenset({"net/ipv4/ip_forward"})))
+        return self.twin.dump(Scope(frozenset({DEVICE}), frozenset({"net/ipv4/ip_forward"}), qdiscs={DEVICE: QDISC}))
 
 
 @pytest.fixture

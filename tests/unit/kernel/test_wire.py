@@ -20,6 +20,7 @@ from pyflannel.kernel.model import (
     FdbEntry,
     ForeignEncapsulation,
     IpEncapsulation,
+    MplsEncapsulation,
     Neighbour,
     Route,
     Seg6Encapsulation,
@@ -39,6 +40,11 @@ tunnels: st.SearchStrategy[IpEncapsulation] = st.sampled_from([ipv4, ipv6]).flat
     )
 )
 segments = st.lists(ipv6, min_size=1, max_size=5).map(tuple)
+labelled = st.builds(
+    MplsEncapsulation,
+    st.lists(st.integers(0, 2**20 - 1).filter(lambda label: label != 3), min_size=1, max_size=5).map(tuple),
+    u8,
+)
 metrics = st.dictionaries(st.sampled_from(sorted(ROUTE_METRICS)), st.just(1) | st.just(0)).map(
     lambda most: tuple((name, 1 if least else ROUTE_METRICS[name][1]) for name, least in most.items())
 )
@@ -55,7 +61,7 @@ def routes(draw: st.DrawFn) -> Route:
     address: st.SearchStrategy[Any] = ipv4 if version == 4 else ipv6
     blackhole = draw(st.booleans())
     inline = st.just(False) if version == 4 else st.booleans()
-    encapsulation = st.none() | tunnels | st.builds(Seg6Encapsulation, segments, inline)
+    encapsulation = st.none() | tunnels | st.builds(Seg6Encapsulation, segments, inline) | labelled
     return Route(
         network((number, length)),
         None if blackhole else "eth0",
@@ -110,7 +116,7 @@ def test_routes_as_pyroute2_reads_them(route: Route, index: int) -> None:
     }
     assert said == dict(route.metrics)
     assert attrs.get("RTA_ENCAP_TYPE") == (
-        route.encapsulation and {"ip": 2, "ip6": 4, "seg6": 5}[route.encapsulation.kind]
+        route.encapsulation and {"mpls": 1, "ip": 2, "ip6": 4, "seg6": 5}[route.encapsulation.kind]
     )
     assert bool(fields["flags"] & 4) == route.onlink
     assert ip_address(attrs["RTA_DST"]) == route.destination.network_address
@@ -144,6 +150,9 @@ def test_a_route_is_deleted_by_what_tells_it_from_others() -> None:
         (1, b""),
         (77, b""),
         (2, b""),
+        (1, wire.attribute(1, bytes(4))),
+        (1, wire.attribute(1, b"\0\x01\x03\0")),
+        (1, wire.attribute(1, b"\0\x01\x01")),
         (2, wire.attribute(2, bytes(4)) + wire.attribute(6, b"\0\x08")),
         (2, wire.attribute(2, bytes(4)) + wire.attribute(8, bytes(4))),
         (5, b""),
@@ -151,7 +160,20 @@ def test_a_route_is_deleted_by_what_tells_it_from_others() -> None:
         (5, wire.attribute(1, wire._SEGMENT_HEADER.pack(1, 0, 2, 4, 0, 9, 0, 0, 0) + bytes(16))),
         (5, wire.attribute(1, wire._SEGMENT_HEADER.pack(0, 0, 2, 4, 0, 0, 0, 0, 0) + bytes(16))),
     ],
-    ids=["mpls", "unknown", "no end", "a flag", "options", "empty", "another mode", "too short", "no segment"],
+    ids=[
+        "mpls",
+        "unknown",
+        "no end",
+        "no last label",
+        "a traffic class",
+        "half a label",
+        "a flag",
+        "options",
+        "empty",
+        "another mode",
+        "too short",
+        "no segment",
+    ],
 )
 def test_an_encapsulation_that_we_do_not_write_is_somebody_s(kind: int, nested: bytes) -> None:
     plain = wire.encode_route(wire.RTM_NEWROUTE, Route(IPv4Network("10.0.0.0/24"), "eth0"), 3)

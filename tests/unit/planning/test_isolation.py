@@ -20,7 +20,9 @@ from pyflannel.backend import (
     NetworkConfig,
     Node,
     Published,
+    Qdisc,
     Route,
+    Rule,
     Subnets,
     Sysctl,
     TunInfo,
@@ -28,7 +30,7 @@ from pyflannel.backend import (
     WireguardPeer,
 )
 from pyflannel.errors import PluginError
-from pyflannel.planning.guard import Publisher, checked_mtu
+from pyflannel.planning.guard import Publisher, checked_mtu, examined
 from pyflannel.planning.overlay import Overlay
 
 PATIENCE = 60.0
@@ -113,8 +115,33 @@ NONSENSE: dict[str, tuple[Any, str]] = {
     "another peer's subnet": ([Route(ip_network("10.5.3.0/24"), "eth0", GATEWAY)], "leads beyond 10.5.2.0/24"),
     "more than its subnet": ([Route(ip_network("10.5.2.0/23"), "eth0", GATEWAY)], "leads beyond 10.5.2.0/24"),
     "the other family": ([Route(ip_network("::/0"), "eth0")], "leads beyond 10.5.2.0/24"),
+    "a rule about everything": ([Rule(4, 100, action="blackhole")], "about more than the overlay"),
+    "a rule about the main table": ([Rule(4, 100, table=254)], "about more than the overlay"),
+    "a rule about all but its subnet": (
+        [Rule(4, 100, ip_network("10.5.2.0/24"), inverted=True, action="prohibit")],
+        "about more than the overlay",
+    ),
+    "a rule about another peer": (
+        [Rule(4, 100, ip_network("10.5.3.0/24"), action="prohibit")],
+        "about more than the overlay",
+    ),
+    "a rule about somebody's link": ([Rule(4, 100, iif="eth0", action="prohibit")], "about more than the overlay"),
+    "a qdisc of the underlay's": ([Qdisc("eth0", "noqueue")], "on a link that is not its own"),
     "through somebody's link": ([Route(ip_network("10.5.2.0/24"), "tun9")], "on a link that is not its own"),
 }
+
+
+def test_rules_about_the_overlay_are_taken() -> None:
+    subnet = ip_network("10.5.2.0/24")
+    rules = [
+        Rule(4, 100, subnet, table=254),
+        Rule(4, 100, None, subnet, action="unreachable"),
+        Rule(4, 100, iif="mine0", action="prohibit"),
+        Rule(4, 100, table=4711),
+        Rule(4, 100, mark=7, inverted=True, table=4711),
+    ]
+    link = Link("mine0", TunInfo(), 1400)
+    assert examined("good", (link, *rules), NODE, [subnet]) == (link, *rules)
 
 
 @pytest.mark.parametrize(("plan", "reason"), NONSENSE.values(), ids=NONSENSE.keys())
@@ -163,6 +190,7 @@ def test_nonsense_for_the_node_is_an_error_and_nothing_is_planned(plan: Any, rea
             return self.plan_peer(node, Lease(Subnets(IPv4Network("10.5.2.0/24")), None))  # type: ignore[arg-type]
 
     inside = "leads beyond 10.5.2.0/24" in reason and plan[0].destination.version == 4 and plan[0].destination.prefixlen
+    inside = inside or plan == NONSENSE["a rule about another peer"][0]
     if inside:
         assert Overlay(Worse(plan), NODE).own_objects, "the whole network is the node's to route"
         return
