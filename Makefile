@@ -3,7 +3,7 @@
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-plugins test-kernels test-kernels-all test-kubernetes test-change simulate planted lint docs wheel release deb bench bench-peers clean
+.PHONY: help demo test test-plugins test-kernels test-kernels-all test-kubernetes test-change simulate planted chaos lint docs wheel release deb bench bench-peers clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ simulate: ## whole clusters in one process, one history for each of SEEDS (defau
 planted: ## the bugs planted into daemons, and in how many simulated histories each is found
 	@tools/bootstrap test
 	@$(VENV)/python -m tests.unit.testing.simulation.table
+
+chaos: ## 12 real nodes on real etcd, Consul and files, random faults, a page about it (minutes; --minutes and others: OPTIONS)
+	@tools/bootstrap chaos
+	@$(VENV)/python -m tests.chaos --report .tox/chaos $(OPTIONS)
 
 test-change: ## a running network from every backend to every other one, on every store, daemons killed (minutes)
 	@tools/bootstrap test
