@@ -1540,11 +1540,9 @@ class LeaseMachine:
     def _look_for_twin(self, change: Change) -> None:
         """Another machine with our node id may come at the same time, or go."""
         record = change.record
-        if record is None:
-            if change.key == self._twin_key:
-                self._note_twin(None)
-            return
-        if self._options.node_id not in record.value:  # reading all takes as long as all the rest
+        if change.key == self._twin_key:
+            self._note_twin(None)  # it may have an id of its own by now
+        if record is None or self._options.node_id not in record.value:  # reading all takes as long as all the rest
             return
         lease = _readable(record)
         if lease is not None and self._myself.is_twins(lease.attributes):

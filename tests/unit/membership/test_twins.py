@@ -231,3 +231,15 @@ def test_two_that_come_at_once_each_have_a_subnet_and_say_so() -> None:
     again.machine.stop(again.now)
     first.until(lambda: not first.state.twin, 70)
     assert first.joined.lease.key == keys[0]
+
+
+def test_a_twin_that_is_given_an_id_of_its_own_is_none_any_more() -> None:
+    """Its lease is then written anew, under the same key."""
+    first = original()
+    twin = {"PublicIP": "192.0.2.9", "NodeID": "n", "Machine": COPY.to_document()}
+    first.store.put("10.5.200.0-24", json.dumps(twin))
+    first.run(1)
+    assert "10.5.200.0-24" in first.state.twin
+    first.store.put("10.5.200.0-24", json.dumps({**twin, "NodeID": "m"}))
+    first.run(1)
+    assert first.state.twin == ""
