@@ -45,13 +45,16 @@ from pyflannel.backend import (
 OVERHEAD: Final = {4: 50, 6: 70}
 """Bytes that VXLAN adds: outer IP header, UDP (8), VXLAN (8) and the inner Ethernet header (14); RFC 7348, 5."""
 
+PORT: Final = 8472
+"""The kernel's own (``vxlan.rst``), and so flannel's: older than the one that was registered, 4789."""
+
 
 @dataclass(frozen=True, slots=True)
 class VxlanOptions:
     """The keys of ``Backend`` in the network document."""
 
     vni: int = option("VNI", 1, "VXLAN network identifier", minimum=0, maximum=0xFFFFFF)
-    port: int = option("Port", 8472, "UDP port of the encapsulated packets; 0: the kernel's", minimum=0, maximum=65535)
+    port: int = option("Port", PORT, "UDP port of the encapsulated packets; 0: the usual one", minimum=0, maximum=65535)
     gbp: bool = option("GBP", False, "carry VXLAN group-based policy marks")
     learning: bool = option("Learning", False, "let the device learn MAC addresses from traffic", local=True)
     direct_routing: bool = option("DirectRouting", False, "route to peers on the same link without encapsulation")
@@ -63,6 +66,10 @@ class VxlanOptions:
         maximum=65535,
         local=True,
     )
+
+    def __post_init__(self) -> None:
+        if self.port == 0:  # flanneld lets the kernel choose then, which keeps and reports its own
+            object.__setattr__(self, "port", PORT)
 
 
 class VxlanBackend(Backend[VxlanOptions]):

@@ -164,3 +164,10 @@ def test_ipv6_alone_makes_one_device() -> None:
     links = [item for item in VxlanBackend(VxlanOptions()).plan_node(node) if isinstance(item, Link)]
     assert [link.name for link in links] == ["flannel-v6.1"]
     assert links[0].mtu == 1430
+
+
+def test_port_0_is_the_kernels_own() -> None:
+    """What it is asked for is what it reports, or the device would never be as it should."""
+    options, _ = parse_options(VxlanBackend.Options, {"Port": 0})
+    assert options == VxlanBackend.Options()
+    assert options.port == 8472
