@@ -24,6 +24,8 @@ Needs root, or user namespaces.
 from __future__ import annotations
 
 import argparse
+import compileall
+import importlib
 import json
 import os
 import socket
@@ -131,6 +133,13 @@ def show(port: str) -> None:
             answer.read()
         took[name] = time.perf_counter() - begin
     print(json.dumps(took))
+
+
+def compile_modules() -> None:
+    """As an installed package is: where Python may write no bytecode, each start would compile all modules."""
+    for name in ("pyflannel", "pyflannel_backends", "pyflannel_stores"):
+        for folder in importlib.import_module(name).__path__:
+            compileall.compile_dir(folder, quiet=2)
 
 
 def _store(url: str) -> Any:
@@ -284,6 +293,7 @@ def main() -> None:
             "show": lambda: show(words[0]),
         }[part]()
         return
+    compile_modules()
     if arguments.outage and arguments.store == "file":
         parser.error("a file store has no server that could fail")
     with Lab(nodes=1, containers=0) as lab:

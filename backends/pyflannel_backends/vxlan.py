@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import ip_interface
+from ipaddress import IPv4Network, IPv6Network, ip_interface
 from typing import Final
 
 from pyflannel.backend import (
@@ -24,7 +24,6 @@ from pyflannel.backend import (
     Capabilities,
     DesiredState,
     FdbEntry,
-    IPNetwork,
     KernelObject,
     Lease,
     Link,
@@ -90,7 +89,10 @@ class VxlanBackend(Backend[VxlanOptions]):
 
     def mac(self, node: Node, version: int) -> str:
         """The MAC address of this node's VTEP: locally administered, unicast (IEEE 802)."""
-        return _own_mac(node.node_id, self.device(version), node.subnets.of(version))
+        subnet = node.subnets.of(version)
+        if subnet is None:
+            return stable_mac(f"pyflannel vtep {node.node_id} {self.device(version)} None")
+        return _own_mac(node.node_id, self.device(version), version, int(subnet.network_address), subnet.prefixlen)
 
     def mtu(self, underlay: Underlay) -> int:
         """Of the device that a container's packets meet first: IPv4's where there is one."""
@@ -136,31 +138,38 @@ class VxlanBackend(Backend[VxlanOptions]):
 
     def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
         """Route, neighbour and FDB entry, or one direct route."""
-        return DesiredState(item for version in node.network.versions for item in self._peer(node, peer, version))
+        objects: list[KernelObject] = []
+        for version in node.network.versions:
+            objects += self._peer(node, peer, version)
+        return DesiredState(objects)
 
-    def _peer(self, node: Node, peer: Lease, version: int) -> Iterator[KernelObject]:
+    def _peer(self, node: Node, peer: Lease, version: int) -> tuple[KernelObject, ...]:
         subnet, remote = peer.subnets.of(version), peer.attributes.public(version)
         if subnet is None or remote is None:
-            return
+            return ()
         mac = self._vtep_mac(node, peer, version)
         if self.options.direct_routing and node.underlay.is_onlink(remote):
-            yield route_via_underlay(node, subnet, remote)
-            return
-        device = self.device(version)
-        yield Neighbour(device, subnet.network_address, mac)
-        yield FdbEntry(device, mac, remote)
-        yield Route(subnet, device, subnet.network_address, onlink=True)
+            return (route_via_underlay(node, subnet, remote),)
+        device, gateway = self.device(version), subnet.network_address
+        return (
+            Neighbour(device, gateway, mac),
+            FdbEntry(device, mac, remote),
+            Route(subnet, device, gateway, onlink=True),
+        )
 
     def _vtep_mac(self, node: Node, peer: Lease, version: int) -> str:
         key, data = ("BackendData" if version == 4 else "BackendV6Data"), peer.attributes.data(version)
         if not isinstance(data, dict):
             raise PeerRejected(f"{key} is {data!r}, expected an object with VtepMAC")
-        fields = {str(name).lower(): value for name, value in data.items()}
-        mac, vni = fields.get("vtepmac"), fields.get("vni", self.options.vni)
+        if len(data) == 2 and "VtepMAC" in data and "VNI" in data:  # thousands of peers say it so
+            mac, vni = data["VtepMAC"], data["VNI"]
+        else:
+            fields = {str(name).lower(): value for name, value in data.items()}
+            mac, vni = fields.get("vtepmac"), fields.get("vni", self.options.vni)
         if not isinstance(mac, str) or not _MAC.fullmatch(mac):
             raise PeerRejected(f"{key}.VtepMAC is {mac!r}, expected xx:xx:xx:xx:xx:xx")
         mac = mac.lower()
-        if int(mac[:2], 16) & 1 or mac == "00:00:00:00:00:00":
+        if mac[1] in _GROUP or mac == "00:00:00:00:00:00":
             raise PeerRejected(f"{key}.VtepMAC {mac} is not a unicast address")
         if mac == self.mac(node, version):
             raise PeerRejected(f"{key}.VtepMAC {mac} is this node's own")
@@ -175,8 +184,12 @@ def _device(vni: int, version: int) -> str:
 
 
 @lru_cache(maxsize=16)  # this, too
-def _own_mac(node_id: str, device: str, subnet: IPNetwork | None) -> str:
+def _own_mac(node_id: str, device: str, version: int, number: int, length: int) -> str:
+    subnet = (IPv4Network if version == 4 else IPv6Network)((number, length))
     return stable_mac(f"pyflannel vtep {node_id} {device} {subnet}")
 
+
+_GROUP: Final = frozenset("13579bdf")
+"""What the second digit of a group's address is."""
 
 _MAC = re.compile("[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}")

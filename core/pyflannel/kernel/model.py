@@ -58,6 +58,7 @@ __all__ = [
     "VxlanInfo",
     "WireguardDevice",
     "WireguardPeer",
+    "neighbour_key",
     "route_key",
 ]
 
@@ -240,7 +241,32 @@ class Kind(IntEnum):
 
 
 Key: TypeAlias = tuple[Kind, object, object]
-"""``(kind, ...)``: hashable, comparable only for equality."""
+"""``(kind, ...)``: hashable, comparable only for equality.
+
+Those of routes and neighbours hold numbers in place of addresses, whose hash is computed in Python each time: a start
+looks up every key some twenty times.
+"""
+
+
+def _number(address: IPAddress) -> int:
+    """An address as a number of its own among those of both families."""
+    number = int(address)
+    return number if address.version == 4 else number | _IPV6
+
+
+_IPV6: Final = 1 << 128
+"""Beyond all addresses."""
+
+
+def neighbour_key(link: str, address: IPAddress) -> Key:
+    """The key of a neighbour."""
+    return (Kind.NEIGHBOUR, link, _number(address))
+
+
+def route_key(destination: IPNetwork, metric: int, table: int) -> Key:
+    """The key of a route; ``metric`` is the one that the kernel stores."""
+    number = _number(destination.network_address) << 8 | destination.prefixlen
+    return (Kind.ROUTE, number, metric if table == MAIN_TABLE else (metric, table))
 
 
 @dataclass(frozen=True, slots=True)
@@ -476,7 +502,7 @@ class Neighbour:
     @property
     def key(self) -> Key:
         """By link and address."""
-        return (Kind.NEIGHBOUR, self.link, self.address)
+        return neighbour_key(self.link, self.address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -864,11 +890,6 @@ class Route:
 
 _PLAIN: Final = ("", MAIN_TABLE, (), None)
 """Type, table, metrics and encapsulation of most routes."""
-
-
-def route_key(destination: IPNetwork, metric: int, table: int) -> Key:
-    """The key of a route; ``metric`` is the one that the kernel stores."""
-    return (Kind.ROUTE, destination, metric if table == MAIN_TABLE else (metric, table))
 
 
 def _check_table(item: Any) -> None:

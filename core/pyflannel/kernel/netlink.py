@@ -71,6 +71,8 @@ from pyflannel.kernel.model import (
     Sysctl,
     TunInfo,
     VxlanInfo,
+    WireguardDevice,
+    WireguardPeer,
     route_key,
 )
 from pyflannel.kernel.netns import call_in
@@ -130,6 +132,17 @@ _SILENT_PERIOD = 1.0
 _MAC_LENGTH = len("xx:xx:xx:xx:xx:xx")
 _IP_LENGTHS = (len("xx:xx:xx:xx"), len(":".join(["xx"] * 16)))
 """Of the link-layer addresses that are IPv4 or IPv6 ones, as text."""
+
+_KINDS: Final[Mapping[type, Kind]] = {
+    Link: Kind.LINK,
+    Sysctl: Kind.SYSCTL,
+    Address: Kind.ADDRESS,
+    Neighbour: Kind.NEIGHBOUR,
+    FdbEntry: Kind.FDB,
+    WireguardDevice: Kind.WIREGUARD,
+    WireguardPeer: Kind.WIREGUARD_PEER,
+    Route: Kind.ROUTE,
+}
 
 _ETHERNET_MTU = 1500
 _NO_MAC = "00:00:00:00:00:00"
@@ -201,6 +214,7 @@ class NetlinkPort(KernelPort):
             qdiscs.RTM_DELQDISC: self._hear_qdisc,
         }
         self._request, self._notified = self._inside(lambda: (RequestSocket(), NotificationSocket(_GROUPS)))
+        self._notified.ignore(self._request.port_id, _ECHOED)
         self._wireguard = Wireguard(lambda: self._inside(lambda: RequestSocket(NETLINK_GENERIC)))
         self._wakeup = Wake()
         self._epoll = select.epoll()
@@ -606,7 +620,11 @@ class NetlinkPort(KernelPort):
         deleted: dict[Kind, list[Write]] = defaultdict(list)
         put: dict[Kind, list[Write]] = defaultdict(list)
         for write in writes:
-            (deleted if write.new is None else put)[write.key[0]].append(write)
+            item = write.new
+            if item is not None:
+                put[_KINDS[type(item)]].append(write)
+            else:
+                deleted[write.key[0]].append(write)
         deleted[Kind.ROUTE], succeeded = apart(deleted[Kind.ROUTE], put[Kind.ROUTE])
         self._put_rules(deleted[Kind.RULE], failures)
         for kind in (Kind.ROUTE, Kind.FDB, Kind.NEIGHBOUR):
@@ -740,8 +758,8 @@ class NetlinkPort(KernelPort):
 
         self._send((self._new_route(write, failures) for write in fresh), failures, unsettled)
         if taken:
-            existing = self._existing_routes([write.key for write in taken])
             routes = [write.new for write in writes if isinstance(write.new, Route)]
+            existing = self._existing_routes([write.new for write in taken if isinstance(write.new, Route)])
             hosts = {(route.destination.network_address, route.link) for route in routes if _is_host(route)}
             self._send((self._replacement(write, existing, hosts, failures) for write in taken), failures)
 
@@ -802,15 +820,16 @@ class NetlinkPort(KernelPort):
             return True
         return (row.link, row.gateway) == (self._table.index(wanted.link), wanted.gateway)
 
-    def _existing_routes(self, keys: Sequence[Key]) -> Mapping[Key, list[RouteRow]]:
-        """The routes under ``keys``, in the kernel's order."""
-        wanted: dict[tuple[int, int], set[Key]] = defaultdict(set)
-        for key in keys:
-            table = key[2][1] if isinstance(key[2], tuple) else wire.RT_TABLE_MAIN
-            wanted[AF_INET if key[1].version == 4 else AF_INET6, table].add(key)  # type: ignore[attr-defined]
+    def _existing_routes(self, routes: Iterable[Route]) -> Mapping[Key, list[RouteRow]]:
+        """The routes that have the keys of ``routes``, in the kernel's order."""
+        wanted: dict[tuple[int, int], dict[Key, bytes]] = defaultdict(dict)
+        for route in routes:
+            destination = route.destination
+            of = (AF_INET if destination.version == 4 else AF_INET6, route.table)
+            wanted[of][route.key] = destination.network_address.packed
         found: dict[Key, list[RouteRow]] = defaultdict(list)
         for (family, table), these in wanted.items():
-            packed = [key[1].network_address.packed for key in these]  # type: ignore[attr-defined]
+            packed = list(these.values())
             answers: Iterable[Answer] = self._request.dump(wire.encode_route_dump(family, table=table), _UNKNOWN)
             if len(packed) <= _FEW and all(map(any, packed)):  # a default route may leave its zeros out
                 answers = _mentioning(packed, answers)

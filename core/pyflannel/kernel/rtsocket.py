@@ -7,9 +7,11 @@ sequence number. Only the last message asks for an acknowledgement, which theref
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -32,6 +34,7 @@ _NETLINK_ADD_MEMBERSHIP = 1
 _NETLINK_CAP_ACK = 10
 _NETLINK_EXT_ACK = 11
 _NETLINK_GET_STRICT_CHK = 12
+_SO_ATTACH_FILTER = 26
 _SO_RCVBUFFORCE = 33
 _NLM_F_CAPPED = 0x100
 _NLM_F_ACK_TLVS = 0x200
@@ -41,6 +44,17 @@ _ERROR = Struct("=i")
 _LENGTH = Struct("=I")
 _FLAGS_AND_SEQUENCE = Struct("=HI")
 _TIMEVAL = Struct("@ll")
+_INSTRUCTION = Struct("=HBBI")
+"""``struct sock_filter`` (linux/filter.h): code, where to jump to if true and if false, operand."""
+
+_PROGRAM = Struct("@HP")
+"""``struct sock_fprog``: how many instructions, and where they are."""
+
+_LOAD_WORD, _LOAD_HALF, _JUMP_EQUAL, _RETURN = 0x20, 0x28, 0x15, 0x06
+"""``BPF_LD | BPF_W | BPF_ABS`` and the like (linux/bpf_common.h)."""
+
+_KIND_AT, _PORT_AT = 4, 12
+"""Where ``struct nlmsghdr`` has a message's type and port id."""
 
 BUFFER: Final = 8 << 20
 """The receive buffer we ask for, in bytes."""
@@ -245,6 +259,26 @@ class NotificationSocket:
         for group in groups:
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
         self.most = _capacity(self._socket)
+
+    def ignore(self, port_id: int, kinds: Collection[int]) -> None:
+        """Have the kernel leave out messages of ``kinds`` whose cause is ``port_id``, where it lets us.
+
+        A start would read three for each peer, to no end. Whoever reads has to be ready for them all the same.
+        """
+        reject = len(kinds) + 1
+        program = [
+            _INSTRUCTION.pack(_LOAD_WORD, 0, 0, _PORT_AT),
+            _INSTRUCTION.pack(_JUMP_EQUAL, 0, reject, socket.ntohl(port_id)),
+            _INSTRUCTION.pack(_LOAD_HALF, 0, 0, _KIND_AT),
+            *(_INSTRUCTION.pack(_JUMP_EQUAL, reject - n, 0, socket.ntohs(kind)) for n, kind in enumerate(kinds, 1)),
+            _INSTRUCTION.pack(_RETURN, 0, 0, 0xFFFFFFFF),
+            _INSTRUCTION.pack(_RETURN, 0, 0, 0),
+        ]
+        text = ctypes.create_string_buffer(b"".join(program))
+        with suppress(OSError):
+            self._socket.setsockopt(
+                socket.SOL_SOCKET, _SO_ATTACH_FILTER, _PROGRAM.pack(len(program), ctypes.addressof(text))
+            )
 
     def fileno(self) -> int:
         """Readable when something was told, or lost."""

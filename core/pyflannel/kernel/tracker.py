@@ -123,27 +123,38 @@ class Tracker:
         Keys under which it agrees with what was desired before don't become dirty.
         """
         before, self._desired = self._desired, desired
+        if not before:
+            self.changed(desired)
+            return
         self.changed(key for key in before if key not in desired)
         self.changed(key for key, item in desired.items() if before.get(key) != item)
 
     def changed(self, keys: Iterable[Key]) -> None:
         """The desired state is another one under ``keys``."""
-        for key in keys:
-            self._failures.pop(key, None)
-            self._drifted.discard(key)
-            self._dirty.add(key)
-            self._stamp(key)
-            if key[0] in _SCOPE:
-                self._resync = True  # the port's scope changes with these
+        keys = set(keys)
+        self._dirty |= keys
+        self._drifted -= keys
+        self._forgive(keys)
+        self._stamp(keys)
+        if not _SCOPE.isdisjoint({key[0] for key in keys}):
+            self._resync = True  # the port's scope changes with these
 
-    def _stamp(self, key: Key) -> None:
-        """Note that an object's state changes now. What the first reconciliation settles has one common stamp."""
+    def _forgive(self, keys: Iterable[Key]) -> None:
+        """Forget what was refused under ``keys``."""
+        if self._failures:
+            for key in keys:
+                self._failures.pop(key, None)
+
+    def _stamp(self, keys: Iterable[Key]) -> None:
+        """Note that objects' states change now. What the first reconciliation settles has one common stamp."""
         if self._settled_at is None:
             return
-        if key in self._desired:
-            self._since[key] = self._clock()
-        else:
-            self._since.pop(key, None)
+        now = self._clock()
+        for key in keys:
+            if key in self._desired:
+                self._since[key] = now
+            else:
+                self._since.pop(key, None)
 
     def watch(self, spaces: tuple[IPNetwork, ...]) -> None:
         """Have the port look at others' routes in these address ranges, from the next dump on."""
@@ -190,24 +201,26 @@ class Tracker:
             self._dirty.add(key)
             if wanted is not None and was == wanted and not _may_lack(wanted):
                 self._drifted.add(key)
-                self._stamp(key)
+                self._stamp((key,))
 
     def _dump(self) -> None:
         self._scope = Scope.of(self._desired.values(), self.spaces)
         found = self.port.dump(self._scope, self._desired)
+        take, actual, dirty = found.pop, self._actual, self._dirty
         here = 0
         for key, wanted in self._desired.items():
-            item, was = found.pop(key, None), self._actual.get(key)
+            item = take(key, None)
             if item is not None:
                 here += 1
-                if item is not wanted or was is not wanted:  # nearly all are as they were
+                if item is not wanted or actual.get(key) is not wanted:  # nearly all are as they were
                     self._see(key, item)
             elif _may_lack(wanted):
                 here += 1
-                self._actual[key] = wanted
+                actual[key] = wanted
             else:
-                self._see(key, None)
-                self._dirty.add(key)
+                if key in actual:
+                    self._see(key, None)
+                dirty.add(key)
         if len(self._actual) > here:  # we had seen others, too
             for key in [key for key in self._actual if key not in self._desired and key not in found]:
                 self._see(key, None)
@@ -284,41 +297,41 @@ class Tracker:
         refused = self._apply(list(writes.values()))
         self._stirred |= {str(key[1]) for key in writes if key[0] in _STIRRING}
         self._fail(refused, now)
-        repaired = []
-        for key, write in writes.items():
-            if key in refused:
-                continue
+        done = {key: write for key, write in writes.items() if key not in refused} if refused else writes
+        for key, write in done.items():
             if write.new is None:
                 self._actual.pop(key, None)
             else:
                 self._actual[key] = write.new
-                self._stamp(key)
-            self._dirty.discard(key)
-            self._failures.pop(key, None)
-            if key in self._drifted:
-                self._drifted.discard(key)
-                repaired.append(write)
-        return Outcome(
-            len(writes) - len(refused), tuple(repaired), refused=len(refused)
-        ), writes.keys() - refused.keys()
+        keys = set(done)
+        self._dirty -= keys
+        self._forgive(keys)
+        self._stamp(keys)
+        repaired = tuple(write for key, write in done.items() if key in self._drifted) if self._drifted else ()
+        self._drifted -= keys
+        return Outcome(len(done), repaired, refused=len(refused)), keys
 
     def _pending_writes(self, now: float, selected: Callable[[Key], bool]) -> Iterator[tuple[Key, Write]]:
-        for key in [key for key in self._dirty if selected(key)]:
+        failures, lacking = self._failures, self._lacking_links()
+        settled = []
+        for key in self._dirty:
+            if not selected(key):
+                continue
             old, new = self._actual.get(key), self._desired.get(key)
-            if old == new:
-                self._dirty.discard(key)
-                self._drifted.discard(key)
-                self._failures.pop(key, None)
-            elif (new is None and (not self.sweep or key[0] in _LASTING)) or self._lacks_link(new):
-                self._failures.pop(key, None)  # it is not refused now, it waits: nothing is due
-            elif (failure := self._failures.get(key)) is None or failure.retry_at <= now:
+            if old is new or (old is not None and old == new):
+                settled.append(key)
+            elif (new is None and (not self.sweep or key[0] in _LASTING)) or _link(new) in lacking:
+                failures.pop(key, None)  # it is not refused now, it waits: nothing is due
+            elif (failure := failures.get(key)) is None or failure.retry_at <= now:
                 yield key, Write(old, new)
+        self._dirty.difference_update(settled)
+        self._drifted.difference_update(settled)
+        self._forgive(settled)
 
-    def _lacks_link(self, item: KernelObject | None) -> bool:
-        """Whether ``item`` has to wait for a link of ours that is not there yet."""
-        name = getattr(item, "link", None)
-        key = (Kind.LINK, name, None)
-        return name is not None and key in self._desired and key not in self._actual
+    def _lacking_links(self) -> frozenset[object]:
+        """The names of links of ours that are not there yet, and that what is on them has to wait for."""
+        desired, actual = self._desired, self._actual
+        return frozenset(key[1] for key in self._dirty if key[0] is Kind.LINK and key in desired and key not in actual)
 
     def _fail(self, refused: Mapping[Key, KernelError], now: float) -> None:
         """Note what was refused. Those that fail together are tried again together."""
@@ -370,4 +383,9 @@ class Tracker:
 
 def _may_lack(item: KernelObject) -> bool:
     """Whether the kernel may do without ``item``; it appears later where its link does."""
-    return isinstance(item, Sysctl) and item.optional
+    return type(item) is Sysctl and item.optional
+
+
+def _link(item: KernelObject | None) -> str | None:
+    """The link that ``item`` is on, if it is on one."""
+    return getattr(item, "link", None)

@@ -164,6 +164,11 @@ _ATTRIBUTE_MAC = Struct("=HH6s2x")
 _ATTRIBUTE_IPV4 = Struct("=HH4s")
 _ATTRIBUTE_IPV6 = Struct("=HH16s")
 
+_PLAIN_ROUTE = Struct("=IHHII 8BI HH4s HH4s HHI HHI")
+_PLAIN_NEIGHBOUR = Struct("=IHHII BxxxiHBB HH4s HH6s2x")
+_PLAIN_FDB = Struct("=IHHII BxxxiHBB HH6s2x HH4s")
+"""Whole messages with their header, of the IPv4 entries that a start writes by the thousand."""
+
 
 def messages(datagram: bytes) -> Iterator[tuple[int, int, int, int, int, int]]:
     """Every message of a datagram: type, flags, sequence number, port id, and where its payload begins and ends."""
@@ -262,6 +267,8 @@ def encode_route(kind: int, route: Route, link: int, flags: int = 0, protocol: i
     :param protocol: when deleting, the protocol number a route must have; ``RTPROT_UNSPEC`` for any.
     """
     destination, gateway = route.destination, route.gateway
+    if type(destination) is IPv4Network and type(gateway) is IPv4Address and link and _is_plain(route):
+        return _encode_plain_route(kind, route, gateway, link, flags, protocol)
     if kind == RTM_DELROUTE:
         scope = _RT_SCOPE_NOWHERE
     elif gateway is None and link and destination.version == 4:
@@ -280,10 +287,8 @@ def encode_route(kind: int, route: Route, link: int, flags: int = 0, protocol: i
         _RTNH_F_ONLINK if route.onlink else 0,
     ) + _address_attribute(_RTA_DST, destination.network_address)
     if gateway is not None:
-        if gateway.version == destination.version:
-            body += _address_attribute(_RTA_GATEWAY, gateway)
-        else:
-            body += _via_attribute(gateway)
+        same = gateway.version == destination.version
+        body += _address_attribute(_RTA_GATEWAY, gateway) if same else _via_attribute(gateway)
     if link:
         body += _ATTRIBUTE_U32.pack(8, _RTA_OIF, link)
     if route.metric is not None:
@@ -295,6 +300,50 @@ def encode_route(kind: int, route: Route, link: int, flags: int = 0, protocol: i
     if kind == RTM_NEWROUTE:  # a deletion needs no more than what tells it from others
         body += _properties(route)
     return message(kind, flags, body)
+
+
+def _encode_plain_route(kind: int, route: Route, gateway: IPv4Address, link: int, flags: int, protocol: int) -> bytes:
+    """The same bytes, for what most routes are."""
+    return _PLAIN_ROUTE.pack(
+        _PLAIN_ROUTE.size,
+        kind,
+        flags | NLM_F_REQUEST,
+        0,
+        0,
+        AF_INET,
+        route.destination.prefixlen,
+        0,
+        0,
+        RT_TABLE_MAIN,
+        protocol,
+        _RT_SCOPE_NOWHERE if kind == RTM_DELROUTE else _RT_SCOPE_UNIVERSE,
+        RTN_UNICAST,
+        _RTNH_F_ONLINK if route.onlink else 0,
+        8,
+        _RTA_DST,
+        route.destination.network_address.packed,
+        8,
+        _RTA_GATEWAY,
+        gateway.packed,
+        8,
+        _RTA_OIF,
+        link,
+        8,
+        _RTA_PRIORITY,
+        route.metric,
+    )
+
+
+def _is_plain(route: Route) -> bool:
+    """Whether a route with a link and a gateway has a metric, and nothing else: as thousands of ours do."""
+    return (
+        route.metric is not None
+        and route.source is None
+        and route.table == RT_TABLE_MAIN
+        and not route.type
+        and not route.metrics
+        and route.encapsulation is None
+    )
 
 
 def _properties(route: Route) -> bytes:
@@ -503,6 +552,26 @@ def _mac_attribute(mac: str) -> bytes:
 
 def encode_neighbour(kind: int, neighbour: Neighbour, link: int, flags: int = 0) -> bytes:
     """``RTM_NEWNEIGH`` or ``RTM_DELNEIGH`` for the ARP or NDP table, state permanent."""
+    address, mac = neighbour.address, neighbour.mac
+    if type(address) is IPv4Address and type(mac) is str and kind == RTM_NEWNEIGH:
+        return _PLAIN_NEIGHBOUR.pack(
+            _PLAIN_NEIGHBOUR.size,
+            kind,
+            flags | NLM_F_REQUEST,
+            0,
+            0,
+            AF_INET,
+            link,
+            NUD_PERMANENT,
+            0,
+            0,
+            8,
+            _NDA_DST,
+            address.packed,
+            10,
+            _NDA_LLADDR,
+            bytes.fromhex(mac.replace(":", "")),
+        )
     family = AF_INET if neighbour.address.version == 4 else AF_INET6
     body = _NEIGHBOUR.pack(family, link, NUD_PERMANENT, 0, 0) + _address_attribute(_NDA_DST, neighbour.address)
     if kind == RTM_NEWNEIGH:
@@ -519,6 +588,26 @@ def encode_fdb(kind: int, entry: FdbEntry, link: int, flags: int = 0, *, every_r
 
     :param every_remote: when deleting, the whole entry and not only its way to ``entry.remote``.
     """
+    remote = entry.remote
+    if type(remote) is IPv4Address and entry.port is None and entry.vni is None and not every_remote:
+        return _PLAIN_FDB.pack(
+            _PLAIN_FDB.size,
+            kind,
+            flags | NLM_F_REQUEST,
+            0,
+            0,
+            AF_BRIDGE,
+            link,
+            NUD_PERMANENT | NUD_NOARP,
+            NTF_SELF,
+            0,
+            10,
+            _NDA_LLADDR,
+            bytes.fromhex(entry.mac.replace(":", "")),
+            8,
+            _NDA_DST,
+            remote.packed,
+        )
     body = _NEIGHBOUR.pack(AF_BRIDGE, link, NUD_PERMANENT | NUD_NOARP, NTF_SELF, 0) + _mac_attribute(entry.mac)
     if not every_remote:
         body += _address_attribute(_NDA_DST, entry.remote)

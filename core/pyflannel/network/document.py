@@ -136,7 +136,9 @@ class NetworkConfig:
         """``subnets`` without the families that this network does not use; all of them if it uses none."""
         ipv4 = subnets.ipv4 if self.ipv4 is not None else None
         ipv6 = subnets.ipv6 if self.ipv6 is not None else None
-        return Subnets(ipv4, ipv6) if ipv4 or ipv6 else subnets
+        if (ipv4 is None and ipv6 is None) or (ipv4 is subnets.ipv4 and ipv6 is subnets.ipv6):
+            return subnets
+        return Subnets(ipv4, ipv6)
 
     def fits(self, subnets: Subnets) -> bool:
         """Whether a node of this network could hold ``subnets``: the right families, lengths and bounds."""

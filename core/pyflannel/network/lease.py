@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, NetmaskValueError
-from socket import AF_INET, inet_pton
+from socket import AF_INET, inet_ntop, inet_pton
 from typing import Any, Final, TypeAlias
 
 from pyflannel.errors import MalformedError
@@ -65,7 +65,12 @@ class Subnets:
     @property
     def key(self) -> str:
         """The lease's key in a store, as flannel writes it."""
-        return "&".join(f"{subnet.network_address}-{subnet.prefixlen}" for subnet in self.each)
+        ipv4, ipv6 = self.ipv4, self.ipv6
+        first = "" if ipv4 is None else f"{inet_ntop(AF_INET, ipv4.network_address.packed)}-{ipv4.prefixlen}"
+        if ipv6 is None:
+            return first  # nearly always: thousands of leases come by here
+        second = f"{ipv6.network_address}-{ipv6.prefixlen}"
+        return f"{first}&{second}" if first else second
 
     @classmethod
     def from_key(cls, key: str) -> Subnets:
@@ -93,14 +98,13 @@ class Subnets:
 
     def overlaps(self, other: Subnets) -> bool:
         """Whether any address belongs to both."""
-        return any(
-            mine is not None and theirs is not None and _overlap(mine, theirs)
-            for mine, theirs in ((self.ipv4, other.ipv4), (self.ipv6, other.ipv6))
-        )
+        return _overlap(self.ipv4, other.ipv4) or _overlap(self.ipv6, other.ipv6)
 
 
-def _overlap(one: IPNetwork, other: IPNetwork) -> bool:
+def _overlap(one: IPNetwork | None, other: IPNetwork | None) -> bool:
     """Whether two networks of one family overlap; unlike theirs, this leaves no cached values behind in either."""
+    if one is None or other is None:
+        return False
     shift = one.max_prefixlen - min(one.prefixlen, other.prefixlen)
     return int(one.network_address) >> shift == int(other.network_address) >> shift
 
@@ -170,33 +174,26 @@ class LeaseAttributes:
         """
         if len(text) > MAX_VALUE:
             raise MalformedError(f"lease value has more than {MAX_VALUE} characters")
-        try:
-            document = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise MalformedError(f"lease value is not JSON: {error}") from None
+        document = _decoded(text)
         if not isinstance(document, dict):
             raise MalformedError(f"lease value is not a JSON object but {type(document).__name__}")
-        known, extra = {}, {}
+        known: dict[str, JSON] = {}
+        extra: dict[str, JSON] = {}
         for name, value in document.items():
-            ours = _KNOWN.get(name.lower())
+            ours = _KNOWN.get(name) or _KNOWN.get(name.lower())
             if ours is None:
                 extra[name] = value
             else:
                 known[ours] = value
+        fields: dict[str, Any] = {}
         try:
-            return cls(
-                public_ip=_optional(_ipv4, known, "PublicIP"),
-                public_ipv6=_optional(IPv6Address, known, "PublicIPv6"),
-                backend_type=_optional(_at_most(_MAX_TYPE), known, "BackendType"),
-                backend_data=known.get("BackendData"),
-                backend_v6_data=known.get("BackendV6Data"),
-                node_id=_optional(_at_most(_MAX_NODE_ID), known, "NodeID"),
-                marks=Marks.from_document(known.get("Machine")),
-                twin_of=_optional(_at_most(_MAX_NODE_ID), known, "TwinOf"),
-                extra=_bounded(extra),
-            )
+            for name, value in known.items():
+                if value is not None:
+                    field_name, read = _FIELDS[name]
+                    fields[field_name] = read(name, value)
         except AddressValueError as error:
             raise MalformedError(f"lease value has a bad address: {cut(str(error))}") from None
+        return cls(**fields, extra=_bounded(extra))
 
     def to_json(self) -> str:
         """The document as flannel writes it: one line, both public addresses always present, the rest when set."""
@@ -229,33 +226,68 @@ class LeaseAttributes:
         return self.public_ipv6 is not None and self.public_ipv6 == other.public_ipv6
 
 
-_KNOWN = {
-    name.lower(): name
-    for name in (
-        "PublicIP",
-        "PublicIPv6",
-        "BackendType",
-        "BackendData",
-        "BackendV6Data",
-        "NodeID",
-        "Machine",
-        "TwinOf",
-    )
-}
+_decode = json.JSONDecoder().raw_decode
 
 
-def _at_most(limit: int) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if len(text) > limit:
-            raise MalformedError(f"lease value: a name of {len(text)} characters, {cut(text)!r}; {limit} are enough")
-        return text
+def _decoded(text: str) -> JSON:
+    """A JSON document's value."""
+    try:
+        value, end = _decode(text)
+        if end == len(text):
+            return value
+    except (ValueError, RecursionError):
+        pass  # blanks around it, or no JSON, which is said below
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise MalformedError(f"lease value is not JSON: {error}") from None
+
+
+def _address(make: Callable[[str], IPAddress]) -> Callable[[str, JSON], IPAddress | None]:
+    def read(name: str, value: JSON) -> IPAddress | None:
+        text = _text(name, value)
+        if "%" in text and make is IPv6Address:
+            raise MalformedError(f"lease value: {name} is {cut(text)!r}, an address with a scope")
+        return make(text) if text else None
 
     return read
 
 
+def _at_most(limit: int) -> Callable[[str, JSON], str | None]:
+    def read(name: str, value: JSON) -> str | None:
+        text = _text(name, value)
+        if len(text) > limit:
+            raise MalformedError(f"lease value: a name of {len(text)} characters, {cut(text)!r}; {limit} are enough")
+        return text or None
+
+    return read
+
+
+def _text(name: str, value: JSON) -> str:
+    if not isinstance(value, str):
+        raise MalformedError(f"lease value: {name} is {cut(repr(value))}, expected a string")
+    return value
+
+
+_FIELDS: Final[Mapping[str, tuple[str, Callable[[str, JSON], Any]]]] = {
+    "PublicIP": ("public_ip", _address(_ipv4)),
+    "PublicIPv6": ("public_ipv6", _address(IPv6Address)),
+    "BackendType": ("backend_type", _at_most(_MAX_TYPE)),
+    "BackendData": ("backend_data", lambda name, value: value),
+    "BackendV6Data": ("backend_v6_data", lambda name, value: value),
+    "NodeID": ("node_id", _at_most(_MAX_NODE_ID)),
+    "Machine": ("marks", lambda name, value: Marks.from_document(value)),
+    "TwinOf": ("twin_of", _at_most(_MAX_NODE_ID)),
+}
+"""What we know of a lease's document: each with its field, and how that is read from what isn't null."""
+
+_KNOWN: Final = {name.lower(): name for name in _FIELDS} | {name: name for name in _FIELDS}
+
+
 def _bounded(extra: dict[str, JSON]) -> dict[str, JSON]:
     """The unknown attributes that are written back: what is too large, or nested too deeply, is left behind."""
-    kept, left = {}, _MAX_EXTRA
+    kept: dict[str, JSON] = {}
+    left = _MAX_EXTRA
     for name, value in extra.items():
         if isinstance(value, (dict, list)) and _deeper(value, _MAX_DEPTH):
             continue
@@ -272,17 +304,6 @@ def _deeper(value: JSON, depth: int) -> bool:
         return False
     inner = value.values() if isinstance(value, dict) else value
     return depth == 0 or any(_deeper(each, depth - 1) for each in inner)
-
-
-def _optional(make: Any, document: Mapping[str, JSON], name: str) -> Any:
-    value = document.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise MalformedError(f"lease value: {name} is {cut(repr(value))}, expected a string")
-    if "%" in value and make is IPv6Address:
-        raise MalformedError(f"lease value: {name} is {cut(value)!r}, an address with a scope")
-    return make(value) if value else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,9 +25,11 @@ class Ranges:
     def add(self, subnets: Subnets, key: str) -> None:
         """Note that the lease ``key`` holds ``subnets``."""
         for subnet in subnets.each:
-            length = (subnet.version, subnet.prefixlen)
-            holders, leading = self._holders.setdefault(length, {}), _leading(subnet, subnet.prefixlen)
-            if length in self._ordered and leading not in holders:
+            length, leading = (subnet.version, subnet.prefixlen), _leading(subnet, subnet.prefixlen)
+            holders = self._holders.get(length)
+            if holders is None:
+                holders = self._holders[length] = {}
+            if self._ordered and length in self._ordered and leading not in holders:
                 insort(self._ordered[length], leading)
             holders[leading] = key
 
@@ -47,11 +49,13 @@ class Ranges:
         """The keys of leases that hold any address of ``subnets``."""
         found = set()
         for subnet in subnets.each:
+            family, own = subnet.version, subnet.prefixlen
+            number, bits = int(subnet.network_address), subnet.max_prefixlen
             for (version, length), holders in self._holders.items():
-                if version != subnet.version:
+                if version != family:
                     continue
-                if length <= subnet.prefixlen:
-                    holder = holders.get(_leading(subnet, length))
+                if length <= own:
+                    holder = holders.get(number >> (bits - length))
                     if holder is not None:
                         found.add(holder)
                 else:

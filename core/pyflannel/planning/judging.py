@@ -7,13 +7,13 @@ there is none. What only a backend can say of a lease, and which of two leases h
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Protocol
 
 from pyflannel.backend import Node
 from pyflannel.errors import MalformedError
-from pyflannel.network.document import NetworkConfig
-from pyflannel.network.lease import IPAddress, Lease
+from pyflannel.network.document import FamilyConfig, NetworkConfig
+from pyflannel.network.lease import IPAddress, IPNetwork, Lease
 
 __all__ = ["backend_types", "own_problem", "placement_problem", "type_problem"]
 
@@ -36,10 +36,16 @@ class Stored(Protocol):
 
 def placement_problem(network: NetworkConfig, lease: Lease) -> str:
     """Why no node of ``network`` can use where ``lease`` lies or where it leads to; empty if nothing is wrong."""
-    used = [version for version in network.versions if lease.subnets.of(version) is not None]
-    if not used:
-        return "has no subnet of a family that this network uses"
-    return next(filter(None, (_family_problem(network, lease, version) for version in used)), "")
+    used = False
+    for version in network.versions:
+        family, subnet = network.family(version), lease.subnets.of(version)
+        if family is None or subnet is None:
+            continue
+        used = True
+        problem = _family_problem(family, subnet, lease.attributes.public(version))
+        if problem:
+            return problem
+    return "" if used else "has no subnet of a family that this network uses"
 
 
 def own_problem(node: Node, lease: Lease) -> str:
@@ -49,7 +55,7 @@ def own_problem(node: Node, lease: Lease) -> str:
         leased = lease.subnets.of(version) is not None
         if not leased or public is None:
             continue
-        if public in (node.underlay.public(version), node.underlay.local(version)):
+        if public == node.underlay.public(version) or public == node.underlay.local(version):
             return f"{_public_name(version)} {public} is this node's own"
         no_host = _no_host(node, public)
         if no_host:
@@ -68,21 +74,24 @@ def type_problem(lease: Lease, backend: str, untyped_leases: bool) -> str:
     return f"BackendType is {found}, this network's is {backend!r}"
 
 
-def _family_problem(network: NetworkConfig, lease: Lease, version: int) -> str:
-    family, subnet = network.family(version), lease.subnets.of(version)
-    if family is None or subnet is None:
-        return ""
+def _family_problem(
+    family: FamilyConfig[IPv4Network] | FamilyConfig[IPv6Network], subnet: IPNetwork, public: IPAddress | None
+) -> str:
     whole = family.network
-    if subnet.prefixlen < whole.prefixlen or subnet.network_address not in whole:
+    # Numbers: every lease is looked at, and a network's own "in" takes several times as long.
+    spare = whole.max_prefixlen - whole.prefixlen
+    leading = int(whole.network_address) >> spare
+    if subnet.prefixlen < whole.prefixlen or int(subnet.network_address) >> spare != leading:
         return f"{subnet} lies outside the network {whole}"
-    name, public = _public_name(version), lease.attributes.public(version)
     if public is None:
-        return f"has no {name}"
+        return f"has no {_public_name(whole.version)}"
     unusable = _unusable(public)
     if unusable:
+        name = _public_name(whole.version)
         return f"{name} {public} is no address that a node can have: {unusable}"
-    if public in whole and (public in subnet or family.index_range(ip_network(public))):
-        return f"{name} {public} lies inside the overlay {whole}, which it should carry"
+    inside = int(public) >> spare == leading
+    if inside and (public in subnet or family.index_range(ip_network(public))):
+        return f"{_public_name(whole.version)} {public} lies inside the overlay {whole}, which it should carry"
     return ""
 
 
@@ -108,7 +117,7 @@ _BOUNDS = {
     version: tuple((int(network[0]), int(network[-1]), why) for network, why in nowhere)
     for version, nowhere in _NOWHERE.items()
 }
-"""The same as numbers: every lease is looked at, and a network's own ``in`` takes several times as long."""
+"""The same as numbers."""
 
 
 def _unusable(address: IPAddress) -> str:

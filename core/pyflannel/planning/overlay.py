@@ -79,10 +79,12 @@ class Peer:
 
 
 class _Judged(NamedTuple):
-    """A peer as it would be if it were alone, and the subnets that it claims; ``None`` if it can't be used."""
+    """A peer as it would be if it were alone, the subnets that it claims, ``None`` if it can't be used, and the keys of
+    its objects."""
 
     peer: Peer
     subnets: Subnets | None
+    keys: tuple[Key, ...] = ()
 
 
 class Overlay:
@@ -95,6 +97,7 @@ class Overlay:
     def __init__(self, backend: Backend[Any], node: Node, extras: Iterable[KernelObject] = (), last: str = "") -> None:
         self.backend = backend
         self.node = node
+        self._own_key = node.subnets.key
         self.last = last
         self._extras = tuple(extras)
         self._links: frozenset[str] = frozenset()
@@ -156,7 +159,7 @@ class Overlay:
     def put(self, key: str, value: str) -> None:
         """Take in a new or changed lease: the planning of one peer, and of those that lose or win by it."""
         known = self._peers.get(key)
-        if key != self.node.subnets.key and (known is None or known.value != value):
+        if key != self._own_key and (known is None or known.value != value):
             freed = self._release(key)
             self._settle(self._judge(key, value), freed)
 
@@ -215,7 +218,7 @@ class Overlay:
             displaced = self._place(each)
             for loser in displaced:
                 subnets = self.node.network.used(Subnets.from_key(loser.key))
-                losers.append(_Judged(loser, subnets))
+                losers.append(_Judged(loser, subnets, tuple(item.key for item in loser.objects)))
                 offers.extend(self._release(loser.key))
             if displaced:
                 self._use(each)
@@ -233,8 +236,8 @@ class Overlay:
 
     def _place(self, judged: _Judged) -> list[Peer]:
         """Note what becomes of a peer; returns those that have what it has a better right to."""
-        peer, subnets = judged
-        rivals = {} if subnets is None else self._rivals(peer, subnets)
+        peer, subnets, keys = judged
+        rivals = {} if subnets is None else self._rivals(keys, subnets)
         if rivals:
             rank = self._rank(peer.key)
             better = next((holder for holder in rivals if self._rank(holder) < rank), None)
@@ -252,15 +255,14 @@ class Overlay:
         self.skipped += 1
 
     def _use(self, judged: _Judged) -> None:
-        peer, subnets = judged
+        peer, subnets, keys = judged
         assert subnets is not None
-        self._peers[peer.key] = peer
-        self._ranges.add(subnets, peer.key)
-        for item in peer.objects:
-            item_key = item.key
-            self._owners[item_key] = peer.key
-            self._desired[item_key] = item
-            self._changed.add(item_key)
+        key = peer.key
+        self._peers[key] = peer
+        self._ranges.add(subnets, key)
+        self._owners.update(dict.fromkeys(keys, key))
+        self._desired.update(zip(keys, peer.objects, strict=True))
+        self._changed.update(keys)
         if self._contests:
             for claim in self._claims(peer, subnets):
                 contest = self._contests.get(claim)
@@ -293,12 +295,11 @@ class Overlay:
     def _holder(self, claim: _Claim) -> str | None:
         return self._owners.get(claim) if isinstance(claim, tuple) else self._ranges.holder(claim)
 
-    def _rivals(self, peer: Peer, subnets: Subnets) -> dict[str, _Claim]:
+    def _rivals(self, keys: Iterable[Key], subnets: Subnets) -> dict[str, _Claim]:
         """Who has something of what a peer claims, and what: of an address range, all that they hold."""
         owners = self._owners
         rivals: dict[str, _Claim] = {}
-        for item in peer.objects:
-            item_key = item.key
+        for item_key in keys:
             owner = owners.get(item_key)
             if owner is not None:
                 rivals[owner] = item_key
@@ -339,7 +340,7 @@ class Overlay:
             if not isinstance(error, PeerRejected):
                 self.faulty.add(key)
             return _Judged(Peer(key, value, cut(str(error), _REASON) or type(error).__name__), None)
-        return _Judged(Peer(key, value, "", plan), usable.subnets)
+        return _Judged(Peer(key, value, "", plan), usable.subnets, tuple([item.key for item in plan]))
 
     def _planned(
         self, what: str, call: Callable[[], Iterable[KernelObject]], subnets: Iterable[IPNetwork]
@@ -357,7 +358,7 @@ class Overlay:
 def usable(network: NetworkConfig, lease: Lease) -> Lease:
     """The lease without the families that ``network`` does not use."""
     subnets = network.used(lease.subnets)
-    return lease if subnets == lease.subnets else Lease(subnets, lease.attributes)
+    return lease if subnets is lease.subnets else Lease(subnets, lease.attributes)
 
 
 def _networks(node: Node) -> list[IPNetwork]:

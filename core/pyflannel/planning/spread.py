@@ -29,7 +29,7 @@ def metric_of(subnet: IPNetwork) -> int:
 
 def spread(objects: Iterable[KernelObject]) -> tuple[KernelObject, ...]:
     """A plan's objects, its IPv4 routes through gateways with metrics, unless the planner has chosen one."""
-    return tuple(_with_metric(item) if type(item) is Route else item for item in objects)
+    return tuple([_with_metric(item) if type(item) is Route else item for item in objects])
 
 
 def _with_metric(route: Route) -> Route:

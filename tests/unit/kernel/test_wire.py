@@ -127,6 +127,17 @@ def test_routes_as_pyroute2_reads_them(route: Route, index: int) -> None:
     assert ("RTA_PREFSRC" in attrs) == (route.source is not None)
 
 
+@pytest.mark.parametrize("kind", [wire.RTM_NEWROUTE, wire.RTM_DELROUTE])
+@pytest.mark.parametrize("onlink", [True, False])
+def test_the_short_way_to_a_usual_route_leads_to_the_same_message(
+    kind: int, onlink: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    route = Route(IPv4Network("10.1.2.0/24"), "flannel.1", IPv4Address("10.1.2.0"), onlink, metric=77)
+    short = wire.encode_route(kind, route, 9, wire.NLM_F_CREATE, 11)
+    monkeypatch.setattr(wire, "_is_plain", lambda route: False)
+    assert short == wire.encode_route(kind, route, 9, wire.NLM_F_CREATE, 11)
+
+
 def test_the_scope_of_a_route() -> None:
     """Link without a gateway, universe with one, any when deleting (``ip-route(8)``)."""
     direct = Route(IPv4Network("10.0.0.0/24"), "eth0")

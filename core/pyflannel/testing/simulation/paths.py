@@ -5,7 +5,7 @@ Independent of planners and trackers on purpose: the one question is whether wha
 
 from __future__ import annotations
 
-from pyflannel.kernel.model import Kind, Link, Route, VxlanInfo
+from pyflannel.kernel.model import Kind, Link, Route, VxlanInfo, neighbour_key
 from pyflannel.kernel.twin import TwinPort
 from pyflannel.network.lease import IPAddress, IPNetwork, Subnets
 from pyflannel.testing.simulation.node import SimulatedNode
@@ -54,7 +54,7 @@ def _route(kernel: TwinPort, destination: IPAddress) -> Route | None:
 def _through_vxlan(
     sender: SimulatedNode, receiver: SimulatedNode, link: Link, info: VxlanInfo, gateway: IPAddress
 ) -> bool:
-    neighbour = sender.kernel.neighbours.get((Kind.NEIGHBOUR, link.name, gateway))
+    neighbour = sender.kernel.neighbours.get(neighbour_key(link.name, gateway))
     if neighbour is None:
         return False
     ways = sender.kernel.fdb.get((Kind.FDB, link.name, neighbour.mac), ())
