@@ -1,5 +1,6 @@
 """Three source roots, one distribution: the framework (core), the in-tree backends and the in-tree stores."""
 
+import hashlib
 import os
 import runpy
 from pathlib import Path
@@ -30,10 +31,19 @@ DEVELOPMENT = {
 # Optional: without a compiler, Python does the same, and without OpenSSL's headers it does what is encrypted. Of the
 # stable ABI, so that one wheel is for all versions.
 NATIVE = "backends/pyflannel_backends/userspace/native"
+
+
+def sources_digest() -> str:
+    """As in pyflannel_backends/userspace/fastpath.py, which tells by it an extension that is out of date."""
+    files = sorted(each for each in (HERE / NATIVE).glob("*.[ch]"))
+    return hashlib.sha256(b"".join(each.name.encode() + b"\0" + each.read_bytes() for each in files)).hexdigest()[:16]
+
+
 FAST_PATH = Extension(
     "pyflannel_backends.userspace._fastpath",
     sources=[f"{NATIVE}/{name}.c" for name in ("fastpath", "packets", "transport")],
     depends=[f"{NATIVE}/{name}.h" for name in ("packets", "transport")],
+    define_macros=[("SOURCES", f'"{sources_digest()}"')],
     extra_compile_args=["-O3", "-Wall", "-Wextra"],
     libraries=["dl"],
     py_limited_api=True,

@@ -171,11 +171,11 @@ def _rows(peer: Lease) -> Iterable[Row]:
 
 @functools.cache
 def _means(offload: bool) -> Mapping[str, str]:
-    from pyflannel_backends.userspace.fastpath import load_fast_path
+    from pyflannel_backends.userspace.fastpath import described, load_fast_path
 
     numpy = importlib.util.find_spec("numpy") is not None
     batches = "off" if not offload else "yes" if numpy else "no: numpy is not installed"
-    return {"offload": batches, "fast_path": "yes" if load_fast_path() else "no: not compiled, or switched off"}
+    return {"offload": batches, "fast_path": described(load_fast_path())}
 
 
 def _default_workers() -> int:

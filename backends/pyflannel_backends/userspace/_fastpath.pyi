@@ -6,6 +6,9 @@ from typing import TypeAlias, final
 from .ports import Endpoint, Received
 from .table import PeerId
 
+SOURCES: str
+"""A digest of what this was compiled from."""
+
 Unsent: TypeAlias = tuple[bytes, int, PeerId]
 """Packets that could not be sent, back to back, the size of each (the last may be shorter), and for whom they are."""
 Note: TypeAlias = tuple[int, int, float]

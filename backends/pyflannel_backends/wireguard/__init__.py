@@ -50,7 +50,7 @@ from pyflannel.backend import (
 )
 from pyflannel.errors import ConfigError
 from pyflannel_backends.userspace import tun_info
-from pyflannel_backends.userspace.fastpath import load_transport
+from pyflannel_backends.userspace.fastpath import described, load_transport
 
 from . import keys
 
@@ -133,10 +133,10 @@ class WireguardBackend(Backend[WireguardOptions]):
 
     def describe(self, node: Node) -> Mapping[str, str]:
         """Which implementation runs, under which key, and in userspace whether it has what makes it fast."""
-        described = {"implementation": self.implementation, "public_key": self._identity(node).public_key}
+        found = {"implementation": self.implementation, "public_key": self._identity(node).public_key}
         if self.implementation == "userspace":
-            described["fast_path"] = "yes" if load_transport() else "no: not compiled (with OpenSSL), or switched off"
-        return described
+            found["fast_path"] = described(load_transport())
+        return found
 
     @property
     def tunnelled(self) -> bool:

@@ -16,11 +16,12 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, ip_network
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from pyflannel.backend import Backend, Node
 from pyflannel.errors import MalformedError, PeerRejected, PyflannelError
-from pyflannel.kernel.model import KernelObject, Key, Link, Sysctl
+from pyflannel.kernel.model import KernelObject, Key, Link, Neighbour, Route, Sysctl
 from pyflannel.network.change import in_force
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import IPNetwork, Lease, Subnets
@@ -112,6 +113,7 @@ class Overlay:
         """What the node needs for itself: what the backend plans, ``extras``, and that its devices forward."""
         self._desired: dict[Key, KernelObject] = {item.key: item for item in self.own_objects}
         self._owners: dict[Key, str] = dict.fromkeys(self._desired, _NODE)
+        """Who has a key, unless the peer's subnets tell (:func:`_placed`)."""
         self._peers: dict[str, Peer] = {}
         self.faulty: set[str] = set()
         """The leases for which the backend failed to plan, other than by rejecting them: :meth:`retry` may help."""
@@ -200,7 +202,7 @@ class Overlay:
             return []
         for item in peer.objects:
             item_key = item.key
-            del self._owners[item_key]
+            self._owners.pop(item_key, None)
             del self._desired[item_key]
             self._changed.add(item_key)
         subnets = self.node.network.used(Subnets.from_key(key))
@@ -260,7 +262,7 @@ class Overlay:
         key = peer.key
         self._peers[key] = peer
         self._ranges.add(subnets, key)
-        self._owners.update(dict.fromkeys(keys, key))
+        self._owners.update((k, key) for k, item in zip(keys, peer.objects, strict=True) if not _placed(item, subnets))
         self._desired.update(zip(keys, peer.objects, strict=True))
         self._changed.update(keys)
         if self._contests:
@@ -293,15 +295,26 @@ class Overlay:
             yield item.key
 
     def _holder(self, claim: _Claim) -> str | None:
-        return self._owners.get(claim) if isinstance(claim, tuple) else self._ranges.holder(claim)
+        return self._owner(claim) if isinstance(claim, tuple) else self._ranges.holder(claim)
+
+    def _owner(self, key: Key) -> str | None:
+        """Who has a kernel key."""
+        owner, item = self._owners.get(key), self._desired.get(key)
+        if owner is not None or not isinstance(item, Route | Neighbour):
+            return owner
+        place = item.destination if isinstance(item, Route) else ip_network(item.address)
+        return next(
+            iter(self._ranges.overlapping(Subnets(place) if isinstance(place, IPv4Network) else Subnets(None, place))),
+            None,
+        )
 
     def _rivals(self, keys: Iterable[Key], subnets: Subnets) -> dict[str, _Claim]:
         """Who has something of what a peer claims, and what: of an address range, all that they hold."""
-        owners = self._owners
         rivals: dict[str, _Claim] = {}
         for item_key in keys:
-            owner = owners.get(item_key)
-            if owner is not None:
+            if item_key in self._desired:
+                owner = self._owner(item_key)
+                assert owner is not None
                 rivals[owner] = item_key
         for owner in self._ranges.overlapping(subnets):
             rivals[owner] = _common(self.node.network.used(Subnets.from_key(owner)), subnets)
@@ -353,6 +366,13 @@ class Overlay:
 
     def _usable(self, lease: Lease) -> Lease:
         return usable(self.node.network, lease)
+
+
+def _placed(item: KernelObject, subnets: Subnets) -> bool:
+    """Whether an object of a peer's lies where the peer does, so that who holds ``subnets`` is who has its key."""
+    if type(item) is Neighbour:
+        return any(item.address is subnet.network_address for subnet in subnets.each)
+    return type(item) is Route
 
 
 def usable(network: NetworkConfig, lease: Lease) -> Lease:

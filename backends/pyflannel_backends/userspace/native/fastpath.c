@@ -1241,9 +1241,15 @@ add_type(PyObject *module, const char *name, PyObject *type)
     return failed;
 }
 
+#ifndef SOURCES
+#define SOURCES "" /* a digest of them: setup.py and userspace/fastpath.py have the same */
+#endif
+
 static int
 execute(PyObject *module)
 {
+    if (PyModule_AddStringConstant(module, "SOURCES", SOURCES) < 0)
+        return -1;
     PyObject *transport = make_transport_type();
     if (transport == NULL && PyErr_Occurred())
         return -1;

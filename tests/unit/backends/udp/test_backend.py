@@ -103,7 +103,7 @@ def test_status_says_what_there_is_to_be_fast_with(monkeypatch: pytest.MonkeyPat
     try:
         assert backend.describe(node) == {
             "offload": "no: numpy is not installed",
-            "fast_path": "no: not compiled, or switched off",
+            "fast_path": "no: switched off by PYFLANNEL_NO_EXTENSIONS",
         }
     finally:
         _means.cache_clear()
