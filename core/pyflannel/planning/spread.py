@@ -35,5 +35,7 @@ def spread(objects: Iterable[KernelObject]) -> tuple[KernelObject, ...]:
 def _with_metric(route: Route) -> Route:
     if route.gateway is None or route.metric is not None or route.destination.version != 4:
         return route
-    metric = metric_of(route.destination)
-    return Route(route.destination, route.link, route.gateway, route.onlink, route.source, metric)
+    way = (route.destination, route.link, route.gateway, route.onlink, route.source, metric_of(route.destination))
+    return Route(
+        *way, route.type, route.table, route.metrics, route.encapsulation
+    )  # replace() takes four times as long

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import fields, replace
 from ipaddress import IPv4Network, ip_address, ip_network
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.daemon.loop import BLACKHOLE_METRIC
-from pyflannel.kernel.model import KernelObject, Neighbour, Route
+from pyflannel.kernel.model import IpEncapsulation, KernelObject, Neighbour, Route
 from pyflannel.planning.spread import METRICS, metric_of, spread
 from pyflannel_backends.wireguard import SHUT
 
@@ -49,7 +50,11 @@ def test_what_needs_no_metric_stays_as_it_is(item: KernelObject) -> None:
 
 def test_a_route_to_a_gateway_differs_in_its_metric_alone() -> None:
     plain = Route(ip_network("10.5.3.0/24"), "flannel.1", ip_address("10.5.3.0"), onlink=True)
-    assert spread([plain]) == (Route(plain.destination, plain.link, plain.gateway, onlink=True, metric=1284),)
+    tunnel = IpEncapsulation(ip_address("192.0.2.2"), 7)
+    full = Route(plain.destination, "tun7", GATEWAY, True, GATEWAY, None, "local", 4711, (("mtu", 1400),), tunnel)
+    assert all(getattr(full, each.name) != each.default for each in fields(full) if each.name != "metric")
+    for route in (plain, full):
+        assert spread([route]) == (replace(route, metric=1284),)
 
 
 def test_what_makes_packets_end_stays_behind_all() -> None:
