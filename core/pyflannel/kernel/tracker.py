@@ -260,7 +260,11 @@ class Tracker:
         if not written:
             return outcome
         self._attempted |= written
+        drifted = set(self._drifted)
         self._dump()
+        made = {str(key[1]) for key in written}
+        # What a device had that was made anew went with it: that was our own doing.
+        self._drifted -= {key for key in self._drifted - drifted if _stands_on(self._desired.get(key), made)}
         kept: dict[Key, KernelError] = {}
         for key in written:
             wanted, item = self._desired.get(key), self._actual.get(key)
@@ -379,6 +383,13 @@ class Tracker:
             else:
                 state = ObjectState.DONE if self._actual.get(key) == item else ObjectState.PENDING
                 yield ObjectStatus(item, state, self._since.get(key, self._settled_at or self._clock()))
+
+
+def _stands_on(item: KernelObject | None, links: set[str]) -> bool:
+    """Whether an object goes with one of these links."""
+    if isinstance(item, Sysctl):
+        return not links.isdisjoint(item.path.split("/"))
+    return getattr(item, "link", None) in links
 
 
 def _may_lack(item: KernelObject) -> bool:

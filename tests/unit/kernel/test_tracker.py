@@ -162,6 +162,19 @@ def test_a_deleted_device_is_back_with_all_that_was_on_it(world: World) -> None:
     assert world.kernel() == before
 
 
+def test_what_goes_with_a_device_that_we_make_anew_is_nobody_s_doing(world: World) -> None:
+    """A new VNI takes a new device; that all on it has to be written again is no drift."""
+    other = Link(DEVICE, VxlanInfo(2, 8472, LOCAL, "eth0"), 1450, "02:00:00:00:00:01")
+    plan = [other, *OWN[1:], *peer(2), *peer(3)]
+    world.tracker.follow(state(*plan))
+    repaired: list[Write] = []
+    for _ in range(3):
+        world.tracker.observe(world.twin.poll())
+        repaired += world.tracker.reconcile().repaired
+    assert world.kernel() == required(*plan)
+    assert repaired == []
+
+
 def test_lost_notifications_are_made_up_for(world: World) -> None:
     before = world.kernel()
     world.twin.remove(peer(2)[2].key)
