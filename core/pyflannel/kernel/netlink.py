@@ -9,10 +9,10 @@ Three rules make it fast and safe:
 * What we can't know from a notification is not guessed: a link of ours that goes takes its routes along without a
   word, and so does an IPv4 address that was its last. Then the notice asks for a new dump.
 
-Order of work in :meth:`NetlinkPort.apply`: deletions of rules, routes, forwarding entries, neighbours and links; then
-links, sysctls, addresses; then deletions of addresses; then neighbours, forwarding entries, WireGuard's devices and
-peers and deletions of such peers; then routes, and the deletion of those whose destination has got another IPv4 route,
-so that no packet is without one in between; then rules, and last queueing disciplines. Addresses are deleted after
+Order of work in :meth:`NetlinkPort.apply`: deletions of routes, forwarding entries, neighbours and links; then links,
+sysctls, addresses; then deletions of addresses; then neighbours, forwarding entries, WireGuard's devices and peers and
+deletions of such peers; then routes, rules and deletions of rules; then the deletion of routes whose destination has
+got another one, so that no packet is without one in between; last queueing disciplines. Addresses are deleted after
 others were added because the kernel drops all IPv4 routes of a link together with its last address. WireGuard has a
 protocol and a life of its own: :mod:`~pyflannel.kernel.wireguard`.
 """
@@ -87,6 +87,7 @@ from pyflannel.kernel.port import (
     Surroundings,
     Write,
     apart,
+    rule_order,
 )
 from pyflannel.kernel.qdiscs import QdiscRow
 from pyflannel.kernel.refusal import (
@@ -626,7 +627,6 @@ class NetlinkPort(KernelPort):
             else:
                 deleted[write.key[0]].append(write)
         deleted[Kind.ROUTE], succeeded = apart(deleted[Kind.ROUTE], put[Kind.ROUTE])
-        self._put_rules(deleted[Kind.RULE], failures)
         for kind in (Kind.ROUTE, Kind.FDB, Kind.NEIGHBOUR):
             self._send(map(self._deletion, deleted[kind]), failures)
         for write in deleted[Kind.LINK]:
@@ -645,10 +645,10 @@ class NetlinkPort(KernelPort):
         wireguard = [*put[Kind.WIREGUARD], *put[Kind.WIREGUARD_PEER], *deleted[Kind.WIREGUARD_PEER]]
         self._wireguard.put(wireguard, self._index, failures)
         self._put_routes(put[Kind.ROUTE], failures)
+        self._put_rules([*put[Kind.RULE], *deleted[Kind.RULE]], failures)
         if succeeded:
             self._send(map(self._deletion, succeeded), failures)
             self._pending.resync = True  # metric 0 matches any: had somebody deleted the old one, it was the new one
-        self._put_rules(put[Kind.RULE], failures)
         for write in (*put[Kind.QDISC], *deleted[Kind.QDISC]):
             self._each(write, self._put_qdisc, failures)
         self._announce()
@@ -849,7 +849,7 @@ class NetlinkPort(KernelPort):
         there = self._rules()
         goes = {write.old for write in writes if isinstance(write.old, Rule)}
         steps = []
-        for write in writes:
+        for write in sorted(writes, key=rule_order):
             messages: list[bytes] = []
             if isinstance(write.new, Rule) and write.new not in there:
                 messages.append(rules.creation(write.new))

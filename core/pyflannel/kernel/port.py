@@ -18,7 +18,7 @@ change.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from types import MappingProxyType
@@ -38,6 +38,7 @@ __all__ = [
     "Surroundings",
     "Write",
     "apart",
+    "rule_order",
 ]
 
 SEVERAL: Final = IPv4Address(0)
@@ -103,17 +104,32 @@ class Write:
 
 
 def apart(deletions: Iterable[Write], creations: Iterable[Write]) -> tuple[list[Write], list[Write]]:
-    """The deletions of routes that come first, and those of IPv4 routes to whose destination another one is written.
+    """The deletions of routes that come first, and those of routes to whose destination another one is written.
 
-    The second kind waits for the other one: old and new differ in their metric and can stand side by side.
+    The second kind waits for the other one, where both can stand side by side: IPv4 routes, which differ in their
+    metric, and those in different tables.
     """
-    followed = {write.key[1] for write in creations if isinstance(write.new, Route)}
+    followed: dict[object, set[int]] = {}
+    for write in creations:
+        if isinstance(write.new, Route):
+            followed.setdefault(write.new.destination, set()).add(write.new.table)
     first: list[Write] = []
     last: list[Write] = []
     for write in deletions:
-        waits = isinstance(write.old, Route) and write.old.destination.version == 4 and write.key[1] in followed
-        (last if waits else first).append(write)
+        (last if isinstance(write.old, Route) and _waits(write.old, followed) else first).append(write)
     return first, last
+
+
+def _waits(old: Route, followed: Mapping[object, Collection[int]]) -> bool:
+    tables = followed.get(old.destination, ())
+    return bool(tables) and (old.destination.version == 4 or tables != {old.table})
+
+
+def rule_order(write: Write) -> tuple[bool, int]:
+    """By what the writes of rules are sorted: what is written in the order of priorities, then what goes in the reverse
+    one."""
+    priority = write.key[1][1]  # type: ignore[index]
+    return (True, -priority) if write.new is None else (False, priority)
 
 
 @dataclass(slots=True)
@@ -191,8 +207,10 @@ class KernelPort(ABC):
 
         Addresses are the exception: old ones are deleted after new ones were added, because the kernel drops all IPv4
         routes of a link together with its last address. So are WireGuard's peers: one that takes over another's
-        allowed-ips must have them before that one goes. So are IPv4 routes where another one to the same destination is
-        written (:func:`apart`). A sysctl and a WireGuard device's set-up can't be deleted; such
+        allowed-ips must have them before that one goes. So are routes where another one to the same destination is
+        written and both can be there (:func:`apart`), and before these, rules. Rules come in the order in which they
+        are asked and go in the reverse one, so that what is there at any moment is the beginning of what is wanted. A
+        sysctl and a WireGuard device's set-up can't be deleted; such
         a write does nothing.
 
         :returns: the keys that failed, each with the reason; all others are done. Deleting what is gone is done.

@@ -65,6 +65,7 @@ from pyflannel.kernel.port import (
     Surroundings,
     Write,
     apart,
+    rule_order,
 )
 from pyflannel.kernel.refusal import (
     NO_MASTER,
@@ -670,8 +671,9 @@ class TwinPort(KernelPort):
 
 def _sorted(writes: Sequence[Write]) -> Iterator[Write]:
     links = in_order([write for write in writes if isinstance(write.new, Link)], _wanted_link)
-    others = [write for write in writes if not isinstance(write.new, Link)]
-    yield from sorted([*links, *others], key=_order)
+    rules = sorted((write for write in writes if write.key[0] is Kind.RULE), key=rule_order)
+    others = [write for write in writes if not isinstance(write.new, Link) and write.key[0] is not Kind.RULE]
+    yield from sorted([*links, *others, *rules], key=_order)
 
 
 def _wanted_link(write: Write) -> Link:
@@ -698,9 +700,9 @@ def _does(route: Route) -> tuple[object, ...]:
 
 
 def _order(write: Write) -> tuple[int, int]:
-    """Deletions backwards, then creations; addresses and WireGuard's peers go only after others were added."""
+    """Deletions backwards, then creations; addresses, WireGuard's peers and rules go only after others were added."""
     kind = write.key[0]
-    if write.new is None and kind not in (Kind.ADDRESS, Kind.WIREGUARD_PEER):
+    if write.new is None and kind not in (Kind.ADDRESS, Kind.WIREGUARD_PEER, Kind.RULE):
         return (0, -kind)
     return (1, 2 * kind + (1 if write.new is None else 0))
 
