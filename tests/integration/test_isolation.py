@@ -73,7 +73,7 @@ def test_it_is_named_and_the_lease_is_renewed(
     node = lab.nodes[number]
     store = f"{lab.file_store}-{number}"
     before = node.run(["ip", "address", "show", "eth0"]).stdout
-    daemon = node.start_daemon(store, "bad", "10.244.0.0/16", ["--lease-ttl", "3"])
+    daemon = node.start_daemon(store, "bad", "10.244.0.0/16", ["--lease-ttl", "3", "--log-level", "debug"])
     daemon.wait_status(lambda status: status["lease"] is not None, "holding a lease", PATIENCE)
     peer = lab.outside(node.directory).parent / f"store-{number}" / "subnets" / f"{PEER}.json"
     peer.write_text(json.dumps({"PublicIP": "192.0.2.77", "BackendType": "bad"}))
@@ -86,6 +86,11 @@ def test_it_is_named_and_the_lease_is_renewed(
             "renewing",
             PATIENCE,
         )
-    daemon.wait_status(lambda status: reason in status["message"], f"still saying {reason!r}", PATIENCE)
+    status = daemon.wait_status(lambda status: reason in status["message"], f"still saying {reason!r}", PATIENCE)
+    assert [status["backend"][name] for name in ("name", "distribution", "version")] == ["bad", "bad-backend", "1"]
+    assert [bool(status["store"][name]) for name in ("distribution", "version")] == [True, True]
+    said = [line for line in daemon.log().splitlines() if reason in line]
+    print("LOG", *said, sep="\n")
+    assert daemon.log().count("Traceback (most recent call last)") == (1 if ": " in reason else 0)
     assert node.run(["ip", "address", "show", "eth0"]).stdout == before
     daemon.kill()

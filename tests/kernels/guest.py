@@ -384,7 +384,8 @@ class Guest:
         :raises GuestError: one failed; has pytest's report.
         """
         words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--timeout=0", "-vv", *arguments]
-        rules = {name: os.environ[name] for name in ("CI", "PYFLANNEL_CACHE", "XDG_CACHE_HOME") if name in os.environ}
+        names = ("CI", "PYFLANNEL_CACHE", "PYTHONPATH", "XDG_CACHE_HOME")
+        rules = {name: os.environ[name] for name in names if name in os.environ}
         return self.run(words, env={**rules, **self.kernel.settings, INSIDE: self.kernel.name}, timeout=timeout).stdout
 
 

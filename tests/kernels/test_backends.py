@@ -35,6 +35,16 @@ def test_neighbours_behind_a_tunnel_with_many_ends(with_tunnels: Guest) -> None:
     assert "2 passed" in report
 
 
+def test_what_plans_can_say_and_the_kernel_outside_lacks(with_tunnels: Guest) -> None:
+    """MPLS, VRF, and queueing disciplines with options; and policy rules on a kernel that is years older."""
+    suite = "tests/integration/kernel"
+    files = [f"{suite}/test_port.py", f"{suite}/test_rules.py", f"{suite}/test_qdiscs.py"]
+    chosen = "puts_labels_on or of_a_vrf or test_qdiscs or a_general_rule or a_rule_is_turned_round"
+    report = with_tunnels.pytest(*files, "-k", f"netlink and ({chosen})")
+    assert "skipped" not in report
+    assert " passed" in report
+
+
 @pytest.mark.parametrize("backend", ["vxlan", "host-gw", "ipip", "gre"])
 def test_two_nodes_under_emulation(cloud: Guest, backend: str) -> None:
     load_tunnels(cloud).pytest(f"tests/kernels/inside/test_smoke.py::test_two_nodes[{backend}]")

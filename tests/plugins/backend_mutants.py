@@ -520,7 +520,7 @@ class RulesOverAll(Sound):
         return plus(super().plan_node(node), Rule(4, 100, action="blackhole"))
 
 
-@breaks(OURS, HOSTILE, ROUTED)
+@breaks(OURS, HOSTILE, ROUTED, APART)
 class RulesForAnother(Sound):
     """A rule, planned for a peer, that is about all of them."""
 

@@ -311,6 +311,23 @@ class RenewsInVain(MemoryStore):
             return record
 
 
+@breaks(
+    "what_is_renewed_or_reserved_stays_and_nobody_notices",
+    "an_outage_is_said_and_survived",
+    "no_gap_between_snapshot_and_watch_while_others_write",
+    "a_slow_reader_catches_up",
+    "odd_keys_come_back",
+    "odd_values_come_back",
+)
+class TakesItsTimeToRenew(MemoryStore):
+    """It answers, and rightly, but later than the contract allows."""
+
+    def renew(self, record: Record, ttl: float) -> Record:
+        renewed = super().renew(record, ttl)
+        time.sleep(3.0)
+        return renewed
+
+
 @breaks("what_is_renewed_or_reserved_stays_and_nobody_notices")
 class RenewsAloud(MemoryStore):
     def renew(self, record: Record, ttl: float) -> Record:
@@ -582,11 +599,24 @@ class ShowsAPage(MemoryStore):
         return replace(found, leases=found.leases[:50])
 
 
+class TellsLate(MemoryStore):
+    """Which nobody is judged by."""
+
+    class Stream(MemoryWatch):
+        def __next__(self) -> Batch:
+            batch = super().__next__()
+            time.sleep(0.3)
+            return batch
+
+    stream = Stream
+
+
 class Sound(MemoryStore):
     """Breaks nothing."""
 
 
 MUTANTS["Sound"] = (Sound, ())
+MUTANTS["TellsLate"] = (TellsLate, ())
 
 
 for _name, (_kind, _) in MUTANTS.items():

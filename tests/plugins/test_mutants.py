@@ -116,6 +116,9 @@ def test_the_end_of_a_run_counts_the_clauses_and_a_failure_repeats_its_own(
     sound = re.findall(r"the contract, as TestSound shows it =+\n(.*)\n(.*)", said)[-1]
     assert sound[0] == "42 shown, 0 failed, 0 not applicable, 0 not tried"
     assert re.match(r"(warning: .*)?watch latency: median \d+ ms, worst \d+ ms", sound[1])
+    late = re.findall(r"the contract, as TestTellsLate shows it =+\n(.*)\n(.*)", said)[-1]
+    assert late[0] == sound[0]
+    assert late[1].startswith("warning: a change is late; from 250 ms on nodes send to where nobody is: watch latency:")
     assert "failed: pyflannel.store.Store.time_to_live: remaining seconds" in said
     assert "Written in pyflannel.store.Store.time_to_live" in said
 

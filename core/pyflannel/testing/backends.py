@@ -572,6 +572,7 @@ class LiveOverlay:
         self.options = options
         self.pristine = {node.name: at_rest(node) for node in lab.nodes}
         """What each kernel held before the first daemon."""
+        self.any_mac: dict[str, list[str]] = {}
         self.consoles = {node.name: _Console(node) for node in lab.nodes}
         self.configure(options)
         for node in self.nodes:
@@ -579,6 +580,7 @@ class LiveOverlay:
         for node in self.nodes:
             node.daemon.wait_ready(peers=2, timeout=PATIENCE)
             node.attach_containers()
+        self._note_links()
 
     def close(self) -> None:
         """End the consoles; the lab ends the rest."""
@@ -603,6 +605,7 @@ class LiveOverlay:
             node.daemon.start()
         for node in self.nodes:
             node.daemon.wait_ready(peers=2, timeout=PATIENCE)
+        self._note_links()
 
     def go_over(self, backend: str, options: Mapping[str, JSON]) -> str:
         """Change the network to another backend while it runs; returns why that is refused, empty if it is done."""
@@ -617,14 +620,25 @@ class LiveOverlay:
         items = node.daemon.status()["objects"]["list"]
         return [item["object"].split()[1].partition("=")[0] for item in items if item["kind"] == "sysctl"]
 
+    def _ask(self, node: LabNode, **request: Any) -> Any:
+        return self.consoles[node.name].ask(**request, any_mac=self.any_mac.get(node.name, []))
+
+    def _note_links(self) -> None:
+        """Note which links of each node have whatever MAC address the kernel gives them."""
+        for node in self.nodes:
+            items = [
+                item["object"].split() for item in node.daemon.status()["objects"]["list"] if item["kind"] == "link"
+            ]
+            self.any_mac[node.name] = [words[1] for words in items if "address" not in words]
+
     def dump(self, node: LabNode, sysctls: Sequence[str] = ()) -> list[tuple[str, str]]:
         """Kind and text of every kernel object of ours in a node."""
-        found = self.consoles[node.name].ask(do="dump", sysctls=list(sysctls))["objects"]
+        found = self._ask(node, do="dump", sysctls=list(sysctls))["objects"]
         return [(kind, text) for kind, text in found]
 
     def remove(self, node: LabNode, text: str, sysctls: Sequence[str]) -> None:
         """Take one object out of a node's kernel behind its daemon's back."""
-        errors = self.consoles[node.name].ask(do="remove", object=text, sysctls=list(sysctls))["errors"]
+        errors = self._ask(node, do="remove", object=text, sysctls=list(sysctls))["errors"]
         assert not errors, f"{text} could not be removed: {errors}"
 
     def settled(self, node: LabNode, wanted: Callable[[list[tuple[str, str]]], bool], what: str) -> None:

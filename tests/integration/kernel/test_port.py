@@ -21,6 +21,7 @@ from pyflannel.kernel.model import (
     Key,
     Kind,
     Link,
+    MplsEncapsulation,
     Neighbour,
     Route,
     Seg6Encapsulation,
@@ -809,6 +810,52 @@ def test_a_route_that_somebody_bends_is_told_and_put_right(world: Any, family: F
         world.until(lambda notice, key=straight.key: notice.changes.get(key, key) is None)
         assert world.become([straight]) == 1
         assert world.become([]) == 1
+
+
+@pytest.mark.parametrize("table", [254, 100])
+def test_a_route_puts_labels_on(world: Any, family: Family, table: int) -> None:
+    plain = family.gateway_route(1, table=table)
+    labels = [MplsEncapsulation((16,)), MplsEncapsulation((1048575, 100, 0), ttl=64)]
+    routes = [replace(plain, encapsulation=each) for each in labels]
+    failed = world.write(routes[0])
+    if failed and "this kernel has no encapsulation mpls" in str(failed[plain.key]):
+        pytest.skip("not applicable: this kernel has no MPLS")
+    assert failed == {}
+    for wanted in (*routes, plain, *routes):
+        assert world.write(wanted) == {}
+        assert world.dump()[plain.key] == wanted
+        assert world.become([wanted]) == 0
+    world.quiet()
+    world.put(routes[0], protocol=ROUTE_PROTOCOL)
+    told = world.until(lambda notice: notice.changes.get(plain.key) == routes[0])
+    assert not told.resync
+    assert world.become(routes[1:]) == 1
+    assert world.become([]) == 1
+
+
+def test_a_routing_table_of_a_vrf(world: Any, family: Family) -> None:
+    """The link is a part of the VRF, and what comes in by it is looked up in the VRF's table."""
+    vrf = Link("vrf7", GenericInfo("vrf", None, (("IFLA_VRF_TABLE", 4711),)), 65575)
+    member = replace(family.link, master="vrf7")
+    route = replace(family.route(1), table=4711)
+    failed = wanting(world, vrf, member).write(vrf)
+    if failed and "this kernel has no vrf devices" in str(failed[vrf.key]):
+        pytest.skip("not applicable: this kernel has no VRF")
+    assert failed == {}
+    wanted: list[KernelObject] = [vrf, member, family.address, family.neighbour(1), route]
+    world.become(wanted)
+    assert world.become(wanted) == 0
+    assert {item for item in world.dump().values() if not isinstance(item, Sysctl)} == set(wanted)
+    world.quiet()
+    world.set_link(member.name, master="")
+    world.until(lambda notice: member.key in notice.changes or notice.resync)
+    assert world.become(wanted) > 0
+    world.remove(vrf)
+    world.until(lambda notice: notice.resync)
+    assert world.become(wanted) > 0
+    assert world.become(wanted) == 0
+    world.become([])
+    assert not [key for key in world.dump() if key[0] is not Kind.SYSCTL]
 
 
 def test_routes_in_other_tables_are_others_and_only_ours_by_their_mark(world: Any, family: Family) -> None:
