@@ -1,8 +1,8 @@
 """``pyflannel cleanup``: leave this node's kernel as if pyflannel had never run.
 
-What carries our mark goes: devices with our alias and everything on them, routes with our protocol number, and firewall
-rules under the names that flannel has for them, and the CNI network that ``--cni-conf`` names. Other devices and routes
-of flanneld's have no mark and stay.
+What carries our mark goes: devices with our alias and everything on them, routes and policy rules with our protocol
+number, and firewall rules under the names that flannel has for them, and the CNI network that ``--cni-conf`` names.
+Other devices and routes of flanneld's have no mark and stay.
 """
 
 from __future__ import annotations

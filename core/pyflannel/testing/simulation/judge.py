@@ -14,7 +14,19 @@ from itertools import combinations
 from typing import Final, Protocol
 
 from pyflannel.errors import PyflannelError
-from pyflannel.kernel.model import FdbEntry, KernelObject, Key, Kind, Neighbour, Route, Sysctl, WireguardPeer
+from pyflannel.kernel.model import (
+    ROUTE_PROTOCOL,
+    FdbEntry,
+    KernelObject,
+    Key,
+    Kind,
+    Neighbour,
+    Qdisc,
+    Route,
+    Rule,
+    Sysctl,
+    WireguardPeer,
+)
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import IPAddress, Subnets
 from pyflannel.planning.overlay import Overlay
@@ -438,6 +450,10 @@ def _holds(node: SimulatedNode, item: KernelObject) -> bool:
         return item.optional or kernel.sysctls.get(item.path) == item.value
     if isinstance(item, FdbEntry):
         return kernel.fdb.get(item.key) == (item,)
+    if isinstance(item, Rule):
+        return kernel.rules.get((item.key, ROUTE_PROTOCOL)) == item
+    if isinstance(item, Qdisc):
+        return kernel.qdiscs.get(item.key) == (item, True)
     if item.key[0] is Kind.LINK:
         link = kernel.links.get(str(item.key[1]))
         return link is not None and (not link.marked or link == item or link.mac is not None)
@@ -446,7 +462,7 @@ def _holds(node: SimulatedNode, item: KernelObject) -> bool:
 
 
 def _ours(node: SimulatedNode) -> Iterator[Key]:
-    """What a kernel holds on devices with our mark, and routes with our protocol number."""
+    """What a kernel holds on devices with our mark, and routes and rules with our protocol number."""
     kernel = node.kernel
     marked = {link.name for link in kernel.links.values() if link.marked}
     yield from (link.key for link in kernel.links.values() if link.marked)
@@ -454,6 +470,8 @@ def _ours(node: SimulatedNode) -> Iterator[Key]:
     yield from (item.key for item in kernel.neighbours.values() if item.link in marked)
     yield from (key for key, ways in kernel.fdb.items() if ways[0].link in marked)
     yield from (key for key, entry in kernel.routes.items() if entry.protocol != 4)
+    yield from (key for key, protocol in kernel.rules if protocol == ROUTE_PROTOCOL)
+    yield from (key for key, (_, ours) in kernel.qdiscs.items() if ours)
 
 
 def _wrong_link_layer(mac: str | IPAddress) -> str:
