@@ -7,6 +7,7 @@ so it reads the four attributes it needs by itself and leaves the decoding to th
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
@@ -352,8 +353,19 @@ def _encode_generic(link: Link, info: GenericInfo, underlay: int) -> bytes:
     taken = _info_data(encoded)  # it leaves out without a word what it does not know
     for name, value in info.data:
         if isinstance(name, str) and (name not in taken or _value(value, taken[name]) != value):
-            raise ValueError(f"{name} = {value!r} is no attribute of a {info.kind} device, or no such value")
+            raise ValueError(f"{name} = {value!r} {_why_not(info.kind, name)}")
     return _with_raw(encoded, info.data)
+
+
+def _why_not(kind: str, name: str) -> str:
+    """What is wrong with an attribute that was left out."""
+    known = [str(row[0]) for row in getattr(messages().link.ifinfo.data_map.get(kind), "nla_map", ())]
+    if name in known:
+        return f"is no value that a {kind} device can have"
+    near = difflib.get_close_matches(name, known, 1)
+    if near:
+        return f"is no attribute of a {kind} device: did you mean {near[0]!r}?"
+    return f"is no attribute of a {kind} device; one that pyroute2 has no name for is named by its number"
 
 
 def _is_encoded(link: Link, kind: str, item: tuple[str | int, AttributeValue]) -> bool:
