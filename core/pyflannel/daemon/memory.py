@@ -51,10 +51,15 @@ def trim() -> None:
 def _drop_program_text() -> None:
     """Unmap the pages of programs and libraries until they run again: half of gRPC's 17 MB are run once, to start it.
 
-    Such pages are never written to: the next to run them finds them in the page cache (madvise(2), MADV_DONTNEED).
+    Such pages are never written to: the next to run them finds them in the page cache (madvise(2), MADV_DONTNEED). A
+    process that gets no descriptor at present keeps them.
     """
     libc = ctypes.CDLL(None)
-    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    for line in maps.splitlines():
         addresses, rights, _, _, inode, *_ = line.split()  # proc_pid_maps(5)
         if rights == "r-xp" and inode != "0":
             start, end = (int(address, 16) for address in addresses.split("-"))

@@ -59,13 +59,13 @@ class Notifier:
     def _send(self, message: str) -> None:
         if not self._address:
             return
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-            channel.setblocking(False)
-            try:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+                channel.setblocking(False)
                 channel.sendto(message.encode(), self._address)
-            except OSError as error:
-                # The overlay matters more than its supervisor. If READY got lost, systemd's start timeout tells.
-                log.warning("the service manager at NOTIFY_SOCKET does not listen (%s): %s", error.strerror, message)
+        except OSError as error:
+            # The overlay matters more than its supervisor. If READY got lost, systemd's start timeout tells.
+            log.warning("the service manager at NOTIFY_SOCKET does not listen (%s): %s", error.strerror, message)
 
 
 def _watchdog_interval(environ: Mapping[str, str]) -> float | None:

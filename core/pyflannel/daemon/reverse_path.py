@@ -9,11 +9,12 @@ kept in a file, so that it comes back after the change, also when the daemon was
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from pyflannel.errors import ConfigError
 from pyflannel.kernel.model import Sysctl
 from pyflannel.small import files
 
@@ -33,13 +34,15 @@ class ReversePath:
         self._file, self._kernel = directory / "rp_filter.json", kernel
 
     def loosen(self, links: Iterable[str]) -> tuple[Sysctl, ...]:
-        """The parameters that have to be loose for ``links``, of which some may not be there yet."""
+        """The parameters that have to be loose for ``links``, of which some may not be there yet.
+
+        :raises ConfigError: what was there before can't be kept.
+        """
         kept = self._kept()
         strict = {link: str(value) for link in links if link not in kept and (value := self._own(link)) is not None}
         if strict:
             kept = {**kept, **strict}
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            files.replace(self._file, json.dumps(kept))
+            self._keep(kept)
         return tuple(Sysctl(f"{_CONF}/{link}/rp_filter", str(_LOOSE), optional=True) for link in sorted(kept))
 
     def restore(self) -> None:
@@ -52,6 +55,16 @@ class ReversePath:
                 (self._kernel / _CONF / link / "rp_filter").write_text(value)
         with suppress(OSError):
             self._file.unlink()
+
+    def _keep(self, kept: Mapping[str, str]) -> None:
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            files.replace(self._file, json.dumps(kept))
+        except OSError as error:
+            raise ConfigError(
+                f"{self._file}: can't be written: {error.strerror}; make room there, or name another place with "
+                "--state-dir"
+            ) from error
 
     def _own(self, link: str) -> int | None:
         """A link's own value if what comes in there is filtered strictly; the larger of its own and all's counts."""

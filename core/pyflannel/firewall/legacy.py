@@ -93,7 +93,11 @@ def _word(data: bytes, at: int) -> int:
 
 def _rules(version: int, table: str) -> bytes:
     family, level = _LEVEL[version]
-    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+    try:
+        channel = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    except OSError as error:
+        raise KernelError(f"can't ask for table {table} of iptables-legacy: {error.strerror}") from error
+    with channel:
         return _entries(channel.fileno(), level, version, table)
 
 

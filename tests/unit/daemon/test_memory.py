@@ -5,6 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from tests.starving import without_descriptors
+
+from pyflannel.daemon.memory import settle
+
 PROGRAM = """
 import gc, re, ssl
 from pathlib import Path
@@ -39,3 +43,8 @@ def test_a_start_gives_back_the_text_it_ran_and_nothing_else() -> None:
     done = subprocess.run([sys.executable, "-W", "error", "-c", PROGRAM], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == ["True", "True"]
+
+
+def test_a_process_without_descriptors_goes_on() -> None:
+    with without_descriptors():
+        settle()

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.starving import without_descriptors
 
 from pyflannel.daemon.notify import Notifier
 
@@ -63,3 +64,14 @@ def test_a_manager_that_went_away_is_a_warning(tmp_path: Path, caplog: pytest.Lo
 )
 def test_the_watchdog_is_fed_twice_as_often_as_asked(environ: dict[str, str], interval: float | None) -> None:
     assert Notifier({"NOTIFY_SOCKET": "/x", **environ}).watchdog_interval == interval
+
+
+def test_a_process_without_descriptors_tells_nobody_and_goes_on(
+    manager: tuple[socket.socket, dict[str, str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    notifier = Notifier(manager[1])
+    with without_descriptors():
+        notifier.alive()
+    assert "(Too many open files): WATCHDOG=1" in caplog.text
+    notifier.ready()
+    assert manager[0].recv(100) == b"READY=1"

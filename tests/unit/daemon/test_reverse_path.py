@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pyflannel.daemon.reverse_path import ReversePath
+from pyflannel.errors import ConfigError
 from pyflannel.kernel.model import Sysctl
 
 
@@ -64,3 +65,10 @@ def test_a_link_that_is_gone_and_a_file_that_is_damaged_are_no_trouble(tmp_path:
     (tmp_path / "state" / "rp_filter.json").write_text("[")
     paths.restore()
     assert paths.loosen(["eth0"]) == ()
+
+
+def test_what_cant_be_kept_is_not_loosened(tmp_path: Path, kernel: Path) -> None:
+    put(kernel, "eth0", 1)
+    (tmp_path / "state").write_text("a file in the way")
+    with pytest.raises(ConfigError, match=r"state/rp_filter.json: can't be written: .*--state-dir"):
+        ReversePath(tmp_path / "state", kernel).loosen(["eth0"])
