@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         violations = judge(history)
         directory = Path(options.report) / f"{plan.store}-{plan.backend}-{plan.seed}"
         write(directory, history, violations)
-        _keep_logs(directory, logs, violations)
+        for name, text in logs.items():
+            (directory / f"{name}.log").write_text(text, encoding="utf-8")
         _tell(history, violations, directory)
         wrong += len(violations)
     return 1 if wrong else 0
@@ -132,15 +133,9 @@ def _look(cluster: Cluster) -> None:
             cluster.say(f"{member.name}: {promise}: {what}")
             history.looks.append(Look(cluster.now, member.name, promise, what))
             found += 1
-    size = sum(len(key) + len(value) for key, value in cluster.table.items())
-    history.stored.append((cluster.now, len(cluster.table), size))
+    history.stored.append(cluster.stored())
     history.samples += cluster.samples()
     cluster.say(f"looked at {len(joined)} nodes: {found} things are wrong")
-
-
-def _keep_logs(directory: Path, logs: dict[str, str], violations: Sequence[Violation]) -> None:
-    for name in {violation.node for violation in violations} & logs.keys():
-        (directory / f"{name}.log").write_text(logs[name], encoding="utf-8")
 
 
 def _tell(history: History, violations: Sequence[Violation], directory: Path) -> None:

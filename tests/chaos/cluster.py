@@ -195,6 +195,7 @@ class Cluster:
             member.node.daemon.wait_ready(peers=len(there) - 1, timeout=90)
         self._begin = time.monotonic()
         self._poll()
+        self.history.stored.append(self.stored())
 
     def _beside(self, place: Node, words: Sequence[str], log: PurePosixPath) -> Reader:
         with self.lab.outside(log).open("w", encoding="utf-8") as said:
@@ -327,6 +328,12 @@ class Cluster:
                 with suppress(OSError, ValueError):
                     yield _sample(member, self.now)
 
+    def stored(self) -> tuple[float, int, int]:
+        """When, how many keys the store has, and how many bytes of its disk are in use."""
+        self._hear_store()
+        disk = os.statvfs(self.disk)
+        return self.now, len(self.table), (disk.f_blocks - disk.f_bfree) * disk.f_frsize
+
     # Faults
 
     def hinder(self, member: Member | None, kind: str, what: str, note: str = "") -> int:
@@ -431,6 +438,6 @@ def workers(netns: Path) -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError):
-                if (entry / "ns" / "net").stat().st_ino == inode and b"userspace" in (entry / "cmdline").read_bytes():
+                if (entry / "ns" / "net").stat().st_ino == inode and b".worker\0" in (entry / "cmdline").read_bytes():
                     found.append(int(entry.name))
     return sorted(found)

@@ -7,6 +7,7 @@ no connection away.
 
 from __future__ import annotations
 
+import signal
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Final
 from tests.chaos.plan import DAEMON, PATH, PROMISE, STORE
 from tests.chaos.record import ALL, Change, Claim, Hindrance, History, Outage, Sample
 
-from pyflannel.errors import MalformedError
+from pyflannel.errors import ExitCode, MalformedError
 from pyflannel.network.lease import Subnets
 
 __all__ = ["PROMISES", "Violation", "judge", "unhindered"]
@@ -51,6 +52,9 @@ LAG: Final = 10.0
 MORE_MEMORY: Final = 1.3, 16 << 20
 """Growth of a daemon's memory that is no leak: a factor, and bytes besides."""
 
+MORE_DISK: Final = 32 << 20
+"""Bytes by which a store's disk may fill: it keeps a log."""
+
 MORE: Final = 6
 """Descriptors, threads that are open at one time and not at another."""
 
@@ -78,6 +82,7 @@ def judge(history: History) -> list[Violation]:
         *_lost(history),
         *_ended(history),
         *_grown(history),
+        *_stored(history),
     ]
     return sorted(found, key=lambda violation: violation.at)
 
@@ -245,8 +250,13 @@ def _is_of(value: str, node: str) -> bool:
 
 def _ended(history: History) -> Iterator[Violation]:
     for death in history.deaths:
-        starved = [h for h in history.hindrances if h.node == death.node and h.kind in ("memory", "descriptors")]
-        if not any(h.begin <= death.at <= h.end + LAG for h in starved):
+        there = [
+            h.kind for h in history.hindrances if h.begin <= death.at <= h.end + LAG and h.node in (death.node, ALL)
+        ]
+        aborted = "descriptors" in there and death.status == -signal.SIGABRT  # gRPC does that
+        starved = "memory" in there or aborted
+        unread = "document" in there and death.status == ExitCode.CONFIG  # who starts then has nothing to go by
+        if not starved and not unread:
             yield Violation("alive", death.at, death.node, f"the daemon ended with status {death.status}")
 
 
@@ -272,3 +282,13 @@ def _grown(history: History) -> Iterator[Violation]:
             value = getattr(sample, name)
             if value > limit:
                 yield Violation("busy", sample.at, sample.node, f"{value} of {name}, where {limit:.0f} are enough")
+
+
+def _stored(history: History) -> Iterator[Violation]:
+    """Of a machine that is gone, or a lease that was taken away, a key may be left until its lease expires."""
+    left = sum(hindrance.kind in ("replace", "rob", "scribble") for hindrance in history.hindrances)
+    for at, keys, used in history.stored:
+        if keys > 1 + history.plan.nodes + left:
+            yield Violation("busy", at, ALL, f"the store has {keys} keys")
+        if used > history.stored[0][2] + MORE_DISK:
+            yield Violation("busy", at, ALL, f"the store's disk has {used} bytes, {history.stored[0][2]} at first")

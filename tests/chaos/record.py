@@ -107,7 +107,7 @@ class History:
     """A whole run.
 
     :param looked: node and time of each close look, whatever it found.
-    :param stored: time, and keys and bytes of the store, at each close look.
+    :param stored: time, keys of the store, and bytes in use on its disk, at the beginning and at each close look.
     :param figures: whatever the report shows besides.
     """
 

@@ -96,7 +96,7 @@ def _figures(history: History, violations: Sequence[Violation]) -> list[tuple[st
         ("longest wait", f"{longest:.1f} s for a pair that nothing hindered any more (promised: {PROMISE:.0f} s)"),
         ("close looks", f"{len(history.looked)}, with {len(history.looks)} findings"),
         ("changes of the store", f"{len(history.changes)}"),
-        ("at its looks the store held", "; ".join(f"{keys} keys, {size} bytes" for _, keys, size in history.stored)),
+        ("the store holds", "; ".join(f"{keys} keys, {size / (1 << 20):.1f} MB" for _, keys, size in history.stored)),
         ("a daemon needs", _needs(history)),
         ("machine", _machine(used)),
     ]

@@ -28,7 +28,7 @@ def sound() -> History:
     history.moods = [Mood(0.0, name, "ready", "") for name in names]
     history.samples = [Sample(at, name, 1, 30 << 20, 20, 8) for at in (10.0, END) for name in names]
     history.looked = [(END, name) for name in names]
-    history.stored = [(END, NODES, 1000)]
+    history.stored = [(0.0, NODES + 1, 1 << 20), (END, NODES + 1, 2 << 20)]
     history.hindrances = [Hindrance("n1", "unplug", PATH, 30.0, 40.0)]
     history.outages = [Outage("n1", "n2", 4, 30.0, 42.0, 60), Outage("n3", "n4", 6, 80.0, 80.4, 2)]
     return history

@@ -12,6 +12,8 @@ from tests.chaos.plan import DAEMON, PATH, PROMISE, STORE
 from tests.chaos.record import ALL, Change, Claim, Death, Hindrance, History, Look, Outage, Sample
 from tests.unit.chaos.histories import END, key, lease, sound
 
+from pyflannel.errors import ExitCode
+
 Spoil = Callable[[History], None]
 
 
@@ -73,6 +75,11 @@ def _ended(history: History) -> None:
     history.deaths.append(Death(100.0, "n2", 1))
 
 
+def _ended_for_want_of_descriptors(history: History) -> None:
+    history.hindrances.append(Hindrance("n2", "descriptors", DAEMON, 95.0, 105.0))
+    history.deaths.append(Death(100.0, "n2", 1))
+
+
 def _more(**values: Any) -> Spoil:
     def spoil(history: History) -> None:
         history.samples.append(replace(history.samples[-1], **values))
@@ -97,8 +104,11 @@ PLANTED: dict[str, tuple[str, Spoil]] = {
     "a node has what somebody else has": ("held", _written_over),
     "a lease expires": ("expired", _expired),
     "a daemon ends": ("alive", _ended),
+    "a daemon ends for want of descriptors": ("alive", _ended_for_want_of_descriptors),
     "memory grows": ("busy", _more(memory=80 << 20)),
     "descriptors grow": ("busy", _more(descriptors=40)),
+    "leases are left behind": ("busy", lambda history: history.stored.append((END, 60, 2 << 20))),
+    "the store's disk fills": ("busy", lambda history: history.stored.append((END, 5, 200 << 20))),
     "threads grow": ("busy", _more(threads=20)),
     **{f"a look finds {name}": (name, _looked(name)) for name in ("drift", "quiet", "foreign", "hostile")},
 }
@@ -159,6 +169,11 @@ def _starved(history: History) -> None:
     history.deaths.append(Death(100.0, "n2", 1))
 
 
+def _nothing_to_go_by(history: History) -> None:
+    history.hindrances.append(Hindrance(ALL, "document", STORE, 95.0, 105.0))
+    history.deaths.append(Death(100.0, "n2", ExitCode.CONFIG))
+
+
 def _one_after_the_other(history: History) -> None:
     """A subnet that was n4's and is n3's."""
     history.claims = [claim for claim in history.claims if claim.node != "n4" or claim.at < 200.0]
@@ -174,6 +189,7 @@ FORGIVEN: dict[str, Spoil] = {
     "a lease that was deleted": _robbed,
     "renewed as soon as that could be done": _hindered_until_its_end,
     "a daemon without memory": _starved,
+    "a daemon that starts when the document can't be read": _nothing_to_go_by,
     "a subnet that somebody else had before": _one_after_the_other,
 }
 
