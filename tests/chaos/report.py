@@ -23,10 +23,13 @@ from tests.chaos.record import ALL, Hindrance, History, Mood, Outage
 __all__ = ["page", "picture", "waits", "write"]
 
 WIDTH: Final = 1500
+"""Of the picture of a short run; a long one's is wider."""
+
 _LEFT: Final = 64
 _RIGHT: Final = 16
 _HEAD: Final = 128
 _LANE: Final = 44
+_LETTER: Final = 5.4
 _BIN: Final = 1.0
 """Seconds of which losses are drawn as one."""
 
@@ -154,7 +157,8 @@ def _cause(history: History, outage: Outage) -> Hindrance | None:
 
 class _Scale:
     def __init__(self, seconds: float) -> None:
-        self._each = (WIDTH - _LEFT - _RIGHT) / max(seconds, 1.0)
+        self.width = round(min(max(WIDTH, seconds), 2 * WIDTH))
+        self._each = (self.width - _LEFT - _RIGHT) / max(seconds, 1.0)
         self.seconds = seconds
 
     def x(self, at: float) -> float:
@@ -169,11 +173,12 @@ def picture(history: History, violations: Sequence[Violation]) -> str:
     scale = _Scale(history.ended)
     names = [f"n{number + 1}" for number in range(history.plan.nodes)]
     height = _HEAD + _LANE * (len(names) + 1) + 12
+    size = f'viewBox="0 0 {scale.width} {height}" width="{scale.width}" height="{height}"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size}>',
         f"<style>{_STYLE}</style>",
-        f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>',
-        *_heading(history, violations),
+        f'<rect width="{scale.width}" height="{height}" fill="#fff"/>',
+        *_heading(history, violations, scale.width),
         *_storms(history, scale, height),
         *_axis(scale, height),
         *_lane(history, scale, ALL, "store", _HEAD),
@@ -185,12 +190,12 @@ def picture(history: History, violations: Sequence[Violation]) -> str:
     return "\n".join([*parts, "</svg>"])
 
 
-def _heading(history: History, violations: Sequence[Violation]) -> Iterator[str]:
+def _heading(history: History, violations: Sequence[Violation], width: int) -> Iterator[str]:
     figures = dict(_figures(history, violations))
     plan = history.plan
     colour = "#b71c1c" if violations else "#2e7d32"
     yield f'<text x="16" y="30" class="t">Chaos: {plan.nodes} nodes of {plan.backend} on {plan.store}</text>'
-    yield f'<text x="{WIDTH - 16}" y="30" text-anchor="end" class="t" style="fill:{colour}">{figures["verdict"]}</text>'
+    yield f'<text x="{width - 16}" y="30" text-anchor="end" class="t" style="fill:{colour}">{figures["verdict"]}</text>'
     line = (
         f"seed {plan.seed}, {figures['faults']}; packets: {figures['packets']}; longest wait {figures['longest wait']}"
     )
@@ -222,13 +227,14 @@ def _axis(scale: _Scale, height: int) -> Iterator[str]:
 
 
 def _lane(history: History, scale: _Scale, node: str, label: str, y: int) -> Iterator[str]:
-    yield f'<path d="M{_LEFT} {y + _LANE - 2}H{WIDTH - _RIGHT}" stroke="#ddd"/>'
+    yield f'<path d="M{_LEFT} {y + _LANE - 2}H{scale.width - _RIGHT}" stroke="#ddd"/>'
     yield f'<text x="{_LEFT - 8}" y="{y + 22}" text-anchor="end" class="n">{label}</text>'
     if node != ALL:
         yield from _moods([mood for mood in history.moods if mood.node == node], scale, history.ended, y + 1)
-    rows = _rows([one for one in history.hindrances if one.node == node])
-    for row, hindrance in rows:
-        yield from _bar(hindrance, scale, y + 8 + 12 * row)
+    rows = list(_rows([one for one in history.hindrances if one.node == node]))
+    for index, (row, hindrance) in enumerate(rows):
+        after = next((other.begin for other_row, other in rows[index + 1 :] if other_row == row), history.ended)
+        yield from _bar(hindrance, scale, y + 8 + 12 * row, scale.x(after))
     if node == ALL:
         yield from _harmless(history, scale, y + 32)
     else:
@@ -253,12 +259,16 @@ def _rows(hindrances: Sequence[Hindrance]) -> Iterator[tuple[int, Hindrance]]:
         yield row, one
 
 
-def _bar(one: Hindrance, scale: _Scale, y: int) -> Iterator[str]:
+def _bar(one: Hindrance, scale: _Scale, y: int, room: float) -> Iterator[str]:
+    """A fault, with its name in it, or behind it up to ``room``."""
     x, wide, colour = scale.x(one.begin), scale.wide(one.begin, one.end, 2.5), _COLOURS[one.what]
     title = f"<title>{one.kind} at {one.begin:.1f} s for {one.end - one.begin:.1f} s</title>"
     yield f'<rect x="{x}" y="{y}" width="{wide}" height="11" rx="1.5" fill="{colour}" opacity=".9">{title}</rect>'
-    if wide > 5.4 * len(one.kind) + 3:
+    text = _LETTER * len(one.kind) + 4
+    if wide > text:
         yield f'<text x="{x + 2}" y="{y + 8.5}" class="l">{one.kind}</text>'
+    elif x + wide + text < room:
+        yield f'<text x="{x + wide + 2}" y="{y + 8.5}" class="l" style="fill:{colour}">{one.kind}</text>'
 
 
 def _harmless(history: History, scale: _Scale, y: int) -> Iterator[str]:
