@@ -3,7 +3,7 @@
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-plugins test-kernels test-kernels-all test-kubernetes test-change simulate planted chaos lint docs wheel release deb bench bench-peers clean
+.PHONY: help demo test test-plugins test-kernels test-kernels-all test-kubernetes test-kubelets test-change simulate planted chaos lint docs wheel release deb bench bench-peers clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,10 @@ test-change: ## a running network from every backend to every other one, on ever
 test-kubernetes: ## the store for Kubernetes on a real API server, which is built first (Go 1.24; minutes, once)
 	@tools/bootstrap kubernetes
 	@$(VENV)/tox run -e kubernetes
+
+test-kubelets: ## whole clusters: kubelets, containerd, the pods of the manifests, beside kube-flannel's (built first, too)
+	@tools/bootstrap kubelets
+	@$(VENV)/tox run -e kubelets
 
 lint: ## style and types only
 	@tools/bootstrap demo

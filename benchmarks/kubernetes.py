@@ -1,4 +1,4 @@
-"""The store for Kubernetes at thousands of Nodes, on a real kube-apiserver (tools/build-kube-apiserver).
+"""The store for Kubernetes at thousands of Nodes, on a real kube-apiserver (tools/build-kubernetes).
 
 The cluster is made up: Nodes as kubelets write them, with their images and conditions, and flannel's annotations.
 Printed are, as medians over the rounds:

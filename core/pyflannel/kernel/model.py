@@ -430,8 +430,8 @@ class Link:
 class Sysctl:
     """A kernel parameter, named by its path below ``/proc/sys`` (``net/ipv4/ip_forward``).
 
-    An ``optional`` one is left alone where the kernel has no such parameter. Blanks in ``value`` become single spaces,
-    as which they are read.
+    An ``optional`` one is left alone where the kernel has no such parameter, or where ``/proc/sys`` is read-only, as it
+    is in most containers. Blanks in ``value`` become single spaces, as which they are read.
     """
 
     path: str

@@ -25,7 +25,7 @@ import os
 import select
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
@@ -292,7 +292,7 @@ class NetlinkPort(KernelPort):
             self._pending.interfaces.update(row.name for row in (before, after) if row is not None)
 
     def _read_sysctls(self, found: _Found) -> None:
-        self._sysctls = self._inside(lambda: _read_sysctls(self._scope.sysctls))
+        self._sysctls = self._inside(lambda: _read_sysctls(self._scope.sysctls, self._scope.optional))
         for path, value in self._sysctls.items():
             item = Sysctl(path, value)
             found.add(item)
@@ -603,11 +603,11 @@ class NetlinkPort(KernelPort):
         if not silent or time.monotonic() < self._silent_due:
             return False
         self._silent_due = time.monotonic() + _SILENT_PERIOD
-        now = self._inside(lambda: _read_sysctls(silent))
+        now = self._inside(lambda: _read_sysctls(silent, self._scope.optional))
         return any(now.get(path) != self._sysctls.get(path) for path in silent)
 
     def _compare_sysctls(self) -> None:
-        now = self._inside(lambda: _read_sysctls(self._scope.sysctls))
+        now = self._inside(lambda: _read_sysctls(self._scope.sysctls, self._scope.optional))
         for path in self._scope.sysctls:
             if now.get(path) != self._sysctls.get(path):
                 self._pending.changes[(Kind.SYSCTL, path, None)] = Sysctl(path, now[path]) if path in now else None
@@ -1068,10 +1068,12 @@ def _mentioning(needles: Sequence[bytes], answers: Iterable[Answer]) -> Iterator
             yield answer
 
 
-def _read_sysctls(paths: Iterable[str]) -> dict[str, str]:
-    """The readable ones among ``paths``, blanks normalised."""
+def _read_sysctls(paths: Iterable[str], settable: Container[str] = ()) -> dict[str, str]:
+    """The readable ones among ``paths``, blanks normalised; of those in ``settable`` the ones that can be set."""
     found = {}
     for path in paths:
+        if path in settable and not os.access(f"/proc/sys/{path}", os.W_OK):
+            continue
         try:
             found[path] = " ".join(smallfile.read(f"/proc/sys/{path}").decode("ascii", "backslashreplace").split())
         except OSError:

@@ -62,6 +62,8 @@ class Scope:
     wireguard: frozenset[str] = frozenset()
     spaces: tuple[IPNetwork, ...] = ()
     """The address ranges in which foreign routes are of interest: a notice says when one of them has changed."""
+    optional: frozenset[str] = frozenset()
+    """Those of ``sysctls`` that are reported only where they can be set."""
     qdiscs: Mapping[str, Qdisc] = field(default_factory=dict)
     """The queueing disciplines wanted, by their link: of one is reported what the wanted one says something about."""
 
@@ -69,18 +71,22 @@ class Scope:
     def of(cls, wanted: Iterable[KernelObject], spaces: tuple[IPNetwork, ...] = ()) -> Scope:
         """What has to be looked at to tell whether the kernel holds just these objects."""
         links: dict[str, Link] = {}
-        sysctls, wireguard, qdiscs = set(), set(), {}
+        sysctls, optional, wireguard, qdiscs = set(), set(), set(), {}
         for item in wanted:
             if isinstance(item, Link):
                 links[item.name] = item
             elif isinstance(item, Sysctl):
                 sysctls.add(item.path)
+                if item.optional:
+                    optional.add(item.path)
             elif isinstance(item, WireguardDevice):
                 wireguard.add(item.link)
             elif isinstance(item, Qdisc):
                 qdiscs[item.link] = item
         generic = {name: link for name, link in links.items() if _leaves_something_open(link)}
-        return cls(frozenset(links), frozenset(sysctls), generic, frozenset(wireguard), spaces, qdiscs)
+        return cls(
+            frozenset(links), frozenset(sysctls), generic, frozenset(wireguard), spaces, frozenset(optional), qdiscs
+        )
 
 
 def _leaves_something_open(link: Link) -> bool:

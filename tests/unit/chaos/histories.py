@@ -17,6 +17,10 @@ def lease(node: str) -> str:
     return f'{{"PublicIP": "192.0.2.1", "NodeID": "{node}"}}'
 
 
+def outage(begin: float, end: float, source: str = "n3", target: str = "n4", lost: int = 50) -> Outage:
+    return Outage(source, target, 4, begin, end, lost)
+
+
 def sound() -> History:
     """Four nodes, each with a lease; n1 is unplugged for ten seconds, and unreachable for two more."""
     plan = draw(1, "etcd", nodes=NODES, seconds=END)

@@ -10,15 +10,11 @@ import pytest
 from tests.chaos.judge import FEW, LAG, MENDED, PROMISES, RENEWED, judge, unhindered
 from tests.chaos.plan import DAEMON, PATH, PROMISE, STORE
 from tests.chaos.record import ALL, Change, Claim, Death, Hindrance, History, Look, Outage, Sample
-from tests.unit.chaos.histories import END, key, lease, sound
+from tests.unit.chaos.histories import END, key, lease, outage, sound
 
 from pyflannel.errors import ExitCode
 
 Spoil = Callable[[History], None]
-
-
-def outage(begin: float, end: float, source: str = "n3", target: str = "n4", lost: int = 50) -> Outage:
-    return Outage(source, target, 4, begin, end, lost)
 
 
 def _lost(history: History) -> None:

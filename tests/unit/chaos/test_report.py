@@ -11,8 +11,7 @@ from tests.chaos.judge import judge
 from tests.chaos.plan import STORE
 from tests.chaos.record import ALL, Hindrance, History
 from tests.chaos.report import page, picture, waits, write
-from tests.unit.chaos.histories import sound
-from tests.unit.chaos.test_judge import outage
+from tests.unit.chaos.histories import outage, sound
 
 
 def drawn(history: History) -> tuple[str, str]:
