@@ -260,6 +260,14 @@ class DataPlane(ABC):
         Returns at once, whatever a process or thread is doing. Idempotent.
         """
 
+    def end(self) -> None:
+        """The network has gone over to another backend: nothing flows here any more, so leave nothing behind.
+
+        What was agreed with peers is void, too: should the network come back, they will have forgotten it. As
+        :meth:`stop` otherwise, and the same by default.
+        """
+        self.stop()
+
 
 class Backend(ABC, Generic[O]):
     """A planner for one kind of overlay.

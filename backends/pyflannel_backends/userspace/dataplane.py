@@ -141,8 +141,14 @@ class UserspaceDataPlane(DataPlane):
         self._thread.join(_STOP_PATIENCE)
 
     def end(self) -> None:
-        """End the workers, too."""
+        """See :class:`DataPlane`: the workers end, too, and with them what they have agreed with peers."""
         self.stop()
+        ending = threading.Thread(target=self._end_workers, name=f"{self._kind.name} ends", daemon=True)
+        ending.start()
+        ending.join(_STOP_PATIENCE)
+
+    def _end_workers(self) -> None:
+        self._thread.join()  # it may be starting one
         for path in self._socket_paths():
             _end_worker(path)
         for link in self._links:

@@ -3,9 +3,10 @@
 It is started by the daemon with one end of a socket pair as the descriptor that its first argument names, but doesn't
 need the daemon to live: it forwards with the table it has, and whoever connects to its Unix socket next feeds it from
 then on. It attaches to the TUN device when the device is there, and again when it was deleted and made anew. Without a
-daemon *and* without a device for ten seconds there is nothing left to do, and it ends; so deleting the device is all
-that a cleanup needs. Without a daemon it also ends when another worker has its socket's place: no daemon will find it
-again, and it would get a share of the packets and forward them with a table that nobody renews.
+daemon *and* without a device there is nothing left to do, and it ends; so deleting the device is all that a cleanup
+needs. It waits ten seconds for its first device, and two for another one: by the time that one comes, peers may have
+forgotten what was agreed with them. Without a daemon it also ends when another worker has its socket's place: no daemon
+will find it again, and it would get a share of the packets and forward them with a table that nobody renews.
 
 One loop, one thread: whatever is ready is handled in turn.
 """
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 _TICK: Final = 1.0
 _ORPHAN_LIFETIME: Final = 10.0
+_BEREFT_LIFETIME: Final = 2.0
+"""Seconds that it lives without a daemon and without a device, before it has had one and after that."""
 _PATH_MTU_LIFETIME: Final = 600.0
 _ICMP_RATE: Final = 1000.0
 _ICMP_BURST: Final = 100.0
@@ -75,6 +78,7 @@ class Worker:
         self._forwarder: Forwarder | None = None
         self._fast_path: FastPath | None = None
         self._trouble = ""
+        self._has_forwarded = False
         self._running = True
         self._epoll = select.epoll()
         self._poll: Callable[[float], Sequence[tuple[int, Any]]] = self._wait
@@ -151,7 +155,7 @@ class Worker:
         except OSError as error:
             self._trouble = f"can't open {error.filename}: {error.strerror}"
             return
-        self._trouble = ""
+        self._trouble, self._has_forwarded = "", True
         self._forwarder = forwarder = self._make_forwarder(self._tun, offload)
         self._watch(self._tun, forwarder.from_tun)
         for inlet in self._inlets:
@@ -293,7 +297,7 @@ class Worker:
         self._assemble()
         if self._control is not None or self._forwarder is not None:
             self._needed_at = now
-        elif now - self._needed_at > _ORPHAN_LIFETIME:
+        elif now - self._needed_at > (_BEREFT_LIFETIME if self._has_forwarded else _ORPHAN_LIFETIME):
             self._running = False
         if self._control is None and self._is_displaced():
             self._running = False

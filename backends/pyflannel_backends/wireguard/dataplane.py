@@ -85,7 +85,7 @@ class WireguardDataPlane(DataPlane):
             plane.stop()
 
     def end(self) -> None:
-        """End the workers, too."""
+        """See :class:`DataPlane`. The workers end, too."""
         for plane in self.planes:
             plane.end()
 

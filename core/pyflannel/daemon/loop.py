@@ -531,8 +531,7 @@ class Loop:
         crossing = Crossing(overlay, backend) if isinstance(backend, Transition) else None
         self.member = _Member(backend, overlay, planes, crossing)
         if before is not None:  # their devices are going, and nobody is to make them anew
-            kept = {id(plane.feed) for plane in planes}
-            self._stop(plane for plane in before.planes if id(plane.feed) not in kept)
+            self._let_go(before.planes, planes)
         if crossing is None:
             self._reverse_path.restore()
         overlay.drain_changed()
@@ -665,6 +664,16 @@ class Loop:
         for plane in planes:
             with self.calling(plane.feed.backend, "stop of its data plane"):
                 plane.feed.stop()
+
+    def _let_go(self, before: Iterable[_Plane], planes: Iterable[_Plane]) -> None:
+        """Stop what goes on no more: for good where the backend does not, else the next one may take over from it."""
+        kept, backends = {id(plane.feed) for plane in planes}, {type(plane.feed.backend) for plane in planes}
+        left = [plane for plane in before if id(plane.feed) not in kept]
+        self._stop(plane for plane in left if type(plane.feed.backend) in backends)
+        for plane in left:
+            if type(plane.feed.backend) not in backends:
+                with self.calling(plane.feed.backend, "end of its data plane"):
+                    plane.feed.end()
 
     def _tend_data_planes(self, now: float) -> None:
         member = self.member

@@ -337,12 +337,19 @@ class Feed:
 
     def stop(self) -> None:
         """The daemon, or this use of the data plane, ends."""
-        plane = self.plane
-        if plane is not None:
-            try:
-                guarded(self.backend.name, "stop of its data plane", plane.stop)
-            except PyflannelError as error:
-                log.error("%s", error)
+        if self.plane is not None:
+            self._let_go("stop", self.plane.stop)
+
+    def end(self) -> None:
+        """The backend is not used any more."""
+        if self.plane is not None:
+            self._let_go("end", self.plane.end)
+
+    def _let_go(self, what: str, call: Callable[[], None]) -> None:
+        try:
+            guarded(self.backend.name, f"{what} of its data plane", call)
+        except PyflannelError as error:
+            log.error("%s", error)
 
 
 def _texts(told: Mapping[Any, Any]) -> dict[str, str]:

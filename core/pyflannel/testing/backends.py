@@ -117,9 +117,6 @@ class _Subject(Judged):
     carries_traffic: ClassVar[bool] = True
     """Whether containers reach each other; false for a backend that only leases subnets."""
 
-    lost_in_changes: ClassVar[int] = 0
-    """How many packets from one container to another a change of the network there and back may cost."""
-
     plans_routes: ClassVar[bool] = True
     """Whether the plan holds the routes to peers; false where commands or somebody else make them."""
 
@@ -923,7 +920,7 @@ class BackendBehaviour(_Subject):
             for ping in pings:
                 ping.wait_replies(5)
             lost = [(ping.source.name, ping.address, ping.stop().lost) for ping in pings]
-        assert not [each for each in lost if each[2] > self.lost_in_changes], "packets were lost"
+        assert not [each for each in lost if each[2]], "packets were lost"
         for node in overlay.nodes:
             overlay.settled(
                 node,

@@ -156,6 +156,9 @@ class _Plane(DataPlane):
     def stop(self) -> None:
         self.faults.at("plane.stop")
 
+    def end(self) -> None:
+        self.faults.at("plane.end")
+
 
 class FaultyStore(FileStore):
     """A file store."""

@@ -471,6 +471,26 @@ def test_long_work_gives_signs_of_life(tmp_path: Path, arrive: str) -> None:
             assert daemon.loop.window.view.peers == len(leases)
 
 
+class OtherBackend(FaultyBackend):
+    name = "other"
+
+
+@pytest.mark.parametrize(("kind", "ends"), [(FaultyBackend, False), (OtherBackend, True)])
+def test_a_data_plane_ends_for_good_when_the_network_has_gone_over_to_another_backend(
+    tmp_path: Path, kind: type[FaultyBackend], ends: bool
+) -> None:
+    """What it has agreed with peers must not outlive it on some nodes. One of the same backend may be taken over."""
+    with world(tmp_path) as it:
+        it.daemon.until(it.sound)
+        known = it.daemon.loop._generation
+        assert known is not None
+        following = kind(it.faults)
+        following.options = "others"
+        it.daemon.slot.begin(Generation(known.number + 1, known.node, following, known.lease), it.daemon.slot.records())
+        it.daemon.until(lambda: it.faults.calls["plane.end"] or it.faults.calls["plane.stop"])
+        assert (it.faults.calls["plane.end"], it.faults.calls["plane.stop"]) == ((1, 0) if ends else (0, 1))
+
+
 def test_a_store_that_is_away_from_the_start(tmp_path: Path) -> None:
     with world(tmp_path, lambda faults: faults.always("snapshot", StoreUnavailableError("out of reach"))) as it:
         it.daemon.until(lambda: it.daemon.state is State.WAITING and "out of reach" in it.told())

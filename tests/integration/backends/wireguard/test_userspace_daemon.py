@@ -27,7 +27,6 @@ class TestUserspace(BackendBehaviour):
     """The conformance kit's second half."""
 
     backend = "wireguard"
-    lost_in_changes = 0
     variants = ({"Implementation": "userspace"}, {"Implementation": "userspace", "ListenPort": 51900, "MTU": 1480})
 
 
