@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from pyflannel.cli.change_shown import Shown, outlook
 from pyflannel.cli.flags import FlagGroup, flags, settings
 from pyflannel.errors import ConfigError, ExitCode, PyflannelError, StoreUnavailableError
 from pyflannel.network.change import NetworkChange, Written
@@ -35,7 +36,7 @@ from pyflannel.small.text import inert
 
 if TYPE_CHECKING:
     from pyflannel.planning.transition import Side
-    from pyflannel.storetools.change import Drive, NodeStanding, Progress
+    from pyflannel.storetools.change import Drive, NodeStanding
 
 __all__ = ["network"]
 
@@ -122,16 +123,17 @@ def change(
         under_way = written.change
         nodes = driving.standings(present, snapshot.leases, under_way.id if under_way else "")
         keys = _named(without, nodes)
-        say = _Say(as_json)
+        shown = Shown(as_json)
         if abort:
-            return _drive(driving.Drive(store, driving.abandon(store, record, _at()), _now, keys), say)
+            return _drive(driving.Drive(store, driving.abandon(store, record, _at()), _now, keys), shown)
         if under_way is not None:
             _check_same(under_way, written, wanted)
-            return _drive(driving.Drive(store, under_way.id, _now, keys), say)
+            return _drive(driving.Drive(store, under_way.id, _now, keys), shown)
         if not wanted:
             raise click.UsageError("no change is under way: say what is to change, such as --backend wireguard", ctx)
         plan = _planned(written, present, wanted)
-        _say_plan(say, plan, nodes, keys)
+        unable = outlook(nodes, store.time_to_live(snapshot.leases), settings(ctx).renew_margin, keys)
+        _show_plan(shown, plan, nodes, keys, unable if plan.together else {})
         if dry_run:
             return ExitCode.OK
         _refuse(plan, nodes, keys)
@@ -140,7 +142,7 @@ def change(
                 raise ConfigError(f"{plan.uncovers}; --yes says that this is wanted")
             click.confirm(f"{plan.uncovers}. Go on?", abort=True)
         identity = driving.begin(store, record, plan.target, plan.together, keys, _at())
-        return _drive(driving.Drive(store, identity, _now, keys), say)
+        return _drive(driving.Drive(store, identity, _now, keys), shown)
 
 
 def _now() -> datetime:
@@ -304,9 +306,11 @@ def _mtu(former: Side, following: Side) -> Iterator[str]:
     yield f"MTU of containers, with an underlay of 1500 bytes: {before} -> {after}"
     if after < before:
         yield (
-            "containers that exist keep their larger MTU: path MTU discovery tells them at the first packet that is "
-            "too large"
+            f"containers that exist keep theirs: TCP and what else discovers the path's MTU learns {after} at the "
+            "first packet that is too large; what sends larger UDP packets with DF set fails until it is started anew"
         )
+    else:
+        yield "containers that exist keep theirs, which is smaller than need be, until they are started anew"
 
 
 def _sample_underlay() -> Any:
@@ -349,75 +353,14 @@ def _refuse(plan: _Plan, nodes: Sequence[NodeStanding], without: Sequence[str]) 
         )
 
 
-# What is shown
-
-
-class _Say:
-    """Tells people or programs; the same thing only once."""
-
-    def __init__(self, as_json: bool) -> None:
-        self.as_json = as_json
-        self._said: JSON = None
-
-    def plan(self, document: JSON, lines: Sequence[str]) -> None:
-        """What is going to happen."""
-        if self.as_json:
-            click.echo(json.dumps(document))
-        else:
-            for line in lines:
-                click.echo(line)
-
-    def progress(self, progress: Progress) -> None:
-        """How far it is, if that is new."""
-        document = progress.to_json()
-        if document == self._said:
-            return
-        self._said = document
-        if self.as_json:
-            click.echo(json.dumps(document))
-        else:
-            self._lines(progress)
-
-    def trouble(self, error: PyflannelError) -> None:
-        """The store can't be reached now."""
-        if self.as_json:
-            click.echo(json.dumps({"trouble": str(error)}))
-        else:
-            click.echo(inert(f"{error}; trying again"), err=True)
-
-    def _lines(self, progress: Progress) -> None:
-        there = len(progress.nodes) - len(progress.waiting)
-        since = f" (since {progress.since})" if progress.since else ""
-        click.echo(f"{_PHASES[progress.phase]}: {there} of {len(progress.nodes)} nodes{since}")
-        for node in progress.nodes:
-            if node.key in progress.waiting:
-                click.echo(f"  {inert(node.name)}: {inert(_missing(node, progress))}")
-
-
-_PHASES: Final = {
-    "prepare": "preparing",
-    "switch": "switching over",
-    "retire": "taking the former settings away",
-    "back": "going back",
-    "done": "done",
-}
-
-
-def _missing(node: NodeStanding, progress: Progress) -> str:
-    if node.trouble:
-        return node.trouble
-    if not node.answered and not progress.over:
-        return "has not answered: is it down, or does flanneld or an older pyflannel run there? (--without leaves it)"
-    return node.step.value if node.step is not None else "on its way"
-
-
-def _say_plan(say: _Say, plan: _Plan, nodes: Sequence[NodeStanding], without: Sequence[str]) -> None:
-    unable = [node.name for node in nodes if node.flanneld and node.key not in without]
+def _show_plan(
+    shown: Shown, plan: _Plan, nodes: Sequence[NodeStanding], without: Sequence[str], unable: Mapping[str, str]
+) -> None:
     document = {
         "changes": list(plan.differs),
         "together": plan.together,
         "nodes": [node.name for node in nodes],
-        "flanneld": unable,
+        "unable": dict(unable),
         "without": list(without),
         "refused": plan.refusal or None,
         "uncovers": plan.uncovers or None,
@@ -426,13 +369,18 @@ def _say_plan(say: _Say, plan: _Plan, nodes: Sequence[NodeStanding], without: Se
     if not plan.together:
         lines.append("each node follows by itself, at once")
     lines.append(f"{len(nodes)} nodes: {', '.join(inert(node.name) for node in nodes) or 'none'}")
-    lines += [f"  {inert(name)}: flanneld runs there, which can't take part" for name in unable]
+    lines += [f"  {inert(name)}: {reason}" for name, reason in unable.items()]
     lines += [f"refused: {plan.refusal}"] if plan.refusal else []
-    say.plan(document, lines)
+    shown.plan(document, lines)
 
 
-def _drive(drive: Drive, say: _Say) -> int:
+def _drive(drive: Drive, shown: Shown) -> int:
     """Go on until the change is over, or until somebody interrupts this."""
+    with shown:
+        return _drive_on(drive, shown)
+
+
+def _drive_on(drive: Drive, shown: Shown) -> int:
     over_since: float | None = None
     backoff = Backoff(random.Random(), _LOOK_INTERVAL)  # noqa: S311 - pauses need no secrecy
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nodes stay where they are
@@ -440,11 +388,11 @@ def _drive(drive: Drive, say: _Say) -> int:
         try:
             progress = drive.look()
         except StoreUnavailableError as error:
-            say.trouble(error)
+            shown.trouble(error)
             time.sleep(backoff.next())
             continue
         backoff.reset()
-        say.progress(progress)
+        shown.progress(progress)
         if progress.over:
             over_since = over_since or time.monotonic()
             if not progress.waiting or time.monotonic() - over_since > _FOLLOW_PATIENCE:

@@ -17,6 +17,7 @@ from pyflannel.errors import ConfigError, ConflictError, MalformedError, StoreEr
 from pyflannel.network.change import LEASE_KEY, NetworkChange, NodeProgress, Phase, Step, Written, finished, read
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, Lease
+from pyflannel.network.marks import NO_MARKS
 from pyflannel.planning.judging import placement_problem
 from pyflannel.store import Record, Snapshot, Store
 
@@ -30,6 +31,7 @@ class NodeStanding:
     """How far one node is, as its lease says it.
 
     :param answered: it has said anything of this change; a node that runs flanneld or an older pyflannel never does.
+    :param older: its lease lacks what those that know changes have always written.
     """
 
     key: str
@@ -39,6 +41,7 @@ class NodeStanding:
     step: Step | None
     trouble: str
     flanneld: bool
+    older: bool = False
 
     @property
     def name(self) -> str:
@@ -80,7 +83,10 @@ class Progress:
             "since": self.since or None,
             "over": self.over,
             "waiting": [node.name for node in self.nodes if node.key in self.waiting],
-            "nodes": [node.to_json() for node in self.nodes],
+            "nodes": [
+                {**node.to_json(), "waited_for_since": (self.since or None) if node.key in self.waiting else None}
+                for node in self.nodes
+            ],
         }
 
 
@@ -107,6 +113,7 @@ def standings(network: NetworkConfig, records: Sequence[Record], change_id: str)
                 told.step if told is not None and mine else None,
                 told.trouble if told is not None and mine else "",
                 attributes.node_id is None,
+                attributes.marks == NO_MARKS and not record.permanent,
             )
         )
     return tuple(sorted(found, key=lambda node: node.key))

@@ -183,6 +183,7 @@ def test_progress_as_a_document(store: Store) -> None:
     told: dict[str, Any] = drive(store, identity).look().to_json()
     assert (told["change"], told["phase"], told["since"], told["over"]) == (identity, "prepare", AT, False)
     assert told["waiting"] == ["n2"]
+    assert told["nodes"][1]["waited_for_since"] == AT
     assert told["nodes"][0] == {
         "lease": KEYS["n1"],
         "node_id": "n1",
@@ -190,4 +191,5 @@ def test_progress_as_a_document(store: Store) -> None:
         "step": "prepared",
         "answered": True,
         "trouble": None,
+        "waited_for_since": None,
     }

@@ -1,0 +1,104 @@
+"""What ``pyflannel network change`` says, before it begins and while it waits."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import sys
+from ipaddress import IPv4Address
+from typing import Any
+
+import pytest
+from tests.unit.cli.conftest import CommandLine
+
+from pyflannel.cli.change_shown import Shown
+from pyflannel.network.lease import LeaseAttributes
+from pyflannel.network.marks import Marks
+from pyflannel.store import Store, StoreLocation
+from pyflannel.storetools.change import NodeStanding, Progress
+from pyflannel_stores.file import FileStore
+
+DOCUMENT = json.dumps({"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan"}})
+
+
+def add(store: Store, number: int, node: str | None, marks: Marks, ttl: float) -> None:
+    attributes = LeaseAttributes(
+        IPv4Address(f"192.0.2.{number}"), backend_type="vxlan", backend_data={"VNI": 1}, node_id=node, marks=marks
+    )
+    store.create(f"10.1.{number}.0-24", attributes.to_json(), ttl)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_dry_run_names_who_can_not_take_part(pyflannel: CommandLine, as_json: bool) -> None:
+    assert pyflannel("config", "set", "-", stdin=DOCUMENT).code == 0
+    with FileStore(StoreLocation.parse(pyflannel.store)) as store:
+        add(store, 1, "well", Marks("run"), 86400)
+        add(store, 2, None, Marks(), 86400)
+        add(store, 3, "old", Marks(), 86400)
+        add(store, 4, "down", Marks("run"), 1800)
+        add(store, 5, "renews", Marks("run"), 3550)
+    words = ["--json"] if as_json else []
+    told = pyflannel("network", "change", "--backend", "wireguard", "--dry-run", *words)
+    assert told.code == 0
+    if as_json:
+        unable: dict[str, Any] = json.loads(told.out)["unable"]
+        assert sorted(unable) == ["192.0.2.2", "down", "old"]
+    assert "flanneld runs there" in told.out
+    assert "older pyflannel" in told.out
+    assert "renewed 30 min ago" in told.out
+    assert "1450 -> 1420" in told.out
+    assert "larger UDP packets with DF" in told.out
+    refused = pyflannel("network", "change", "--backend", "wireguard")
+    assert "flanneld runs there" in refused.err
+    assert json.loads(pyflannel("config", "get").out) == json.loads(DOCUMENT)
+
+
+STANDING = [
+    NodeStanding("10.1.1.0-24", "well", "192.0.2.1", True, None, "", False),
+    NodeStanding("10.1.2.0-24", "late\x1b[31m", "192.0.2.2", False, None, "", False),
+    NodeStanding("10.1.3.0-24", "ill", "192.0.2.3", True, None, "no module wireguard", False),
+]
+PROGRESS = Progress("a1", "prepare", "2026-01-01T12:00:00Z", tuple(STANDING), ("10.1.2.0-24", "10.1.3.0-24"))
+
+
+def test_lines_tell_who_is_missing_and_since_when_and_the_same_thing_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with Shown(as_json=False) as shown:
+        for _ in range(2):
+            shown.progress(PROGRESS)
+    told = capsys.readouterr().out
+    assert told.count("preparing: 1 of 3 nodes (since 2026-01-01T12:00:00Z)") == 1
+    assert "has not answered" in told
+    assert "no module wireguard" in told
+    assert "\x1b" not in told
+    assert "well" not in told
+
+
+def test_programs_are_told_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    with Shown(as_json=True) as shown:
+        shown.progress(PROGRESS)
+    told = json.loads(capsys.readouterr().out)
+    assert [node["waited_for_since"] for node in told["nodes"]] == [None, *["2026-01-01T12:00:00Z"] * 2]
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:  # nobody has the other end open
+        return b""
+
+
+def test_a_terminal_has_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "150")
+    with os.fdopen(theirs, "w") as terminal:
+        monkeypatch.setattr(sys, "stdout", terminal)
+        with Shown(as_json=False) as shown:
+            shown.progress(PROGRESS)
+        monkeypatch.undo()
+    told = b"".join(iter(lambda: _read(ours), b"")).decode()
+    os.close(ours)
+    assert "preparing: 1 of 3 nodes" in told
+    assert all(name in told for name in ("well", "late", "ill", "no module wireguard", "has not answered"))
+    assert "late\x1b" not in told
