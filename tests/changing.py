@@ -8,7 +8,7 @@ import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tests.waiting import PATIENCE, until
@@ -72,9 +72,12 @@ class Overlay:
 
     def document(self) -> dict[str, Any]:
         """The network document in the file store."""
-        path = self.lab.sandbox.outside(PurePosixPath(self.store.removeprefix("file://")) / "config.json")
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        document: dict[str, Any] = json.loads(self.path("config.json").read_text(encoding="utf-8"))
         return document
+
+    def path(self, name: str) -> Path:
+        """A file of the file store."""
+        return self.lab.sandbox.outside(PurePosixPath(self.store.removeprefix("file://")) / name)
 
     def phase(self) -> str:
         return str(self.document().get("Change", {}).get("Phase", ""))

@@ -250,3 +250,28 @@ def test_a_document_changed_behind_our_back_is_named_and_not_followed() -> None:
         made.nodes[0].run(words, input=json.dumps(network(VXLAN)))
         for node in made.nodes:
             node.daemon.wait_status(lambda status: status["state"] == "ready", "all is well again", PATIENCE)
+
+
+@pytest.mark.parametrize("written", [WIREGUARD, {"Type": "vxlan", "VNI": 2}], ids=lambda backend: str(backend["Type"]))
+def test_a_node_that_starts_does_not_cut_itself_off(written: Document) -> None:
+    """By a document that somebody put there with a tool that knows nothing of nodes; by force, it does."""
+    with overlay(network(VXLAN)) as made:
+        path = made.path("config.json")
+        path.write_text(json.dumps(network(written)))
+        with pinging(made.lab):
+            made.nodes[0].daemon.restart()
+            status = made.nodes[0].daemon.wait_ready(peers=2, timeout=PATIENCE)
+            assert status["backend"]["name"] == "vxlan"
+            status = made.nodes[0].daemon.wait_status(
+                lambda status: "behind the nodes' back" in status["message"], "it says so", PATIENCE
+            )
+            assert "network change" in status["message"]
+        path.write_text(json.dumps(network(VXLAN)))
+        words = pyflannel_command("config", "set", "--force", "-", "--store", made.store)
+        made.nodes[0].run(words, input=json.dumps(network(written)))
+        for node in made.nodes:
+            node.daemon.stop()
+            node.start_daemon(made.store, str(written["Type"]))
+        made.run_on(str(written["Type"]))
+        with pinging(made.lab):
+            pass

@@ -8,9 +8,11 @@ that is the better way, and writes only if the document is still the one it look
 from __future__ import annotations
 
 import logging
+import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime, timezone
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
@@ -76,7 +78,7 @@ def set_(ctx: click.Context, file: str, force: bool) -> None:
             log.warning("%s", consequence)
         for warning in _covered(snapshot, network):
             log.warning("%s", warning)
-        store.write_config(text, snapshot.config)
+        store.write_config(_noted(text, snapshot, forced=bool(consequences)), snapshot.config)
     click.echo(f"written to {store.location}")
 
 
@@ -90,6 +92,23 @@ def validate(ctx: click.Context, file: str) -> None:
     for family in network.families:
         click.echo(f"{family.network}: {family.size} subnets of /{family.subnet_len}, from {family.subnet_min}")
     click.echo(f"backend {network.backend_type}")
+
+
+def _noted(text: str, snapshot: Snapshot, forced: bool) -> str:
+    """The document with a note of how it came about, for nodes that start.
+
+    One that was forced upon nodes is to be followed, whomever they reach by it; any other leaves the note that is
+    there.
+    """
+    written = read(text)
+    if forced:
+        return written.forced(secrets.token_hex(8), f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}")
+    if snapshot.config is None or written.change is not None or written.outcome is not None:
+        return text
+    try:
+        return written.noting(read(snapshot.config.value)) or text
+    except ConfigError:
+        return text
 
 
 def _open_store(ctx: click.Context) -> Store:

@@ -30,6 +30,7 @@ from pyflannel.daemon.notify import Notifier
 from pyflannel.errors import ExitCode, KernelError, PluginError, PyflannelError
 from pyflannel.firewall.keeper import FirewallKeeper
 from pyflannel.firewall.model import Mode
+from pyflannel.membership import followed
 from pyflannel.membership.keeper import KeeperOptions, LeaseKeeper
 from pyflannel.membership.nodeid import identify, read_marks
 from pyflannel.membership.slot import Slot
@@ -269,6 +270,7 @@ def _keeper_options(settings: Settings, node_id: str, assigned: bool) -> KeeperO
         seed=settings.read_seed(),
         backend=settings.backend,
         assigned=assigned,
+        followed=followed.read(settings.state_dir),
     )
 
 

@@ -140,7 +140,7 @@ def _has_gone_over(facts: Facts) -> bool:
     """Whether the network config is one that the nodes have gone over to together, or are about to."""
     config = facts.store.snapshot.config if facts.store is not None else None
     written = read(config.value) if config is not None else None
-    return written is not None and bool(written.change or written.last)
+    return written is not None and written.agreed
 
 
 def lease(facts: Facts) -> Iterator[Finding]:

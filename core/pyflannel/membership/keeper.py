@@ -19,6 +19,7 @@ from typing import Any, Final, TypeAlias
 
 from pyflannel.backend import Backend
 from pyflannel.errors import PluginError, PyflannelError, StoreUnavailableError
+from pyflannel.membership import followed
 from pyflannel.membership.intake import bounded_batch, bounded_record, bounded_snapshot
 from pyflannel.membership.machine import (
     Announce,
@@ -29,6 +30,7 @@ from pyflannel.membership.machine import (
     Delete,
     Do,
     GiveUp,
+    Keep,
     KeeperOptions,
     LeaseMachine,
     Load,
@@ -36,6 +38,7 @@ from pyflannel.membership.machine import (
     OpenWatch,
     Order,
     Publish,
+    Reaches,
     ReadConfig,
     Renew,
     TakeSnapshot,
@@ -116,6 +119,7 @@ class LeaseKeeper:
         self._machine = LeaseMachine(options, str(location), location.scheme, previous, slot, rng)
         self._scheme, self._open_store, self._clock = location.scheme, open_store, clock
         self._make_backend = make_backend
+        self._state_dir = options.state_dir
         self._publisher = Publisher(options.publish_timeout)
         self._loading = Bounded(options.load_timeout)
         self._slot = slot
@@ -213,14 +217,13 @@ class LeaseKeeper:
                 if watcher is not None:
                     watcher.close()
             case GiveUp():
-                if self._store is not None:
-                    self._store.close()
-                    self._store = None
-            case Do(number, Publish() | Load() as call):
+                self._close_store()
+            case Keep(document):
+                self._keep(document)
+            case Do(number, Publish() | Load() | Reaches() as call):
                 self._ask_backend(number, call)
             case Do(number, OpenStore()):
-                if self._store is not None:
-                    self._store.close()
+                self._close_store()
                 self._store = _StoreThread(self._scheme, self._open_store, self._answer)
                 self._store.put(number, lambda _: None, "open")
             case Do(number, OpenWatch(watch, revision)):
@@ -228,6 +231,11 @@ class LeaseKeeper:
                 thread.put(number, lambda store: self._open_watch(thread, store, watch, revision), "watch")
             case Do(number, call):
                 self._store_thread.put(number, lambda store: self._measured(store, call), call.name)
+
+    def _close_store(self) -> None:
+        if self._store is not None:
+            self._store.close()
+            self._store = None
 
     def _measured(self, store: Store, call: Call) -> Any:
         begin = self._clock()
@@ -256,11 +264,19 @@ class LeaseKeeper:
         watcher = self._watches[number] = _Watcher(number, watch, self._scheme, self._inbox)
         watcher.start()
 
-    def _ask_backend(self, number: int, call: Publish | Load) -> None:
+    def _keep(self, document: str) -> None:
+        try:
+            followed.keep(self._state_dir, document)
+        except OSError as error:
+            log.warning("%s can't keep the network config for the next start: %s", self._state_dir, error.strerror)
+
+    def _ask_backend(self, number: int, call: Publish | Load | Reaches) -> None:
         def ask() -> None:
             try:
                 if isinstance(call, Publish):
                     result: Any = self._publisher(call.backend, call.node)
+                elif isinstance(call, Reaches):
+                    result = self._loading(call.side.name, call.name, call.ask)
                 else:
                     name = call.network.backend_type
                     result = self._loading(name, call.name, lambda: self._make_backend(call.network))

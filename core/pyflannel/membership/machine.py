@@ -63,13 +63,13 @@ from pyflannel.membership.allocation import (
 from pyflannel.membership.naming import Myself, state_directory
 from pyflannel.membership.slot import Generation, LeaseState, Slot
 from pyflannel.network.agreement import options_apart, ranges_apart
-from pyflannel.network.change import LEASE_KEY, NetworkChange, NodeProgress, Step, Written, read
+from pyflannel.network.change import LEASE_KEY, NetworkChange, NodeProgress, Step, Written, in_force, read
 from pyflannel.network.document import NetworkConfig, NetworkSeed, with_backend
 from pyflannel.network.lease import JSON, IPAddress, Lease, LeaseAttributes, Subnets
 from pyflannel.network.marks import NO_MARKS, Marks
 from pyflannel.network.underlay import Underlay
 from pyflannel.planning.guard import PUBLISH_TIMEOUT
-from pyflannel.planning.judging import backend_types
+from pyflannel.planning.judging import backend_types, own_problem, placement_problem
 from pyflannel.planning.transition import Side, Transition
 from pyflannel.small.retry import Backoff
 from pyflannel.store import CALL_TIMEOUT, CONFIG_KEY, Batch, Change, Record, Snapshot, Unassigned
@@ -137,6 +137,7 @@ class KeeperOptions:
     :param load_timeout: seconds that the backend may take to be loaded and made.
     :param publish_timeout: seconds that it may take to say what the lease should carry.
     :param assigned: the store says which subnets this node has.
+    :param followed: the network document that an earlier run followed last; empty if that is not known.
     """
 
     node_id: str
@@ -149,6 +150,7 @@ class KeeperOptions:
     load_timeout: float = PUBLISH_TIMEOUT
     publish_timeout: float = PUBLISH_TIMEOUT
     assigned: bool = False
+    followed: str = ""
 
 
 # What the machine asks for --------------------------------------------------------------------------------------------
@@ -296,6 +298,39 @@ class Publish:
     node: Node
 
 
+@dataclass(frozen=True, slots=True)
+class Reaches:
+    """Ask whether a backend plans for any lease of others.
+
+    :param node: this node as it would be. ``last``: the change that has led there, if one has.
+    """
+
+    lane: ClassVar[Lane] = Lane.LOAD
+    name: ClassVar[str] = "planning"
+    answer: ClassVar[tuple[type, ...]] = (bool,)
+    side: Side
+    node: Node
+    leases: Sequence[Record]
+    last: str
+
+    def ask(self) -> bool:
+        """The answer. Takes as long as the backend, and as thousands of leases that it can't use."""
+        return any(map(self._is_reached, self.leases))
+
+    def _is_reached(self, record: Record) -> bool:
+        found = _readable(record)
+        if found is None or found.attributes.node_id == self.node.node_id:
+            return False
+        lease = in_force(found, self.last)
+        if placement_problem(self.node.network, lease) or own_problem(self.node, lease):
+            return False
+        try:
+            self.side.plan_peer(self.node, lease)
+        except PyflannelError:
+            return False
+        return True
+
+
 Call: TypeAlias = (
     OpenStore
     | TakeSnapshot
@@ -310,6 +345,7 @@ Call: TypeAlias = (
     | OpenWatch
     | Load
     | Publish
+    | Reaches
 )
 
 
@@ -333,7 +369,14 @@ class GiveUp:
     """The store hangs in a call: leave it to itself. The next call opens another."""
 
 
-Order: TypeAlias = Do | CloseWatch | GiveUp
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Keep a network document for the next start."""
+
+    document: str
+
+
+Order: TypeAlias = Do | CloseWatch | GiveUp | Keep
 _Steps: TypeAlias = Generator[Call, Any, None]
 
 
@@ -451,6 +494,7 @@ class LeaseMachine:
         self._options, self._store, self._scheme, self._previous = options, store, scheme, previous
         self._slot, self._rng = slot, rng
         self._now = 0.0
+        self._kept = options.followed
         self._orders: list[Order] = []
         self._jobs: dict[str, _Job] = {}
         self._pending: dict[Lane, _Pending] = {}
@@ -959,7 +1003,8 @@ class LeaseMachine:
 
     def _began(self, place: _Place, held: Record, snapshot: Snapshot, records: Mapping[str, Record]) -> None:
         """We hold a lease: a session begins, and a generation."""
-        self._place, self._candidate = place, None
+        self._settle_on(place)
+        self._candidate = None
         session = self._session = _Session(held.key, snapshot.revision, self._now)
         if held.key not in {record.key for record in snapshot.leases}:
             session.confirm_at = self._now + CONFIRM_INTERVAL
@@ -967,6 +1012,13 @@ class LeaseMachine:
         self._pauses["join"].clear()
         self._pauses["watch"].at = self._now
         self._say({key: record.value for key, record in records.items() if key != held.key})
+
+    def _settle_on(self, place: _Place) -> None:
+        """Follow a document from now on, and after a restart."""
+        self._place = place
+        if place.document != self._kept:
+            self._kept = place.document
+            self._orders.append(Keep(place.document))
 
     def _say(self, records: Mapping[str, str] | None) -> None:
         """A new generation."""
@@ -1008,10 +1060,6 @@ class LeaseMachine:
         """Hold on to the lease that an earlier run left us, whatever keeps us from joining with it."""
         if self._held is not None:
             return
-        try:
-            network = NetworkConfig.from_json(self._document, "the network config")
-        except ConfigError:
-            return
         leases = self._apart_from_twins(_concerning(Identity(self._options.node_id), records))
         identity = Identity(self._node_id)
         existing = [
@@ -1019,8 +1067,13 @@ class LeaseMachine:
             for lease in leases
             if lease.attributes.node_id == self._node_id and lease.key in records.keys() - self._unchecked
         ]
-        decision = decide(network, identity, existing, self._last_subnets, self._options.policy)
-        if not isinstance(decision, Adopt):
+        decisions = (
+            decide(network, identity, existing, self._last_subnets, self._options.policy)
+            for document in (self._document, self._options.followed)
+            if (network := _network_of(document)) is not None
+        )
+        decision = next((each for each in decisions if isinstance(each, Adopt)), None)
+        if decision is None:
             return
         began = self._now
         try:
@@ -1073,16 +1126,60 @@ class LeaseMachine:
         """What the store's document asks for, or what is in force as long as that can't be followed."""
         underlay = self._underlay
         assert underlay is not None
+        refused: PyflannelError | None = None
+        place: _Place | None = None
         try:
             place = yield from self._place_for(self._document, underlay, leases)
         except PyflannelError as error:
-            if self._place is None:
-                raise
-            self._troubles["follow"] = error
+            refused = error
+        if self._place is None:
+            place = (yield from self._followed_last(place, underlay, leases)) or place
+        elif refused is not None:
+            place = self._moved_if_possible(self._place, underlay)
+        if place is None:
+            assert refused is not None
+            raise refused
+        if refused is None:
+            self._troubles.pop("follow", None)
+        else:
+            self._troubles["follow"] = refused
             self._pauses["follow"].put_off(self._now)
-            return self._moved_if_possible(self._place, underlay)
-        self._troubles.pop("follow", None)
         return place
+
+    def _followed_last(
+        self, place: _Place | None, underlay: Underlay, leases: Sequence[Record]
+    ) -> Generator[Call, Any, _Place | None]:
+        """What the last run followed, if by that alone any other node is reached; else ``None``.
+
+        :param place: what the store's document asks for; ``None`` if it can't be followed.
+        """
+        document = self._options.followed
+        if document in ("", self._document) or self._options.assigned:  # there, the document is in the cluster's hands
+            return None
+        try:
+            if self._leads_away(document):
+                return None
+            last = yield from self._place_for(document, underlay, leases)
+        except PyflannelError:
+            return None
+        if place is not None:
+            if not (ranges_apart(last.network, place.network) or _backends_apart(last.side, place.side)):
+                return None
+            if (yield self._reaches(place, leases)):
+                return None
+        return last if (yield self._reaches(last, leases)) else None
+
+    def _leads_away(self, document: str) -> bool:
+        """Whether all nodes are to leave ``document`` for the store's, or nobody can say where they are."""
+        followed, now = read(document), read(self._document)
+        return followed.change is not None or now.change is not None or now.last not in ("", followed.last)
+
+    def _reaches(self, place: _Place, leases: Sequence[Record]) -> Reaches:
+        subnets = self._last_subnets
+        if subnets is None or not place.network.contains(place.network.used(subnets)):
+            four, six = place.network.ipv4, place.network.ipv6
+            subnets = Subnets(four.subnet_min if four else None, six.subnet_min if six else None)
+        return Reaches(place.side, self._node(place, subnets), leases, place.last)
 
     def _moved_if_possible(self, place: _Place, underlay: Underlay) -> _Place:
         try:
@@ -1108,7 +1205,7 @@ class LeaseMachine:
             network = NetworkConfig.from_json(written.text, f"network config in {self._store}")
             if network.assumption and leases is None:
                 leases = (yield TakeSnapshot()).leases
-            network = self._network(network, leases or (), bool(written.change or written.last))
+            network = self._network(network, leases or (), written.agreed or self._place is not None)
             known = Side((yield Load(network)), network)
         _check_underlay(known.network, underlay, known.backend)
         if self._place is not None:
@@ -1135,16 +1232,17 @@ class LeaseMachine:
         """
         if written.settings == place.written.settings and (written.change or place.written.change is None):
             return
-        if written.last not in ("", place.written.last):  # a change has led there, and all nodes are to follow
+        if written.agreed and written.last not in ("", place.written.last):  # a change has led there: all are to follow
             return
         differs = ranges_apart(place.network, new.network) or _backends_apart(place.side, new)
         if not differs and place.written.change is not None:
             differs = f"the change {place.written.change.id} that was under way has been taken out of it"
         if differs:
             raise ConfigError(
-                f"the network config in {self._store} was changed while this node runs: {differs}. This node keeps the "
-                "one in force, with which the other nodes reach it; put that back, and use 'pyflannel network change', "
-                "which loses no packet; or restart all daemons"
+                f"the network config in {self._store} was changed behind the nodes' back: {differs}. This node keeps "
+                "the one in force, with which the other nodes reach it; put that back, and use 'pyflannel network "
+                "change', which loses no packet; or write it with 'pyflannel config set --force', and restart all "
+                "daemons"
             )
 
     def _following(
@@ -1169,7 +1267,8 @@ class LeaseMachine:
     def _network(self, network: NetworkConfig, leases: Iterable[Record], agreed: bool) -> NetworkConfig:
         """As this node takes it, if its settings agree with it.
 
-        :param agreed: all nodes go there together, or have done so: that counts more than ``--backend``.
+        :param agreed: all nodes go there together, or have done so, which counts more than ``--backend``; or this node
+            runs, and :meth:`_check_agreed` says more.
         """
         if network.assumption:
             network = network.following(backend_types(leases, self._node_id))
@@ -1513,7 +1612,7 @@ class LeaseMachine:
             self._rejoin(None)
             return True
         if (candidate.document, candidate.trouble) != (place.document, place.trouble):
-            self._place = candidate
+            self._settle_on(candidate)
             self._say(None)
             self._pauses["publish"].at = self._now
         if candidate.trouble:
@@ -1670,6 +1769,13 @@ def _concerning(identity: Identity, records: Mapping[str, Record]) -> Iterator[R
         # A text with escapes or an IPv6 address may spell one name in several ways.
         if "\\" in record.value or identity.public_ipv6 is not None or any(name in record.value for name in names):
             yield record
+
+
+def _network_of(document: str) -> NetworkConfig | None:
+    try:
+        return NetworkConfig.from_json(document) if document else None
+    except ConfigError:
+        return None
 
 
 def _readable(record: Record) -> Lease | None:

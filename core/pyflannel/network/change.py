@@ -41,6 +41,7 @@ __all__ = [
     "LEASE_KEY",
     "NetworkChange",
     "NodeProgress",
+    "Outcome",
     "Phase",
     "Sides",
     "Step",
@@ -59,7 +60,7 @@ DOCUMENT_KEY: Final = "Change"
 """The key of the network document under which a change that is under way stands."""
 
 LAST_KEY: Final = "LastChange"
-"""The key of the network document that names the last change that came to its end."""
+"""The key of the network document that names the last change that came to its end, or that was made by force."""
 
 LEASE_KEY: Final = "Change"
 """The key of a lease's attributes under which its node says how far it is."""
@@ -84,6 +85,14 @@ class Step(str, Enum):
     RETIRED = "retired"
     REVERTED = "reverted"
     DONE = "done"
+
+
+class Outcome(str, Enum):
+    """How the last change ended. ``FORCED``: somebody wrote the document for all nodes to follow when they start."""
+
+    MOVED = "done"
+    BACK = "back"
+    FORCED = "forced"
 
 
 _FINISHED: Final = {
@@ -159,13 +168,23 @@ class Written:
 
     :param settings: what holds: the document without what this module keeps in it.
     :param change: the change that is under way, if one is.
-    :param last: the last change that came to an end, empty if there was none; ``moved``: with its new settings.
+    :param last: the last change that came to an end, empty if there was none; ``outcome``: which one.
     """
 
     settings: Mapping[str, JSON]
     change: NetworkChange | None = None
     last: str = ""
-    moved: bool = False
+    outcome: Outcome | None = None
+
+    @property
+    def moved(self) -> bool:
+        """Whether the last change ended with its new settings."""
+        return self.outcome is Outcome.MOVED
+
+    @property
+    def agreed(self) -> bool:
+        """Whether these settings are what all nodes have gone over to together, or are about to leave together."""
+        return self.change is not None or self.outcome in (Outcome.MOVED, Outcome.BACK)
 
     @property
     def text(self) -> str:
@@ -178,17 +197,24 @@ class Written:
 
     def ended(self, change: NetworkChange, at: str) -> str:
         """The document after a change: with its new settings, or after BACK with those that it had."""
-        moved = change.phase is not Phase.BACK
-        note = {"Id": change.id, "Outcome": _MOVED if moved else "back", "Ended": at}
-        return json.dumps({**(change.target if moved else self.settings), LAST_KEY: note})
+        outcome = Outcome.BACK if change.phase is Phase.BACK else Outcome.MOVED
+        settings = self.settings if outcome is Outcome.BACK else change.target
+        return json.dumps({**settings, **_note(change.id, outcome, at)})
+
+    def forced(self, identity: str, at: str) -> str:
+        """The document as one that nodes are to follow when they start, whomever they reach by it."""
+        return json.dumps({**self.settings, **_note(identity, Outcome.FORCED, at)})
+
+    def noting(self, before: Written) -> str:
+        """The document with the note that ``before`` has; empty if that has none."""
+        return "" if before.outcome is None else json.dumps({**self.settings, **_note(before.last, before.outcome)})
 
     def _noted(self) -> dict[str, JSON]:
-        if not self.last:
-            return dict(self.settings)
-        return {**self.settings, LAST_KEY: {"Id": self.last, "Outcome": _MOVED if self.moved else "back"}}
+        return {**self.settings, **(_note(self.last, self.outcome) if self.outcome is not None else {})}
 
 
-_MOVED: Final = "done"
+def _note(identity: str, outcome: Outcome, at: str = "") -> dict[str, JSON]:
+    return {LAST_KEY: {"Id": identity, "Outcome": outcome.value, **({"Ended": at} if at else {})}}
 
 
 def read(text: str, source: str = "network config") -> Written:
@@ -198,14 +224,19 @@ def read(text: str, source: str = "network config") -> Written:
     """
     document = json_object(text, source)
     value, last = document.pop(DOCUMENT_KEY, None), document.pop(LAST_KEY, None)
-    identity = last.get("Id") if isinstance(last, dict) else None
-    known = isinstance(identity, str) and bool(_ID.fullmatch(identity))
-    return Written(
-        document,
-        None if value is None else NetworkChange.from_json(value, source),
-        str(identity) if known else "",
-        known and last.get("Outcome") == _MOVED,
-    )
+    change = None if value is None else NetworkChange.from_json(value, source)
+    return Written(document, change, *_read_note(last))
+
+
+def _read_note(note: JSON) -> tuple[str, Outcome | None]:
+    """Id and outcome of the last change; nothing if it can't be read."""
+    identity = note.get("Id") if isinstance(note, dict) else None
+    if not isinstance(identity, str) or not _ID.fullmatch(identity):
+        return "", None
+    try:
+        return identity, Outcome(note.get("Outcome"))
+    except ValueError:
+        return "", None
 
 
 @dataclass(frozen=True, slots=True)

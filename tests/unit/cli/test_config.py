@@ -103,7 +103,9 @@ def test_a_change_that_hurts_needs_force(pyflannel: CommandLine, document: str, 
     result = pyflannel("config", "set", "-", "--force", stdin=document)
     assert result.code == 0
     assert consequence in result.err
-    assert stored(pyflannel) == {"Backend": {"Type": "vxlan"}, **json.loads(document)}
+    after = stored(pyflannel)
+    assert after.pop("LastChange")["Outcome"] == "forced", "nodes that start are to follow"
+    assert after == {"Backend": {"Type": "vxlan"}, **json.loads(document)}
 
 
 @pytest.mark.parametrize(
@@ -151,3 +153,11 @@ def test_nodes_inside_the_network_are_named(pyflannel: CommandLine) -> None:
     assert result.code == 0
     assert "10.0.1.1 lies in the network 10.0.0.0/8; no subnet there is leased" in result.err
     assert "10.30.0.1 lies in the network 10.0.0.0/8; other nodes will skip it" in result.err
+
+
+def test_what_needs_no_force_leaves_the_note_of_the_last_change(pyflannel: CommandLine) -> None:
+    """By that nodes know that they have gone there together."""
+    note = {"Id": "00000000000000a1", "Outcome": "done"}
+    assert pyflannel("config", "set", "-", stdin=json.dumps({**json.loads(DOCUMENT), "LastChange": note})).code == 0
+    assert pyflannel("config", "set", "-", stdin=json.dumps({**json.loads(DOCUMENT), "EnableNFTables": True})).code == 0
+    assert stored(pyflannel)["LastChange"] == note

@@ -18,6 +18,7 @@ from pyflannel.membership.machine import (
     CloseWatch,
     Do,
     GiveUp,
+    Keep,
     KeeperOptions,
     LeaseMachine,
     Load,
@@ -25,6 +26,7 @@ from pyflannel.membership.machine import (
     OpenWatch,
     Order,
     Publish,
+    Reaches,
     Renew,
 )
 from pyflannel.membership.slot import Generation, LeaseState, Slot
@@ -209,6 +211,7 @@ class Node:
         self.watches: dict[int, str] = {}
         self.hanging: list[Do] = []
         self.given_up = 0
+        self.followed = ""
         self.down = False
 
     def _wake(self) -> None:
@@ -284,6 +287,8 @@ class Node:
                         self.hanging.append(order)
                     else:
                         self.machine.done(number, result, self.now)
+                case Keep(document):
+                    self.followed = document
                 case CloseWatch(watch):
                     self.watches.pop(watch, None)
                 case GiveUp():
@@ -295,7 +300,7 @@ class Node:
         fault = self.fault(call) if self.fault is not None else None
         if fault is not None:
             return fault
-        if self.down and not isinstance(call, Publish | Load | OpenStore):
+        if self.down and not isinstance(call, Publish | Load | Reaches | OpenStore):
             return StoreUnavailableError("out of reach")
         try:
             result = self._answer(call)
@@ -316,6 +321,8 @@ class Node:
                 return self.make(network)
             case Publish(backend, node):
                 return backend.publish(node)
+            case Reaches():
+                return call.ask()
         return perform(self.store, call)
 
     def _tell(self) -> bool:

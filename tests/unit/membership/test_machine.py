@@ -6,7 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 from typing import Any
 
 import pytest
@@ -1098,6 +1098,63 @@ def test_what_a_change_has_led_to_counts_more_than_the_flag_and_what_was_merely_
     assert refused.generation is None
     assert isinstance(refused.state.fatal, ConfigError)
     assert "--backend is 'vxlan'" in str(refused.state.fatal)
+
+
+# A document written behind everybody's back, and a node that starts then ----------------------------------------------
+
+VXLAN_2: dict[str, Any] = {"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": 2}}
+ELSEWHERE: dict[str, Any] = {"Network": "10.6.0.0/16", "Backend": {"Type": "vxlan"}}
+NO_BACKEND: dict[str, Any] = {"Network": "10.5.0.0/16", "Backend": {"Type": "nonsense"}}
+
+
+def restarted(node: Node, **options: Any) -> Node:
+    given = {"followed": node.followed, **options}
+    return Node(store=node.store, given=given, previous=node.joined.lease.subnets).start().run(5)
+
+
+@pytest.mark.parametrize("written", [HOST_GW, VXLAN_2, ELSEWHERE, NO_BACKEND, {}], ids=str)
+def test_a_node_that_starts_does_not_cut_itself_off_from_all_others(written: dict[str, Any]) -> None:
+    one = Node().start().run(5)
+    Node(store=one.store, host=2).start().run(5)
+    one.store.config_is(json.dumps(written))
+    again = restarted(one)
+    assert again.joined.backend.name == "vxlan"
+    assert again.joined.node.network == one.joined.node.network
+    assert again.joined.lease.key == one.joined.lease.key
+    assert again.state.trouble != "", "it says so"
+    again.store.config_is(read(DOCUMENT).text)
+    assert again.run(70).state.trouble == ""
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [*product([HOST_GW, VXLAN_2], ["alone", "forced", "moved", "nobody knows"]), (VXLAN_2, "some are there")],
+)
+def test_a_node_that_starts_follows_the_document_otherwise(written: dict[str, Any], why: str) -> None:
+    one = Node().start().run(5)
+    if why != "alone":
+        Node(store=one.store, host=2).start().run(5)
+    document = read(json.dumps(written))
+    if why == "some are there":
+        one.store.config_is(document.text)
+        Node(store=one.store, host=3).start().run(5)
+    elif why == "moved":
+        one.store.config_is(document.ended(NetworkChange(CHANGE_ID, Phase.RETIRE, written), ""))
+    else:
+        one.store.config_is(document.forced(CHANGE_ID, "") if why == "forced" else document.text)
+    again = restarted(one, **({"followed": "{"} if why == "nobody knows" else {}))
+    assert again.joined.backend.name == written["Backend"]["Type"]
+    assert again.state.trouble == ""
+
+
+def test_what_was_forced_is_followed_at_the_next_start_and_not_before() -> None:
+    one = Node().start().run(5)
+    two = Node(store=one.store, host=2).start().run(5)
+    one.store.config_is(read(json.dumps(HOST_GW)).forced(CHANGE_ID, ""))
+    for node in (one, two):
+        assert node.run(5).joined.backend.name == "vxlan"
+        assert "config set --force" in node.state.trouble
+        assert restarted(node).joined.backend.name == "host-gw"
 
 
 def test_a_node_that_is_bound_to_a_file_says_so_before_the_change() -> None:
