@@ -254,6 +254,14 @@ class Store(ABC):
         """
         raise NotImplementedError(f"store {self.scheme!r} assigns no subnets")
 
+    def chosen_addresses(self) -> Sequence[str]:
+        """The addresses by which an operator wants this node reached, said in the store; at most one per IP version.
+
+        Where the store ``assigns_subnets`` this is asked before the node joins. The addresses act as ``--public-ip``
+        and ``--public-ipv6`` do, and come before those: the interface that has them becomes the underlay.
+        """
+        return ()
+
     def announce(self, ready: bool) -> None:  # noqa: B027 - most stores tell nobody
         """Tell whoever schedules work whether this node's overlay carries packets. Called whenever that changes.
 
@@ -261,6 +269,13 @@ class Store(ABC):
 
         :raises StoreUnavailableError: it is not told yet; the core tries again.
         """
+
+    def announced(self) -> bool | None:
+        """What is told of this node at present, by whomever, where :meth:`announce` tells it; ``None``: nothing.
+
+        For diagnosis only.
+        """
+        return None
 
     def clock(self) -> StoreTime | None:
         """The wall clock of the store, asked without leaving a trace; ``None`` if it has none. For diagnosis only.

@@ -118,6 +118,10 @@ class Annotations:
         """What an operator wants in place of the address that the node has found; empty if nothing."""
         return next((text for name in self._operators[key] if (text := annotations.get(name))), "")
 
+    def chosen(self, annotations: Mapping[str, str]) -> tuple[str, ...]:
+        """The addresses that an operator has chosen among this node's own."""
+        return tuple(text for _, name in self._operators.values() if (text := annotations.get(name)))
+
     def concerning(self, annotations: Mapping[str, str]) -> dict[str, str]:
         """Those of a Node's annotations that are read here."""
         read = {

@@ -24,6 +24,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -140,14 +141,11 @@ class KubernetesStore(Store):
         listing = self._listing
         if listing is None or listing.stale or listing.cluster.own != own:
             listing = self._listing = _Listing(self._nodes.Cluster(own))
-        while True:
+        while not listing.complete:
             try:
-                self._read_page(listing, deadline)
+                self._read_pages(listing, deadline)
             except self._http.Gone:  # pages took too long: the list they belong to is not kept any more
                 listing = self._listing = _Listing(self._nodes.Cluster(own))
-                continue
-            if not listing.rest:
-                break
         self._listing = None
         state = _State(listing.version, listing.cluster, config)
         return Snapshot(self._history.add(state), config, tuple(listing.cluster.records()))
@@ -186,6 +184,10 @@ class KubernetesStore(Store):
             return Unassigned(_missing_reason(member, missing))
         return self._own_record(member)
 
+    def chosen_addresses(self) -> Sequence[str]:
+        """See :class:`~pyflannel.store.Store`: the annotations ``node-public-ip`` and ``node-public-ipv6``."""
+        return self._names.chosen(self._member(self._read_own_or_conflict(Deadline(_BUDGET))).annotations)
+
     def update(self, record: Record, value: str, ttl: float | None) -> Record:
         """See :class:`~pyflannel.store.Store`. Of all records our own Node's alone."""
         return self._settle(record, value)
@@ -205,6 +207,14 @@ class KubernetesStore(Store):
             patch = self._condition_patch(node)
             if not patch or self._patch(node, patch, deadline) is not None:
                 return
+
+    def announced(self) -> bool | None:
+        """See :class:`~pyflannel.store.Store`."""
+        try:
+            found, _ = self._nodes.condition_of(self._read_own(Deadline(_BUDGET)))
+        except self._http.NotFound:
+            return None
+        return {"True": False, "False": True}.get(found)
 
     def create(self, key: str, value: str, ttl: float | None) -> Record:
         """Refused: Kubernetes assigns pod CIDRs."""
@@ -317,19 +327,28 @@ class KubernetesStore(Store):
         except (KeyError, TypeError, AttributeError):
             raise self._garbage() from None
 
-    def _read_page(self, listing: _Listing, deadline: Deadline) -> None:
-        query = {"limit": str(_PAGE), **({"continue": listing.rest} if listing.rest else {})}
-        body = self._api.get(_NODES, deadline, **query)
-        try:
-            metadata, items = _split_list(body.decode())
-            for node in items:
-                listing.put(*self.take_in(node))
-            version, rest = str(metadata["resourceVersion"]), str(metadata.get("continue") or "")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            self._listing = None
-            raise self._garbage() from None
-        listing.version = listing.version or version
-        listing.rest = rest
+    def _read_pages(self, listing: _Listing, deadline: Deadline) -> None:
+        """Go on with a list to its end. The API server makes the next page while one is read as JSON."""
+        with ThreadPoolExecutor(1) as ahead:
+            page = self._page(listing.rest, deadline)
+            while not listing.complete:
+                try:
+                    metadata, items = _split_list(page.decode())
+                    version, rest = str(metadata["resourceVersion"]), str(metadata.get("continue") or "")
+                    following = ahead.submit(self._page, rest, deadline) if rest else None
+                    for node in items:
+                        listing.put(*self.take_in(node))
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    self._listing = None
+                    raise self._garbage() from None
+                listing.version = listing.version or version
+                listing.rest, listing.complete = rest, not rest
+                if following is not None:
+                    page = following.result()
+
+    def _page(self, rest: str, deadline: Deadline) -> bytes:
+        query = {"limit": str(_PAGE), **({"continue": rest} if rest else {})}
+        return self._api.get(_NODES, deadline, **query)
 
     # Writing
 
@@ -615,6 +634,7 @@ class _Listing:
     cluster: Cluster
     version: str = ""
     rest: str = ""
+    complete: bool = False
     since: float = field(default_factory=time.monotonic)
 
     @property

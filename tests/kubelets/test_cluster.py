@@ -108,14 +108,14 @@ class Cluster:
             {"name": "KUBERNETES_SERVICE_PORT", "value": str(self.kube.port)},
         ]
         where = "/spec/template/spec/containers/0/env/-"
-        environment: list[Any] = [{"op": "add", "path": where, "value": each} for each in server]
+        daemon: list[Any] = [{"op": "add", "path": where, "value": each} for each in server]
+        if selector:
+            daemon.append({"op": "add", "path": f"/spec/template/spec/nodeSelector/{selector}", "value": "yes"})
         network = [{"op": "replace", "path": "/data", "value": {"net-conf.json": json.dumps(NETWORK)}}]
         patches = [
-            {"patch": json.dumps(environment), "target": {"kind": "DaemonSet"}},
+            {"patch": json.dumps(daemon), "target": {"kind": "DaemonSet"}},
             {"patch": json.dumps(network), "target": {"kind": "ConfigMap"}},
         ]
-        if selector:
-            environment += [{"op": "add", "path": f"/spec/template/spec/nodeSelector/{selector}", "value": "yes"}]
         file = target / "kustomization.yaml"
         document = yaml.safe_load(file.read_text())
         document["images"] = [{"name": "pyflannel", "newName": IMAGE.rpartition(":")[0], "newTag": "1"}]
@@ -181,10 +181,11 @@ def available(cluster: Cluster) -> list[str]:
 
 def test_a_cluster_gets_its_network_from_the_manifests(cluster: Cluster) -> None:
     kube = cluster.kube
-    until(lambda: len(kube.admin("GET", "/api/v1/nodes")["items"]) == 2, "both Nodes")
-    waiting = [kube.condition(machine.name, "Ready") or {} for machine in cluster.machines]
-    assert [each["status"] for each in waiting] == ["False", "False"]
-    assert "cni plugin not initialized" in waiting[0]["message"]
+    for machine in cluster.machines:
+        until(lambda name=machine.name: kube.condition(name, "Ready"), "the kubelet's word")  # type: ignore[misc]
+        ready = kube.condition(machine.name, "Ready") or {}
+        assert ready["status"] == "False"
+        assert "cni plugin not initialized" in ready["message"]
 
     kube.kubectl("apply", "-k", str(cluster.manifests()))
     daemons = kube.ready_pods("pyflannel", OURS, 2)
@@ -197,8 +198,8 @@ def test_a_cluster_gets_its_network_from_the_manifests(cluster: Cluster) -> None
         ranges = networks(cluster, pod.machine)
         assert all(any(ip_address(each) in network for network in ranges) for each in pod.addresses), pod.addresses
     all_reach_all([*one, *other])
-    said = kube.kubectl("exec", one[0].name, "--", "ping", "-c", "1", one[1].address(4))
-    assert " 0% packet loss" in said
+    answer = kube.kubectl("exec", one[0].name, "--", "ping", "-c", "1", one[1].address(4))
+    assert " 0% packet loss" in answer
 
     with ExitStack() as stack:
         pings = cluster.pings(stack, one)
@@ -249,7 +250,6 @@ def flannel(cluster: Cluster) -> None:
 def test_from_kube_flannel_node_by_node(cluster: Cluster) -> None:
     """As docs/kubernetes.md has it; half way, one machine is flannel's and the other pyflannel's."""
     kube = cluster.kube
-    until(lambda: len(kube.admin("GET", "/api/v1/nodes")["items"]) == 2, "both Nodes")
     flannel(cluster)
     boxes = cluster.boxes("first")
     all_reach_all(boxes)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.integration.asking import until
-from tests.servers.kubernetes import MISSING, PREFIX, Kubernetes, kubernetes
+from tests.servers.kubernetes import ADMIN, MISSING, PREFIX, Kubernetes, kubernetes
 
 from pyflannel.lab import Lab, Node
 from pyflannel.lab.daemon import pyflannel_command
@@ -71,14 +71,22 @@ def cidrs(node: str, kind: str) -> list[str]:
     return [CIDRS[node][index] for index in families(kind)]
 
 
-def start(kube: Kubernetes, node: Node, kind: str = "ipv4", backend: str = "vxlan", *arguments: str) -> None:
+def start(
+    kube: Kubernetes,
+    node: Node,
+    kind: str = "ipv4",
+    backend: str = "vxlan",
+    *arguments: str,
+    token: str = ADMIN,
+    **options: Any,
+) -> None:
     """Start a node's daemon as its DaemonSet would."""
     document = kube.directory / "net-conf.json"
     document.write_text(json.dumps({**NETWORKS[kind], "Backend": {"Type": backend}}))
-    config = kube.kubeconfig(kube.directory / "kubeconfig")
+    config = kube.kubeconfig(kube.directory / "kubeconfig", {"token": token})
     conf = f"--cni-conf={node.directory / 'net.d' / '10-pyflannel.conflist'}"
     url = f"kubernetes://?kubeconfig={config}&node={node.name}&net_config={document}"
-    node.start_daemon(url, backend, arguments=[conf, *arguments])
+    node.start_daemon(url, backend, arguments=[conf, *arguments], **options)
 
 
 def conflist(node: Node) -> dict[str, Any] | None:
@@ -177,6 +185,25 @@ def test_our_own_overwrite_is_followed_live(kube: Kubernetes, lab: Lab) -> None:
     assert node.daemon.status()["state"] == "ready"
 
 
+@pytest.mark.parametrize(("kind", "address"), [("ipv4", "198.51.100.9"), ("ipv6", "2001:db8:9::9")])
+def test_a_node_s_own_address_that_an_operator_names_chooses_the_interface(
+    kube: Kubernetes, lab: Lab, kind: str, address: str
+) -> None:
+    node = lab.nodes[0]
+    kube.add_node("n1", *cidrs("n1", kind))
+    name = "public_ip" if kind == "ipv4" else "public_ipv6"
+    kube.annotate("n1", **{f"node_{name}": address})
+    length = "24" if kind == "ipv4" else "64 nodad"
+    node.ip(["link add other type dummy", f"address add dev other {address}/{length}", "link set other up"])
+    try:
+        start(kube, node, kind, interface=None)
+        node.daemon.wait_ready()
+        assert node.daemon.status()["underlay"]["interface"] == "other"
+        assert kube.annotations("n1")[name.replace("_", "-")] == address
+    finally:
+        node.ip(["link del other"])
+
+
 def test_a_node_deleted_and_made_again_gets_its_new_range(kube: Kubernetes, lab: Lab) -> None:
     node = lab.nodes[0]
     kube.add_node("n1", "10.244.0.0/24")
@@ -251,13 +278,19 @@ def test_what_is_written_follows_the_mtu(kube: Kubernetes, lab: Lab) -> None:
     assert ip_network(subnets(node)[0]) == ip_network("10.244.0.0/24")
 
 
-def findings(node: Node) -> dict[str, tuple[str, str]]:
-    """What doctor says there: check to verdict and message."""
+def findings(node: Node, *wrapper: str) -> dict[str, tuple[str, str]]:
+    """What doctor says there: check to verdict and message. A wrapper starts it where something is not there."""
     flags = node.daemon.command[len(pyflannel_command()) :]
-    words = pyflannel_command("doctor", "--json", "--all", "--no-probes", *flags)
+    words = [*wrapper, *pyflannel_command("doctor", "--json", "--all", "--no-probes", *flags)]
     done = node.run(words, check=False, timeout=60)
     assert done.stdout, done.stderr
     return {each["check"]: (each["verdict"], each["message"]) for each in json.loads(done.stdout)["findings"]}
+
+
+def without(*directories: str) -> tuple[str, ...]:
+    """A wrapper for which these directories are empty."""
+    hide = "; ".join(f"mount -t tmpfs none {each}" for each in directories)
+    return ("unshare", "--mount", "sh", "-ec", f'{hide}; exec "$@"', "sh")
 
 
 def test_doctor_knows_what_kubernetes_has_for_the_node(kube: Kubernetes, lab: Lab) -> None:
@@ -282,3 +315,55 @@ def test_doctor_knows_what_kubernetes_has_for_the_node(kube: Kubernetes, lab: La
     assert found["container bridge"][0] == "warn"
     assert found["CNI network"][0] == "warn"
     assert "05-other.conflist" in found["CNI network"][1]
+
+
+def test_doctor_finds_a_condition_that_says_otherwise(kube: Kubernetes, lab: Lab) -> None:
+    """What the daemon sets right by itself, unless it is told not to, or is not there."""
+    node = lab.nodes[0]
+    kube.add_node("n1", "10.244.7.0/24")
+    start(kube, node, "ipv4", "vxlan", "--set-node-network-unavailable=false")
+    node.daemon.wait_ready()
+    assert "announcement" not in findings(node)
+    for said, verdict in (("False", "pass"), ("True", "fail")):
+        kube.patch("n1", {"status": {"conditions": [{"type": "NetworkUnavailable", "status": said}]}}, "/status")
+        assert findings(node)["announcement"][0] == verdict
+    node.daemon.stop()
+    assert findings(node)["announcement"][0] == "pass"
+    kube.patch("n1", {"status": {"conditions": [{"type": "NetworkUnavailable", "status": "False"}]}}, "/status")
+    assert findings(node)["announcement"][0] == "warn"
+
+
+def test_doctor_finds_what_pods_need_and_the_node_lacks(kube: Kubernetes, lab: Lab) -> None:
+    node = lab.nodes[0]
+    kube.add_node("n1", "10.244.7.0/24")
+    start(kube, node)
+    node.daemon.wait_ready()
+    assert findings(node)["CNI plugins"][0] == "pass"
+    found = findings(node, *without("/usr/lib/cni", "/proc/sys/net/bridge"))
+    assert found["CNI plugins"][0] == "fail"
+    assert "bridge, host-local, portmap" in found["CNI plugins"][1]
+    assert found["bridge-nf-call-iptables"][0] == "warn"
+    assert "br_netfilter" in found["bridge-nf-call-iptables"][1]
+
+
+def test_doctor_finds_a_range_outside_the_network(kube: Kubernetes, lab: Lab) -> None:
+    node = lab.nodes[0]
+    kube.add_node("n1", "10.99.0.0/24")
+    start(kube, node)
+    node.daemon.wait_status(lambda status: "10.99.0.0/24" in status["message"], "told that the two differ")
+    verdict, message = findings(node)["assigned subnet"]
+    assert verdict == "fail"
+    assert "10.99.0.0/24 lies outside 10.244.0.0/16" in message
+
+
+@pytest.mark.parametrize(("verbs", "check"), [((), "store"), (("get", "list", "watch"), "daemon")])
+def test_doctor_finds_that_rights_are_missing(kube: Kubernetes, lab: Lab, verbs: tuple[str, ...], check: str) -> None:
+    """Without any, the store can't be read; without that to write, no peer hears of this node."""
+    node = lab.nodes[0]
+    kube.add_node("n1", "10.244.7.0/24")
+    start(kube, node, token=kube.account(f"rights-{len(verbs)}", verbs))
+    node.daemon.wait_status(lambda status: "forbidden" in status["message"], "told that it may not")
+    verdict, message = findings(node)[check]
+    assert verdict == "fail"
+    assert "forbidden" in message
+    assert "contrib/kubernetes/base/rbac.yaml" in message

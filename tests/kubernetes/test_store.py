@@ -277,7 +277,7 @@ def _compact(kube: Kubernetes) -> None:
 @pytest.mark.parametrize("verb", ["list", "watch", "patch"])
 def test_a_right_that_lacks_is_named(kube: Kubernetes, tmp_path: Path, verb: str) -> None:
     kube.add_node("a", "10.244.0.0/24")
-    token = _account(kube, f"no-{verb}", [each for each in ("get", "list", "watch", "patch") if each != verb])
+    token = kube.account(f"no-{verb}", [each for each in ("get", "list", "watch", "patch") if each != verb])
     with opened(kube, tmp_path, "a", {"token": token}) as store:
         calls: dict[str, Callable[[], object]] = {
             "list": store.snapshot,
@@ -291,12 +291,12 @@ def test_a_right_that_lacks_is_named(kube: Kubernetes, tmp_path: Path, verb: str
 
 def test_rights_that_are_withdrawn_and_given_back(kube: Kubernetes, tmp_path: Path) -> None:
     kube.add_node("a", "10.244.0.0/24")
-    token = _account(kube, "withdrawn", ["get", "list", "watch", "patch"])
+    token = kube.account("withdrawn", ["get", "list", "watch", "patch"])
     with opened(kube, tmp_path, "a", {"token": token}) as store:
         record = store.update(own(store), VALUE, None)
         kube.admin("DELETE", "/apis/rbac.authorization.k8s.io/v1/clusterroles/withdrawn")
         eventually(lambda: _denied(store), "a refusal")
-        _role(kube, "withdrawn", ["get", "list", "watch", "patch"])
+        kube.allow("withdrawn", ["get", "list", "watch", "patch"])
         eventually(lambda: not _denied(store), "the right again")
         assert store.renew(record, 60.0) == record
 
@@ -307,24 +307,3 @@ def _denied(store: Any) -> bool:
     except StoreDeniedError:
         return True
     return False
-
-
-def _role(kube: Kubernetes, name: str, verbs: list[str]) -> None:
-    rules = [
-        {"apiGroups": [""], "resources": ["nodes"], "verbs": [verb for verb in verbs if verb != "patch"]},
-        {"apiGroups": [""], "resources": ["nodes/status"], "verbs": [verb for verb in verbs if verb == "patch"]},
-    ]
-    role = {"metadata": {"name": name}, "rules": [rule for rule in rules if rule["verbs"]]}
-    kube.admin("POST", "/apis/rbac.authorization.k8s.io/v1/clusterroles", role)
-
-
-def _account(kube: Kubernetes, name: str, verbs: list[str]) -> str:
-    kube.admin("POST", "/api/v1/namespaces/default/serviceaccounts", {"metadata": {"name": name}})
-    _role(kube, name, verbs)
-    binding = {
-        "metadata": {"name": name},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
-        "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": "default"}],
-    }
-    kube.admin("POST", "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding)
-    return kube.account_token("default", name)

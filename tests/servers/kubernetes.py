@@ -248,6 +248,27 @@ class Kubernetes(Cluster):
         """Delete all of them."""
         self.admin("DELETE", "/api/v1/nodes")
 
+    def allow(self, role: str, verbs: Sequence[str]) -> None:
+        """Make a cluster role with some of the rights that the store needs: get, list, watch, and patch of a status."""
+        rules = [
+            {"apiGroups": [""], "resources": ["nodes"], "verbs": [verb for verb in verbs if verb != "patch"]},
+            {"apiGroups": [""], "resources": ["nodes/status"], "verbs": [verb for verb in verbs if verb == "patch"]},
+        ]
+        document = {"metadata": {"name": role}, "rules": [rule for rule in rules if rule["verbs"]]}
+        self.admin("POST", "/apis/rbac.authorization.k8s.io/v1/clusterroles", document)
+
+    def account(self, name: str, verbs: Sequence[str]) -> str:
+        """Make a service account that has these rights by a role of its name; returns a token of it."""
+        self.admin("POST", "/api/v1/namespaces/default/serviceaccounts", {"metadata": {"name": name}})
+        self.allow(name, verbs)
+        binding = {
+            "metadata": {"name": name},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
+            "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": "default"}],
+        }
+        self.admin("POST", "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding)
+        return self.account_token("default", name)
+
     def account_token(
         self, namespace: str, account: str, seconds: int = 3600, pod: Mapping[str, str] | None = None
     ) -> str:

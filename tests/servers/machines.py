@@ -187,7 +187,7 @@ class Machine(Namespace):
         return self.node.lab.outside(self.node.directory / f"{program}.log")
 
     def start_up(self, kube: ControlPlane) -> None:
-        """Power on: containerd, the images, the kubelet, which makes its Node."""
+        """Power on: containerd, the images, the kubelet, which takes over its Node."""
         self._hold()
         for controller in _controllers():
             (controller / self._cgroup).mkdir(exist_ok=True)
@@ -202,10 +202,10 @@ class Machine(Namespace):
         kube.kubeconfig(self.outside("/etc/kubelet.kubeconfig"), **{"certificate-authority": "/etc/kubelet-ca.pem"})
         self.outside("/etc/kubelet-ca.pem").write_bytes(kube.cafile.read_bytes())
         self.outside("/etc/kubelet.json").write_text(json.dumps(self._kubelet()))
-        self.start_kubelet()
+        kube.add_node(self.name)  # a kubelet that comes before its Node tries its storage again after minutes only
+        self._start_kubelet()
 
-    def start_kubelet(self) -> None:
-        """Start the kubelet, and wait for its Node to be there."""
+    def _start_kubelet(self) -> None:
         words = ["--config=/etc/kubelet.json", "--kubeconfig=/etc/kubelet.kubeconfig"]
         self._launch("kubelet", [binary("kubelet"), *words, f"--hostname-override={self.name}"])
 

@@ -36,7 +36,7 @@ from pyflannel.kernel.port import ForeignLink, ForeignRoute, KernelPort, Notice
 from pyflannel.kernel.tracker import Tracker
 from pyflannel.membership.slot import Generation, Slot
 from pyflannel.network.change import LEASE_KEY, NodeProgress
-from pyflannel.network.lease import IPNetwork
+from pyflannel.network.lease import IPAddress, IPNetwork
 from pyflannel.network.underlay import Inventory, Selection, Underlay, keep_or_choose
 from pyflannel.planning.diversion import diverting, leftovers
 from pyflannel.planning.feed import Feed, Share
@@ -214,6 +214,7 @@ class Loop:
         self._read_inventory, self._notifier, self._read_settings = read_inventory, notifier, read_settings
         self._stopping = self._reload_wanted = False
         self._underlay: Underlay | None = None
+        self._chosen: tuple[IPAddress, ...] = ()
         self._advertised: frozenset[str] = frozenset()
         """Links that have had routes by a router's advertisement."""
         self._underlay_trouble = self._kernel_trouble = self._subnet_file_trouble = ""
@@ -376,13 +377,19 @@ class Loop:
     def _look_at_underlay(self, now: float) -> None:
         self._underlay_seen, self._underlay_due = now, None
         settings = self.settings
+        chosen: dict[int, Any] = {address.version: address for address in self._chosen}
         selection = Selection(
-            settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip, settings.public_ipv6
+            settings.iface,
+            settings.iface_regex,
+            settings.iface_can_reach,
+            chosen.get(4, settings.public_ip),
+            chosen.get(6, settings.public_ipv6),
         )
         try:
             inventory = self._read_inventory()
             self._advertised |= inventory.advertised
-            found = keep_or_choose(inventory, selection, self._underlay, self._own_subnets())
+            current = self._underlay if all(map(self._is_public, self._chosen)) else None
+            found = keep_or_choose(inventory, selection, current, self._own_subnets())
         except (UnderlayError, KernelError) as error:
             self._underlay_due = now + CHECK_INTERVAL
             self._underlay_trouble = str(error)
@@ -404,6 +411,9 @@ class Loop:
             self.keeper.start(found)
         else:
             self.keeper.move(found)
+
+    def _is_public(self, address: IPAddress) -> bool:
+        return self._underlay is not None and self._underlay.public(address.version) == address
 
     def _look_around_soon(self, now: float) -> None:
         if self._diversions_due is None and self.member is not None:
@@ -474,6 +484,9 @@ class Loop:
         """Take in what the slot has: a generation as soon as it can be adopted, and a slice of the leases."""
         if self.slot.state.fatal is not None:
             raise self.slot.state.fatal
+        if self.slot.state.chosen != self._chosen:
+            self._chosen = self.slot.state.chosen
+            self._look_at_underlay(now)
         drained = self.slot.drain()
         adoption, known = self._adoption, self._generation
         if drained.generation is not None and drained.generation is not known:

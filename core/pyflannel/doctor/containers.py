@@ -13,11 +13,14 @@ from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
 from pyflannel.network.lease import Subnets
 from pyflannel.store import Unassigned
 
-__all__ = ["assigned", "cni_network", "cni_plugins"]
+__all__ = ["announcement", "assigned", "cni_network", "cni_plugins"]
 
 PLUGIN_DIRECTORIES: Final = (Path("/opt/cni/bin"), Path("/usr/lib/cni"), Path("/usr/libexec/cni"))
 """Where runtimes look for CNI plugins, and where distributions put them."""
 
+_CONDITION: Final = (
+    "kubectl describe nodes   # the condition NetworkUnavailable; --set-node-network-unavailable may be off"
+)
 _NEEDED: Final = ("bridge", "host-local", "portmap")
 
 
@@ -37,6 +40,23 @@ def assigned(facts: Facts) -> Iterator[Finding]:
             meaning = "the network config and the cluster's range differ, and this node does not join"
             fix = "kubectl get nodes -o custom-columns=NODE:.metadata.name,CIDR:.spec.podCIDRs"
             yield failed("assigned subnet", f"{subnets} lies outside {networks}", meaning, fix)
+
+
+def announcement(facts: Facts) -> Iterator[Finding]:
+    """What the store tells of this node to those who would start work here, against what is so."""
+    told = facts.store.announced if facts.store is not None else None
+    if told is None:
+        return
+    works = facts.status is not None and bool(facts.status["ready"])
+    if told == works:
+        yield passed("announcement", "containers may come" if told else "no containers for now, and rightly so")
+    elif works:
+        text = "the store says that this node has no network, though the overlay works"
+        yield failed("announcement", text, "no container is started on this node", _CONDITION)
+    else:
+        text = "the store says that this node has its network, though the overlay does not work"
+        meaning = "containers are started here, and reach no other node"
+        yield warned("announcement", text, meaning, "pyflannel status")
 
 
 def cni_network(facts: Facts) -> Iterator[Finding]:

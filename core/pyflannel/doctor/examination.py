@@ -46,6 +46,7 @@ GROUPS: Final[Mapping[str, Sequence[Check]]] = {
         membership.subnet_file,
         membership.bridges,
         containers.assigned,
+        containers.announcement,
         containers.cni_network,
         containers.cni_plugins,
     ),

@@ -42,12 +42,14 @@ class StoreFacts:
 
     :param ttl: of our own lease, where the store tells.
     :param assigned: what it has for this node, where it assigns subnets.
+    :param announced: what it tells of this node, to those who would start work here.
     """
 
     snapshot: Snapshot
     seconds: float
     ttl: Mapping[str, float | None] = field(default_factory=dict)
     assigned: Record | Unassigned | None = None
+    announced: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,9 @@ def _ask(settings: Settings, status: Mapping[str, JSON] | None) -> StoreFacts:
         seconds = time.monotonic() - begin
         key = status["lease"]["key"] if status is not None and status["lease"] is not None else None
         own = [record for record in snapshot.leases if record.key == key]
-        return StoreFacts(snapshot, seconds, store.time_to_live(own), _assigned(store, snapshot))
+        assigned = _assigned(store, snapshot)
+        announced = store.announced() if isinstance(assigned, Record) else None
+        return StoreFacts(snapshot, seconds, store.time_to_live(own), assigned, announced)
 
 
 def _assigned(store: Store, snapshot: Snapshot) -> Record | Unassigned | None:

@@ -273,7 +273,15 @@ def return_path_filter(facts: Facts) -> Iterator[Finding]:
 def bridge_filter(facts: Facts) -> Iterator[Finding]:
     """Whether bridged packets meet iptables (the module br_netfilter)."""
     value = sysctl("net/bridge/bridge-nf-call-iptables")
-    if value is None:
+    if value is None and facts.store is not None and facts.store.assigned is not None:
+        yield warned(
+            "bridge-nf-call-iptables",
+            "br_netfilter is not loaded: bridged packets don't meet iptables",
+            "where kube-proxy works with iptables or nftables, a pod gets no answer from a service whose pod is on the "
+            "same node: the answer comes by the bridge, past the rules that would give it the service's address back",
+            "modprobe br_netfilter && echo br_netfilter >/etc/modules-load.d/kubernetes.conf",
+        )
+    elif value is None:
         yield passed("bridge-nf-call-iptables", "br_netfilter is not loaded: bridged packets don't meet iptables")
     elif value == 0 or facts.settings.forward_rules:
         yield passed("bridge-nf-call-iptables", f"{value}")

@@ -53,7 +53,7 @@ def peers_in(status: Mapping[str, JSON], *states: str) -> list[Mapping[str, JSON
 class DaemonOptions:
     """How a daemon is started; ``node_id`` is the node's name if empty, and not given at all if ``None``.
 
-    ``wrapper`` are words before its command line: of a program that starts it.
+    ``interface`` is not given if ``None``. ``wrapper`` are words before its command line: of a program that starts it.
     """
 
     store: str
@@ -61,7 +61,7 @@ class DaemonOptions:
     network: str | None = None
     arguments: tuple[str, ...] = ()
     node_id: str | None = ""
-    interface: str = UPLINK
+    interface: str | None = UPLINK
     wrapper: tuple[str, ...] = ()
 
 

@@ -24,6 +24,7 @@ from pyflannel.membership.intake import bounded_batch, bounded_record, bounded_s
 from pyflannel.membership.machine import (
     Announce,
     AskAssigned,
+    AskChosen,
     Call,
     CloseWatch,
     Create,
@@ -84,11 +85,20 @@ def perform(store: Store, call: Call) -> Any:
             return store.renew(record, ttl)
         case Delete(record):
             return store.delete(record)
+        case AskAssigned() | AskChosen() | Announce():
+            return _perform_assigning(store, call)
+    raise TypeError(f"{call!r} is no call to a store")
+
+
+def _perform_assigning(store: Store, call: AskAssigned | AskChosen | Announce) -> Any:
+    """The calls that matter to a store that assigns subnets."""
+    match call:
         case AskAssigned(families):
             return store.assigned(families)
+        case AskChosen():
+            return store.chosen_addresses()
         case Announce(ready):
             return store.announce(ready)
-    raise TypeError(f"{call!r} is no call to a store")
 
 
 class LeaseKeeper:

@@ -34,6 +34,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeAlias
 
@@ -77,6 +78,7 @@ from pyflannel.store import CALL_TIMEOUT, CONFIG_KEY, Batch, Change, Record, Sna
 __all__ = [
     "Announce",
     "AskAssigned",
+    "AskChosen",
     "Call",
     "CloseWatch",
     "Create",
@@ -257,6 +259,15 @@ class AskAssigned:
 
 
 @dataclass(frozen=True, slots=True)
+class AskChosen:
+    """Ask by which addresses an operator wants this node reached, where the store assigns subnets."""
+
+    lane: ClassVar[Lane] = Lane.STORE
+    name: ClassVar[str] = "chosen addresses"
+    answer: ClassVar[tuple[type, ...]] = (tuple, list)
+
+
+@dataclass(frozen=True, slots=True)
 class Announce:
     """Tell the store whether our overlay carries packets."""
 
@@ -341,6 +352,7 @@ Call: TypeAlias = (
     | Renew
     | Delete
     | AskAssigned
+    | AskChosen
     | Announce
     | OpenWatch
     | Load
@@ -1422,6 +1434,12 @@ class LeaseMachine:
         if isinstance(found, Unassigned):
             self._lose()
             raise StoreError(found.reason)
+        self._state = replace(self._state, chosen=_chosen((yield AskChosen())))
+        underlay = self._underlay
+        assert underlay is not None
+        for address in self._state.chosen:
+            if underlay.public(address.version) != address:
+                raise UnderlayError(f"{self._store} has {address} for this node: looking for the interface with it")
         return found
 
     def _take_assigned(self, place: _Place, record: Record) -> Generator[Call, Any, bool]:
@@ -1806,3 +1824,13 @@ def _rivals(network: NetworkConfig, key: str, keys: Iterable[str]) -> list[Subne
         return []
     claims = [_claim(network, other) for other in keys if other != key]
     return [claim for claim in claims if claim is not None and claim.overlaps(ours)]
+
+
+def _chosen(texts: Iterable[str]) -> tuple[IPAddress, ...]:
+    """
+    :raises StoreError: one of them is none.
+    """
+    try:
+        return tuple(ip_address(text) for text in texts)
+    except ValueError as error:
+        raise StoreError(f"the address that is to be this node's: {error}; correct it in the store") from None

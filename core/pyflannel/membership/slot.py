@@ -14,7 +14,7 @@ from typing import Any
 
 from pyflannel.backend import Backend, Node
 from pyflannel.errors import PyflannelError
-from pyflannel.network.lease import Lease
+from pyflannel.network.lease import IPAddress, Lease
 
 __all__ = ["Drained", "Generation", "LeaseState", "Slot"]
 
@@ -28,6 +28,7 @@ class LeaseState:
     another configuration, only ever before the first generation. ``published`` is the number of the newest request to
     publish that was carried out (:meth:`pyflannel.membership.keeper.LeaseKeeper.publish`), ``publish_error`` how it
     failed if it did. ``twin`` says that another machine has our node id, and what became of it; empty if none has.
+    ``chosen`` are the addresses that an operator wants for this node, as the store had them when we joined last.
     """
 
     lease: Lease | None = None
@@ -40,6 +41,7 @@ class LeaseState:
     published: int = 0
     publish_error: PyflannelError | None = None
     twin: str = ""
+    chosen: tuple[IPAddress, ...] = ()
 
     def valid(self, now: float) -> bool:
         """Whether we hold a lease that has not expired."""

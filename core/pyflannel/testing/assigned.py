@@ -225,6 +225,7 @@ class AssigningStoreConformance:
         for said in (True, True, False, True):
             store.announce(said)
             assert self.ready("a") is said
+            assert store.announced() is said
         assert same_value(store.renew(record, 60.0).value, VALUE)
 
     # the watch

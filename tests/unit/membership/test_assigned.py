@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ class AssigningModel(StoreModel):
         super().__init__()
         self.ours: Record | Unassigned = Unassigned("nobody has assigned anything")
         self.told: list[bool] = []
+        self.chosen: tuple[str, ...] = ()
 
     def assign(self, key: str, value: str = "{}") -> None:
         """Ours is this from now on; what it was before is gone."""
@@ -46,6 +48,9 @@ class AssigningModel(StoreModel):
             return self.ours
         missing = [version for version in families if ("." if version == 4 else ":") not in self.ours.key]
         return Unassigned(f"nothing of IPv{missing[0]}") if missing else self.kept[self.ours.key].record
+
+    def chosen_addresses(self) -> Sequence[str]:
+        return self.chosen
 
     def announce(self, ready: bool) -> None:
         self.told.append(ready)
@@ -94,6 +99,29 @@ def test_a_node_without_subnets_waits_with_the_reason_and_asks_little() -> None:
     store.assign("10.5.9.0-24")
     node.until(lambda: node.generation is not None, 30.0)
     assert node.state.trouble == ""
+
+
+def test_an_address_that_an_operator_has_chosen_is_waited_for() -> None:
+    """Whoever looks after the underlay is told of it, and finds the interface."""
+    node, store = on_assigning(DOCUMENT, "10.5.1.0-24")
+    store.chosen = ("198.51.100.7",)
+    node.start()
+    assert node.generation is None
+    assert node.state.chosen == (IPv4Address("198.51.100.7"),)
+    assert "198.51.100.7" in node.state.trouble
+    assert node.count(TakeSnapshot) == 0
+    node.machine.move(replace(underlay(), public_ipv4=IPv4Address("198.51.100.7")), node.now)
+    node.until(lambda: node.generation is not None, 30.0)
+    assert json.loads(store.kept["10.5.1.0-24"].record.value)["PublicIP"] == "198.51.100.7"
+
+
+def test_a_chosen_address_that_is_none_is_named() -> None:
+    node, store = on_assigning(DOCUMENT, "10.5.1.0-24")
+    store.chosen = ("198.51.100",)
+    node.start()
+    assert "'198.51.100'" in node.state.trouble
+    store.chosen = ()
+    node.until(lambda: node.generation is not None, 30.0)
 
 
 def test_a_family_that_lacks_is_waited_for() -> None:
