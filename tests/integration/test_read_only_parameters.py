@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from pyflannel.lab import Lab
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
 READ_ONLY = ("unshare", "--mount", "sh", "-ec", 'mount --bind -o ro /proc/sys /proc/sys; exec "$@"', "sh")
-NETWORKS: dict[str, dict[str, object]] = {
+NETWORKS: dict[str, Any] = {
     "ipv4": {"Network": "10.244.0.0/16"},
     "ipv6": {"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00:10::/48"},
 }

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.chaos.judge import FEW, LAG, MENDED, PROMISES, RENEWED, judge, unhindered
 from tests.chaos.plan import DAEMON, PATH, PROMISE, STORE
-from tests.chaos.record import ALL, Change, Claim, Death, Hindrance, History, Look, Outage, Sample
+from tests.chaos.record import ALL, Change, Claim, Death, Hindrance, History, Look, Sample
 from tests.unit.chaos.histories import END, key, lease, outage, sound
 
 from pyflannel.errors import ExitCode
