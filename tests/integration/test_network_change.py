@@ -82,16 +82,42 @@ def test_both_families_go_over() -> None:
 # The network's ranges -------------------------------------------------------------------------------------------------
 
 
-def test_a_larger_network_and_ipv6_leave_containers_their_addresses() -> None:
+def test_a_larger_network_and_another_backend_leave_containers_their_addresses() -> None:
+    """Both at once, one after the other."""
     with overlay(network(VXLAN)) as made, pinging(made.lab):
         before = [node.daemon.status()["lease"]["subnets"] for node in made.nodes]
-        told = made.change("--network", "10.244.0.0/15", "--subnet-len", "26")
-        assert not told[0]["together"]
-        assert told[-1]["over"]
-        made.change("--enable-ipv6", "true", "--ipv6-network", "fd00:244::/48")
-        for node, subnets in zip(made.nodes, before, strict=True):
-            node.daemon.wait_status(lambda status: len(status["lease"]["subnets"]) == 2, "two subnets", PATIENCE)
-            assert node.daemon.status()["lease"]["subnets"][0] == subnets[0]
+        told = made.change("--backend", "host-gw", "--network", "10.244.0.0/15", "--subnet-len", "26")
+        assert told[0]["changes"][:2] == ["network 10.244.0.0/16 -> 10.244.0.0/15", "backend vxlan -> host-gw"]
+        made.run_on("host-gw")
+        assert [node.daemon.status()["lease"]["subnets"] for node in made.nodes] == before
+        assert made.document()["Network"] == "10.244.0.0/15"
+
+
+SINGLE: dict[int, Document] = {
+    4: network(VXLAN),
+    6: {"EnableIPv4": False, **DUAL, "Backend": VXLAN},
+}
+OTHER = {
+    4: ["--enable-ipv6", "true", "--ipv6-network", "fd00:244::/48"],
+    6: ["--enable-ipv4", "true", "--network", "10.244.0.0/16"],
+}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_other_family_is_added_and_containers_keep_their_addresses(version: int) -> None:
+    with overlay(SINGLE[version], nodes=2) as made:
+        before = [node.daemon.status()["lease"]["subnets"][0] for node in made.nodes]
+        with pinging(made.lab, (version,)):
+            told = made.change(*OTHER[version])
+            assert not told[0]["together"]
+            assert told[-1]["over"]
+            for node, subnet in zip(made.nodes, before, strict=True):
+                status = node.daemon.wait_status(lambda it: len(it["lease"]["subnets"]) == 2, "two subnets", PATIENCE)
+                assert subnet in status["lease"]["subnets"]
+        for node in made.nodes:
+            node.attach_containers()
+        with pinging(made.lab, (4, 6)):
+            pass
 
 
 @pytest.mark.parametrize(
@@ -102,7 +128,6 @@ def test_a_larger_network_and_ipv6_leave_containers_their_addresses() -> None:
         (["--backend", "extension"], "plans no routes"),
         (["--backend-option", "Port=4789"], "another name (vxlan: VNI"),
         (["--backend", "udp", "--backend-option", "Port=8472"], "UDP port 8472"),
-        (["--backend", "host-gw", "--network", "10.244.0.0/15"], "can't change at once"),
         (["--backend", "nonsense"], "nonsense"),
         (["--backend-option", "Vni"], "KEY=VALUE"),
         (["--backend-option", "VNJ=2"], "did you mean 'VNI'"),

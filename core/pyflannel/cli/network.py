@@ -26,7 +26,7 @@ import click
 
 from pyflannel.cli.change_shown import Shown, outlook
 from pyflannel.cli.flags import FlagGroup, flags, settings
-from pyflannel.errors import ConfigError, ExitCode, PyflannelError, StoreUnavailableError
+from pyflannel.errors import ConfigError, ExitCode, PluginError, PyflannelError, StoreUnavailableError
 from pyflannel.network.change import NetworkChange, Written
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, Subnets
@@ -36,6 +36,7 @@ from pyflannel.small.text import inert
 
 if TYPE_CHECKING:
     from pyflannel.planning.transition import Side
+    from pyflannel.store import Record, Store
     from pyflannel.storetools.change import Drive, NodeStanding
 
 __all__ = ["network"]
@@ -128,21 +129,55 @@ def change(
             return _drive(driving.Drive(store, driving.abandon(store, record, _at()), _now, keys), shown)
         if under_way is not None:
             _check_same(under_way, written, wanted)
-            return _drive(driving.Drive(store, under_way.id, _now, keys), shown)
+            _drive(driving.Drive(store, under_way.id, _now, keys), shown)
+            return _go_through(store, _left(store, wanted), keys, shown)
         if not wanted:
             raise click.UsageError("no change is under way: say what is to change, such as --backend wireguard", ctx)
-        plan = _planned(written, present, wanted)
+        plans = _planned(written, present, wanted)
+        if not plans:
+            raise ConfigError("the network is as you want it already; nothing was written")
         unable = outlook(nodes, store.time_to_live(snapshot.leases), settings(ctx).renew_margin, keys)
-        _show_plan(shown, plan, nodes, keys, unable if plan.together else {})
+        _show_plans(shown, plans, nodes, keys, unable)
         if dry_run:
             return ExitCode.OK
-        _refuse(plan, nodes, keys)
-        if plan.uncovers and not yes:
-            if as_json or not sys.stdin.isatty():
-                raise ConfigError(f"{plan.uncovers}; --yes says that this is wanted")
-            click.confirm(f"{plan.uncovers}. Go on?", abort=True)
-        identity = driving.begin(store, record, plan.target, plan.together, keys, _at())
-        return _drive(driving.Drive(store, identity, _now, keys), shown)
+        for plan in plans:
+            _refuse(plan, nodes, keys)
+            if plan.uncovers and not yes:
+                if as_json or not sys.stdin.isatty():
+                    raise ConfigError(f"{plan.uncovers}; --yes says that this is wanted")
+                click.confirm(f"{plan.uncovers}. Go on?", abort=True)
+        return _go_through(store, plans, keys, shown, record)
+
+
+def _left(store: Store, wanted: _Wanted) -> Sequence[_Plan]:
+    """What is still to do when the change that was under way has ended: of one that takes two, the second."""
+    if len(wanted.parts) < 2:
+        return ()
+    _, written, present = _reading(store)
+    return _planned(written, present, wanted)
+
+
+def _go_through(
+    store: Store, plans: Sequence[_Plan], without: Sequence[str], shown: Shown, record: Record | None = None
+) -> int:
+    """One change after the other.
+
+    :param record: the document that was judged, if that must not be another one by now.
+    """
+    from pyflannel.storetools import change as driving
+
+    for plan in plans:
+        record = record if record is not None else _reading(store)[0]
+        identity = driving.begin(store, record, plan.target, plan.together, without, _at())
+        _drive(driving.Drive(store, identity, _now, without), shown)
+        record = None
+    return ExitCode.OK
+
+
+def _reading(store: Store) -> tuple[Record, Written, NetworkConfig]:
+    from pyflannel.storetools import change as driving
+
+    return driving.reading(store.snapshot(), store.location)
 
 
 def _now() -> datetime:
@@ -168,6 +203,13 @@ class _Wanted:
 
     def __bool__(self) -> bool:
         return bool(self.backend or self.options or self.ranges)
+
+    @property
+    def parts(self) -> tuple[_Wanted, ...]:
+        """Ranges and backend each for itself: they are changed one after the other."""
+        if not self.ranges or not (self.backend or self.options):
+            return (self,)
+        return _Wanted(None, (), self.ranges), _Wanted(self.backend, self.options, {})
 
     def target(self, settings: Mapping[str, JSON], present: NetworkConfig) -> dict[str, JSON]:
         """The document that is to hold.
@@ -229,9 +271,9 @@ def _check_same(under_way: NetworkChange, written: Written, wanted: _Wanted) -> 
     """Refuse to begin a change while another one is under way."""
     if not wanted:
         return
-    present = NetworkConfig.from_json(written.text)
-    asked, going = wanted.target(written.settings, present), under_way.target
-    if not NetworkConfig.from_json(json.dumps(asked)).means(NetworkConfig.from_json(json.dumps(going))):
+    present, going = NetworkConfig.from_json(written.text), NetworkConfig.from_json(json.dumps(under_way.target))
+    asked = (part.target(written.settings, present) for part in (wanted, *wanted.parts))
+    if not any(NetworkConfig.from_json(json.dumps(each)).means(going) for each in asked):
         raise ConfigError(
             f"another change is under way since {under_way.began}, to another document: go on with "
             "it by 'pyflannel network change', or give it up with --abort, before the next one"
@@ -256,15 +298,35 @@ class _Plan:
     uncovers: str = ""
 
 
-def _planned(written: Written, present: NetworkConfig, wanted: _Wanted) -> _Plan:
+def _planned(written: Written, present: NetworkConfig, wanted: _Wanted) -> tuple[_Plan, ...]:
+    """The changes that lead there, one after the other; none if the network is like that.
+
+    Ranges come first, unless the present backend can't carry a family that is new.
+    """
+    try:
+        return _in_order(written.settings, present, wanted.parts)
+    except PluginError:
+        if len(wanted.parts) < 2:
+            raise
+        return _in_order(written.settings, present, wanted.parts[::-1])
+
+
+def _in_order(settings: Mapping[str, JSON], present: NetworkConfig, parts: Sequence[_Wanted]) -> tuple[_Plan, ...]:
+    plans = []
+    for part in parts:
+        target = part.target(settings, present)
+        new = NetworkConfig.from_json(json.dumps(target), "the new network config")
+        if not new.means(present):
+            plans.append(_judged(present, new, target))
+        settings, present = target, new
+    return tuple(plans)
+
+
+def _judged(present: NetworkConfig, new: NetworkConfig, target: Mapping[str, JSON]) -> _Plan:
     from pyflannel.daemon.wiring import make_backend
     from pyflannel.network.agreement import options_apart, ranges_apart
     from pyflannel.planning.transition import Side
 
-    target = wanted.target(written.settings, present)
-    new = NetworkConfig.from_json(json.dumps(target), "the new network config")
-    if new.means(present):
-        raise ConfigError("the network is as you want it already; nothing was written")
     former, following = (Side(make_backend(each), each) for each in (present, new))
     apart = () if former.name != following.name else options_apart(former.backend.options, following.backend.options)
     together = former.name != following.name or bool(apart)
@@ -283,8 +345,6 @@ def _planned(written: Written, present: NetworkConfig, wanted: _Wanted) -> _Plan
             "node by node: drain it, stop its daemon, write the new document with 'pyflannel config set --force', "
             "start the daemon, and start its containers anew"
         )
-    elif together and ranges:
-        refusal = "ranges and backend can't change at once: change one, then the other"
     elif together:
         refusal = _clash(former, following)
     was, will = (side.backend.capabilities.encrypts for side in (former, following))
@@ -353,24 +413,33 @@ def _refuse(plan: _Plan, nodes: Sequence[NodeStanding], without: Sequence[str]) 
         )
 
 
-def _show_plan(
-    shown: Shown, plan: _Plan, nodes: Sequence[NodeStanding], without: Sequence[str], unable: Mapping[str, str]
+def _show_plans(
+    shown: Shown,
+    plans: Sequence[_Plan],
+    nodes: Sequence[NodeStanding],
+    without: Sequence[str],
+    unable: Mapping[str, str],
 ) -> None:
+    together = any(plan.together for plan in plans)
+    unable = unable if together else {}
+    refusal = next(filter(None, (plan.refusal for plan in plans)), "")
     document = {
-        "changes": list(plan.differs),
-        "together": plan.together,
+        "changes": [text for plan in plans for text in plan.differs],
+        "together": together,
         "nodes": [node.name for node in nodes],
         "unable": dict(unable),
         "without": list(without),
-        "refused": plan.refusal or None,
-        "uncovers": plan.uncovers or None,
+        "refused": refusal or None,
+        "uncovers": next(filter(None, (plan.uncovers for plan in plans)), None),
     }
-    lines = [*plan.differs]
-    if not plan.together:
-        lines.append("each node follows by itself, at once")
+    lines = []
+    for number, plan in enumerate(plans):
+        lines += ["then:"] if number else []
+        lines += plan.differs
+        lines += [] if plan.together else ["each node follows by itself, at once"]
     lines.append(f"{len(nodes)} nodes: {', '.join(inert(node.name) for node in nodes) or 'none'}")
     lines += [f"  {inert(name)}: {reason}" for name, reason in unable.items()]
-    lines += [f"refused: {plan.refusal}"] if plan.refusal else []
+    lines += [f"refused: {refusal}"] if refusal else []
     shown.plan(document, lines)
 
 

@@ -1,17 +1,20 @@
 """How far this node is in a change of the network: what it has seen of its peers, and what its lease may say of it.
 
-A :class:`Crossing` belongs to one overlay whose backend is a transition. It looks at a peer when that has changed, and
-from all of them says which step is due. That the kernel holds what follows from the phase is asked only when saying so
-would be something new.
+A :class:`Crossing` belongs to one overlay whose backend is a transition. It looks at a peer when that has changed. That
+costs as much as planning for it, so of many peers some have their turn at a time. From what it has seen of all of them
+it says which step is due. That the kernel holds what follows from the phase is asked only when saying so would be
+something new.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
+from itertools import islice
 
 from pyflannel.network.change import NodeProgress, Phase, Step, all_switched, due_step
 from pyflannel.planning.overlay import Overlay
-from pyflannel.planning.transition import Standing, Transition
+from pyflannel.planning.transition import Transition
 from pyflannel.show.status import ChangeStatus
 
 __all__ = ["GRACE", "Crossing"]
@@ -21,32 +24,62 @@ GRACE = 2.0
 ones is on its way any more."""
 
 
+AT_ONCE = 500
+"""Peers that are looked at in one turn of the loop."""
+
+
 class Crossing:
     """See the module's docstring."""
 
     def __init__(self, overlay: Overlay, transition: Transition) -> None:
         self.transition = transition
         self._overlay = overlay
-        self._standings: dict[str, Standing] = {}
+        self._unseen: dict[str, None] = dict.fromkeys(overlay.peers)
+        """Peers that have changed since they were looked at."""
+        self._silent: set[str] = set()
+        self._by_former: set[str] = set()
+        self._unswitched: set[str] = set()
+        """Peers that have not said how they are reached by the new settings; that are not sent to by them; that may
+        send by the former ones."""
+        self._troubles: dict[str, str] = {}
         self._switched_since: float | None = None
-        self.see(overlay.peers)
 
     def see(self, keys: Iterable[str]) -> None:
         """These peers have come, changed or gone."""
-        for key in list(keys):
-            peer = self._overlay.peers.get(key)
-            lease = self._overlay.lease(key) if peer is not None and not peer.reason else None
-            if lease is None:
-                self._standings.pop(key, None)
-            else:
-                self._standings[key] = self.transition.standing(self._overlay.node, lease)
+        self._unseen.update(dict.fromkeys(keys))
+
+    @property
+    def complete(self) -> bool:
+        """Whether all peers have been looked at as they are."""
+        return not self._unseen
+
+    def look(self) -> None:
+        """Look at some of the peers that have changed."""
+        for key in list(islice(self._unseen, AT_ONCE)):
+            del self._unseen[key]
+            self._look_at(key)
+
+    def _look_at(self, key: str) -> None:
+        peer = self._overlay.peers.get(key)
+        lease = self._overlay.lease(key) if peer is not None and not peer.reason else None
+        seen = None if lease is None else self.transition.standing(self._overlay.node, lease)
+        if seen is not None and {key, seen.node_id} & {*self.transition.change.without}:
+            seen = None
+        for keys, behind in (
+            (self._silent, seen is not None and not seen.told),
+            (self._by_former, seen is not None and not seen.by_next),
+            (self._unswitched, seen is not None and not all_switched([seen.step])),
+        ):
+            (keys.add if behind else keys.discard)(key)
+        self._troubles.pop(key, None)
+        if seen is not None and seen.trouble:
+            self._troubles[key] = seen.trouble
 
     def graced(self, now: float) -> bool:
         """Whether nothing sent by the former settings can be on its way any more."""
         if self.transition.graced:
             return True
-        steps = [each.step for each in self._awaited().values()]
-        if self.transition.change.phase is not Phase.RETIRE or not all_switched(steps):
+        if self.transition.change.phase is not Phase.RETIRE or self._unswitched or not self.complete:
             self._switched_since = None
             return False
         if self._switched_since is None:
@@ -54,31 +87,29 @@ class Crossing:
         return now - self._switched_since >= GRACE
 
     @property
-    def due(self) -> float | None:
-        """When :meth:`graced` may answer otherwise, though nothing else happens."""
+    def due(self) -> float:
+        """When :meth:`graced` may answer otherwise, though nothing else happens; infinite if never."""
         if self._switched_since is None or self.transition.graced:
-            return None
+            return math.inf
         return self._switched_since + GRACE
-
-    def _awaited(self) -> dict[str, Standing]:
-        without = self.transition.change.without
-        return {key: each for key, each in self._standings.items() if not {key, each.node_id} & {*without}}
 
     def progress(self, now: Step | None, in_place: Callable[[], bool], trouble: str) -> NodeProgress:
         """What our lease should say; it says ``now`` at present.
 
         :param trouble: what goes wrong with the new settings on this node.
         """
-        change, awaited = self.transition.change, list(self._awaited().values())
-        trouble = trouble or next((each.trouble for each in awaited if each.trouble), "")
+        change = self.transition.change
+        if not self.complete:
+            return NodeProgress(change.id, now, trouble=trouble[:200])
+        trouble = trouble or next(iter(self._troubles.values()), "")
         step = due_step(
             change.phase,
             in_place=True,
-            all_new=all(each.by_next for each in awaited),
+            all_new=not self._by_former,
             graced=self.transition.graced,
             now=now,
         )
-        if step is Step.PREPARED and (trouble or not all(each.told for each in awaited)):
+        if step is Step.PREPARED and (trouble or self._silent):
             step = now if now is Step.PREPARED else None
         if step != now and not in_place():
             step = now
@@ -94,12 +125,12 @@ class Crossing:
             transition.following.name,
             said.step.value if said.step is not None else "",
             said.trouble,
-            tuple(sorted(key for key, each in self._awaited().items() if self._is_behind(each))),
+            tuple(sorted(self._behind)),
         )
 
-    def _is_behind(self, peer: Standing) -> bool:
+    @property
+    def _behind(self) -> set[str]:
+        """Whom this node waits for."""
         if self.transition.change.phase is Phase.SWITCH:
-            return not peer.by_next
-        if self.transition.change.phase is Phase.RETIRE:
-            return not all_switched([peer.step])
-        return not peer.told
+            return self._by_former
+        return self._unswitched if self.transition.change.phase is Phase.RETIRE else self._silent

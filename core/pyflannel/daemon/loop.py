@@ -313,7 +313,10 @@ class Loop:
     @property
     def due(self) -> float:
         """When the next :meth:`turn` is due by the clock, if nothing comes in before."""
+        crossing = self.member.crossing if self.member is not None and self._adoption is None else None
         if self._dirty or (self._adoption is not None and self._adoption.overlay is not None):
+            return self.clock()
+        if crossing is not None and not crossing.complete:
             return self.clock()
         maybe = (self._underlay_due, self._diversions_due, self.tracker.retry_at, self._replan_due)
         due = [self._resync_due, *(at for at in maybe if at is not None)]
@@ -321,8 +324,8 @@ class Loop:
             due.append(self._adoption.due)
         if self.member is not None:
             due += [plane.feed.due for plane in self.member.planes]
-            if self.member.crossing is not None and self.member.crossing.due is not None:
-                due.append(self.member.crossing.due)
+        if crossing is not None:
+            due.append(crossing.due)
         expires_at = self.slot.state.expires_at
         if expires_at is not None and expires_at > self.clock():
             due.append(expires_at)
@@ -724,6 +727,9 @@ class Loop:
         if member is None or member.crossing is None or self._adoption is not None or self._dirty:
             return
         crossing, transition, node = member.crossing, member.crossing.transition, member.overlay.node
+        crossing.look()
+        if not crossing.complete:
+            return
         own = self._own_progress(transition.change.id)
         said = crossing.progress(own.step, self._all_in_place, transition.trouble(node) or self._change_trouble())
         if said != self._said:

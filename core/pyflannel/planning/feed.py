@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network
+from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
 
 from pyflannel.backend import Backend, DataPlane, Lease, LeaseAttributes, Node, Subnets
@@ -36,7 +37,8 @@ LAST_RETRY: Final = 15.0
 """The first and the longest pause in seconds until a start, or a peer that was not taken, is tried again."""
 
 AT_ONCE: Final = 2000
-"""Peers that are told in one call of :meth:`Feed.tend`; the others' turn comes with the next call, which is due."""
+"""Peers that are looked at, and told, in one call of :meth:`Feed.tend`; the others' turn comes with the next call,
+which is due."""
 
 
 _AS_TOLD: Final = Lease(Subnets(IPv4Network("0.0.0.0/32")), LeaseAttributes())
@@ -229,8 +231,9 @@ class Feed:
     def _tell(self, plane: DataPlane, overlay: Peers, now: float) -> bool:
         """Tell the data plane what it should know; returns whether there were peers to reach among that."""
         due = {key for key, refused in self._refused.items() if refused.due <= now}
-        keys = self._dirty | due | self._superseded
-        self._dirty, self._superseded = set(), set()
+        now_due = set(islice(self._dirty, AT_ONCE))
+        keys = now_due | due | self._superseded
+        self._dirty, self._superseded = self._dirty - now_due, set()
         wanted: dict[str, Lease] = {}
         gone: list[str] = []
         for key in keys:
@@ -245,11 +248,8 @@ class Feed:
         claimed.update(refused.claims for refused in self._refused.values() if refused.claims is not None)
         for key in sorted(gone):
             self._remove(plane, key, now, claimed)
-        for number, key in enumerate(sorted(wanted)):
-            if number < AT_ONCE:
-                self._put(plane, key, overlay.peers[key].value, wanted[key], now)
-            else:
-                self._dirty.add(key)
+        for key in sorted(wanted):
+            self._put(plane, key, overlay.peers[key].value, wanted[key], now)
         return bool(wanted)
 
     def _wanted(self, overlay: Peers, key: str) -> Lease | None:

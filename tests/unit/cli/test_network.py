@@ -54,6 +54,26 @@ def test_a_dry_run_names_who_can_not_take_part(pyflannel: CommandLine, as_json: 
     assert json.loads(pyflannel("config", "get").out) == json.loads(DOCUMENT)
 
 
+@pytest.mark.parametrize(
+    ("backend", "words", "first"),
+    [
+        ("vxlan", ["--backend", "host-gw", "--network", "10.0.0.0/15"], "network 10.1.0.0/16"),
+        ("udp", ["--backend", "vxlan", "--enable-ipv6", "true", "--ipv6-network", "fd00::/48"], "backend udp"),
+    ],
+)
+def test_ranges_and_backend_go_one_after_the_other(
+    pyflannel: CommandLine, backend: str, words: list[str], first: str
+) -> None:
+    """Ranges first, unless the present backend can't carry a family that is new."""
+    document = json.dumps({"Network": "10.1.0.0/16", "Backend": {"Type": backend}})
+    assert pyflannel("config", "set", "-", stdin=document).code == 0
+    told = pyflannel("network", "change", *words, "--dry-run")
+    assert (told.code, told.err) == (0, "")
+    one, two = told.out.split("then:")
+    assert one.startswith(first)
+    assert "network" in two if first.startswith("backend") else "backend" in two
+
+
 STANDING = [
     NodeStanding("10.1.1.0-24", "well", "192.0.2.1", True, None, "", False),
     NodeStanding("10.1.2.0-24", "late\x1b[31m", "192.0.2.2", False, None, "", False),
