@@ -198,6 +198,14 @@ def test_a_cluster_gets_its_network_from_the_manifests(cluster: Cluster) -> None
         ranges = networks(cluster, pod.machine)
         assert all(any(ip_address(each) in network for network in ranges) for each in pod.addresses), pod.addresses
     all_reach_all([*one, *other])
+    status = kube.kubectl("-n", "pyflannel", "exec", "daemonset/pyflannel", "--", "pyflannel", "status")
+    assert "vxlan" in status
+    doctor = ("pyflannel", "doctor", "--kube-subnet-mgr", "--json", "--all")
+    found = json.loads(kube.kubectl("-n", "pyflannel", "exec", "daemonset/pyflannel", "--", *doctor))
+    assert not [each for each in found["findings"] if each["verdict"] == "fail"]
+    assert {"announcement", "assigned subnet"} <= {
+        each["check"] for each in found["findings"] if each["verdict"] == "pass"
+    }
     answer = kube.kubectl("exec", one[0].name, "--", "ping", "-c", "1", one[1].address(4))
     assert " 0% packet loss" in answer
 

@@ -194,7 +194,8 @@ def test_a_node_s_own_address_that_an_operator_names_chooses_the_interface(
     name = "public_ip" if kind == "ipv4" else "public_ipv6"
     kube.annotate("n1", **{f"node_{name}": address})
     length = "24" if kind == "ipv4" else "64 nodad"
-    node.ip(["link add other type dummy", f"address add dev other {address}/{length}", "link set other up"])
+    node.ip(["link add other type veth peer name far", "link set far up", "link set other up"])
+    node.ip([f"address add dev other {address}/{length}"])
     try:
         start(kube, node, kind, interface=None)
         node.daemon.wait_ready()
