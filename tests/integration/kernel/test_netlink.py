@@ -357,6 +357,28 @@ def test_an_entry_with_a_port_of_its_own_is_put_right(namespace: Any) -> None:
     assert namespace.dump()[ours.key] == ours
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_kernel_does_not_even_queue_what_we_did_ourselves(namespace: Any, version: int) -> None:
+    """A start of thousands of peers would read all of it; what others do is told as ever."""
+    link = VXLAN if version == 4 else VXLAN6
+    subnet = ip_network("10.7.3.0/24" if version == 4 else "fd00:7:3::/64")
+    wanted = [
+        Neighbour(link.name, subnet.network_address, "02:00:00:00:07:03"),
+        Route(subnet, link.name, subnet.network_address, onlink=True, metric=3),
+    ]
+    assert namespace.write(link) == {}
+    namespace.dump()
+    assert namespace.port.apply([Write(None, item) for item in wanted]) == {}
+    heard = {
+        message[0] for datagram in namespace.port._notified.read() if datagram for message in wire.messages(datagram)
+    }
+    assert heard.isdisjoint({wire.RTM_NEWROUTE, wire.RTM_NEWNEIGH})
+    for item in wanted:
+        namespace.remove(item)
+    told = namespace.until(lambda told: {item.key for item in wanted} <= told.changes.keys())
+    assert [told.changes[item.key] for item in wanted] == [None, None]
+
+
 def test_an_old_route_goes_after_the_new_one_to_its_destination_is_there(namespace: Any) -> None:
     destination, gateway = ip_network("10.5.3.0/24"), ip_address("192.0.2.9")
     old, new = Route(destination, "eth0", gateway), Route(destination, "eth0", gateway, metric=7)

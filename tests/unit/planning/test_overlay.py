@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.backend import Backend, DesiredState, Lease, Node, Subnets, Underlay
-from pyflannel.kernel.model import KernelObject, Key
+from pyflannel.kernel.model import KernelObject, Key, Neighbour, Route
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.underlay import UnderlayRoute
 from pyflannel.planning.overlay import Overlay
@@ -181,6 +181,34 @@ def test_a_backend_that_raises_costs_one_peer() -> None:
     view.put(*lease(3))
     assert view.peers["10.5.2.0-24"].reason == ""
     assert "backend 'vxlan' failed in plan_peer: RuntimeError: boom" in view.peers["10.5.3.0-24"].reason
+
+
+class Elsewhere(VxlanBackend):
+    """Peer 3 also wants a neighbour at the address that is peer 2's, or a route within its own subnet."""
+
+    def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
+        plan = super().plan_peer(node, peer)
+        if not peer.key.startswith("10.5.3."):
+            return plan
+        subnet = IPv4Network("10.5.3.16/28")
+        neighbour = Neighbour("flannel.1", IPv4Address("10.5.2.0"), "02:00:00:00:03:03")
+        return DesiredState([*plan, neighbour, Route(subnet, "flannel.1", subnet.network_address, onlink=True)])
+
+
+@pytest.mark.parametrize("first", [2, 3])
+def test_a_key_within_another_s_subnet_is_claimed_from_that_one(first: int) -> None:
+    view = overlay(Elsewhere(VxlanOptions()))
+    view.put(*lease(first))
+    view.put(*lease(5 - first))
+    assert view.peers["10.5.2.0-24"].reason == ""
+    assert view.peers["10.5.3.0-24"].reason == "claims what lease 10.5.2.0-24 has"
+    view.remove("10.5.2.0-24")
+    assert view.peers["10.5.3.0-24"].reason == ""
+    view.put(*lease(2))
+    assert view.peers["10.5.3.0-24"].reason == "claims what lease 10.5.2.0-24 has"
+    view.remove("10.5.3.0-24")
+    view.remove("10.5.2.0-24")
+    assert desired(view) == desired(overlay(Elsewhere(VxlanOptions())))
 
 
 def test_host_gw_skips_who_is_not_on_the_link() -> None:
