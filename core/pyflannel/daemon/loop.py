@@ -118,6 +118,11 @@ class _Plane:
     essential: bool
 
 
+def _shown(backend: Backend[Any]) -> Backend[Any]:
+    """The backend that a node is said to use; while the network changes, still the former one."""
+    return backend.former.backend if isinstance(backend, Transition) else backend
+
+
 @dataclass(slots=True)
 class _Member:
     """What this node is part of, since a generation was adopted. ``crossing``: a change of the network is under way."""
@@ -130,7 +135,7 @@ class _Member:
     @property
     def shown(self) -> Backend[Any]:
         """The backend that is in force: during a change the former one."""
-        return self.backend.former.backend if isinstance(self.backend, Transition) else self.backend
+        return _shown(self.backend)
 
     @property
     def plane_trouble(self) -> str:
@@ -517,6 +522,8 @@ class Loop:
         if now < adoption.due:
             return
         generation = adoption.generation = self._as_far(adoption)
+        if self.member is None and adoption.overlay is None:  # one that fails, or hangs, is shown, too
+            self._backend_name = self._plugin("backend", _shown(generation.backend).name)
         try:
             with self.calling(generation.backend, "planning"):
                 if adoption.overlay is None:
