@@ -1,7 +1,8 @@
 """How the daemon's memory is looked after: a start needs more of it than what follows, and gives it back.
 
 Joining is a rush: thousands of leases are read, planned and written to the kernel, and libraries run code that they
-will not run again. :func:`rush` prepares for it, :func:`settle` gives back what it took.
+will not run again. :func:`rush` prepares for it, :func:`settle` gives back what it took. And where there is none to be
+had, :func:`or_end` sees that the daemon doesn't go on without a part of itself.
 """
 
 from __future__ import annotations
@@ -9,18 +10,57 @@ from __future__ import annotations
 import ctypes
 import gc
 import mmap
-from collections.abc import Iterator
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["rush", "settle", "trim"]
+from pyflannel.errors import ExitCode
+
+__all__ = ["or_end", "rush", "settle", "trim"]
+
+_OUT_OF_MEMORY: Final = (
+    b"pyflannel: a thread has ended for want of memory, and the daemon with it; forwarding goes on\n"
+)
 
 _USUAL_THRESHOLD: Final = gc.get_threshold()
 
 # How many new objects the collector of cycles waits for in a rush. None of what we read and plan is in a cycle, and
 # looking at all of it again and again would take a tenth of the time.
 _RUSH_THRESHOLD: Final = 50_000
+
+
+@contextmanager
+def or_end() -> Iterator[None]:
+    """End the process on the spot when a thread of whomever dies for want of memory.
+
+    A thread that gets no memory to begin with takes along whoever waits for it to have begun: Python's own
+    ``Thread.start``, and so a library that was opening a watch, which then never tells anything nor fails. A new
+    process is there within a second, and packets don't wait for it.
+    """
+    before = sys.unraisablehook, threading.excepthook
+    sys.unraisablehook = _ending_without_memory(before[0])
+    threading.excepthook = _ending_without_memory(before[1])
+    try:
+        yield
+    finally:
+        sys.unraisablehook, threading.excepthook = before
+
+
+def _ending_without_memory(otherwise: Callable[[Any], object]) -> Callable[[Any], None]:
+    def hook(told: Any) -> None:
+        if told.exc_type is not MemoryError:
+            otherwise(told)
+            return
+        try:
+            os.write(2, _OUT_OF_MEMORY)
+        finally:
+            os._exit(ExitCode.INTERNAL)
+
+    return hook
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pyflannel.backend import Backend, parse_options
-from pyflannel.daemon import runlock, subnet_env
+from pyflannel.daemon import memory, runlock, subnet_env
 from pyflannel.daemon.control import ControlServer
 from pyflannel.daemon.loop import Loop
 from pyflannel.daemon.notify import Notifier
@@ -68,7 +68,10 @@ def run(settings: Settings, read_settings: Callable[[], Settings]) -> int:
     """
     _require_net_admin()
     owner = _Owner(settings, read_settings)
-    with _signals({signal.SIGTERM: owner.stop, signal.SIGINT: owner.stop, signal.SIGHUP: owner.reload}):
+    with (
+        memory.or_end(),
+        _signals({signal.SIGTERM: owner.stop, signal.SIGINT: owner.stop, signal.SIGHUP: owner.reload}),
+    ):
         return owner.run()
 
 

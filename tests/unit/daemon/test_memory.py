@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 from tests.starving import without_descriptors
 
 from pyflannel.daemon.memory import settle
+from pyflannel.errors import ExitCode
 
 PROGRAM = """
 import gc, re, ssl
@@ -43,6 +45,43 @@ def test_a_start_gives_back_the_text_it_ran_and_nothing_else() -> None:
     done = subprocess.run([sys.executable, "-W", "error", "-c", PROGRAM], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == ["True", "True"]
+
+
+THREADS = """
+import _thread, sys, threading
+from pyflannel.daemon.memory import or_end
+
+def fails():
+    raise {error}
+
+def telling(hook):
+    return lambda told: (hook(told), over.set())
+
+over = threading.Event()
+sys.unraisablehook, threading.excepthook = telling(sys.unraisablehook), telling(threading.excepthook)
+with or_end():
+    if sys.argv[1] == "begun":
+        threading.Thread(target=fails).start()
+    else:
+        _thread.start_new_thread(fails, ())
+    over.wait(50)
+"""
+
+
+@pytest.mark.parametrize("when", ["begun", "beginning"])
+def test_a_daemon_ends_with_a_thread_that_gets_no_memory(when: str) -> None:
+    program = THREADS.format(error="MemoryError")
+    done = subprocess.run([sys.executable, "-c", program, when], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (ExitCode.INTERNAL, "")
+    assert "a thread has ended for want of memory" in done.stderr
+
+
+@pytest.mark.parametrize("when", ["begun", "beginning"])
+def test_a_daemon_goes_on_after_another_failure_of_a_thread(when: str) -> None:
+    program = THREADS.format(error="KeyError('lost')")
+    done = subprocess.run([sys.executable, "-c", program, when], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "KeyError: 'lost'" in done.stderr
 
 
 def test_a_process_without_descriptors_goes_on() -> None:
