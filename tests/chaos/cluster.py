@@ -92,6 +92,7 @@ class Reader:
 class Member:
     """One node of the run over several lives and machines.
 
+    :param repaired: the life of its daemon, and how many objects that one has put right.
     :param held: faults that keep its daemon down. ``stopped``: that have it stopped.
     :param machines: how many machines there were in its place.
     """
@@ -108,6 +109,7 @@ class Member:
     key: str = ""
     foreign: str = ""
     firewall: tuple[str, str] = ("", "")
+    repaired: tuple[int, int] = (0, 0)
 
     @property
     def name(self) -> str:
@@ -289,13 +291,22 @@ class Cluster:
         last = next((mood for mood in reversed(self.history.moods) if mood.node == member.name), None)
         if last is None or (last.state, last.message) != (state, message):
             self.history.moods.append(Mood(self.now, member.name, state, message))
-        if status is None or status["lease"] is None:
+        if status is None:
+            return
+        self._count_repairs(member, int(status["repaired"]) + int(status["firewall"]["repaired"]))
+        if status["lease"] is None:
             return
         lease = status["lease"]
         if state != "conflict" and (lease["expires_in"] is None or lease["expires_in"] > 0):
             self.history.claims.append(Claim(self.now, member.name, str(status["node_id"]), lease["key"]))
         member.key = lease["key"]
         self._attach(member)
+
+    def _count_repairs(self, member: Member, repaired: int) -> None:
+        before = member.repaired[1] if member.repaired[0] == member.life else 0
+        member.repaired = member.life, repaired
+        if repaired > before:
+            self.history.repairs.append((self.now, member.name, repaired - before))
 
     def _attach(self, member: Member) -> None:
         """Let the containers follow their node's subnet."""

@@ -107,6 +107,7 @@ class History:
     """A whole run.
 
     :param looked: node and time of each close look, whatever it found.
+    :param repairs: time, node, and how many objects a node has put right that something else had changed.
     :param stored: time, keys of the store, and bytes in use on its disk, at the beginning and at each close look.
     :param figures: whatever the report shows besides.
     """
@@ -122,6 +123,7 @@ class History:
     looked: list[tuple[float, str]] = field(default_factory=list)
     deaths: list[Death] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    repairs: list[tuple[float, str, int]] = field(default_factory=list)
     stored: list[tuple[float, int, int]] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
 
@@ -144,5 +146,6 @@ class History:
             "samples": Sample,
         }
         fields: dict[str, Any] = {name: [kind(**one) for one in document[name]] for name, kind in kinds.items()}
-        fields |= {name: [tuple(one) for one in document[name]] for name in ("looked", "stored")}
+        pairs = ("looked", "repairs", "stored")
+        fields |= {name: [tuple(one) for one in document.get(name, ())] for name in pairs}
         return cls(Plan.from_json(document["plan"]), document["ended"], figures=document["figures"], **fields)

@@ -33,6 +33,7 @@ _LETTER: Final = 5.4
 _BIN: Final = 1.0
 """Seconds of which losses are drawn as one."""
 
+_REPAIR: Final = "#1b7f3b"
 _COLOURS: Final[Mapping[str, str]] = {PATH: "#d9822b", DAEMON: "#3b73b9", STORE: "#7e57c2", "": "#8a8a8a"}
 _LEGEND: Final = (
     ("#d9822b", "fault on the packets' way"),
@@ -42,6 +43,7 @@ _LEGEND: Final = (
     ("#a9d3a0", "node is ready"),
     ("#ecc94b", "says what is wrong"),
     ("#b8b8b8", "says nothing"),
+    (_REPAIR, "puts right what was changed"),
     ("#c62828", "packets of the node are lost"),
 )
 _MOODS: Final[Mapping[str, str]] = {"ready": "#a9d3a0", "silent": "#b8b8b8"}
@@ -97,6 +99,7 @@ def _figures(history: History, violations: Sequence[Violation]) -> list[tuple[st
         ("packets", f"{sent} between {pairs} ordered pairs; {lost} lost ({100 * lost / max(sent, 1):.2f} %)"),
         ("gaps", f"{len(outages)}, of which {sum(outage.lost > 3 for outage in outages)} of more than 3 packets"),
         ("longest wait", f"{longest:.1f} s for a pair that nothing hindered any more (promised: {PROMISE:.0f} s)"),
+        ("repairs", f"{sum(count for _, _, count in history.repairs)} objects put right that something else changed"),
         ("close looks", f"{len(history.looked)}, with {len(history.looks)} findings"),
         ("changes of the store", f"{len(history.changes)}"),
         ("the store holds", "; ".join(f"{keys} keys, {size / (1 << 20):.1f} MB" for _, keys, size in history.stored)),
@@ -231,6 +234,7 @@ def _lane(history: History, scale: _Scale, node: str, label: str, y: int) -> Ite
     yield f'<text x="{_LEFT - 8}" y="{y + 22}" text-anchor="end" class="n">{label}</text>'
     if node != ALL:
         yield from _moods([mood for mood in history.moods if mood.node == node], scale, history.ended, y + 1)
+        yield from _repairs(history, scale, node, y)
     rows = list(_rows([one for one in history.hindrances if one.node == node]))
     for index, (row, hindrance) in enumerate(rows):
         after = next((other.begin for other_row, other in rows[index + 1 :] if other_row == row), history.ended)
@@ -248,6 +252,13 @@ def _moods(moods: Sequence[Mood], scale: _Scale, ended: float, y: int) -> Iterat
         same = list(group)
         x, wide = scale.x(same[0][1]), scale.wide(same[0][1], same[-1][2], 0.5)
         yield f'<rect x="{x}" y="{y}" width="{wide}" height="4" fill="{colour}"/>'
+
+
+def _repairs(history: History, scale: _Scale, node: str, y: int) -> Iterator[str]:
+    for at, name, count in history.repairs:
+        if name == node:
+            x, title = scale.x(at), f"<title>{count} put right by {at:.0f} s</title>"
+            yield f'<path d="M{x} {y - 1}V{y + 7}" stroke="{_REPAIR}" stroke-width="2.5">{title}</path>'
 
 
 def _rows(hindrances: Sequence[Hindrance]) -> Iterator[tuple[int, Hindrance]]:

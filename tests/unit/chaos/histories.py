@@ -31,6 +31,7 @@ def sound() -> History:
         history.claims += [Claim(at + 0.1, name, name, key(number)) for number, name in enumerate(names, 1)]
     history.moods = [Mood(0.0, name, "ready", "") for name in names]
     history.samples = [Sample(at, name, 1, 30 << 20, 20, 8) for at in (10.0, END) for name in names]
+    history.repairs = [(50.0, "n2", 3)]
     history.looked = [(END, name) for name in names]
     history.stored = [(0.0, NODES + 1, 1 << 20), (END, NODES + 1, 2 << 20)]
     history.hindrances = [Hindrance("n1", "unplug", PATH, 30.0, 40.0)]

@@ -24,6 +24,7 @@ def test_a_page_without_violations_says_so() -> None:
     svg, whole = drawn(sound())
     assert "nothing was violated" in svg
     assert "class=bad" not in whole
+    assert "3 put right" in svg
 
 
 def test_a_violation_is_named_and_marked() -> None:
