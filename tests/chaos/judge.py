@@ -221,8 +221,9 @@ def _may_break(history: History, outage: Outage, lapses: Iterable[tuple[float, s
     """Whether something was done to the packets' way, or a lease of one end lapsed while it could not renew it."""
     ends = (outage.source, outage.target)
     since = outage.begin - PROMISE
-    if any(
-        h.begin <= outage.begin + 1.0 and outage.begin <= _mended(history, h, ends) for h in _done_to(history, ends)
+    done = [h for h in _done_to(history, ends) if h.begin <= outage.begin + 1.0]
+    if any(outage.begin <= h.end + MENDED for h in done) or any(
+        outage.begin <= _mended(history, h, ends) for h in done
     ):
         return True
     gone = any(since <= at <= outage.begin and any(_is_of(value, name) for name in ends) for at, value in lapses)

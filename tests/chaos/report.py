@@ -30,8 +30,6 @@ _RIGHT: Final = 16
 _HEAD: Final = 128
 _LANE: Final = 44
 _LETTER: Final = 5.4
-_BIN: Final = 1.0
-"""Seconds of which losses are drawn as one."""
 
 _REPAIR: Final = "#1b7f3b"
 _COLOURS: Final[Mapping[str, str]] = {PATH: "#d9822b", DAEMON: "#3b73b9", STORE: "#7e57c2", "": "#8a8a8a"}
@@ -160,7 +158,9 @@ def _cause(history: History, outage: Outage) -> Hindrance | None:
 
 class _Scale:
     def __init__(self, seconds: float) -> None:
-        self.width = round(min(max(WIDTH, seconds), 2 * WIDTH))
+        self.width = round(min(max(WIDTH, seconds), 1.6 * WIDTH))
+        self.bin = max(1.0, seconds / 900)
+        """Seconds of which losses are drawn as one."""
         self._each = (self.width - _LEFT - _RIGHT) / max(seconds, 1.0)
         self.seconds = seconds
 
@@ -294,7 +294,7 @@ def _losses(history: History, scale: _Scale, node: str, y: int) -> Iterator[str]
     bins: Counter[int] = Counter()
     for outage in history.outages:
         if node in (outage.source, outage.target):
-            bins.update(range(int(outage.begin / _BIN), int(outage.end / _BIN) + 1))
+            bins.update(range(int(outage.begin / scale.bin), int(outage.end / scale.bin) + 1))
     streams = 2 * (history.plan.nodes - 1) * (1 if history.plan.backend == "udp" else 2)
     levels = {number: min(4, 1 + int(4 * count / streams)) for number, count in bins.items()}
     numbers = sorted(levels)
@@ -302,7 +302,7 @@ def _losses(history: History, scale: _Scale, node: str, y: int) -> Iterator[str]
     for index, (number, after) in enumerate(pairwise([*numbers, -1])):
         if after != number + 1 or levels[after] != levels[number]:
             first = numbers[begin]
-            x, wide = scale.x(first * _BIN), scale.wide(first * _BIN, (number + 1) * _BIN, 1.0)
+            x, wide = scale.x(first * scale.bin), scale.wide(first * scale.bin, (number + 1) * scale.bin, 1.0)
             opacity = 0.25 * levels[number]
             yield f'<rect x="{x}" y="{y}" width="{wide}" height="7" fill="#c62828" opacity="{opacity:g}"/>'
             begin = index + 1
