@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import signal
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv4Network, ip_network
 
 import pytest
-from tests.integration.asking import PATIENCE, until
+from tests.integration.asking import PATIENCE, until, workers
 from tests.integration.overlay import overlay
 
 from pyflannel.lab import Lab, Node
@@ -14,6 +16,9 @@ from pyflannel.lab.daemon import pyflannel_command
 from pyflannel.lab.topology import UPLINK
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+
+TOLD = "a route past the encryption"
+"""What docs/doctor.md calls what doctor is asked about here."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,8 @@ def plain(lab: Lab, node: Node) -> list[bytes]:
     return [frame for frame in underlay.stop() if inner in frame]
 
 
-def test_a_node_taken_over_from_flanneld_sends_nothing_in_plaintext(lab: Lab) -> None:
+@pytest.mark.parametrize("time", ["first", "switched back, and over again"])
+def test_a_node_taken_over_from_flanneld_sends_nothing_in_plaintext(lab: Lab, time: str) -> None:
     node, *peers = lab.nodes
     until(lambda: lab.reachability().complete, "containers reach each other")
     own, (near, far) = subnet(node), [subnet(peer) for peer in peers]
@@ -62,7 +68,67 @@ def test_a_node_taken_over_from_flanneld_sends_nothing_in_plaintext(lab: Lab) ->
     until(lambda: "via" not in node.run(["ip", "route", "show", str(far)]).stdout, "flanneld's route is gone")
     until(lambda: lab.reachability().complete, "containers reach each other again")
     assert plain(lab, node) == []
-    assert "removing what flanneld has left" in node.daemon.log()
+    assert "removing what flanneld has left" in node.daemon.log(), time
+
+
+def kill_workers(node: Node) -> None:
+    for pid in workers(node, "wireguard"):
+        os.kill(pid, signal.SIGKILL)
+
+
+def delete_device(node: Node) -> None:
+    node.run(["ip", "link", "delete", "flannel-wg"])
+
+
+def kill_all(node: Node) -> None:
+    node.daemon.kill()
+    kill_workers(node)
+
+
+def kill_all_and_start(node: Node) -> None:
+    kill_all(node)
+    node.daemon.start()
+
+
+def kill_all_and_delete(node: Node) -> None:
+    """As nobody repairs it, packets must go nowhere."""
+    kill_all(node)
+    node.run(["ip", "link", "delete", "flannel-wg"], check=False)
+
+
+def stop_and_start(node: Node) -> None:
+    node.daemon.stop()
+    node.daemon.start()
+
+
+EVENTS: dict[str, Callable[[Node], None]] = {
+    "the device is deleted": delete_device,
+    "the workers are killed": kill_workers,
+    "the daemon is killed": kill_all_and_start,
+    "the daemon is killed, and the device deleted": kill_all_and_delete,
+    "the daemon is stopped and started": stop_and_start,
+}
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_not_one_packet_leaves_in_plaintext_when(lab: Lab, event: str) -> None:
+    """From before it happens until all is well again, to both sides."""
+    node, one, two = lab.nodes[0], lab.containers[0], lab.containers[1]
+    inner = [b"".join(IPv4Address(each.address()).packed for each in pair) for pair in ((one, two), (two, one))]
+    with node.capture() as underlay, one.ping(two.address(), interval=0.02) as ping:
+        ping.wait_replies(5, PATIENCE)
+        with two.ping(one.address(), interval=0.02) as back:
+            back.wait_replies(5, PATIENCE)
+            EVENTS[event](node)
+            if not node.daemon.running:
+                one.run(["ping", "-c", "5", "-i", "0.1", "-W", "1", two.address()], check=False)
+                node.daemon.start()
+            node.daemon.wait_ready(peers=2, timeout=PATIENCE)
+            ping.wait_replies(5, PATIENCE)
+            back.wait_replies(5, PATIENCE)
+    frames = underlay.stop()
+    assert frames
+    assert [frame for frame in frames if any(pair in frame for pair in inner)] == []
 
 
 @pytest.mark.parametrize("length", [24, 25, 32])
@@ -82,6 +148,7 @@ def test_a_route_that_is_added_later_is_named_and_the_node_is_not_ready(lab: Lab
     finally:
         node.ip([f"route del {route}"])
     until(lambda: node.daemon.status()["state"] == "ready", lambda: message(node))
+    assert plain(lab, node) == []
 
 
 def test_a_foreign_route_is_left_alone(lab: Lab) -> None:

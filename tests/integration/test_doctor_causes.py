@@ -1,68 +1,78 @@
 """Doctor names the cause: what went wrong on somebody's nodes, one by one, under daemons that run.
 
-One lab serves all; each leaves it as it found it. Where nothing is wrong, doctor has nothing to say.
+One lab serves all; each leaves it as it found it. Where nothing is wrong, doctor has nothing to say. Where its command
+can be run in a lab, it is what mends. The table in docs/doctor.md has all that is walked here, and nothing else.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tests.integration import test_diversion
 from tests.integration.asking import until
+from tests.integration.examining import Doctor
 from tests.integration.overlay import overlay
 
 from pyflannel.lab import Lab, Node
 from pyflannel.lab.daemon import pyflannel_command
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 NETWORK = "10.244.0.0/16"
+V6 = ("--ipv6-network", "fd00:10::/48")
+PAGE = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with overlay("vxlan", nodes=2) as lab:
+    with overlay("vxlan", *V6, nodes=2) as lab:
         yield lab
 
 
-def findings(node: Node, *words: str) -> list[dict[str, str]]:
-    """What doctor finds when it is told no more than where the daemon is."""
-    where = ["--run-dir", str(node.daemon.run_directory)]
-    done = node.run(pyflannel_command("doctor", "--json", *words, *where), check=False, timeout=90)
-    # What the store says on the way is its own affair.
-    assert all("file store: " in line for line in done.stderr.splitlines()), done.stderr
-    assert done.stdout.isascii()
-    found: list[dict[str, str]] = json.loads(done.stdout)["findings"]
-    return found
+@pytest.fixture(scope="module")
+def doctor(lab: Lab) -> Iterator[Doctor]:
+    """What is told no more than where the daemon is."""
+    with Doctor(lab.nodes[0]) as doctor:
+        yield doctor
 
 
-def trouble(node: Node, *words: str) -> dict[str, list[dict[str, str]]]:
-    told: dict[str, list[dict[str, str]]] = {}
-    for finding in findings(node, *(words or ("--no-probes",))):
-        if finding["verdict"] in ("warn", "fail"):
-            told.setdefault(finding["check"], []).append(finding)
-    return told
+def store(lab: Lab) -> Path:
+    return lab.outside(lab.nodes[0].directory).parent / "store"
 
 
-def subnets(lab: Lab) -> Path:
-    return lab.outside(lab.nodes[0].directory).parent / "store" / "subnets"
+def leased(node: Node) -> str:
+    return str(node.daemon.status()["lease"]["key"])
 
 
-def peer(lab: Lab) -> str:
-    (text,) = lab.nodes[1].daemon.status()["lease"]["subnets"]
-    return str(text)
+def mend(node: Node, command: str) -> None:
+    """Do what doctor says."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = node.run(["sh", "-ec", command], env={"PATH": path}, check=False)
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+
+
+def healthy(doctor: Doctor) -> None:
+    until(lambda: doctor.trouble() == {}, lambda: f"all is well again: {doctor.trouble()}")
 
 
 @dataclass(frozen=True)
 class Row:
     """Something that is done to a node, and what doctor must say of it.
 
-    :param do: shell commands in the node; ``{peer}`` is the other node's subnet, ``{half}`` its second half,
-        ``{address}`` an address of it.
+    :param do: shell commands in the node; ``{peer}`` is the other node's subnet, ``{half}`` its second half, ``{near}``
+        its first, ``{address}`` an address of it.
+    :param undo: what takes it back. Where the command that doctor gives is to ``mend``, that is run before.
     :param check: the finding that must fail or warn; empty: nothing may.
     :param says: what its message must hold; ``fix`` its command. ``probe`` are words for doctor to probe peers by.
     """
@@ -73,6 +83,7 @@ class Row:
     says: str = ""
     fix: str = ""
     probe: tuple[str, ...] = ()
+    mend: bool = False
 
 
 TUN = "ip link add tun7 type veth peer name tun8; ip link set tun7 up; ip link set tun8 up"
@@ -88,12 +99,32 @@ ROWS = {
         TUN + "; ip route add default dev tun7 metric 50",
         "ip link delete tun7",
     ),
+    "policy rules of somebody else": Row(
+        f"{TUN}; ip route add default dev tun7 table 100; ip rule add to 203.0.113.0/24 lookup 100",
+        "ip rule delete to 203.0.113.0/24 lookup 100; ip link delete tun7",
+    ),
+    "another address from DHCP": Row(
+        "ip addr add 192.0.2.81/24 dev eth0; ip addr delete 192.0.2.1/24 dev eth0; "
+        "ip route replace default via 192.0.2.254 dev eth0",
+        "ip addr add 192.0.2.1/24 dev eth0; ip addr delete 192.0.2.81/24 dev eth0; "
+        "ip route replace default via 192.0.2.254 dev eth0",
+    ),
     "a bridge that does not forward": Row(
-        "echo 0 >/proc/sys/net/ipv4/conf/cni0/forwarding",
-        "echo 1 >/proc/sys/net/ipv4/conf/cni0/forwarding",
+        "sysctl -qw net.ipv4.conf.cni0.forwarding=0",
+        ":",
         "IPv4 forwarding",
         "net.ipv4.conf.cni0.forwarding is 0",
         "sysctl -w net.ipv4.conf.cni0.forwarding=1",
+        mend=True,
+    ),
+    "our own device does not forward": Row("sysctl -qw net.ipv4.conf.flannel/1.forwarding=0", ":"),
+    "a router's advertisements are not heard": Row(
+        "sysctl -qw net.ipv6.conf.eth0.accept_ra=1; ip -6 route delete default",
+        "ip -6 route add default via 2001:db8::fe dev eth0",
+        "router advertisements",
+        "eth0 takes none",
+        "sysctl -w net.ipv6.conf.eth0.accept_ra=2",
+        mend=True,
     ),
     "a foreign route inside a peer's subnet": Row(
         TUN + "; ip route add {half} dev tun7",
@@ -101,6 +132,7 @@ ROWS = {
         "routes of others",
         "{half} dev tun7",
         "ip route delete {half} dev tun7",
+        mend=True,
     ),
     "a foreign route that takes all of a peer's subnet": Row(
         TUN + "; ip route add {near} dev tun7",
@@ -117,105 +149,506 @@ ROWS = {
         "cni0 has {address}",
         "ip link delete cni0",
     ),
+    "our rules are flushed, the check of sources with them": Row("nft flush ruleset", ":"),
 }
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_what_happens_on_a_node_is_named(lab: Lab, name: str) -> None:
+def test_what_happens_on_a_node_is_named(lab: Lab, doctor: Doctor, name: str) -> None:
     node, row = lab.nodes[0], ROWS[name]
-    theirs = ip_network(peer(lab))
+    theirs = ip_network(str(lab.nodes[1].daemon.status()["lease"]["subnets"][0]))
     near, half = theirs.subnets()
     address = theirs.network_address + 99
     words = {"peer": theirs, "half": half, "near": near, "address": address, "inside": f"{address}/{theirs.prefixlen}"}
     try:
         node.run(["sh", "-ec", row.do.format(**words)])
-        if not row.check:
-            assert trouble(node) == {}
-        else:
-            until(lambda: row.check in trouble(node, *row.probe), "it is seen")
-            told = trouble(node, *row.probe)[row.check]
+        if row.check:
+            until(lambda: row.check in doctor.trouble(*row.probe), "it is seen")
+            told = doctor.trouble(*row.probe)[row.check]
             assert any(
                 row.says.format(**words) in finding["message"] and row.fix.format(**words) in finding["fix"]
                 for finding in told
             ), told
             if "cni0" in row.says:
-                assert "ip route delete" not in json.dumps(trouble(node)), "the bridge's own route stays"
+                assert "ip route delete" not in json.dumps(doctor.trouble()), "the bridge's own route stays"
+            if row.mend:
+                mend(node, told[0]["fix"])
+                if row.undo == ":":
+                    healthy(doctor)
+        else:
+            healthy(doctor)
     finally:
         node.run(["sh", "-c", row.undo.format(**words)])
-    until(lambda: trouble(node) == {}, "all is well again")
+    healthy(doctor)
 
 
-LEASES: dict[str, tuple[str, dict[str, str], str]] = {
-    "the link's broadcast address": ("10.244.250.0-24", {"PublicIP": "192.0.2.255"}, "no address that a node can have"),
-    "an address of nowhere": ("10.244.250.0-24", {"PublicIP": "0.1.2.3"}, "no address that a node can have"),
-    "this node's address": ("10.244.250.0-24", {"PublicIP": "192.0.2.1"}, "is this node's own"),
-    "half a megabyte": ("10.244.250.0-24", {"PublicIP": "192.0.2.9", "X": "x" * 520_000}, "more than 32768 characters"),
-    "an alias": ("10.244.250.0-024", {"PublicIP": "192.0.2.9"}, "another spelling of 10.244.250.0-24"),
-    "a name with an escape": ("10.244.250.0-24%1B", {"PublicIP": "192.0.2.9"}, "lease key"),
-    "another type": ("10.244.250.0-24", {"PublicIP": "192.0.2.9", "BackendType": "udp"}, "BackendType is 'udp'"),
-    "outside": ("10.9.9.0-24", {"PublicIP": "192.0.2.9"}, "lies outside the network"),
+# Leases ---------------------------------------------------------------------------------------------------------------
+
+FREE = "10.244.250.0-24"
+VTEP = {"BackendType": "vxlan", "BackendData": {"VNI": 1, "VtepMAC": "02:00:00:00:00:77"}}
+ELSEWHERE = {"Run": "ea8c69a3a0a8eb9f3193637e", "Cards": ["dda037fafd08b68e113980e7"]}
+"""Marks of another machine."""
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A lease that somebody writes: its key, what it says besides the usual, and the finding that must warn of it."""
+
+    key: str
+    document: Mapping[str, Any]
+    says: str
+    check: str = "leases"
+    fix: str = "pyflannel leases"
+
+
+LEASES = {
+    "a lease with the link's broadcast address": Planted(
+        FREE, {"PublicIP": "192.0.2.255"}, "no address that a node can have"
+    ),
+    "a lease with the link's network address": Planted(
+        FREE, {"PublicIP": "192.0.2.0"}, "no address that a node can have: the network address of 192.0.2.0/24"
+    ),
+    "a lease with an address of nowhere": Planted(FREE, {"PublicIP": "0.1.2.3"}, "no address that a node can have"),
+    "a lease with a reserved address": Planted(FREE, {"PublicIP": "240.0.0.1"}, "240.0.0.0/4 is reserved"),
+    "a lease with a loopback address": Planted(FREE, {"PublicIP": "127.0.0.1"}, "a loopback address"),
+    "a lease with an IPv6 address in place of an IPv4 one": Planted(
+        FREE, {"PublicIP": "::ffff:127.0.0.1"}, "bad address"
+    ),
+    "a lease with a link-local address": Planted(
+        f"{FREE}&fd00:10:0:fff0::-64", {"PublicIP": "192.0.2.9", "PublicIPv6": "fe80::1"}, "a link-local address"
+    ),
+    "a lease with this node's address": Planted(FREE, {"PublicIP": "192.0.2.1"}, "is this node's own"),
+    "a lease whose address is inside the overlay": Planted(
+        FREE, {"PublicIP": "10.244.250.3"}, "lies inside the overlay"
+    ),
+    "a lease of half a megabyte": Planted(
+        FREE, {"PublicIP": "192.0.2.9", "X": "x" * 520_000}, "more than 32768 characters"
+    ),
+    "a lease under another spelling of its key": Planted(
+        "10.244.250.0-024", {"PublicIP": "192.0.2.9"}, "another spelling of 10.244.250.0-24"
+    ),
+    "a lease of every address": Planted("10.244.250.0-24&::-0", {"PublicIP": "192.0.2.9"}, "'::-0' is every address"),
+    "a lease whose name would move the cursor": Planted(f"{FREE}%1B", {"PublicIP": "192.0.2.9"}, "lease key"),
+    "a lease of another backend": Planted(
+        FREE, {"PublicIP": "192.0.2.9", "BackendType": "udp"}, "BackendType is 'udp'"
+    ),
+    "a lease outside the network": Planted("10.9.9.0-24", {"PublicIP": "192.0.2.9"}, "lies outside the network"),
+    "two leases for one subnet": Planted("{ipv4}", {"PublicIP": "192.0.2.9"}, "claims what lease"),
+    "a cloned machine": Planted(
+        FREE,
+        {"PublicIP": "192.0.2.9", "NodeID": "n1", "Machine": ELSEWHERE},
+        "another machine has this one's node id 'n1': that of lease 10.244.250.0-24 at 192.0.2.9",
+        "node id",
+        "--node-id",
+    ),
+    "the copy of a machine that is known": Planted(
+        FREE,
+        {"PublicIP": "192.0.2.9", "NodeID": "n1-copy", "Machine": ELSEWHERE, "TwinOf": "n1"},
+        "goes by another id",
+        "node id",
+        "systemd-machine-id-setup",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", LEASES)
-def test_a_lease_that_can_t_be_used_is_named_with_the_reason(lab: Lab, name: str) -> None:
-    key, document, reason = LEASES[name]
-    path = subnets(lab) / f"{key}.json"
-    path.write_text(json.dumps({"BackendType": "vxlan", **document}))
+def test_a_lease_that_can_t_be_used_is_named_with_the_reason(lab: Lab, doctor: Doctor, name: str) -> None:
+    row = LEASES[name]
+    path = store(lab) / "subnets" / f"{row.key.format(ipv4=leased(lab.nodes[1]).partition('&')[0])}.json"
+    path.write_text(json.dumps({**VTEP, **row.document}))
     try:
-        (finding,) = trouble(lab.nodes[0])["leases"]
-        assert reason in finding["message"]
+        told = doctor.trouble()[row.check]
+        found = [finding for finding in told if row.says in f"{finding['message']}: {finding['meaning']}"]
+        assert len(found) == 1, told
+        (finding,) = found
+        assert row.fix in finding["fix"]
+        if row.check == "leases" and finding["message"].isprintable():
+            assert str(Path("subnets") / path.name) in finding["fix"], "and what deletes it"
     finally:
         path.unlink()
-    until(lambda: trouble(lab.nodes[0]) == {}, "all is well again")
+    healthy(doctor)
 
 
-DOCUMENTS: dict[str, tuple[dict[str, object], str]] = {
-    "an MTU that no packet has": ({"Backend": {"Type": "vxlan", "MTU": 2**40}}, "MTU"),
-    "no network": ({"Network": "10.244.0.0/33"}, "Network"),
-    "a backend that is not there": ({"Backend": {"Type": "nothing"}}, "nothing"),
+MANY = "six hundred leases with one VtepMAC"
+
+
+def test_many_bad_leases_are_counted(lab: Lab, doctor: Doctor) -> None:
+    directory = store(lab) / "subnets"
+    paths = [directory / f"10.244.{number // 4}.{number % 4 * 64}-26.json" for number in reversed(range(1000))]
+    taken = [ip_network(str(node.daemon.status()["lease"]["subnets"][0])) for node in lab.nodes]
+    free = [
+        path
+        for path in paths
+        if not any(ip_network(path.stem.replace("-", "/")).subnet_of(net) for net in taken)  # type: ignore[arg-type]
+    ][:600]
+    try:
+        for number, path in enumerate(free):
+            path.write_text(json.dumps({**VTEP, "PublicIP": f"192.0.2.{10 + number % 200}"}))
+        until(lambda: len(lab.nodes[0].daemon.status()["peers"]) > 600, "all were read")
+        told = doctor.trouble()["leases"]
+        assert re.fullmatch(r"\d+ more can't be used", told[-1]["message"])
+        assert "claims what lease 10.244." in told[0]["message"]
+    finally:
+        for path in free:
+            path.unlink(missing_ok=True)
+    healthy(doctor)
+
+
+# The network document -------------------------------------------------------------------------------------------------
+
+CHANGED = "pyflannel network change"
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A network document that somebody writes while nodes run; ``None`` leaves a key out."""
+
+    changes: Mapping[str, Any]
+    says: str = ""
+    check: str = "network config"
+    fix: str = CHANGED
+    mend: bool = False
+
+
+DOCUMENTS = {
+    "an MTU that no packet has": Changed({"Backend": {"Type": "vxlan", "MTU": 2**40}}, "MTU"),
+    "a network that is none": Changed({"Network": "10.244.0.0/33"}, "Network"),
+    "a backend that is not there": Changed({"Backend": {"Type": "nothing"}}, "nothing"),
+    "another VNI is written by hand": Changed({"Backend": {"Type": "vxlan", "VNI": 7}}, "its Backend has another VNI"),
+    "another backend is written by hand": Changed({"Backend": {"Type": "host-gw"}}, "host-gw"),
+    "IPv6 is switched off by hand": Changed({"EnableIPv6": False}, "switches IPv6 off"),
+    "another network is written by hand": Changed({"Network": "10.0.0.0/9"}, "does not contain the present one"),
+    "another SubnetLen is written by hand": Changed({"SubnetLen": 26}, check=""),
+    "an MTU above the underlay's": Changed(
+        {"Backend": {"Type": "vxlan", "MTU": 1600}},
+        "eth0 carries 1500",
+        "underlay MTU",
+        "pyflannel network change --backend-option MTU=1500",
+    ),
+    "no backend is named": Changed(
+        {"Backend": None}, "names no backend", fix="pyflannel config get | pyflannel config set -", mend=True
+    ),
+    "a key is misspelt": Changed(
+        {"Backend": {"Type": "vxlan", "DirectRoutng\x1b[31m": True}},
+        "not known and ignored: Backend.DirectRoutng",
+        fix="pyflannel config get",
+    ),
+    "the type in capital letters, as flanneld takes it": Changed({"Backend": {"Type": "VXLAN"}}, check=""),
+    "bounds of 0.0.0.0, which mean none": Changed({"SubnetMin": "0.0.0.0", "SubnetMax": "0.0.0.0"}, check=""),
 }
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_a_network_config_that_can_t_be_used_is_named(lab: Lab, name: str) -> None:
-    changes, says = DOCUMENTS[name]
-    path = subnets(lab).parent / "config.json"
+def test_a_network_config_that_can_t_be_used_is_named(lab: Lab, doctor: Doctor, name: str) -> None:
+    """And is all that is named: nothing is judged by a document that no node goes by."""
+    row, path, node = DOCUMENTS[name], store(lab) / "config.json", lab.nodes[0]
     before = path.read_text()
-    path.write_text(json.dumps({**json.loads(before), **changes}))
+    document = {**json.loads(before), **row.changes}
+    path.write_text(json.dumps({key: value for key, value in document.items() if value is not None}))
     try:
-        (finding,) = trouble(lab.nodes[0])["network config"]
-        assert says in finding["message"]
+        if not row.check:
+            healthy(doctor)
+            return
+        until(lambda: row.check in doctor.trouble(), "it is seen")
+        if row.fix == CHANGED:
+            until(lambda: node.daemon.status()["refused"], "the daemon has looked at it")
+        told = doctor.trouble()
+        (finding,) = told[row.check]
+        assert row.says in finding["message"]
+        assert row.fix in finding["fix"]
+        if row.check == "network config":
+            assert set(told) <= {"daemon", "network config"}, told
+        if row.mend:
+            mend(node, f"export PYFLANNEL_STORE={lab.file_store}; {finding['fix']}")
+            healthy(doctor)
     finally:
         path.write_text(before)
-    until(lambda: trouble(lab.nodes[0]) == {}, "all is well again")
+    healthy(doctor)
 
 
-def test_a_link_to_the_kernel_s_log_is_no_trouble(lab: Lab) -> None:
-    path = subnets(lab) / "10.244.250.0-24.json"
-    path.symlink_to("/proc/kmsg")
+# Files ----------------------------------------------------------------------------------------------------------------
+
+PLANTED = {
+    "a link to the kernel's log in the store": lambda path: (path / f"{FREE}.json").symlink_to("/proc/kmsg"),
+    "a link to a process's memory in the store": lambda path: (path / f"{FREE}.json").symlink_to("/proc/self/mem"),
+    "a file whose name would move the cursor": lambda path: (path / "\x1b[2J.json").write_text("x"),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_file_that_is_no_lease_is_no_trouble(lab: Lab, doctor: Doctor, name: str) -> None:
+    directory = store(lab) / "subnets"
+    before = set(directory.iterdir())
+    PLANTED[name](directory)
     try:
-        assert trouble(lab.nodes[0]) == {}
+        answer = doctor.ask("--no-probes", "--run-dir", str(lab.nodes[0].daemon.run_directory))
+        assert answer.code == 0
+        assert "\x1b" not in answer.stdout + answer.stderr
+        assert doctor.trouble() == {}
     finally:
-        path.unlink()
+        for path in set(directory.iterdir()) - before:
+            path.unlink()
 
 
-def test_it_says_why_this_underlay_and_what_would_have_been_next(lab: Lab) -> None:
+NESTED = "our own record with thousands of brackets"
+
+
+def test_a_record_of_ours_that_somebody_has_filled_is_written_anew(lab: Lab, doctor: Doctor) -> None:
     node = lab.nodes[0]
-    flags = node.daemon.options.arguments
-    add = "ip link add eth7 type veth peer name cable8; ip link set cable8 up; ip link set eth7 up"
-    node.run(["sh", "-ec", f"{add}; ip addr add 198.51.100.77/24 dev eth7"])
+    path = store(lab) / "subnets" / f"{leased(node)}.json"
+    path.write_text(path.read_text().replace("{", '{"Deep": ' + "[" * 900 + "]" * 900 + ",", 1))
+    node.daemon.restart()
+    node.daemon.wait_ready(peers=1)
+    healthy(doctor)
+    assert len(path.read_text()) < 8000
+
+
+# Where doctor itself looks --------------------------------------------------------------------------------------------
+
+ENDLESS = """
+import socket, threading
+listener = socket.create_server(("127.0.0.1", 8500))
+print("listening", flush=True)
+def pour(client):
     try:
-        node.daemon.stop()
-        node.start_daemon(lab.file_store, "vxlan", NETWORK, (*flags, "--iface-regex", "^eth"))
-        node.daemon.wait_ready(peers=1)
-        (finding,) = [finding for finding in findings(node, "--no-probes") if finding["check"] == "underlay"]
-        assert "--iface eth0" in finding["message"]
-        assert "would have been next: eth7: its name matches --iface-regex ^eth" in finding["message"]
-        shown = node.run(pyflannel_command("status", "--run-dir", str(node.daemon.run_directory))).stdout
-        assert "would have been next: eth7: its name matches --iface-regex ^eth" in shown
+        client.recv(65536)
+        client.sendall(b"HTTP/1.1 200 OK\\r\\n\\r\\n")
+        while True:
+            client.sendall(b"a" * 65536)
+    except OSError:
+        client.close()
+while True:
+    threading.Thread(target=pour, args=(listener.accept()[0],), daemon=True).start()
+"""
+
+STORES = {
+    "an answer of the store without an end": (
+        ("--store", "consul://127.0.0.1:8500/x"),
+        "store",
+        "more than 64 MiB",
+        "pyflannel leases",
+    ),
+    "a prefix under which there is no network": (
+        ("--store", "file:///run/lab/empty"),
+        "network config",
+        "holds no network config",
+        "--etcd-prefix",
+    ),
+    "the check of sources is switched off": (
+        ("--check-overlay-sources=false",),
+        "sources",
+        "not checked",
+        "systemctl edit pyflannel   # drop --check-overlay-sources=false",
+    ),
+}
+
+
+@contextmanager
+def endless(node: Node) -> Iterator[None]:
+    server = node.start([sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE)
+    try:
+        assert server.proxy.stdout is not None
+        assert server.proxy.stdout.readline() == "listening\n"
+        yield
     finally:
-        node.run(["ip", "link", "delete", "eth7"])
+        server.kill()
+        server.proxy.communicate()
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_what_doctor_is_pointed_at_is_named(lab: Lab, doctor: Doctor, name: str) -> None:
+    words, check, says, fix = STORES[name]
+    node = lab.nodes[0]
+    node.run(["mkdir", "-p", "/run/lab/empty"])
+    with endless(node):
+        (finding,) = doctor.trouble("--no-probes", *words)[check]
+    assert says in finding["message"]
+    assert fix in finding["fix"]
+
+
+SECRETS = {
+    "a password in a store's URL": ("etcd:/u:hush@h", "u:hush@h", "etcd://u:p/hush@h", "etcd://u:hush#@h"),
+    "a token in a store's options": ("consul://127.0.0.1:1/x?token=hush",),
+}
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_is_never_shown(lab: Lab, doctor: Doctor, name: str) -> None:
+    for url in SECRETS[name]:
+        answer = doctor.ask("--no-probes", "--json", "--store", url)
+        assert answer.code in (3, 9)
+        assert "hush" not in answer.stdout + answer.stderr
+        assert "store" in answer.stdout + answer.stderr
+
+
+# How a daemon was started ---------------------------------------------------------------------------------------------
+
+CARD = "ip link add eth7 type veth peer name cable8; ip link set cable8 up; ip link set eth7 up"
+BRIDGED = "ip addr add 198.51.100.77/24 dev eth7; ip addr add 2001:db8:7::1/64 dev eth7 nodad"
+
+
+@dataclass(frozen=True)
+class Start:
+    """A daemon that is started on another kind of machine.
+
+    :param do: what the machine is like; ``undo`` takes it back.
+    :param says: what the finding ``check`` must say; it passes where ``fix`` is empty, and then nothing else is wrong.
+    :param named: whether the daemon is given ``--iface eth0``, too.
+    """
+
+    do: str
+    undo: str
+    arguments: tuple[str, ...]
+    says: str
+    check: str = "underlay"
+    fix: str = ""
+    named: bool = False
+
+
+UNPLUG = "ip link delete eth7"
+NEXT = "would have been next: eth7: its name matches --iface-regex ^eth"
+SECOND = ("ip addr add 198.51.100.9/24 dev eth0", "ip addr delete 198.51.100.9/24 dev eth0")
+STARTS = {
+    "a pattern that matches an interface's second address": Start(
+        *SECOND,
+        ("--iface-regex", r"^198\.51\."),
+        r"eth0, 198.51.100.9, 2001:db8::1: its address 198.51.100.9 matches --iface-regex ^198\.51\.",
+    ),
+    "a route that prefers another source address": Start(
+        f"{SECOND[0]}; ip route add 203.0.113.0/24 via 192.0.2.254 src 198.51.100.9",
+        f"ip route delete 203.0.113.0/24; {SECOND[1]}",
+        ("--iface-can-reach", "203.0.113.7"),
+        "eth0, 198.51.100.9, 2001:db8::1: --iface-can-reach 203.0.113.7: the kernel sends through it",
+    ),
+    "a policy rule that sends another way": Start(
+        f"{CARD}; {BRIDGED}; ip route add default dev eth7 src 198.51.100.77 table 100; "
+        "ip rule add to 203.0.113.0/24 lookup 100",
+        f"ip rule delete to 203.0.113.0/24 lookup 100; {UNPLUG}",
+        ("--iface-can-reach", "203.0.113.7"),
+        "eth7, 198.51.100.77, 2001:db8:7::1: --iface-can-reach 203.0.113.7: the kernel sends through it",
+    ),
+    "a public address that another interface has": Start(
+        f"{CARD}; {BRIDGED}",
+        UNPLUG,
+        ("--public-ip", "198.51.100.77"),
+        "eth7, 198.51.100.77, 2001:db8:7::1: --public-ip 198.51.100.77 is its address",
+    ),
+    "a public address that no interface has": Start(
+        ":",
+        ":",
+        ("--public-ip", "203.0.113.77"),
+        "peers know it as 203.0.113.77, which another machine translates to 192.0.2.1",
+    ),
+    "no interface matches but the containers' bridge": Start(
+        ":",
+        ":",
+        ("--iface-regex", r"^10\."),
+        "no interface is, has or matches ^10",
+        fix="ip -brief address; ip route; then set --iface",
+    ),
+    "an address on lo": Start(
+        "ip addr add 203.0.113.5/32 dev lo; ip -6 addr add 2001:db8:5::5/128 dev lo",
+        "ip addr delete 203.0.113.5/32 dev lo; ip -6 addr delete 2001:db8:5::5/128 dev lo",
+        ("--iface", "203.0.113.5"),
+        "the way out carries 1500 bytes, containers may send 1450",
+        "underlay MTU",
+    ),
+    "a flag that flanneld ignores, too": Start(
+        ":",
+        ":",
+        ("--kubeconfig-file", "/etc/kubeconfig"),
+        "--kubeconfig-file",
+        "settings",
+        "systemctl edit pyflannel",
+        named=True,
+    ),
+    "a subnet.env of a shell's": Start(
+        "sed -i 's/^/export /' /run/lab/n1/subnet.env", ":", (), "agrees with the lease", "subnet.env", named=True
+    ),
+    "what would have been next": Start(
+        f"{CARD}; {BRIDGED}",
+        UNPLUG,
+        ("--iface-regex", "^eth"),
+        f"--iface eth0; {NEXT}",
+        named=True,
+    ),
+}
+
+
+def of(doctor: Doctor, check: str) -> list[dict[str, Any]]:
+    return [finding for finding in doctor.findings("--no-probes") if finding["check"] == check]
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_how_a_daemon_was_started_is_told(lab: Lab, doctor: Doctor, name: str) -> None:
+    node, row = lab.nodes[0], STARTS[name]
+    flags = node.daemon.options.arguments
+    node.daemon.stop()
+    try:
+        node.run(["sh", "-ec", row.do])
+        interface = "eth0" if row.named else None
+        node.start_daemon(lab.file_store, "vxlan", NETWORK, (*flags, *row.arguments), interface=interface)
+        until(lambda: any(row.says in each["message"] for each in of(doctor, row.check)), lambda: of(doctor, row.check))
+        found = of(doctor, row.check)
+        if row.fix:
+            assert any(row.fix in finding["fix"] for finding in found), found
+        else:
+            healthy(doctor)
+            assert row.says in found[0]["message"]
+            if NEXT in row.says:
+                words = pyflannel_command("status", "--run-dir", str(node.daemon.run_directory))
+                assert NEXT in node.run(words).stdout
+    finally:
         node.daemon.stop()
+        node.run(["sh", "-c", row.undo])
         node.start_daemon(lab.file_store, "vxlan", NETWORK, flags)
         node.daemon.wait_ready(peers=1)
+
+
+LOCK = "a link where the run lock should be"
+
+
+def test_a_link_at_the_run_lock_is_named(lab: Lab, doctor: Doctor) -> None:
+    node = lab.nodes[0]
+    node.daemon.stop()
+    lock = lab.outside(node.daemon.run_directory) / "lock"
+    lock.unlink()
+    lock.symlink_to("/run/lab/victim")
+    node.daemon.start()
+    assert node.daemon.process.wait(60) != 0
+    (finding,) = doctor.trouble()["daemon"]
+    assert "/run/lab/victim" in finding["message"]
+    assert not lab.outside(node.directory.parent / "victim").exists()
+    mend(node, finding["fix"])
+    node.daemon.start()
+    node.daemon.wait_ready(peers=1)
+    healthy(doctor)
+
+
+# The table ------------------------------------------------------------------------------------------------------------
+
+
+def walked() -> dict[str, tuple[str, str]]:
+    """All that doctor is tried on, with the finding's name and a part of its command."""
+    return {
+        **{name: (row.check, row.fix) for name, row in ROWS.items()},
+        **{name: (row.check, row.fix) for name, row in LEASES.items()},
+        **{name: (row.check, row.fix if row.check else "") for name, row in DOCUMENTS.items()},
+        **dict.fromkeys((*PLANTED, *SECRETS, NESTED), ("", "")),
+        **{name: (row[1], row[3]) for name, row in STORES.items()},
+        **{name: (row.check if row.fix else "", row.fix) for name, row in STARTS.items()},
+        MANY: ("leases", "pyflannel status"),
+        LOCK: ("daemon", "rm "),
+        test_diversion.TOLD: ("routes of others", "ip route delete"),
+    }
+
+
+def test_the_documentation_has_what_is_walked() -> None:
+    table = PAGE.partition("## Causes")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\|([^|]+)\|([^|]*)\|([^|]*)\|([^|]*)\|$", table, re.MULTILINE)
+    told = {name.strip(): (check.strip(), fix.replace("\\", "")) for name, check, _, fix in rows[2:]}
+    assert sorted(told) == sorted(walked())
+    for name, (check, fix) in walked().items():
+        assert told[name][0] == check, name
+        words = re.sub(r"{\w+}|[|#]", "", fix).split()
+        assert all(word in told[name][1] for word in words), name

@@ -788,6 +788,7 @@ class Loop:
         return replace(
             self.window.view,
             settings=self.settings.told,
+            warnings=self.settings.warnings,
             lease=self.slot.state,
             node_id=node.node_id if node is not None else self.window.view.node_id,
             stopping=self._stopping,

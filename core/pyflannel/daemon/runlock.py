@@ -6,6 +6,7 @@ exec shares the lock, so data planes are started with exec.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -14,9 +15,14 @@ from pathlib import Path
 
 from pyflannel.errors import DaemonError
 
-__all__ = ["hold"]
+__all__ = ["hold", "path"]
 
 _NAME = "lock"
+
+
+def path(run_dir: Path) -> Path:
+    """The lock's file."""
+    return run_dir / _NAME
 
 
 @contextmanager
@@ -25,12 +31,14 @@ def hold(run_dir: Path) -> Iterator[None]:
 
     :raises DaemonError: another process holds it, or the directory can't be used.
     """
-    path = run_dir / _NAME
+    file = path(run_dir)
     try:
         run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise DaemonError(f"{path}: {error.strerror}; run as root, or choose another --run-dir") from None
+        if error.errno == errno.ELOOP:
+            raise DaemonError(f"{file} is a link, and nothing is written through it; remove it: rm {file}") from None
+        raise DaemonError(f"{file}: {error.strerror}; run as root, or choose another --run-dir") from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pyflannel.backend import Backend, Node, parse_options
-from pyflannel.errors import LeaseError, MalformedError, PyflannelError, StoreError
+from pyflannel.daemon.subnet_env import read_previous
+from pyflannel.errors import ConfigError, LeaseError, MalformedError, PyflannelError, StoreError
 from pyflannel.kernel.model import KernelObject, Key, Link
 from pyflannel.kernel.port import Scope
 from pyflannel.membership.naming import Myself, state_directory
 from pyflannel.membership.nodeid import identify, read_marks
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, Lease
-from pyflannel.network.underlay import Inventory, Selection, Underlay, choose
+from pyflannel.network.underlay import Inventory, Selection, Underlay, keep_or_choose
 from pyflannel.planning.judging import backend_types
 from pyflannel.planning.overlay import Overlay
 from pyflannel.plugins import load_backend, load_store
@@ -91,6 +92,12 @@ class Facts:
         return self.backend.mtu(self.underlay) if self.backend is not None and self.underlay is not None else None
 
     @property
+    def given_mtu(self) -> int | None:
+        """The underlay MTU that the network config asks for, in bytes, if it does."""
+        given = getattr(self.backend.options, "mtu", None) if self.backend is not None else None
+        return given if isinstance(given, int) else None
+
+    @property
     def links(self) -> tuple[Link, ...]:
         """The overlay's devices as they should be."""
         return tuple(item for item in self.overlay.own_objects if isinstance(item, Link)) if self.overlay else ()
@@ -116,10 +123,8 @@ def gather(settings: Settings) -> Facts:
             return None
 
     status = attempt("status", lambda: query(settings.run_dir))
-    inventory = attempt("inventory", _inventory)
-    underlay = attempt(
-        "underlay", lambda: choose(_need(inventory, problems, "inventory"), _selection(settings, status))
-    )
+    inventory = attempt("inventory", lambda: _inventory(settings))
+    underlay = attempt("underlay", lambda: _underlay(settings, status, _need(inventory, problems, "inventory")))
     asked = attempt("store", lambda: _ask(settings, status))
     clock = attempt("clock", lambda: _clock(settings, _need(asked, problems, "store")))
     network = attempt("network", lambda: _network(settings, status, asked, problems))
@@ -141,24 +146,27 @@ def _need(value: T | None, problems: Mapping[str, PyflannelError], name: str) ->
     return value
 
 
-def _inventory() -> Inventory:
+def _inventory(settings: Settings) -> Inventory:
     from pyflannel.kernel.inventory import read_inventory
 
-    return read_inventory()
+    return read_inventory(towards=filter(None, (settings.iface_can_reach,)))
 
 
-def _selection(settings: Settings, status: Mapping[str, JSON] | None) -> Selection:
+def _underlay(settings: Settings, status: Mapping[str, JSON] | None, inventory: Inventory) -> Underlay:
+    """What the daemon uses, as it is now; where it has none, what it would choose."""
     known = status["underlay"] if status is not None else None
     if known is None:
-        return Selection(
+        selection = Selection(
             settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip, settings.public_ipv6
         )
-    public = {version: known[f"public_ipv{version}"] for version in (4, 6)}
-    return Selection(
-        iface=(known["interface"],),
-        public_ip=ip_address(public[4]) if public[4] else None,  # type: ignore[arg-type]
-        public_ipv6=ip_address(public[6]) if public[6] else None,  # type: ignore[arg-type]
-    )
+        previous = read_previous(settings.subnet_file).subnets
+        return keep_or_choose(inventory, selection, None, previous.each if previous is not None else ())
+    addresses: dict[str, Any] = {
+        name: ip_address(known[name]) if known[name] else None
+        for name in ("ipv4", "ipv6", "public_ipv4", "public_ipv6")
+    }
+    selection = Selection((known["interface"],), (), None, addresses["public_ipv4"], addresses["public_ipv6"])
+    return keep_or_choose(inventory, selection, Underlay(known["interface"], known["mtu"], **addresses))
 
 
 def _ask(settings: Settings, status: Mapping[str, JSON] | None) -> StoreFacts:
@@ -202,6 +210,8 @@ def _network(
     problems: Mapping[str, PyflannelError],
 ) -> NetworkConfig:
     config = _need(asked, problems, "store").snapshot.config
+    if status is not None and status.get("refused"):
+        raise ConfigError(str(status["refused"]))  # to go by it would find fault with all that is well
     if config is None:
         raise StoreError(f"{settings.store} holds no network config")
     network = NetworkConfig.from_json(config.value, f"network config in {settings.store}")

@@ -9,9 +9,9 @@ from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
 from pyflannel.errors import KernelError
 from pyflannel.firewall.model import Mode, Rules, plan
-from pyflannel.firewall.sync import LEGACY_DROP_IN, Firewall, find_tools
+from pyflannel.firewall.sync import LEGACY_DROP_IN, OPEN, Firewall, find_tools
 
-__all__ = ["foreign_drops", "own_rules"]
+__all__ = ["foreign_drops", "own_rules", "sources"]
 
 _UNIT_D: Final = "/etc/systemd/system/pyflannel.service.d"
 _RESTART: Final = "systemctl restart pyflannel"
@@ -78,6 +78,24 @@ def own_rules(facts: Facts) -> Iterator[Finding]:
 def _lacks_rights(facts: Facts) -> bool:
     """Whether the daemon says so; who runs this command may well have the rights that the daemon lacks."""
     return facts.status is not None and any(LEGACY_DROP_IN in error for error in facts.status["firewall"]["errors"])
+
+
+def sources(facts: Facts) -> Iterator[Finding]:
+    """Whether packets that come from outside the overlay with its addresses are dropped."""
+    if facts.overlay is None:
+        yield skipped("sources", f"not known: {facts.problems['overlay']}")
+    elif not facts.overlay.entrances:
+        yield passed("sources", f"{facts.overlay.backend.name} has no device by which alone the overlay's packets come")
+    elif facts.settings.check_sources and facts.settings.firewall is not Mode.NONE:
+        yield passed("sources", "checked: the overlay's packets come by its devices and from this node's containers")
+    else:
+        told = "--firewall none" if facts.settings.firewall is Mode.NONE else OPEN
+        yield warned(
+            "sources",
+            f"not checked: {told}",
+            "whoever reaches this node's underlay can send to its containers in the name of any other container",
+            f"systemctl edit pyflannel   # drop {told}; then: {_RESTART}",
+        )
 
 
 def foreign_drops(facts: Facts) -> Iterator[Finding]:

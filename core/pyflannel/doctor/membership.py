@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_network
 from typing import Final
 
+from pyflannel.backend import parse_options
+from pyflannel.daemon import runlock
 from pyflannel.daemon import subnet_env as envfile
 from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
@@ -45,7 +48,17 @@ def daemon(facts: Facts) -> Iterator[Finding]:
         meaning = (
             "what is in the kernel goes on working, but nobody renews the lease, follows peers or repairs anything"
         )
-        yield failed("daemon", str(facts.problems["status"]), meaning, "systemctl start pyflannel")
+        text, fix, lock = (
+            str(facts.problems["status"]),
+            "systemctl start pyflannel",
+            runlock.path(facts.settings.run_dir),
+        )
+        if lock.is_symlink():
+            text, fix = (
+                f"{lock} is a link: no daemon starts here, for it would write to {lock.readlink()}",
+                f"rm {lock}",
+            )
+        yield failed("daemon", text, meaning, fix)
         return
     state, message = State(status["state"]), status["message"]
     if state is State.READY:
@@ -62,6 +75,9 @@ def daemon(facts: Facts) -> Iterator[Finding]:
             "an installed update is not running yet",
             _RESTART,
         )
+    for warning in status.get("warnings", ()):
+        meaning = "the node goes on without it; who gave it may have meant something else"
+        yield warned("settings", warning, meaning, "systemctl edit pyflannel   # or where else it was given")
 
 
 # The store -----------------------------------------------------------------------------------------------------------
@@ -113,16 +129,11 @@ def clock(facts: Facts) -> Iterator[Finding]:
 
 def network(facts: Facts) -> Iterator[Finding]:
     """The network config and its backend."""
-    for name in ("network", "backend"):
-        error = facts.problems.get(name)
-        if error is not None and error is not facts.problems.get("store"):
-            if name == "backend" and error is facts.problems.get("network"):
-                continue
-            meaning = "no node can join with it, or none of this installation"
-            yield failed("network config", str(error), meaning, "pyflannel config get; pyflannel plugins")
-            return
-    if facts.network is None or facts.backend is None:
+    if facts.store is None:
         yield skipped("network config", "the store does not answer")
+        return
+    if facts.network is None or facts.backend is None:
+        yield _unusable(facts, facts.problems.get("network") or facts.problems["backend"])
         return
     wanted = facts.settings.backend
     if wanted is not None and wanted.lower() != facts.backend.name:
@@ -132,8 +143,35 @@ def network(facts: Facts) -> Iterator[Finding]:
         else:
             yield failed("network config", text, "the daemon refuses to start with these settings", fix)
         return
-    networks = " ".join(str(facts.network.family(version).network) for version in facts.network.versions)  # type: ignore[union-attr]
-    yield passed("network config", f"{networks} on {facts.backend.name}")
+    if facts.network.assumption:
+        meaning = "a node that asks at another time may assume something else, and flanneld takes it for udp"
+        yield warned(
+            "network config", facts.network.assumption, meaning, "pyflannel config get | pyflannel config set -"
+        )
+    unknown = (
+        *facts.network.unknown_keys,
+        *(f"Backend.{key}" for key in parse_options(type(facts.backend).Options, facts.network.backend_options)[1]),
+    )
+    if unknown:
+        text = f"not known and ignored: {', '.join(unknown[:_SHOWN])}"
+        yield warned("network config", text, "a key that is misspelt does nothing", "pyflannel config get")
+    if not unknown and not facts.network.assumption:
+        networks = " ".join(str(family.network) for family in facts.network.families)
+        yield passed("network config", f"{networks} on {facts.backend.name}")
+
+
+def _unusable(facts: Facts, error: PyflannelError) -> Finding:
+    """About a network config that this node does not go by."""
+    status, fix = facts.status, "pyflannel config get; pyflannel plugins"
+    if facts.store is not None and facts.store.snapshot.config is None:
+        meaning = "no node can join; where others have, this one looks in another place than they"
+        fix = "pyflannel config set -   # or give this node the others' --store or --etcd-prefix"
+    elif status is not None and status["lease"] is not None:
+        meaning = "nodes go on with the one in force; those that start from now on would not reach them"
+        fix = "pyflannel config set -   # the earlier one again; then: pyflannel network change"
+    else:
+        meaning = "no node can join with it, or none of this installation"
+    return failed("network config", str(error), meaning, fix)
 
 
 def _has_gone_over(facts: Facts) -> bool:
@@ -275,7 +313,23 @@ def objects(facts: Facts) -> Iterator[Finding]:
     skipped_peers = [peer for peer in facts.overlay.peers.values() if peer.reason]
     for peer in skipped_peers[:_SHOWN]:
         meaning = "this node does not use that lease: packets to its subnet go nowhere"
-        yield warned("leases", f"{peer.key}: {peer.reason}", meaning, "pyflannel leases")
+        yield warned("leases", f"{peer.key}: {peer.reason}", meaning, _drop(facts.settings, peer.key))
+    if len(skipped_peers) > _SHOWN:
+        text = f"{len(skipped_peers) - _SHOWN} more can't be used"
+        yield warned("leases", text, "packets to their subnets go nowhere", "pyflannel status   # has them all")
+
+
+def _drop(settings: Settings, key: str) -> str:
+    """Who wrote a lease, and what deletes it where the store's own tools are known."""
+    store = settings.store
+    commands = {
+        "file": f"rm {shlex.quote(f'{store.path}/subnets/{key}.json')}",
+        "etcd": f"etcdctl del {shlex.quote(f'{store.path}/subnets/{key}')}",
+        "consul": f"consul kv delete {shlex.quote(f'{store.path}/subnets/{key}'.lstrip('/'))}",
+    }
+    known = store.scheme in commands and key.isprintable()
+    delete = f"; if no node of yours: {commands[store.scheme]}" if known else ""
+    return f"pyflannel leases   # says whose it is{delete}"
 
 
 def diversions(facts: Facts) -> Iterator[Finding]:
@@ -333,6 +387,9 @@ def subnet_file(facts: Facts) -> Iterator[Finding]:
     path = facts.settings.subnet_file
     if facts.lease is None or facts.network is None or facts.mtu is None:
         yield skipped("subnet.env", _reason(facts, "lease"))
+        return
+    if facts.underlay is not None and max(facts.mtu, facts.given_mtu or 0) > facts.underlay.mtu:
+        yield skipped("subnet.env", "no node can have this MTU: see 'underlay MTU'")
         return
     try:
         text = path.read_text(encoding="utf-8", errors="replace")

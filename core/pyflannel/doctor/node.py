@@ -13,6 +13,7 @@ from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
 from pyflannel.kernel.model import KernelObject, Link
 from pyflannel.kernel.refusal import module_of
+from pyflannel.network.underlay import LOOPBACK
 
 __all__ = [
     "advertisements",
@@ -151,8 +152,13 @@ def underlay(facts: Facts) -> Iterator[Finding]:
             )
             return
     why, others = _chosen(facts)
+    known_as = "".join(
+        f"; peers know it as {public}, which another machine translates to {found.local(public.version)}"
+        for public in (found.public_ipv4, found.public_ipv6)
+        if public is not None and public != found.local(public.version)
+    )
     more = f"; would have been next: {', '.join(others)}" if others else ""
-    yield passed("underlay", f"{found.interface}, {addresses}: {why}{more}")
+    yield passed("underlay", f"{found.interface}, {addresses}: {why}{known_as}{more}")
 
 
 def _chosen(facts: Facts) -> tuple[str, Sequence[str]]:
@@ -169,22 +175,23 @@ def underlay_mtu(facts: Facts) -> Iterator[Finding]:
         yield skipped("underlay MTU", str(facts.problems.get("underlay") or facts.problems["backend"]))
         return
     underlay, mtu = facts.underlay, facts.mtu
-    if mtu > underlay.mtu:
+    way = "the way out" if underlay.interface == LOOPBACK else underlay.interface
+    if mtu > underlay.mtu or (facts.given_mtu or 0) > underlay.mtu:
         yield failed(
             "underlay MTU",
-            f"containers may send {mtu} bytes, but {underlay.interface} carries {underlay.mtu}",
+            f"containers may send {mtu} bytes, but {way} carries {underlay.mtu}, the encapsulation included",
             "full packets are fragmented or dropped: connections are made, and then hang",
-            "pyflannel config get   # Backend.MTU must not exceed the smallest underlay MTU",
+            f"pyflannel network change --backend-option MTU={underlay.mtu}   # or raise the underlay's, on all nodes",
         )
     elif facts.network is not None and facts.network.ipv6 is not None and mtu < 1280:
         yield failed(
             "underlay MTU",
-            f"{underlay.interface} carries {underlay.mtu} bytes, which leaves {mtu} for containers",
+            f"{way} carries {underlay.mtu} bytes, which leaves {mtu} for containers",
             "IPv6 needs 1280 (RFC 8200, 5)",
             f"ip link set {underlay.interface} mtu 1500",
         )
     else:
-        text = f"{underlay.interface} carries {underlay.mtu} bytes, containers may send {mtu}"
+        text = f"{way} carries {underlay.mtu} bytes, containers may send {mtu}"
         yield passed("underlay MTU", text)
 
 

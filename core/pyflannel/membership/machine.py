@@ -960,7 +960,15 @@ class LeaseMachine:
         errors = [self._troubles[name] for name in order if name in self._troubles]
         claims = [error for error in errors if isinstance(error, LeaseError)]
         error = next(iter(claims or errors), None)
-        self._slot.report(replace(self._state, trouble="" if error is None else str(error), conflict=bool(claims)))
+        follow = self._troubles.get("follow")
+        self._slot.report(
+            replace(
+                self._state,
+                trouble="" if error is None else str(error),
+                conflict=bool(claims),
+                refused=str(follow) if isinstance(follow, (ConfigError, PluginError)) else "",
+            )
+        )
 
     # Joining ----------------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ class LeaseState:
     publish that was carried out (:meth:`pyflannel.membership.keeper.LeaseKeeper.publish`), ``publish_error`` how it
     failed if it did. ``twin`` says that another machine has our node id, and what became of it; empty if none has.
     ``chosen`` are the addresses that an operator wants for this node, as the store had them when we joined last.
+    ``refused`` says why the network document that the store holds is not the one in force; empty while it is.
     """
 
     lease: Lease | None = None
@@ -42,6 +43,7 @@ class LeaseState:
     publish_error: PyflannelError | None = None
     twin: str = ""
     chosen: tuple[IPAddress, ...] = ()
+    refused: str = ""
 
     def valid(self, now: float) -> bool:
         """Whether we hold a lease that has not expired."""

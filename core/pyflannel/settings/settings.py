@@ -21,7 +21,7 @@ import re
 import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -100,6 +100,8 @@ class Settings:
     told: Mapping[str, JSON] = field(default_factory=dict, compare=False, repr=False)
     """What was given, as texts (lists of them) of flags without their dashes, but for secrets and for what only the
     daemon's start needs: what makes another command see the node as the daemon does."""
+    warnings: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """What is ignored of what a daemon was told, and what is no good idea."""
 
     def read_seed(self) -> NetworkSeed | None:
         """The network document to create in an empty store, or ``None`` if the settings name none.
@@ -211,7 +213,8 @@ def resolve(
     given = {**_beneath(beneath or {}, given), **given}
     settings = _settings(given, daemon, warnings)
     # What is ignored the daemon says; to another command it would be noise.
-    return Loaded(settings, (*_warnings(given, environ), *(dict.fromkeys(warnings) if daemon else ())))
+    said = (*_warnings(given, environ), *(dict.fromkeys(warnings) if daemon else ()))
+    return Loaded(replace(settings, warnings=said), said)
 
 
 def _reason(error: OSError | UnicodeDecodeError) -> str:

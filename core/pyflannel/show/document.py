@@ -69,6 +69,8 @@ def document(view: View, now: float, wall: float) -> Status:
         diversions=view.diversions,
         change=view.change,
         settings=view.settings,
+        warnings=view.warnings,
+        refused=view.lease.refused,
     )
 
 

@@ -78,7 +78,8 @@ class View:
         encrypted them.
     :param subnet_file: ``subnet.env`` says what we hold.
     :param change: the change of the network that is under way.
-    :param settings: what this daemon was told, as flags without their dashes, but for secrets.
+    :param settings: what this daemon was told, as flags without their dashes, but for secrets. ``warnings``: what of
+        it is ignored, or no good idea.
     :param overruled: a setting of this node that counts less than the network config, and what to do.
     :param settled: the overlay holds all leases of the store.
     """
@@ -88,6 +89,7 @@ class View:
     store: PluginName
     store_location: str
     settings: Mapping[str, JSON] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
     lease: LeaseState = field(default_factory=LeaseState)
     stopping: bool = False
     underlay: Underlay | None = None

@@ -169,6 +169,19 @@ def test_a_lease_of_flanneld_s_with_our_address_is_adopted() -> None:
     assert lease.attributes.node_id == "node-1"
 
 
+@pytest.mark.parametrize("written_by", [None, "node-1"])
+def test_what_our_lease_says_already_goes_on(written_by: str | None) -> None:
+    """Peers send to the MAC address that flanneld's device had, and after a restart to the same."""
+    node = on_store()
+    data = {"VNI": 1, "VtepMAC": "86:f1:10:af:f8:a9"}
+    attributes = LeaseAttributes(IPv4Address("192.0.2.1"), backend_type="vxlan", backend_data=data, node_id=written_by)
+    node.store.put("10.5.33.0-24", attributes.to_json(), 60)
+    joined = node.start().joined
+    assert joined.lease.attributes.backend_data == data
+    (device,) = [item for item in joined.backend.plan_node(joined.node) if isinstance(item, Link)]
+    assert device.mac == "86:f1:10:af:f8:a9"
+
+
 def test_a_second_node_with_our_address_is_refused() -> None:
     one = Node().start()
     two = Node(store=one.store, node_id="impostor").start()
@@ -461,10 +474,11 @@ def test_a_document_that_was_merely_written_keeps_the_one_in_force(document: str
     node.run(150)
     assert named in node.state.trouble
     assert "network change" in node.state.trouble
+    assert node.state.refused == node.state.trouble
     assert node.joined is before
     assert node.state.valid(node.now), "and the lease is renewed"
     node.store.config_is(DOCUMENT)
-    assert node.run(1).state.trouble == ""
+    assert node.run(1).state.trouble == node.state.refused == ""
 
 
 def test_a_document_without_the_note_of_the_last_change_is_merely_written_too() -> None:
