@@ -25,14 +25,14 @@ import json
 import os
 import statistics
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
-from overlays import busy_seconds, wait_for
-
 from pyflannel.errors import PyflannelError
-from pyflannel.lab import Container, Lab, Node
+from pyflannel.lab import Container, Lab, Machine, Node
 from pyflannel.lab.topology import BRIDGE, UPLINK
 
 NETWORK: Final = "10.5.0.0/16"
@@ -99,6 +99,21 @@ def shell(node: Node, lines: str) -> str:
     done = node.run(["sh", "-ec", lines], check=False)
     said = (done.stderr or done.stdout).strip().splitlines()
     return "" if done.returncode == 0 else (said[0] if said else f"exit code {done.returncode}")
+
+
+def wait_for(machine: Machine, *command: str) -> None:
+    """Until ``command`` succeeds there."""
+    deadline = time.monotonic() + 20
+    while machine.run(command, check=False).returncode != 0:
+        if time.monotonic() > deadline:
+            raise PyflannelError(f"{machine.name}: {' '.join(command)} never succeeded")
+        time.sleep(0.02)
+
+
+def busy_seconds() -> float:
+    """CPU seconds that all processors have spent at work since boot (``proc(5)``, /proc/stat)."""
+    user, nice, system, _, _, irq, softirq, *_ = Path("/proc/stat").read_text().split()[1:]
+    return sum(map(int, (user, nice, system, irq, softirq))) / os.sysconf("SC_CLK_TCK")
 
 
 def switch(lab: Lab, way: Way) -> str:

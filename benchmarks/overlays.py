@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyflannel.errors import PyflannelError
-from pyflannel.lab import Lab, Machine, Node
+from pyflannel.lab import Lab, Node
 from pyflannel.version import VERSION
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def directory(node: Node) -> str:
     return str(node.directory)
 
 
-def wait_for(node: Machine, *command: str) -> None:
+def wait_for(node: Node, *command: str) -> None:
     """Until ``command`` succeeds on ``node``."""
     deadline = time.monotonic() + 20
     while node.run(command, check=False).returncode != 0:

@@ -197,6 +197,8 @@ class NetlinkPort(KernelPort):
         self._reread = False
         self._silent_due = 0.0
         self._rewritten: set[int] = set()
+        self._echoes: set[bytes] = set()
+        """What the kernel is about to tell of forwarding entries that are being written, under nobody's port."""
         self._pending = Notice()
         self._closed = False
         self._hear: Final[dict[int, Callable[[int, int, bytes, int, int], None]]] = {
@@ -501,6 +503,10 @@ class NetlinkPort(KernelPort):
         name = self._ours[index].name
         there = bool(kind == wire.RTM_NEWNEIGH and state & wire.NUD_PERMANENT)
         if family == wire.AF_BRIDGE:
+            said = datagram[start : start + wire.PLAIN_FDB_BODY]
+            if kind == wire.RTM_NEWNEIGH and said in self._echoes:  # as we have just written it
+                self._echoes.discard(said)
+                return
             entry = wire.parse_fdb(datagram, start, end)
             if entry is not None:
                 item = _fdb_entry(name, entry)
@@ -646,6 +652,7 @@ class NetlinkPort(KernelPort):
         self._wireguard.put(wireguard, self._index, failures)
         self._put_routes(put[Kind.ROUTE], failures)
         self._put_rules([*put[Kind.RULE], *deleted[Kind.RULE]], failures)
+        self._echoes.clear()
         if succeeded:
             self._send(map(self._deletion, succeeded), failures)
             self._pending.resync = True  # metric 0 matches any: had somebody deleted the old one, it was the new one
@@ -731,14 +738,15 @@ class NetlinkPort(KernelPort):
             failures[write.key] = error
             return None
 
-    @staticmethod
-    def _fdb_step(write: Write, item: FdbEntry, old: FdbEntry | None, index: int, flags: int) -> _Step:
+    def _fdb_step(self, write: Write, item: FdbEntry, old: FdbEntry | None, index: int, flags: int) -> _Step:
         """Replace moves a lone remote in one step, and does nothing if the new one is there already; what may be left
         of the old one is deleted then."""
         if wire.is_flooded(item.mac) or (old is not None and old.remote == SEVERAL):
             clear = wire.encode_fdb(wire.RTM_DELNEIGH, item, index, every_remote=True)
             return _Step(write, (clear, wire.encode_fdb(wire.RTM_NEWNEIGH, item, index, wire.NLM_F_CREATE)), _GONE)
         new = wire.encode_fdb(wire.RTM_NEWNEIGH, item, index, flags)
+        if old is None:
+            self._echoes.add(wire.told_of(new))
         if old is None or old.way == item.way:
             return _Step(write, (new,))
         return _Step(write, (new, wire.encode_fdb(wire.RTM_DELNEIGH, old, index)), _GONE)

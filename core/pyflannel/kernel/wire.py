@@ -169,6 +169,12 @@ _PLAIN_NEIGHBOUR = Struct("=IHHII BxxxiHBB HH4s HH6s2x")
 _PLAIN_FDB = Struct("=IHHII BxxxiHBB HH6s2x HH4s")
 """Whole messages with their header, of the IPv4 entries that a start writes by the thousand."""
 
+PLAIN_FDB_BODY: Final = _PLAIN_FDB.size - 16
+"""Bytes behind the header of the last one."""
+
+_TYPE_AT = 11
+"""Where ``struct ndmsg`` has a type, which the kernel fills in."""
+
 
 def messages(datagram: bytes) -> Iterator[tuple[int, int, int, int, int, int]]:
     """Every message of a datagram: type, flags, sequence number, port id, and where its payload begins and ends."""
@@ -616,6 +622,11 @@ def encode_fdb(kind: int, entry: FdbEntry, link: int, flags: int = 0, *, every_r
         if entry.vni is not None:
             body += _ATTRIBUTE_U32.pack(8, _NDA_VNI, entry.vni)
     return message(kind, flags, body)
+
+
+def told_of(new: bytes) -> bytes:
+    """How the kernel's word of a new forwarding entry begins, if it is a plain one (:data:`PLAIN_FDB_BODY`)."""
+    return new[16 : 16 + _TYPE_AT] + bytes([RTN_UNICAST]) + new[16 + _TYPE_AT + 1 :]
 
 
 def encode_neighbour_dump(family: int, link: int) -> bytes:

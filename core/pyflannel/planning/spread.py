@@ -21,10 +21,14 @@ METRICS: Final = range(1, 4097)
 """The metrics of our IPv4 routes with gateways. Low, so that few routes of others come before them."""
 
 
+_SHARED: Final = tuple(METRICS)
+"""The same numbers, each kept once for all its routes."""
+
+
 def metric_of(subnet: IPNetwork) -> int:
     """The metric of a subnet's route: neighbouring subnets of one size have different ones."""
     number = int(subnet.network_address) >> (subnet.max_prefixlen - subnet.prefixlen)
-    return METRICS[number % len(METRICS)]
+    return _SHARED[number % len(_SHARED)]
 
 
 def spread(objects: Iterable[KernelObject]) -> tuple[KernelObject, ...]:

@@ -362,7 +362,7 @@ def test_the_kernel_does_not_even_queue_what_we_did_ourselves(namespace: Any, ve
     """A start of thousands of peers would read all of it; what others do is told as ever."""
     link = VXLAN if version == 4 else VXLAN6
     subnet = ip_network("10.7.3.0/24" if version == 4 else "fd00:7:3::/64")
-    wanted = [
+    wanted: list[KernelObject] = [
         Neighbour(link.name, subnet.network_address, "02:00:00:00:07:03"),
         Route(subnet, link.name, subnet.network_address, onlink=True, metric=3),
     ]
