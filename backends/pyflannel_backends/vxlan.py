@@ -88,7 +88,14 @@ class VxlanBackend(Backend[VxlanOptions]):
         return not self.options.direct_routing
 
     def mac(self, node: Node, version: int) -> str:
-        """The MAC address of this node's VTEP: locally administered, unicast (IEEE 802)."""
+        """The MAC address of this node's VTEP: locally administered, unicast (IEEE 802).
+
+        Peers send to the one that our lease says; so that of a flanneld whose lease we took over goes on.
+        """
+        said = _fields(node.said.data if version == 4 else node.said.v6_data)
+        mac = said.get("vtepmac")
+        if said.get("vni") == self.options.vni and isinstance(mac, str) and _MAC.fullmatch(mac) and _is_unicast(mac):
+            return mac.lower()
         subnet = node.subnets.of(version)
         if subnet is None:
             return stable_mac(f"pyflannel vtep {node.node_id} {self.device(version)} None")
@@ -164,12 +171,12 @@ class VxlanBackend(Backend[VxlanOptions]):
         if len(data) == 2 and "VtepMAC" in data and "VNI" in data:  # thousands of peers say it so
             mac, vni = data["VtepMAC"], data["VNI"]
         else:
-            fields = {str(name).lower(): value for name, value in data.items()}
+            fields = _fields(data)
             mac, vni = fields.get("vtepmac"), fields.get("vni", self.options.vni)
         if not isinstance(mac, str) or not _MAC.fullmatch(mac):
             raise PeerRejected(f"{key}.VtepMAC is {mac!r}, expected xx:xx:xx:xx:xx:xx")
         mac = mac.lower()
-        if mac[1] in _GROUP or mac == "00:00:00:00:00:00":
+        if not _is_unicast(mac):
             raise PeerRejected(f"{key}.VtepMAC {mac} is not a unicast address")
         if mac == self.mac(node, version):
             raise PeerRejected(f"{key}.VtepMAC {mac} is this node's own")
@@ -189,7 +196,16 @@ def _own_mac(node_id: str, device: str, version: int, number: int, length: int) 
     return stable_mac(f"pyflannel vtep {node_id} {device} {subnet}")
 
 
-_GROUP: Final = frozenset("13579bdf")
+_GROUP: Final = frozenset("13579bdfBDF")
 """What the second digit of a group's address is."""
 
-_MAC = re.compile("[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}")
+_MAC: Final = re.compile("[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}")
+
+
+def _fields(data: object) -> dict[str, object]:
+    """What a lease's data says, by names in any case, as Go reads them; nothing if it is no object."""
+    return {str(name).lower(): value for name, value in data.items()} if isinstance(data, dict) else {}
+
+
+def _is_unicast(mac: str) -> bool:
+    return mac[1] not in _GROUP and mac != "00:00:00:00:00:00"

@@ -166,11 +166,21 @@ class Capabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class Published:
+    """What a node's own lease says to peers: ``BackendData`` and ``BackendV6Data``, each JSON or ``None``."""
+
+    data: JSON = None
+    v6_data: JSON = None
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """This node's place in the network: all that a planner may know of it.
 
     ``state_dir`` is for what must outlive reboots (private keys). ``node_id`` is stable over reboots and
-    reinstallation of pyflannel.
+    reinstallation of pyflannel. ``said`` is what our lease says already, if it is of this backend's type, whoever wrote
+    it: an earlier run, or flanneld. Peers go by it: to publish the same costs no packet. It comes from the store, so
+    it may be anything.
     """
 
     node_id: str
@@ -178,14 +188,7 @@ class Node:
     underlay: Underlay
     subnets: Subnets
     state_dir: Path = Path("/var/lib/pyflannel")
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """What a node's own lease says to peers: ``BackendData`` and ``BackendV6Data``, each JSON or ``None``."""
-
-    data: JSON = None
-    v6_data: JSON = None
+    said: Published = field(default=Published(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

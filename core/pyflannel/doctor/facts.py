@@ -25,7 +25,7 @@ from pyflannel.membership.nodeid import identify, read_marks
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, Lease
 from pyflannel.network.underlay import Inventory, Selection, Underlay, keep_or_choose
-from pyflannel.planning.judging import backend_types
+from pyflannel.planning.judging import backend_types, said
 from pyflannel.planning.overlay import Overlay
 from pyflannel.plugins import load_backend, load_store
 from pyflannel.settings.settings import Settings
@@ -306,6 +306,7 @@ def _overlay(
         _need(underlay, problems, "underlay"),
         ours.subnets,
         state_directory(settings.state_dir, given or name, name),
+        said(ours.attributes, _need(backend, problems, "backend").name),
     )
     overlay = Overlay(_need(backend, problems, "backend"), node)
     for record in _need(asked, problems, "store").snapshot.leases:

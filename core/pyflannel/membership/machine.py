@@ -70,7 +70,7 @@ from pyflannel.network.lease import JSON, IPAddress, Lease, LeaseAttributes, Sub
 from pyflannel.network.marks import NO_MARKS, Marks
 from pyflannel.network.underlay import Underlay
 from pyflannel.planning.guard import PUBLISH_TIMEOUT
-from pyflannel.planning.judging import backend_types, own_problem, placement_problem
+from pyflannel.planning.judging import backend_types, own_problem, placement_problem, said
 from pyflannel.planning.transition import Side, Transition
 from pyflannel.small.retry import Backoff
 from pyflannel.store import CALL_TIMEOUT, CONFIG_KEY, Batch, Change, Record, Snapshot, Unassigned
@@ -1046,7 +1046,7 @@ class LeaseMachine:
         assert lease is not None
         place = self._in_force
         self._generation += 1
-        node = self._node(place, lease.subnets)
+        node = self._node(place, lease.subnets, lease.attributes)
         self._slot.begin(Generation(self._generation, node, place.planner, lease, place.last, place.overruled), records)
 
     @property
@@ -1054,10 +1054,14 @@ class LeaseMachine:
         assert self._place is not None
         return self._place
 
-    def _node(self, place: _Place, subnets: Subnets) -> Node:
+    def _node(self, place: _Place, subnets: Subnets, ours: LeaseAttributes) -> Node:
+        """Our place.
+
+        :param ours: of our lease, as it was when we came to it, or as we have written it.
+        """
         used = place.network.used(subnets)
         state_dir = state_directory(self._options.state_dir, self._options.node_id, self._node_id)
-        return Node(self._node_id, place.network, place.underlay, used, state_dir)
+        return Node(self._node_id, place.network, place.underlay, used, state_dir, said(ours, place.backend.name))
 
     def _create_config(self, found: Snapshot) -> Generator[Call, Any, Snapshot]:
         seed = self._options.seed
@@ -1394,8 +1398,8 @@ class LeaseMachine:
         self, place: _Place, subnets: Subnets, before: LeaseAttributes
     ) -> Generator[Call, Any, LeaseAttributes]:
         """What our lease of ``subnets`` should say; unknown fields of an earlier one are kept."""
-        node = self._node(place, subnets)
-        published: Published = yield Publish(place.backend, node)
+        node = self._node(place, subnets, before)
+        ours: Published = yield Publish(place.backend, node)
         progress = yield from self._progress(place, node, before)
         extra = {name: value for name, value in before.extra.items() if name != LEASE_KEY}
         if progress is not None:
@@ -1405,8 +1409,8 @@ class LeaseMachine:
             public_ip=place.underlay.public_ipv4 if uses(4) else None,
             public_ipv6=place.underlay.public_ipv6 if uses(6) else None,
             backend_type=None if place.backend.capabilities.untyped_leases else place.backend.name,
-            backend_data=published.data,
-            backend_v6_data=published.v6_data,
+            backend_data=ours.data,
+            backend_v6_data=ours.v6_data,
             node_id=self._node_id,
             marks=self._marks,
             twin_of=self._options.node_id if self._node_id != self._options.node_id else None,
@@ -1428,10 +1432,10 @@ class LeaseMachine:
             return NodeProgress(change.id, trouble=place.trouble)
         following = place.following
         try:
-            published: Published = yield Publish(following.backend, following.node(node))
+            theirs: Published = yield Publish(following.backend, following.node(node))
         except PyflannelError as error:
             return NodeProgress(change.id, trouble=str(error))
-        return replace(known, backend_type=following.name, data=published.data, v6_data=published.v6_data)
+        return replace(known, backend_type=following.name, data=theirs.data, v6_data=theirs.v6_data)
 
     def _ask_assigned(self) -> Generator[Call, Any, Record]:
         """Our record, from a store that assigns subnets. Before the snapshot, which costs more: this may take long."""

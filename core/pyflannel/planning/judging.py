@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Protocol
 
-from pyflannel.backend import Node
+from pyflannel.backend import Node, Published
 from pyflannel.errors import MalformedError
 from pyflannel.network.document import FamilyConfig, NetworkConfig
-from pyflannel.network.lease import IPAddress, IPNetwork, Lease
+from pyflannel.network.lease import IPAddress, IPNetwork, Lease, LeaseAttributes
 
-__all__ = ["backend_types", "own_problem", "placement_problem", "type_problem"]
+__all__ = ["backend_types", "own_problem", "placement_problem", "said", "type_problem"]
 
 
 class Stored(Protocol):
@@ -63,6 +63,13 @@ def own_problem(node: Node, lease: Lease) -> str:
     if lease.subnets.overlaps(node.subnets):
         return f"overlaps this node's own subnet {node.subnets}"
     return ""
+
+
+def said(attributes: LeaseAttributes, backend: str) -> Published:
+    """What our own lease says to peers of a network with this backend; nothing if it is of another type."""
+    if attributes.backend_type is None or attributes.backend_type.lower() != backend:
+        return Published()
+    return Published(attributes.backend_data, attributes.backend_v6_data)
 
 
 def type_problem(lease: Lease, backend: str, untyped_leases: bool) -> str:

@@ -2,13 +2,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests import recordings
 
-from pyflannel.backend import FdbEntry, Lease, LeaseAttributes, Link, Node, PeerRejected, Route, Subnets, parse_options
+from pyflannel.backend import (
+    FdbEntry,
+    Lease,
+    LeaseAttributes,
+    Link,
+    Node,
+    PeerRejected,
+    Published,
+    Route,
+    Subnets,
+    parse_options,
+)
 from pyflannel.errors import ConfigError
 from pyflannel.kernel.model import KernelObject
 from pyflannel.network.underlay import Underlay, UnderlayRoute
@@ -171,3 +183,30 @@ def test_port_0_is_the_kernels_own() -> None:
     options, _ = parse_options(VxlanBackend.Options, {"Port": 0})
     assert options == VxlanBackend.Options()
     assert options.port == 8472
+
+
+@pytest.mark.parametrize(
+    ("said", "goes_on"),
+    [
+        ({"VNI": 1, "VtepMAC": "86:F1:10:af:f8:a9"}, True),
+        ({"vni": 1, "vtepmac": "86:f1:10:af:f8:a9"}, True),
+        ({"VNI": 2, "VtepMAC": "86:f1:10:af:f8:a9"}, False),
+        ({"VNI": 1, "VtepMAC": "87:f1:10:af:f8:a9"}, False),
+        ({"VNI": 1, "VtepMAC": "00:00:00:00:00:00"}, False),
+        ({"VNI": 1, "VtepMAC": "86:f1:10:af:f8"}, False),
+        ({"VNI": 1, "VtepMAC": 7}, False),
+        ({"VtepMAC": "86:f1:10:af:f8:a9"}, False),
+        (["VtepMAC"], False),
+        (None, False),
+    ],
+)
+def test_the_mac_address_that_our_lease_says_goes_on(said: Any, goes_on: bool) -> None:
+    """Whatever a store says, it is one that a device can have, and that of this very device."""
+    node, backend, _, _ = planned("vxlan-dualstack")
+    own = backend.mac(node, 4)
+    for version, published in ((4, Published(said)), (6, Published(None, said))):
+        taken = replace(node, said=published)
+        assert (backend.mac(taken, version) == "86:f1:10:af:f8:a9") == goes_on
+        assert (backend.mac(taken, 4) == own) == (version == 6 or not goes_on)
+        data = backend.publish(taken)
+        assert (data.data if version == 4 else data.v6_data) == {"VNI": 1, "VtepMAC": backend.mac(taken, version)}

@@ -26,7 +26,7 @@ from tests.unit.membership.modelled import (
     while_true,
 )
 
-from pyflannel.backend import Backend, Published
+from pyflannel.backend import Backend, Link, Published
 from pyflannel.errors import (
     ConfigError,
     ConflictError,
