@@ -406,16 +406,17 @@ class Loop:
         if found == self._underlay:
             self._underlay = found  # what else there is may differ
             return
-        first, self._underlay = self._underlay is None, found
+        before, self._underlay = self._underlay, found
+        same = before is not None and replace(found, routes=before.routes) == before  # only who is on the link differs
         log.log(
-            logging.INFO if first else logging.WARNING,
+            logging.INFO if before is None else logging.DEBUG if same else logging.WARNING,
             "underlay: %s %s, MTU %d: %s",
             found.interface,
             found.public_ipv4 or found.public_ipv6,
             found.mtu,
             found.why,
         )
-        if first:
+        if before is None:
             self.keeper.start(found)
         else:
             self.keeper.move(found)
