@@ -8,7 +8,7 @@ no event, no retry, no netlink.
 Planning is split by peer so that one changed lease among thousands costs the work of one: :meth:`Backend.plan_node`
 gives what the node needs for itself, :meth:`Backend.plan_peer` what it needs for one peer. Both are pure: same
 arguments, same result, no clock, no socket, no state. Two peers whose plans claim one kernel key are settled by the
-core (a lease that fits the network's layout wins, then the lower subnet; the other is shown as skipped).
+core (a lease that has the network's layout wins, then the older one; the other is shown as skipped).
 
 Whatever a backend raises, ``SystemExit`` included, ends that call alone and is named as its fault. All calls come from
 the core's loop but :meth:`Backend.publish`, which has a thread of its own, for it may take long; never at the same time

@@ -74,6 +74,9 @@ class Record:
     :param permanent: the record has no expiry: the network document, or a reservation.
     :param ttl: seconds the record still lives, where the driver knows without asking for each record; else ``None``.
     :param handle: the driver's own name for the expiry (an etcd lease, a Consul session); opaque to the core.
+    :param created: its place among all records in the order in which they came into being: the older one has the
+        smaller number, whoever asks, and keeps it while it is changed and renewed; 0 where the store can't say. Of two
+        leases that claim one thing, the older has it, so that nobody who comes later takes a living node's subnet.
     """
 
     key: str
@@ -82,6 +85,7 @@ class Record:
     permanent: bool = False
     ttl: float | None = None
     handle: str = ""
+    created: int = 0
 
 
 @dataclass(frozen=True, slots=True)

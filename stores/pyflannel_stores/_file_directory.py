@@ -92,6 +92,8 @@ class Stored:
     expires: float | None
     signature: Signature
     settled: bool
+    created: int = 0
+    """When the record came into being, in microseconds since 1970."""
 
     @property
     def modified(self) -> int:
@@ -105,8 +107,8 @@ class Stored:
     def record(self, now: float) -> Record:
         """What the core sees of it."""
         if self.expires is None:
-            return Record(self.key, self.value, self.version, permanent=True)
-        return Record(self.key, self.value, self.version, ttl=self.expires - now)
+            return Record(self.key, self.value, self.version, permanent=True, created=self.created)
+        return Record(self.key, self.value, self.version, ttl=self.expires - now, created=self.created)
 
 
 class Directory:
@@ -241,7 +243,7 @@ class Directory:
             if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket since we looked: no record
                 return None
             raise failure("read", path, error) from None
-        value, expires = decode(data, expiring=key != CONFIG_KEY)
+        value, expires, created = decode(data, expiring=key != CONFIG_KEY)
         return Stored(
             key,
             value,
@@ -249,6 +251,7 @@ class Directory:
             expires,
             _signature(found),
             time.time_ns() - found.st_ctime_ns > SETTLED * 1e9,
+            round(created * 1_000_000) if created is not None else found.st_mtime_ns // 1000,
         )
 
     def _file_of(self, path: str) -> str | None:
@@ -337,15 +340,25 @@ class Directory:
         return self._key_of(name)
 
     def write(
-        self, key: str, value: str, expires: float | None, *, replace: bool, modified: int | None = None
+        self,
+        key: str,
+        value: str,
+        expires: float | None,
+        *,
+        replace: bool,
+        modified: int | None = None,
+        created: int | None = None,
     ) -> Stored | None:
         """Write a record under the lock. It is on the disk when this returns.
 
         :param replace: put it in place of what is there; otherwise give ``None`` if there is something.
         :param modified: its modification time in microseconds since 1970; now, if ``None``.
+        :param created: when it came into being, in the same unit; when it was modified, if ``None``.
         """
         path = self.path(key)
-        data = encode(value, expires, expiring=key != CONFIG_KEY)
+        expiring = key != CONFIG_KEY
+        since = created / 1_000_000 if created not in (None, modified) and expiring else None
+        data = encode(value, expires, expiring, since)
         if len(data) > MAX_FILE:
             raise StoreDeniedError(f"file store: {path} would have {len(data)} bytes, the limit is {MAX_FILE}")
         self._clear_work()

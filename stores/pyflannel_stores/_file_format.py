@@ -1,8 +1,9 @@
 """How the file store spells a record: the name of its file and the text inside. Pure functions of both directions.
 
 The idea: a file is what a person would write. A lease is flannel's JSON document, indented, with one field more:
-``Expires``. Whatever does not fit that form (a value that is not a JSON object, or has an ``Expires`` of its own) is
-still kept exactly, as it is or wrapped in a field of its own; and whatever is found on disk reads as *some* record.
+``Expires``, and once it has been changed another: ``Created``, since a file's own time is then that of its change.
+Whatever does not fit that form (a value that is not a JSON object, or has one of these of its own) is still kept
+exactly, as it is or wrapped in a field of its own; and whatever is found on disk reads as *some* record.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ MAX_NAME: Final = 255
 """Bytes of a file name (``NAME_MAX``, limits.h)."""
 
 EXPIRES: Final = "Expires"
+CREATED: Final = "Created"
 TEXT: Final = "pyflannel:text"
 SUFFIX: Final = ".json"
 
@@ -56,40 +58,47 @@ def key_of(name: str) -> str | None:
         return None
 
 
-def decode(data: bytes, expiring: bool) -> tuple[str, float | None]:
-    """A file's content as the record's value and the moment it expires, in seconds since 1970 (``None``: never).
+def decode(data: bytes, expiring: bool) -> tuple[str, float | None, float | None]:
+    """A file's content as the record's value, the moment it expires, in seconds since 1970 (``None``: never), and the
+    moment it came into being, if the file says so.
 
     A JSON object gives its compact text. Anything else gives the text as it is, with bytes that are not UTF-8
     replaced, and never expires: neither does an object whose ``Expires`` can't be read, which then stays in the value.
 
-    :param expiring: whether ``Expires`` has a meaning here; in the network document it has none.
+    :param expiring: whether ``Expires`` and ``Created`` have a meaning here; in the network document they have none.
     """
     text = data.decode("utf-8", "replace")
     try:
         document = _DECODER.decode(text)
         if not isinstance(document, dict):
-            return text, None
-        expires = _parse_time(document.get(EXPIRES)) if expiring else None
-        if expires is not None:
-            del document[EXPIRES]
+            return text, None, None
+        expires, created = (_take_time(document, name) if expiring else None for name in (EXPIRES, CREATED))
         if len(document) == 1 and isinstance(document.get(TEXT), str):
-            return document[TEXT], expires
-        return _COMPACT.encode(document), expires
+            return document[TEXT], expires, created
+        return _COMPACT.encode(document), expires, created
     except (ValueError, RecursionError):
-        return text, None
+        return text, None, None
 
 
-def encode(value: str, expires: float | None, expiring: bool) -> bytes:
-    """What to write so that :func:`decode` gives ``value`` (a JSON object: the same object) and ``expires`` back."""
+def _take_time(document: dict[str, object], name: str) -> float | None:
+    """The moment of a field, which leaves the document if it can be read."""
+    time = _parse_time(document.get(name))
+    if time is not None:
+        del document[name]
+    return time
+
+
+def encode(value: str, expires: float | None, expiring: bool, created: float | None = None) -> bytes:
+    """What to write so that :func:`decode` gives ``value`` (a JSON object: the same object) and the times back."""
     fields = _plain_fields(value, expiring)
+    times = {name: _format_time(time) for name, time in ((CREATED, created), (EXPIRES, expires)) if time is not None}
     if fields is None:
-        if expires is None:
+        if not times:
             verbatim = value.encode("utf-8", "replace")
-            if decode(verbatim, expiring) == (value, None):
+            if decode(verbatim, expiring) == (value, None, None):
                 return verbatim
         fields = {TEXT: value}
-    if expires is not None:
-        fields = {**fields, EXPIRES: _format_time(expires)}
+    fields = {**fields, **times}
     try:
         text = _PRETTY.encode(fields)
     except RecursionError:
@@ -110,7 +119,7 @@ def _plain_fields(value: str, expiring: bool) -> dict[str, object] | None:
         _COMPACT.encode(document)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(document, dict) or TEXT in document or (expiring and EXPIRES in document):
+    if not isinstance(document, dict) or TEXT in document or (expiring and {EXPIRES, CREATED} & document.keys()):
         return None
     return document
 

@@ -189,7 +189,8 @@ def read_member(node: Mapping[str, Any], names: Annotations, *, keep: bool = Fal
     # An operator's overwrite changes what must be written, though not yet what is.
     overwrites = [names.overwrite(key, annotations) for key in names.addresses]
     digest = blake2b(repr((key, managed, value, overwrites)).encode(), digest_size=8).hexdigest()
-    record = Record(key, value, f"{uid}.{digest}", permanent=True, handle=name)
+    created = int("".join(filter(str.isdigit, str(metadata.get("creationTimestamp") or ""))) or 0)  # seconds, in digits
+    record = Record(key, value, f"{uid}.{digest}", permanent=True, handle=name, created=created)
     kept = names.concerning(annotations) if keep else {}
     return Member(name, uid, key, managed, record, versions, problem, kept)
 

@@ -161,12 +161,12 @@ class ConsulStore(Store):
         deadline, path = self._begin(), self._path(key)
         if ttl is None:
             version, _ = self._commit(key, None, partial(_cas, path, value), _Ours(value, "", None), deadline)
-            return Record(key, value, version, permanent=True)
+            return Record(key, value, version, permanent=True, created=_creation(version))
         granted = _grant(ttl)
         session = self._open_session(key, granted, deadline)
         write = partial(_lock, path, value, session)
         version, _ = self._commit(key, None, write, _Ours(value, session, None), deadline, session)
-        return Record(key, value, version, ttl=float(granted), handle=session)
+        return Record(key, value, version, False, float(granted), session, _creation(version))
 
     def update(self, record: Record, value: str, ttl: float | None) -> Record:
         deadline, path = self._begin(record.handle), self._path(record.key)
@@ -178,7 +178,7 @@ class ConsulStore(Store):
             write = partial(_unlock, path, value)
             version, before = self._commit(record.key, record, write, _Ours(value, "", record), deadline)
             self._end_session(before, deadline)
-            return Record(record.key, value, version, permanent=True)
+            return Record(record.key, value, version, permanent=True, created=record.created)
         granted = _grant(ttl)
         record, held = self._renew_session(record, deadline)
         if held != granted:
@@ -417,7 +417,7 @@ class ConsulStore(Store):
         version, before = self._commit(record.key, record, write, ours, deadline, session)
         self._end_session(before, deadline)
         version = record.version if value is None else version
-        return Record(record.key, text, version, ttl=float(ttl), handle=session)
+        return Record(record.key, text, version, False, float(ttl), session, record.created)
 
     def _end_session(self, session: str, deadline: Deadline) -> None:
         """End a session now if Consul answers, else before the next call: what was asked for is done either way."""
@@ -633,7 +633,7 @@ def _changed(before: Record, after: Record) -> bool:
 def _record(key: str, item: Mapping[str, Any]) -> Record:
     session = item.get("Session") or ""
     value = (item["Value"] or b"").decode("utf-8", "replace")
-    return Record(key, value, _version(item), permanent=not session, handle=session)
+    return Record(key, value, _version(item), not session, None, session, item["CreateIndex"])
 
 
 def _version(item: Mapping[str, Any]) -> str:
@@ -649,6 +649,11 @@ def _stamp(record: Record) -> int:
     They hold for this value alone: whoever changes it may keep the flags, but not the checksum.
     """
     return zlib.crc32(record.value.encode(), _SEED) << 32 | _index_of(record) & 0xFFFFFFFF
+
+
+def _creation(version: str) -> int:
+    """The index of the key's creation; see :func:`_version`."""
+    return int(version.partition(".")[0])
 
 
 def _index_of(record: Record) -> int:

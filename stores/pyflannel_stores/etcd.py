@@ -213,7 +213,9 @@ class EtcdStore(Store):
 
         reply, lost = self._transact(key, expected, operation, deadline)
         if reply.succeeded:
-            return Record(name, value, str(reply.header.revision), permanent=not lease, handle=_handle(lease))
+            revision = reply.header.revision
+            created = expected.created if expected is not None else revision
+            return Record(name, value, str(revision), not lease, None, _handle(lease), created)
         kvs = reply.responses[0].response_range.kvs
         if lost and kvs and kvs[0].value == data and kvs[0].lease == lease:
             # What the last request met is what an earlier one did, whose answer got lost.
@@ -570,9 +572,8 @@ class _Keys:
 def _record(key: str, kv: Any) -> Record:
     """A key as etcd returned it. Bytes that are not UTF-8 survive as surrogates, and are written back as they were."""
     lease = kv.lease
-    return Record(
-        key, kv.value.decode("utf-8", "surrogateescape"), str(kv.mod_revision), not lease, None, _handle(lease)
-    )
+    value = kv.value.decode("utf-8", "surrogateescape")
+    return Record(key, value, str(kv.mod_revision), not lease, None, _handle(lease), kv.create_revision)
 
 
 def _handle(lease: int) -> str:

@@ -176,7 +176,9 @@ class FileStore(Store):
         """Write over ``stored``, which was found under the lock."""
         if modified is None:
             modified = max(time.time_ns() // 1000, stored.modified + 1)
-        written = self._directory.write(stored.key, value, expires, replace=True, modified=modified)
+        written = self._directory.write(
+            stored.key, value, expires, replace=True, modified=modified, created=stored.created
+        )
         if written is None:
             raise ConflictError(f"file store: {self._directory.path(stored.key)} was deleted by hand")
         return written.record(self._clock())

@@ -210,6 +210,12 @@ class CountsVersionsPerKey(MemoryStore):
         return "1" if row is None else str(int(row.record.version) + 1)
 
 
+@breaks("an_older_record_stays_older")
+class MakesYoungByUpdate(MemoryStore):
+    def creation(self, key: str) -> int:
+        return self.server.revision + 1
+
+
 @breaks("delete_is_a_compare_and_swap_and_repeatable", "a_record_created_anew_is_another_one")
 class DeletesAnyVersion(MemoryStore):
     def delete(self, record: Record) -> None:

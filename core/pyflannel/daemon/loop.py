@@ -533,7 +533,7 @@ class Loop:
                     adoption.overlay = Overlay(generation.backend, generation.node, extras, generation.last)
                     adoption.remaining = iter(self.slot.records().items())
                 for key, value in islice(adoption.remaining, SLICE):
-                    adoption.overlay.put(key, value)
+                    adoption.overlay.put(key, value, self.slot.created(key))
                     self._beat()
         except PyflannelError as error:
             adoption.overlay = None
@@ -585,7 +585,7 @@ class Loop:
                 if value is None:
                     overlay.remove(key)
                 else:
-                    overlay.put(key, value)
+                    overlay.put(key, value, self.slot.created(key))
                 self._beat()
 
     def _try_again(self, overlay: Overlay, now: float) -> None:

@@ -310,7 +310,7 @@ def _overlay(
     )
     overlay = Overlay(_need(backend, problems, "backend"), node)
     for record in _need(asked, problems, "store").snapshot.leases:
-        overlay.put(record.key, record.value)
+        overlay.put(record.key, record.value, record.created)
     return overlay
 
 

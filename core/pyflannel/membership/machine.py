@@ -1031,7 +1031,7 @@ class LeaseMachine:
         self._troubles.pop("join", None)
         self._pauses["join"].clear()
         self._pauses["watch"].at = self._now
-        self._say({key: record.value for key, record in records.items() if key != held.key})
+        self._say({key: record for key, record in records.items() if key != held.key})
 
     def _settle_on(self, place: _Place) -> None:
         """Follow a document from now on, and after a restart."""
@@ -1040,14 +1040,19 @@ class LeaseMachine:
             self._kept = place.document
             self._orders.append(Keep(place.document))
 
-    def _say(self, records: Mapping[str, str] | None) -> None:
-        """A new generation."""
+    def _say(self, records: Mapping[str, Record] | None) -> None:
+        """A new generation, with all other nodes' leases; ``None``: with those that are known already."""
         lease = self._state.lease
         assert lease is not None
         place = self._in_force
         self._generation += 1
         node = self._node(place, lease.subnets, lease.attributes)
-        self._slot.begin(Generation(self._generation, node, place.planner, lease, place.last, place.overruled), records)
+        generation = Generation(self._generation, node, place.planner, lease, place.last, place.overruled)
+        if records is None:
+            self._slot.begin(generation)
+        else:
+            values = {key: record.value for key, record in records.items()}
+            self._slot.begin(generation, values, _created(records.values()))
 
     @property
     def _in_force(self) -> _Place:
@@ -1664,7 +1669,7 @@ class LeaseMachine:
                 self._look_for_twin(change)
                 peers.append((change.key, None if change.record is None else change.record.value))
         if peers:
-            self._slot.change(peers)
+            self._slot.change(peers, _created(change.record for change in batch.changes if change.record is not None))
 
     def _look_for_twin(self, change: Change) -> None:
         """Another machine with our node id may come at the same time, or go."""
@@ -1806,6 +1811,10 @@ def _network_of(document: str) -> NetworkConfig | None:
         return NetworkConfig.from_json(document) if document else None
     except ConfigError:
         return None
+
+
+def _created(records: Iterable[Record]) -> dict[str, int]:
+    return {record.key: record.created for record in records if record.created}
 
 
 def _readable(record: Record) -> Lease | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from pyflannel.backend import Backend, Node
@@ -91,6 +92,7 @@ class Slot:
         self._generation: Generation | None = None
         self._drained: Generation | None = None
         self._records: dict[str, str] = {}
+        self._created: dict[str, int] = {}
         self._dirty: set[str] = set()
 
     # The keeper's side
@@ -101,22 +103,38 @@ class Slot:
             self._state = state
             self._wake()
 
-    def begin(self, generation: Generation, records: Mapping[str, str] | None = None) -> None:
-        """A new generation, with all other nodes' leases; ``None``: with those that are known already."""
+    def begin(
+        self,
+        generation: Generation,
+        records: Mapping[str, str] | None = None,
+        created: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
+        """A new generation, with all other nodes' leases; ``None``: with those that are known already.
+
+        :param created: the place of each in the order of creation, as far as the store tells it.
+        """
         with self._lock:
             self._generation = generation
             if records is not None:
-                self._records = dict(records)
+                self._records, self._created = dict(records), dict(created)
         self._wake()
 
-    def change(self, changes: Iterable[tuple[str, str | None]]) -> None:
-        """Other nodes' leases changed: key and text, ``None`` for one that is gone."""
+    def change(
+        self, changes: Iterable[tuple[str, str | None]], created: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
+        """Other nodes' leases changed: key and text, ``None`` for one that is gone.
+
+        :param created: see :meth:`begin`.
+        """
         with self._lock:
             for key, value in changes:
+                self._created.pop(key, None)
                 if value is None:
                     self._records.pop(key, None)
                 else:
                     self._records[key] = value
+                    if key in created:
+                        self._created[key] = created[key]
                 self._dirty.add(key)
         self._wake()
 
@@ -135,6 +153,10 @@ class Slot:
             self._dirty.clear()
             self._drained = self._generation
             return Drained(self._generation, dirty)
+
+    def created(self, key: str) -> int:
+        """A lease's place in the order of creation; 0 if it is not known."""
+        return self._created.get(key, 0)
 
     def records(self) -> dict[str, str]:
         """All other nodes' leases: key to text. What is drained later is newer than this."""

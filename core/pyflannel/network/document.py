@@ -152,6 +152,17 @@ class NetworkConfig:
             )
         )
 
+    def regular(self, subnets: Subnets) -> bool:
+        """Whether ``subnets`` are of the network's families and lengths, wherever in it they lie.
+
+        A cluster that gives its nodes subnets gives them also those that nobody may lease, such as the first.
+        """
+        pairs = ((self.ipv4, subnets.ipv4), (self.ipv6, subnets.ipv6))
+        return all(
+            subnet is None if family is None else subnet is not None and subnet.prefixlen == family.subnet_len
+            for family, subnet in pairs
+        )
+
     @classmethod
     def from_json(cls, text: str, source: str = "network config") -> NetworkConfig:
         """Parse and validate the document.

@@ -5,9 +5,10 @@ the desired state. One changed lease costs the planning of one peer.
 
 A lease is used only if it is readable, lies inside the network, overlaps neither our subnet nor another peer's, and
 names an address that a node can have (:mod:`~pyflannel.planning.judging`). Two leases that claim one thing (an address
-range of a family in use, a kernel key) are settled the same way on every node, whatever the order of arrival: a lease
-that fits the network's layout beats one that does not, then the lower subnet wins. The other waits *at the thing*, not
-for the winner: when a third one takes that over in the same step, who waits there goes on waiting and costs nothing.
+range of a family in use, a kernel key) are settled the same way on every node, whatever the order of arrival: one that
+has the network's layout beats one that has not, then the one that was first in the store wins, and where the store
+can't say which that was, the lower subnet. The other waits *at the thing*, not for the winner: when a third one takes
+that over in the same step, who waits there goes on waiting and costs nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ _NODE = ""
 _REASON: Final = 500
 """Characters of the backend's reason to skip a peer, which may repeat what the lease says."""
 
-_Rank: TypeAlias = tuple[bool, int, int, str]
+_UNKNOWN: Final = 1 << 64
+"""When a lease came into being of which the store can't say that: after those of which it can."""
+
+_Rank: TypeAlias = tuple[bool, int, int, int, str]
 
 _Claim: TypeAlias = Key | IPNetwork
 """What only one lease can have."""
@@ -69,6 +73,8 @@ class Peer:
     objects: tuple[KernelObject, ...] = ()
     contest: _Contest | None = field(default=None, compare=False, repr=False)
     """What it lost against another one and waits for."""
+    created: int = 0
+    """See :attr:`pyflannel.store.Record.created`."""
 
     @property
     def reason(self) -> str:
@@ -158,18 +164,21 @@ class Overlay:
         touched, self._touched = self._touched, set()
         return touched
 
-    def put(self, key: str, value: str) -> None:
-        """Take in a new or changed lease: the planning of one peer, and of those that lose or win by it."""
+    def put(self, key: str, value: str, created: int = 0) -> None:
+        """Take in a new or changed lease: the planning of one peer, and of those that lose or win by it.
+
+        :param created: its place in the order of creation (:attr:`pyflannel.store.Record.created`).
+        """
         known = self._peers.get(key)
-        if key != self._own_key and (known is None or known.value != value):
+        if key != self._own_key and (known is None or (known.value, known.created) != (value, created)):
             freed = self._release(key)
-            self._settle(self._judge(key, value), freed)
+            self._settle(self._judge(key, value, created), freed)
 
     def retry(self, key: str) -> None:
         """Plan anew for one of ``faulty``."""
-        value = self._peers[key].value
+        peer = self._peers[key]
         self._release(key)
-        self._settle(self._judge(key, value), [])
+        self._settle(self._judge(key, peer.value, peer.created), [])
 
     def remove(self, key: str) -> None:
         """Forget a lease that was deleted or has expired."""
@@ -183,7 +192,7 @@ class Overlay:
         """
         overlay = Overlay(self.backend, node, self._extras, self.last)
         for peer in self._peers.values():
-            overlay.put(peer.key, peer.value)
+            overlay.put(peer.key, peer.value, peer.created)
             progress()
         return overlay
 
@@ -198,7 +207,7 @@ class Overlay:
             return []
         if peer.reason:
             self.skipped -= 1
-            self._leave(key)
+            self._leave(peer)
             return []
         for item in peer.objects:
             item_key = item.key
@@ -228,21 +237,20 @@ class Overlay:
     def _next_waiting(self, offers: deque[_Claim]) -> _Judged | None:
         """The first one in line for the first of ``offers``, out of the line and judged again."""
         contest, holder = self._contests.get(offers[0]), self._holder(offers[0])
-        if contest is None or (holder is not None and self._rank(holder) < contest.waiting[0]):
+        if contest is None or (holder is not None and self._rank_of(holder) < contest.waiting[0]):
             offers.popleft()
             return None
-        key = contest.waiting[0][-1]
-        value = self._peers[key].value
-        self._release(key)
-        return self._judge(key, value)
+        peer = self._peers[contest.waiting[0][-1]]
+        self._release(peer.key)
+        return self._judge(peer.key, peer.value, peer.created)
 
     def _place(self, judged: _Judged) -> list[Peer]:
         """Note what becomes of a peer; returns those that have what it has a better right to."""
         peer, subnets, keys = judged
         rivals = {} if subnets is None else self._rivals(keys, subnets)
         if rivals:
-            rank = self._rank(peer.key)
-            better = next((holder for holder in rivals if self._rank(holder) < rank), None)
+            rank = self._rank(peer)
+            better = next((holder for holder in rivals if self._rank_of(holder) < rank), None)
             if better is None:
                 return [self._peers[holder] for holder in rivals]
             self._skip(self._wait(peer, rank, rivals[better]))
@@ -277,14 +285,14 @@ class Overlay:
             contest = self._contests[claim] = _Contest(self._holder(claim) or _NODE)
         insort(contest.waiting, rank)
         self._waits_at[peer.key] = claim
-        return Peer(peer.key, peer.value, contest=contest)
+        return Peer(peer.key, peer.value, contest=contest, created=peer.created)
 
-    def _leave(self, key: str) -> None:
+    def _leave(self, peer: Peer) -> None:
         """Take a lease that waits out of the line."""
-        claim = self._waits_at.pop(key, None)
+        claim = self._waits_at.pop(peer.key, None)
         if claim is not None:
             waiting = self._contests[claim].waiting
-            del waiting[bisect_left(waiting, self._rank(key))]
+            del waiting[bisect_left(waiting, self._rank(peer))]
             if not waiting:
                 del self._contests[claim]
 
@@ -320,40 +328,43 @@ class Overlay:
             rivals[owner] = _common(self.node.network.used(Subnets.from_key(owner)), subnets)
         return rivals
 
-    def _rank(self, key: str) -> _Rank:
-        if key == _NODE:
-            return (False, -1, -1, key)
-        subnets = Subnets.from_key(key)
+    def _rank_of(self, holder: str) -> _Rank:
+        return (False, -1, -1, -1, holder) if holder == _NODE else self._rank(self._peers[holder])
+
+    def _rank(self, peer: Peer) -> _Rank:
+        subnets = Subnets.from_key(peer.key)
         return (
-            not self.node.network.fits(self.node.network.used(subnets)),
+            not self.node.network.regular(self.node.network.used(subnets)),
+            peer.created or _UNKNOWN,
             int(subnets.ipv4.network_address) if subnets.ipv4 else 0,
             int(subnets.ipv6.network_address) if subnets.ipv6 else 0,
-            key,
+            peer.key,
         )
 
     # Judging one lease
 
-    def _judge(self, key: str, value: str) -> _Judged:
+    def _judge(self, key: str, value: str, created: int) -> _Judged:
         """The peer as it would be if it were alone."""
         try:
             lease = self._read(key, value)
         except MalformedError as error:
-            return _Judged(Peer(key, value, str(error)), None)
+            return _Judged(Peer(key, value, str(error), created=created), None)
         reason = (
             placement_problem(self.node.network, lease)
             or own_problem(self.node, lease)
             or ("" if self._of_two_types else type_problem(lease, self.backend.name, self._untyped))
         )
         if reason:
-            return _Judged(Peer(key, value, reason), None)
+            return _Judged(Peer(key, value, reason, created=created), None)
         usable = self._usable(lease)
         try:
             plan = self._planned("plan_peer", lambda: self.backend.plan_peer(self.node, usable), usable.subnets.each)
         except PyflannelError as error:  # a rejected peer, or a fault of the backend's that must stay with this peer
             if not isinstance(error, PeerRejected):
                 self.faulty.add(key)
-            return _Judged(Peer(key, value, cut(str(error), _REASON) or type(error).__name__), None)
-        return _Judged(Peer(key, value, "", plan), usable.subnets, tuple([item.key for item in plan]))
+            fault = cut(str(error), _REASON) or type(error).__name__
+            return _Judged(Peer(key, value, fault, created=created), None)
+        return _Judged(Peer(key, value, "", plan, created=created), usable.subnets, tuple([item.key for item in plan]))
 
     def _planned(
         self, what: str, call: Callable[[], Iterable[KernelObject]], subnets: Iterable[IPNetwork]

@@ -57,7 +57,7 @@ from pyflannel.testing import _store_workers as workers
 from pyflannel.testing._calls import Caller, close_watch
 from pyflannel.testing._purity import connections
 from pyflannel.testing._store_workers import Opening
-from pyflannel.testing.clauses import Judged, clause, tell
+from pyflannel.testing.clauses import Judged, clause, not_applicable, tell
 
 __all__ = ["Follower", "Opening", "StoreConformance", "contents", "eventually", "same_value"]
 
@@ -481,6 +481,21 @@ class StoreConformance(Judged):
                 with pytest.raises(ConflictError):
                     attempt()
             assert contents(other.snapshot()) == {KEY: _facts(new)}
+
+    @clause("pyflannel.store.Record", "created orders records as they came into being, whatever was changed since")
+    def test_an_older_record_stays_older(self, store: Store, opening: Opening) -> None:
+        first = store.create(KEY, VALUE, 3600.0)
+        if not first.created:
+            not_applicable("the driver does not tell which of two records is older")
+        second = store.create("10.5.35.0-24", VALUE, 3600.0)
+        assert first.created < second.created
+        with opening.open() as other:
+            changed = store.renew(store.update(first, OTHER, 3600.0), 3600.0)
+            assert changed.created == first.created
+            shown = {record.key: record.created for record in other.snapshot().leases}
+            assert shown == {KEY: first.created, second.key: second.created}
+            store.delete(changed)
+            assert other.create(KEY, VALUE, 3600.0).created > second.created
 
     @clause(
         "pyflannel.store.Store.delete",

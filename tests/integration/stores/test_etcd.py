@@ -273,7 +273,7 @@ def test_lease_of_flanneld_is_taken_over(server: EtcdCluster, store: EtcdStore, 
     [theirs] = store.snapshot().leases
     assert store.renew(theirs, DAY).version == theirs.version
     ours = store.update(theirs, "{}", DAY)
-    assert store.snapshot().leases == (Record(KEY, "{}", ours.version, False, None, ours.handle),)
+    assert store.snapshot().leases == (Record(KEY, "{}", ours.version, False, None, ours.handle, ours.created),)
     assert int(ours.handle, 16) in leases(server)
 
 
@@ -335,9 +335,9 @@ def test_watch_sees_everything_after_the_snapshot_in_order(server: EtcdCluster, 
         reserved = store.create("10.1.0.0-24", VALUE, None)
         changes = follower.until(lambda changes: len(changes) >= 5)
     assert changes == [
-        Change(KEY, Record(KEY, VALUE, first.version, False, None, first.handle)),
+        Change(KEY, Record(KEY, VALUE, first.version, False, None, first.handle, first.created)),
         Change(CONFIG_KEY, config),
-        Change(KEY, Record(KEY, "{}", second.version, False, None, first.handle)),
+        Change(KEY, Record(KEY, "{}", second.version, False, None, first.handle, first.created)),
         Change(KEY, None),
         Change("10.1.0.0-24", reserved),
     ]

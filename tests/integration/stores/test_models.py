@@ -136,6 +136,8 @@ class Pair:
         other = {record.key: record for record in real.leases}
         for record in simulated.leases:
             self.same(record, other[record.key])
+        by_age = sorted(simulated.leases, key=lambda record: record.created)
+        assert [record.key for record in by_age] == sorted(other, key=lambda key: other[key].created), "another order"
         assert (simulated.config is None) == (real.config is None)
         if simulated.config is not None:
             self.same(simulated.config, real.config)
@@ -177,12 +179,17 @@ def test_what_a_watch_tells_is_what_the_model_may_tell(kind: tuple[str, Callable
         for change in pair.model._history[known:]:
             went.setdefault(change.key, [None]).append(change.record.value if change.record is not None else None)
         told: dict[str, int] = {}
+        ages: dict[str, int] = {}
         state: dict[str, str | None] = {record.key: record.value for record in real_begin.leases}
         while {key: value for key, value in state.items() if value is not None and key != CONFIG_KEY} != end:
             for change in next(watch).changes:
                 value = change.record.value if change.record is not None else None
                 told[change.key] = went[change.key].index(value, told.get(change.key, 0))
                 state[change.key] = value
+                if change.record is not None:
+                    ages[change.key] = change.record.created
+        shown = {record.key: record.created for record in pair.real[0].snapshot().leases}
+        assert {**shown, **{key: age for key, age in ages.items() if key in shown}} == shown
 
 
 def test_a_lease_lives_as_long_as_the_model_says_at_least(kind: tuple[str, Callable[[str], Store]]) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Any
 
 import pytest
@@ -161,6 +161,50 @@ def test_a_lease_that_covers_others_loses_against_them() -> None:
     assert "claims what" in view.peers["10.5.128.0-17"].reason
 
 
+DUAL = NetworkConfig.from_json(
+    '{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48", "IPv6SubnetLen": 64}'
+)
+THERE = "10.5.200.0-24&fd00:5:0:200::-64"
+
+
+@pytest.mark.parametrize("crossing", ["10.5.2.0-24&fd00:5:0:200::-64", "10.5.200.0-24&fd00:5:0:2::-64"])
+@pytest.mark.parametrize("order", ["older first", "younger first"])
+def test_who_comes_later_takes_no_subnet_of_either_family(crossing: str, order: str) -> None:
+    underlay = replace(UNDERLAY, ipv6=IPv6Address("2001:db8::1"), public_ipv6=IPv6Address("2001:db8::1"))
+    subnets = Subnets(NODE.subnets.ipv4, IPv6Network("fd00:5:0:1::/64"))
+    node = replace(NODE, network=DUAL, underlay=underlay, subnets=subnets)
+    data = '{"VNI":1,"VtepMAC":"02:00:00:00:06:02"}'
+    older = (*lease(200, THERE, PublicIPv6='"2001:db8::2"', BackendV6Data=data), 7)
+    younger = (*lease(2, crossing, PublicIPv6='"2001:db8::3"', BackendV6Data=data), 8)
+    view = Overlay(VxlanBackend(VxlanOptions()), node)
+    for told in [older, younger] if order == "older first" else [younger, older]:
+        view.put(*told)
+    assert view.peers[THERE].reason == ""
+    assert f"claims what lease {THERE} has" in view.peers[crossing].reason
+    view.remove(THERE)
+    assert view.peers[crossing].reason == ""
+    view.put(*older[:2], 9)  # made anew it is the younger one
+    assert f"claims what lease {crossing} has" in view.peers[THERE].reason
+
+
+def test_the_age_that_a_store_tells_later_counts_as_well() -> None:
+    view = overlay()
+    view.put(*lease(2), 5)
+    view.put(*lease(3, mac=2), 6)
+    view.put(*lease(2), 7)
+    assert view.peers["10.5.3.0-24"].reason == ""
+    assert "claims what lease 10.5.3.0-24 has" in view.peers["10.5.2.0-24"].reason
+
+
+def test_the_first_subnet_of_the_network_has_its_layout_although_nobody_may_lease_it() -> None:
+    """A cluster that assigns subnets gives it all the same."""
+    view = overlay()
+    view.put(*lease(2, "10.5.0.0-24"))
+    view.put(*lease(3, "10.5.0.0-25"))
+    assert view.peers["10.5.0.0-24"].reason == ""
+    assert "claims what" in view.peers["10.5.0.0-25"].reason
+
+
 def test_a_lease_within_another_waits_for_it() -> None:
     view = overlay()
     view.put(*lease(2, "10.5.200.128-25"))
@@ -235,26 +279,28 @@ def verdicts(view: Overlay) -> dict[str, tuple[str, tuple[KernelObject, ...]]]:
 
 
 NUMBERS = st.integers(2, 9)
-STEP = st.tuples(NUMBERS, st.sampled_from(["put", "remove", "bad"]), NUMBERS, st.sampled_from([24, 25, 23, 20]))
+STEP = st.tuples(
+    NUMBERS, st.sampled_from(["put", "remove", "bad"]), NUMBERS, st.sampled_from([24, 25, 23, 20]), st.integers(0, 3)
+)
 
 
 @given(st.lists(STEP, max_size=30), st.randoms(use_true_random=False))
 def test_only_the_leases_count_not_how_they_came(
-    steps: list[tuple[int, str, int, int]], shuffle: random.Random
+    steps: list[tuple[int, str, int, int, int]], shuffle: random.Random
 ) -> None:
     """Whatever happened on the way: the end is what a fresh node would plan, and the changes add up to it."""
     view = overlay()
     followed = desired(view)
-    current: dict[str, str] = {}
-    for number, action, mac, length in steps:
+    current: dict[str, tuple[str, int]] = {}
+    for number, action, mac, length, created in steps:
         subnet = IPv4Network((f"10.5.{number}.0", length), strict=False)
         key, value = lease(number, Subnets(subnet).key, mac, **({"PublicIP": None} if action == "bad" else {}))
         if action == "remove":
             current.pop(key, None)
             view.remove(key)
         else:
-            current[key] = value
-            view.put(key, value)
+            current[key] = value, created
+            view.put(key, value, created)
         for changed in view.drain_changed():
             followed.pop(changed, None)
             if changed in view.desired:
@@ -262,8 +308,8 @@ def test_only_the_leases_count_not_how_they_came(
     fresh = overlay()
     items = list(current.items())
     shuffle.shuffle(items)
-    for key, value in items:
-        fresh.put(key, value)
+    for key, told in items:
+        fresh.put(key, *told)
     assert desired(view) == desired(fresh) == followed
     assert verdicts(view) == verdicts(fresh)
     assert view.skipped == sum(bool(peer.reason) for peer in view.peers.values())

@@ -72,6 +72,8 @@ def test_other_file_names_are_no_keys(name: str) -> None:
 @given(st.dictionaries(ANY_TEXT, JSON, max_size=5), MOMENTS, st.booleans())
 @example({"Expires": "2026-01-01T00:00:00Z"}, None, True)
 @example({"Expires": "2026-01-01T00:00:00Z"}, 5.25, True)
+@example({"Created": "2026-01-01T00:00:00Z"}, None, True)
+@example({"Created": "2026-01-01T00:00:00Z"}, 5.25, True)
 @example({"pyflannel:text": "x"}, None, True)
 @example({"pyflannel:text": "x"}, 1.0, False)
 @example({"a": "\ud800"}, 1.0, True)
@@ -81,9 +83,11 @@ def test_what_the_core_writes_comes_back_exactly(
     value = json.dumps(document, separators=(",", ":"))
     if not lease:
         expires = None
-    found, moment = decode(encode(value, expires, lease), lease)
+    created = 1_700_000_000.25 if lease and expires is not None else None
+    found, moment, since = decode(encode(value, expires, lease, created), lease)
     assert found == value
     assert moment == pytest.approx(expires, abs=1e-6)
+    assert since == created
 
 
 @given(ANY_TEXT, MOMENTS)
@@ -95,7 +99,7 @@ def test_what_the_core_writes_comes_back_exactly(
 @example("\ufeff{}", None)
 @example("\ud800", None)
 def test_any_other_text_comes_back_exactly(value: str, expires: float | None) -> None:
-    found, moment = decode(encode(value, expires, True), True)
+    found, moment, _ = decode(encode(value, expires, True), True)
     assert moment == pytest.approx(expires, abs=1e-6)
     assert found == value or json.loads(found) == json.loads(value)
 
@@ -122,7 +126,7 @@ def test_a_lease_on_disk_is_flannels_document_and_an_expiry() -> None:
 )
 def test_expiries_as_people_and_other_programs_write_them(text: str) -> None:
     expected = datetime(2026, 11, 23, 2, 17, tzinfo=timezone.utc).timestamp()
-    assert decode(json.dumps({"Expires": text, "a": 1}).encode(), True) == ('{"a":1}', expected)
+    assert decode(json.dumps({"Expires": text, "a": 1}).encode(), True) == ('{"a":1}', expected, None)
 
 
 @pytest.mark.parametrize(
@@ -130,12 +134,12 @@ def test_expiries_as_people_and_other_programs_write_them(text: str) -> None:
 )
 def test_an_unreadable_expiry_makes_no_lease_vanish(expires: object) -> None:
     value = json.dumps({"Expires": expires}, separators=(",", ":"))
-    assert decode(value.encode(), True) == (value, None)
+    assert decode(value.encode(), True) == (value, None, None)
 
 
 def test_the_network_document_has_no_expiry() -> None:
     value = '{"Network":"10.5.0.0/16","Expires":"2001-01-01T00:00:00Z"}'
-    assert decode(value.encode(), False) == (value, None)
+    assert decode(value.encode(), False) == (value, None, None)
 
 
 @given(st.binary(max_size=200), st.booleans())
@@ -144,5 +148,5 @@ def test_the_network_document_has_no_expiry() -> None:
 @example(b'{"a": "\xff"}', True)
 @example(b"[]", True)
 def test_whatever_is_on_disk_reads_as_some_record(data: bytes, lease: bool) -> None:
-    value, _ = decode(data, lease)
+    value, _, _ = decode(data, lease)
     assert isinstance(value, str)

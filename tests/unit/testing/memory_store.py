@@ -142,10 +142,14 @@ class MemoryStore(Store):
             raise ConflictError(f"{record.key} was changed")
 
     def put(self, key: str, value: str, ttl: float | None) -> Record:
-        record = Record(key, value, self.version(key, value), ttl is None, ttl)
+        record = Record(key, value, self.version(key, value), ttl is None, ttl, created=self.creation(key))
         self.server.rows[key] = Row(record, self.end(ttl))
         self.log(Change(key, record))
         return record
+
+    def creation(self, key: str) -> int:
+        row = self.server.rows.get(key)
+        return self.server.revision + 1 if row is None else row.record.created
 
     def version(self, key: str, value: str) -> str:
         return str(self.server.revision + 1)

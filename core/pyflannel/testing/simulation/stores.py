@@ -150,7 +150,9 @@ class StoreModel(ABC):
     def _write(self, key: str, value: str, ttl: float | None, handle: str = "") -> Record:
         self._numbers += 1
         name = handle or (f"lease-{self._numbers}" if ttl is not None else "")
-        record = Record(key, value, self._version(), permanent=ttl is None, ttl=ttl, handle=name)
+        before = self._entries.get(key)
+        created = before.record.created if before is not None else self._numbers
+        record = Record(key, value, self._version(), ttl is None, ttl, name, created)
         self._entries[key] = Entry(record)
         self._keep(self._entries[key], ttl)
         self._tell(Change(key, record))
