@@ -26,7 +26,7 @@ each other with one random history on both.
 from pyflannel.testing.simulation.cluster import Plan
 from pyflannel.testing.simulation.faults import FAULTS, Fault
 from pyflannel.testing.simulation.judge import INVARIANTS, PROMISE, Violation
-from pyflannel.testing.simulation.plane import MemoryBackend, Table
+from pyflannel.testing.simulation.plane import MemoryBackend, SecretBackend, Table
 from pyflannel.testing.simulation.planning import DOCUMENTS, draw_plan
 from pyflannel.testing.simulation.running import Outcome, run, shrink
 from pyflannel.testing.simulation.stores import (
@@ -55,6 +55,7 @@ __all__ = [
     "MemoryBackend",
     "Outcome",
     "Plan",
+    "SecretBackend",
     "SimulatedStore",
     "StoreModel",
     "Table",

@@ -78,6 +78,7 @@ class Cluster:
         self.agenda = Agenda()
         self.model = make_model(random.Random(f"{plan.seed} store"))  # noqa: S311 - a simulation
         self.broken_documents = 0
+        self.change = ""
         self.lines: deque[str] = deque(maxlen=REMEMBERED)
         self._digest = sha256()
         self._folder = folder

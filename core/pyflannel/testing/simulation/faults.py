@@ -17,6 +17,7 @@ from typing import Final, Protocol, TypeAlias
 from pyflannel.kernel.model import Key, Kind
 from pyflannel.network.lease import LeaseAttributes
 from pyflannel.store import CONFIG_KEY
+from pyflannel.testing.simulation import changing
 from pyflannel.testing.simulation.judge import Judge, Scene
 from pyflannel.testing.simulation.node import SimulatedNode
 
@@ -52,6 +53,8 @@ class Stage(Scene, Protocol):
 
     judge: Judge
     document: str
+    change: str
+    """The id of the change of the network that is under way; empty if none is."""
 
     def note(self, who: str, what: str) -> None:
         """Remember that something happened."""
@@ -83,7 +86,7 @@ Apply: TypeAlias = Callable[[Stage, SimulatedNode, Fault, random.Random], None]
 
 @dataclass(frozen=True, slots=True)
 class Kindred:
-    """A kind of fault: how it is done, how often it is drawn, and how long it may last."""
+    """A kind of fault: how it is done, how often it is drawn among others (0: by itself), how long it may last."""
 
     apply: Apply
     weight: int
@@ -322,7 +325,7 @@ def _bad_key(cluster: Stage, node: SimulatedNode, rng: random.Random) -> str:
     keys = ["198.51.100.0-24", "0.0.0.0-0", "10.0.0.0-8", "10.5.0.0-22", "224.0.0.0-8", "10.5.0.1-24", "nonsense"]
     lease = node.state.lease
     mine = lease.subnets.ipv4 if lease is not None else None
-    if mine is not None and not cluster.model.assigns_subnets:  # there, who gives subnets gives no two that overlap
+    if mine is not None:
         keys += [f"{mine.network_address}-30", f"{mine.supernet(2).network_address}-{mine.prefixlen - 2}"]
     return rng.choice(keys)
 
@@ -354,6 +357,8 @@ def _scribble(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Ran
 
 def _document(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
     """The network document is written anew, with the same meaning or as something that can't be read."""
+    if cluster.change:  # whoever takes a change out of the document is told, and nobody follows
+        return
     good = cluster.document
     bad = rng.random() < 0.4
     cluster.model.put(CONFIG_KEY, "{" if bad else json.dumps({**json.loads(good), "Comment": rng.random()}))
@@ -368,6 +373,11 @@ def _document(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Ran
                 cluster.store_changed()
 
         _later(cluster, fault, mend)
+
+
+def _change(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
+    """The network is changed to another backend while it runs."""
+    changing.begin(cluster, fault.lasts, rng)
 
 
 FAULTS: Final[Mapping[str, Kindred]] = {
@@ -393,5 +403,6 @@ FAULTS: Final[Mapping[str, Kindred]] = {
     "rob": Kindred(_rob, 2, 1.0),
     "scribble": Kindred(_scribble, 2, 1.0),
     "document": Kindred(_document, 3, 400.0),
+    "change": Kindred(_change, 0, 60.0),
 }
 """All kinds of faults by name."""

@@ -33,13 +33,17 @@ from pyflannel.planning.overlay import Overlay
 from pyflannel.store import CONFIG_KEY
 from pyflannel.testing.simulation.agenda import Agenda
 from pyflannel.testing.simulation.node import FOREIGN, SimulatedNode
-from pyflannel.testing.simulation.paths import delivers
+from pyflannel.testing.simulation.paths import way
+from pyflannel.testing.simulation.plane import SECRET_DEVICE, SecretBackend
 from pyflannel.testing.simulation.stores import Expired, StoreModel
 
 __all__ = ["INVARIANTS", "PROMISE", "Judge", "Scene", "Violation"]
 
 PROMISE: Final = 120.0
 """Seconds within which all is as it should be again, once nothing hinders it."""
+
+CONNECTED: Final = 60.0
+"""Seconds within which two nodes are connected that reach the store and each other; most are in ten."""
 
 RENEWED: Final = 45.0
 """Seconds within which a node renews its lease that could not before: the longest pause and a call, twice."""
@@ -65,6 +69,7 @@ INVARIANTS: Final[Mapping[str, str]] = {
     "hostile": "nothing is programmed for a lease that nobody can have",
     "cut": "two nodes that can reach each other and the store are connected within the promised time",
     "forwarding": "what goes on in the store or in daemons takes no connection away",
+    "plain": "once a network has changed to a backend that encrypts, nothing goes by the former one",
     "busy": "no step takes unbounded work",
     "quiet": "a cluster that nothing befalls comes to rest: no trouble, no writes, few calls",
     "stumble": "nothing in a daemon raises what it must not",
@@ -120,10 +125,18 @@ class Judge:
         """Nodes whose kernel, table or underlay something else has changed last, and when."""
         self._contested: dict[str, float] = {}
         """Machines of which there was a copy alike in everything, and when that was known last."""
-        self._lapsed: dict[str, float] = {}
-        """Nodes whose lease has expired, and when that was last: others may forget such a node."""
+        self._wronged: dict[str, float] = {}
+        """Nodes whose lease in the store was not what they had made of it, as somebody wrote there or it has expired,
+        and when that was last: whoever hears of it, however late, may forget such a node."""
+        self._settled: dict[tuple[str, str], float] = {}
+        """When a pair has last had time enough to hear of all that was before."""
         self._connected: dict[tuple[str, str], bool] = {}
-        self._paths: dict[tuple[str, str], tuple[object, bool]] = {}
+        self._sealed_since: float | None = None
+        """Since when the network has a backend that encrypts, by way of a change."""
+        self._changing = False
+        self._waited_for: set[str] = set()
+        """The nodes whose lease was in the store, as they had written it, since the last change began."""
+        self._paths: dict[tuple[str, str], tuple[object, frozenset[str]]] = {}
         """What was found out about a pair, and what it depended on."""
         self._broken_since: dict[tuple[str, str], float] = {}
         self._seen: dict[str, tuple[object, ...]] = {}
@@ -142,15 +155,30 @@ class Judge:
 
     def rob(self, node: SimulatedNode) -> None:
         """A node's lease is deleted or written to by somebody else."""
-        self._robbed[node.name] = self._now
+        self._robbed[node.name] = self._wronged[node.name] = self._now
+        self._waited_for.discard(node.name)
 
     def contested(self, node: SimulatedNode) -> None:
         """There is, or was until now, a copy of a node."""
         self._contested[node.hardware] = self._now
 
+    def change_begins(self) -> None:
+        """A change of the network begins: it may end what the last one has led to."""
+        self._changing, self._sealed_since = True, None
+        self._waited_for = {node.name for node in self._cluster.nodes if self._has_lease(node)}
+
+    def change_ends(self, target: str) -> None:
+        """It is over, with this backend; empty if it was turned round."""
+        self._changing = False
+        self._waited_for &= {node.name for node in self._cluster.nodes if self._has_lease(node)}
+        self._sealed_since = self._now if target == SecretBackend.name else None
+
+    def _has_lease(self, node: SimulatedNode) -> bool:
+        return any(_names(record.value, node) for record in self._cluster.model.records().values())
+
     def forget(self, node: SimulatedNode) -> None:
         """A node is gone."""
-        marks = (self._able, self._renewing, self._robbed, self._lapsed, self._disturbed)
+        marks = (self._able, self._renewing, self._robbed, self._wronged, self._disturbed)
         for table in (*marks, self._seen, self._written, self._counted):
             table.pop(node.name, None)
         self._connected = {pair: value for pair, value in self._connected.items() if node.name not in pair}
@@ -159,6 +187,8 @@ class Judge:
     def reconsider(self) -> None:
         """A fault began or ended: since when is a node able to do what it must?"""
         self._next_look = self._now
+        for one, other in combinations(self._cluster.nodes, 2):
+            self._settle(one, other)
         for node in self._cluster.everybody:
             for since, able in ((self._able, self._is_able(node)), (self._renewing, self._can_renew(node))):
                 if able:
@@ -233,7 +263,8 @@ class Judge:
         for gone in expired:
             for node in self._cluster.everybody:
                 if _names(gone.value, node):
-                    self._lapsed[node.name] = gone.at
+                    self._wronged[node.name] = gone.at
+                    self._waited_for.discard(node.name)
                     self._check_lapse(node, gone)
 
     def _check_lapse(self, node: SimulatedNode, gone: Expired) -> None:
@@ -342,12 +373,17 @@ class Judge:
                     continue
                 if subnets is None:
                     self._connected.pop((one.name, other.name), None)
+                    if other.state.conflict:  # somebody else's lease is in its place, and until that goes it waits
+                        self._broken_since.pop((one.name, other.name), None)
                     continue
-                self._check_path(one, other, subnets, _key_of(subnets) in records)
+                mine = holders.get(one.name)
+                in_store = _key_of(subnets) in records and mine is not None and _key_of(mine) in records
+                self._check_path(one, other, subnets, in_store)
 
     def _check_path(self, one: SimulatedNode, other: SimulatedNode, subnets: Subnets, in_store: bool) -> None:
         pair = (one.name, other.name)
-        there = self._delivers(pair, one, other, subnets)
+        links = self._way(pair, one, other, subnets)
+        there = bool(links)
         before = self._connected.get(pair, False)
         same = self._subnets.get(pair) == subnets
         self._connected[pair], self._subnets[pair] = there, subnets
@@ -356,30 +392,52 @@ class Judge:
             if since is not None:
                 able = min(self._able_for(one), self._able_for(other))
                 self.slowest = max(self.slowest, min(self._now - since, able))
+            self._check_secret(one, other, links)
             return
         self._broken_since.setdefault(pair, self._now)
         able = min(self._able_for(one), self._able_for(other))
-        if before and same and in_store and self._undisturbed(one) and self._undisturbed(other):
+        self._settle(one, other)
+        wronged = not (self._has_heard(one, other) and self._has_heard(other, one))
+        if before and same and in_store and not wronged and self._undisturbed(one) and self._undisturbed(other):
             raise Violation("forwarding", f"{one.name} does not reach {other.name} ({subnets}) any more")
-        if able > PROMISE and one.name in {node.name for node, _ in self._holders()}:
+        if able > CONNECTED and one.name in {node.name for node, _ in self._holders()}:
             raise Violation("cut", f"{one.name} does not reach {other.name} ({subnets}) after {able:.0f} s")
 
-    def _delivers(self, pair: tuple[str, str], one: SimulatedNode, other: SimulatedNode, subnets: Subnets) -> bool:
-        """See :func:`delivers`, asked again only when something is different."""
-        tables = (one.touched, one.table.changes, one.table.alive, one.up, other.touched, other.up, other.address)
+    def _check_secret(self, one: SimulatedNode, other: SimulatedNode, links: frozenset[str]) -> None:
+        """Whether packets go by the backend that encrypts, if a change has led to one.
+
+        Nobody has waited for a node whose lease was not there meanwhile; it learns of the change as of all else.
+        """
+        if self._sealed_since is None or links == {SECRET_DEVICE}:
+            return
+        if one.name in self._waited_for or self._able_for(one) > PROMISE:
+            raise Violation("plain", f"{one.name} sends to {other.name} by {', '.join(sorted(links))}")
+
+    def _way(self, pair: tuple[str, str], one: SimulatedNode, other: SimulatedNode, subnets: Subnets) -> frozenset[str]:
+        """See :func:`way`, asked again only when something is different."""
+        tables = (one.touched, one.table.changes, one.up, other.touched, other.table.changes, other.up, other.address)
         known = self._paths.get(pair)
         if known is None or known[0] != (subnets, tables):
-            known = self._paths[pair] = ((subnets, tables), delivers(one, other, self._cluster.network.used(subnets)))
+            known = self._paths[pair] = ((subnets, tables), way(one, other, self._cluster.network.used(subnets)))
         return known[1]
 
     def _undisturbed(self, node: SimulatedNode) -> bool:
         marks = (
             self._disturbed.get(node.name, -1e9),
-            self._robbed.get(node.name, -1e9),
-            self._lapsed.get(node.name, -1e9),
+            self._wronged.get(node.name, -1e9),
             self._contested.get(node.hardware, -1e9),
         )
         return self._now - max(marks) > PROMISE and node.up
+
+    def _settle(self, one: SimulatedNode, other: SimulatedNode) -> None:
+        """Note whether two nodes have had time to hear of all that was before."""
+        if min(self._able_for(one), self._able_for(other)) > PROMISE:
+            self._settled[one.name, other.name] = self._settled[other.name, one.name] = self._now
+
+    def _has_heard(self, one: SimulatedNode, other: SimulatedNode) -> bool:
+        """Whether one node knows of all that others have done to the other's lease; else it hears of it late."""
+        wronged = max(self._wronged.get(other.name, -1e9), self._contested.get(other.hardware, -1e9))
+        return self._settled.get((one.name, other.name), -1e9 + 1) > wronged
 
     # When all is quiet
 
@@ -388,6 +446,8 @@ class Judge:
 
         :raises Violation: something does not hold.
         """
+        if self._changing:
+            raise Violation("quiet", "the change of the network has not come to its end")
         for node in self._cluster.everybody:
             self._check_at_rest(node)
         self._check_all_joined()
@@ -405,13 +465,14 @@ class Judge:
             raise Violation("quiet", f"{node.name} is still in trouble: {state.trouble}")
         member = loop.member
         records = self._cluster.model.records()
-        others = {key: record.value for key, record in records.items() if key not in (CONFIG_KEY, _key(node))}
+        theirs = {key: record for key, record in records.items() if key not in (CONFIG_KEY, _key(node))}
+        others = {key: record.value for key, record in theirs.items()}
         if node.slot.records() != others:
             raise Violation("quiet", f"{node.name} knows {sorted(node.slot.records())} of {sorted(others)}")
         try:
-            fresh = Overlay(member.backend, member.overlay.node)
-            for key, value in sorted(others.items()):
-                fresh.put(key, value)
+            fresh = Overlay(member.backend, member.overlay.node, last=member.overlay.last)
+            for key, record in sorted(theirs.items()):
+                fresh.put(key, record.value, record.created)
         except PyflannelError as error:
             raise Violation("quiet", f"{node.name} can't plan: {error}") from error
         if member.overlay.node.underlay.public_ipv4 not in node.addresses:

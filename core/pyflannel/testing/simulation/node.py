@@ -19,6 +19,7 @@ from pyflannel.backend import Backend
 from pyflannel.daemon import subnet_env
 from pyflannel.daemon.loop import Loop
 from pyflannel.daemon.notify import Notifier
+from pyflannel.daemon.reverse_path import ReversePath
 from pyflannel.errors import (
     HistoryGoneError,
     PluginError,
@@ -27,7 +28,7 @@ from pyflannel.errors import (
 )
 from pyflannel.firewall.choose import Tools
 from pyflannel.firewall.keeper import FirewallKeeper
-from pyflannel.firewall.model import Mode
+from pyflannel.firewall.model import Mode, Rules
 from pyflannel.firewall.sync import Firewall
 from pyflannel.kernel.model import Address, FdbEntry, ForeignInfo, Link, Neighbour, Route
 from pyflannel.kernel.twin import TwinPort
@@ -108,6 +109,19 @@ class Surroundings:
     """Until when the store answers nobody."""
     nap: float = 0.0
     """The least time in seconds between two turns for which nothing has come in: longer while all is quiet."""
+
+
+class _FirewallLeftAlone(FirewallKeeper):
+    """The keeper of a daemon that is to leave the firewall alone, without its thread: it sees to things at once."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: Firewall(Tools(None, {}), Mode.NONE), 5.0, lambda: None)
+        self._firewall = self._make()
+
+    def want(self, rules: Rules, force_nftables: bool = False) -> None:
+        super().want(rules, force_nftables)
+        self._hear(None)
+        self._check(None)
 
 
 class SimulatedNode:
@@ -211,7 +225,7 @@ class SimulatedNode:
             self.slot,
             self,
             self.kernel,
-            FirewallKeeper(lambda: Firewall(Tools(None, {}), Mode.NONE), 5.0, wake.set),
+            _FirewallLeftAlone(),
             self._inventory,
             Notifier({}),
             lambda: self._settings,
@@ -221,6 +235,7 @@ class SimulatedNode:
             lambda: self.around.agenda.now,
             rng,
         )
+        self.loop._reverse_path = ReversePath(self._settings.state_dir, self._folder)  # not this machine's own filters
         self._wake = wake
         self._poll = select.poll()
         self._poll.register(wake, select.POLLIN)
@@ -522,6 +537,7 @@ class SimulatedNode:
         if self.frozen or self.loop is None:
             return
         self.turns += 1
+        self._wake.drain()
         written = len(self.kernel.writes)
         try:
             self.loop.turn()

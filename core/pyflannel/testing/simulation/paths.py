@@ -9,29 +9,34 @@ from pyflannel.kernel.model import Kind, Link, Route, VxlanInfo, neighbour_key
 from pyflannel.kernel.twin import TwinPort
 from pyflannel.network.lease import IPAddress, IPNetwork, Subnets
 from pyflannel.testing.simulation.node import SimulatedNode
-from pyflannel.testing.simulation.plane import DEVICE
+from pyflannel.testing.simulation.plane import SECRET_DEVICE, MemoryBackend
 
-__all__ = ["delivers"]
-
-
-def delivers(sender: SimulatedNode, receiver: SimulatedNode, subnets: Subnets) -> bool:
-    """Whether packets from one node to every one of another's ``subnets`` get there."""
-    return sender.up and receiver.up and all(_delivers(sender, receiver, subnet) for subnet in subnets.each)
+__all__ = ["way"]
 
 
-def _delivers(sender: SimulatedNode, receiver: SimulatedNode, subnet: IPNetwork) -> bool:
+def way(sender: SimulatedNode, receiver: SimulatedNode, subnets: Subnets) -> frozenset[str]:
+    """The sender's links by which its packets get to every one of another's ``subnets``; empty if one doesn't."""
+    if not (sender.up and receiver.up):
+        return frozenset()
+    links = [_link(sender, receiver, subnet) for subnet in subnets.each]
+    return frozenset(links) if all(links) else frozenset()
+
+
+def _link(sender: SimulatedNode, receiver: SimulatedNode, subnet: IPNetwork) -> str:
+    """The link by which a packet gets there; empty if it doesn't."""
     destination = subnet[1]
     route = _route(sender.kernel, destination)
-    if route is None or route.link is None:
-        return False
-    link = sender.kernel.links.get(route.link)
-    if link is None or not link.up:
-        return False
+    link = sender.kernel.links.get(route.link) if route is not None and route.link is not None else None
+    if route is None or link is None or not link.up:
+        return ""
     if link.name == "eth0":
-        return route.gateway in receiver.addresses
-    if isinstance(link.info, VxlanInfo):
-        return _through_vxlan(sender, receiver, link, link.info, route.gateway or destination)
-    return link.name == DEVICE and _through_table(sender, receiver, destination)
+        there = route.gateway in receiver.addresses
+    elif isinstance(link.info, VxlanInfo):
+        there = _through_vxlan(sender, receiver, link, link.info, route.gateway or destination)
+    else:
+        known = link.name in (MemoryBackend.device, SECRET_DEVICE)
+        there = known and _through_table(sender, receiver, link.name, destination)
+    return link.name if there else ""
 
 
 def _route(kernel: TwinPort, destination: IPAddress) -> Route | None:
@@ -71,10 +76,16 @@ def _through_vxlan(
     )
 
 
-def _through_table(sender: SimulatedNode, receiver: SimulatedNode, destination: IPAddress) -> bool:
-    if not sender.table.alive:
+def _through_table(sender: SimulatedNode, receiver: SimulatedNode, device: str, destination: IPAddress) -> bool:
+    table, theirs = sender.table.of(device), receiver.table.of(device)
+    other = receiver.kernel.links.get(device)
+    if not table.alive or not theirs.alive or other is None or not other.up:
         return False
-    for subnets, lease in sender.table.peers.items():
+    if device == SECRET_DEVICE and not any(
+        lease.attributes.public(destination.version) in sender.addresses for lease in theirs.peers.values()
+    ):
+        return False  # it does not take what a stranger sends
+    for subnets, lease in table.peers.items():
         subnet = subnets.of(destination.version)
         if subnet is not None and destination in subnet:
             return lease.attributes.public(destination.version) in receiver.addresses

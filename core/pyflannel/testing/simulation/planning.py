@@ -33,6 +33,12 @@ _LIVES: Final = ((60.0, 20.0), (600.0, 120.0), (3600.0, 600.0), (86400.0, 3600.0
 SETTLED: Final = PROMISE + 30.0
 """Seconds after a storm until all is looked at; stores with lagging views take theirs."""
 
+CHANGED: Final = 90.0
+"""Seconds that a change of the network needs at most, once nothing hinders it."""
+
+CHANGES: Final = 0.4
+"""How likely a storm has one."""
+
 LONGEST_CALM: Final = 14 * 86400.0
 """Seconds."""
 _RENEWALS: Final = 200
@@ -53,6 +59,7 @@ def draw_plan(
     :param calm: how many seconds may pass between two of them at most.
     """
     rng = random.Random(f"plan {seed}")  # noqa: S311 - a simulation
+    changes = random.Random(f"changes {seed}")  # noqa: S311 - a simulation
     nodes = rng.choice((2, 3, 4, 5))
     ttl, margin = rng.choice(_LIVES)
     faults: list[Fault] = []
@@ -62,16 +69,28 @@ def draw_plan(
         lasts = rng.choice((60.0, 300.0, 900.0))
         faults += _storm(rng, at, lasts, nodes)
         begin = at + lasts + SETTLED
+        if changes.random() < CHANGES:
+            faults.append(_change(changes, at, lasts))
+            begin += CHANGED
         end = begin + min(calm, rng.choice((600.0, 3600.0, rng.random() * min(LONGEST_CALM, _RENEWALS * ttl))))
         calms.append((begin, end))
         at = end
+    faults.sort(key=lambda fault: fault.at)
     store, document = rng.choice(tuple(stores)), rng.choice(tuple(documents))
     return Plan(f"seed {seed}", store, document, nodes, ttl, margin, tuple(faults), tuple(calms))
 
 
+def _change(rng: random.Random, begin: float, lasts: float) -> Fault:
+    """A change of the network's backend, at any moment of a storm."""
+    at = begin + rng.random() * lasts * 0.9
+    longest = min(FAULTS["change"].longest, begin + lasts - at)
+    return Fault(at, "change", 0, rng.random() * longest, rng.randrange(1 << 30))
+
+
 def _storm(rng: random.Random, begin: float, lasts: float, nodes: int) -> list[Fault]:
     """Faults between two times, of a few kinds: too many at once hide each other."""
-    kinds = rng.sample(sorted(FAULTS), rng.choice((2, 4, 8, len(FAULTS))))
+    drawn = sorted(kind for kind, kindred in FAULTS.items() if kindred.weight)
+    kinds = rng.sample(drawn, rng.choice((2, 4, 8, len(drawn))))
     weights = [FAULTS[kind].weight for kind in kinds]
     faults = []
     for _ in range(rng.choice((3, 8, 20))):

@@ -21,7 +21,7 @@ from pyflannel.network.lease import Subnets
 from pyflannel.plugins import load_backend
 from pyflannel.testing.simulation.cluster import Cluster, Plan
 from pyflannel.testing.simulation.judge import Violation
-from pyflannel.testing.simulation.plane import MemoryBackend, Table
+from pyflannel.testing.simulation.plane import MemoryBackend, SecretBackend, Table
 from pyflannel.testing.simulation.stores import MODELS, KubernetesModel, StoreModel
 
 __all__ = ["MakeBackend", "MakeModel", "Outcome", "run", "shrink"]
@@ -91,9 +91,10 @@ def _pools(network: NetworkConfig) -> list[Subnets]:
 
 
 def standard_backend(network: NetworkConfig, table: Table) -> Backend[Any]:
-    """The backend that is installed under a document's type; ``memory`` is one with a data plane in memory."""
-    if network.backend_type == MemoryBackend.name:
-        return MemoryBackend(table)
+    """The backend that is installed under a document's type; ``memory`` and ``secret`` have a data plane in memory."""
+    for own in (MemoryBackend, SecretBackend):
+        if network.backend_type == own.name:
+            return own(table)
     kind = _load(network.backend_type)
     return kind(parse_options(kind.Options, network.backend_options)[0])
 

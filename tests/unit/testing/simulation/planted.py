@@ -20,11 +20,14 @@ from pyflannel.kernel.tracker import Tracker
 from pyflannel.membership import machine as machines
 from pyflannel.membership.machine import LeaseMachine
 from pyflannel.membership.slot import Slot
+from pyflannel.network.change import LEASE_KEY, Phase
 from pyflannel.planning import judging
 from pyflannel.planning import overlay as overlays
+from pyflannel.planning import transition as transitions
 from pyflannel.planning.feed import Feed
 from pyflannel.planning.overlay import Overlay
 from pyflannel.store import Batch, Snapshot
+from pyflannel.storetools import change as drives
 from pyflannel.testing.simulation import stores as models
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -240,8 +243,8 @@ def _(patch: pytest.MonkeyPatch) -> None:
 @bug("keeps leases that are gone")
 def _(patch: pytest.MonkeyPatch) -> None:
     def make(right: Any) -> Any:
-        def change(self: Slot, changes: Iterable[tuple[str, str | None]]) -> None:
-            right(self, [(key, value) for key, value in changes if value is not None])
+        def change(self: Slot, changes: Iterable[tuple[str, str | None]], created: Mapping[str, int]) -> None:
+            right(self, [(key, value) for key, value in changes if value is not None], created)
 
         return change
 
@@ -251,9 +254,9 @@ def _(patch: pytest.MonkeyPatch) -> None:
 @bug("doesn't wake the loop")
 def _(patch: pytest.MonkeyPatch) -> None:
     def make(right: Any) -> Any:
-        def change(self: Slot, changes: Iterable[tuple[str, str | None]]) -> None:
+        def change(self: Slot, changes: Iterable[tuple[str, str | None]], created: Mapping[str, int]) -> None:
             wake, self._wake = self._wake, lambda: None
-            right(self, changes)
+            right(self, changes, created)
             self._wake = wake
 
         return change
@@ -280,7 +283,9 @@ def _(patch: pytest.MonkeyPatch) -> None:
         patch,
         Overlay,
         "put",
-        lambda right: lambda self, key, value: None if key in self._peers else right(self, key, value),
+        lambda right: (
+            lambda self, key, value, created: None if key in self._peers else right(self, key, value, created)
+        ),
     )
 
 
@@ -302,7 +307,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
         Slot,
         "begin",
         lambda right: (
-            lambda self, generation, records=None: right(self, generation, {} if generation.number == 1 else records)
+            lambda self, generation, *records: right(self, generation, *(({},) if generation.number == 1 else records))
         ),
     )
 
@@ -350,6 +355,36 @@ def _(patch: pytest.MonkeyPatch) -> None:
         return see
 
     swap(patch, Tracker, "_see", make)
+
+
+# A change of the network ----------------------------------------------------------------------------------------------
+
+
+@bug("sends by the new settings while others are still preparing")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(transitions, "sends_new", lambda phase, peer, own: phase is not Phase.BACK)
+
+
+@bug("stops receiving by the former settings as soon as it may send by the new ones")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(transitions, "receives", lambda phase, graced: (phase in (Phase.PREPARE, Phase.BACK), True))
+
+
+@bug("moves the change on without waiting for anybody")
+def _(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(drives, "finished", lambda change, steps, without=(): ())
+
+
+@bug("doesn't tell which change it has been through")
+def _(patch: pytest.MonkeyPatch) -> None:
+    def make(right: Any) -> Any:
+        def attributes(self: Any, place: Any, subnets: Any, before: Any) -> Any:
+            said = yield from right(self, place, subnets, before)
+            return replace(said, extra={name: value for name, value in said.extra.items() if name != LEASE_KEY})
+
+        return attributes
+
+    swap(patch, LeaseMachine, "_attributes", make)
 
 
 # The data plane -------------------------------------------------------------------------------------------------------

@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.unit.testing.simulation.planted import BUGS
+from tests.unit.testing.simulation.planted import BUGS, swap
 
 from pyflannel.errors import HistoryGoneError, StoreUnavailableError
+from pyflannel.planning.overlay import Overlay
 from pyflannel.testing.simulation import (
+    DOCUMENTS,
     FAULTS,
     INVARIANTS,
     ConsulModel,
@@ -91,6 +93,46 @@ def test_a_failing_history_is_shrunk_to_the_fault_that_matters() -> None:
     assert shortest.violation.name == outcome.violation.name
     assert run(shortest.plan, forgetful).digest == shortest.digest
     assert "rob" in shortest.report()
+
+
+CROSSING = {260: 242835535, 380: 263955581, 478: 850040953, 739: 336435245}
+"""Seeds, and the number from which a fault of theirs drew a lease that crosses a living node's in one family."""
+
+
+@pytest.mark.parametrize("seed", CROSSING)
+def test_a_lease_that_somebody_writes_takes_nothing_from_a_living_node(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = Fault(30.0, "hostile", 0, 40.0, CROSSING[seed])
+    [node] = {fault.node for fault in draw_plan(seed).faults if fault.draw == hostile.draw}
+    plan = replace(draw_plan(seed), faults=(replace(hostile, node=node),), calm=((200.0, 260.0),))
+    assert run(plan).violation is None
+    swap(monkeypatch, Overlay, "put", lambda right: lambda self, key, value, created: right(self, key, value))
+    by_address = run(plan).violation
+    assert by_address is not None
+    assert by_address.name == "forwarding"
+
+
+@pytest.mark.parametrize("draw", range(4))
+def test_who_hears_late_of_what_was_done_to_a_lease_is_forgiven(draw: int) -> None:
+    """Somebody writes into a lease in the last minutes of an outage, and so all hear of it at its end."""
+    faults = (Fault(60.0, "outage", 0, 180.0, 1), Fault(62.0, "scribble", 2, 0.5, draw))
+    plan = draw_plan(0, stores=["etcd"], documents=DOCUMENTS[:1])
+    assert (
+        run(replace(plan, nodes=3, ttl=3600.0, margin=600.0, faults=faults, calm=((420.0, 600.0),))).violation is None
+    )
+
+
+def test_a_network_is_changed_while_it_runs_and_some_changes_are_turned_round() -> None:
+    plan = replace(draw_plan(0, stores=["etcd"], documents=DOCUMENTS[:1]), nodes=3, ttl=3600.0, margin=600.0)
+    outcomes = set()
+    for draw in range(16):
+        outcome = run(replace(plan, faults=(Fault(30.0, "change", 0, 0.0, draw),), calm=((200.0, 260.0),)))
+        assert outcome.violation is None
+        said = [line.rpartition(" ")[2] for line in outcome.lines if "operator: " in line]
+        outcomes.add((said[0], said[-1]))
+    assert outcomes >= {("host-gw", "done"), ("memory", "done"), ("secret", "done")}
+    assert "back" in {end for _, end in outcomes}
 
 
 def test_plans_have_all_kinds_of_faults_and_stores() -> None:
