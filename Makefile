@@ -3,7 +3,7 @@
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-plugins test-kernels test-kernels-all test-kubernetes test-kubelets test-change simulate planted chaos lint docs wheel release deb bench bench-peers clean
+.PHONY: help demo test test-plugins test-kernels test-kernels-all test-kubernetes test-kubelets test-flanneld test-change simulate planted chaos lint docs wheel release deb bench bench-peers clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ test-kubernetes: ## the store for Kubernetes on a real API server, which is buil
 test-kubelets: ## whole clusters: kubelets, containerd, the pods of the manifests, beside kube-flannel's (built first, too)
 	@tools/bootstrap kubelets
 	@$(VENV)/tox run -e kubelets
+
+test-flanneld: ## a real flanneld 0.28.10 in one cluster with ours; it is built first (Go 1.26; minutes, once)
+	@tools/bootstrap flanneld
+	@$(VENV)/tox run -e flanneld
 
 lint: ## style and types only
 	@tools/bootstrap demo

@@ -139,7 +139,8 @@ FLAGS: Final[tuple[FlanneldFlag, ...]] = (
     FlanneldFlag("healthz-port", "Works as there: less than 1 is off.", number=_never_negative),
     FlanneldFlag(
         "iptables-resync",
-        "Works as there; less than 1, with which flanneld never pauses, is taken as 1 with a warning.",
+        "Works as there; less than 1, with which flanneld never pauses, is taken as 1 with a warning. `2.5` is taken, "
+        "too, which flanneld refuses.",
         number=_resync,
     ),
     FlanneldFlag("iptables-forward-rules", boolean=True),

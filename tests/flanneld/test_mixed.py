@@ -1,0 +1,148 @@
+"""One cluster of real flannelds and our daemons: packets both ways, and a node that goes over and back meanwhile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from tests.integration.asking import get
+from tests.servers.flanneld import Etcd, Flanneld
+from tests.waiting import PATIENCE, until
+
+from pyflannel.lab import Lab, Node
+from pyflannel.lab.daemon import pyflannel_command
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
+
+PREFIX = "/coreos.com/network"
+BACKENDS: dict[str, dict[str, Any]] = {
+    "vxlan": {"Type": "vxlan"},
+    "vxlan, direct": {"Type": "vxlan", "DirectRouting": True, "VNI": 7, "Port": 4789},
+    "host-gw": {"Type": "host-gw"},
+    "udp": {"Type": "udp"},
+}
+"""Not ipip and wireguard: flanneld wants modules for them that few kernels of test machines have."""
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Three nodes on one etcd: flanneld, pyflannel, flanneld."""
+
+    lab: Lab
+    etcd: Etcd
+    flannelds: Sequence[Flanneld]
+    store: str
+
+    def meet(self) -> None:
+        """Wait until all containers reach each other."""
+        until(lambda: self.lab.reachability(versions=(4,)).complete, "everybody reaches everybody")
+
+    def start_ours(self, node: Node) -> None:
+        """Start pyflannel with what a drop-in is given: flanneld's own flags."""
+        flags = ("--etcd-endpoints", self.etcd.endpoint, "--etcd-prefix", PREFIX, "--ip-masq")
+        node.start_daemon(self.store, None, None, (*flags, "--healthz-port", "8401"))
+        node.daemon.wait_ready(peers=2, timeout=PATIENCE)
+
+    @contextmanager
+    def pinging(self, without: Node | None, what: str) -> Iterator[None]:
+        """Have every container ping every other one a hundred times a second, and none of it lost.
+
+        :param without: a node that is left out.
+        """
+        containers = [each for each in self.lab.containers if each.node is not without]
+        pings = [one.ping(two.address(), interval=0.01) for one in containers for two in containers if one is not two]
+        for ping in pings:
+            ping.wait_replies(20, PATIENCE)
+        yield
+        for ping in pings:
+            ping.wait_replies(20, PATIENCE)
+        lost = {f"{ping.source.name} to {ping.address}": ping.stop().lost for ping in pings}
+        assert set(lost.values()) == {0}, f"{what}: {lost}"
+
+
+@contextmanager
+def mixed(backend: dict[str, Any]) -> Iterator[Mixed]:
+    with Lab(nodes=3) as lab, ExitStack() as stack:
+        etcd = Etcd(lab)
+        etcd.put(f"{PREFIX}/config", json.dumps({"Network": "10.244.0.0/16", "Backend": backend}))
+        one, two, three = lab.nodes
+        flannelds = [
+            stack.enter_context(Flanneld(node, etcd, PREFIX, "-ip-masq", "-healthz-port=8401")) for node in (one, three)
+        ]
+        for flanneld in flannelds:
+            flanneld.start()
+        for flanneld in flannelds:
+            flanneld.wait_ready()
+            flanneld.node.attach_containers(flanneld.container_network())
+        made = Mixed(lab, etcd, flannelds, etcd.store(PREFIX))
+        made.start_ours(two)
+        two.attach_containers()
+        made.meet()
+        yield made
+        for flanneld in flannelds:
+            print(flanneld.node.name, flanneld.log(), sep="\n")
+        for node in lab.nodes:
+            if node.state() != "no daemon":
+                print(node.name, node.daemon.log(), sep="\n")
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_all_reach_each_other_and_a_node_goes_over_and_back(name: str) -> None:
+    """With udp every packet passes a daemon: there only a node that has none meanwhile may lose some."""
+    with mixed(BACKENDS[name]) as made:
+        flanneld = made.flannelds[0]
+        node = flanneld.node
+        before = flanneld.environment()
+        keeps = BACKENDS[name]["Type"] != "udp"
+        with made.pinging(node if not keeps else None, "from flanneld to pyflannel"):
+            flanneld.stop()
+            made.start_ours(node)
+            assert made.lab.outside(node.subnet_file).read_bytes() == before, "the same subnet, and the same file"
+        with made.pinging(node if not keeps else None, "and back"):
+            node.daemon.stop()
+            flanneld.start()
+            flanneld.wait_ready()
+            assert flanneld.environment() == before
+        made.meet()
+
+
+def test_both_answer_probes_alike() -> None:
+    """Before there is a network, and with one."""
+    with Lab(nodes=2) as lab:
+        etcd = Etcd(lab)
+        with Flanneld(lab.nodes[0], etcd, PREFIX, "-healthz-port=8401") as flanneld:
+            flanneld.start()
+            flags = ("--etcd-endpoints", etcd.endpoint, "--healthz-port", "8401")
+            lab.nodes[1].start_daemon(etcd.store(PREFIX), None, None, flags)
+            for node in lab.nodes:
+                until(lambda node=node: answers(node), "it listens")  # type: ignore[misc]
+                assert get(node, "/healthz") == (200, "flanneld is running")
+                assert get(node, "/readyz")[0] == 503
+            etcd.put(f"{PREFIX}/config", '{"Network": "10.244.0.0/16", "Backend": {"Type": "vxlan"}}')
+            for node in lab.nodes:
+                until(lambda node=node: get(node, "/readyz")[0] == 200, "it is ready")  # type: ignore[misc]
+                assert get(node, "/healthz") == (200, "flanneld is running")
+
+
+def answers(node: Node) -> bool:
+    script = ["sh", "-c", "ss -Hltn 'sport = :8401' | grep -q ."]
+    return not node.run(script, check=False).returncode
+
+
+def test_a_change_of_the_network_names_the_node_that_can_t_take_part() -> None:
+    with mixed(BACKENDS["vxlan"]) as made:
+        node = made.lab.nodes[1]
+        command = ["network", "change", "--backend", "host-gw", "--store", made.store]
+        before = made.etcd.get(f"{PREFIX}/config")
+        with made.pinging(None, "while it is refused"):
+            for words in (["--dry-run"], []):
+                done = node.run(pyflannel_command(*command, *words), check=False, timeout=60)
+                said = done.stdout + done.stderr
+                assert "flanneld runs there, which can't take part" in said
+                assert all(flanneld.node.ipv4.ip.compressed in said for flanneld in made.flannelds), said
+            assert done.returncode
+        assert made.etcd.get(f"{PREFIX}/config") == before
