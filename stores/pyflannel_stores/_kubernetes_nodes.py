@@ -30,7 +30,6 @@ __all__ = [
     "Member",
     "Sieve",
     "condition_of",
-    "cut_out",
     "read_member",
 ]
 
@@ -281,42 +280,30 @@ _HEAD: Final = re.compile(
 )
 
 
-_ITEM: Final = '{"metadata":{"name":"'
-
-
-def cut_out(text: str, at: int) -> tuple[str, int] | None:
-    """What matters of the Node that begins at ``at`` in a list, as JSON of its own, and where the next one begins.
-
-    Four fifths of a Node are who manages which field, and its status; not to read them takes a third of the time.
-    ``None`` where the marks of :class:`Sieve` are not found, or no other Node follows.
-    """
-    if not text.startswith(_ITEM, at):
-        return None
-    spec = text.find('},"spec":{', at)
-    status = text.find(',"status":{', spec)
-    following = text.find("}," + _ITEM, status)
-    if spec < 0 or status < 0 or following < 0:
-        return None
-    fields = text.find(',"managedFields":[', at, spec)
-    return text[at : fields if fields >= 0 else spec] + text[spec:status] + "}", following + 2
+_ITEM: Final = b'{"metadata":{"name":"'
+_ITEM_HEAD: Final = re.compile(rb'\{"metadata":\{"name":"([^"\\]+)","uid":"[^"\\]*","resourceVersion":"[0-9]+"')
 
 
 class Sieve:
     """Knows the bytes of each Node that matter, and so which events change nothing of ours.
 
-    API servers write a Node's fields in one order: name, labels, annotations, then who manages which field, then the
-    spec, then the status. Inside a JSON string every quote is escaped, so the marks searched for here are never part
-    of one. Should a server write in another order, nothing is found, and every event is read as JSON.
+    API servers write a Node's fields in one order, in lists and in events: name, labels, annotations, then who manages
+    which field, then the spec, then the status. Inside a JSON string every quote is escaped, so the marks searched for
+    here are never part of one. Should a server write in another order, nothing is found, and every event is read as
+    JSON.
     """
 
-    def __init__(self) -> None:
-        self._seen: dict[bytes, int] = {}
+    def __init__(self, seen: Mapping[bytes, int] | None = None) -> None:
+        self._seen = dict(seen or {})
+        self._new: tuple[bytes, int] | None = None
+
+    def copy(self) -> Sieve:
+        """The same, to go on from."""
+        return Sieve(self._seen)
 
     def unchanged(self, line: bytes) -> str | None:
-        """The resource version of an event that changes nothing that concerns us; ``None`` if it may.
-
-        To be asked once for each event: what is new is known from then on.
-        """
+        """The resource version of an event that changes nothing that concerns us; ``None`` if it may."""
+        self._new = None
         head = _HEAD.match(line)
         if head is None:
             return None
@@ -325,14 +312,37 @@ class Sieve:
         status = line.find(b',"status":{', spec)
         if spec < 0 or status < 0:
             return None
-        end = fields if fields >= 0 else spec
-        essence = hash((line[head.end() : end], line[spec:status]))
-        name = head[1]
-        if self._seen.get(name) == essence:
+        essence = hash((line[head.end() : fields if fields >= 0 else spec], line[spec:status]))
+        if self._seen.get(head[1]) == essence:
             return head[2].decode()
-        self._seen[name] = essence
+        self._new = head[1], essence
         return None
+
+    def learn(self) -> None:
+        """The event that was asked about last is known now."""
+        if self._new is not None:
+            self._seen[self._new[0]] = self._new[1]
+            self._new = None
 
     def forget(self, name: str) -> None:
         """A Node is gone."""
         self._seen.pop(name.encode(), None)
+
+    def cut_out(self, text: bytes, at: int) -> tuple[bytes, int] | None:
+        """What matters of the Node that begins at ``at`` in a list, as JSON of its own, and where the next one begins.
+
+        Four fifths of a Node are who manages which field, and its status; not to read them takes a third of the time.
+        ``None`` where the marks are not found, or no other Node follows. What is cut out is known from then on.
+        """
+        head = _ITEM_HEAD.match(text, at)
+        if head is None:
+            return None
+        spec = text.find(b'},"spec":{', at)
+        status = text.find(b',"status":{', spec)
+        following = text.find(b"}," + _ITEM, status)
+        if spec < 0 or status < 0 or following < 0:
+            return None
+        fields = text.find(b',"managedFields":[', at, spec)
+        end, said = fields if fields >= 0 else spec, text[spec:status]
+        self._seen[head[1]] = hash((text[head.end() : end], said))
+        return text[at:end] + said + b"}", following + 2

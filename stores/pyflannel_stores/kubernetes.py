@@ -140,14 +140,14 @@ class KubernetesStore(Store):
         own = self._find_own(deadline)
         listing = self._listing
         if listing is None or listing.stale or listing.cluster.own != own:
-            listing = self._listing = _Listing(self._nodes.Cluster(own))
+            listing = self._listing = self._new_listing(own)
         while not listing.complete:
             try:
                 self._read_pages(listing, deadline)
             except self._http.Gone:  # pages took too long: the list they belong to is not kept any more
-                listing = self._listing = _Listing(self._nodes.Cluster(own))
+                listing = self._listing = self._new_listing(own)
         self._listing = None
-        state = _State(listing.version, listing.cluster, config)
+        state = _State(listing.version, listing.cluster, config, listing.sieve)
         return Snapshot(self._history.add(state), config, tuple(listing.cluster.records()))
 
     def watch(self, revision: str) -> Watch:
@@ -266,10 +266,6 @@ class KubernetesStore(Store):
         """Whether an event of our own Node is older than what we have written meanwhile."""
         return name == self._own and version.isdigit() and int(version) < self._written
 
-    def sieve(self) -> Sieve:
-        """A new sieve for a watch."""
-        return self._nodes.Sieve()
-
     @property
     def own(self) -> str | None:
         """Our own Node's name, once it is known."""
@@ -327,13 +323,16 @@ class KubernetesStore(Store):
         except (KeyError, TypeError, AttributeError):
             raise self._garbage() from None
 
+    def _new_listing(self, own: str | None) -> _Listing:
+        return _Listing(self._nodes.Cluster(own), self._nodes.Sieve())
+
     def _read_pages(self, listing: _Listing, deadline: Deadline) -> None:
         """Go on with a list to its end. The API server makes the next page while one is read as JSON."""
         with ThreadPoolExecutor(1) as ahead:
             page = self._page(listing.rest, deadline)
             while not listing.complete:
                 try:
-                    metadata, items = _split_list(page.decode())
+                    metadata, items = _split_list(page, listing.sieve)
                     version, rest = str(metadata["resourceVersion"]), str(metadata.get("continue") or "")
                     following = ahead.submit(self._page, rest, deadline) if rest else None
                     for node in items:
@@ -454,7 +453,6 @@ class KubernetesWatch(Watch):
         before = store.state(revision)
         self._state = before.copy() if before is not None else None
         self._stream: Stream | None = None
-        self._sieve = store.sieve()
         self._idle_at = self._looked_at = 0.0
         self._closed = threading.Event()
         self._lock = threading.Lock()
@@ -498,7 +496,7 @@ class KubernetesWatch(Watch):
                 self._open(state)
             assert self._stream is not None
             lines = self._stream.lines(_PATIENCE)
-            changes = () if lines is None else tuple(self._changes(state, lines))
+            changes = () if lines is None else self._taken_in(state, lines)
             if not changes:
                 self._rest()
         except http.Gone as error:
@@ -512,6 +510,18 @@ class KubernetesWatch(Watch):
             return None
         self._revision = self._store.advance(self._revision, state)
         return Batch(self._revision, changes) if changes else None
+
+    def _taken_in(self, state: _State, lines: Iterator[bytes]) -> tuple[Change, ...]:
+        """What these lines change. What came before trouble is told first: opened anew, the watch meets it again."""
+        changes: list[Change] = []
+        try:
+            for change in self._changes(state, lines):
+                changes.append(change)
+        except Exception:
+            if not changes:
+                raise
+            self._let_go()
+        return tuple(changes)
 
     def _rest(self) -> None:
         """Nothing of what came was ours: if that happens all the time, let some more come before looking again."""
@@ -535,11 +545,13 @@ class KubernetesWatch(Watch):
 
     def _changes(self, state: _State, lines: Iterator[bytes]) -> Iterator[Change]:
         for line in lines:
-            version = self._sieve.unchanged(line) if not self._concerns_own(line) else None
-            if version is not None:
+            if self._concerns_own(line):
+                yield from self._event(state, line)
+            elif (version := state.sieve.unchanged(line)) is not None:
                 state.version = version
             elif line:
                 yield from self._event(state, line)
+                state.sieve.learn()
 
     def _concerns_own(self, line: bytes) -> bool:
         """Whether an event may be our own Node's, of which more is looked at."""
@@ -554,7 +566,7 @@ class KubernetesWatch(Watch):
                 raise self._store._http.refusal(int(node.get("code", 500)), json.dumps(node).encode(), "")
             version, name = str(node["metadata"]["resourceVersion"]), node["metadata"].get("name", "")
             if kind == "DELETED":
-                self._sieve.forget(name)
+                state.sieve.forget(name)
                 yield from state.cluster.put(name, None)
             elif kind in ("ADDED", "MODIFIED") and not self._store.outdated(name, version):
                 yield from state.cluster.put(*self._store.take_in(node))
@@ -586,10 +598,11 @@ class _State:
     version: str
     cluster: Cluster
     config: Record
+    sieve: Sieve
 
     def copy(self) -> _State:
         """The same, to go on from."""
-        return _State(self.version, self.cluster.copy(), self.config)
+        return _State(self.version, self.cluster.copy(), self.config, self.sieve.copy())
 
 
 class _History:
@@ -632,6 +645,7 @@ class _Listing:
     """A list of all Nodes, as far as it has been read."""
 
     cluster: Cluster
+    sieve: Sieve
     version: str = ""
     rest: str = ""
     complete: bool = False
@@ -706,31 +720,23 @@ def _same_version(one: str, other: str) -> bool:
     return one.split(".")[:2] == other.split(".")[:2]
 
 
-_LIST_HEAD: Final = re.compile(r'\{"kind":"NodeList","apiVersion":"v1","metadata":(\{[^{}]*\}),"items":\[')
+_LIST_HEAD: Final = re.compile(rb'\{"kind":"NodeList","apiVersion":"v1","metadata":(\{[^{}]*\}),"items":\[')
 
 
-def _split_list(text: str) -> tuple[Mapping[str, Any], Iterator[Any]]:
+def _split_list(text: bytes, sieve: Sieve) -> tuple[Mapping[str, Any], Iterator[Any]]:
     """Metadata and items of a list. One item after the other: read at once they would take ten times the memory."""
     head = _LIST_HEAD.match(text)
     if head is None:
         answer = json.loads(text)
         return answer["metadata"], iter(answer["items"] or ())
-    return json.loads(head[1]), _items(text, head.end())
+    return json.loads(head[1]), _items(text, head.end(), sieve)
 
 
-def _items(text: str, at: int) -> Iterator[Any]:
-    from pyflannel_stores._kubernetes_nodes import cut_out
-
-    decode = json.JSONDecoder().raw_decode
-    while text[at] != "]":
-        at += text[at] == ","
-        cut = cut_out(text, at)
-        if cut is not None:
-            part, at = cut
-            yield json.loads(part)
-        else:
-            item, at = decode(text, at)
-            yield item
+def _items(text: bytes, at: int, sieve: Sieve) -> Iterator[Any]:
+    while (cut := sieve.cut_out(text, at)) is not None:
+        part, at = cut
+        yield json.loads(part.decode())
+    yield from json.loads(b'{"items":[' + text[at:])["items"]  # the last one; all, of a server that writes otherwise
 
 
 def _find_access(location: StoreLocation) -> Access:

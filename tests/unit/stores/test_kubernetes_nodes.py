@@ -41,14 +41,28 @@ def event(kind: str = "MODIFIED", **changes: Any) -> bytes:
 
 def test_a_heartbeat_is_sieved_out_and_a_change_is_not() -> None:
     sieve = Sieve()
-    assert sieve.unchanged(event()) is None
-    assert sieve.unchanged(event(version=2, time="later")) == "2"
-    assert sieve.unchanged(event(version=3, annotations={"x": "z"})) is None
-    assert sieve.unchanged(event(version=4, annotations={"x": "z"}, time="later still")) == "4"
-    assert sieve.unchanged(event(version=5, annotations={"x": "z"}, cidr="10.244.9.0/24")) is None
-    assert sieve.unchanged(event(version=6, name="b")) is None
+
+    def unchanged(**changes: Any) -> str | None:
+        found = sieve.unchanged(event(**changes))
+        sieve.learn()
+        return found
+
+    assert unchanged() is None
+    assert unchanged(version=2, time="later") == "2"
+    assert unchanged(version=3, annotations={"x": "z"}) is None
+    assert unchanged(version=4, annotations={"x": "z"}, time="later still") == "4"
+    assert unchanged(version=5, annotations={"x": "z"}, cidr="10.244.9.0/24") is None
+    assert unchanged(version=6, name="b") is None
     sieve.forget("a")
-    assert sieve.unchanged(event(version=7, annotations={"x": "z"}, cidr="10.244.9.0/24")) is None
+    assert unchanged(version=7, annotations={"x": "z"}, cidr="10.244.9.0/24") is None
+
+
+def test_an_event_that_was_not_taken_in_is_not_known() -> None:
+    sieve = Sieve()
+    assert sieve.unchanged(event()) is None
+    assert sieve.unchanged(event()) is None
+    sieve.learn()
+    assert sieve.copy().unchanged(event()) == "1"
 
 
 @given(
@@ -67,6 +81,7 @@ def test_what_the_sieve_keeps_back_differs_in_nothing_of_ours(states: list[dict[
     for version, state in enumerate(states):
         if sieve.unchanged(event(version=version, annotations=state)) is not None:
             assert state == before
+        sieve.learn()
         before = state
 
 
@@ -150,7 +165,7 @@ def test_what_is_not_chunked_is_refused(raw: bytes) -> None:
 def test_a_list_is_taken_apart_item_by_item(indent: int | None, count: int) -> None:
     items = [node(f"n{number}") for number in range(count)]
     document = {"kind": "NodeList", "apiVersion": "v1", "metadata": {"resourceVersion": "7"}, "items": items}
-    metadata, found = _split_list(json.dumps(document, indent=indent, separators=(",", ":")))
+    metadata, found = _split_list(json.dumps(document, indent=indent, separators=(",", ":")).encode(), Sieve())
     assert metadata == {"resourceVersion": "7"}
     assert [read_member(each, NAMES, keep=True) for each in found] == [
         read_member(each, NAMES, keep=True) for each in items
@@ -163,7 +178,12 @@ def test_a_list_as_api_servers_write_it_is_read_like_any_other(notes: list[dict[
     for item in items:
         del item["kind"], item["apiVersion"]  # which API servers leave out in lists
     document = {"kind": "NodeList", "apiVersion": "v1", "metadata": {"resourceVersion": "7"}, "items": items}
-    _, found = _split_list(json.dumps(document, separators=(",", ":")))
+    sieve = Sieve()
+    _, listed = _split_list(json.dumps(document, separators=(",", ":")).encode(), sieve)
+    found = list(listed)
     assert [{**item, "status": 0, "metadata": {**item["metadata"], "managedFields": 0}} for item in found] == [
         {**item, "status": 0, "metadata": {**item["metadata"], "managedFields": 0}} for item in items
     ]
+    for number, each in enumerate(notes[:-1]):  # the first event of each is a heartbeat; the last Node is read whole
+        assert sieve.unchanged(event(name=f"n{number}", annotations=each, version=2)) == "2"
+        assert sieve.unchanged(event(name=f"n{number}", annotations={**each, "y": "z"}, version=3)) is None
