@@ -290,6 +290,10 @@ def test_a_server_that_answers_garbage_is_unavailable(tmp_path: Path, garbage: b
         store.snapshot()
 
 
+def stream(events: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\n\r\n" % (len(events) + 1, events)
+
+
 @pytest.mark.parametrize(
     "events",
     [
@@ -301,14 +305,34 @@ def test_a_server_that_answers_garbage_is_unavailable(tmp_path: Path, garbage: b
 )
 def test_a_watch_of_garbage_is_unavailable(tmp_path: Path, events: bytes) -> None:
     listing = answer(b'{"kind":"NodeList","apiVersion":"v1","metadata":{"resourceVersion":"1"},"items":[]}')
-    stream = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\n\r\n" % (len(events) + 1, events)
     with (
-        answering([listing, stream]) as address,
+        answering([listing, stream(events)]) as address,
         plain(address, tmp_path) as store,
         store.watch(store.snapshot().revision) as watch,
         pytest.raises(StoreUnavailableError),
     ):
         next(watch)
+
+
+def test_what_came_before_garbage_is_told(tmp_path: Path) -> None:
+    """In one breath, and only then the trouble: whoever opens the watch anew goes on behind what was told."""
+    listing = answer(b'{"kind":"NodeList","apiVersion":"v1","metadata":{"resourceVersion":"1"},"items":[]}')
+    lease = (
+        b'{"type":"ADDED","object":{"metadata":{"name":"b","uid":"u","resourceVersion":"2","annotations":{%s}},%s}}'
+        % (
+            b'"flannel.alpha.coreos.com/kube-subnet-manager":"true"',
+            b'"spec":{"podCIDR":"10.244.9.0/24"}',
+        )
+    )
+    with (
+        answering([listing, stream(lease + b"\nno json"), stream(b"no json")]) as address,
+        plain(address, tmp_path) as store,
+        store.watch(store.snapshot().revision) as watch,
+    ):
+        batch = next(watch)
+        assert [change.key for change in batch.changes] == ["10.244.9.0-24"]
+        with pytest.raises(StoreUnavailableError):
+            next(watch)
 
 
 def test_a_server_with_too_much_to_do_is_obeyed(tmp_path: Path) -> None:

@@ -225,10 +225,16 @@ def test_a_large_cluster_comes_in_pages(
         expected.add(f"10.{100 + third // 256}.{third % 256}.{64 * fourth}-26")
     snapshot = store.snapshot()
     assert {lease.key for lease in snapshot.leases} == expected
+    taken = []
+    take_in = store.take_in
+    monkeypatch.setattr(store, "take_in", lambda node: (taken.append(node), take_in(node))[1])
     with Follower(store, snapshot) as follower:
+        for number in range(20):
+            kube.heartbeat(f"n{number}")
         kube.annotate("n70", public_ip="192.0.2.99")
         follower.until(lambda: len(follower.changes) == 1, "the one change")
         assert "192.0.2.99" in str(follower.changes[0].record)
+    assert len(taken) <= 1 + 4, "heartbeats are not read, but for those of the last Node of each page"
 
 
 # Faults ---------------------------------------------------------------------------------------------------------------
