@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from pyflannel.errors import MalformedError
-from pyflannel.kernel.model import KernelObject, Key, Route
+from pyflannel.kernel.model import MAIN_TABLE, KernelObject, Key, Route
 from pyflannel.kernel.port import ForeignLink, ForeignRoute
 from pyflannel.network.lease import IPAddress, IPNetwork, Lease, Subnets
 from pyflannel.planning.overlay import Peer
@@ -31,11 +31,13 @@ _FLANNELD: Final = re.compile(r"flannel(\.\d+|-v6\.\d+|-wg(-v6)?|\.ipip|\d+)")
 def diverting(
     routes: Iterable[ForeignRoute], desired: Mapping[Key, KernelObject], own: Subnets
 ) -> tuple[ForeignRoute, ...]:
-    """The routes among ``routes`` that win against a route that we want. Inside our own subnet containers live."""
+    """The routes among ``routes`` that win against a route that we want in the main table, where they are all from;
+    whether one in another table is asked before is for rules to say. Inside our own subnet containers live.
+    """
     wanted: dict[tuple[int, int], dict[int, int]] = {}
     found = []
     for item in desired.values() if routes else ():
-        if isinstance(item, Route):
+        if isinstance(item, Route) and item.table == MAIN_TABLE:
             net = item.destination
             metrics = wanted.setdefault((net.version, net.prefixlen), {})
             bits = _leading(net, net.prefixlen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
@@ -57,6 +58,13 @@ def test_what_wins_against_a_route_of_ours_is_named(
     own = OWN[version]
     assert diverting([found], desired(BY_PEER[version]), own) == ((found,) if by_peer else ())
     assert diverting([found], desired(WHOLE[version]), own) == ((found,) if whole else ())
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_route_of_ours_in_a_table_of_its_own_is_not_won_against(version: int) -> None:
+    found = foreign(str(next(PEER[version].subnets())))
+    assert diverting([found], desired(BY_PEER[version]), OWN[version]) == (found,)
+    assert diverting([found], desired(replace(BY_PEER[version], table=4711)), OWN[version]) == ()
 
 
 @given(st.lists(st.tuples(st.integers(0, 255), st.integers(17, 32), st.integers(0, 100)), max_size=8))
