@@ -167,7 +167,7 @@ def _files(root: Path) -> Iterator[tuple[str, str]]:
         key = key_of(name)
         if key is not None:
             with suppress(FileNotFoundError):
-                value, expires = decode((root / "subnets" / name).read_bytes(), expiring=True)
+                value, expires, _ = decode((root / "subnets" / name).read_bytes(), expiring=True)
                 if expires is None or expires > time.time():
                     yield key, value
 

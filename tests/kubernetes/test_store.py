@@ -227,7 +227,12 @@ def test_a_large_cluster_comes_in_pages(
     assert {lease.key for lease in snapshot.leases} == expected
     taken = []
     take_in = store.take_in
-    monkeypatch.setattr(store, "take_in", lambda node: (taken.append(node), take_in(node))[1])
+
+    def noted(node: Any) -> Any:
+        taken.append(node)
+        return take_in(node)
+
+    monkeypatch.setattr(store, "take_in", noted)
     with Follower(store, snapshot) as follower:
         for number in range(20):
             kube.heartbeat(f"n{number}")

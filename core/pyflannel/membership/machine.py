@@ -1208,7 +1208,7 @@ class LeaseMachine:
         if subnets is None or not place.network.contains(place.network.used(subnets)):
             four, six = place.network.ipv4, place.network.ipv6
             subnets = Subnets(four.subnet_min if four else None, six.subnet_min if six else None)
-        return Reaches(place.side, self._node(place, subnets), leases, place.last)
+        return Reaches(place.side, self._node(place, subnets, LeaseAttributes()), leases, place.last)
 
     def _moved_if_possible(self, place: _Place, underlay: Underlay) -> _Place:
         try:
