@@ -11,6 +11,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pytest
+from tests.servers import consul, etcd
 from tests.waiting import PATIENCE, until
 
 from pyflannel.errors import ExitCode
@@ -19,7 +21,24 @@ from pyflannel.lab.daemon import pyflannel_command
 from pyflannel.lab.measure import Ping
 from pyflannel.lab.sandbox import Process
 
-__all__ = ["DUAL", "HOST_GW", "UDP", "VXLAN", "WIREGUARD", "Document", "Overlay", "network", "overlay", "pinging"]
+__all__ = [
+    "DUAL",
+    "HOST_GW",
+    "STORES",
+    "UDP",
+    "USERSPACE",
+    "VXLAN",
+    "WIREGUARD",
+    "Document",
+    "Overlay",
+    "Pings",
+    "Streams",
+    "network",
+    "options",
+    "overlay",
+    "pinging",
+    "streaming",
+]
 
 Document = Mapping[str, Any]
 
@@ -27,6 +46,21 @@ VXLAN: Document = {"Type": "vxlan"}
 HOST_GW: Document = {"Type": "host-gw"}
 UDP: Document = {"Type": "udp"}
 WIREGUARD: Document = {"Type": "wireguard"}
+USERSPACE: Document = {**WIREGUARD, "Implementation": "userspace"}
+
+STORES = [
+    "file",
+    *(
+        pytest.param(name, marks=pytest.mark.skipif(missing is not None, reason=str(missing)))
+        for name, missing in (("etcd", etcd.MISSING), ("consul", consul.MISSING))
+    ),
+]
+
+
+def options(backend: Document) -> list[str]:
+    """The command line's words for a backend."""
+    given = [f"{key}={value}" for key, value in backend.items() if key != "Type"]
+    return ["--backend", str(backend["Type"]), *(word for option in given for word in ("--backend-option", option))]
 
 
 def network(backend: Document, **more: Any) -> Document:
@@ -71,8 +105,12 @@ class Overlay:
             until(lambda: not process.running, "the command has ended", PATIENCE)
 
     def document(self) -> dict[str, Any]:
-        """The network document in the file store."""
-        document: dict[str, Any] = json.loads(self.path("config.json").read_text(encoding="utf-8"))
+        """The network document in the store."""
+        if self.store.startswith("file:"):
+            text = self.path("config.json").read_text(encoding="utf-8")
+        else:
+            text = self.nodes[0].run(pyflannel_command("config", "get", "--store", self.store)).stdout
+        document: dict[str, Any] = json.loads(text)
         return document
 
     def path(self, name: str) -> Path:
@@ -85,6 +123,18 @@ class Overlay:
     def come_to(self, *phases: str) -> None:
         """Wait until the change is in one of these phases, of which the empty one is its end."""
         until(lambda: self.phase() in phases, lambda: f"the change is in phase {self.phase()!r}", PATIENCE)
+
+    def write(self, document: Document) -> None:
+        """Put a document into the store, whatever is there."""
+        words = pyflannel_command("config", "set", "--force", "-", "--store", self.store)
+        self.nodes[0].run(words, input=json.dumps(document))
+
+    def all_are(self, step: str) -> None:
+        """Wait until every node says that it is so far."""
+        for node in self.nodes:
+            node.daemon.wait_status(
+                lambda it: it["change"] is not None and it["change"]["step"] == step, step, PATIENCE
+            )
 
     def run_on(self, backend: str) -> None:
         """All nodes run this backend, and nothing else."""
@@ -119,25 +169,107 @@ def overlay(document: Document, nodes: int = 3, kind: str = "file", without: Seq
             print(node.name, node.daemon.log(), sep="\n")
 
 
+class Pings:
+    """Pings that are under way, and what happened meanwhile."""
+
+    def __init__(self) -> None:
+        self.all: list[Ping] = []
+        self._noted: list[tuple[str, list[int]]] = []
+
+    def note(self, what: str) -> None:
+        """Something has come to its end."""
+        self._noted.append((what, [ping.replies for ping in self.all]))
+
+    def account(self) -> None:
+        """None may be lost."""
+        losses = [ping.stop() for ping in self.all]
+        lost = [
+            (ping.source.name, ping.address, loss.lost, loss.longest_gap, self._when(number))
+            for number, (ping, loss) in enumerate(zip(self.all, losses, strict=True))
+            if loss.lost
+        ]
+        assert not lost, f"packets were lost: {lost}"
+
+    def _when(self, number: int) -> list[str]:
+        """What came to its end after each packet that was lost, about."""
+        missing = self.all[number].missing
+        return [next((what for what, replies in self._noted if replies[number] >= at), "the end") for at in missing]
+
+
 @contextmanager
-def pinging(lab: Lab, versions: Sequence[int] = (4,), only: Sequence[int] | None = None) -> Iterator[None]:
+def pinging(lab: Lab, versions: Sequence[int] = (4,), only: Sequence[int] | None = None) -> Iterator[Pings]:
     """Pings between all containers; at the end none may be lost."""
     chosen = [container for n, container in enumerate(lab.containers) if only is None or n in only]
+    pings = Pings()
     with ExitStack() as stack:
-        pings: list[Ping] = []
         for one, two in itertools.permutations(chosen, 2):
             for version in versions:
                 until(lambda: reaches(one, two.address(version)), "containers reach each other", PATIENCE)  # noqa: B023
-                pings.append(stack.enter_context(one.ping(two.address(version), 0.01)))
-        for ping in pings:
+                pings.all.append(stack.enter_context(one.ping(two.address(version), 0.01)))
+        for ping in pings.all:
             ping.wait_replies(10)
-        yield
-        for ping in pings:
+        yield pings
+        for ping in pings.all:
             ping.wait_replies(10)
-        losses = [(ping.source.name, ping.address, ping.stop()) for ping in pings]
-        lost = [(name, address, loss.lost, loss.longest_gap) for name, address, loss in losses if loss.lost]
-        assert not lost, f"packets were lost: {lost}"
+        pings.account()
 
 
 def reaches(container: Any, address: str) -> bool:
     return bool(container.run(["ping", "-c1", "-W1", address], check=False).returncode == 0)
+
+
+class Streams:
+    """TCP connections by iperf3, each with the file into which its client says every tenth of a second what it sent."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[Process, Path]] = []
+
+    def go_on(self) -> None:
+        """Wait until every one of them has carried something more."""
+        for client, told in self.all:
+            before = self._carried(told)
+            until(
+                lambda client=client, told=told, before=before: not client.running or self._carried(told) > before,  # type: ignore[misc]
+                "the stream goes on",
+                PATIENCE,
+            )
+            assert client.running, told.read_text()
+
+    @staticmethod
+    def _carried(told: Path) -> int:
+        """In how many intervals something was sent."""
+        lines = told.read_text().splitlines()
+        return sum("bits/sec" in line and " 0.00 " not in line for line in lines)
+
+
+@contextmanager
+def streaming(lab: Lab, versions: Sequence[int] = (4,)) -> Iterator[Streams]:
+    """TCP streams from each container to the next one, 2 Mbit/s each."""
+    streams = Streams()
+    with ExitStack() as stack:
+        for number, source in enumerate(lab.containers):
+            target = lab.containers[(number + 1) % len(lab.containers)]
+            for version in versions:
+                port = str(5200 + version)
+                server = target.start(["iperf3", "-s", "-1", "-p", port], stdout=subprocess.DEVNULL)
+                stack.callback(server.kill)
+                address = target.address(version)
+                until(lambda: reaches(source, address), "containers reach each other", PATIENCE)  # noqa: B023
+                log = lab.sandbox.outside(lab.nodes[0].directory).parent / f"iperf3-{number}-{version}"
+                words = ["iperf3", "-c", address, "-p", port, "-t", "0", "-i", "0.1", "-b", "2M", "--forceflush"]
+                streams.all.append((_connected(source, words, log), log))
+                stack.callback(streams.all[-1][0].kill)
+        streams.go_on()
+        yield streams
+        streams.go_on()
+
+
+def _connected(source: Any, words: Sequence[str], log: Path) -> Process:
+    """The client, once its server listens."""
+    while True:
+        with log.open("w") as output:
+            client: Process = source.start(words, stdout=output, stderr=subprocess.STDOUT)
+        until(lambda: not client.running or "connected to" in log.read_text(), "it is connected", PATIENCE)  # noqa: B023
+        if client.running:
+            return client
+        assert "refused" in log.read_text(), log.read_text()

@@ -1,18 +1,31 @@
-"""Changes of the network from every backend to every other one, on every store, and while daemons are killed at random.
+"""Changes of the network from every backend to every other one, on every store, while packets and streams go on.
 
-Minutes long: ``make test-change`` runs it.
+All ordered pairs of backends in one tour: each change of it begins where the one before it ended. Minutes long:
+``make test-change`` runs it.
 """
 
 from __future__ import annotations
 
 import itertools
-import random
-from collections.abc import Iterator
+import json
+import subprocess
+from collections.abc import Iterator, Sequence
 
 import pytest
-from tests.changing import DUAL, HOST_GW, UDP, VXLAN, WIREGUARD, Document, network, overlay, pinging
-from tests.servers import consul, etcd
-from tests.waiting import PATIENCE, until
+from tests.changing import (
+    DUAL,
+    HOST_GW,
+    STORES,
+    UDP,
+    USERSPACE,
+    VXLAN,
+    Document,
+    network,
+    options,
+    overlay,
+    pinging,
+    streaming,
+)
 
 from pyflannel.errors import KernelError
 from pyflannel.kernel.generic import has_family
@@ -27,72 +40,60 @@ def kernel_has_wireguard() -> bool:
         return False
 
 
-def every_backend() -> Iterator[Document]:
-    """Those that this kernel has and that plan routes. Both implementations of WireGuard, where there are two."""
-    yield from (VXLAN, HOST_GW, UDP)
-    yield {**WIREGUARD, "Implementation": "userspace"}
-    if kernel_has_wireguard():
-        yield {**WIREGUARD, "Implementation": "kernel"}
+def kernel_has(kind: str) -> bool:
+    """Whether devices of this kind can be made, in a namespace that goes away with the attempt."""
+    words = ["unshare", "-n", "ip", "link", "add", "probe", "type", kind, "local", "192.0.2.1"]
+    return subprocess.run(words, check=False, capture_output=True).returncode == 0
 
 
-def words(backend: Document) -> list[str]:
-    options = [f"{key}={value}" for key, value in backend.items() if key != "Type"]
-    return ["--backend", str(backend["Type"]), *(word for option in options for word in ("--backend-option", option))]
+WIREGUARDS = [USERSPACE, *([{**USERSPACE, "Implementation": "kernel"}] if kernel_has_wireguard() else [])]
+"""Two implementations of one backend: between them is no change that a network goes through together."""
+
+TUNNELS: list[Document] = [{"Type": kind} for kind in ("gre", "ipip") if kernel_has(kind)]
 
 
-PAIRS = [(one, two) for one, two in itertools.permutations(every_backend(), 2) if one["Type"] != two["Type"]]
+def tour(backends: Sequence[Document]) -> Iterator[Document]:
+    """Every ordered pair once, and back where it began (Hierholzer)."""
+    ways = {n: [other for other in range(len(backends)) if other != n] for n in range(len(backends))}
+    open_ends, closed = [0], []
+    while open_ends:
+        here = open_ends[-1]
+        if ways[here]:
+            open_ends.append(ways[here].pop())
+        else:
+            closed.append(open_ends.pop())
+    return (backends[n] for n in reversed(closed))
 
 
-@pytest.mark.parametrize(("former", "following"), PAIRS, ids=lambda backend: "-".join(map(str, backend.values())))
-def test_from_every_backend_to_every_other(former: Document, following: Document) -> None:
-    with overlay(network(former)) as made, pinging(made.lab):
-        made.change(*words(following))
-        made.run_on(str(following["Type"]))
+def test_a_tour_has_every_pair_once() -> None:
+    pairs = [
+        (str(one["Type"]), str(two["Type"])) for one, two in itertools.pairwise(tour([VXLAN, HOST_GW, UDP, USERSPACE]))
+    ]
+    assert sorted(pairs) == sorted(itertools.permutations(["vxlan", "host-gw", "udp", "wireguard"], 2))
 
 
-SIX = [(one, two) for one, two in PAIRS if "udp" not in (one["Type"], two["Type"])]
-
-
-@pytest.mark.parametrize(("former", "following"), SIX, ids=lambda backend: "-".join(map(str, backend.values())))
-def test_in_both_families(former: Document, following: Document) -> None:
-    with overlay(network(former, **DUAL)) as made, pinging(made.lab, (4, 6)):
-        made.change(*words(following))
-        made.run_on(str(following["Type"]))
-
-
-@pytest.mark.parametrize(
-    "store",
-    [
-        pytest.param("etcd", marks=pytest.mark.skipif(etcd.MISSING is not None, reason=str(etcd.MISSING))),
-        pytest.param("consul", marks=pytest.mark.skipif(consul.MISSING is not None, reason=str(consul.MISSING))),
-    ],
-)
-def test_on_other_stores(store: str) -> None:
-    with overlay(network(VXLAN), kind=store) as made, pinging(made.lab):
-        for backend in (WIREGUARD, HOST_GW):
-            made.change(*words(backend))
-            made.run_on(str(backend["Type"]))
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_daemons_are_killed_at_random_moments(seed: int) -> None:
-    """A few times in each change, and never a second one before the first is there again."""
-    rng = random.Random(seed)
-    with overlay(network(VXLAN)) as made, pinging(made.lab):
-        for backend in (WIREGUARD, VXLAN):
-            with made.driven(*words(backend)) as process:
-                for _ in range(4):
-                    looks = iter(range(rng.randrange(200)))
-                    until(lambda looks=looks, process=process: next(looks, None) is None or not process.running)  # type: ignore[misc]
-                    daemon = rng.choice(made.nodes).daemon
-                    daemon.kill()
-                    daemon.start()
-                    daemon.wait_ready(peers=2, timeout=PATIENCE)
-                until(lambda process=process: not process.running, "the change is over", 3 * PATIENCE)  # type: ignore[misc]
-            made.run_on(str(backend["Type"]))
+@pytest.mark.parametrize("wireguard", WIREGUARDS, ids=lambda backend: str(backend["Implementation"]))
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("versions", [(4,), (4, 6)], ids=["one family", "two families"])
+def test_from_every_backend_to_every_other(wireguard: Document, store: str, versions: Sequence[int]) -> None:
+    of_one_family = ("udp", "ipip") if len(versions) > 1 else ()
+    backends = [VXLAN, HOST_GW, wireguard, UDP, *TUNNELS]
+    first, *following = tour([each for each in backends if each["Type"] not in of_one_family])
+    with (
+        overlay(network(first, **(DUAL if len(versions) > 1 else {})), kind=store) as made,
+        streaming(made.lab, versions) as streams,
+        pinging(made.lab, versions) as pings,
+    ):
+        for backend in following:
+            try:
+                made.change(*options(backend))
+                made.run_on(str(backend["Type"]))
+                streams.go_on()
+            finally:
+                pings.note(json.dumps(backend))
 
 
 def test_thirty_nodes() -> None:
     with overlay(network(VXLAN), nodes=30) as made, pinging(made.lab, only=(0, 9, 19, 29)):
-        made.change(*words(HOST_GW))
+        made.change(*options(HOST_GW))
         made.run_on("host-gw")

@@ -101,9 +101,11 @@ def _noted(text: str, snapshot: Snapshot, forced: bool) -> str:
     there.
     """
     written = read(text)
+    if written.change is not None:  # whoever writes that knows what nodes are to do
+        return text
     if forced:
         return written.forced(secrets.token_hex(8), f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}")
-    if snapshot.config is None or written.change is not None or written.outcome is not None:
+    if snapshot.config is None or written.outcome is not None:
         return text
     try:
         return written.noting(read(snapshot.config.value)) or text

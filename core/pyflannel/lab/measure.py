@@ -204,6 +204,11 @@ class Ping:
             )
         return self._loss
 
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The numbers of the packets that were lost, counted from 0; stops it."""
+        return tuple(sorted(set(range(self.stop().sent)) - set(self._sequences())))
+
     def _sequences(self) -> list[int]:
         lines = self._log.read_text(encoding="ascii").splitlines(keepends=True)
         return [int(line.split()[1]) for line in lines if line.startswith("reply ") and line.endswith("\n")]

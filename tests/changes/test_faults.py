@@ -1,0 +1,78 @@
+"""Faults while a network changes: daemons killed at random, the store away, and changes given up, on every store.
+
+What is quick is in ``tests/integration/test_network_change.py``. ``make test-change`` runs these.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+from tests.changing import STORES, USERSPACE, VXLAN, Overlay, network, options, overlay, pinging
+from tests.waiting import PATIENCE, until
+
+from pyflannel.lab.topology import UPLINK
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
+
+KILLS = 50
+MINUTE = 6000
+"""Answers to one of our pings in a minute."""
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_daemons_are_killed_at_random_moments(seed: int) -> None:
+    """Fifty times in all, never a second one before the first is there again, through change after change."""
+    rng = random.Random(seed)
+    kills = iter(range(KILLS // 2))
+    with overlay(network(VXLAN)) as made, pinging(made.lab):
+        for backend in itertools.cycle((USERSPACE, VXLAN)):
+            with made.driven(*options(backend)) as process:
+                while process.running and next(kills, None) is not None:
+                    looks = iter(range(rng.randrange(100)))
+                    until(lambda looks=looks, process=process: next(looks, None) is None or not process.running)  # type: ignore[misc]
+                    daemon = rng.choice(made.nodes).daemon
+                    daemon.kill()
+                    daemon.start()
+                    daemon.wait_ready(peers=2, timeout=PATIENCE)
+                until(lambda process=process: not process.running, "the change is over", 3 * PATIENCE)  # type: ignore[misc]
+            made.run_on(str(backend["Type"]))
+            if next(kills, None) is None:
+                break
+
+
+def cut_off(made: Overlay, is_cut_off: bool) -> None:
+    """Take the store's servers off the network, or put them back."""
+    for server in made.lab.servers:
+        server.ip([f"link set {UPLINK} {'down' if is_cut_off else 'up'}"])
+
+
+@pytest.mark.parametrize("store", STORES[1:])
+def test_the_store_is_away_for_a_minute_in_the_middle(store: str) -> None:
+    with overlay(network(VXLAN), kind=store) as made, pinging(made.lab) as pings:
+        with made.driven("--backend", "host-gw") as process:
+            made.come_to("prepare", "switch", "retire")
+            cut_off(made, True)
+            pings.all[0].wait_replies(MINUTE, 3 * PATIENCE)
+            cut_off(made, False)
+            until(lambda: not process.running, "the change is over", 3 * PATIENCE)
+        made.run_on("host-gw")
+
+
+@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("phase", ["prepare", "switch"])
+def test_a_change_is_given_up_in_each_phase(store: str, phase: str) -> None:
+    """By another node than the one that began it, which was killed; a second change is refused meanwhile."""
+    with overlay(network(VXLAN), kind=store) as made, pinging(made.lab):
+        made.nodes[2].daemon.pause()  # or nobody knows how far it gets
+        with made.driven("--backend", "host-gw"):
+            made.come_to("prepare")
+        made.nodes[2].daemon.resume()
+        made.all_are("prepared")
+        if phase == "switch":
+            made.write({**made.document(), "Change": {**made.document()["Change"], "Phase": "switch"}})
+            made.all_are("switched")
+        assert "another change is under way" in made.refused("--backend", "wireguard")
+        assert made.change("--abort", node=1)[-1]["phase"] == "back"
+        made.run_on("vxlan")
