@@ -254,7 +254,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "backend",
         TEXT,
         "How packets travel between nodes (see: pyflannel plugins). Must agree with Backend.Type in the store's "
-        "network config; with --network it is written there (default there: vxlan).",
+        "network config, unless 'pyflannel network change' has led elsewhere; with --network it is written there "
+        "(default there: vxlan).",
         section=NETWORK,
     ),
     Option(
@@ -430,7 +431,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "state-dir",
         PATH,
-        "The directory of what must outlive a reboot: keys, a random node id.",
+        "The directory of what must outlive a reboot: keys, a random node id, the network config that was followed "
+        "last.",
         Path("/var/lib/pyflannel"),
         section=FILES,
         scope="node",
