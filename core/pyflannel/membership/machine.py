@@ -1200,7 +1200,11 @@ class LeaseMachine:
 
     def _leads_away(self, document: str) -> bool:
         """Whether all nodes are to leave ``document`` for the store's, or nobody can say where they are."""
-        followed, now = read(document), read(self._document)
+        followed = read(document)
+        try:
+            now = read(self._document)
+        except ConfigError:
+            return False
         return followed.change is not None or now.change is not None or now.last not in ("", followed.last)
 
     def _reaches(self, place: _Place, leases: Sequence[Record]) -> Reaches:

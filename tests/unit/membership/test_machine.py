@@ -1126,11 +1126,11 @@ def restarted(node: Node, **options: Any) -> Node:
     return Node(store=node.store, given=given, previous=node.joined.lease.subnets).start().run(5)
 
 
-@pytest.mark.parametrize("written", [HOST_GW, VXLAN_2, ELSEWHERE, NO_BACKEND, {}], ids=str)
-def test_a_node_that_starts_does_not_cut_itself_off_from_all_others(written: dict[str, Any]) -> None:
+@pytest.mark.parametrize("written", [*map(json.dumps, (HOST_GW, VXLAN_2, ELSEWHERE, NO_BACKEND, {})), "{"])
+def test_a_node_that_starts_does_not_cut_itself_off_from_all_others(written: str) -> None:
     one = Node().start().run(5)
     Node(store=one.store, host=2).start().run(5)
-    one.store.config_is(json.dumps(written))
+    one.store.config_is(written)
     again = restarted(one)
     assert again.joined.backend.name == "vxlan"
     assert again.joined.node.network == one.joined.node.network
