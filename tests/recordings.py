@@ -13,6 +13,12 @@ from pyflannel.network.lease import Lease
 
 GOLDEN = Path(__file__).parent / "golden"
 
+BETTER_DOCUMENTS = {
+    *("no-backend", "min>max", "vni-big", "vni-neg", "mtu-0", "mtu-small", "udp-port-str", "wg"),
+    *("bogus-type", "space-type", "backend-null", "backend-empty", "type-empty", "type-null"),
+}
+"""Refused or read in another way on purpose; docs/reference/network-config.md says why."""
+
 
 def network(name: str) -> NetworkConfig:
     return NetworkConfig.from_json((GOLDEN / name / "config.json").read_text())

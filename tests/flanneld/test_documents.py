@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from tests.recordings import GOLDEN
+from tests.recordings import BETTER_DOCUMENTS, GOLDEN
 from tests.servers.flanneld import Etcd, Flanneld
-from tests.unit.network.test_document import BETTER
 from tests.waiting import until
 
 from pyflannel.backend import parse_options
@@ -139,7 +138,7 @@ def test_a_document_is_taken_as_flanneld_takes_it(
 ) -> None:
     recorded, (real, own) = vector["flanneld"], outcomes[vector["name"]]
     assert bool(real.refused) == recorded.get("refused", False), real.log
-    if vector["name"] in BETTER:
+    if vector["name"] in BETTER_DOCUMENTS:
         return
     assert bool(own.refused) == bool(real.refused), own.refused or real.log
     if real.refused:

@@ -10,11 +10,11 @@ import json
 import subprocess
 import sys
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pyflannel.lab import Node
 
-__all__ = ["Answer", "Doctor"]
+__all__ = ["PAST_THE_ENCRYPTION", "Answer", "Cause", "Doctor"]
 
 _SERVE = """
 import contextlib, io, json, sys
@@ -25,6 +25,17 @@ for line in sys.stdin:
         code = main(json.loads(line))
     print(json.dumps([int(code), out.getvalue(), err.getvalue()]), flush=True)
 """
+
+
+class Cause(NamedTuple):
+    """A row of the table in docs/doctor.md that another module than test_doctor_causes walks."""
+
+    name: str
+    check: str
+    fix: str
+
+
+PAST_THE_ENCRYPTION: Final = Cause("a route past the encryption", "routes of others", "ip route delete")
 
 
 class Answer(NamedTuple):

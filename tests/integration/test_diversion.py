@@ -9,16 +9,13 @@ from ipaddress import IPv4Address, IPv4Network, ip_network
 
 import pytest
 from tests.integration.asking import PATIENCE, until, workers
+from tests.integration.examining import PAST_THE_ENCRYPTION, Doctor
 from tests.integration.overlay import overlay
 
 from pyflannel.lab import Lab, Node
-from pyflannel.lab.daemon import pyflannel_command
 from pyflannel.lab.topology import UPLINK
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
-
-TOLD = "a route past the encryption"
-"""What docs/doctor.md calls what doctor is asked about here."""
 
 
 @pytest.fixture(scope="module")
@@ -141,10 +138,10 @@ def test_a_route_that_is_added_later_is_named_and_the_node_is_not_ready(lab: Lab
         until(lambda: node.daemon.status()["state"] == "waiting", lambda: message(node))
         assert "past the encryption" in message(node)
         assert str(subnet(peer).network_address) in message(node)
-        doctor = node.run(
-            pyflannel_command("doctor", "--no-probes", "--run-dir", str(node.daemon.run_directory)), check=False
-        ).stdout
-        assert "comes before ours" in doctor
+        with Doctor(node) as doctor:
+            told = doctor.trouble()[PAST_THE_ENCRYPTION.check]
+        assert any("comes before ours" in finding["message"] for finding in told)
+        assert any(f"{PAST_THE_ENCRYPTION.fix} {subnet(peer).network_address}" in finding["fix"] for finding in told)
     finally:
         node.ip([f"route del {route}"])
     until(lambda: node.daemon.status()["state"] == "ready", lambda: message(node))

@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration import test_diversion
 from tests.integration.asking import until
-from tests.integration.examining import Doctor
+from tests.integration.examining import PAST_THE_ENCRYPTION, Doctor
 from tests.integration.overlay import overlay
 
 from pyflannel.lab import Lab, Node
@@ -639,7 +638,7 @@ def walked() -> dict[str, tuple[str, str]]:
         **{name: (row.check if row.fix else "", row.fix) for name, row in STARTS.items()},
         MANY: ("leases", "pyflannel status"),
         LOCK: ("daemon", "rm "),
-        test_diversion.TOLD: ("routes of others", "ip route delete"),
+        PAST_THE_ENCRYPTION.name: (PAST_THE_ENCRYPTION.check, PAST_THE_ENCRYPTION.fix),
     }
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from ipaddress import IPv4Network, IPv6Network
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from tests.recordings import BETTER_DOCUMENTS, GOLDEN
 
 from pyflannel.backend import parse_options
 from pyflannel.errors import ConfigError, ExitCode, PluginError
@@ -17,8 +17,6 @@ from pyflannel.network.document import FamilyConfig, NetworkConfig
 from pyflannel.network.lease import Subnets
 from pyflannel.plugins import load_backend
 from pyflannel_backends.vxlan import VxlanBackend
-
-GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 def parse(**document: Any) -> NetworkConfig:
@@ -93,11 +91,6 @@ def test_a_family_that_is_off_need_not_make_sense_but_must_be_readable() -> None
 
 
 VECTORS = json.loads((GOLDEN / "config-0.28.10.json").read_text())
-BETTER = {
-    *("no-backend", "min>max", "vni-big", "vni-neg", "mtu-0", "mtu-small", "udp-port-str", "wg"),
-    *("bogus-type", "space-type", "backend-null", "backend-empty", "type-empty", "type-null"),
-}
-"""Refused or read in another way on purpose; docs/reference/network-config.md says why."""
 
 
 @pytest.mark.parametrize("vector", VECTORS, ids=[vector["name"] for vector in VECTORS])
@@ -108,7 +101,7 @@ def test_a_document_means_what_it_means_to_flanneld(vector: dict[str, Any]) -> N
         kind = load_backend(config.backend_type)
         options, _ = parse_options(kind.Options, config.backend_options)
     except (ConfigError, PluginError):
-        assert theirs.get("refused") or vector["name"] in BETTER
+        assert theirs.get("refused") or vector["name"] in BETTER_DOCUMENTS
         return
     assert not theirs.get("refused")
     ours = {
@@ -120,7 +113,7 @@ def test_a_document_means_what_it_means_to_flanneld(vector: dict[str, Any]) -> N
     }
     assert ours == {key: theirs[key] for key in ("ipv4", "ipv6") if key in theirs}
     assert config.enable_nftables == theirs["nftables"]
-    if vector["name"] not in BETTER:
+    if vector["name"] not in BETTER_DOCUMENTS:
         assert config.backend_type == theirs["type"].lower()
     if "vxlan" in theirs and isinstance(options, VxlanBackend.Options):
         words = theirs["vxlan"].split()
