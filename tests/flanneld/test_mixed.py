@@ -19,11 +19,13 @@ from pyflannel.lab.daemon import pyflannel_command
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
 PREFIX = "/coreos.com/network"
-BACKENDS: dict[str, dict[str, Any]] = {
-    "vxlan": {"Type": "vxlan"},
-    "vxlan, direct": {"Type": "vxlan", "DirectRouting": True, "VNI": 7, "Port": 4789},
-    "host-gw": {"Type": "host-gw"},
-    "udp": {"Type": "udp"},
+BOTH = {"EnableIPv6": True, "IPv6Network": "fd00:10::/48"}
+NETWORKS: dict[str, dict[str, Any]] = {
+    "vxlan": {"Backend": {"Type": "vxlan"}},
+    "vxlan, both families": {"Backend": {"Type": "vxlan"}, **BOTH},
+    "vxlan, direct": {"Backend": {"Type": "vxlan", "DirectRouting": True, "VNI": 7, "Port": 4789}},
+    "host-gw": {"Backend": {"Type": "host-gw"}},
+    "udp": {"Backend": {"Type": "udp"}},
 }
 """Not ipip and wireguard: flanneld wants modules for them that few kernels of test machines have."""
 
@@ -36,10 +38,11 @@ class Mixed:
     etcd: Etcd
     flannelds: Sequence[Flanneld]
     store: str
+    versions: tuple[int, ...]
 
     def meet(self) -> None:
         """Wait until all containers reach each other."""
-        until(lambda: self.lab.reachability(versions=(4,)).complete, "everybody reaches everybody")
+        until(lambda: self.lab.reachability(versions=self.versions).complete, "everybody reaches everybody")
 
     def start_ours(self, node: Node) -> None:
         """Start pyflannel with what a drop-in is given: flanneld's own flags."""
@@ -54,7 +57,13 @@ class Mixed:
         :param without: a node that is left out.
         """
         containers = [each for each in self.lab.containers if each.node is not without]
-        pings = [one.ping(two.address(), interval=0.01) for one in containers for two in containers if one is not two]
+        pings = [
+            one.ping(two.address(version), interval=0.01)
+            for one in containers
+            for two in containers
+            for version in self.versions
+            if one is not two
+        ]
         for ping in pings:
             ping.wait_replies(20, PATIENCE)
         yield
@@ -65,10 +74,10 @@ class Mixed:
 
 
 @contextmanager
-def mixed(backend: dict[str, Any]) -> Iterator[Mixed]:
+def mixed(network: dict[str, Any]) -> Iterator[Mixed]:
     with Lab(nodes=3) as lab, ExitStack() as stack:
         etcd = Etcd(lab)
-        etcd.put(f"{PREFIX}/config", json.dumps({"Network": "10.244.0.0/16", "Backend": backend}))
+        etcd.put(f"{PREFIX}/config", json.dumps({"Network": "10.244.0.0/16", **network}))
         one, two, three = lab.nodes
         flannelds = [
             stack.enter_context(Flanneld(node, etcd, PREFIX, "-ip-masq", "-healthz-port=8401")) for node in (one, three)
@@ -78,7 +87,7 @@ def mixed(backend: dict[str, Any]) -> Iterator[Mixed]:
         for flanneld in flannelds:
             flanneld.wait_ready()
             flanneld.node.attach_containers(flanneld.container_network())
-        made = Mixed(lab, etcd, flannelds, etcd.store(PREFIX))
+        made = Mixed(lab, etcd, flannelds, etcd.store(PREFIX), (4, 6) if "IPv6Network" in network else (4,))
         made.start_ours(two)
         two.attach_containers()
         made.meet()
@@ -90,14 +99,14 @@ def mixed(backend: dict[str, Any]) -> Iterator[Mixed]:
                 print(node.name, node.daemon.log(), sep="\n")
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_all_reach_each_other_and_a_node_goes_over_and_back(name: str) -> None:
     """With udp every packet passes a daemon: there only a node that has none meanwhile may lose some."""
-    with mixed(BACKENDS[name]) as made:
+    with mixed(NETWORKS[name]) as made:
         flanneld = made.flannelds[0]
         node = flanneld.node
         before = flanneld.environment()
-        keeps = BACKENDS[name]["Type"] != "udp"
+        keeps = name != "udp"
         with made.pinging(node if not keeps else None, "from flanneld to pyflannel"):
             flanneld.stop()
             made.start_ours(node)
@@ -134,7 +143,7 @@ def answers(node: Node) -> bool:
 
 
 def test_a_change_of_the_network_names_the_node_that_can_t_take_part() -> None:
-    with mixed(BACKENDS["vxlan"]) as made:
+    with mixed(NETWORKS["vxlan"]) as made:
         node = made.lab.nodes[1]
         command = ["network", "change", "--backend", "host-gw", "--store", made.store]
         before = made.etcd.get(f"{PREFIX}/config")
