@@ -270,7 +270,8 @@ def test_from_kube_flannel_node_by_node(cluster: Cluster) -> None:
             kube.kubectl("label", "node", machine.name, "pyflannel=yes")
             kube.ready_pods("pyflannel", OURS, done)
             until(lambda gone=machine: not kube.pods("kube-flannel", THEIRS, gone.name), "flannel's end")  # type: ignore[misc]
-            assert not machine.outside("/etc/cni/net.d/10-flannel.conflist").exists()
+            theirs = machine.outside("/etc/cni/net.d/10-flannel.conflist")
+            until(lambda theirs=theirs: not theirs.exists(), "the end of flannel's conflist")  # type: ignore[misc]
             later += cluster.boxes(f"later-{done}")
             all_reach_all([*boxes, *later])
         kube.kubectl("apply", "-k", str(cluster.manifests()))
