@@ -217,7 +217,9 @@ class LinkTable:
             return self._like(wanted.info, row)
         if row.kind in ("vxlan", "tun"):
             data = _info_data(row.message)
-            return self._vxlan(data) if row.kind == "vxlan" else _tun(data, row.message)
+            info = self._vxlan(data) if row.kind == "vxlan" else _tun(data, row.message)
+            # One that carries our mark, and can't be said with the fields that we have, some backend has said by names.
+            return info if row.alias != OWNER or not isinstance(info, ForeignInfo) else GenericInfo(row.kind)
         return GenericInfo(row.kind) if row.alias == OWNER and row.kind else ForeignInfo(row.kind or "physical")
 
     def _like(self, wanted: GenericInfo, row: LinkRow) -> LinkInfo:

@@ -586,6 +586,23 @@ def test_a_leftover_of_any_kind_is_ours_to_delete_and_an_unmarked_one_is_not(wor
     assert world.dump() == {}
 
 
+@pytest.mark.parametrize("attribute", ["IFLA_VXLAN_COLLECT_METADATA", "IFLA_VXLAN_GROUP"])
+def test_a_device_of_a_kind_with_fields_may_be_said_by_its_attributes(world: Any, attribute: str) -> None:
+    """Whoever looks without wanting it, as a cleanup does, sees it and what is on it as ours; and it makes room."""
+    said = (attribute, 1 if attribute.endswith("METADATA") else "192.0.2.9"), ("IFLA_VXLAN_PORT", 4790)
+    ours = Link("flannel.1", GenericInfo("vxlan", None, (*said, ("IFLA_VXLAN_ID", 1))), 1400, "02:00:00:00:03:01")
+    plan: list[KernelObject] = [ours, Address("flannel.1", ip_interface("10.1.0.0/32"))]
+    plan.append(Neighbour("flannel.1", ip_address("10.2.0.0"), "02:00:00:00:03:02"))
+    wanting(world, ours).become(plan)
+    assert world.become(plan) == 0
+    world.scope = Scope()
+    assert world.dump() == {item.key: item for item in (replace(ours, info=GenericInfo("vxlan")), *plan[1:])}
+    world.scope = Scope(frozenset({"flannel.1"}))
+    assert world.write(Family(4).link) == {}
+    assert world.dump()[ours.key] == Family(4).link
+    world.become([])
+
+
 def test_our_device_of_another_kind_makes_room_and_a_foreign_one_does_not(world: Any) -> None:
     tap = replace(macvlan(), info=GenericInfo("macvtap", "eth0", (("IFLA_MACVTAP_MODE", "bridge"),)))
     wanting(world, tap).become([tap])
