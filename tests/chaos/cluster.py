@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from tests.chaos import looks
-from tests.chaos.plan import Plan
+from tests.chaos.plan import ONE_FAMILY, Plan
 from tests.chaos.record import ALL, Change, Claim, Death, Hindrance, History, Mood, Outage, Sample
 
 from pyflannel.errors import DaemonError, PyflannelError
@@ -51,7 +51,7 @@ ELSEWHERE: Final = 100
 
 def document(backend: str) -> dict[str, JSON]:
     """The network document of a run: both families, where the backend has them."""
-    both = {} if backend == "udp" else {"EnableIPv6": True, "IPv6Network": "fd00:244::/48"}
+    both = {} if backend in ONE_FAMILY else {"EnableIPv6": True, "IPv6Network": "fd00:244::/48"}
     return {"Network": "10.244.0.0/16", **both, "Backend": {"Type": backend}}
 
 

@@ -284,8 +284,9 @@ def _bad_value(cluster: Cluster, member: Member, name: str, wrong: str, rng: ran
 
 
 def _free_key(cluster: Cluster, rng: random.Random) -> str:
-    """A key in the network that no lease overlaps."""
-    taken = [subnets for key in cluster.leases if (subnets := looks.subnets_of(key)) is not None]
+    """A key in the network that overlaps no node's."""
+    keys = [key for key, value in cluster.leases.items() if f'"{HOSTILE}' not in value]
+    taken = [subnets for key in keys if (subnets := looks.subnets_of(key)) is not None]
     while True:
         key = f"10.244.{rng.randrange(1, 255)}.0-24"
         if len(cluster.versions) == 2:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-__all__ = ["DAEMON", "EVERYBODY", "KINDS", "PATH", "PROMISE", "STORE", "Fault", "Kind", "Plan", "draw"]
+__all__ = ["DAEMON", "EVERYBODY", "KINDS", "ONE_FAMILY", "PATH", "PROMISE", "STORE", "Fault", "Kind", "Plan", "draw"]
 
 PROMISE: Final = 120.0
 """Seconds within which all is as it should be again, once nothing hinders it (docs/reliability.md)."""
@@ -26,6 +26,9 @@ WARM: Final = 15.0
 
 LONGEST_STORM: Final = 120.0
 """Seconds; a longer run has more storms."""
+
+ONE_FAMILY: Final = ("udp", "ipip")
+"""Backends that carry IPv4 alone."""
 
 EVERYBODY: Final = -1
 """The node of a fault that befalls no single one."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.chaos.judge import PROMISES, Violation, unhindered
-from tests.chaos.plan import DAEMON, KINDS, PATH, PROMISE, SETTLED, STORE
+from tests.chaos.plan import DAEMON, KINDS, ONE_FAMILY, PATH, PROMISE, SETTLED, STORE
 from tests.chaos.record import ALL, Hindrance, History, Mood, Outage
 
 __all__ = ["page", "picture", "waits", "write"]
@@ -295,7 +295,7 @@ def _losses(history: History, scale: _Scale, node: str, y: int) -> Iterator[str]
     for outage in history.outages:
         if node in (outage.source, outage.target):
             bins.update(range(int(outage.begin / scale.bin), int(outage.end / scale.bin) + 1))
-    streams = 2 * (history.plan.nodes - 1) * (1 if history.plan.backend == "udp" else 2)
+    streams = 2 * (history.plan.nodes - 1) * (1 if history.plan.backend in ONE_FAMILY else 2)
     levels = {number: min(4, 1 + int(4 * count / streams)) for number, count in bins.items()}
     numbers = sorted(levels)
     begin = 0
