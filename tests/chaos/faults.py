@@ -144,8 +144,10 @@ def _unplug(cluster: Cluster, member: Member, fault: Fault, rng: random.Random) 
     def up() -> None:
         host = member.node.host
         routes = (f"route replace default via {router} dev eth0" for router in (host.router_ipv4, host.router_ipv6))
-        address = f"address replace {member.node.ipv6} dev eth0 nodad"  # which goes with the link
-        member.node.ip(["link set eth0 up", address, *routes])
+        # Addresses go with the link. Without the second one the kernel can't ask whether a neighbour is still there.
+        addresses = (str(member.node.ipv6), f"fe80::{host.number:x}/64")
+        lines = (f"address replace {address} dev eth0 nodad" for address in addresses)
+        member.node.ip(["link set eth0 up", *lines, *routes])
 
     return "(link down)", up
 
