@@ -77,6 +77,7 @@ class Server:
         self._wake = Wake()
         self._closing = False
         self._paused_until: float | None = None
+        self._refusing = False
         self._connections: dict[_Connection, None] = {}
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
@@ -147,10 +148,13 @@ class Server:
             channel, _ = self._listener.accept()
         except OSError as error:
             if not isinstance(error, (BlockingIOError, ConnectionAbortedError)):
-                log.warning("%s can't take a connection: %s", self._thread.name, error.strerror)
+                if not self._refusing:  # said once, and not at every try
+                    log.warning("%s can't take a connection: %s", self._thread.name, error.strerror)
+                self._refusing = True
                 self._selector.unregister(self._listener)  # the connection stays in the queue
                 self._paused_until = time.monotonic() + ACCEPT_PAUSE
             return
+        self._refusing = False
         channel.setblocking(False)
         if len(self._connections) >= MAX_CONNECTIONS:
             self._end(next(iter(self._connections)))
