@@ -336,7 +336,7 @@ class Cluster:
         """What each daemon needs now."""
         for member in self.members:
             if member.alive:
-                with suppress(OSError, ValueError):
+                with suppress(OSError, KeyError):  # it has ended
                     yield _sample(member, self.now)
 
     def stored(self) -> tuple[float, int, int]:
