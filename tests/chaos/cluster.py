@@ -217,7 +217,7 @@ class Cluster:
 
     def turn(self) -> None:
         """Hear, ask and supervise whatever is due."""
-        self._hear_store()
+        self.hear_store()
         self._hear_pings()
         for member in self.members:
             self._supervise(member)
@@ -229,7 +229,8 @@ class Cluster:
             self.history.samples += self.samples()
             self._look_for_hostile()
 
-    def _hear_store(self) -> None:
+    def hear_store(self) -> None:
+        """Take in what has become of the store."""
         for told in self.store.all():
             if "key" in told:
                 self.history.changes.append(Change(told["at"] - self._begin, told["key"], told["value"]))
@@ -341,7 +342,7 @@ class Cluster:
 
     def stored(self) -> tuple[float, int, int]:
         """When, how many keys the store has, and how many bytes of its disk are in use."""
-        self._hear_store()
+        self.hear_store()
         disk = os.statvfs(self.disk)
         return self.now, len(self.table), (disk.f_blocks - disk.f_bfree) * disk.f_frsize
 
@@ -385,7 +386,7 @@ class Cluster:
 
     def finish(self) -> History:
         """What was seen, with what goes on still."""
-        self._hear_store()
+        self.hear_store()
         self._hear_pings()
         at, gaps = self._open
         for gap in gaps:

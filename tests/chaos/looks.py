@@ -189,14 +189,15 @@ def _kernel(cluster: Cluster, member: Member, status: Mapping[str, JSON]) -> Ite
         found = port.dump(Scope.of(overlay.desired.values()), overlay.desired)
     yield from _compare(overlay.desired, found)
     rules = _rules(member.node)
-    before, member.firewall = member.firewall, (str(status["lease"]["key"]), rules)
+    if member.firewall[0] != status["lease"]["key"]:
+        member.firewall = str(status["lease"]["key"]), rules
     missing = [
         name for _, name in TABLES[: len(cluster.versions)] if f"table ip{'6' * ('6' in name)} {name}" not in rules
     ]
     if missing and overlay.entrances:  # else there is nothing to keep out
         yield "drift", f"the firewall's tables {missing} are missing"
-    elif before[0] == member.firewall[0] and before[1] != rules:
-        yield "drift", f"the firewall's rules were {before[1]} and are {rules}"
+    elif member.firewall[1] != rules:
+        yield "drift", f"the firewall's rules were {member.firewall[1]} and are {rules}"
 
 
 def _plan(cluster: Cluster, member: Member, status: Mapping[str, JSON]) -> Overlay:
