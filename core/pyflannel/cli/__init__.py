@@ -104,9 +104,12 @@ def pyflannel(ctx: click.Context) -> int:
     if ctx.invoked_subcommand is not None:
         return ExitCode.OK
     wanted = settings(ctx, daemon=True)
-    from pyflannel.daemon.wiring import run
+    from pyflannel.daemon import memory
 
-    return run(wanted, lambda: settings(ctx, daemon=True))
+    with memory.rush():
+        from pyflannel.daemon.wiring import run
+
+        return run(wanted, lambda: settings(ctx, daemon=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -263,7 +263,7 @@ class Loop:
 
         :raises PyflannelError: the first look at the store showed that this configuration can't work.
         """
-        with memory.rush(), selectors.DefaultSelector() as selector:
+        with selectors.DefaultSelector() as selector:
             selector.register(self._wake, selectors.EVENT_READ)
             selector.register(self._port.fileno(), selectors.EVENT_READ)
             try:

@@ -1,8 +1,8 @@
 """How the daemon's memory is looked after: a start needs more of it than what follows, and gives it back.
 
-Joining is a rush: thousands of leases are read, planned and written to the kernel, and libraries run code that they
-will not run again. :func:`rush` prepares for it, :func:`settle` gives back what it took. And where there is none to be
-had, :func:`or_end` sees that the daemon doesn't go on without a part of itself.
+A start is a rush: hundreds of modules are imported, thousands of leases read, planned and written to the kernel, and
+libraries run code that they will not run again. :func:`rush` prepares for it, :func:`settle` gives back what it took.
+And where there is none to be had, :func:`or_end` sees that the daemon doesn't go on without a part of itself.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _OUT_OF_MEMORY: Final = (
 
 _USUAL_THRESHOLD: Final = gc.get_threshold()
 
-# How many new objects the collector of cycles waits for in a rush. None of what we read and plan is in a cycle, and
-# looking at all of it again and again would take a tenth of the time.
+# How many new objects the collector of cycles waits for in a rush. None of what we read and plan is in a cycle, nor is
+# what modules are made of ever free; looking at all of it again and again would take a tenth of the time.
 _RUSH_THRESHOLD: Final = 50_000
 
 
