@@ -88,6 +88,9 @@ class Feed:
         """The revision of each batch, and ``ends``: how many changes there were after it."""
         self.ends: list[int] = []
         self.changes: list[Change] = []
+        self._revision = ""
+        self._positions: dict[str, int] = {}
+        """Of revisions that are no numbers, as Consul's driver makes them up: how many changes there were at most."""
         self.broke: Callable[[PyflannelError], None] = lambda error: None
         self.up = False
         self._stopping = False
@@ -100,11 +103,18 @@ class Feed:
 
     def position(self, revision: str) -> int:
         """How many changes there were up to a revision."""
+        if not revision.isdecimal():
+            return self._positions[revision]
         before = bisect_right(self.revisions, int(revision))
         return self.ends[before - 1] if before else 0
 
+    def took(self, revision: str, position: int) -> None:
+        """A snapshot was asked for after so many changes. What it has besides is told once more."""
+        if not revision.isdecimal():
+            self._positions[revision] = position
+
     def since(self, position: int) -> Batch:
-        return Batch(str(self.revisions[-1]), tuple(self.changes[position:]))
+        return Batch(self._revision, tuple(self.changes[position:]))
 
     def _run(self, revision: str) -> None:
         """Watch, and after each break from where it broke off."""
@@ -125,8 +135,11 @@ class Feed:
     def _heard(self, batch: Batch) -> None:
         if batch.changes:
             self.changes.extend(batch.changes)
-            self.revisions.append(int(batch.revision))
-            self.ends.append(len(self.changes))
+            self._revision = batch.revision
+            self.took(batch.revision, len(self.changes))
+            if batch.revision.isdecimal():
+                self.revisions.append(int(batch.revision))
+                self.ends.append(len(self.changes))
 
     def _lost(self, error: PyflannelError) -> None:
         if self.up:
@@ -363,10 +376,13 @@ class Herd:
         return store
 
     def _call(self, number: int, node: Node, asked: int, call: Any) -> None:
+        known = len(self.feed.changes)
         try:
             result = perform(self._store(), call)
         except PyflannelError as error:
             result = error
+        if isinstance(result, Snapshot):
+            self.feed.took(result.revision, known)
         self.inbox.put(lambda: self._answered(number, node, asked, call, result))
 
     def _answered(self, number: int, node: Node, asked: int, call: Any, result: Any) -> None:
