@@ -311,10 +311,8 @@ class Overlay:
         if owner is not None or not isinstance(item, Route | Neighbour):
             return owner
         place = item.destination if isinstance(item, Route) else ip_network(item.address)
-        return next(
-            iter(self._ranges.overlapping(Subnets(place) if isinstance(place, IPv4Network) else Subnets(None, place))),
-            None,
-        )
+        within = Subnets(place) if isinstance(place, IPv4Network) else Subnets(None, place)
+        return next(iter(self._ranges.overlapping(within)), None)
 
     def _rivals(self, keys: Iterable[Key], subnets: Subnets) -> dict[str, _Claim]:
         """Who has something of what a peer claims, and what: of an address range, all that they hold."""
