@@ -62,7 +62,7 @@ def described(made: object) -> str:
         return "yes"
     if os.environ.get("PYFLANNEL_NO_EXTENSIONS"):
         return "no: switched off by PYFLANNEL_NO_EXTENSIONS"
-    return f"no: {_found()[1] or 'compiled without OpenSSL'}"
+    return f"no: {_found()[1] or 'compiled without OpenSSL, or libcrypto is missing here'}"
 
 
 def _extension() -> ModuleType | None:
