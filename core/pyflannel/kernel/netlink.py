@@ -87,6 +87,7 @@ from pyflannel.kernel.port import (
     Surroundings,
     Write,
     apart,
+    following,
     rule_order,
 )
 from pyflannel.kernel.qdiscs import QdiscRow
@@ -653,6 +654,7 @@ class NetlinkPort(KernelPort):
         self._put_routes(put[Kind.ROUTE], failures)
         self._put_rules([*put[Kind.RULE], *deleted[Kind.RULE]], failures)
         self._echoes.clear()
+        succeeded = following(succeeded, put[Kind.ROUTE], failures)
         if succeeded:
             self._send(map(self._deletion, succeeded), failures)
             self._pending.resync = True  # metric 0 matches any: had somebody deleted the old one, it was the new one

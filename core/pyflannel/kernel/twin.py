@@ -65,6 +65,7 @@ from pyflannel.kernel.port import (
     Surroundings,
     Write,
     apart,
+    following,
     rule_order,
 )
 from pyflannel.kernel.refusal import (
@@ -172,7 +173,15 @@ class TwinPort(KernelPort):
         failures: dict[Key, KernelError] = {}
         creations = [write for write in writes if write.new is not None]
         deletions, last = apart((write for write in writes if write.new is None), creations)
-        for write in (*_sorted([*deletions, *creations]), *last):
+        self._each(_sorted([*deletions, *creations]), failures)
+        last = following(last, creations, failures)
+        self._each(last, failures)
+        self._pending.resync |= bool(last)
+        self._announce()
+        return failures
+
+    def _each(self, writes: Iterable[Write], failures: dict[Key, KernelError]) -> None:
+        for write in writes:
             try:
                 self._require_life()
                 self._fail_on_request(write)
@@ -180,9 +189,6 @@ class TwinPort(KernelPort):
             except KernelError as error:
                 failures[write.key] = error
             self.progress()
-        self._pending.resync |= bool(last)
-        self._announce()
-        return failures
 
     def look_around(self) -> Surroundings:
         """See :meth:`KernelPort.look_around`."""

@@ -904,6 +904,24 @@ def test_close_leaves_everything_and_may_be_repeated(world: Any, family: Family)
     assert len(world.routes(family.version)) == 3
 
 
+def test_an_old_route_stays_where_the_kernel_refuses_the_new_one_with_a_metric(world: Any) -> None:
+    """And where it takes it, the old one of another destination goes."""
+    family = Family(4)
+    old, others = family.gateway_route(1), family.gateway_route(2)
+    assert world.write(old, others) == {}
+    refused = replace(old, gateway=ip_address("203.0.113.77"), onlink=False, metric=7)  # no neighbour of this node's
+    taken = replace(others, metric=7)
+    writes = [Write(old, None), Write(None, refused), Write(others, None), Write(None, taken)]
+    failures = world.port.apply(writes)
+    assert failures.keys() == {old.key, refused.key}
+    assert "stays until" in str(failures[old.key])
+    world.quiet()
+    assert {key: item for key, item in world.dump().items() if key[0] is Kind.ROUTE} == {
+        old.key: old,
+        taken.key: taken,
+    }
+
+
 def test_an_old_route_and_a_new_one_with_a_metric_change_places(world: Any) -> None:
     family = Family(4)
     old = family.gateway_route(1)
