@@ -38,6 +38,7 @@ __all__ = [
     "Surroundings",
     "Write",
     "apart",
+    "following",
     "rule_order",
 ]
 

@@ -1116,7 +1116,7 @@ class LeaseMachine:
         """The leases of these records, without those of a machine with our node id; decides by which id we go."""
         leases = [lease for record in records if (lease := _readable(record)) is not None]
         me = self._myself
-        naming = me.name(leases, self._node_id)
+        naming = me.name(leases, self._node_id, held=self._generation > 0)
         self._node_id, twin = naming.node_id, naming.twin
         if twin is None and self._gives_way:
             twin = next((lease for lease in leases if lease.attributes.node_id == self._options.node_id), None)

@@ -65,12 +65,13 @@ class Myself:
         """Whether another machine wrote a lease that would go by our id if we didn't."""
         return attributes.twin_of == self.node_id and not self._as_twin(attributes)
 
-    def name(self, leases: Iterable[Lease], present: str = "") -> Naming:
+    def name(self, leases: Iterable[Lease], present: str = "", held: bool = False) -> Naming:
         """By which id to go.
 
         :param leases: all that name us.
         :param present: the id that this machine goes by already. It gives up the first one only if it must, and never
             goes back to it while it runs.
+        :param held: it has held a lease under that id since it was started, so what a copy may have held isn't its own.
         """
         found = list(leases)
         named = [lease for lease in found if lease.attributes.node_id == self.node_id]
@@ -83,7 +84,7 @@ class Myself:
             self._is_here(lease.attributes) and self.marks.kinship(lease.attributes.marks) is not Kinship.OTHER
             for lease in named
         )
-        if earlier is not None and not here:
+        if earlier is not None and not here and not held:
             return Naming(earlier, twin or next(iter(named), None))
         own = any(not self.is_twins(lease.attributes) for lease in named)
         return Naming(self.node_id if own or twin is None else self.derived, twin)

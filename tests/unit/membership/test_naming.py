@@ -74,6 +74,13 @@ def test_an_original_is_not_moved_by_a_copy_alike_in_every_mark_that_gave_way_to
     assert me(REBOOTED, version).name([copy, ours]) == Naming("n")
 
 
+def test_an_original_goes_on_where_somebody_wrote_over_the_address_in_its_lease(version: int) -> None:
+    """It has held that lease; what a copy like it held once is none of its own."""
+    ours, copy = lease(1, THERE[version]), lease(2, HERE[version], "d", ORIGINAL, "n")
+    assert me(ORIGINAL, version).name([ours, copy], "n", held=True) == Naming("n")
+    assert me(ORIGINAL, version).name([ours, copy], "n") == Naming("d", ours), "after a start nothing tells"
+
+
 def test_of_two_that_came_at_once_each_keeps_its_own(version: int) -> None:
     ours, theirs = lease(1, HERE[version]), lease(2, THERE[version], marks=COPY)
     assert me(REBOOTED, version).name([ours, theirs]) == Naming("n", theirs)

@@ -9,6 +9,7 @@ node can't know of a deleted lease before it is told, so whoever was robbed, cop
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import combinations
 from typing import Final, Protocol
@@ -19,7 +20,7 @@ from pyflannel.kernel.model import (
     FdbEntry,
     KernelObject,
     Key,
-    Kind,
+    Link,
     Neighbour,
     Qdisc,
     Route,
@@ -508,16 +509,16 @@ def _holds(node: SimulatedNode, item: KernelObject) -> bool:
         entry = kernel.routes.get(item.key)
         return entry is not None and entry.route == item
     if isinstance(item, Sysctl):
-        return item.optional or kernel.sysctls.get(item.path) == item.value
+        return kernel.sysctls.get(item.path, item.value if item.optional else None) == item.value
     if isinstance(item, FdbEntry):
         return kernel.fdb.get(item.key) == (item,)
     if isinstance(item, Rule):
         return kernel.rules.get((item.key, ROUTE_PROTOCOL)) == item
     if isinstance(item, Qdisc):
         return kernel.qdiscs.get(item.key) == (item, True)
-    if item.key[0] is Kind.LINK:
-        link = kernel.links.get(str(item.key[1]))
-        return link is not None and (not link.marked or link == item or link.mac is not None)
+    if isinstance(item, Link):
+        link = kernel.links.get(item.name)
+        return link is not None and replace(link, mac=item.mac and link.mac, marked=item.marked) == item
     tables: tuple[Mapping[Key, KernelObject], ...] = (kernel.addresses, kernel.neighbours, kernel.wireguard)
     return any(table.get(item.key) == item for table in tables)
 
