@@ -50,6 +50,7 @@ KNOWN: dict[str, int] = {
     "doesn't repair forwarding entries": 6,
     "doesn't tell a new data plane of peers that it has told the former one": 50,
     "programs what leads to its own address": 1,
+    "sends by the new settings while others are still preparing": 2,
     "a driver that renews what has gone": 9,
     "a driver whose watch begins one change too late": 9,
 }
@@ -170,7 +171,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
         patch,
         machines,
         "allocate",
-        lambda right: lambda network, taken, previous, rng: right(network, (), previous, random.Random(0)),
+        lambda right: lambda network, taken, previous, rng, kept: right(network, (), previous, random.Random(0), kept),
     )
     patch.setattr(machines, "CREATE_ATTEMPTS", 1)
 
@@ -416,7 +417,9 @@ def _(patch: pytest.MonkeyPatch) -> None:
         patch,
         machines,
         "allocate",
-        lambda right: lambda network, taken, previous, rng: right(network, taken, previous, random.Random(0)),
+        lambda right: (
+            lambda network, taken, previous, rng, kept: right(network, taken, previous, random.Random(0), kept)
+        ),
     )
 
 

@@ -95,7 +95,7 @@ def test_a_failing_history_is_shrunk_to_the_fault_that_matters() -> None:
     assert "rob" in shortest.report()
 
 
-CROSSING = {260: 242835535, 380: 263955581, 478: 850040953, 739: 336435245}
+CROSSING = {380: 263955581, 739: 336435245}
 """Seeds, and the number from which a fault of theirs drew a lease that crosses a living node's in one family."""
 
 
@@ -126,7 +126,7 @@ def test_who_hears_late_of_what_was_done_to_a_lease_is_forgiven(draw: int) -> No
 def test_a_network_is_changed_while_it_runs_and_some_changes_are_turned_round() -> None:
     plan = replace(draw_plan(0, stores=["etcd"], documents=DOCUMENTS[:1]), nodes=3, ttl=3600.0, margin=600.0)
     outcomes = set()
-    for draw in range(16):
+    for draw in range(10):
         outcome = run(replace(plan, faults=(Fault(30.0, "change", 0, 0.0, draw),), calm=((200.0, 260.0),)))
         assert outcome.violation is None
         said = [line.rpartition(" ")[2] for line in outcome.lines if "operator: " in line]
