@@ -132,6 +132,22 @@ def _waits(old: Route, followed: Mapping[object, Collection[int]]) -> bool:
     return bool(tables) and (old.destination.version == 4 or tables != {old.table})
 
 
+def following(deletions: Iterable[Write], creations: Iterable[Write], failures: dict[Key, KernelError]) -> list[Write]:
+    """Those of the deletions that wait which may be done now: where the new route was refused, the old one stays.
+
+    That it stays is noted in ``failures``, so that it is tried again.
+    """
+    routes = (write.new for write in creations if write.key in failures)
+    refused = {route.destination for route in routes if isinstance(route, Route)}
+    free = []
+    for write in deletions:
+        if isinstance(write.old, Route) and write.old.destination in refused:
+            failures[write.key] = KernelError(f"{write.old} stays until the one that takes its place is there")
+        else:
+            free.append(write)
+    return free
+
+
 def rule_order(write: Write) -> tuple[bool, int]:
     """By what the writes of rules are sorted: what is written in the order of priorities, then what goes in the reverse
     one."""
