@@ -7,7 +7,6 @@ is accounted for.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tests.servers import images
+from tests.servers import flanneld, images
 from tests.servers.kubernetes import binary
 from tests.servers.machines import COMMANDS, PAUSE, PROGRAMS, ControlPlane, Machine, Pod, is_ready
 from tests.waiting import until
@@ -36,7 +35,6 @@ NETWORK = {"Network": "10.244.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00:
 CLUSTER_CIDR = "10.244.0.0/16,fd00:10::/48"
 IMAGE, FLANNEL, BUSYBOX = (f"registry.example.com/{name}:1" for name in ("pyflannel", "flannel", "busybox"))
 OURS, THEIRS = "app.kubernetes.io/name=pyflannel", "app=flannel"
-FLANNELD = binary("kubelet").parents[1] / f"flanneld-{os.environ.get('PYFLANNEL_FLANNELD_VERSION', '0.28.10')}/flanneld"
 
 # One pod on each machine, which does nothing; tolerant, so that it is there as soon as the machine has a network.
 BOX: dict[str, Any] = {
@@ -78,8 +76,8 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         docker("save", "--output", str(lab.nodes[0].directory / "image.tar"), IMAGE)
         found.append(directory / "pyflannel.tar")
         shutil.copy(lab.outside(lab.nodes[0].directory / "image.tar"), found[-1])
-    if FLANNELD.exists():
-        found.append(images.tools_image(directory / "flannel.tar", FLANNEL, FLANNELD, directory / "flannel"))
+    if flanneld.MISSING is None:
+        found.append(images.tools_image(directory / "flannel.tar", FLANNEL, flanneld.BINARY, directory / "flannel"))
     return found
 
 
@@ -254,7 +252,7 @@ def flannel(cluster: Cluster) -> None:
         machine.outside("/etc/cni/net.d/10-flannel.conflist").write_text(json.dumps(conflist))
 
 
-@pytest.mark.skipif(not FLANNELD.exists(), reason="no flanneld: tools/build-flanneld builds one")
+@pytest.mark.skipif(flanneld.MISSING is not None, reason=str(flanneld.MISSING))
 def test_from_kube_flannel_node_by_node(cluster: Cluster) -> None:
     """As docs/kubernetes.md has it; half way, one machine is flannel's and the other pyflannel's."""
     kube = cluster.kube
