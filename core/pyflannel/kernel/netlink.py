@@ -856,17 +856,9 @@ class NetlinkPort(KernelPort):
         """Create, turn round or delete rules; the new one is there before the old one goes."""
         if not writes:
             return
-        there = self._rules()
-        goes = {write.old for write in writes if isinstance(write.old, Rule)}
-        steps = []
-        for write in sorted(writes, key=rule_order):
-            messages: list[bytes] = []
-            if isinstance(write.new, Rule) and write.new not in there:
-                messages.append(rules.creation(write.new))
-            if isinstance(write.old, Rule):
-                messages += rules.deletion(write.old, there, goes)
-            steps.append(_Step(write, tuple(messages), _GONE))
-        self._send(steps, failures)
+        ordered = sorted(writes, key=rule_order)
+        asked = rules.requests(map(_both_rules, ordered), self._rules())
+        self._send((_Step(write, messages, _GONE) for write, messages in zip(ordered, asked, strict=True)), failures)
 
     def _put_qdisc(self, write: Write) -> None:
         item = write.new or write.old
@@ -1052,6 +1044,12 @@ def _made_as(wanted: Link) -> Link:
     if wanted.info.kind != "bridge":
         return wanted
     return replace(wanted, mtu=wanted.mtu + (1 if wanted.mtu < _ETHERNET_MTU else -1))
+
+
+def _both_rules(write: Write) -> tuple[Rule | None, Rule | None]:
+    assert isinstance(write.old, Rule | None)
+    assert isinstance(write.new, Rule | None)
+    return write.old, write.new
 
 
 def _wanted_link(write: Write) -> Link:

@@ -1,7 +1,7 @@
 """Policy rules between the model and netlink (``linux/fib_rules.h``), and how to take away just one of them.
 
 Rules have no names. The kernel deletes the first one that agrees with all that a request says, so a request for a rule
-that says little also fits those that say more. :func:`deletion` therefore looks at the rules as they stand: of those
+that says little also fits those that say more. :func:`requests` therefore looks at the rules as they stand: of those
 before ours that would go in its place, copies are put behind it first. Nor is its word of use that such a rule is there
 already (``NLM_F_EXCL``), which it also gives for one that says more.
 
@@ -11,7 +11,7 @@ way.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from socket import AF_INET, AF_INET6
 from struct import Struct
@@ -21,7 +21,7 @@ from pyflannel.kernel.model import ROUTE_PROTOCOL, RULE_ACTIONS, Rule
 from pyflannel.kernel.wire import NLM_F_CREATE, NLM_F_DUMP, attribute, attributes, message
 from pyflannel.network.lease import IPNetwork
 
-__all__ = ["RTM_DELRULE", "RTM_NEWRULE", "creation", "deletion", "encode_rule_dump", "encoded", "parse_rule"]
+__all__ = ["RTM_DELRULE", "RTM_NEWRULE", "encode_rule_dump", "encoded", "parse_rule", "requests"]
 
 RTM_NEWRULE: Final = 32
 RTM_DELRULE: Final = 33
@@ -139,22 +139,36 @@ def _network(packed: bytes | None, length: int) -> IPNetwork | None:
     return IPv4Network((packed, length)) if len(packed) == 4 else IPv6Network((packed, length))
 
 
-def creation(rule: Rule) -> bytes:
-    """The request for one more rule, behind those of the same priority."""
-    return encoded(RTM_NEWRULE, rule, NLM_F_CREATE)
+def requests(writes: Iterable[tuple[Rule | None, Rule | None]], ours: Sequence[Rule]) -> Iterator[tuple[bytes, ...]]:
+    """What to ask the kernel for, write by write: each is an old rule, a new one, or both.
 
-
-def deletion(rule: Rule, ours: Sequence[Rule], goes: Collection[Rule] = ()) -> tuple[bytes, ...]:
-    """The requests after which a rule, and every copy of it, is gone, and all others are there.
+    Follows what each request does to the kernel's list, on which the next depends.
 
     :param ours: all rules of ours as the kernel holds them, in its order.
-    :param goes: those among them that need not stay.
     """
+    writes = tuple(writes)
+    goes = {old for old, _ in writes if old is not None}
+    there = list(ours)
+    for old, new in writes:
+        messages: tuple[bytes, ...] = ()
+        if new is not None and new not in there:
+            messages = (encoded(RTM_NEWRULE, new, NLM_F_CREATE),)
+            there.append(new)
+        if old is not None:
+            away, there = _deletion(old, there, goes)
+            messages += away
+        yield messages
+
+
+def _deletion(rule: Rule, ours: Sequence[Rule], goes: Collection[Rule]) -> tuple[tuple[bytes, ...], list[Rule]]:
+    """The requests after which a rule, and every copy of it, is gone, and all others but ``goes`` are there; and what
+    is left then."""
     last = max((place for place, there in enumerate(ours) if there == rule), default=-1)
     hit = [there for there in ours[: last + 1] if _fits(rule, there)]
     kept = [each for each in dict.fromkeys(hit) if each != rule and each not in goes]
-    away = encoded(RTM_DELRULE, rule)
-    return (*map(creation, kept), *([away] * len(hit)))
+    left = [there for place, there in enumerate(ours) if place > last or not _fits(rule, there)]
+    copies = (encoded(RTM_NEWRULE, each, NLM_F_CREATE) for each in kept)
+    return (*copies, *([encoded(RTM_DELRULE, rule)] * len(hit))), [*left, *kept]
 
 
 def _fits(asked: Rule, there: Rule) -> bool:

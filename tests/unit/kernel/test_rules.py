@@ -5,14 +5,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
 
 from pyflannel.kernel import rules, wire
 from pyflannel.kernel.model import ROUTE_PROTOCOL, RULE_ACTIONS, Rule
+from pyflannel.kernel.port import Write, rule_order
 from pyflannel.network.lease import IPNetwork
 
 PRIORITIES = st.integers(1, 2**32 - 1)
@@ -47,6 +49,10 @@ def some(draw: st.DrawFn, version: int | None = None, priorities: st.SearchStrat
     )
 
 
+def created(rule: Rule) -> bytes:
+    return rules.encoded(rules.RTM_NEWRULE, rule, wire.NLM_F_CREATE)
+
+
 def parsed(message: bytes) -> Rule | None:
     ((_, _, _, _, start, end),) = wire.messages(message)
     return rules.parse_rule(message, start, end)
@@ -54,12 +60,12 @@ def parsed(message: bytes) -> Rule | None:
 
 @given(some())
 def test_rules_come_back(rule: Rule) -> None:
-    assert parsed(rules.creation(rule)) == rule
+    assert parsed(created(rule)) == rule
 
 
 @given(some())
 def test_rules_as_pyroute2_reads_them(rule: Rule) -> None:
-    found = fibmsg(rules.creation(rule))
+    found = fibmsg(created(rule))
     found.decode()
     said = dict(found["attrs"])
     assert found["family"] == (2 if rule.version == 4 else 10)
@@ -84,7 +90,7 @@ def test_rules_as_pyroute2_reads_them(rule: Rule) -> None:
     ids=["user", "protocol", "source port", "destination port", "tunnel", "VRF", "group"],
 )
 def test_what_says_more_than_ours_ever_do_is_somebody_s(kind: int, value: bytes) -> None:
-    plain = rules.creation(Rule(4, 100, table=100))
+    plain = created(Rule(4, 100, table=100))
     ((number, flags, _, _, start, _),) = wire.messages(plain)
     assert parsed(wire.message(number, flags, plain[start:] + wire.attribute(kind, value))) is None
 
@@ -93,7 +99,7 @@ def test_another_protocol_s_table_or_action_is_somebody_s() -> None:
     rule = Rule(4, 100, table=100)
     assert parsed(rules.encoded(rules.RTM_NEWRULE, rule, protocol=4)) is None
     for place, number in ((16 + 7, 2), (16 + 3, 8)):  # goto; a type of service
-        changed = bytearray(rules.creation(rule))
+        changed = bytearray(created(rule))
         changed[place] = number
         assert parsed(bytes(changed)) is None
 
@@ -125,20 +131,23 @@ def fits(asked: Rule, other: Rule) -> bool:
     return replace(blank, inverted=asked.inverted) == asked
 
 
-@given(
-    st.lists(
-        some(4, st.sampled_from([100, 101])).map(lambda rule: replace(rule, table=7 if rule.table else 0)), max_size=5
-    ),
-    st.data(),
+FEW = st.lists(
+    some(4, st.sampled_from([100, 101])).map(lambda rule: replace(rule, table=7 if rule.table else 0)), max_size=5
 )
-def test_a_deletion_takes_all_copies_of_one_and_nothing_else(drawn: list[Rule], data: st.DataObject) -> None:
-    there = sorted({rule.key: rule for rule in drawn}.values(), key=lambda rule: rule.priority)
-    if not there:
-        assert rules.deletion(Rule(4, 100, table=7), there) == ()
-        return
-    victim = data.draw(st.sampled_from(there))
-    if data.draw(st.booleans()):
-        there = sorted([*there, victim], key=lambda rule: rule.priority)
-    left = kernel(there, rules.deletion(victim, there))
-    assert sorted(map(str, left)) == sorted(str(rule) for rule in there if rule != victim)
+
+
+@settings(max_examples=60)
+@given(FEW, FEW, st.data())
+def test_any_rules_become_any_others(first: list[Rule], second: list[Rule], data: st.DataObject) -> None:
+    """Of these some stay, some go, some are turned round, and one may be there twice."""
+    there = {rule.key: rule for rule in first}
+    stay = data.draw(st.lists(st.sampled_from(first), max_size=3)) if first else []
+    wanted = {rule.key: rule for rule in [*second, *stay]}
+    ours = sorted([*there.values(), *list(there.values())[:1]], key=lambda rule: rule.priority)
+    keys = [key for key in there.keys() | wanted.keys() if there.get(key) != wanted.get(key)]
+    writes = sorted((Write(there.get(key), wanted.get(key)) for key in keys), key=rule_order)
+    pairs: Any = [(write.old, write.new) for write in writes]
+    left = kernel(ours, tuple(message for asked in rules.requests(pairs, ours) for message in asked))
+    assert set(left) == set(wanted.values())
+    assert len(left) - len(wanted) <= any(twice in wanted.values() for twice in list(there.values())[:1])
     assert [rule.priority for rule in left] == sorted(rule.priority for rule in left)
