@@ -155,21 +155,6 @@ def rule_order(write: Write) -> tuple[bool, int]:
     return (True, -priority) if write.new is None else (False, priority)
 
 
-def following(deletions: Iterable[Write], creations: Iterable[Write], failures: dict[Key, KernelError]) -> list[Write]:
-    """Those of the deletions that wait which may be done now: where the new route was refused, the old one stays.
-
-    That it stays is noted in ``failures``, so that it is tried again.
-    """
-    refused = {write.key[1] for write in creations if isinstance(write.new, Route) and write.key in failures}
-    free = []
-    for write in deletions:
-        if write.key[1] in refused:
-            failures[write.key] = KernelError(f"{write.old} stays until the one that takes its place is there")
-        else:
-            free.append(write)
-    return free
-
-
 @dataclass(slots=True)
 class Notice:
     """What the kernel told since the last :meth:`KernelPort.poll`.

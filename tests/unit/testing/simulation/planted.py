@@ -48,7 +48,7 @@ KNOWN: dict[str, int] = {
     "takes a lost notification for nothing": 2,
     "doesn't try a refused object again": 3,
     "doesn't repair forwarding entries": 6,
-    "doesn't tell a new data plane of peers that it has told the former one": 50,
+    "doesn't tell a new data plane of peers that it has told the former one": 53,
     "programs what leads to its own address": 1,
     "sends by the new settings while others are still preparing": 2,
     "a driver that renews what has gone": 9,
