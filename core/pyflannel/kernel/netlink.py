@@ -144,6 +144,8 @@ _KINDS: Final[Mapping[type, Kind]] = {
     WireguardDevice: Kind.WIREGUARD,
     WireguardPeer: Kind.WIREGUARD_PEER,
     Route: Kind.ROUTE,
+    Qdisc: Kind.QDISC,
+    Rule: Kind.RULE,
 }
 
 _ETHERNET_MTU = 1500
