@@ -247,8 +247,13 @@ def flannel(cluster: Cluster) -> None:
                 "routes": [{"dst": values["FLANNEL_NETWORK"]}, {"dst": values["FLANNEL_IPV6_NETWORK"]}],
             },
         }
-        portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
-        conflist = {"name": "cbr0", "cniVersion": "0.3.1", "plugins": [bridge, portmap]}
+        delegate = {"name": "cbr0", "cniVersion": "0.3.1", **bridge}
+        machine.outside("/etc/cni/delegate.json").write_text(json.dumps(delegate))
+        plugin = machine.outside("/opt/cni/bin/flannel")
+        plugin.write_text("#!/bin/sh\nexec /opt/cni/bin/bridge </etc/cni/delegate.json\n")
+        plugin.chmod(0o755)
+        plugins = [{"type": "flannel"}, {"type": "portmap", "capabilities": {"portMappings": True}}]
+        conflist = {"name": "cbr0", "cniVersion": "0.3.1", "plugins": plugins}
         machine.outside("/etc/cni/net.d/10-flannel.conflist").write_text(json.dumps(conflist))
 
 
