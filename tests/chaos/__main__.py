@@ -68,7 +68,7 @@ def run(plan: Plan) -> tuple[History, dict[str, str]]:
     with Cluster(plan, lambda text: print(text, flush=True)) as cluster:
         agenda = _agenda(cluster, plan)
         loads = []
-        while cluster.now < plan.seconds:
+        while agenda or cluster.now < plan.seconds:
             while agenda and agenda[0][0] <= cluster.now:
                 _, _, what = heapq.heappop(agenda)
                 try:

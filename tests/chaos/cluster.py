@@ -45,6 +45,9 @@ MEMBERS: Final = 3
 ASK: Final = 1.5
 """Seconds that a daemon may take to say how it is before it counts as silent."""
 
+MACHINES: Final = 8
+"""How many machines in a node's place have addresses of their own; a lease of one that is gone names its address."""
+
 ELSEWHERE: Final = 100
 """What is added to a node's host number when it gets another underlay address."""
 
@@ -359,10 +362,10 @@ class Cluster:
         self.history.hindrances[number] = replace(self.history.hindrances[number], end=self.now)
 
     def move(self, member: Member) -> None:
-        """Give a node another underlay address: the one it had before, if it has had another."""
+        """Give a node another underlay address: one of two that each machine has for itself."""
         node, host = member.node, member.node.host
-        there = node.ipv4 == host.ipv4
-        number = host.number + (ELSEWHERE if there else 0)
+        home = host.number + self.plan.nodes * ((member.machines - 1) % MACHINES)
+        number = home + (ELSEWHERE if node.ipv4 == host.segment.ipv4_of(home) else 0)
         node.set_address(IPv4Interface(host.segment.ipv4_of(number)))
         node.set_address(IPv6Interface(host.segment.ipv6_of(number)))
 
