@@ -38,6 +38,8 @@ from pyflannel.kernel.model import (
     ROUTE_METRICS,
     ROUTE_TYPES,
     RULE_ACTIONS,
+    XFRM_DIRECTIONS,
+    XFRM_INTERFACES,
     Address,
     Attributes,
     AttributeValue,
@@ -66,6 +68,7 @@ from pyflannel.kernel.model import (
     VxlanInfo,
     WireguardDevice,
     WireguardPeer,
+    XfrmPolicy,
 )
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, IPAddress, IPNetwork, Lease, LeaseAttributes, Subnets
@@ -85,6 +88,8 @@ __all__ = [
     "ROUTE_METRICS",
     "ROUTE_TYPES",
     "RULE_ACTIONS",
+    "XFRM_DIRECTIONS",
+    "XFRM_INTERFACES",
     "Address",
     "AttributeValue",
     "Attributes",
@@ -134,6 +139,7 @@ __all__ = [
     "Wake",
     "WireguardDevice",
     "WireguardPeer",
+    "XfrmPolicy",
     "forwarding",
     "has_generic_netlink",
     "module_command",

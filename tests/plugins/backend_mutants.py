@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 from hypothesis import Phase, settings
 
 from pyflannel.backend import (
+    XFRM_INTERFACES,
     Address,
     Backend,
     Capabilities,
@@ -39,6 +40,7 @@ from pyflannel.backend import (
     TunInfo,
     Underlay,
     WireguardPeer,
+    XfrmPolicy,
     forwarding,
     option,
     route_via_underlay,
@@ -532,6 +534,16 @@ class RulesForAnother(Sound):
 class QueuesForTheUnderlay(Sound):
     def plan_node(self, node: Node) -> DesiredState:
         return plus(super().plan_node(node), Qdisc(node.underlay.interface, "noqueue"))
+
+
+@breaks(OURS, HOSTILE, ROUTED)
+class TunnelsForAll(Sound):
+    def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
+        here, there = node.underlay.ipv4, peer.attributes.public_ip
+        if here is None or there is None:
+            return super().plan_peer(node, peer)
+        ends = ip_network("10.244.1.0/24"), ip_network("10.244.0.0/16")
+        return plus(super().plan_peer(node, peer), XfrmPolicy(*ends, "out", XFRM_INTERFACES[0], here, there))
 
 
 @breaks(APART)

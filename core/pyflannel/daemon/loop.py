@@ -32,7 +32,7 @@ from pyflannel.errors import DaemonError, KernelError, PyflannelError, UnderlayE
 from pyflannel.firewall.keeper import FirewallKeeper
 from pyflannel.firewall.model import plan
 from pyflannel.kernel.model import KernelObject, Route, Sysctl
-from pyflannel.kernel.port import ForeignLink, ForeignRoute, KernelPort, Notice
+from pyflannel.kernel.port import ForeignLink, ForeignPolicy, ForeignRoute, KernelPort, Notice
 from pyflannel.kernel.tracker import Tracker
 from pyflannel.membership.slot import Generation, Slot
 from pyflannel.network.change import LEASE_KEY, NodeProgress
@@ -233,7 +233,7 @@ class Loop:
         self._last_state, self._last_message = State.STARTING, ""
         self._settle_due: float | None = None
         self._trim_due: float | None = None
-        self._diversions: tuple[ForeignRoute, ...] = ()
+        self._diversions: tuple[ForeignRoute | ForeignPolicy, ...] = ()
         self._diversions_due: float | None = None
         self._diversions_seen = clock() - DIVERSIONS_PAUSE
         self._reverse_path = ReversePath(settings.state_dir)
@@ -450,10 +450,12 @@ class Loop:
             log.debug("can't look for routes of others: %s", error)
             self._diversions_due = now + CHECK_INTERVAL
             return
-        for route in diversions:
-            if route not in self._diversions:
-                log.warning("a route that is not ours takes packets of the overlay away: %s", route)
-        self._diversions = diversions
+        found_now: tuple[ForeignRoute | ForeignPolicy, ...] = (*diversions, *around.policies)
+        for each in found_now:
+            if each not in self._diversions:
+                what = "a route" if isinstance(each, ForeignRoute) else "an IPsec policy"
+                log.warning("%s that is not ours takes packets of the overlay away: %s", what, each)
+        self._diversions = found_now
 
     def _own_subnets(self) -> tuple[IPNetwork, ...]:
         """Where this node's containers have their addresses, as of now or of the last run."""

@@ -339,6 +339,11 @@ def diversions(facts: Facts) -> Iterator[Finding]:
         return
     found = facts.status.get("diversions") or []
     for route in found[:_SHOWN]:
+        if route.startswith("xfrm policy "):
+            meaning = "packets to these addresses are encrypted for somebody else, or dropped, before they come to ours"
+            remedy = f"ip {route.replace('policy', 'policy delete', 1)}"
+            yield failed("IPsec policies of others", f"{route} comes before ours", meaning, remedy)
+            continue
         connected = _connected(facts, route)
         if connected is not None:
             yield connected

@@ -30,6 +30,8 @@ __all__ = [
     "ROUTE_PROTOCOL",
     "ROUTE_TYPES",
     "RULE_ACTIONS",
+    "XFRM_DIRECTIONS",
+    "XFRM_INTERFACES",
     "Address",
     "AttributeValue",
     "Attributes",
@@ -58,6 +60,7 @@ __all__ = [
     "VxlanInfo",
     "WireguardDevice",
     "WireguardPeer",
+    "XfrmPolicy",
     "neighbour_key",
     "route_key",
 ]
@@ -149,6 +152,12 @@ QDISC_OPTIONS: Final[Mapping[str, Mapping[str, int]]] = MappingProxyType(
 the like) and in the kernel's units (bytes, packets, microseconds, bytes a second), with their numbers
 (``TCA_*`` in ``linux/pkt_sched.h``); 0: the kind has just that one."""
 
+XFRM_INTERFACES: Final = range(0x70790000, 0x707A0000)
+"""The numbers (``if_id``) of xfrm interfaces that are ours: by them our policies are told from all others."""
+
+XFRM_DIRECTIONS: Final[Mapping[str, int]] = MappingProxyType({"in": 0, "out": 1, "fwd": 2})
+"""Which packets a policy is about, under the names of ``ip-xfrm(8)``, and their numbers (``XFRM_POLICY_*``)."""
+
 IPInterface: TypeAlias = IPv4Interface | IPv6Interface
 """An address with its network's length, of either family."""
 
@@ -238,6 +247,7 @@ class Kind(IntEnum):
     ROUTE = 7
     RULE = 8
     QDISC = 9
+    XFRM_POLICY = 10
 
 
 Key: TypeAlias = tuple[Kind, object, object]
@@ -644,6 +654,69 @@ class WireguardPeer:
 
 
 @dataclass(frozen=True, slots=True)
+class XfrmPolicy:
+    """Packets between two networks go through an IPsec tunnel between two addresses (RFC 4301, 4.4.1; ``ip-xfrm(8)``,
+    policy): ESP in tunnel mode, and nothing else.
+
+    It concerns packets that leave or enter by the xfrm interface with the number ``if_id``, which is a :class:`Link`
+    with ``GenericInfo("xfrm", data=(("IFLA_XFRM_IF_ID", if_id),))``. Such an interface drops a packet for which there
+    is no policy, or a policy and no keys: nothing leaves it unencrypted. The keys (``ip xfrm state``) are what an IKE
+    daemon negotiates; a plan can't hold them (docs/decisions/0047).
+
+    :param direction: one of :data:`XFRM_DIRECTIONS`. A tunnel needs one of each: ``out`` is how packets are sent,
+        ``in`` and ``fwd`` how they must have come, to this node itself and to what lies behind it.
+    :param if_id: one of :data:`XFRM_INTERFACES`.
+    :param tunnel_source: the addresses of the outer packets, of either version.
+    :param reqid: the keys must have this number, too; 0: any.
+    :param priority: of two that fit, the one with the smaller number counts.
+    :param plain: only ever actual when false: there is something else about it.
+    """
+
+    source: IPNetwork
+    destination: IPNetwork
+    direction: str
+    if_id: int
+    tunnel_source: IPAddress
+    tunnel_destination: IPAddress
+    reqid: int = 0
+    priority: int = 0
+    plain: bool = True
+
+    def __post_init__(self) -> None:
+        if type(self.source) not in _NETWORKS:
+            raise _refuse(self, "source", "must be an IPv4Network or IPv6Network")
+        if type(self.destination) is not type(self.source):
+            raise _refuse(self, "destination", "must be a network of the source's version")
+        if type(self.direction) is not str or self.direction not in XFRM_DIRECTIONS:
+            raise _refuse(self, "direction", f"must be one of {', '.join(XFRM_DIRECTIONS)}")
+        _check_number(self, "if_id", XFRM_INTERFACES[-1], XFRM_INTERFACES[0])
+        if not _is_address(self.tunnel_source):
+            raise _refuse(self, "tunnel_source", _ADDRESS_RULE)
+        if not _is_address(self.tunnel_destination) or self.tunnel_destination.version != self.tunnel_source.version:
+            raise _refuse(self, "tunnel_destination", f"{_ADDRESS_RULE}, of the tunnel_source's version")
+        _check_number(self, "reqid", _U32)
+        _check_number(self, "priority", _U32)
+        _check_flags(self, "plain")
+
+    def __str__(self) -> str:
+        words = ["xfrm policy src", str(self.source), "dst", str(self.destination), "dir", self.direction]
+        words += ["priority", str(self.priority)] if self.priority else []
+        words += ["if_id", hex(self.if_id), "tmpl src", str(self.tunnel_source), "dst", str(self.tunnel_destination)]
+        words += ["proto esp"] + (["reqid", str(self.reqid)] if self.reqid else []) + ["mode tunnel"]
+        return " ".join(words if self.plain else [*words, "and more"])
+
+    @property
+    def far_end(self) -> IPNetwork:
+        """The network at the tunnel's other end."""
+        return self.destination if self.direction == "out" else self.source
+
+    @property
+    def key(self) -> Key:
+        """By direction, interface and the two networks."""
+        return (Kind.XFRM_POLICY, (self.direction, self.if_id), (self.source, self.destination))
+
+
+@dataclass(frozen=True, slots=True)
 class IpEncapsulation:
     """Packets along a route go into a tunnel to ``destination`` (``ip-route(8)``, encap ip and ip6).
 
@@ -1044,7 +1117,7 @@ QDISC_HANDLE: Final = 0xF1A00000
 """The handle (``tc(8)``, f1a0:) by which we recognise queueing disciplines that we made on devices of ours."""
 
 KernelObject: TypeAlias = (
-    Link | Sysctl | Address | Neighbour | FdbEntry | WireguardDevice | WireguardPeer | Route | Rule | Qdisc
+    Link | Sysctl | Address | Neighbour | FdbEntry | WireguardDevice | WireguardPeer | Route | Rule | Qdisc | XfrmPolicy
 )
 """Whatever a plan may hold."""
 

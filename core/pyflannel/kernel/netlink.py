@@ -9,12 +9,13 @@ Three rules make it fast and safe:
 * What we can't know from a notification is not guessed: a link of ours that goes takes its routes along without a
   word, and so does an IPv4 address that was its last. Then the notice asks for a new dump.
 
-Order of work in :meth:`NetlinkPort.apply`: deletions of routes, forwarding entries, neighbours and links; then links,
-sysctls, addresses; then deletions of addresses; then neighbours, forwarding entries, WireGuard's devices and peers and
-deletions of such peers; then routes, rules and deletions of rules; then the deletion of routes whose destination has
-got another one, so that no packet is without one in between; last queueing disciplines. Addresses are deleted after
-others were added because the kernel drops all IPv4 routes of a link together with its last address. WireGuard has a
-protocol and a life of its own: :mod:`~pyflannel.kernel.wireguard`.
+Order of work in :meth:`NetlinkPort.apply`: deletions of IPsec policies, routes, forwarding entries, neighbours and
+links; then links, sysctls, addresses; then deletions of addresses; then neighbours, forwarding entries, WireGuard's
+devices and peers and deletions of such peers; then routes, rules and deletions of rules, IPsec policies; then the
+deletion of routes whose destination has got another one, so that no packet is without one in between; last queueing
+disciplines. Addresses are deleted after others were added because the kernel drops all IPv4 routes of a link together
+with its last address. WireGuard and IPsec have protocols of their own: :mod:`~pyflannel.kernel.wireguard`,
+:mod:`~pyflannel.kernel.xfrm`.
 """
 
 from __future__ import annotations
@@ -73,6 +74,7 @@ from pyflannel.kernel.model import (
     VxlanInfo,
     WireguardDevice,
     WireguardPeer,
+    XfrmPolicy,
     route_key,
 )
 from pyflannel.kernel.netns import call_in
@@ -80,6 +82,7 @@ from pyflannel.kernel.port import (
     NOTHING,
     SEVERAL,
     ForeignLink,
+    ForeignPolicy,
     ForeignRoute,
     KernelPort,
     Notice,
@@ -101,9 +104,17 @@ from pyflannel.kernel.refusal import (
     not_kept,
     refusal,
 )
-from pyflannel.kernel.rtsocket import NETLINK_GENERIC, Answer, NotificationSocket, Refused, RequestSocket
+from pyflannel.kernel.rtsocket import (
+    NETLINK_GENERIC,
+    NETLINK_XFRM,
+    Answer,
+    NotificationSocket,
+    Refused,
+    RequestSocket,
+)
 from pyflannel.kernel.wire import FdbRow, NeighbourRow, RouteRow
 from pyflannel.kernel.wireguard import Wireguard
+from pyflannel.kernel.xfrm import POLICY_GROUP, Xfrm, ours
 from pyflannel.network.lease import IPAddress, IPNetwork
 from pyflannel.small import files as smallfile
 from pyflannel.small.wake import Wake
@@ -144,8 +155,9 @@ _KINDS: Final[Mapping[type, Kind]] = {
     WireguardDevice: Kind.WIREGUARD,
     WireguardPeer: Kind.WIREGUARD_PEER,
     Route: Kind.ROUTE,
-    Qdisc: Kind.QDISC,
     Rule: Kind.RULE,
+    Qdisc: Kind.QDISC,
+    XfrmPolicy: Kind.XFRM_POLICY,
 }
 
 _ETHERNET_MTU = 1500
@@ -222,6 +234,7 @@ class NetlinkPort(KernelPort):
         self._request, self._notified = self._inside(lambda: (RequestSocket(), NotificationSocket(_GROUPS)))
         self._notified.ignore(self._request.port_id, _ECHOED)
         self._wireguard = Wireguard(lambda: self._inside(lambda: RequestSocket(NETLINK_GENERIC)))
+        self._xfrm = Xfrm(lambda: self._inside(_open_xfrm))
         self._wakeup = Wake()
         self._epoll = select.epoll()
         self._epoll.register(self._notified.fileno(), select.EPOLLIN)
@@ -239,6 +252,7 @@ class NetlinkPort(KernelPort):
             self._request.close()
             self._notified.close()
             self._wireguard.close()
+            self._xfrm.close()
 
     # what is there
 
@@ -261,6 +275,7 @@ class NetlinkPort(KernelPort):
                 self._read_fdb(index, link.name, found)
         for item in self._wireguard.read(self._wireguard_links(), known):
             found.add(item)
+        self._read_policies(found, known)
         for family in (AF_INET, AF_INET6):
             self._read_routes(family, found)
         for rule in self._rules():
@@ -281,6 +296,20 @@ class NetlinkPort(KernelPort):
             for index in before.by_index.keys() | table.by_index.keys():
                 self._note_interface(before.by_index.get(index), table.by_index.get(index))
         self._ours = {index: table.link(row) for index, row in table.by_index.items() if self._in_scope(row)}
+
+    def _read_policies(self, found: _Found, known: Mapping[Key, KernelObject]) -> None:
+        if self._scope.xfrm or any(link.info.kind == "xfrm" for link in self._ours.values()):
+            self._follow_policies()
+        for policy in ours(self._xfrm.read(), known):
+            found.add(policy)
+
+    def _follow_policies(self) -> None:
+        if self._xfrm.is_open:
+            return
+        try:
+            self._epoll.register(self._xfrm.open(), select.EPOLLIN)
+        except KernelError:
+            return  # a kernel without any has none of ours, and refuses those that are written
 
     def _wireguard_links(self) -> dict[str, int]:
         return {
@@ -415,7 +444,12 @@ class NetlinkPort(KernelPort):
                 row = wire.parse_route(datagram, start, end)
                 if self._is_stray(row):
                     routes.append(ForeignRoute(self._route(row), row.protocol))
-        return Surroundings(tuple(routes), tuple(self._strangers(spaces)))
+        policies = (
+            ForeignPolicy(row.source, row.destination)
+            for row in self._xfrm.read()
+            if row.diverts and row.direction == "out" and any(_meets(row.destination, space) for space in spaces)
+        )
+        return Surroundings(tuple(routes), tuple(self._strangers(spaces)), tuple(policies))
 
     def _is_stray(self, row: RouteRow) -> bool:
         """Whether a foreign route leads into the scope's spaces, and to no more than them."""
@@ -493,6 +527,10 @@ class NetlinkPort(KernelPort):
                 hear = self._hear.get(kind)
                 if hear is not None and not (port == own and kind in _ECHOED):
                     hear(kind, flags, datagram, start, end)
+        policies, lost, others = self._xfrm.hear()
+        self._pending.changes.update(policies)
+        self._pending.resync |= lost
+        self._pending.diversions |= others
 
     def _lose(self) -> None:
         self._pending.resync = True
@@ -636,6 +674,7 @@ class NetlinkPort(KernelPort):
             else:
                 deleted[write.key[0]].append(write)
         deleted[Kind.ROUTE], succeeded = apart(deleted[Kind.ROUTE], put[Kind.ROUTE])
+        self._put_policies(deleted[Kind.XFRM_POLICY], failures)
         for kind in (Kind.ROUTE, Kind.FDB, Kind.NEIGHBOUR):
             self._send(map(self._deletion, deleted[kind]), failures)
         for write in deleted[Kind.LINK]:
@@ -655,6 +694,7 @@ class NetlinkPort(KernelPort):
         self._wireguard.put(wireguard, self._index, failures)
         self._put_routes(put[Kind.ROUTE], failures)
         self._put_rules([*put[Kind.RULE], *deleted[Kind.RULE]], failures)
+        self._put_policies(put[Kind.XFRM_POLICY], failures)
         self._echoes.clear()
         succeeded = following(succeeded, put[Kind.ROUTE], failures)
         if succeeded:
@@ -664,6 +704,11 @@ class NetlinkPort(KernelPort):
             self._each(write, self._put_qdisc, failures)
         self._announce()
         return failures
+
+    def _put_policies(self, writes: list[Write], failures: dict[Key, KernelError]) -> None:
+        if writes:
+            self._follow_policies()
+            self._xfrm.put(writes, failures, self._between)
 
     def _send(
         self,
@@ -1067,6 +1112,11 @@ def _lies_in(destination: IPNetwork, space: IPNetwork) -> bool:
     return int(destination.network_address) >> shift == int(space.network_address) >> shift
 
 
+def _meets(one: IPNetwork, other: IPNetwork) -> bool:
+    """Whether two networks have addresses in common."""
+    return _lies_in(one, other) or _lies_in(other, one)
+
+
 def _mentioning(needles: Sequence[bytes], answers: Iterable[Answer]) -> Iterator[Answer]:
     """The answers in datagrams that hold any of some bytes; the others are not even looked into."""
     datagram, mentions = b"", False
@@ -1076,6 +1126,10 @@ def _mentioning(needles: Sequence[bytes], answers: Iterable[Answer]) -> Iterator
             mentions = any(needle in datagram for needle in needles)
         if mentions:
             yield answer
+
+
+def _open_xfrm() -> tuple[RequestSocket, NotificationSocket]:
+    return RequestSocket(NETLINK_XFRM), NotificationSocket([POLICY_GROUP], NETLINK_XFRM)
 
 
 def _read_sysctls(paths: Iterable[str], settable: Container[str] = ()) -> dict[str, str]:

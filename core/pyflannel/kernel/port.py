@@ -9,10 +9,10 @@ permanent FDB entries with a remote on those links; routes that have our protoco
 that leave through those links to a gateway that is taken to be there (``onlink``: that is how flanneld's look, which
 carry no mark). Any other route through a link of ours is somebody's own. Rules are ours by our protocol number and by
 nothing else, root queueing disciplines on those links by our handle; where one is wanted, whatever else is there is
-reported, too. Link-local addresses and what the kernel makes
-by itself (multicast, local table, connected routes) are not reported. Of a foreign device under a name in the scope
-just the link is reported, with a :class:`~pyflannel.kernel.model.ForeignInfo`; what is on it is not ours to see or
-change.
+reported, too. IPsec policies are ours that belong to an interface with one of our numbers. Link-local addresses and
+what the kernel makes by itself (multicast, local table, connected routes) are not reported. Of a foreign device under a
+name in the scope just the link is reported, with a :class:`~pyflannel.kernel.model.ForeignInfo`; what is on it is not
+ours to see or change.
 """
 
 from __future__ import annotations
@@ -25,12 +25,23 @@ from types import MappingProxyType
 from typing import Final
 
 from pyflannel.errors import KernelError
-from pyflannel.kernel.model import GenericInfo, KernelObject, Key, Link, Qdisc, Route, Sysctl, WireguardDevice
+from pyflannel.kernel.model import (
+    GenericInfo,
+    KernelObject,
+    Key,
+    Link,
+    Qdisc,
+    Route,
+    Sysctl,
+    WireguardDevice,
+    XfrmPolicy,
+)
 from pyflannel.network.lease import IPNetwork
 
 __all__ = [
     "SEVERAL",
     "ForeignLink",
+    "ForeignPolicy",
     "ForeignRoute",
     "KernelPort",
     "Notice",
@@ -54,7 +65,8 @@ class Scope:
     ``generic`` are the links among them of which not all is ours to say, with a kind that the port knows nothing about
     (:class:`~pyflannel.kernel.model.GenericInfo`), a master or a group: of such a device is reported what the wanted
     one says something about, its MAC address included. ``wireguard`` are the WireGuard devices among them whose keys
-    and peers are ours to set; those of any other are somebody's own, and are not reported.
+    and peers are ours to set; those of any other are somebody's own, and are not reported. ``xfrm`` says that there are
+    IPsec policies among what we want; they are looked at where an xfrm interface of ours was left behind, too.
     """
 
     links: frozenset[str] = frozenset()
@@ -67,12 +79,14 @@ class Scope:
     """Those of ``sysctls`` that are reported only where they can be set."""
     qdiscs: Mapping[str, Qdisc] = field(default_factory=dict)
     """The queueing disciplines wanted, by their link: of one is reported what the wanted one says something about."""
+    xfrm: bool = False
 
     @classmethod
     def of(cls, wanted: Iterable[KernelObject], spaces: tuple[IPNetwork, ...] = ()) -> Scope:
         """What has to be looked at to tell whether the kernel holds just these objects."""
         links: dict[str, Link] = {}
         sysctls, optional, wireguard, qdiscs = set(), set(), set(), {}
+        xfrm = False
         for item in wanted:
             if isinstance(item, Link):
                 links[item.name] = item
@@ -84,9 +98,18 @@ class Scope:
                 wireguard.add(item.link)
             elif isinstance(item, Qdisc):
                 qdiscs[item.link] = item
+            elif isinstance(item, XfrmPolicy):
+                xfrm = True
         generic = {name: link for name, link in links.items() if _leaves_something_open(link)}
         return cls(
-            frozenset(links), frozenset(sysctls), generic, frozenset(wireguard), spaces, frozenset(optional), qdiscs
+            frozenset(links),
+            frozenset(sysctls),
+            generic,
+            frozenset(wireguard),
+            spaces,
+            frozenset(optional),
+            qdiscs,
+            xfrm,
         )
 
 
@@ -196,11 +219,24 @@ class ForeignLink:
 
 
 @dataclass(frozen=True, slots=True)
+class ForeignPolicy:
+    """An IPsec policy that is not ours, and takes forwarded packets away before they come to an interface of ours."""
+
+    source: IPNetwork
+    destination: IPNetwork
+
+    def __str__(self) -> str:
+        return f"xfrm policy src {self.source} dst {self.destination} dir out"
+
+
+@dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What others have put into some address ranges: routes that lead into them, devices with addresses in them."""
+    """What others have put into some address ranges: routes that lead into them, devices with addresses in them, and
+    where IPsec policies of ours are followed, others' for packets to there."""
 
     routes: tuple[ForeignRoute, ...] = ()
     links: tuple[ForeignLink, ...] = ()
+    policies: tuple[ForeignPolicy, ...] = ()
 
 
 NOTHING: Final[Mapping[Key, KernelObject]] = MappingProxyType({})

@@ -48,6 +48,7 @@ _MODULES = {
     "ip6gretap": "ip6_gre",
     "ip6tnl": "ip6_tunnel",
     "vlan": "8021q",
+    "xfrm": "xfrm_interface",
 }
 """The names of modules that are not those of their kinds of devices."""
 

@@ -25,8 +25,9 @@ from pyflannel.kernel.wire import (
     messages,
 )
 
-__all__ = ["NETLINK_GENERIC", "Answer", "NotificationSocket", "Refused", "RequestSocket"]
+__all__ = ["NETLINK_GENERIC", "NETLINK_XFRM", "Answer", "NotificationSocket", "Refused", "RequestSocket"]
 
+NETLINK_XFRM: Final = 6
 NETLINK_GENERIC: Final = 16
 
 _SOL_NETLINK = 270
@@ -253,8 +254,8 @@ class RequestSocket:
 class NotificationSocket:
     """Hears what changes in the kernel. ``most`` is how many changes its buffer holds for certain."""
 
-    def __init__(self, groups: Iterable[int]) -> None:
-        self._socket = _open()
+    def __init__(self, groups: Iterable[int], protocol: int = socket.NETLINK_ROUTE) -> None:
+        self._socket = _open(protocol)
         self._socket.setblocking(False)
         for group in groups:
             self._socket.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)

@@ -27,7 +27,7 @@ import errno
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pyflannel.errors import KernelError
 from pyflannel.kernel.links import can_become, in_order
@@ -53,6 +53,7 @@ from pyflannel.kernel.model import (
     VxlanInfo,
     WireguardDevice,
     WireguardPeer,
+    XfrmPolicy,
 )
 from pyflannel.kernel.port import (
     NOTHING,
@@ -123,6 +124,14 @@ class TwinPort(KernelPort):
         self.qdiscs: dict[Key, tuple[Qdisc, bool]] = {}
         """Each with whether it is ours."""
         self.wireguard: dict[Key, WireguardDevice | WireguardPeer] = {}
+        self.policies: dict[Key, XfrmPolicy] = {}
+        self._lying: Mapping[Kind, dict[Key, Any]] = {
+            Kind.NEIGHBOUR: self.neighbours,
+            Kind.FDB: self.fdb,
+            Kind.WIREGUARD_PEER: self.wireguard,
+            Kind.XFRM_POLICY: self.policies,
+        }
+        """What just lies there: when it goes, nothing goes along."""
         self.learned: dict[Key, Endpoint] = {}
         """Where peers have roamed to."""
         self.sysctls: dict[str, str] = dict(sysctls or {})
@@ -162,6 +171,7 @@ class TwinPort(KernelPort):
         found.update((key, rule) for (key, protocol), rule in self.rules.items() if protocol == ROUTE_PROTOCOL)
         found.update((key, seen) for key in self.qdiscs if (seen := self._seen_qdisc(key)) is not None)
         found.update((key, item) for key, item in self.wireguard.items() if self._sets(item.link))
+        found.update(self.policies)
         for path in scope.sysctls & self.sysctls.keys():
             item = Sysctl(path, self.sysctls[path])
             found[item.key] = item
@@ -290,6 +300,9 @@ class TwinPort(KernelPort):
         elif isinstance(item, Qdisc):
             self.qdiscs[item.key] = (item, False)
             self._tell(item.key, self._seen_qdisc(item.key), self._owns(item.link))
+        elif isinstance(item, XfrmPolicy):
+            self.policies[item.key] = item
+            self._tell(item.key, item, True)
         else:
             self.addresses[item.key] = item
             self._pending.interfaces.add(item.link)
@@ -304,15 +317,9 @@ class TwinPort(KernelPort):
             self._lose_address(key)
         elif key[0] is Kind.ROUTE:
             self._lose_route(key)
-        elif key[0] is Kind.NEIGHBOUR:
-            neighbour = self.neighbours.pop(key, None)
-            self._tell(key, None, neighbour is not None and self._owns(neighbour.link))
-        elif key[0] is Kind.FDB:
-            ways = self.fdb.pop(key, None)
-            self._tell(key, None, ways is not None and self._owns(ways[0].link))
-        elif key[0] is Kind.WIREGUARD_PEER:
-            gone = self.wireguard.pop(key, None)
-            self._tell(key, None, gone is not None and self._sets(gone.link))
+        elif key[0] in self._lying:
+            gone = self._lying[key[0]].pop(key, None)
+            self._tell(key, None, gone is not None and self._sees(gone[0] if isinstance(gone, tuple) else gone))
         elif key[0] is Kind.RULE:
             self._tell(key, None, self.rules.pop((key, ROUTE_PROTOCOL), None) is not None)
         elif key[0] is Kind.QDISC:
@@ -427,6 +434,14 @@ class TwinPort(KernelPort):
     def _sets(self, name: str) -> bool:
         return name in self._scope.wireguard and self._owns(name)
 
+    def _sees(self, item: KernelObject) -> bool:
+        """Whether something that is not a link is reported."""
+        if isinstance(item, XfrmPolicy):
+            return True
+        if isinstance(item, WireguardDevice | WireguardPeer):
+            return self._sets(item.link)
+        return self._owns(getattr(item, "link", None))
+
     def _is_ours(self, entry: _RouteEntry) -> bool:
         route = entry.route
         if entry.protocol == ROUTE_PROTOCOL:
@@ -518,6 +533,8 @@ class TwinPort(KernelPort):
             self._put_route(write, write.new)
         elif isinstance(write.new, Rule):
             self.rules[write.new.key, ROUTE_PROTOCOL] = write.new
+        elif isinstance(write.new, XfrmPolicy):
+            self.policies[write.new.key] = write.new
         else:
             self._put_on_link(write, write.new)
 
@@ -557,17 +574,14 @@ class TwinPort(KernelPort):
             entry = self.routes.get(item.key)
             if entry is not None and entry.route == item and self._is_ours(entry):
                 del self.routes[item.key]
-        elif isinstance(item, Neighbour):
-            self.neighbours.pop(item.key, None)
-        elif isinstance(item, FdbEntry):
-            self.fdb.pop(item.key, None)
-        elif isinstance(item, WireguardPeer):
-            self.wireguard.pop(item.key, None)
-            self.learned.pop(item.key, None)
         elif isinstance(item, Rule):
             self.rules.pop((item.key, ROUTE_PROTOCOL), None)
-        elif isinstance(item, Qdisc) and self.qdiscs.get(item.key, (item, False))[1]:
-            del self.qdiscs[item.key]
+        elif isinstance(item, Qdisc):
+            if self.qdiscs.get(item.key, (item, False))[1]:
+                del self.qdiscs[item.key]
+        elif item is not None:
+            self._lying.get(item.key[0], {}).pop(item.key, None)
+            self.learned.pop(item.key, None)
 
     def _delete_link(self, write: Write, item: Link) -> None:
         actual = self.links.get(item.name)

@@ -35,6 +35,7 @@ from pyflannel.kernel.model import (
     Sysctl,
     WireguardDevice,
     WireguardPeer,
+    XfrmPolicy,
 )
 from pyflannel.network.lease import IPNetwork
 
@@ -60,6 +61,7 @@ LONGEST_REASON: Final = 500
 """Characters of an exception's text that are passed on."""
 
 _ON_LINKS: Final = frozenset({Address, FdbEntry, Neighbour, Qdisc, Route, WireguardDevice, WireguardPeer})
+_ANYWHERE: Final = frozenset({Rule, Sysctl, XfrmPolicy})
 
 
 _DEFAULT_TABLE: Final = 253
@@ -138,7 +140,7 @@ def examined(
 ) -> tuple[KernelObject, ...]:
     """The objects of a plan that the backend ``name`` made.
 
-    :param subnets: what its routes may lead to, and its WireGuard peers speak for.
+    :param subnets: what its routes may lead to, and its WireGuard peers and IPsec policies speak for.
     :param links: links of ours that other plans make.
     :raises PluginError: it holds something that a backend must not plan; says what.
     """
@@ -151,12 +153,12 @@ def examined(
             if item.name == underlay:
                 raise PluginError(f"{told} the underlay's own link {underlay}")
             own = {*own, item.name}
-        elif kind not in _ON_LINKS and kind is not Sysctl and kind is not Rule:
+        elif kind not in _ON_LINKS and kind not in _ANYWHERE:
             raise PluginError(f"{told} {item!r}, which is no kernel object")
     for item in objects:  # thousands of peers come by here: what is usual is looked at first
         kind = type(item)
         if kind not in _ON_LINKS:
-            _examine_rule(told, item, subnets, own)
+            _examine_at_large(told, item, subnets, own)
             continue
         if item.link not in own and not (kind is Route and (item.link is None or item.link == underlay)):
             raise PluginError(f"{told} {item}, on a link that is not its own")
@@ -167,12 +169,14 @@ def examined(
     return objects
 
 
-def _examine_rule(told: str, item: KernelObject, subnets: Collection[IPNetwork], links: Collection[str]) -> None:
+def _examine_at_large(told: str, item: KernelObject, subnets: Collection[IPNetwork], links: Collection[str]) -> None:
     if isinstance(item, Rule) and not about_the_overlay(item, subnets, links):
         raise PluginError(
             f"{told} {item}, which is about more than the overlay: say where from or to, or by which link of its own, "
             "or look up a table of its own"
         )
+    if isinstance(item, XfrmPolicy) and not _within(item.far_end, subnets):
+        raise PluginError(f"{told} {item}, which may speak for more than {', '.join(map(str, subnets))}")
 
 
 def about_the_overlay(rule: Rule, subnets: Collection[IPNetwork], links: Collection[str]) -> bool:

@@ -91,10 +91,12 @@ def diverted(view: View) -> str:
     past = " past the encryption" if view.encrypts else ""
     others = f" (and {len(view.diversions) - 1} more)" if len(view.diversions) > 1 else ""
     first = view.diversions[0]
-    mend = f"if nobody needs it, 'ip route delete {first}'"
+    what, mend = "a route", f"if nobody needs it, 'ip route delete {first}'"
+    if first.startswith("xfrm policy "):
+        what, mend = "an IPsec policy", f"if nobody needs it, 'ip {first.replace('policy', 'policy delete', 1)}'"
     if first.endswith(" proto kernel"):  # it comes and goes with an address
         mend = "that device has an address in it; 'pyflannel doctor' says what mends it"
-    return f"a route that is not ours takes packets of the overlay away{past}: {first}{others}; {mend}"
+    return f"{what} that is not ours takes packets of the overlay away{past}: {first}{others}; {mend}"
 
 
 def hanging(view: View, now: float) -> str:

@@ -50,6 +50,7 @@ from pyflannel.kernel.model import (
     Rule,
     Sysctl,
     WireguardPeer,
+    XfrmPolicy,
 )
 from pyflannel.lab import Lab
 from pyflannel.lab import Node as LabNode
@@ -446,6 +447,8 @@ def _check_object(
         _check_route(item, node, peer, links)
     elif isinstance(item, Rule):
         _check_rule(item, node, peer, links)
+    elif isinstance(item, XfrmPolicy):
+        _check_policy(item, node, peer)
     else:
         assert item.link in links, f"{item}: {item.link} is not a link of this plan"
     if isinstance(item, Address):
@@ -479,6 +482,18 @@ def _check_wireguard_peer(item: WireguardPeer, peer: Lease | None) -> None:
     if item.endpoint is not None:
         public = (peer.attributes.public_ip, peer.attributes.public_ipv6)
         assert item.endpoint.address in public, f"{item}: not the peer"
+
+
+def _check_policy(item: XfrmPolicy, node: Node, peer: Lease | None) -> None:
+    assert item.plain, f"{item}: only the kernel's can be more than we can say"
+    assert peer is not None, f"{item}: whose is it?"
+    subnet = peer.subnets.of(item.far_end.version)
+    assert subnet is not None, f"{item}: the peer has no {item.far_end}"
+    assert item.far_end.subnet_of(subnet), f"{item}: the peer may speak for {subnet} only"  # type: ignore[arg-type]
+    ends = (item.tunnel_source, item.tunnel_destination)
+    there, here = reversed(ends) if item.direction == "out" else ends
+    assert there in (peer.attributes.public_ip, peer.attributes.public_ipv6), f"{item}: not the peer"
+    assert here in (node.underlay.ipv4, node.underlay.ipv6), f"{item}: not this node"
 
 
 def _check_link(link: Link, underlay: Underlay) -> None:

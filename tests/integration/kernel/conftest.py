@@ -33,6 +33,7 @@ from pyflannel.kernel.model import (
     Rule,
     Sysctl,
     VxlanInfo,
+    XfrmPolicy,
 )
 from pyflannel.kernel.netlink import NetlinkPort
 from pyflannel.kernel.port import KernelPort, Notice, Scope, Write
@@ -193,6 +194,8 @@ class NamespaceWorld(World):
             self.ip(f"-{item.version}", "rule", "add", *rule_words(item), "protocol", str(protocol))
         elif isinstance(item, Qdisc):
             self.tc("qdisc", "replace", "dev", item.link, "root", "handle", "7:", item.kind, *options(item))
+        elif isinstance(item, XfrmPolicy):
+            self.ip("xfrm", "policy", "update", *policy_words(item))
         else:
             assert isinstance(item, Route)
             self.ip(f"-{item.destination.version}", "route", "replace", *route_words(item), "proto", str(protocol))
@@ -229,6 +232,8 @@ class NamespaceWorld(World):
             self.ip(f"-{item.version}", "rule", "delete", *rule_words(item), "protocol", str(ROUTE_PROTOCOL))
         elif isinstance(item, Qdisc):
             self.tc("qdisc", "delete", "dev", item.link, "root")
+        elif isinstance(item, XfrmPolicy):
+            self.ip("xfrm", "policy", "delete", *policy_words(item, selector_only=True))
         else:
             assert isinstance(item, Route)
             self.ip(f"-{item.destination.version}", "route", "delete", *route_words(item))
@@ -272,6 +277,16 @@ class NamespaceWorld(World):
             for row in self.json(f"-{version}", "route", "show")
             if (protocol := names.get(row["protocol"]) or int(row["protocol"])) != 2
         }
+
+
+def policy_words(policy: XfrmPolicy, selector_only: bool = False) -> list[str]:
+    words = ["src", str(policy.source), "dst", str(policy.destination), "dir", policy.direction]
+    words += ["if_id", hex(policy.if_id)]
+    if selector_only:
+        return words
+    ends = ["src", str(policy.tunnel_source), "dst", str(policy.tunnel_destination)]
+    words += ["priority", str(policy.priority), "tmpl", *ends, "proto", "esp", "reqid", str(policy.reqid)]
+    return [*words, "mode", "tunnel"]
 
 
 def route_words(route: Route) -> list[str]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pyflannel.kernel import wire
 from pyflannel.kernel.model import (
+    XFRM_INTERFACES,
     Address,
     Endpoint,
     FdbEntry,
@@ -30,6 +31,7 @@ from pyflannel.kernel.model import (
     VxlanInfo,
     WireguardDevice,
     WireguardPeer,
+    XfrmPolicy,
 )
 from pyflannel.small.secret import Secret
 
@@ -57,6 +59,18 @@ GOOD: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "fdb6": (FdbEntry, {"link": "flannel.1", "mac": MAC, "remote": ADDRESS6}),
     "device": (WireguardDevice, {"link": "wg", "private_key": Secret(bytes(32)), "listen_port": 51820}),
     "peer": (WireguardPeer, {"link": "wg", "public_key": PUBLIC_KEY, "allowed_ips": (NETWORK, NETWORK6)}),
+    "policy": (
+        XfrmPolicy,
+        {
+            "source": NETWORK,
+            "destination": NETWORK,
+            "direction": "fwd",
+            "if_id": XFRM_INTERFACES[-1],
+            "tunnel_source": ADDRESS6,
+            "tunnel_destination": ADDRESS6,
+            "reqid": 11,
+        },
+    ),
     "route": (Route, {"destination": NETWORK, "link": "flannel.1", "gateway": ADDRESS, "metric": 7}),
     "route6": (Route, {"destination": NETWORK6, "link": "flannel.1", "gateway": ADDRESS6, "source": ADDRESS6}),
     "blackhole": (Route, {"destination": NETWORK, "link": None}),
@@ -180,6 +194,15 @@ BAD: dict[tuple[str, str], list[Any]] = {
     ],
     ("peer", "preshared_key"): NOT_KEYS,
     ("peer", "keepalive"): NOT_PORTS,
+    ("policy", "source"): [None, ADDRESS, INTERFACE, "10.5.2.0/24"],
+    ("policy", "destination"): [None, ADDRESS, NETWORK6, "10.5.2.0/24"],
+    ("policy", "direction"): [None, 0, "", "forward", b"out"],
+    ("policy", "if_id"): [0, 1, XFRM_INTERFACES[0] - 1, XFRM_INTERFACES[-1] + 1, float(XFRM_INTERFACES[0]), None],
+    ("policy", "tunnel_source"): [None, *NOT_ADDRESSES],
+    ("policy", "tunnel_destination"): [None, ADDRESS, *NOT_ADDRESSES],
+    ("policy", "reqid"): [*NOT_U32, None],
+    ("policy", "priority"): [*NOT_U32, None],
+    ("policy", "plain"): [None, 1],
     ("route", "destination"): [None, ADDRESS, INTERFACE, "10.5.2.0/24"],
     ("route", "link"): ["", 7],
     ("route", "gateway"): NOT_ADDRESSES,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pyflannel.backend import (
+    XFRM_INTERFACES,
     Address,
     Backend,
     DesiredState,
@@ -28,6 +29,7 @@ from pyflannel.backend import (
     TunInfo,
     Underlay,
     WireguardPeer,
+    XfrmPolicy,
 )
 from pyflannel.errors import PluginError
 from pyflannel.planning.guard import Publisher, checked_mtu, examined
@@ -166,6 +168,26 @@ def test_nonsense_for_one_peer_costs_that_peer(plan: Any, reason: str) -> None:
 )
 def test_a_wireguard_peer_may_speak_for_its_subnet_only(allowed: str, link: str, reason: str) -> None:
     plan = [Link("p2", TunInfo(), 1400), WireguardPeer(link, "A" * 43 + "=", (ip_network(allowed),))]
+    overlay = Overlay(Bad(plan), NODE)
+    overlay.put(BAD_PEER, VALUE)
+    assert reason in overlay.peers[BAD_PEER].reason
+    assert bool(overlay.peers[BAD_PEER].reason) == bool(reason)
+
+
+@pytest.mark.parametrize(
+    ("far", "direction", "reason"),
+    [
+        ("10.5.3.0/24", "out", "may speak for more than 10.5.2.0/24"),
+        ("10.5.3.0/24", "in", "may speak for more than 10.5.2.0/24"),
+        ("0.0.0.0/0", "fwd", "may speak for more than 10.5.2.0/24"),
+        ("10.5.2.0/25", "out", ""),
+        ("10.5.2.0/24", "fwd", ""),
+    ],
+)
+def test_an_ipsec_policy_reaches_to_the_peers_subnet_only(far: str, direction: str, reason: str) -> None:
+    near = ip_network("10.5.1.0/24")
+    ends = (near, ip_network(far)) if direction == "out" else (ip_network(far), near)
+    plan = [XfrmPolicy(*ends, direction, XFRM_INTERFACES[0], GATEWAY, GATEWAY)]
     overlay = Overlay(Bad(plan), NODE)
     overlay.put(BAD_PEER, VALUE)
     assert reason in overlay.peers[BAD_PEER].reason

@@ -1,0 +1,51 @@
+"""Who else takes packets of the overlay away is named, with what mends it."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pyflannel.doctor.membership import diversions
+from pyflannel.kernel.port import ForeignPolicy
+from pyflannel.show.readiness import diverted
+from pyflannel.show.view import PluginName, View
+
+POLICY = str(ForeignPolicy(ip_network("10.0.0.0/8"), ip_network("10.5.0.0/16")))
+DELETE = "ip xfrm policy delete src 10.0.0.0/8 dst 10.5.0.0/16 dir out"
+
+
+def view(*found: str, encrypts: bool = True) -> View:
+    return View(
+        node_id="node-1",
+        started=0.0,
+        store=PluginName("file"),
+        store_location="file:///x",
+        diversions=found,
+        encrypts=encrypts,
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ((), ""),
+        (("10.5.2.0/24 dev eth1",), "a route that is not ours takes packets of the overlay away past the encryption"),
+        (("10.5.2.0/24 dev eth1",), "'ip route delete 10.5.2.0/24 dev eth1'"),
+        ((POLICY,), "an IPsec policy that is not ours takes packets of the overlay away past the encryption"),
+        ((POLICY, "10.5.2.0/24 dev eth1"), f"(and 1 more); if nobody needs it, '{DELETE}'"),
+    ],
+)
+def test_status_says_so(found: tuple[str, ...], words: str) -> None:
+    said = diverted(view(*found))
+    assert words in said
+    assert bool(said) == bool(found)
+
+
+def test_doctor_says_what_mends_it() -> None:
+    facts: Any = SimpleNamespace(status={"diversions": [POLICY]}, problems={}, inventory=None)
+    (finding,) = diversions(facts)
+    assert POLICY in str(finding)
+    assert DELETE in str(finding)
