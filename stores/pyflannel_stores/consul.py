@@ -149,7 +149,7 @@ class ConsulStore(Store):
     def write_config(self, value: str, expected: Record | None) -> Record:
         write = partial(_cas, self._path(CONFIG_KEY), value)
         version, _ = self._commit(CONFIG_KEY, expected, write, _Ours(value, "", expected), self._begin())
-        return Record(CONFIG_KEY, value, version, permanent=True)
+        return Record(CONFIG_KEY, value, version, permanent=True, created=_creation(version))
 
     def snapshot(self) -> Snapshot:
         state = self.read_all(self._consul, self._begin(), consistent=True)

@@ -535,7 +535,7 @@ def test_an_invalid_new_document_is_reported_and_the_old_one_kept(again: str) ->
 @pytest.mark.parametrize(
     ("given", "document", "named"),
     [
-        ({"backend": "vxlan"}, '{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}', "--backend"),
+        ({"backend": "vxlan"}, '{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}', "its backend is host-gw"),
         ({"seed": NetworkSeed(DOCUMENT, "f", True)}, '{"Network": "10.7.0.0/16"}', "something else than f"),
     ],
 )

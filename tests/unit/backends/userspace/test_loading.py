@@ -10,6 +10,9 @@ import pytest
 
 from pyflannel_backends.userspace import fastpath
 
+NATIVE = Path(__file__).parents[4] / "backends/pyflannel_backends/userspace/native"
+"""The sources, which an installed package does not have."""
+
 
 @pytest.fixture(autouse=True)
 def _look_again() -> Iterator[None]:
@@ -24,7 +27,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pytest.importorskip(
         "pyflannel_backends.userspace._fastpath", reason="the extension was not compiled", exc_type=ImportError
     )
-    for each in fastpath.NATIVE.iterdir():
+    for each in NATIVE.iterdir():
         (tmp_path / each.name).write_bytes(each.read_bytes())
     monkeypatch.setattr(fastpath, "NATIVE", tmp_path)
     return tmp_path
