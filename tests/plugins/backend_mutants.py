@@ -536,7 +536,7 @@ class QueuesForTheUnderlay(Sound):
         return plus(super().plan_node(node), Qdisc(node.underlay.interface, "noqueue"))
 
 
-@breaks(OURS, HOSTILE, ROUTED)
+@breaks(OURS, APART, HOSTILE, ROUTED)
 class TunnelsForAll(Sound):
     def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
         here, there = node.underlay.ipv4, peer.attributes.public_ip
