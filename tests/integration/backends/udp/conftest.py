@@ -110,7 +110,8 @@ class Node:
         self.tell("put", f"10.5.{self.peer}.0-24", f"192.0.2.{self.peer}")
 
     def counters(self) -> dict[str, int]:
-        counters: dict[str, int] = self.tell("counters")
+        """The workers', once they have told them."""
+        counters: dict[str, int] = until(lambda: self.tell("counters"), "the workers' counters")
         return counters
 
     def kill_driver(self) -> None:
