@@ -11,9 +11,18 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from pyflannel.kernel.model import QDISC_HANDLE, QDISC_OPTIONS, Qdisc
-from pyflannel.kernel.wire import NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, attribute, attributes, message
+from pyflannel.kernel.wire import NLA_F_NESTED, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, attribute, attributes, message
 
-__all__ = ["RTM_DELQDISC", "RTM_NEWQDISC", "QdiscRow", "creation", "deletion", "encode_qdisc_dump", "parse_qdisc"]
+__all__ = [
+    "FOREIGN",
+    "RTM_DELQDISC",
+    "RTM_NEWQDISC",
+    "QdiscRow",
+    "creation",
+    "deletion",
+    "encode_qdisc_dump",
+    "parse_qdisc",
+]
 
 RTM_NEWQDISC: Final = 36
 RTM_DELQDISC: Final = 37
@@ -22,7 +31,6 @@ RTM_GETQDISC: Final = 38
 _ROOT = 0xFFFFFFFF
 _TCA_KIND = 1
 _TCA_OPTIONS = 2
-_NLA_F_NESTED = 0x8000
 _QDISC = Struct("=BxxxiIII")
 _U32 = Struct("=I")
 
@@ -41,7 +49,7 @@ class QdiscRow(NamedTuple):
         if not self.handle:
             return None
         if self.handle != QDISC_HANDLE:
-            return Qdisc(link, _FOREIGN) if wanted is not None else None
+            return Qdisc(link, FOREIGN) if wanted is not None else None
         if wanted is None or wanted.kind != self.kind:
             return Qdisc(link, self.kind)
         return Qdisc(link, self.kind, tuple((name, self._option(name)) for name, _ in wanted.options))
@@ -52,7 +60,7 @@ class QdiscRow(NamedTuple):
         return int(_U32.unpack(raw)[0]) if len(raw) == 4 else 0
 
 
-_FOREIGN = "somebody's"
+FOREIGN = "somebody's"
 """Stands for a kind where it is not ours: it differs from every one that can be wanted."""
 
 
@@ -79,7 +87,7 @@ def creation(qdisc: Qdisc, link: int) -> bytes:
     if said and not said[0][0]:
         body += attribute(_TCA_OPTIONS, said[0][1])
     elif said:
-        body += attribute(_TCA_OPTIONS | _NLA_F_NESTED, b"".join(attribute(*option) for option in said))
+        body += attribute(_TCA_OPTIONS | NLA_F_NESTED, b"".join(attribute(*option) for option in said))
     return message(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, body)
 
 

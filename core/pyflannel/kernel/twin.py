@@ -69,6 +69,7 @@ from pyflannel.kernel.port import (
     following,
     rule_order,
 )
+from pyflannel.kernel.qdiscs import FOREIGN
 from pyflannel.kernel.refusal import (
     NO_MASTER,
     check_link_layer,
@@ -455,7 +456,7 @@ class TwinPort(KernelPort):
         if not self._owns(there.link) or (wanted is None and not ours):
             return None
         if not ours:
-            return Qdisc(there.link, "somebody's")
+            return Qdisc(there.link, FOREIGN)
         return there if wanted is not None and wanted.kind == there.kind else Qdisc(there.link, there.kind)
 
     def _carries_routes(self, name: str) -> bool:

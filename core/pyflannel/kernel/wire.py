@@ -103,7 +103,7 @@ _RTA_VIA = 18
 _RTA_ENCAP_TYPE = 21
 _RTA_ENCAP = 22
 
-_NLA_F_NESTED = 0x8000
+NLA_F_NESTED = 0x8000
 _ENCAPSULATIONS: Final = {
     1: "mpls",
     2: "ip",
@@ -357,10 +357,10 @@ def _properties(route: Route) -> bytes:
     body = b""
     if route.metrics:
         said = (_ATTRIBUTE_U32.pack(8, ROUTE_METRICS[name][0], value) for name, value in route.metrics)
-        body += attribute(_RTA_METRICS | _NLA_F_NESTED, b"".join(said))
+        body += attribute(_RTA_METRICS | NLA_F_NESTED, b"".join(said))
     if route.encapsulation is not None:
         kind = _ENCAPSULATION_TYPES[route.encapsulation.kind]
-        body += attribute(_RTA_ENCAP | _NLA_F_NESTED, _encapsulation(route.encapsulation))
+        body += attribute(_RTA_ENCAP | NLA_F_NESTED, _encapsulation(route.encapsulation))
         body += attribute(_RTA_ENCAP_TYPE, _U16.pack(kind))
     return body
 

@@ -91,7 +91,6 @@ _IP_FAMILY = 1
 _IP_ADDRESS = 2
 _IP_LENGTH = 3
 
-_NESTED = 0x8000
 _NO_KEY = bytes(32)
 _U16 = Struct("=H")
 _U32 = Struct("=I")
@@ -130,7 +129,7 @@ class PeerRow(NamedTuple):
 
 
 def _nest(kind: int, body: bytes) -> bytes:
-    return _ATTRIBUTE.pack(4 + len(body), kind | _NESTED) + body
+    return _ATTRIBUTE.pack(4 + len(body), kind | wire.NLA_F_NESTED) + body
 
 
 def encode_query(family: int, index: int) -> bytes:

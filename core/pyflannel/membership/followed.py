@@ -6,7 +6,6 @@ everybody's back, it goes on by the one that it has here. It may hold a preshare
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +32,4 @@ def keep(state_dir: Path, document: str) -> None:
     :raises OSError: it can't be written there.
     """
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fresh = state_dir / f".{_NAME}.{os.getpid()}"
-    files.create(fresh, document)
-    fresh.replace(state_dir / _NAME)
+    files.replace(state_dir / _NAME, document, 0o600)

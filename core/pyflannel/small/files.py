@@ -44,27 +44,26 @@ def create(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def replace(path: Path, text: str) -> bool:
-    """Make ``path`` hold ``text``, readable by everybody whatever the umask, across a crash at any moment.
+def replace(path: Path, text: str, mode: int = _FILE_MODE) -> bool:
+    """Make ``path`` hold ``text`` with just that mode whatever the umask, across a crash at any moment.
 
-    Creates missing parent directories. A file that is right already is left alone, for its watchers' sake.
+    Creates missing parent directories, which everybody may read. A file that is right already is left alone, for its
+    watchers' sake.
 
     :returns: whether it was written.
     :raises OSError: it can't be written there.
     """
-    if _is_right(path, text):
+    if _is_right(path, text, mode):
         return False
     _make_directories(path.parent)
-    _put(path, text)
+    _put(path, text, mode)
     return True
 
 
-def _is_right(path: Path, text: str) -> bool:
+def _is_right(path: Path, text: str, mode: int) -> bool:
     try:
         status = path.lstat()
-        return (
-            stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) == _FILE_MODE and read(path) == text.encode()
-        )
+        return stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) == mode and read(path) == text.encode()
     except FileNotFoundError:
         return False
 
@@ -76,17 +75,17 @@ def _make_directories(directory: Path) -> None:
         item.chmod(_DIRECTORY_MODE)
 
 
-def _put(path: Path, text: str) -> None:
+def _put(path: Path, text: str, mode: int) -> None:
     """Write a neighbour of ``path``, put it on disk, and rename it over ``path``.
 
     The neighbour's name is fixed: what a killed daemon left of it is overwritten, not collected.
     """
     draft = path.with_name(f".{path.name}")
     draft.unlink(missing_ok=True)
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _FILE_MODE)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, _FILE_MODE)
+            os.fchmod(descriptor, mode)
             file.write(text.encode())
             file.flush()
             os.fsync(descriptor)
