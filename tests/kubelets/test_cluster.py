@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
@@ -30,7 +30,7 @@ from pyflannel.lab.measure import Ping, measure_row
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 HERE = Path(__file__).parent
-BASE = HERE.parents[1] / "contrib" / "kubernetes" / "base"
+BASE, CHART = (HERE.parents[1] / "contrib" / "kubernetes" / name for name in ("base", "chart/pyflannel"))
 NETWORK = {"Network": "10.244.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00:10::/48", "Backend": {"Type": "vxlan"}}
 CLUSTER_CIDR = "10.244.0.0/16,fd00:10::/48"
 IMAGE, FLANNEL, BUSYBOX = (f"registry.example.com/{name}:1" for name in ("pyflannel", "flannel", "busybox"))
@@ -55,7 +55,7 @@ BOX: dict[str, Any] = {
 
 
 def _missing() -> str | None:
-    lacking = [name for name in COMMANDS if not binary(name).exists()]
+    lacking = [name for name in (*COMMANDS, "helm") if not binary(name).exists()]
     if lacking:
         return f"no {', '.join(lacking)}: tools/build-kubernetes {' '.join(lacking)}"
     lacking = [name for name in PROGRAMS if shutil.which(name) is None]
@@ -94,6 +94,14 @@ class Cluster:
         """kubectl apply."""
         self.kube.kubectl("apply", "-f", "-", text="\n---\n".join(json.dumps(each) for each in objects))
 
+    def _server(self) -> list[dict[str, str]]:
+        """The API server's own address, as environment of the daemon."""
+        host, port = self.kube.host, str(self.kube.port)
+        return [
+            {"name": "KUBERNETES_SERVICE_HOST", "value": host},
+            {"name": "KUBERNETES_SERVICE_PORT", "value": port},
+        ]
+
     def manifests(self, selector: str = "") -> Path:
         """The manifests with this cluster's network and image, and the API server's own address, for want of a proxy.
 
@@ -101,12 +109,8 @@ class Cluster:
         """
         target = self.directory / "base"
         shutil.copytree(BASE, target, dirs_exist_ok=True)
-        server = [
-            {"name": "KUBERNETES_SERVICE_HOST", "value": self.kube.host},
-            {"name": "KUBERNETES_SERVICE_PORT", "value": str(self.kube.port)},
-        ]
         where = "/spec/template/spec/containers/0/env/-"
-        daemon: list[Any] = [{"op": "add", "path": where, "value": each} for each in server]
+        daemon: list[Any] = [{"op": "add", "path": where, "value": each} for each in self._server()]
         if selector:
             daemon.append({"op": "add", "path": f"/spec/template/spec/nodeSelector/{selector}", "value": "yes"})
         network = [{"op": "replace", "path": "/data", "value": {"net-conf.json": json.dumps(NETWORK)}}]
@@ -119,6 +123,23 @@ class Cluster:
         document["images"] = [{"name": "pyflannel", "newName": IMAGE.rpartition(":")[0], "newTag": "1"}]
         file.write_text(json.dumps({**document, "patches": patches}))
         return target
+
+    def install_manifests(self) -> None:
+        """pyflannel as kustomize makes it."""
+        self.kube.kubectl("apply", "-k", str(self.manifests()))
+
+    def install_chart(self) -> None:
+        """pyflannel as Helm's chart makes it, with the same network."""
+        values = {
+            "podCIDR": NETWORK["Network"],
+            "podCIDRv6": NETWORK["IPv6Network"],
+            "image": {"repository": IMAGE.rpartition(":")[0], "tag": "1"},
+            "env": self._server(),
+        }
+        file = self.directory / "values.json"
+        file.write_text(json.dumps(values))
+        where = ("--namespace", "pyflannel", "--create-namespace")
+        self.kube.helm("install", "pyflannel", str(CHART), *where, "--values", str(file))
 
     def boxes(self, name: str) -> list[Pod]:
         """A pod on each machine, in their order."""
@@ -177,7 +198,8 @@ def available(cluster: Cluster) -> list[str]:
     return [each["lastTransitionTime"] for each in conditions]
 
 
-def test_a_cluster_gets_its_network_from_the_manifests(cluster: Cluster) -> None:
+@pytest.mark.parametrize("install", [Cluster.install_manifests, Cluster.install_chart], ids=["kustomize", "Helm"])
+def test_a_cluster_gets_its_network(cluster: Cluster, install: Callable[[Cluster], None]) -> None:
     kube = cluster.kube
     for machine in cluster.machines:
         until(lambda name=machine.name: kube.condition(name, "Ready"), "the kubelet's word")  # type: ignore[misc]
@@ -185,7 +207,7 @@ def test_a_cluster_gets_its_network_from_the_manifests(cluster: Cluster) -> None
         assert ready["status"] == "False"
         assert "cni plugin not initialized" in ready["message"]
 
-    kube.kubectl("apply", "-k", str(cluster.manifests()))
+    install(cluster)
     daemons = kube.ready_pods("pyflannel", OURS, 2)
     for machine in cluster.machines:
         until(lambda machine=machine: is_ready(kube.node(machine.name)), lambda machine=machine: machine.log("kubelet"))  # type: ignore[misc]

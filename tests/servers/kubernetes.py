@@ -296,20 +296,22 @@ class Kubernetes(Cluster):
 
     def kubectl(self, *words: str, text: str | None = None, check: bool = True) -> str:
         """Run kubectl as an administrator; what it prints."""
+        return self._run(KUBECTL, (f"--cache-dir={self.directory / 'kubectl-cache'}", *words), text, check)
+
+    def helm(self, *words: str) -> str:
+        """Run helm as an administrator; what it prints."""
+        return self._run(HELM, words)
+
+    def _run(self, program: Path, words: Sequence[str], text: str | None = None, check: bool = True) -> str:
         config = self.kubeconfig(self.directory / "admin.kubeconfig")
-        command: list[str | Path] = [
-            KUBECTL,
-            f"--kubeconfig={config}",
-            f"--cache-dir={self.directory / 'kubectl-cache'}",
-            *words,
-        ]
+        command: list[str | Path] = [program, f"--kubeconfig={config}", *words]
 
         def run() -> subprocess.CompletedProcess[str]:
             return subprocess.run(command, input=text or "", capture_output=True, text=True, timeout=60)
 
         done = run() if self._netns is None else call_in(self._netns, run)
         if check:
-            assert done.returncode == 0, f"kubectl {' '.join(words)}: {done.stderr}"
+            assert done.returncode == 0, f"{program.name} {' '.join(words)}: {done.stderr}"
         return done.stdout + done.stderr if not check else done.stdout
 
 
