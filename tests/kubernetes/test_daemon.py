@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from tests.integration.asking import until
+from tests.kubernetes.lagging import lagging
 from tests.servers.kubernetes import ADMIN, MISSING, PREFIX, Kubernetes, kubernetes
 
 from pyflannel.lab import Lab, Node
 from pyflannel.lab.daemon import pyflannel_command
+from pyflannel.lab.measure import Ping
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
@@ -42,9 +44,13 @@ def server(lab: Lab) -> Iterator[Kubernetes]:
     if MISSING is not None:
         pytest.skip(MISSING)
     place = lab.add_server("kube")
-    netns = Path(f"/proc/{lab.sandbox.pid}/root/run/netns/{place.name}")
-    with kubernetes(place=place, netns=netns, host=str(place.ipv4.ip)) as server:
+    with kubernetes(place=place, netns=netns(lab), host=str(place.ipv4.ip)) as server:
         yield server
+
+
+def netns(lab: Lab) -> Path:
+    """Where the API server is."""
+    return Path(f"/proc/{lab.sandbox.pid}/root/run/netns/kube")
 
 
 @pytest.fixture
@@ -78,12 +84,13 @@ def start(
     backend: str = "vxlan",
     *arguments: str,
     token: str = ADMIN,
+    server: str | None = None,
     **options: Any,
 ) -> None:
     """Start a node's daemon as its DaemonSet would."""
     document = kube.directory / "net-conf.json"
     document.write_text(json.dumps({**NETWORKS[kind], "Backend": {"Type": backend}}))
-    config = kube.kubeconfig(kube.directory / "kubeconfig", {"token": token})
+    config = kube.kubeconfig(kube.directory / f"kubeconfig-{node.name}", {"token": token}, server=server or kube.url)
     conf = f"--cni-conf={node.directory / 'net.d' / '10-pyflannel.conflist'}"
     url = f"kubernetes://?kubeconfig={config}&node={node.name}&net_config={document}"
     node.start_daemon(url, backend, arguments=[conf, *arguments], **options)
@@ -252,13 +259,53 @@ def test_forwarding_goes_on_without_the_api_server(kube: Kubernetes, lab: Lab, f
         node.daemon.wait_ready(peers=2, timeout=90)
 
 
+def test_a_watch_that_lags_is_never_taken_for_the_present(kube: Kubernetes, lab: Lab) -> None:
+    """What the daemon wrote itself comes back late, behind what others changed; peers come in the order they came."""
+    node, other = lab.nodes
+    for each in lab.nodes:
+        kube.add_node(each.name, *cidrs(each.name, "ipv4"))
+    start(kube, other)
+    flannel = {"backend-type": "vxlan", "kube-subnet-manager": "true", "backend-data": '{"VNI":1,"VtepMAC":"%s"}'}
+    fdb = ["bridge", "fdb", "show", "dev", "flannel.1"]
+
+    def told() -> str:
+        """Where the made-up peer is said to be."""
+        lines = node.run(fdb).stdout.splitlines()
+        return next((line.split()[2] for line in lines if line.startswith("12:c6:65:89:b4:e3")), "")
+
+    with lagging(kube, netns(lab), 3.0) as url:
+        start(kube, node, server=url)
+        for each in lab.nodes:
+            each.daemon.wait_ready(peers=1)
+            each.attach_containers()
+        notes = {PREFIX + key: text.replace("%s", "12:c6:65:89:b4:e3") for key, text in flannel.items()}
+        kube.add_node("theirs", "10.244.9.0/24", annotations={**notes, PREFIX + "public-ip": "192.0.2.71"})
+        with Ping(lab.containers[0], lab.containers[1].address(), 0.05, lab.new_file("ping")) as ping:
+            ping.wait_replies(3)
+            for end in range(72, 76):
+                kube.annotate("theirs", public_ip=f"192.0.2.{end}")
+            for overwrite in ("198.51.100.7", None, "198.51.100.8", None):
+                kube.annotate("n1", public_ip_overwrite=overwrite)
+            seen = [told()]
+            until(lambda: seen.append(told()) or seen[-1] == "192.0.2.75", lambda: seen[-1])  # type: ignore[func-returns-value]
+            assert seen == sorted(seen), "no way back to what was before"
+            until(lambda: kube.annotations("n1")["public-ip"] == str(node.ipv4.ip), "its own address again")
+            kube.remove_node("theirs")
+            kube.add_node("theirs", "10.244.99.0/24", annotations={**notes, PREFIX + "public-ip": "192.0.2.79"})
+            until(lambda: "10.244.99.0" in node.run(["ip", "route"]).stdout, "the new range")
+            assert "10.244.9.0/24" not in node.run(["ip", "route"]).stdout
+            assert node.daemon.status()["state"] == "ready"
+            assert ping.stop().lost == 0
+    assert "conflict" not in node.daemon.log()
+
+
 def test_of_two_daemons_on_one_node_the_first_yields(kube: Kubernetes, lab: Lab) -> None:
     """Two machines that both take themselves for n1."""
     first, second = lab.nodes
     kube.add_node("n1", "10.244.0.0/24")
     start(kube, first)
     first.daemon.wait_ready()
-    config = kube.directory / "kubeconfig"
+    config = kube.directory / "kubeconfig-n1"
     url = f"kubernetes://?kubeconfig={config}&node=n1&net_config={kube.directory / 'net-conf.json'}"
     second.start_daemon(url, "vxlan")
     second.daemon.wait_ready()
