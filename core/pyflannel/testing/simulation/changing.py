@@ -3,7 +3,7 @@
 What moves the change on is the code that ``pyflannel network change`` runs. There may be two operators at a time; each
 looks at the store every second or so, may be away for long, and goes on where the other one has stopped. One may turn
 the change round. It waits for all nodes that there are: leases of nodes that are gone, or never were, an operator names
-as those not to wait for.
+as those not to wait for; so does he with that of a copy of a machine that has left.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pyflannel.errors import ConfigError, ConflictError, StoreError
 from pyflannel.network.change import NetworkChange, Phase, read
 from pyflannel.network.document import NetworkConfig
 from pyflannel.store import CONFIG_KEY
-from pyflannel.storetools.change import Drive, abandon, note, standings
+from pyflannel.storetools.change import Drive, NodeStanding, abandon, note, standings
 from pyflannel.testing.simulation.judge import Judge, Scene
 
 __all__ = ["BACKENDS", "Changed", "begin"]
@@ -125,8 +125,14 @@ class _Operator:
     def _nobodys(self) -> tuple[str, ...]:
         """The leases of nodes that are gone, or never were."""
         cluster = self._cluster
-        living = {node.node_id for node in cluster.everybody}
-        held = {node.state.lease.key for node in cluster.everybody if node.state.lease is not None}
         records = [record for key, record in cluster.model.records().items() if key != CONFIG_KEY]
         nodes = standings(cluster.network, records, self._change)
-        return tuple(node.key for node in nodes if node.node_id not in living and node.key not in held)
+        return tuple(node.key for node in nodes if self._is_nobodys(node))
+
+    def _is_nobodys(self, lease: NodeStanding) -> bool:
+        """Whether a lease names no node that lives, or one that holds another lease: its copy, which has left."""
+        named = [node for node in self._cluster.everybody if node.node_id == lease.node_id]
+        held = [node.state.lease.key for node in self._cluster.everybody if node.state.lease is not None]
+        elsewhere = all(node.running and node.state.lease is not None for node in named)
+        addresses = {str(address) for node in named for address in node.addresses}
+        return lease.key not in held and elsewhere and lease.address not in addresses

@@ -126,6 +126,8 @@ class Judge:
         """Nodes whose kernel, table or underlay something else has changed last, and when."""
         self._contested: dict[str, float] = {}
         """Machines of which there was a copy alike in everything, and when that was known last."""
+        self._waiting: dict[str, float] = {}
+        """Nodes in whose place somebody else's lease was, and when that was last."""
         self._wronged: dict[str, float] = {}
         """Nodes whose lease in the store was not what they had made of it, as somebody wrote there or it has expired,
         and when that was last: whoever hears of it, however late, may forget such a node."""
@@ -179,7 +181,7 @@ class Judge:
 
     def forget(self, node: SimulatedNode) -> None:
         """A node is gone."""
-        marks = (self._able, self._renewing, self._robbed, self._wronged, self._disturbed)
+        marks = (self._able, self._renewing, self._robbed, self._waiting, self._wronged, self._disturbed)
         for table in (*marks, self._seen, self._written, self._counted):
             table.pop(node.name, None)
         self._connected = {pair: value for pair, value in self._connected.items() if node.name not in pair}
@@ -218,6 +220,7 @@ class Judge:
         marks = (
             self._disturbed.get(node.name, 0.0),
             self._robbed.get(node.name, 0.0),
+            self._waiting.get(node.name, 0.0),
             self._contested.get(node.hardware, 0.0),
         )
         return self._now - max(able, *marks)
@@ -375,6 +378,7 @@ class Judge:
                 if subnets is None:
                     self._connected.pop((one.name, other.name), None)
                     if other.state.conflict:  # somebody else's lease is in its place, and until that goes it waits
+                        self._waiting[other.name] = self._now
                         self._broken_since.pop((one.name, other.name), None)
                     continue
                 mine = holders.get(one.name)

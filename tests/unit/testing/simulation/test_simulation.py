@@ -123,6 +123,25 @@ def test_who_hears_late_of_what_was_done_to_a_lease_is_forgiven(draw: int) -> No
     )
 
 
+def test_a_node_in_whose_place_a_lease_was_written_has_time_from_when_that_is_gone() -> None:
+    """A lease claims a node's address, and the node is robbed of its own: until the other one goes, it waits."""
+    plan = draw_plan(29, stores=["file"])
+    faults = (Fault(60.0, "hostile", 1, 164.1, 684260450), Fault(110.0, "rob", 1, 0.1, 1))
+    outcome = run(replace(plan, nodes=3, faults=faults, calm=((400.0, 460.0),)))
+    assert outcome.violation is None
+    said = [line for line in outcome.lines if "node-2: create" in line]
+    assert float(said[-1].split()[0]) > 200.0
+
+
+def test_an_operator_does_not_wait_for_a_copy_of_a_machine_that_has_left() -> None:
+    plan = draw_plan(5579, stores=["file"])
+    kept = tuple(fault for fault in plan.faults if fault.draw in (1030235851, 116709073))
+    assert [fault.kind for fault in kept] == ["clone", "change"]
+    outcome = run(replace(plan, faults=kept))
+    assert outcome.violation is None
+    assert any("the change is over: done" in line for line in outcome.lines)
+
+
 def test_a_network_is_changed_while_it_runs_and_some_changes_are_turned_round() -> None:
     plan = replace(draw_plan(0, stores=["etcd"], documents=DOCUMENTS[:1]), nodes=3, ttl=3600.0, margin=600.0)
     outcomes = set()
