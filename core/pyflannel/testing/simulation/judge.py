@@ -370,6 +370,7 @@ class Judge:
     def _check_paths(self) -> None:
         holders = {node.name: subnets for node, subnets in self._holders()}
         records = self._cluster.model.records()
+        both = {pair for pair, there in self._connected.items() if there and self._connected.get(pair[::-1])}
         for one in self._cluster.nodes:
             for other in self._cluster.nodes:
                 subnets = holders.get(other.name)
@@ -383,13 +384,14 @@ class Judge:
                     continue
                 mine = holders.get(one.name)
                 in_store = _key_of(subnets) in records and mine is not None and _key_of(mine) in records
-                self._check_path(one, other, subnets, in_store)
+                spoke = in_store and (one.name, other.name) in both
+                self._check_path(one, other, subnets, spoke)
 
-    def _check_path(self, one: SimulatedNode, other: SimulatedNode, subnets: Subnets, in_store: bool) -> None:
+    def _check_path(self, one: SimulatedNode, other: SimulatedNode, subnets: Subnets, spoke: bool) -> None:
+        """Look at one way; ``spoke``: both ways led there before, and both leases are in the store."""
         pair = (one.name, other.name)
         links = self._way(pair, one, other, subnets)
         there = bool(links)
-        before = self._connected.get(pair, False)
         same = self._subnets.get(pair) == subnets
         self._connected[pair], self._subnets[pair] = there, subnets
         if there:
@@ -403,7 +405,7 @@ class Judge:
         able = min(self._able_for(one), self._able_for(other))
         self._settle(one, other)
         wronged = not (self._has_heard(one, other) and self._has_heard(other, one))
-        if before and same and in_store and not wronged and self._undisturbed(one) and self._undisturbed(other):
+        if spoke and same and not wronged and self._undisturbed(one) and self._undisturbed(other):
             raise Violation("forwarding", f"{one.name} does not reach {other.name} ({subnets}) any more")
         if able > CONNECTED and one.name in {node.name for node, _ in self._holders()}:
             raise Violation("cut", f"{one.name} does not reach {other.name} ({subnets}) after {able:.0f} s")

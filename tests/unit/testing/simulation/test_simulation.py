@@ -142,6 +142,14 @@ def test_an_operator_does_not_wait_for_a_copy_of_a_machine_that_has_left() -> No
     assert any("the change is over: done" in line for line in outcome.lines)
 
 
+def test_a_node_that_a_peer_has_not_heard_of_yet_has_no_connection_that_a_change_could_take_away() -> None:
+    """It joins in the middle, and goes over to a backend that takes nothing from strangers."""
+    plan = draw_plan(20159, stores=["file"])
+    kept = tuple(fault for fault in plan.faults if fault.draw in (788682446, 579119925))
+    assert [fault.kind for fault in kept] == ["link-down", "change"]
+    assert run(replace(plan, faults=kept, calm=((240.0, 300.0),))).violation is None
+
+
 def test_a_network_is_changed_while_it_runs_and_some_changes_are_turned_round() -> None:
     plan = replace(draw_plan(0, stores=["etcd"], documents=DOCUMENTS[:1]), nodes=3, ttl=3600.0, margin=600.0)
     outcomes = set()
