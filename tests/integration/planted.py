@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.storing import FREE
 
 from pyflannel.lab import Node
 
 __all__ = ["BACKEND", "STORE", "plant", "put_peer", "switched_on"]
-
-PEER = "10.244.250.0-24"
 
 _HEAD = """\
 import threading
@@ -145,7 +144,7 @@ def switched_on(path: Path, name: str) -> Iterator[Callable[[], bool]]:
 
 
 def put_peer(node: Node, **data: Any) -> None:
-    """Put another node's lease into the lab's file store."""
+    """Put another node's lease into the lab's file store, whose document kept a place for it."""
     directory = node.lab.outside(node.directory).parent / "store" / "subnets"
     content = {"PublicIP": "192.0.2.77", "BackendType": "planted", **data}
-    (directory / f"{PEER}.json").write_text(json.dumps(content))
+    (directory / f"{FREE}.json").write_text(json.dumps(content))

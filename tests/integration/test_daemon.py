@@ -113,7 +113,10 @@ def test_drift_is_put_right(lab: Lab, command: str) -> None:
     repaired = node.daemon.status()["repaired"]
     node.run(["sh", "-ec", command])
     until(lambda: node.daemon.status()["repaired"] != repaired or kernel(node) != before, "the fault was noticed")
-    until(lambda: kernel(node) == before and node.daemon.status()["state"] == "ready", f"put right: {kernel(node)}")
+    until(
+        lambda: kernel(node) == before and node.daemon.status()["state"] == "ready",
+        lambda: f"put right: {kernel(node)}",
+    )
     assert node.run(["cat", "/proc/sys/net/ipv4/ip_forward"]).stdout.strip() == "1"
     assert lab.reachability().complete
 
@@ -124,7 +127,7 @@ def test_a_device_that_was_replaced_by_another_is_rebuilt(lab: Lab) -> None:
     node.daemon.pause()  # it would be quicker than the second command
     node.ip(["link del flannel.42", "link add flannel.42 type vxlan id 43 dstport 8472 dev eth0 local 192.0.2.1"])
     node.daemon.resume()
-    until(lambda: kernel(node) == before, str(before))
+    until(lambda: kernel(node) == before, lambda: f"{before} again: {kernel(node)}")
     assert lab.reachability().complete
 
 

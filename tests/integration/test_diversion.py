@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with overlay("wireguard", "--backend-option", "Implementation=userspace") as lab:
+    with overlay({"Type": "wireguard", "Implementation": "userspace"}) as lab:
         yield lab
 
 
@@ -150,11 +150,11 @@ def test_a_route_that_is_added_later_is_named_and_the_node_is_not_ready(lab: Lab
 
 def test_a_foreign_route_is_left_alone(lab: Lab) -> None:
     node = lab.nodes[0]
-    route = f"10.244.77.0/24 via {lab.nodes[2].ipv4.ip} dev {UPLINK} proto static"
+    route = f"10.244.250.0/24 via {lab.nodes[2].ipv4.ip} dev {UPLINK} proto static"
     node.ip([f"route add {route}"])
     try:
         until(lambda: node.daemon.status()["state"] == "waiting", lambda: message(node))
-        assert "10.244.77.0/24" in node.run(["ip", "route"]).stdout
+        assert "10.244.250.0/24" in node.run(["ip", "route"]).stdout
     finally:
         node.ip([f"route del {route}"])
     until(lambda: node.daemon.status()["state"] == "ready", lambda: message(node))

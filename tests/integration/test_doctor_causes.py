@@ -22,20 +22,19 @@ import pytest
 from tests.integration.asking import until
 from tests.integration.examining import PAST_THE_ENCRYPTION, Doctor
 from tests.integration.overlay import overlay
+from tests.storing import FREE
 
 from pyflannel.lab import Lab, Node
 from pyflannel.lab.daemon import pyflannel_command
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
-NETWORK = "10.244.0.0/16"
-V6 = ("--ipv6-network", "fd00:10::/48")
 PAGE = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with overlay("vxlan", *V6, nodes=2) as lab:
+    with overlay("vxlan", nodes=2, ipv6="fd00:10::/48") as lab:
         yield lab
 
 
@@ -183,7 +182,6 @@ def test_what_happens_on_a_node_is_named(lab: Lab, doctor: Doctor, name: str) ->
 
 # Leases ---------------------------------------------------------------------------------------------------------------
 
-FREE = "10.244.250.0-24"
 VTEP = {"BackendType": "vxlan", "BackendData": {"VNI": 1, "VtepMAC": "02:00:00:00:00:77"}}
 ELSEWHERE = {"Run": "ea8c69a3a0a8eb9f3193637e", "Cards": ["dda037fafd08b68e113980e7"]}
 """Marks of another machine."""
@@ -586,7 +584,7 @@ def test_how_a_daemon_was_started_is_told(lab: Lab, doctor: Doctor, name: str) -
     try:
         node.run(["sh", "-ec", row.do])
         interface = "eth0" if row.named else None
-        node.start_daemon(lab.file_store, "vxlan", NETWORK, (*flags, *row.arguments), interface=interface)
+        node.start_daemon(lab.file_store, None, None, (*flags, *row.arguments), interface=interface)
         until(lambda: any(row.says in each["message"] for each in of(doctor, row.check)), lambda: of(doctor, row.check))
         found = of(doctor, row.check)
         if row.fix:
@@ -600,7 +598,7 @@ def test_how_a_daemon_was_started_is_told(lab: Lab, doctor: Doctor, name: str) -
     finally:
         node.daemon.stop()
         node.run(["sh", "-c", row.undo])
-        node.start_daemon(lab.file_store, "vxlan", NETWORK, flags)
+        node.start_daemon(lab.file_store, None, None, flags)
         node.daemon.wait_ready(peers=1)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from tests.integration.asking import get, until
 from tests.integration.planted import BACKEND, STORE, plant, put_peer, switched_on
+from tests.storing import write_document
 
 from pyflannel.daemon.control import ActionFailed, request
 from pyflannel.errors import PyflannelError
@@ -36,7 +37,8 @@ def node(lab: Lab) -> Node:
 
 
 def start(node: Node, *arguments: str, store: str | None = None, backend: str = "planted") -> Any:
-    return node.start_daemon(store or node.lab.file_store, backend, "10.244.0.0/16", arguments)
+    write_document(node.lab, backend)
+    return node.start_daemon(store or node.lab.file_store, backend, None, arguments)
 
 
 def test_before_there_is_an_underlay(node: Node) -> None:

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.integration.asking import get, until
 from tests.integration.planted import BACKEND, plant, put_peer, switched_on
+from tests.storing import write_document
 
 from pyflannel.lab import Lab, Node
 
@@ -156,7 +157,8 @@ def test_a_stuck_loop_is_told_from_a_dead_process(tmp_path: Path, monkeypatch: p
     plant(tmp_path, monkeypatch, backend=BACKEND)
     with Lab(nodes=1, containers=0) as lab:
         (node,) = lab.nodes
-        daemon = node.start_daemon(lab.file_store, "planted", "10.244.0.0/16", PORT)
+        write_document(lab, "planted")
+        daemon = node.start_daemon(lab.file_store, "planted", None, PORT)
         daemon.wait_ready()
         with switched_on(tmp_path, "plan_peer") as reached:
             put_peer(node)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from ipaddress import ip_network
 from typing import Any
 
 import pytest
+from tests.storing import write_document
 from tests.waiting import until
 
 from pyflannel.lab import Container, Lab, Node
 from pyflannel.planning.spread import metric_of
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
-
-NETWORK = "10.244.0.0/16"
 
 
 def read(node: Node, *command: str) -> Any:
@@ -32,10 +31,11 @@ def subnet(node: Node) -> str:
     return str(node.daemon.status()["lease"]["subnets"][0])
 
 
-def running(backend: str, arguments: Sequence[str] = ()) -> Iterator[Lab]:
+def running(backend: str, **options: Any) -> Iterator[Lab]:
     with Lab(nodes=4, routed=1) as lab:
+        write_document(lab, {"Type": backend, **options})
         for node in lab.nodes:
-            node.start_daemon(lab.file_store, backend, NETWORK, arguments)
+            node.start_daemon(lab.file_store, None)
         for node in lab.nodes:
             node.daemon.wait_status(lambda status: status["ready"] and len(status["peers"]) == 3, "ready with 3 peers")
             node.attach_containers()
@@ -51,7 +51,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def direct() -> Iterator[Lab]:
-    yield from running("vxlan", ["--backend-option", "VNI=42", "--backend-option", "DirectRouting=true"])
+    yield from running("vxlan", VNI=42, DirectRouting=True)
 
 
 def near(lab: Lab) -> tuple[Container, ...]:
@@ -119,7 +119,10 @@ def test_drift_is_put_right(lab: Lab, command: str) -> None:
     before, repaired = routes(node), node.daemon.status()["repaired"]
     node.run(["sh", "-ec", command])
     until(lambda: node.daemon.status()["repaired"] != repaired, "the fault was noticed")
-    until(lambda: routes(node) == before and node.daemon.status()["state"] == "ready", f"put right: {routes(node)}")
+    until(
+        lambda: routes(node) == before and node.daemon.status()["state"] == "ready",
+        lambda: f"put right: {routes(node)}",
+    )
     assert node.run(["cat", "/proc/sys/net/ipv4/ip_forward"]).stdout.strip() == "1"
     until(lambda: lab.reachability(near(lab)).complete)
 

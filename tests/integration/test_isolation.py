@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.storing import FREE, write_document
 
 from pyflannel.lab import Lab
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
-PEER = "10.244.250.0-24"
 PATIENCE = 60.0
 
 HEAD = """\
@@ -75,9 +75,10 @@ def test_it_is_named_and_the_lease_is_renewed(
     node = lab.nodes[number]
     store = f"{lab.file_store}-{number}"
     before = node.run(["ip", "address", "show", "eth0"]).stdout
-    daemon = node.start_daemon(store, "bad", "10.244.0.0/16", ["--lease-ttl", "3", "--log-level", "debug"])
+    write_document(lab, "bad", store)
+    daemon = node.start_daemon(store, "bad", None, ["--lease-ttl", "3", "--log-level", "debug"])
     daemon.wait_status(lambda status: status["lease"] is not None, "holding a lease", PATIENCE)
-    peer = lab.outside(node.directory).parent / f"store-{number}" / "subnets" / f"{PEER}.json"
+    peer = lab.outside(node.directory).parent / f"store-{number}" / "subnets" / f"{FREE}.json"
     peer.write_text(json.dumps({"PublicIP": "192.0.2.77", "BackendType": "bad"}))
     # On a busy machine the short lease may run out for a moment, which then is what the daemon speaks of.
     status = daemon.wait_status(lambda status: reason in status["message"], f"saying {reason!r}", PATIENCE)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.integration.asking import until
-from tests.storing import create
+from tests.storing import FREE, create, write_document
 
 from pyflannel.lab import Lab, Node
 
@@ -37,10 +37,10 @@ def chromium() -> str:
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
     with Lab(nodes=2) as lab:
+        write_document(lab, "vxlan")
         for node in lab.nodes:
-            node.start_daemon(
-                lab.file_store, "vxlan", "10.244.0.0/16", ["--healthz-ip", "127.0.0.1", "--healthz-port", str(PORT)]
-            )
+            words = ["--healthz-ip", "127.0.0.1", "--healthz-port", str(PORT)]
+            node.start_daemon(lab.file_store, "vxlan", None, words)
         for node in lab.nodes:
             node.daemon.wait_ready(peers=1)
         yield lab.nodes[0]
@@ -109,11 +109,11 @@ def test_the_document_as_a_browser_reads_it(node: Node, chromium: str, tmp_path:
 
 def test_what_is_wrong_is_on_the_page(node: Node, chromium: str, tmp_path: Path) -> None:
     hostile = '{"PublicIP":"192.0.2.77","BackendType":"<script>document.title=1</script>"}'
-    create(node, node.lab.file_store, "10.244.77.0-24", hostile, 3600)
+    create(node, node.lab.file_store, FREE, hostile, 3600)
     until(lambda: any(peer["state"] == "skipped" for peer in node.daemon.status()["peers"]))
     dom = browse(node, chromium, tmp_path, "--window-size=390,900", "--dump-dom")
     assert "What is wrong" in dom
-    assert "10.244.77.0/24 is skipped: BackendType is '&lt;script&gt;document.title=1&lt;/script&gt;'" in dom
+    assert "10.244.250.0/24 is skipped: BackendType is '&lt;script&gt;document.title=1&lt;/script&gt;'" in dom
     assert "<title>1</title>" not in dom
 
 

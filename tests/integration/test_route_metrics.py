@@ -24,12 +24,11 @@ BOOT = 3
 
 @pytest.fixture(
     scope="module",
-    params=[("vxlan",), ("vxlan", "DirectRouting=true"), ("host-gw",)],
-    ids="-".join,
+    params=[{"Type": "vxlan"}, {"Type": "vxlan", "DirectRouting": True}, {"Type": "host-gw"}],
+    ids=lambda backend: "-".join(str(value) for value in backend.values()),
 )
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    backend, *options = request.param
-    with overlay(backend, *(word for option in options for word in ("--backend-option", option)), nodes=2) as lab:
+    with overlay(request.param, nodes=2) as lab:
         yield lab
 
 

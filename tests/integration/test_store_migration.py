@@ -51,7 +51,7 @@ class Migration:
 
     def end(self) -> dict[str, Any]:
         """Wait for its end, and return its report."""
-        until(lambda: not self.process.running, self.log.read_text())
+        until(lambda: not self.process.running, self.log.read_text)
         text = self.log.read_text()
         assert self.process.returncode == 0, text
         report: dict[str, Any] = json.loads(text[text.index("{\n") :])
@@ -140,6 +140,6 @@ def test_nodes_on_both_sides_see_each_other_whatever_happens_meanwhile(lab: Lab)
             assert all_see_all(lab)
         assert subnets(lab) == before
         assert lab.reachability().complete
-    until(lambda: "one by one" in migration.log.read_text(), migration.log.read_text())
+    until(lambda: "one by one" in migration.log.read_text(), migration.log.read_text)
     migration.process.stop(PATIENCE)
     assert migration.end()["verified"]

@@ -195,7 +195,7 @@ def test_drops_are_shown_by_reason(lab: Lab, reason: str) -> None:
     node = lab.nodes[0]
     before = counters(node).get(reason, 0)
     DROPS[reason](lab)
-    until(lambda: counters(node)[reason] == before + 1, f"{reason} of {counters(node)}")
+    until(lambda: counters(node)[reason] == before + 1, lambda: f"{reason} of {counters(node)}")
     shown = node.run([*pyflannel_command(), "status", "--run-dir", str(node.daemon.run_directory)])
     assert reason in shown.stdout
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tests.integration.asking import until
+from tests.storing import FREE, write_document
 
 from pyflannel.lab import Lab, Node
 from pyflannel.testing.backends import BackendConformance, LiveOverlay, not_applicable
@@ -49,9 +50,7 @@ def store_of(lab: Lab) -> Any:
 
 
 def bring_up(lab: Lab, commands: dict[str, str], **document: Any) -> None:
-    store_of(lab).mkdir()
-    text = json.dumps({"Network": "10.244.0.0/16", **document, "Backend": {"Type": "extension", **commands}})
-    (store_of(lab) / "config.json").write_text(text)
+    write_document(lab, {"Type": "extension", **commands}, **document)
     for node in lab.nodes:
         node.start_daemon(lab.file_store, "extension")
     for node in lab.nodes:
@@ -72,7 +71,7 @@ def counters(node: Node) -> dict[str, int]:
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     with Lab(nodes=3) as lab:
         bring_up(lab, request.param)
-        until(lambda: lab.reachability().complete, lab.nodes[0].log_tail())
+        until(lambda: lab.reachability().complete, lab.nodes[0].log_tail)
         yield lab
         for node in lab.nodes:
             print(node.name, node.daemon.log(), sep="\n")
@@ -97,8 +96,8 @@ def test_a_restart_converges_to_the_same_routes(lab: Lab) -> None:
     assert len(before) == 2
     node.daemon.restart()
     node.daemon.wait_ready(peers=2)
-    until(lambda: counters(node).get("commands_run", 0) >= 2 and routes(node) == before, node.log_tail())
-    until(lambda: lab.reachability().complete, node.log_tail())
+    until(lambda: counters(node).get("commands_run", 0) >= 2 and routes(node) == before, node.log_tail)
+    until(lambda: lab.reachability().complete, node.log_tail)
 
 
 def test_stopping_leaves_packets_flowing(lab: Lab) -> None:
@@ -109,7 +108,7 @@ def test_stopping_leaves_packets_flowing(lab: Lab) -> None:
     assert lab.reachability().complete
     node.daemon.start()
     node.daemon.wait_ready(peers=2)
-    until(lambda: lab.reachability().complete, node.log_tail())
+    until(lambda: lab.reachability().complete, node.log_tail)
 
 
 def test_a_peer_that_goes_is_removed_and_comes_back(lab: Lab) -> None:
@@ -118,16 +117,16 @@ def test_a_peer_that_goes_is_removed_and_comes_back(lab: Lab) -> None:
     key = gone.daemon.status()["lease"]["key"]
     gone.daemon.stop()
     (store_of(lab) / "subnets" / f"{key}.json").unlink()
-    until(lambda: len(routes(node)) == 1, routes(node))
+    until(lambda: len(routes(node)) == 1, lambda: routes(node))
     gone.daemon.start()
     gone.daemon.wait_ready(peers=2)
-    until(lambda: routes(node) == before, routes(node))
-    until(lambda: lab.reachability().complete, node.log_tail())
+    until(lambda: routes(node) == before, lambda: routes(node))
+    until(lambda: lab.reachability().complete, node.log_tail)
 
 
 def test_a_peer_whose_command_fails_is_named_and_the_others_go_on(lab: Lab) -> None:
     node = lab.nodes[0]
-    odd = store_of(lab) / "subnets" / "10.244.250.0-24.json"
+    odd = store_of(lab) / "subnets" / f"{FREE}.json"
     lease = {"PublicIP": "203.0.113.9", "BackendType": "extension", "BackendData": "not a MAC address"}
 
     def failed() -> list[tuple[str, str]]:
@@ -138,7 +137,7 @@ def test_a_peer_whose_command_fails_is_named_and_the_others_go_on(lab: Lab) -> N
         odd.write_text(json.dumps(lease))
         until(
             lambda: [(key, why[:30]) for key, why in failed()] == [(odd.stem, "SubnetAddCommand ended with st")],
-            failed(),
+            failed,
         )
         assert node.daemon.status()["ready"]
         assert lab.reachability().complete
@@ -150,7 +149,7 @@ def test_a_peer_whose_command_fails_is_named_and_the_others_go_on(lab: Lab) -> N
 def test_both_families() -> None:
     with Lab(nodes=2) as lab:
         bring_up(lab, HOST_GW_DUAL, EnableIPv6=True, IPv6Network="fd00:10:244::/48")
-        until(lambda: lab.reachability().complete, lab.nodes[0].log_tail())
+        until(lambda: lab.reachability().complete, lab.nodes[0].log_tail)
         assert lab.reachability().versions == (4, 6)
 
 
@@ -158,9 +157,7 @@ def test_a_start_command_that_fails_is_said_and_tried_again() -> None:
     with Lab(nodes=1, containers=0) as lab:
         (node,) = lab.nodes
         gate = node.directory / "gate"
-        store_of(lab).mkdir()
-        commands = {"Type": "extension", "PreStartupCommand": f"cat {gate}"}
-        (store_of(lab) / "config.json").write_text(json.dumps({"Network": "10.244.0.0/16", "Backend": commands}))
+        write_document(lab, {"Type": "extension", "PreStartupCommand": f"cat {gate}"})
         node.start_daemon(lab.file_store, "extension")
         node.daemon.wait_status(lambda status: "PreStartupCommand" in status["message"], "failing")
         lab.outside(gate).write_text("open\n")

@@ -18,7 +18,7 @@ from pyflannel.lab import Lab, Machine, Node
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 NETWORK = "10.244.0.0/16", "fd00:10::/48"
-FORGED = {4: "10.244.77.7", 6: "fd00:10:0:77::7"}
+FORGED = {4: "10.244.250.7", 6: "fd00:10:0:77::7"}
 """Nobody's: an address of the overlay that somebody on the underlay's link gives itself."""
 
 BACKENDS = {
@@ -43,7 +43,7 @@ def cluster(
     if find_tools().nft is None or set(find_tools().iptables) != {"nft", "legacy"}:
         pytest.skip("needs nft and both kinds of iptables")
     with Lab(nodes=2, containers=2) as lab:
-        document: dict[str, object] = {"Network": NETWORK[0], "Backend": backend}
+        document: dict[str, object] = {"Network": NETWORK[0], "SubnetMax": "10.244.239.0", "Backend": backend}
         if 6 in versions:
             document |= {"EnableIPv6": True, "IPv6Network": NETWORK[1]}
         config = lab.new_file("network")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests import iproute
+from tests.storing import FREE, write_document
 
 from pyflannel.errors import ExitCode
 from pyflannel.lab import Lab, Node
@@ -21,7 +22,6 @@ from pyflannel_stores.file import FileStore
 
 pytestmark = pytest.mark.root
 
-NETWORK = "10.244.0.0/16"
 PATIENCE = 60.0
 IPIP = 4
 """The protocol number of IPv4 in IPv4 (RFC 2003)."""
@@ -33,13 +33,14 @@ FLANNELD_DEVICE = "type ipip local {local} ttl inherit tos 0 nopmtudisc"
 @pytest.fixture
 def lab() -> Iterator[Lab]:
     with Lab(nodes=2) as lab:
+        write_document(lab, "ipip")
         yield lab
         for node in lab.nodes:
             print(node.name, node.log_tail(), sep="\n")
 
 
 def start(node: Node, *arguments: str) -> Daemon:
-    return node.start_daemon(node.lab.file_store, "ipip", NETWORK, arguments)
+    return node.start_daemon(node.lab.file_store, "ipip", None, arguments)
 
 
 def device(node: Node, name: str = "flannel.ipip") -> dict[str, Any]:
@@ -74,23 +75,23 @@ def test_a_node_as_flanneld_sets_it_up_is_a_peer(lab: Lab) -> None:
     start(ours).wait_ready(timeout=PATIENCE)
     place = StoreLocation("file", path=str(lab.outside(PurePosixPath(StoreLocation.parse(lab.file_store).path))))
     with FileStore(place) as store:
-        store.create("10.244.77.0-24", json.dumps(FLANNELD_LEASE), None)
+        store.create(FREE, json.dumps(FLANNELD_LEASE), None)
     theirs.ip(
         [
             f"link add flannel.ipip {FLANNELD_DEVICE.format(local='192.0.2.2')}",
             "link set flannel.ipip mtu 1480 up",
-            "address add 10.244.77.0/32 dev flannel.ipip",
+            "address add 10.244.250.0/32 dev flannel.ipip",
             f"route add {subnet(ours)} via 192.0.2.1 dev flannel.ipip onlink",
         ]
     )
-    theirs.attach_containers(ContainerNetwork(1480, IPv4Interface("10.244.77.1/24"), None))
+    theirs.attach_containers(ContainerNetwork(1480, IPv4Interface("10.244.250.1/24"), None))
     ours.daemon.wait_ready(peers=1, timeout=PATIENCE)
     ours.attach_containers()
     with ours.capture() as capture:
         eventually(lambda: lab.reachability(versions=[4]).complete, "containers reach each other", PATIENCE)
     outer = [frame for frame in capture.stop() if frame[12:14] == b"\x08\x00" and frame[23] == IPIP]
     assert outer, "no IPv4 in IPv4 on the underlay"
-    assert routes(ours) == {"10.244.77.0/24": ("flannel.ipip", "192.0.2.2")}
+    assert routes(ours) == {"10.244.250.0/24": ("flannel.ipip", "192.0.2.2")}
 
 
 def test_the_device_is_as_flanneld_s(lab: Lab) -> None:

@@ -20,7 +20,8 @@ from pyflannel.testing.backends import BackendBehaviour
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
-OPTIONS = ("--backend-option", "Implementation=userspace")
+USERSPACE = {"Type": "wireguard", "Implementation": "userspace"}
+IPV6 = "fd00:244::/48"
 
 
 class TestUserspace(BackendBehaviour):
@@ -32,7 +33,7 @@ class TestUserspace(BackendBehaviour):
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with overlay("wireguard", *OPTIONS) as lab:
+    with overlay(USERSPACE) as lab:
         yield lab
 
 
@@ -127,8 +128,7 @@ def test_without_the_device_nothing_leaves_in_plaintext(lab: Lab) -> None:
 
 @pytest.mark.parametrize("mode", ["separate", "auto"])
 def test_both_families(mode: str) -> None:
-    options = (*OPTIONS, "--ipv6-network", "fd00:244::/48", "--backend-option", f"Mode={mode}")
-    with overlay("wireguard", *options, nodes=2) as lab:
+    with overlay({**USERSPACE, "Mode": mode}, nodes=2, ipv6=IPV6) as lab:
         reached = lab.reachability()
         assert reached.complete
         assert set(reached.versions) == {4, 6}
@@ -136,8 +136,7 @@ def test_both_families(mode: str) -> None:
 
 
 def test_a_document_that_gives_up_ipv6_takes_no_packet_away() -> None:
-    options = (*OPTIONS, "--ipv6-network", "fd00:244::/48")
-    with overlay("wireguard", *options, nodes=2) as lab:
+    with overlay(USERSPACE, nodes=2, ipv6=IPV6) as lab:
         one, two = lab.containers
         document = lab.outside(lab.nodes[0].directory).parent / "store" / "config.json"
         changed = json.dumps({**json.loads(document.read_text()), "EnableIPv6": False})
