@@ -953,7 +953,7 @@ class BackendBehaviour(_Subject):
         node.daemon.stop()
         node.detach_containers()
         node.run(pyflannel_command("cleanup", "--run-dir", str(node.daemon.run_directory)), timeout=PATIENCE)
-        eventually(lambda: everything(node) == overlay.pristine[node.name], _difference(overlay, node), 10.0)
+        eventually(lambda: everything(node) == overlay.pristine[node.name], lambda: _difference(overlay, node), 10.0)
         node.daemon.start()
         node.daemon.wait_ready(peers=2, timeout=PATIENCE)
         node.attach_containers()

@@ -79,12 +79,16 @@ OTHER = VALUE.replace("192.0.2.1", "192.0.2.2")
 CONFIG = '{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}'
 
 
-def eventually(condition: Callable[[], bool], what: str, patience: float | None = None) -> None:
-    """Wait for ``condition``; fail with ``what`` if it does not come true within ``patience`` (:data:`PATIENCE`)."""
+def eventually(condition: Callable[[], bool], what: str | Callable[[], str], patience: float | None = None) -> None:
+    """Wait for ``condition``; fail with ``what`` if it does not come true within ``patience`` (:data:`PATIENCE`).
+
+    :param what: what is waited for, or a function that says it at the end, with what there is instead.
+    """
     patience = PATIENCE if patience is None else patience
     deadline = time.monotonic() + patience
     while not condition():
-        assert time.monotonic() < deadline, f"waited {patience:g} s in vain for: {what}"
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"waited {patience:g} s in vain for: {what() if callable(what) else what}")
         time.sleep(0.01)
 
 

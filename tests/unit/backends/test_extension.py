@@ -257,7 +257,7 @@ def test_a_peer_that_fails_is_named_and_tried_again_and_the_others_go_on(
     for number in (6, 7, 8):
         plane.put(peer(number))
     expected = {peer(7).key: "SubnetAddCommand ended with status 2: no route"}
-    until(lambda: plane.check() == expected, plane.check())
+    until(lambda: plane.check() == expected, plane.check)
     until(lambda: len(journal.lines) > 2)
     assert set(journal.lines) == {"remove 10.50.7.0/24"}
     there.unlink()
