@@ -4,6 +4,7 @@ kind that the core has no fields for, and routes that name their tunnel. And wha
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -45,11 +46,36 @@ class TestSnug(BackendBehaviour):
     backend = "snug"
 """
 
+ENDING = """
+from pyflannel.testing import backends
+
+backends.ENDING = 3.0
+
+class TestCompanion(backends.BackendBehaviour):
+    backend = "companion"
+
+class TestLingering(backends.BackendBehaviour):
+    backend = "lingering"
+"""
+
+
+def judged(tests: str, chosen: str, folder: Path) -> str:
+    """What pytest says of a module of tests."""
+    (folder / "test_judged.py").write_text(tests, encoding="utf-8")
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, str(folder)]
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, cwd=folder).stdout
+
 
 def test_an_mtu_without_room_is_caught_by_the_fragments_on_the_underlay(tmp_path: Path) -> None:
-    (tmp_path / "test_snug.py").write_text(SNUG, encoding="utf-8")
-    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "full_packets or reach_each_other", str(tmp_path)]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert "1 failed, 1 passed" in done.stdout, done.stdout
-    assert "leave room for what is put around them" in done.stdout
-    assert "failed: pyflannel.backend.Backend.mtu: packets of that size pass without fragmentation" in done.stdout
+    said = judged(SNUG, "full_packets or reach_each_other", tmp_path)
+    assert "1 failed, 1 passed" in said, said
+    assert "leave room for what is put around them" in said
+    assert "failed: pyflannel.backend.Backend.mtu: packets of that size pass without fragmentation" in said
+
+
+def test_a_data_plane_that_does_not_end_is_caught_while_the_network_is_elsewhere(tmp_path: Path) -> None:
+    said = judged(ENDING, "there_and_back or that_is_left", tmp_path)
+    assert "1 failed, 3 passed" in said, said
+    assert re.search(r"FAILED .*TestLingering::test_a_data_plane_that_is_left_ends", said), said
+    assert "process sleep infinity" in said
+    assert "failed: pyflannel.backend.DataPlane.end: where the network has gone over" in said

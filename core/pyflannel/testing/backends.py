@@ -20,6 +20,7 @@ hangs with its backend: whatever is waited for has a limit, and is named when it
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -79,6 +80,9 @@ __all__ = ["BackendBehaviour", "BackendConformance", "BackendPlanning", "Planner
 
 PATIENCE: Final = 60.0
 """Seconds after which the kit takes a thing for not happening at all. Nothing is judged by how long it took."""
+
+ENDING: Final = 20.0
+"""Seconds after which what is left of a data plane that was told to end is taken for left behind."""
 
 RESYNC: Final = 5
 """Seconds between the daemons' full comparisons: the kernel tells nobody of most of its parameters."""
@@ -542,7 +546,8 @@ class _Console:
 
     def __init__(self, node: LabNode) -> None:
         words = module_command("pyflannel.testing._kernel_console")
-        self._process = node.start(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE).proxy
+        self.process = node.start(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = self.process.proxy
 
     def ask(self, **request: Any) -> Any:
         stdin, stdout = self._process.stdin, self._process.stdout
@@ -667,6 +672,18 @@ class LiveOverlay:
         matrix = self.lab.reachability()
         return matrix.complete and matrix.versions == self.versions
 
+    def left(self) -> dict[str, list[str]]:
+        """What each node holds of a data plane (:func:`data_planes`) that was told to end, and stays all the same."""
+        found: dict[str, list[str]] = {}
+
+        def gone() -> bool:
+            found.update((node.name, data_planes(node, {self.consoles[node.name].process.pid})) for node in self.nodes)
+            return not any(found.values())
+
+        with contextlib.suppress(AssertionError):
+            eventually(gone, "all data planes have ended", ENDING)
+        return found
+
     def terms(self, node: LabNode) -> list[str]:
         """The addresses by which a node's objects in other kernels are told: its public ones and its subnets'."""
         subnets = node.daemon.status()["lease"]["subnets"]
@@ -678,6 +695,61 @@ class LiveOverlay:
         owner = {json.loads(file.read_text()).get("NodeID"): file for file in subnets.glob("*.json")}
         owner[node.name].unlink()
         return owner[node.name].stem
+
+
+@dataclasses.dataclass(frozen=True)
+class Trip:
+    """A running network that was changed to another backend and back.
+
+    :param refused: why it was not. ``lost``: the pings that lost packets, with how many.
+    :param before: each node's kernel objects before that.
+    :param left: what each node held of a data plane when all had gone over.
+    """
+
+    refused: str
+    lost: tuple[tuple[str, str, int], ...]
+    before: Mapping[str, list[tuple[str, str]]]
+    left: Mapping[str, list[str]]
+
+
+def data_planes(node: LabNode, others: Iterable[int]) -> list[str]:
+    """What moves packets in a node's namespace besides the kernel, each in words: processes, and what the daemon holds.
+
+    :param others: processes in it that are known, as seen from outside the lab.
+    """
+    daemon = node.daemon.process.pid
+    place = (Path("/proc") / str(daemon) / "ns/net").readlink()
+    found = []
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit() or int(process.name) in others:
+            continue
+        with contextlib.suppress(OSError):  # it may end meanwhile
+            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if (process / "ns/net").readlink() != place or words[0] == "nsenter" or not words[0]:
+                continue  # what waits for a process of the lab's, and what is about to be reaped
+            if int(process.name) != daemon:
+                found.append(f"process {' '.join(words).strip()}")
+            found += [f"{held} of {words[0]}" for held in _packet_files(process)]
+    return sorted(found)
+
+
+_PACKETS: Final = ("udp", "udp6", "udplite", "udplite6", "raw", "raw6", "packet")
+"""Tables of proc_pid_net(5) with the sockets that a data plane may have; their inode stands in some column."""
+
+
+def _packet_files(process: Path) -> Iterator[str]:
+    """The open files of a process by which packets come and go, in words."""
+    sockets = {}
+    for table in _PACKETS:
+        with contextlib.suppress(FileNotFoundError):
+            for line in (process / "net" / table).read_text(encoding="ascii").splitlines()[1:]:
+                sockets[line.split()[8 if table == "packet" else 9]] = f"{table} socket {line.split()[1]}"
+    for file in (process / "fd").iterdir():
+        target = str(file.readlink())
+        if target == "/dev/net/tun":
+            yield target
+        elif target.startswith("socket:[") and target[8:-1] in sockets:
+            yield sockets[target[8:-1]]
 
 
 _STATE: Final = (
@@ -909,15 +981,16 @@ class BackendBehaviour(_Subject):
                 "the kernel is as before the change",
             )
 
-    @clause(
-        "pyflannel.backend.Backend", "a network that runs changes to another backend, and back, and loses no packet"
-    )
-    def test_a_running_network_changes_there_and_back(self, overlay: LiveOverlay) -> None:
-        """With an in-tree backend as the partner; a backend needs no code for it."""
-        self._need_traffic()
+    @pytest.fixture(scope="class")
+    @classmethod
+    def trip(cls, overlay: LiveOverlay) -> Trip:
+        """The running network, changed to an in-tree backend and back, while all containers ping each other."""
+        if not cls.carries_traffic:
+            not_applicable("carries_traffic is false: the backend only leases subnets")
         partner = "host-gw" if overlay.kind.name == "vxlan" else "vxlan"
         eventually(overlay.reachable, "containers reach each other", PATIENCE)
         before = {node.name: overlay.dump(node) for node in overlay.nodes}
+        left: dict[str, list[str]] = {}
         pairs = [(one, two) for one in overlay.lab.containers for two in overlay.lab.containers if one is not two]
         with ExitStack() as stack:
             pings = [
@@ -927,21 +1000,45 @@ class BackendBehaviour(_Subject):
             ]
             for ping in pings:
                 ping.wait_replies(5)
-            for backend, options in ((partner, {}), (overlay.kind.name, overlay.options)):
-                refused = overlay.go_over(backend, options)
-                if "plans no routes" in refused:
-                    not_applicable("the backend leaves its routes to others, so that nothing can be switched over")
-                assert not refused, refused
+            refused = overlay.go_over(partner, {})
+            if not refused:
+                left = overlay.left()
+                refused = overlay.go_over(overlay.kind.name, overlay.options)
             for ping in pings:
                 ping.wait_replies(5)
             lost = [(ping.source.name, ping.address, ping.stop().lost) for ping in pings]
-        assert not [each for each in lost if each[2]], "packets were lost"
+        return Trip(refused, tuple(each for each in lost if each[2]), before, left)
+
+    def _went(self, trip: Trip) -> None:
+        if "plans no routes" in trip.refused:
+            not_applicable("the backend leaves its routes to others, so that nothing can be switched over")
+        assert not trip.refused, trip.refused
+
+    @clause(
+        "pyflannel.backend.Backend", "a network that runs changes to another backend, and back, and loses no packet"
+    )
+    def test_a_running_network_changes_there_and_back(self, overlay: LiveOverlay, trip: Trip) -> None:
+        """With an in-tree backend as the partner; a backend needs no code for it."""
+        self._went(trip)
+        assert not trip.lost, "packets were lost"
         for node in overlay.nodes:
             overlay.settled(
                 node,
-                lambda now, node=node: [item for item in now if item[0] != Kind.SYSCTL.name] == before[node.name],  # type: ignore[misc]
+                lambda now, node=node: [item for item in now if item[0] != Kind.SYSCTL.name] == trip.before[node.name],  # type: ignore[misc]
                 "the kernel is as before the change",
             )
+
+    @clause(
+        "pyflannel.backend.DataPlane.end",
+        "where the network has gone over to another backend, no process, socket or device of the data plane is left",
+    )
+    def test_a_data_plane_that_is_left_ends(self, trip: Trip) -> None:
+        """While the network runs on another backend, nothing is left of this one but the daemon itself."""
+        if self.kind.start is Backend.start:
+            not_applicable("the kernel moves the packets: the backend has no data plane of its own")
+        self._went(trip)
+        left = {node: what for node, what in trip.left.items() if what}
+        assert not left, f"left behind by end(): {left}"
 
     @clause(
         "pyflannel.backend.DataPlane",
