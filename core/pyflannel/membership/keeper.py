@@ -20,8 +20,7 @@ from typing import Any, Final, TypeAlias
 from pyflannel.backend import Backend
 from pyflannel.errors import PluginError, PyflannelError, StoreUnavailableError
 from pyflannel.membership import followed
-from pyflannel.membership.intake import bounded_batch, bounded_record, bounded_snapshot
-from pyflannel.membership.machine import (
+from pyflannel.membership.calls import (
     Announce,
     AskAssigned,
     AskChosen,
@@ -32,8 +31,6 @@ from pyflannel.membership.machine import (
     Do,
     GiveUp,
     Keep,
-    KeeperOptions,
-    LeaseMachine,
     Load,
     OpenStore,
     OpenWatch,
@@ -46,7 +43,10 @@ from pyflannel.membership.machine import (
     Update,
     WriteConfig,
 )
+from pyflannel.membership.intake import bounded_batch, bounded_record, bounded_snapshot
+from pyflannel.membership.machine import LeaseMachine
 from pyflannel.membership.slot import Slot
+from pyflannel.membership.state import KeeperOptions
 from pyflannel.network.change import NodeProgress
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import Subnets

@@ -18,8 +18,10 @@ from pyflannel.kernel.model import Key, Kind
 from pyflannel.kernel.port import Notice
 from pyflannel.kernel.tracker import Tracker
 from pyflannel.membership import machine as machines
+from pyflannel.membership import obtaining, publishing, renewal, session, watching
 from pyflannel.membership.machine import LeaseMachine
 from pyflannel.membership.slot import Slot
+from pyflannel.membership.state import KeeperState, Pause, Session
 from pyflannel.network.change import LEASE_KEY, Phase
 from pyflannel.planning import judging
 from pyflannel.planning import overlay as overlays
@@ -77,148 +79,146 @@ def swap(patch: pytest.MonkeyPatch, owner: Any, name: str, make: Callable[[Any],
 def _(patch: pytest.MonkeyPatch) -> None:
     swap(
         patch,
-        LeaseMachine,
-        "_renewal",
-        lambda right: (
-            lambda self: right(self) if not {"follow", "publish"} & {*self._troubles} or not self._opened else None
-        ),
+        renewal,
+        "due",
+        lambda right: lambda state: right(state) if not {"follow", "publish"} & {*state.troubles} else None,
     )
 
 
 @bug("gives up renewing after a failure")
 def _(patch: pytest.MonkeyPatch) -> None:
     def make(right: Any) -> Any:
-        def renewed(self: Any, result: Any) -> None:
-            right(self, result)
+        def renewed(state: KeeperState, result: Any) -> None:
+            right(state, result)
             if isinstance(result, PyflannelError) and not isinstance(result, ConflictError):
-                self._pauses["renew"].at = None
+                state.pauses["renew"].at = None
 
         return renewed
 
-    swap(patch, LeaseMachine, "_renewed", make)
+    swap(patch, renewal, "renewed", make)
 
 
 @bug("renews only when the lease ends")
 def _(patch: pytest.MonkeyPatch) -> None:
     def make(right: Any) -> Any:
-        def hold(self: Any, record: Any, since: float) -> None:
-            right(self, record, since)
-            if self._pauses["renew"].at is not None:
-                self._pauses["renew"].at = since + self._options.ttl + 2
+        def hold(state: KeeperState, record: Any, since: float) -> None:
+            right(state, record, since)
+            if state.pauses["renew"].at is not None:
+                state.pauses["renew"].at = since + state.options.ttl + 2
 
         return hold
 
-    swap(patch, LeaseMachine, "_hold", make)
+    swap(patch, renewal, "hold", make)
 
 
 @bug("reckons a lease's life from the answer, and twice as long")
 def _(patch: pytest.MonkeyPatch) -> None:
     def make(right: Any) -> Any:
-        def hold(self: Any, record: Any, since: float) -> None:
-            right(self, record, since)
-            if self._state.expires_at is not None:
-                self._state = replace(self._state, expires_at=self._now + 2 * self._options.ttl)
+        def hold(state: KeeperState, record: Any, since: float) -> None:
+            right(state, record, since)
+            if state.lease_state.expires_at is not None:
+                state.lease_state = replace(state.lease_state, expires_at=state.now + 2 * state.options.ttl)
 
         return hold
 
-    swap(patch, LeaseMachine, "_hold", make)
+    swap(patch, renewal, "hold", make)
 
 
 @bug("takes a lease that is gone for one that it still holds")
 def _(patch: pytest.MonkeyPatch) -> None:
     def make(right: Any) -> Any:
-        def renewed(self: Any, result: Any) -> None:
-            if isinstance(result, ConflictError):
-                self._hold(self._held, self._now)
+        def renewed(state: KeeperState, result: Any) -> None:
+            if isinstance(result, ConflictError) and state.held is not None:
+                renewal.hold(state, state.held, state.now)
             else:
-                right(self, result)
+                right(state, result)
 
         return renewed
 
-    swap(patch, LeaseMachine, "_renewed", make)
+    swap(patch, renewal, "renewed", make)
 
 
 @bug("ignores that its lease was deleted")
 def _(patch: pytest.MonkeyPatch) -> None:
     def make(right: Any) -> Any:
-        def changed(self: Any, session: Any, record: Any) -> None:
+        def changed(state: KeeperState, session: Any, record: Any) -> None:
             if record is not None:
-                right(self, session, record)
+                right(state, session, record)
 
         return changed
 
-    swap(patch, LeaseMachine, "_own_changed", make)
-    patch.setattr(machines, "CONFIRM_INTERVAL", 1e9)
+    swap(patch, watching, "own_changed", make)
+    patch.setattr(session, "CONFIRM_INTERVAL", 1e9)
 
 
 @bug("believes the first snapshot it took")
 def _(patch: pytest.MonkeyPatch) -> None:
     def make(right: Any) -> Any:
-        def judged(self: Any, call: Any, result: Any) -> Any:
+        def came_back(self: Any, pending: Any, result: Any) -> None:
             if isinstance(result, Snapshot):
                 first = self.__dict__.setdefault("first", result)
                 result = replace(first, revision=result.revision)
-            return right(self, call, result)
+            right(self, pending, result)
 
-        return judged
+        return came_back
 
-    swap(patch, LeaseMachine, "_judged", make)
+    swap(patch, LeaseMachine, "_came_back", make)
 
 
 @bug("doesn't look at leases when it allocates")
 def _(patch: pytest.MonkeyPatch) -> None:
     swap(
         patch,
-        machines,
+        obtaining,
         "allocate",
         lambda right: lambda network, taken, previous, rng, kept: right(network, (), previous, random.Random(0), kept),
     )
-    patch.setattr(machines, "CREATE_ATTEMPTS", 1)
+    patch.setattr(obtaining, "CREATE_ATTEMPTS", 1)
 
 
 @bug("takes compacted history for a broken stream")
 def _(patch: pytest.MonkeyPatch) -> None:
     def make(right: Any) -> Any:
-        def failed(self: Any, session: Any, error: Any) -> None:
+        def failed(state: KeeperState, session: Any, error: Any) -> None:
             if isinstance(error, HistoryGoneError):
                 session.watch = None
-                self._pauses["watch"].at = None
+                state.pauses["watch"].at = None
             else:
-                right(self, session, error)
+                right(state, session, error)
 
         return failed
 
-    swap(patch, LeaseMachine, "_watch_failed", make)
+    swap(patch, watching, "failed", make)
 
 
 @bug("tells nobody that its address has changed")
 def _(patch: pytest.MonkeyPatch) -> None:
     def make(right: Any) -> Any:
-        def attributes(self: Any, place: Any, subnets: Any, before: Any) -> Any:
-            said = yield from right(self, place, subnets, before)
+        def attributes(state: KeeperState, place: Any, subnets: Any, before: Any) -> Any:
+            said = yield from right(state, place, subnets, before)
             return said if before.public_ip is None else replace(said, public_ip=before.public_ip)
 
         return attributes
 
-    swap(patch, LeaseMachine, "_attributes", make)
+    swap(patch, publishing, "our_attributes", make)
 
 
 @bug("never opens a watch again that was open for long")
 def _(patch: pytest.MonkeyPatch) -> None:
     def make(right: Any) -> Any:
-        def failed(self: Any, session: Any, error: Any) -> None:
-            right(self, session, error)
-            if self._session is session and self._now - session.watch_opened > 600:
-                self._pauses["watch"].at = None
+        def failed(state: KeeperState, session: Session, error: Any) -> None:
+            right(state, session, error)
+            if state.session is session and state.now - session.watch_opened > 600:
+                state.pauses["watch"].at = None
 
         return failed
 
-    swap(patch, LeaseMachine, "_watch_failed", make)
+    swap(patch, watching, "failed", make)
 
 
 @bug("asks for a new store without end")
 def _(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(machines._Pause, "put_off", lambda self, now: setattr(self, "at", now))
+    patch.setattr(Pause, "put_off", lambda self, now: setattr(self, "at", now))
 
 
 @bug("lets a store that hangs hang for ever")
@@ -233,12 +233,12 @@ def _(patch: pytest.MonkeyPatch) -> None:
 @bug("drops one change of a batch")
 def _(patch: pytest.MonkeyPatch) -> None:
     def make(right: Any) -> Any:
-        def take_in(self: Any, session: Any, batch: Batch) -> None:
-            right(self, session, replace(batch, changes=batch.changes[:1]))
+        def take_in(state: KeeperState, session: Any, batch: Batch) -> None:
+            right(state, session, replace(batch, changes=batch.changes[:1]))
 
         return take_in
 
-    swap(patch, LeaseMachine, "_take_in", make)
+    swap(patch, watching, "take_in", make)
 
 
 @bug("keeps leases that are gone")
@@ -379,13 +379,13 @@ def _(patch: pytest.MonkeyPatch) -> None:
 @bug("doesn't tell which change it has been through")
 def _(patch: pytest.MonkeyPatch) -> None:
     def make(right: Any) -> Any:
-        def attributes(self: Any, place: Any, subnets: Any, before: Any) -> Any:
-            said = yield from right(self, place, subnets, before)
+        def attributes(state: KeeperState, place: Any, subnets: Any, before: Any) -> Any:
+            said = yield from right(state, place, subnets, before)
             return replace(said, extra={name: value for name, value in said.extra.items() if name != LEASE_KEY})
 
         return attributes
 
-    swap(patch, LeaseMachine, "_attributes", make)
+    swap(patch, publishing, "our_attributes", make)
 
 
 # The data plane -------------------------------------------------------------------------------------------------------
@@ -415,7 +415,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(models.SimulatedStore, "create", create)
     swap(
         patch,
-        machines,
+        obtaining,
         "allocate",
         lambda right: (
             lambda network, taken, previous, rng, kept: right(network, taken, previous, random.Random(0), kept)

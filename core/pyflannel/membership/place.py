@@ -1,0 +1,106 @@
+"""A node's place: the network document that it follows, the backend made for that, and the underlay. Pure.
+
+The place *in force* stays until another one can be had as a whole. Not every document that is written may be followed:
+one that parts this node from the others is refused, unless a change has led all of them there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pyflannel.backend import Backend
+from pyflannel.errors import ConfigError, UnderlayError
+from pyflannel.network.agreement import options_apart, ranges_apart
+from pyflannel.network.change import Written
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.underlay import Underlay
+from pyflannel.planning.transition import Side, Transition
+
+__all__ = ["Place", "backends_apart", "check_agreed", "check_underlay"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What we follow: a network document, the backend for it, and the underlay.
+
+    While a change is under way, ``following`` is what is to hold after it, or ``trouble`` says why this node can't have
+    that. ``overruled`` names a setting of this node that says otherwise, and why it does not count.
+    """
+
+    document: str
+    network: NetworkConfig
+    backend: Backend[Any]
+    underlay: Underlay
+    written: Written
+    following: Side | None = None
+    trouble: str = ""
+    overruled: str = ""
+
+    @property
+    def side(self) -> Side:
+        """What holds now."""
+        return Side(self.backend, self.network)
+
+    @property
+    def planner(self) -> Backend[Any]:
+        """What plans for this place."""
+        change = self.written.change
+        if change is None or self.following is None:
+            return self.backend
+        return Transition(self.side, self.following, change)
+
+    @property
+    def last(self) -> str:
+        """The change that has led here, if one has."""
+        return self.written.last if self.written.moved else ""
+
+
+def backends_apart(old: Side, new: Side) -> str:
+    """How two settings differ in what all nodes have to agree on; empty if they don't."""
+    if old.name != new.name:
+        return f"its backend is {new.name}, the one in force {old.name}"
+    keys = options_apart(old.backend.options, new.backend.options)
+    return f"its Backend has another {', '.join(keys)}" if keys else ""
+
+
+def check_underlay(network: NetworkConfig, underlay: Underlay, backend: Backend[Any]) -> None:
+    """See whether a network can run over an underlay.
+
+    :raises UnderlayError: it lacks an address of one of the network's families.
+    :raises ConfigError: the backend can't do with the public address that it has.
+    """
+    for version in network.versions:
+        public, local = underlay.public(version), underlay.local(version)
+        if public is None or local is None:
+            raise UnderlayError(
+                f"the network uses IPv{version}, but interface {underlay.interface} has no usable IPv{version} "
+                f"address; add one, choose another interface with --iface, or set EnableIPv{version} to false"
+            )
+        if public != local and backend.capabilities.interface_public_ip:
+            raise ConfigError(
+                f"backend {backend.name} needs the public address on the interface itself, but --public-ip is "
+                f"{public} and {underlay.interface} has {local}; drop --public-ip, or use a backend such as vxlan"
+            )
+
+
+def check_agreed(place: Place, written: Written, new: Side, store: str) -> None:
+    """Refuse what a node must not follow for itself.
+
+    :param place: what is in force. ``written`` and ``new`` are what the document in ``store`` asks for.
+    :raises ConfigError: says what differs, and what to do.
+    """
+    if written.settings == place.written.settings and (written.change or place.written.change is None):
+        return
+    if written.agreed and written.last not in ("", place.written.last):  # a change has led there: all are to follow
+        return
+    differs = ranges_apart(place.network, new.network) or backends_apart(place.side, new)
+    if not differs and place.written.change is not None:
+        differs = f"the change {place.written.change.id} that was under way has been taken out of it"
+    if differs:
+        raise ConfigError(
+            f"the network config in {store} was changed behind the nodes' back: {differs}. This node keeps "
+            "the one in force, with which the other nodes reach it; put that back, and use 'pyflannel network "
+            "change', which loses no packet; or write it with 'pyflannel config set --force', and restart all "
+            "daemons"
+        )

@@ -1,0 +1,109 @@
+"""What we tell others of ourselves: what our lease says, and whether our overlay carries packets.
+
+The words of a lease are the backend's, and during a change of the network those of both backends. They are compared
+with what the store holds, so that what is true already is not written again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pyflannel.backend import Node, Published
+from pyflannel.errors import ConflictError, PyflannelError
+from pyflannel.membership.calls import Announce, Publish, Renew, Steps, Update
+from pyflannel.membership.place import Place
+from pyflannel.membership.records import readable
+from pyflannel.membership.state import KeeperState
+from pyflannel.network.change import LEASE_KEY, NodeProgress, Step
+from pyflannel.network.lease import LeaseAttributes, Subnets
+
+__all__ = ["announce", "our_attributes", "publish", "settle_requests"]
+
+
+def settle_requests(state: KeeperState, number: int, error: PyflannelError | None) -> None:
+    """Say how the requests to publish up to ``number`` went; one that failed may succeed later."""
+    if number > state.lease_state.published or state.lease_state.publish_error is not None:
+        state.lease_state = replace(state.lease_state, published=number, publish_error=error)
+
+
+def our_attributes(
+    state: KeeperState, place: Place, subnets: Subnets, before: LeaseAttributes
+) -> Steps[LeaseAttributes]:
+    """What our lease of ``subnets`` should say; unknown fields of an earlier one are kept."""
+    node = state.node(place, subnets, before)
+    ours: Published = yield Publish(place.backend, node)
+    progress = yield from _progress(state, place, node, before)
+    extra = {name: value for name, value in before.extra.items() if name != LEASE_KEY}
+    if progress is not None:
+        extra[LEASE_KEY] = progress.to_json()
+    uses = place.network.family
+    return LeaseAttributes(
+        public_ip=place.underlay.public_ipv4 if uses(4) else None,
+        public_ipv6=place.underlay.public_ipv6 if uses(6) else None,
+        backend_type=None if place.backend.capabilities.untyped_leases else place.backend.name,
+        backend_data=ours.data,
+        backend_v6_data=ours.v6_data,
+        node_id=state.node_id,
+        marks=state.marks,
+        twin_of=state.options.node_id if state.node_id != state.options.node_id else None,
+        extra=extra,
+    )
+
+
+def _progress(state: KeeperState, place: Place, node: Node, before: LeaseAttributes) -> Steps[NodeProgress | None]:
+    """What our lease should say of the change that is under way, or of the last one."""
+    change = place.written.change
+    if change is None:
+        return NodeProgress(place.last, Step.DONE) if place.last else None
+    known = state.reached
+    if known.id != change.id:
+        said = NodeProgress.from_json(before.extra.get(LEASE_KEY))
+        known = NodeProgress(change.id, said.step if said is not None and said.id == change.id else None)
+    if place.following is None:
+        return NodeProgress(change.id, trouble=place.trouble)
+    following = place.following
+    try:
+        theirs: Published = yield Publish(following.backend, following.node(node))
+    except PyflannelError as error:
+        return NodeProgress(change.id, trouble=str(error))
+    return replace(known, backend_type=following.name, data=theirs.data, v6_data=theirs.v6_data)
+
+
+def publish(state: KeeperState) -> Steps[None]:
+    """Write what we are into our lease."""
+    asked = state.asked
+    try:
+        yield from _write_our_lease(state)
+    except PyflannelError as error:
+        settle_requests(state, asked, error)
+        raise
+    settle_requests(state, asked, None)
+    state.troubles.pop("publish", None)
+    state.pauses["publish"].backoff.reset()
+
+
+def _write_our_lease(state: KeeperState) -> Steps[None]:
+    held, lease = state.held, state.lease_state.lease
+    if held is None or lease is None:
+        raise ConflictError("our lease is gone")
+    attributes = yield from our_attributes(state, state.in_force, lease.subnets, lease.attributes)
+    held, lease = state.held, state.lease_state.lease
+    if held is None or lease is None:
+        raise ConflictError("our lease is gone")
+    said = readable(held)  # what the store holds: somebody else may have written rubbish over what we said
+    if said is None or attributes != said.attributes:
+        yield Update(held, attributes.to_json(), None if held.permanent else state.options.ttl)
+    elif state.options.assigned:
+        yield Renew(held, state.options.ttl)  # for what the store itself has to see to
+
+
+def announce(state: KeeperState) -> Steps[None]:
+    """Tell the store whether our overlay carries packets."""
+    ready = state.ready
+    assert ready is not None
+    state.announced = None  # until an answer comes nobody knows which of the two the store was told last
+    yield Announce(ready)
+    state.announced = ready
+    state.troubles.pop("announce", None)
+    state.pauses["announce"].clear()
+    state.pauses["announce"].at = state.now  # it may have changed meanwhile
