@@ -22,7 +22,8 @@ from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from tests.chaos import looks
+from tests.chaos import looks, memory
+from tests.chaos.clock import Clock, build
 from tests.chaos.plan import ONE_FAMILY, Plan
 from tests.chaos.record import ALL, Change, Claim, Death, Hindrance, History, Mood, Outage, Sample
 
@@ -149,6 +150,9 @@ class Cluster:
         self._open: tuple[float, list[Any]] = (0.0, [])
         self.pool = ThreadPoolExecutor(6)
         self._pings: Reader | None = None
+        self.memory = memory.own()
+        """The cgroup below which there are others for daemons."""
+        self.groups: list[memory.Group] = []
         self.lab = Lab(nodes=plan.nodes)
         try:
             self.members = [Member(number, node) for number, node in enumerate(self.lab.nodes)]
@@ -183,8 +187,11 @@ class Cluster:
         place.ip(f"address add {address}/24 dev eth0" for address in self.store_addresses[1:])
         disk = place.directory / "disk"
         self.lab.outside(disk).mkdir()
+        self._library = place.directory / "clock.so"
+        build(self.lab.outside(self._library))
+        wrapper = self.clock(self.members[0]).wrapper if scheme == "file" else ()
         words = module_command("tests.chaos.storeside", scheme, str(disk), *self.store_addresses[:members])
-        self.store = self._beside(place, words, place.directory / "store.log")
+        self.store = self._beside(place, [*wrapper, *words], place.directory / "store.log")
         self.disk = self.lab.outside(disk)
         self.url = str(self.store.first(60.0)["url"])
         self._pings = Reader(_python_here(module_command("tests.chaos.pings")))
@@ -214,7 +221,17 @@ class Cluster:
         member.joined = True
         member.life += 1
         arguments = ["--lease-ttl", str(TTL), "--subnet-lease-renew-margin", "1"]
-        member.node.start_daemon(self.url, None, arguments=arguments, node_id=member.node_id)
+        wrapper = self.clock(member).wrapper
+        member.node.start_daemon(self.url, None, arguments=arguments, node_id=member.node_id, wrapper=wrapper)
+
+    def clock(self, member: Member) -> Clock:
+        """A node's wall clock; all have one where a lease ends by the clock of whoever looks."""
+        name = "clock" if self.plan.store == "file" else f"clock-{member.name}"
+        shift = self._library.with_name(name)
+        clock = Clock(self._library, shift, self.lab.outside(shift))
+        if not clock.outside.exists():
+            clock.set(0.0)
+        return clock
 
     # What goes on
 
@@ -403,6 +420,8 @@ class Cluster:
         """End all that runs."""
         self.pool.shutdown(cancel_futures=True)
         self.lab.close()
+        for group in self.groups:
+            group.give_back()
         if self._pings is not None:
             self._pings.process.proxy.kill()
             self._pings.process.proxy.wait()

@@ -16,6 +16,7 @@ from typing import Final, TypeAlias
 
 from tests.chaos import looks
 from tests.chaos.cluster import TTL, Cluster, Member, document, workers
+from tests.chaos.memory import Group
 from tests.chaos.plan import EVERYBODY, KINDS, Fault
 
 __all__ = ["HOSTILE", "begin"]
@@ -53,7 +54,7 @@ def begin(cluster: Cluster, fault: Fault) -> Undo | None:
     return None
 
 
-_ALIVE: Final = frozenset({"kill", "freeze", "descriptors", "memory", "replace"})
+_ALIVE: Final = frozenset({"kill", "freeze", "descriptors", "memory", "cgroup", "replace"})
 """Faults for which there must be a daemon that nothing keeps from working."""
 
 
@@ -110,6 +111,24 @@ def _memory(cluster: Cluster, member: Member, fault: Fault, rng: random.Random) 
         there = int(file.read().split()[0]) * resource.getpagesize()
     more = rng.choice((0, 1 << 16, 1 << 20))
     return f"(limit {more >> 10} kB from here)", _limit(member, resource.RLIMIT_AS, there + more)
+
+
+def _cgroup(cluster: Cluster, member: Member, fault: Fault, rng: random.Random) -> Done:
+    if cluster.memory is None:
+        return "(no cgroup here has room for others)", None
+    more = rng.choice((1 << 18, 1 << 20, 4 << 20))
+    group = Group(cluster.memory, f"chaos-{os.getpid()}-{member.name}-{fault.draw}")
+    cluster.groups.append(group)
+    group.take(member.node.daemon.process.pid, more)
+    return f"({more >> 10} kB from here)", group.give_back
+
+
+def _clock(cluster: Cluster, member: Member, fault: Fault, rng: random.Random) -> Done:
+    """Between half a minute and nine hours, or back as far; ended by the way back."""
+    seconds = rng.choice((-1, 1)) * round(30 * 1000 ** rng.random())
+    clock = cluster.clock(member)
+    clock.set(seconds)
+    return f"({seconds:+d} s)", lambda: clock.set(0.0)
 
 
 def _replace(cluster: Cluster, member: Member, fault: Fault, rng: random.Random) -> Done:
@@ -319,6 +338,9 @@ _DO: Final[Mapping[str, Do]] = {
     "freeze": _freeze,
     "descriptors": _descriptors,
     "memory": _memory,
+    "cgroup": _cgroup,
+    "clock": _clock,
+    "clocks": _clock,
     "partition": _partition,
     "unplug": _unplug,
     "slow": _slow,

@@ -255,7 +255,8 @@ def _ended(history: History) -> Iterator[Violation]:
             h.kind for h in history.hindrances if h.begin <= death.at <= h.end + LAG and h.node in (death.node, ALL)
         ]
         aborted = "descriptors" in there and death.status == -signal.SIGABRT  # gRPC does that
-        starved = "memory" in there or aborted
+        killed = "cgroup" in there and death.status == -signal.SIGKILL  # the kernel does that
+        starved = "memory" in there or aborted or killed
         unread = "document" in there and death.status == ExitCode.CONFIG  # who starts then has nothing to go by
         if not starved and not unread:
             yield Violation("alive", death.at, death.node, f"the daemon ended with status {death.status}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -76,6 +77,11 @@ def _ended_for_want_of_descriptors(history: History) -> None:
     history.deaths.append(Death(100.0, "n2", 1))
 
 
+def _ended_in_a_small_cgroup(history: History) -> None:
+    history.hindrances.append(Hindrance("n2", "cgroup", DAEMON, 95.0, 105.0))
+    history.deaths.append(Death(100.0, "n2", 1))
+
+
 def _more(**values: Any) -> Spoil:
     def spoil(history: History) -> None:
         history.samples.append(replace(history.samples[-1], **values))
@@ -101,6 +107,7 @@ PLANTED: dict[str, tuple[str, Spoil]] = {
     "a lease expires": ("expired", _expired),
     "a daemon ends": ("alive", _ended),
     "a daemon ends for want of descriptors": ("alive", _ended_for_want_of_descriptors),
+    "a daemon ends by itself in a cgroup with little memory": ("alive", _ended_in_a_small_cgroup),
     "memory grows": ("busy", _more(memory=80 << 20)),
     "descriptors grow": ("busy", _more(descriptors=40)),
     "leases are left behind": ("busy", lambda history: history.stored.append((END, 60, 2 << 20))),
@@ -165,6 +172,11 @@ def _starved(history: History) -> None:
     history.deaths.append(Death(100.0, "n2", 1))
 
 
+def _killed_by_the_kernel(history: History) -> None:
+    history.hindrances.append(Hindrance("n2", "cgroup", DAEMON, 95.0, 105.0))
+    history.deaths.append(Death(100.0, "n2", -signal.SIGKILL))
+
+
 def _nothing_to_go_by(history: History) -> None:
     history.hindrances.append(Hindrance(ALL, "document", STORE, 95.0, 105.0))
     history.deaths.append(Death(100.0, "n2", ExitCode.CONFIG))
@@ -185,6 +197,7 @@ FORGIVEN: dict[str, Spoil] = {
     "a lease that was deleted": _robbed,
     "renewed as soon as that could be done": _hindered_until_its_end,
     "a daemon without memory": _starved,
+    "a daemon that the kernel kills in a cgroup with little memory": _killed_by_the_kernel,
     "a daemon that starts when the document can't be read": _nothing_to_go_by,
     "a subnet that somebody else had before": _one_after_the_other,
 }
