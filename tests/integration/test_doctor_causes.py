@@ -314,7 +314,9 @@ DOCUMENTS = {
     "another VNI is written by hand": Changed({"Backend": {"Type": "vxlan", "VNI": 7}}, "its Backend has another VNI"),
     "another backend is written by hand": Changed({"Backend": {"Type": "host-gw"}}, "host-gw"),
     "IPv6 is switched off by hand": Changed({"EnableIPv6": False}, "switches IPv6 off"),
-    "another network is written by hand": Changed({"Network": "10.0.0.0/9"}, "does not contain the present one"),
+    "another network is written by hand": Changed(
+        {"Network": "10.0.0.0/9", "SubnetMax": None}, "does not contain the present one"
+    ),
     "another SubnetLen is written by hand": Changed({"SubnetLen": 26}, check=""),
     "an MTU above the underlay's": Changed(
         {"Backend": {"Type": "vxlan", "MTU": 1600}},
