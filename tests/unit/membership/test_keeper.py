@@ -311,8 +311,8 @@ def test_a_store_that_hangs_is_named_and_given_up_for_another(
     gate: threading.Event,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(machine, "NAMED_AFTER", 0.1)
-    monkeypatch.setattr(machine, "GIVEN_UP_AFTER", 0.3)
+    monkeypatch.setattr(machine, "NAMED_AFTER", 0.2)
+    monkeypatch.setattr(machine, "GIVEN_UP_AFTER", 3.0)
     monkeypatch.setattr(machine, "CALL_TIMEOUT", 0.1)
     faulty.renewal = lambda: gate.wait(PATIENCE)
     named: list[str] = []
