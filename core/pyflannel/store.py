@@ -146,6 +146,9 @@ class Watch(ABC):
     def __next__(self) -> Batch:
         """Wait for the next batch.
 
+        Silence may last for days where nothing changes, and the core can't tell that from a server that is gone, stuck
+        or cut off: the driver has to notice, within a minute or two, and raise or go on elsewhere.
+
         :raises StopIteration: the watch was closed.
         :raises HistoryGoneError: changes were missed; take a new snapshot.
         :raises StoreUnavailableError: the stream broke; opening a watch at the last revision may go on without a gap.

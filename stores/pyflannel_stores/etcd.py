@@ -41,6 +41,9 @@ __all__ = ["EtcdStore", "EtcdWatch"]
 
 # Requests for remaining lifetimes that are under way at once; etcd has no call for more than one lease.
 _TTL_REQUESTS: Final = 64
+# Seconds between two questions whether the member of an open watch still hears of what is written, and for an answer.
+_ASKED: Final = (45.0, 75.0)
+_ANSWERED: Final = 5.0
 # A watch that ends sooner than this many seconds after it was opened, on each member in turn, is not opened again.
 _EARLY: Final = 1.0
 
@@ -364,6 +367,10 @@ class EtcdWatch(Watch):
     """A stream of changes from one member, and from the next one when that fails.
 
     The stream has a connection of its own, so that a failed call of the store does not end it, nor the other way round.
+
+    A member that is stopped or cut off is noticed by the connection's keepalive. One whose disk hangs answers that and
+    keeps the stream, but takes in nothing that others write, and so has nothing to tell. Therefore the member is asked,
+    now and then, for what only one that is up to date can answer: a read that the cluster agrees to.
     """
 
     def __init__(self, cluster: Cluster, keys: _Keys, revision: str) -> None:
@@ -475,7 +482,17 @@ class EtcdWatch(Watch):
             key=self._keys.config, range_end=self._keys.end, start_revision=self._revision + 1, progress_notify=True
         )
         metadata = self._cluster.metadata(member, deadline)
-        requests = _once_and_wait(rpc.WatchRequest(create_request=create), self._end_requests)
+        end = self._end_requests
+
+        def ask() -> Iterator[Any]:
+            """The stream's requests: one, and then none until its end, which some servers take for the watch's."""
+            yield rpc.WatchRequest(create_request=create)
+            while not end.wait(random.uniform(*_ASKED)):  # noqa: S311 - not for secrets
+                if not self._is_up_to_date(member):
+                    responses.cancel()
+                    return
+
+        requests = ask()
         with patient_threads():  # those that wait for the stream's requests and answers
             responses = rpc.WatchStub(member.client.channel).Watch(requests, metadata=metadata)
         # A deadline given to gRPC would be one for the whole stream.
@@ -486,6 +503,21 @@ class EtcdWatch(Watch):
             return responses, next(responses)
         finally:
             alarm.cancel()
+
+    def _is_up_to_date(self, member: Member) -> bool:
+        """Whether a member answers a read that needs all that was written before; for the thread of its requests."""
+        grpc = load_grpc()
+
+        deadline = Deadline(_ANSWERED)
+        try:
+            request = member.rpc.RangeRequest(key=self._keys.config, count_only=True)
+            metadata = self._cluster.metadata(member, deadline)
+            member.client.kvstub.Range(request, timeout=deadline.left, metadata=metadata)
+        except grpc.RpcError as error:
+            return self._cluster.judge(error) is not Verdict.MOVE_ON
+        except ValueError:  # gRPC's complaint about a channel that was closed meanwhile
+            return True
+        return True
 
     def _check_history(self, header: Any) -> None:
         """See that the cluster is the one the revision came from, and has come as far.
@@ -535,12 +567,6 @@ class EtcdWatch(Watch):
             self._end_requests.set()
         if member is not None:
             member.close()
-
-
-def _once_and_wait(request: Any, end: threading.Event) -> Iterator[Any]:
-    """A request stream that stays open until ``end``; some servers take its end for the end of the watch."""
-    yield request
-    end.wait()
 
 
 class _Keys:

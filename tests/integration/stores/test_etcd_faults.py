@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from itertools import count
 from pathlib import Path
+from typing import IO
 
 import pytest
 from tests.servers.etcd import MISSING, etcd, etcdctl, leases
@@ -17,6 +20,7 @@ from tests.servers.lossy import LossyProxy
 
 from pyflannel.errors import HistoryGoneError, StoreUnavailableError
 from pyflannel.lab.servers.etcd import EtcdCluster
+from pyflannel.lab.servers.process import HERE, Running
 from pyflannel.store import CALL_TIMEOUT, Change, Record, StoreLocation
 from pyflannel_stores.etcd import EtcdStore, EtcdWatch
 
@@ -124,6 +128,76 @@ def test_watch_moves_on_from_a_member_that_does_not_answer(cluster: EtcdCluster,
         retrying(lambda: writer.create("second", "x", None))
         changes = follower.until(lambda changes: len(changes) == 2)
         silent.resume()
+    assert [change.key for change in changes] == ["first", "second"]
+
+
+class Apart:
+    """A place with mounts of its own, and a file system in a file on which writes can be made to hang."""
+
+    def __init__(self, image: Path, mounted: Path) -> None:
+        mounted.mkdir()
+        self._mounted = mounted
+        with image.open("wb") as file:
+            file.truncate(400 << 20)
+        subprocess.run(["mkfs.ext4", "-q", str(image)], check=True)
+        self._holder = subprocess.Popen(["unshare", "--mount", "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._holder.stdin is not None
+        assert self._holder.stdout is not None
+        self._holder.stdin.write(b"!")
+        self._holder.stdin.flush()
+        assert self._holder.stdout.read(1) == b"!", "it has mounts of its own now"
+        self.run("mount", "-o", "loop", str(image), str(mounted))
+        self.run("chmod", "700", str(mounted))
+        self.run("rmdir", str(mounted / "lost+found"))
+
+    def _words(self, words: Sequence[str | os.PathLike[str]]) -> list[str | os.PathLike[str]]:
+        return ["nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", "--", *words]
+
+    def start(
+        self, words: Sequence[str | os.PathLike[str]], *, stdout: int | IO[str] | None, stderr: int | IO[str] | None
+    ) -> Running:
+        return HERE.start(self._words(words), stdout=stdout, stderr=stderr)
+
+    def run(self, *words: str) -> None:
+        subprocess.run(self._words(words), check=True)
+
+    def hang(self) -> None:
+        self.run("fsfreeze", "--freeze", str(self._mounted))
+
+    def go_on(self) -> None:
+        self.run("fsfreeze", "--unfreeze", str(self._mounted))
+
+    def close(self) -> None:
+        self._holder.communicate()
+
+
+NO_DISK = os.geteuid() != 0 or not shutil.which("mkfs.ext4") or not Path("/dev/loop-control").exists()
+
+
+@pytest.mark.root
+@pytest.mark.skipif(NO_DISK, reason="needs root, mkfs.ext4 and loop devices")
+def test_watch_moves_on_from_a_member_whose_disk_hangs(
+    tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers the keepalive and keeps the stream, and hears of nothing: only a question shows that."""
+    monkeypatch.setattr("pyflannel_stores.etcd._ASKED", (1.0, 1.0))
+    with ExitStack() as stack:
+        apart = Apart(tmp_path / "disk", tmp_path / "m0")
+        stack.callback(apart.close)
+        cluster = stack.enter_context(EtcdCluster(tmp_path, 3, place=apart))
+        deaf, well, writing = (member.endpoint for member in cluster.members)
+        watching = stack.enter_context(closing(open_store(f"{deaf},{well}", prefix)))
+        writer = stack.enter_context(closing(open_store(writing, prefix)))
+        watching._cluster.preferred = 0
+        follower = stack.enter_context(Follower(watching))
+        retrying(lambda: writer.create("first", "x", None))
+        follower.until(lambda changes: len(changes) == 1)
+        assert isinstance(follower._watch, EtcdWatch)
+        assert follower._watch._position == 0
+        apart.hang()
+        stack.callback(apart.go_on)
+        retrying(lambda: writer.create("second", "x", None))
+        changes = follower.until(lambda changes: len(changes) == 2)
     assert [change.key for change in changes] == ["first", "second"]
 
 
