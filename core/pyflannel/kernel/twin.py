@@ -143,6 +143,8 @@ class TwinPort(KernelPort):
         """How many dumps were asked for."""
         self.writes: list[Write] = []
         """Every write that was asked for, in the order of the calls."""
+        self.refused = 0
+        """How many of them were refused because :meth:`fail_next` said so."""
         self._scope = Scope()
         self._pending = Notice()
         self._failing: dict[Kind | Key, list[int]] = defaultdict(list)
@@ -273,6 +275,7 @@ class TwinPort(KernelPort):
         for what in (write.key, write.key[0]):
             numbers = self._failing.get(what)
             if numbers:
+                self.refused += 1
                 raise refusal(write, numbers.pop(0))
 
     # what others do

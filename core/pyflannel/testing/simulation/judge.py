@@ -128,6 +128,8 @@ class Judge:
         """Machines of which there was a copy alike in everything, and when that was known last."""
         self._waiting: dict[str, float] = {}
         """Nodes in whose place somebody else's lease was, and when that was last."""
+        self._refused: dict[str, tuple[int, float]] = {}
+        """How many writes a node's kernel has refused, and when it did so last."""
         self._wronged: dict[str, float] = {}
         """Nodes whose lease in the store was not what they had made of it, as somebody wrote there or it has expired,
         and when that was last: whoever hears of it, however late, may forget such a node."""
@@ -181,8 +183,8 @@ class Judge:
 
     def forget(self, node: SimulatedNode) -> None:
         """A node is gone."""
-        marks = (self._able, self._renewing, self._robbed, self._waiting, self._wronged, self._disturbed)
-        for table in (*marks, self._seen, self._written, self._counted):
+        marks = (self._able, self._renewing, self._robbed, self._waiting, self._refused, self._wronged)
+        for table in (*marks, self._disturbed, self._seen, self._written, self._counted):
             table.pop(node.name, None)
         self._connected = {pair: value for pair, value in self._connected.items() if node.name not in pair}
         self._broken_since = {pair: at for pair, at in self._broken_since.items() if node.name not in pair}
@@ -221,6 +223,7 @@ class Judge:
             self._disturbed.get(node.name, 0.0),
             self._robbed.get(node.name, 0.0),
             self._waiting.get(node.name, 0.0),
+            self._refused.get(node.name, (0, 0.0))[1],
             self._contested.get(node.hardware, 0.0),
         )
         return self._now - max(able, *marks)
@@ -243,6 +246,8 @@ class Judge:
             self._check_writes(node)
         for node in self._cluster.everybody:
             self._check_work(node)
+            if node.kernel.refused != self._refused.get(node.name, (0, 0.0))[0]:
+                self._refused[node.name] = node.kernel.refused, self._now
         if changed or self._now >= self._next_look:
             self._check_paths()
             self._next_look = self._now + 5.0

@@ -150,6 +150,14 @@ def test_a_node_that_a_peer_has_not_heard_of_yet_has_no_connection_that_a_change
     assert run(replace(plan, faults=kept, calm=((240.0, 300.0),))).violation is None
 
 
+def test_a_node_whose_kernel_refuses_has_time_from_when_it_did_so_last() -> None:
+    """Up to ten times, each after a longer pause; the fault itself was over before the node could write anything."""
+    plan = draw_plan(60022, stores=["etcd"])
+    kept = tuple(fault for fault in plan.faults if fault.draw in (510270328, 45786652, 176764330))
+    assert [fault.kind for fault in kept] == ["freeze", "refuse", "refuse"]
+    assert run(replace(plan, faults=kept, calm=((4200.0, 4260.0),))).violation is None
+
+
 def test_a_network_is_changed_while_it_runs_and_some_changes_are_turned_round() -> None:
     plan = replace(draw_plan(0, stores=["etcd"], documents=DOCUMENTS[:1]), nodes=3, ttl=3600.0, margin=600.0)
     outcomes = set()
