@@ -12,7 +12,7 @@ being written down anywhere, and no two nodes share it, not even clones with one
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_interface
@@ -78,6 +78,10 @@ class VxlanBackend(Backend[VxlanOptions]):
     Options = VxlanOptions
     capabilities = Capabilities(ipv4=True, ipv6=True)
 
+    def __init__(self, options: VxlanOptions) -> None:
+        super().__init__(options)
+        self._found: tuple[Node | None, Mapping[int, str]] = (None, {})
+
     def device(self, version: int) -> str:
         """The device's name for IP version 4 or 6."""
         return _device(self.options.vni, version)
@@ -100,6 +104,14 @@ class VxlanBackend(Backend[VxlanOptions]):
         if subnet is None:
             return stable_mac(f"pyflannel vtep {node.node_id} {self.device(version)} None")
         return _own_mac(node.node_id, self.device(version), version, int(subnet.network_address), subnet.prefixlen)
+
+    def _own_mac(self, node: Node, version: int) -> str:
+        """The same, found once for a node: each of thousands of peers is compared with it."""
+        known, macs = self._found
+        if known is not node:
+            macs = {each: self.mac(node, each) for each in (4, 6)}
+            self._found = node, macs
+        return macs[version]
 
     def mtu(self, underlay: Underlay) -> int:
         """Of the device that a container's packets meet first: IPv4's where there is one."""
@@ -178,7 +190,7 @@ class VxlanBackend(Backend[VxlanOptions]):
         mac = mac.lower()
         if not _is_unicast(mac):
             raise PeerRejected(f"{key}.VtepMAC {mac} is not a unicast address")
-        if mac == self.mac(node, version):
+        if mac == self._own_mac(node, version):
             raise PeerRejected(f"{key}.VtepMAC {mac} is this node's own")
         if vni != self.options.vni:
             raise PeerRejected(f"{key}.VNI is {vni!r}, this network's is {self.options.vni}")
