@@ -56,6 +56,14 @@ class Gone(Exception):  # noqa: N818 - an answer, not a failure
     """The server does not know that resource version any more."""
 
 
+class Forbidden(StoreDeniedError):  # noqa: N818 - as its neighbours
+    """The account has not this right; ``reason`` is the server's."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}; {_RIGHTS}")
+        self.reason = reason
+
+
 @dataclass(frozen=True, slots=True)
 class _Answer:
     status: int
@@ -499,7 +507,7 @@ def refusal(status: int, body: bytes, name: str) -> Exception:
             f"{name}: does not know our credentials ({reason}); has the token expired or been revoked?"
         )
     if status == 403:
-        return StoreDeniedError(f"{name}: {reason}; {_RIGHTS}")
+        return Forbidden(name, reason)
     if status == 429 or status >= 500 or status == 408:
         return StoreUnavailableError(f"{name}: answered {status}: {reason}")
     if 300 <= status < 400:

@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from hashlib import blake2b
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, Final
@@ -30,6 +31,7 @@ __all__ = [
     "Member",
     "Sieve",
     "condition_of",
+    "not_ready_since",
     "read_member",
 ]
 
@@ -210,10 +212,24 @@ def _key(cidrs: list[str]) -> tuple[str, tuple[int, ...], str]:
 
 def condition_of(node: Mapping[str, Any]) -> tuple[str, str]:
     """Status and reason of a Node's condition :data:`CONDITION`; empty if it has none."""
-    for condition in (node.get("status") or {}).get("conditions") or ():
-        if condition.get("type") == CONDITION:
-            return condition.get("status") or "", condition.get("reason") or ""
-    return "", ""
+    condition = _condition(node, CONDITION)
+    return condition.get("status") or "", condition.get("reason") or ""
+
+
+def not_ready_since(node: Mapping[str, Any]) -> datetime | None:
+    """Since when a Node's condition ``Ready`` has not been true; ``None`` if it is, or nobody says."""
+    condition = _condition(node, "Ready")
+    if condition.get("status") in (None, "True"):
+        return None
+    try:
+        return datetime.fromisoformat(str(condition.get("lastTransitionTime")).replace("Z", "+00:00"))
+    except ValueError:
+        return None
+
+
+def _condition(node: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    conditions = (node.get("status") or {}).get("conditions") or ()
+    return next((each for each in conditions if each.get("type") == kind), {})
 
 
 class Cluster:

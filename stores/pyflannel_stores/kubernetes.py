@@ -6,7 +6,8 @@ that lets pods come. Both are written by one step that compares what should be t
 (:meth:`KubernetesStore._settle`), so that it does not matter what happened to the Node in between.
 
 * A lease lives as long as its Node: there is no TTL, and every record is permanent.
-* The network document is a file, a mounted ConfigMap. It is read only, and followed.
+* The network document is a file, a mounted ConfigMap, which nodes follow. Who changes it, goes to the ConfigMap
+  (:mod:`pyflannel_stores._kubernetes_document`).
 * A record's version names the Node's uid and what of it concerns us, so that heartbeats of a kubelet are no changes. A
   write still carries the Node's resource version: nothing that changed meanwhile is overwritten unseen.
 * Nodes are listed in pages, each Node read by itself, and followed by a watch with bookmarks. A revision is a
@@ -23,7 +24,7 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -31,7 +32,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 from weakref import WeakSet
 
-from pyflannel.errors import ConfigError, ConflictError, HistoryGoneError, StoreDeniedError, StoreUnavailableError
+from pyflannel.errors import (
+    ConfigError,
+    ConflictError,
+    HistoryGoneError,
+    StoreDeniedError,
+    StoreError,
+    StoreUnavailableError,
+)
 from pyflannel.store import (
     CALL_TIMEOUT,
     CONFIG_KEY,
@@ -45,6 +53,7 @@ from pyflannel.store import (
     Unassigned,
     Watch,
 )
+from pyflannel_stores import _kubernetes_document as documents
 from pyflannel_stores._deadline import Deadline
 
 if TYPE_CHECKING:
@@ -53,8 +62,6 @@ if TYPE_CHECKING:
     from pyflannel_stores._kubernetes_nodes import Cluster, Member, Sieve
 
 __all__ = ["KubernetesStore"]
-
-DEFAULT_DOCUMENT: Final = "/etc/kube-flannel/net-conf.json"
 
 _NODES: Final = "/api/v1/nodes"
 _PAGE: Final = 500
@@ -86,7 +93,9 @@ class KubernetesStore(Store):
         "context": "which context of the kubeconfig; default: its current one",
         "node": "the name of this node's Node; default: the environment's NODE_NAME, else that of pod "
         "POD_NAMESPACE/POD_NAME",
-        "net_config": f"the file with the network document; default: {DEFAULT_DOCUMENT}",
+        "net_config": f"the file with the network document; default: {documents.DEFAULT_FILE}",
+        "config_map": "NAMESPACE/NAME of the ConfigMap with the network document, to read and write that instead of a "
+        f"file; default, where no node is named: {documents.DEFAULT_CONFIG_MAP}",
         "annotation_prefix": "what flannel's annotations begin with; default: flannel.alpha.coreos.com",
         "set_network_unavailable": "say in the Node's condition NetworkUnavailable whether the overlay works here "
         "(true or false); default: true",
@@ -106,9 +115,9 @@ class KubernetesStore(Store):
         self._access = _find_access(location)
         self._names = nodes.Annotations(location.options.get("annotation_prefix") or nodes.DEFAULT_PREFIX)
         self._condition_wanted = _flag(location, "set_network_unavailable", True)
-        self._document = _Document(Path(location.options.get("net_config") or DEFAULT_DOCUMENT), str(location))
         self._own = location.options.get("node") or os.environ.get("NODE_NAME") or None
         self._pod = (os.environ.get("POD_NAMESPACE"), os.environ.get("POD_NAME"))
+        self._document = self._place_of_document(location)
         self._api = http.Api(self._access)
         self._history = _History()
         self._listing: _Listing | None = None
@@ -119,6 +128,19 @@ class KubernetesStore(Store):
         self._written = 0
         self._watches: WeakSet[KubernetesWatch] = WeakSet()
 
+    def _place_of_document(self, location: StoreLocation) -> documents.Document:
+        """What the options say; else the file on a node, and the ConfigMap for a command on some other machine."""
+        file, name = (location.options.get(option) for option in ("net_config", "config_map"))
+        if file and name:
+            raise ConfigError(
+                f"store {location}: net_config and config_map name two network documents; keep one of them"
+            )
+        if not name and not file and self._own is None and not all(self._pod):
+            name = documents.DEFAULT_CONFIG_MAP
+        if name:
+            return documents.ConfigMap(name, self._access, str(location))
+        return documents.File(Path(file or documents.DEFAULT_FILE), str(location))
+
     # What all nodes may ask
 
     def read_config(self) -> Record | None:
@@ -126,17 +148,18 @@ class KubernetesStore(Store):
 
         The file answers whether the API server does or not, and so it is asked too: for something that costs nothing.
         """
-        self._answer(Deadline(_BUDGET), "GET", "/version")
-        return self._document.read()
+        deadline = Deadline(_BUDGET)
+        self._answer(deadline, "GET", "/version")
+        return self._document.read(deadline)
 
     def write_config(self, value: str, expected: Record | None) -> Record:
-        """Refused: the document is a file of this node, as a rule a mounted ConfigMap."""
-        self._refuse(f"its network document is the file {self._document.path}, a ConfigMap as a rule: change that")
+        """See :class:`~pyflannel.store.Store`. The ConfigMap is written; refused where the document is a file."""
+        return self._document.write(value, expected, Deadline(_BUDGET))
 
     def snapshot(self) -> Snapshot:
         """See :class:`~pyflannel.store.Store`. A listing that takes longer than a call is gone on with by the next."""
         deadline = Deadline(_BUDGET)
-        config = self._document.read()
+        config = self._document.read(deadline)
         own = self._find_own(deadline)
         listing = self._listing
         if listing is None or listing.stale or listing.cluster.own != own:
@@ -156,6 +179,22 @@ class KubernetesStore(Store):
         self._watches.add(watch)
         return watch
 
+    def away(self, records: Iterable[Record]) -> Mapping[str, float]:
+        """See :class:`~pyflannel.store.Store`: since when a Node has not been ``Ready``, as its kubelet says, or as
+        Kubernetes does for a kubelet that says nothing."""
+        keys = {record.handle: record.key for record in records}
+        deadline, found, rest = Deadline(_BUDGET), {}, ""
+        now = datetime.now(timezone.utc)
+        while True:
+            page = json.loads(self._page(rest, deadline))
+            for node in page.get("items") or ():
+                name, since = node["metadata"]["name"], self._nodes.not_ready_since(node)
+                if name in keys and since is not None:
+                    found[keys[name]] = max(0.0, (now - since).total_seconds())
+            rest = str(page["metadata"].get("continue") or "")
+            if not rest:
+                return found
+
     def clock(self) -> StoreTime | None:
         """See :class:`~pyflannel.store.Store`. Leases have no end, so no clock matters."""
         return None
@@ -164,6 +203,7 @@ class KubernetesStore(Store):
         """See :class:`~pyflannel.store.Store`."""
         for watch in list(self._watches):
             watch.close()
+        self._document.close()
         self._api.close()
 
     # What our own node writes
@@ -247,7 +287,12 @@ class KubernetesStore(Store):
 
     def read_document(self) -> Record:
         """The network document as it is now."""
-        return self._document.read()
+        return self._document.read(Deadline(_BUDGET))
+
+    @property
+    def document_interval(self) -> float:
+        """Seconds between two looks at the network document."""
+        return self._document.interval
 
     def take_in(self, node: Mapping[str, Any]) -> tuple[str, Record | None]:
         """A Node of an event: its name, and the lease it stands for now."""
@@ -375,12 +420,12 @@ class KubernetesStore(Store):
             member = self._member(node)
             if record.handle != member.name:
                 self._refuse(f"the lease {record.key} is Node {record.handle}'s, and only that node may change it")
-            if not self._unchanged(member, record, value):
+            if not self._unchanged(member, record, value, deadline):
                 raise ConflictError(f"{self.location}: Node {member.name} was changed, or deleted and made again")
             patch = self._condition_patch(node)
             changes: dict[str, str | None] = {}
             if value is not None or self._asked:
-                changes = self._annotation_changes(member, value or self._own_record(member).value)
+                changes = self._annotation_changes(member, value or self._own_record(member).value, deadline)
             if changes:
                 patch["metadata"] = {"annotations": changes}
             self._put = self._names.public({**member.annotations, **changes})  # before the watch can tell of it
@@ -388,17 +433,26 @@ class KubernetesStore(Store):
             if written is not None:
                 return self._own_record(self._member(written))
 
-    def _unchanged(self, member: Member, record: Record, value: str | None) -> bool:
+    def _unchanged(self, member: Member, record: Record, value: str | None, deadline: Deadline) -> bool:
         """Whether the Node is still ``record``, or says what is wanted: our own write, whose answer got lost."""
         if member.key != record.key or member.uid != record.version.partition(".")[0]:
             return False
         if _same_version(member.record.version, record.version):
             return True
-        return value is not None and not self._annotation_changes(member, value)
+        return value is not None and not self._annotation_changes(member, value, deadline)
 
-    def _annotation_changes(self, member: Member, value: str) -> dict[str, str | None]:
-        wanted = self._names.wanted(value, member.annotations, self._document.backend_type)
+    def _annotation_changes(self, member: Member, value: str, deadline: Deadline) -> dict[str, str | None]:
+        wanted = self._names.wanted(value, member.annotations, self._backend_type(deadline))
         return {name: text for name, text in wanted.items() if member.annotations.get(name) != text}
+
+    def _backend_type(self, deadline: Deadline) -> str:
+        """The backend that the network document names, as far as it can be read; flannel's default is udp."""
+        try:
+            text = self._document.latest(deadline).value
+            backend = {key.lower(): value for key, value in json.loads(text).items()}.get("backend") or {}
+            return str({key.lower(): value for key, value in backend.items()}.get("type") or "udp")
+        except (ValueError, AttributeError, StoreDeniedError):
+            return "udp"
 
     def _condition_patch(self, node: Mapping[str, Any]) -> dict[str, Any]:
         """What makes the condition say what was announced; empty if it does."""
@@ -578,13 +632,13 @@ class KubernetesWatch(Watch):
 
     def _document_changes(self, state: _State) -> tuple[Change, ...]:
         now = time.monotonic()
-        if now - self._looked_at < _PATIENCE / 2:
+        if now - self._looked_at < self._store.document_interval:
             return ()
         self._looked_at = now
         try:
             config = self._store.read_document()
-        except StoreDeniedError:
-            return ()  # a file that is being replaced; what it said holds
+        except StoreError:
+            return ()  # a file that is being replaced, or a server that is busy; what it said holds
         if config == state.config:
             return ()
         state.config = config
@@ -659,46 +713,6 @@ class _Listing:
     def put(self, name: str, record: Record | None) -> None:
         """Take in a Node."""
         self.cluster.put(name, record)
-
-
-class _Document:
-    """The file with the network document; read again only when it is another one."""
-
-    def __init__(self, path: Path, where: str) -> None:
-        self.path = path
-        self._where = where
-        self._stamp: tuple[int, int, int] | None = None
-        self._record: Record | None = None
-
-    def read(self) -> Record:
-        """The document.
-
-        :raises StoreDeniedError: there is none.
-        """
-        try:
-            status = self.path.stat()
-            stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
-            record = self._record
-            if record is None or stamp != self._stamp:
-                text = self.path.read_text(encoding="utf-8")
-                record = Record(CONFIG_KEY, text, f"{stamp[0]}.{stamp[1]}", permanent=True)
-                self._stamp, self._record = stamp, record
-            return record
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not a text file"
-            raise StoreDeniedError(
-                f"{self._where}: network document {self.path}: {reason}; it is a ConfigMap's file as a rule: mount it "
-                "there, or say where it is with --net-config-path"
-            ) from None
-
-    @property
-    def backend_type(self) -> str:
-        """The backend it names, as far as it can be read; flannel's default is udp."""
-        try:
-            backend = {key.lower(): value for key, value in json.loads(self.read().value).items()}.get("backend") or {}
-            return str({key.lower(): value for key, value in backend.items()}.get("type") or "udp")
-        except (ValueError, AttributeError, StoreDeniedError):
-            return "udp"
 
 
 def _missing_reason(member: Member, missing: Sequence[int]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -318,3 +319,20 @@ def _denied(store: Any) -> bool:
     except StoreDeniedError:
         return True
     return False
+
+
+def test_a_node_whose_kubelet_is_not_heard_of_is_away_since_then(kube: Kubernetes, tmp_path: Path) -> None:
+    """One that is well, and one of which nobody says anything, are not."""
+    since = datetime.now(timezone.utc) - timedelta(minutes=10)
+    for number, status in enumerate(("True", "False", "Unknown", None)):
+        name = f"n{number}"
+        kube.add_node(name, f"10.244.{number}.0/24", annotations=FLANNELD)
+        if status is not None:
+            ready = {"type": "Ready", "status": status, "lastTransitionTime": since.strftime("%Y-%m-%dT%H:%M:%SZ")}
+            kube.patch(name, {"status": {"conditions": [ready]}}, "/status")
+    with opened(kube, tmp_path, None) as store:
+        leases = store.snapshot().leases
+        away = store.away(leases)
+        assert set(away) == {"10.244.1.0-24", "10.244.2.0-24"}
+        assert all(590 < seconds < 900 for seconds in away.values())
+        assert store.away(leases[:0]) == {}
