@@ -1,10 +1,9 @@
 """Which backends and stores are installed, and loading the one that is asked for.
 
-Plugins are entry points; stevedore loads them. Ours and everybody else's are found alike. Three of stevedore's habits
-are worked around here: its cache of entry points on disk (stale after an installation, and it forgets which
-distribution a plugin is from) is bypassed by listing them afresh; a load failure, which it only logs, becomes part of
-the answer; and of two plugins with one name it would take whichever it met last. We take our own distribution's, so
-that nothing that is installed beside pyflannel can replace a part of it by accident, and refuse to choose among others.
+Plugins are entry points, ours and everybody else's alike. What is installed is listed afresh each time, and nothing of
+it is imported; stevedore's ``DriverManager`` loads the one that is asked for. Of two plugins with one name we take our
+own distribution's, so that nothing that is installed beside pyflannel can replace a part of it by accident, and refuse
+to choose among others.
 
 A broken plugin thus harms nobody but who asks for it.
 """
@@ -16,7 +15,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from pyflannel.errors import PluginError
 
@@ -100,7 +99,7 @@ def installed(group: str) -> tuple[Plugin, ...]:
         problem = _shadowed(entry, entries)
         if not problem:
             try:
-                _checked(entry)
+                _checked(entry, entries)
             except PluginError as error:
                 problem = str(error)
         plugins.append(_describe(entry, problem))
@@ -118,7 +117,7 @@ def _load(group: str, name: str) -> Any:
         raise PluginError(shadowed[named[0].value])
     for problem in shadowed.values():
         log.warning("%s", problem)
-    return _checked(usable[0])
+    return _checked(usable[0], entries)
 
 
 def _entry_points(group: str) -> Sequence[metadata.EntryPoint]:
@@ -155,11 +154,11 @@ def _unknown(kind: str, name: str, names: Sequence[str]) -> str:
     return f"no {kind} {name!r} is installed; {hint}installed: {listing} (see: pyflannel plugins)"
 
 
-def _checked(entry: metadata.EntryPoint) -> Any:
+def _checked(entry: metadata.EntryPoint, entries: Sequence[metadata.EntryPoint]) -> Any:
     """The class that ``entry`` points to, if it keeps the contract's outward part."""
     kind = _KINDS[entry.group]
     who = f"{kind} {entry.name!r} of {_distribution(entry)} ({entry.value})"
-    plugin = _import(entry, who)
+    plugin = _import(entry, who, [each for each in entries if not _shadowed(each, entries)])
     if entry.group == BACKENDS:
         from pyflannel.backend import API_VERSION, Backend
 
@@ -169,26 +168,19 @@ def _checked(entry: metadata.EntryPoint) -> Any:
     return _keeps_contract(plugin, store.Store, "scheme", store.API_VERSION, entry.name, who)
 
 
-def _import(entry: metadata.EntryPoint, who: str) -> Any:
-    from stevedore import ExtensionManager
+def _import(entry: metadata.EntryPoint, who: str, usable: Sequence[metadata.EntryPoint]) -> Any:
+    """What ``entry`` points to; ``usable`` are all of its group that any name can mean."""
+    from stevedore import DriverManager
 
-    class OneEntryPoint(ExtensionManager):  # type: ignore[type-arg, unused-ignore]
-        """Loads just ``entry``, past stevedore's cache."""
+    def failed(_manager: object, _entry: metadata.EntryPoint, error: BaseException) -> NoReturn:
+        raise PluginError(f"{who} does not load: {type(error).__name__}: {error}") from error
 
-        def list_entry_points(self) -> list[metadata.EntryPoint]:
-            return [entry]
-
-    failures: list[BaseException] = []
+    # Where stevedore puts them itself, from a file in the home directory that may be stale, and all that there are.
+    DriverManager.ENTRY_POINT_CACHE[entry.group] = list(usable)
     try:
-        manager = OneEntryPoint(
-            entry.group, on_load_failure_callback=lambda _manager, _entry, error: failures.append(error)
-        )
+        return DriverManager(entry.group, entry.name, on_load_failure_callback=failed).driver
     except (AssertionError, SystemExit) as error:  # which stevedore lets through
-        failures.append(error)
-    if failures:
-        reason = f"{type(failures[0]).__name__}: {failures[0]}"
-        raise PluginError(f"{who} does not load: {reason}") from failures[0]
-    return manager.extensions[0].plugin
+        failed(None, entry, error)
 
 
 def _keeps_contract(plugin: Any, base: type[T], attribute: str, api: int, name: str, who: str) -> type[T]:

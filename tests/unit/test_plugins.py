@@ -114,6 +114,23 @@ def test_a_duplicate_of_ours_is_reported_and_not_used(site: Site, caplog: pytest
     assert states == {"pyflannel": True, "acme-net": False}
 
 
+def test_what_is_not_used_is_not_imported(site: Site) -> None:
+    """The duplicate would end the process; the other one is nobody's to load now."""
+    site.install("acme-net", "vxlan", "raise SystemExit(3)")
+    site.install("bcme-net", "bcme", "raise SystemExit(3)")
+    assert load_backend("vxlan").__module__ == "pyflannel_backends.vxlan"
+    assert "bcme_net_module" not in sys.modules
+    assert {plugin.name for plugin in installed(BACKENDS) if not plugin.loads} == {"vxlan", "bcme"}
+
+
+def test_an_upgrade_is_seen_at_once(site: Site) -> None:
+    site.install("acme-net", "acme", GOOD)
+    assert load_backend("acme").name == "acme"
+    (site.path / "acme_net_module.py").rename(site.path / "acme_moved.py")
+    (site.path / "acme_net-1.2.dist-info" / "entry_points.txt").write_text(f"[{BACKENDS}]\nacme = acme_moved:Plan\n")
+    assert load_backend("acme").__module__ == "acme_moved"
+
+
 def test_of_two_others_with_one_name_none_is_chosen(site: Site) -> None:
     site.install("acme-net", "acme", GOOD)
     site.install("bcme-net", "acme", GOOD)
