@@ -7,11 +7,12 @@ record is parsed only where its text could concern us at all, and what others ho
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from pyflannel.errors import MalformedError
 from pyflannel.membership.allocation import Identity
-from pyflannel.network.document import NetworkConfig
-from pyflannel.network.lease import IPAddress, Lease, LeaseAttributes, Subnets
+from pyflannel.network.document import FamilyConfig, NetworkConfig
+from pyflannel.network.lease import IPAddress, IPNetwork, Lease, LeaseAttributes, Subnets
 from pyflannel.network.marks import Marks
 from pyflannel.store import Record
 
@@ -68,9 +69,12 @@ def claimed(network: NetworkConfig, key: str) -> Subnets | None:
         subnets = Subnets.from_key(key)
     except MalformedError:
         return None
-    families = [(network.family(subnet.version), subnet) for subnet in subnets.each]
-    plausible = all(family is None or subnet.prefixlen > family.network.prefixlen for family, subnet in families)
-    return subnets if plausible else None
+    return subnets if _is_part(subnets.ipv4, network.ipv4) and _is_part(subnets.ipv6, network.ipv6) else None
+
+
+def _is_part(subnet: IPNetwork | None, family: FamilyConfig[Any] | None) -> bool:
+    """Whether a subnet is smaller than its family's network, if both are there."""
+    return subnet is None or family is None or subnet.prefixlen > family.network.prefixlen
 
 
 def crossing(network: NetworkConfig, key: str, keys: Iterable[str]) -> list[Subnets]:

@@ -177,14 +177,8 @@ class LeaseAttributes:
         document = _decoded(text)
         if not isinstance(document, dict):
             raise MalformedError(f"lease value is not a JSON object but {type(document).__name__}")
-        known: dict[str, JSON] = {}
         extra: dict[str, JSON] = {}
-        for name, value in document.items():
-            ours = _KNOWN.get(name) or _KNOWN.get(name.lower())
-            if ours is None:
-                extra[name] = value
-            else:
-                known[ours] = value
+        known = document if document.keys() <= _FIELDS.keys() else _known(document, extra)
         fields: dict[str, Any] = {}
         try:
             for name, value in known.items():
@@ -193,7 +187,7 @@ class LeaseAttributes:
                     fields[field_name] = read(name, value)
         except AddressValueError as error:
             raise MalformedError(f"lease value has a bad address: {cut(str(error))}") from None
-        return cls(**fields, extra=_bounded(extra))
+        return cls(**fields, extra=_bounded(extra) if extra else extra)
 
     def to_json(self) -> str:
         """The document as flannel writes it: one line, both public addresses always present, the rest when set."""
@@ -224,6 +218,18 @@ class LeaseAttributes:
         if self.public_ip is not None and other.public_ip is not None:
             return self.public_ip == other.public_ip
         return self.public_ipv6 is not None and self.public_ipv6 == other.public_ipv6
+
+
+def _known(document: dict[str, JSON], extra: dict[str, JSON]) -> dict[str, JSON]:
+    """What we know, under our own names; the rest comes into ``extra``."""
+    known: dict[str, JSON] = {}
+    for name, value in document.items():
+        ours = _KNOWN.get(name) or _KNOWN.get(name.lower())
+        if ours is None:
+            extra[name] = value
+        else:
+            known[ours] = value
+    return known
 
 
 _decode = json.JSONDecoder().raw_decode
