@@ -180,6 +180,7 @@ class Node:
         if self.overlay is None or self.overlay.node != drained.generation.node:
             self.overlay = Overlay(drained.generation.backend, drained.generation.node)
             dirty = self.slot.records()
+            self.overlay.drain_changed()
             self.tracker.follow(self.overlay.desired)
             self.tracker.sweep = True
         for key, value in dirty.items():

@@ -36,6 +36,7 @@ from typing import Final, TypeVar
 
 from pyflannel.errors import KernelError
 from pyflannel.kernel import qdiscs, rules, wire
+from pyflannel.kernel.expected import Expected
 from pyflannel.kernel.links import (
     LinkRow,
     LinkTable,
@@ -78,6 +79,7 @@ from pyflannel.kernel.model import (
     route_key,
 )
 from pyflannel.kernel.netns import call_in
+from pyflannel.kernel.packed import plans_of
 from pyflannel.kernel.port import (
     NOTHING,
     SEVERAL,
@@ -195,6 +197,68 @@ class _Found:
         known = self._known.get(key)
         self.objects.setdefault(key, known if known is not None and known == item else item)
 
+    def add_fdb(self, item: FdbEntry) -> None:
+        """Of several under one key, none does."""
+        if item.key in self.objects:
+            self.objects[item.key] = FdbEntry(item.link, item.mac, SEVERAL)
+        else:
+            self.add(item)
+
+    def take(self, datagram: bytes, start: int, end: int) -> bool:
+        """Whether this message, of the kind that is being read, need not be looked into."""
+        return False
+
+    def begin(self, kind: Kind) -> None:
+        """What follows, up to :meth:`end`, is of this kind."""
+
+    def end(self) -> None:
+        """That was all of a kind."""
+
+    @property
+    def links(self) -> Set[int]:
+        """The indexes of the links on which something of the kind is expected."""
+        return frozenset()
+
+
+class _Different(_Found):
+    """What of a dump is not as wanted. What is, is not taken apart."""
+
+    def __init__(self, wanted: Mapping[Key, KernelObject], index: Callable[[str], int | None]) -> None:
+        super().__init__(wanted)
+        self._index = index
+        self._expected: Expected | None = None
+        self._missing: list[Key] = []
+
+    def begin(self, kind: Kind) -> None:
+        self._expected = Expected(kind, self._known, self._index)
+
+    def take(self, datagram: bytes, start: int, end: int) -> bool:
+        return self._expected is not None and self._expected.take(datagram, start, end)
+
+    def add(self, item: KernelObject) -> None:
+        if not (isinstance(item, Route) and self._expected is not None and self._expected.told(item.key)):
+            super().add(item)
+
+    def end(self) -> None:
+        assert self._expected is not None
+        for key, item in self.objects.items():
+            if isinstance(item, FdbEntry) and self._expected.told(key):
+                self.objects[key] = FdbEntry(item.link, item.mac, SEVERAL)
+        self._missing += self._expected.untold()
+        self._expected = None
+
+    @property
+    def links(self) -> Set[int]:
+        return self._expected.links if self._expected is not None else frozenset()
+
+    def differences(self) -> dict[Key, KernelObject | None]:
+        """Under each key what is there, ``None`` for nothing."""
+        found, wanted = self.objects, self._known
+        others = (item.key for plan in plans_of(wanted) if not isinstance(plan, bytes) for item in plan)
+        differing: dict[Key, KernelObject | None] = {key: None for key in (*others, *self._missing) if key not in found}
+        differing.update((key, item) for key, item in found.items() if wanted.get(key) != item)
+        return differing
+
 
 class NetlinkPort(KernelPort):
     """The kernel of the network namespace that the calling thread is in, or of the one at ``netns``.
@@ -257,33 +321,51 @@ class NetlinkPort(KernelPort):
     # what is there
 
     def dump(self, scope: Scope, known: Mapping[Key, KernelObject] = NOTHING) -> dict[Key, KernelObject]:
+        found = _Found(known)
+        self._read(scope, found, known)
+        return found.objects
+
+    def differing(self, scope: Scope, wanted: Mapping[Key, KernelObject]) -> dict[Key, KernelObject | None]:
+        found = _Different(wanted, lambda name: self._table.index(name))
+        self._read(scope, found, wanted)
+        return found.differences()
+
+    def _read(self, scope: Scope, found: _Found, known: Mapping[Key, KernelObject]) -> None:
+        """Bring together all that is there."""
         self._drain()
         self._pending.changes.clear()
         self._pending.resync = False
         self._scope = scope
         self._route_links.clear()
         self._read_links()
-        found = _Found(known)
         for link in self._ours.values():
             found.add(link)
         self._read_sysctls(found)
-        for index, link in self._ours.items():
-            if not isinstance(link.info, ForeignInfo):
-                self._read_addresses(index, link.name, found)
-                self._read_neighbours(index, link.name, found)
+        own = {index: link for index, link in self._ours.items() if not isinstance(link.info, ForeignInfo)}
+        for index, link in own.items():
+            self._read_addresses(index, link.name, found)
+        found.begin(Kind.NEIGHBOUR)
+        for index, link in own.items():
+            self._read_neighbours(index, link.name, found)
+        found.end()
+        found.begin(Kind.FDB)
+        for index, link in own.items():
             if isinstance(link.info, VxlanInfo):
                 self._read_fdb(index, link.name, found)
+        found.end()
         for item in self._wireguard.read(self._wireguard_links(), known):
             found.add(item)
         self._read_policies(found, known)
+        found.begin(Kind.ROUTE)
+        self._route_links |= found.links
         for family in (AF_INET, AF_INET6):
             self._read_routes(family, found)
+        found.end()
         for rule in self._rules():
             found.add(rule)
         for qdisc in self._qdiscs().values():
             found.add(qdisc)
         self._announce()
-        return found.objects
 
     def _read_links(self) -> None:
         table = LinkTable(self._scope.generic)
@@ -340,22 +422,23 @@ class NetlinkPort(KernelPort):
 
     def _read_neighbours(self, index: int, name: str, found: _Found) -> None:
         parse, permanent, proxy = wire.parse_neighbour, wire.NUD_PERMANENT, wire.NTF_PROXY
+        link = _I32.pack(index)
         for family in (AF_INET, AF_INET6):
             for _, datagram, start, end in self._request.dump(wire.encode_neighbour_dump(family, index), _UNKNOWN):
+                if wire.neighbour_link(datagram, start) != link or found.take(datagram, start, end):
+                    continue
                 row = parse(datagram, start, end)
-                if row is not None and row.link == index and row.state & permanent and not row.flags & proxy:
+                if row is not None and row.state & permanent and not row.flags & proxy:
                     found.add(_neighbour(name, row))
 
     def _read_fdb(self, index: int, name: str, found: _Found) -> None:
-        request = wire.encode_fdb_dump(index if self._request.strict else 0)
+        request, link = wire.encode_fdb_dump(index if self._request.strict else 0), _I32.pack(index)
         for _, datagram, start, end in self._request.dump(request, _UNKNOWN):
+            if wire.neighbour_link(datagram, start) != link or found.take(datagram, start, end):
+                continue
             row = wire.parse_fdb(datagram, start, end)
-            if row is not None and row.link == index and row.state & wire.NUD_PERMANENT:
-                item = _fdb_entry(name, row)
-                if item.key in found.objects:
-                    found.objects[item.key] = FdbEntry(name, row.mac, SEVERAL)
-                else:
-                    found.add(item)
+            if row is not None and row.state & wire.NUD_PERMANENT:
+                found.add_fdb(_fdb_entry(name, row))
 
     def _read_routes(self, family: int, found: _Found) -> None:
         links = [index for index, link in self._ours.items() if not isinstance(link.info, ForeignInfo)]
@@ -365,7 +448,7 @@ class NetlinkPort(KernelPort):
             requests = [wire.encode_route_dump(family)]
         for number, request in enumerate(requests):
             for _, datagram, start, end in self._request.dump(request, _UNKNOWN):
-                if number and datagram[start + 5] == ROUTE_PROTOCOL:
+                if (number and datagram[start + 5] == ROUTE_PROTOCOL) or found.take(datagram, start, end):
                     continue
                 row = wire.parse_route(datagram, start, end)
                 if self._is_ours(row):

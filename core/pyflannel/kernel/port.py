@@ -260,6 +260,15 @@ class KernelPort(ABC):
         :raises KernelError: the kernel can't be read (a missing right, no netlink).
         """
 
+    def differing(self, scope: Scope, wanted: Mapping[Key, KernelObject]) -> dict[Key, KernelObject | None]:
+        """What of a :meth:`dump` is not as wanted: under each such key what is there, ``None`` for nothing.
+
+        :raises KernelError: see :meth:`dump`.
+        """
+        found = self.dump(scope, wanted)
+        differing = {key: there for key, item in wanted.items() if (there := found.pop(key, None)) != item}
+        return {**differing, **found}
+
     @abstractmethod
     def apply(self, writes: Sequence[Write]) -> Mapping[Key, KernelError]:
         """Make the changes: deletions first, in reverse order of kind, then the rest in order of kind.

@@ -4,6 +4,8 @@ It is level-triggered. Whatever happens (a changed plan, a notification, a lost 
 keys dirty; :meth:`Tracker.reconcile` compares desired with actual under these keys and writes the difference. Nothing
 remembers *why* a key is dirty, so a deleted route, a re-created device and a first start are one case.
 
+* The kernel is taken to hold what is wanted, but for what is noted: so much is kept as differs, and nothing of what is
+  as it should be.
 * Links go first and alone: when one was written, everything on it may be gone, so the kernel is dumped again before
   the rest is compared.
 * An object that the kernel refuses stays dirty by itself and is tried again with growing pauses; the others go on. The
@@ -22,6 +24,7 @@ from enum import Enum
 
 from pyflannel.errors import KernelError
 from pyflannel.kernel.model import KernelObject, Key, Kind, Sysctl
+from pyflannel.kernel.packed import picked, plans_of
 from pyflannel.kernel.port import KernelPort, Notice, Scope, Write
 from pyflannel.kernel.refusal import not_kept
 from pyflannel.network.lease import IPNetwork
@@ -101,8 +104,11 @@ class Tracker:
         """The address ranges in which others' routes are of interest, see :meth:`watch`."""
         self._clock = clock
         self._desired: Mapping[Key, KernelObject] = {}
-        self._actual: dict[Key, KernelObject] = {}
-        self._dirty: set[Key] = set()
+        self._noted: dict[Key, KernelObject | None] = {}
+        """What is there under the keys where that differs from what is wanted, or may: ``None`` for nothing. Under all
+        other keys there is what is wanted."""
+        self._unseen = True
+        """Whether the kernel was not looked at since there is anything wanted."""
         self._drifted: set[Key] = set()
         self._failures: dict[Key, Failure] = {}
         self._attempted: set[Key] = set()
@@ -124,19 +130,24 @@ class Tracker:
         """
         before, self._desired = self._desired, desired
         if not before:
-            self.changed(desired)
+            self._unseen = self._resync = True
+            self._stamp(desired)
             return
-        self.changed(key for key in before if key not in desired)
-        self.changed(key for key, item in desired.items() if before.get(key) != item)
+        was: dict[Key, KernelObject | None] = {k: item for k, item in before.items() if desired.get(k) != item}
+        was.update(dict.fromkeys(key for key in desired if key not in before))
+        self.changed(was)
 
-    def changed(self, keys: Iterable[Key]) -> None:
-        """The desired state is another one under ``keys``."""
-        keys = set(keys)
-        self._dirty |= keys
-        self._drifted -= keys
-        self._forgive(keys)
-        self._stamp(keys)
-        if not _SCOPE.isdisjoint({key[0] for key in keys}):
+    def changed(self, was: Mapping[Key, KernelObject | None]) -> None:
+        """The desired state is another one under these keys.
+
+        :param was: with what was desired before, ``None`` for nothing.
+        """
+        for key, item in was.items():
+            self._noted.setdefault(key, item)
+        self._drifted -= was.keys()
+        self._forgive(was)
+        self._stamp(was)
+        if not _SCOPE.isdisjoint({key[0] for key in was}):
             self._resync = True  # the port's scope changes with these
 
     def _forgive(self, keys: Iterable[Key]) -> None:
@@ -188,44 +199,36 @@ class Tracker:
         """Have everything compared with a fresh dump at the next reconciliation."""
         self._resync = True
 
+    def _there(self, key: Key) -> KernelObject | None:
+        """What is there, as far as we know."""
+        return self._noted[key] if key in self._noted else self._desired.get(key)
+
     def _see(self, key: Key, item: KernelObject | None) -> None:
         wanted = self._desired.get(key)
-        if item is None:
-            was = self._actual.pop(key, None)
-        else:
-            was = self._actual.get(key)
-            self._actual[key] = wanted if wanted is not None and wanted == item else item
+        was = self._noted.get(key, wanted)
+        if item != wanted or key in self._noted:
+            self._noted[key] = item
         if was != item and (item is None or key not in self._attempted):
             self._failures.pop(key, None)
-        if item != wanted:
-            self._dirty.add(key)
-            if wanted is not None and was == wanted and not _may_lack(wanted):
-                self._drifted.add(key)
-                self._stamp((key,))
+        if item != wanted and wanted is not None and was == wanted and not _may_lack(wanted):
+            self._drifted.add(key)
+            self._stamp((key,))
 
     def _dump(self) -> None:
-        self._scope = Scope.of(self._desired.values(), self.spaces)
-        found = self.port.dump(self._scope, self._desired)
-        take, actual, dirty = found.pop, self._actual, self._dirty
-        here = 0
-        for key, wanted in self._desired.items():
-            item = take(key, None)
-            if item is not None:
-                here += 1
-                if item is not wanted or actual.get(key) is not wanted:  # nearly all are as they were
+        desired, noted = self._desired, self._noted
+        self._scope = Scope.of(_at_large(desired), self.spaces)
+        found = self.port.differing(self._scope, desired)
+        for key in [key for key in found if key[0] is Kind.SYSCTL and found[key] is None]:
+            if _may_lack(desired[key]):
+                del found[key]
+        if self._unseen:
+            self._noted, self._unseen = found, False
+        else:
+            for key in [key for key in noted if key not in found]:
+                self._see(key, desired.get(key))
+            for key, item in found.items():
+                if item is not None or key not in noted or noted[key] is not None:  # a start has thousands that lack
                     self._see(key, item)
-            elif _may_lack(wanted):
-                here += 1
-                actual[key] = wanted
-            else:
-                if key in actual:
-                    self._see(key, None)
-                dirty.add(key)
-        if len(self._actual) > here:  # we had seen others, too
-            for key in [key for key in self._actual if key not in self._desired and key not in found]:
-                self._see(key, None)
-        for key, item in found.items():
-            self._see(key, item)
         self._resync = False
 
     # The difference
@@ -239,11 +242,11 @@ class Tracker:
             self._dump()
         self._attempted, self._stirred = set(), set()
         links = rest = Outcome()
-        if self._dirty:
+        if self._noted:
             links = self._write_links()
             rest, _ = self._write(lambda key: key[0] is not Kind.LINK)
-            if not self._dirty:
-                self._dirty = set()  # an emptied set keeps the size that it once had
+            if not self._noted:
+                self._noted = {}  # one that was emptied keeps the size that it once had
         if self._settled_at is None and self._desired:
             self._settled_at = self._clock()
         return Outcome(
@@ -267,7 +270,7 @@ class Tracker:
         self._drifted -= {key for key in self._drifted - drifted if _stands_on(self._desired.get(key), made)}
         kept: dict[Key, KernelError] = {}
         for key in written:
-            wanted, item = self._desired.get(key), self._actual.get(key)
+            wanted, item = self._desired.get(key), self._there(key)
             if wanted is not None and item is not None and item != wanted:
                 kept[key] = not_kept(wanted, item)
                 self._drifted.discard(key)
@@ -302,13 +305,9 @@ class Tracker:
         self._stirred |= {str(key[1]) for key in writes if key[0] in _STIRRING}
         self._fail(refused, now)
         done = {key: write for key, write in writes.items() if key not in refused} if refused else writes
-        for key, write in done.items():
-            if write.new is None:
-                self._actual.pop(key, None)
-            else:
-                self._actual[key] = write.new
+        for key in done:
+            del self._noted[key]
         keys = set(done)
-        self._dirty -= keys
         self._forgive(keys)
         self._stamp(keys)
         repaired = tuple(write for key, write in done.items() if key in self._drifted) if self._drifted else ()
@@ -317,25 +316,26 @@ class Tracker:
 
     def _pending_writes(self, now: float, selected: Callable[[Key], bool]) -> Iterator[tuple[Key, Write]]:
         failures, lacking = self._failures, self._lacking_links()
+        noted = {key: there for key, there in self._noted.items() if selected(key)}
+        desired = picked(self._desired, noted.keys())
         settled = []
-        for key in self._dirty:
-            if not selected(key):
-                continue
-            old, new = self._actual.get(key), self._desired.get(key)
-            if old is new or (old is not None and old == new):
+        for key, old in noted.items():
+            new = desired.get(key)
+            if old == new:
                 settled.append(key)
             elif (new is None and (not self.sweep or key[0] in _LASTING)) or _link(new) in lacking:
                 failures.pop(key, None)  # it is not refused now, it waits: nothing is due
             elif (failure := failures.get(key)) is None or failure.retry_at <= now:
                 yield key, Write(old, new)
-        self._dirty.difference_update(settled)
+        for key in settled:
+            del self._noted[key]
         self._drifted.difference_update(settled)
         self._forgive(settled)
 
     def _lacking_links(self) -> frozenset[object]:
         """The names of links of ours that are not there yet, and that what is on them has to wait for."""
-        desired, actual = self._desired, self._actual
-        return frozenset(key[1] for key in self._dirty if key[0] is Kind.LINK and key in desired and key not in actual)
+        noted = self._noted.items()
+        return frozenset(k[1] for k, item in noted if item is None and k[0] is Kind.LINK and k in self._desired)
 
     def _fail(self, refused: Mapping[Key, KernelError], now: float) -> None:
         """Note what was refused. Those that fail together are tried again together."""
@@ -350,7 +350,6 @@ class Tracker:
                 pauses[attempts] = self._backoff.next()
             since = before.since if before else now
             self._failures[key] = Failure(error, since, attempts, now, now + pauses[attempts])
-            self._dirty.add(key)
         self._attempted |= refused.keys()
 
     # For those who watch
@@ -372,16 +371,19 @@ class Tracker:
 
     def in_place(self, keys: Iterable[Key]) -> bool:
         """Whether the kernel holds what we want under all of ``keys``."""
-        return all(self._actual.get(key) == self._desired.get(key) for key in keys)
+        if not self._noted and not self._unseen:
+            return True
+        return all(not self._unseen and self._there(key) == self._desired.get(key) for key in keys)
 
     def status(self) -> Iterator[ObjectStatus]:
-        """Every wanted object and where it stands. May be called from any thread."""
-        for key, item in list(self._desired.items()):
+        """Every wanted object and where it stands."""
+        for key, item in self._desired.items():
             failure = self._failures.get(key)
             if failure is not None and failure.attempts > 1:
                 yield ObjectStatus(item, ObjectState.FAILED, failure.since, str(failure.error))
             else:
-                state = ObjectState.DONE if self._actual.get(key) == item else ObjectState.PENDING
+                done = not self._unseen and (key not in self._noted or self._noted[key] == item)
+                state = ObjectState.DONE if done else ObjectState.PENDING
                 yield ObjectStatus(item, state, self._since.get(key, self._settled_at or self._clock()))
 
 
@@ -390,6 +392,13 @@ def _stands_on(item: KernelObject | None, links: set[str]) -> bool:
     if isinstance(item, Sysctl):
         return not links.isdisjoint(item.path.split("/"))
     return getattr(item, "link", None) in links
+
+
+def _at_large(wanted: Mapping[Key, KernelObject]) -> Iterator[KernelObject]:
+    """What is wanted, without the thousands that say nothing about where to look."""
+    for plan in plans_of(wanted):
+        if not isinstance(plan, bytes):
+            yield from plan
 
 
 def _may_lack(item: KernelObject) -> bool:

@@ -90,15 +90,15 @@ RTM_F_CLONED: Final = 0x200
 _RT_SCOPE_UNIVERSE = 0
 _RT_SCOPE_LINK = 253
 _RT_SCOPE_NOWHERE = 255
-_RTNH_F_ONLINK = 4
-_RTA_DST = 1
-_RTA_OIF = 4
-_RTA_GATEWAY = 5
-_RTA_PRIORITY = 6
+RTNH_F_ONLINK: Final = 4
+RTA_DST: Final = 1
+RTA_OIF: Final = 4
+RTA_GATEWAY: Final = 5
+RTA_PRIORITY: Final = 6
 _RTA_PREFSRC = 7
 _RTA_METRICS = 8
 _RTA_MULTIPATH = 9
-_RTA_TABLE = 15
+RTA_TABLE: Final = 15
 _RTA_VIA = 18
 _RTA_ENCAP_TYPE = 21
 _RTA_ENCAP = 22
@@ -135,8 +135,8 @@ NUD_NOARP: Final = 0x40
 NUD_PERMANENT: Final = 0x80
 NTF_SELF: Final = 0x02
 NTF_PROXY: Final = 0x08
-_NDA_DST = 1
-_NDA_LLADDR = 2
+NDA_DST: Final = 1
+NDA_LLADDR: Final = 2
 _NDA_PORT = 6
 _NDA_VNI = 7
 _NDA_IFINDEX = 8
@@ -252,7 +252,7 @@ class RouteRow(NamedTuple):
     @property
     def onlink(self) -> bool:
         """Whether the gateway is taken to be on the link."""
-        return bool(self.flags & _RTNH_F_ONLINK)
+        return bool(self.flags & RTNH_F_ONLINK)
 
     def is_plain(self, link: int) -> bool:
         """Whether its destination, way and metric say all of it, if it leads to ``link``."""
@@ -290,19 +290,19 @@ def encode_route(kind: int, route: Route, link: int, flags: int = 0, protocol: i
         protocol,
         scope,
         ROUTE_TYPES[route.effective_type],
-        _RTNH_F_ONLINK if route.onlink else 0,
-    ) + _address_attribute(_RTA_DST, destination.network_address)
+        RTNH_F_ONLINK if route.onlink else 0,
+    ) + _address_attribute(RTA_DST, destination.network_address)
     if gateway is not None:
         same = gateway.version == destination.version
-        body += _address_attribute(_RTA_GATEWAY, gateway) if same else _via_attribute(gateway)
+        body += _address_attribute(RTA_GATEWAY, gateway) if same else _via_attribute(gateway)
     if link:
-        body += _ATTRIBUTE_U32.pack(8, _RTA_OIF, link)
+        body += _ATTRIBUTE_U32.pack(8, RTA_OIF, link)
     if route.metric is not None:
-        body += _ATTRIBUTE_U32.pack(8, _RTA_PRIORITY, route.metric)
+        body += _ATTRIBUTE_U32.pack(8, RTA_PRIORITY, route.metric)
     if route.source is not None:
         body += _address_attribute(_RTA_PREFSRC, route.source)
     if route.table != RT_TABLE_MAIN:
-        body += _ATTRIBUTE_U32.pack(8, _RTA_TABLE, route.table)
+        body += _ATTRIBUTE_U32.pack(8, RTA_TABLE, route.table)
     if kind == RTM_NEWROUTE:  # a deletion needs no more than what tells it from others
         body += _properties(route)
     return message(kind, flags, body)
@@ -324,18 +324,18 @@ def _encode_plain_route(kind: int, route: Route, gateway: IPv4Address, link: int
         protocol,
         _RT_SCOPE_NOWHERE if kind == RTM_DELROUTE else _RT_SCOPE_UNIVERSE,
         RTN_UNICAST,
-        _RTNH_F_ONLINK if route.onlink else 0,
+        RTNH_F_ONLINK if route.onlink else 0,
         8,
-        _RTA_DST,
+        RTA_DST,
         route.destination.network_address.packed,
         8,
-        _RTA_GATEWAY,
+        RTA_GATEWAY,
         gateway.packed,
         8,
-        _RTA_OIF,
+        RTA_OIF,
         link,
         8,
-        _RTA_PRIORITY,
+        RTA_PRIORITY,
         route.metric,
     )
 
@@ -410,9 +410,9 @@ def encode_route_dump(family: int, protocol: int = 0, link: int = 0, table: int 
     """``RTM_GETROUTE``; the kernel selects by protocol, link and table (0: all) on a strict socket."""
     body = _ROUTE.pack(family, 0, 0, 0, table if table < 256 else 0, protocol, 0, 0, 0)
     if table > 255:
-        body += _ATTRIBUTE_U32.pack(8, _RTA_TABLE, table)
+        body += _ATTRIBUTE_U32.pack(8, RTA_TABLE, table)
     if link:
-        body += _ATTRIBUTE_U32.pack(8, _RTA_OIF, link)
+        body += _ATTRIBUTE_U32.pack(8, RTA_OIF, link)
     return message(RTM_GETROUTE, NLM_F_DUMP, body)
 
 
@@ -420,19 +420,19 @@ def encode_route_query(address: IPAddress) -> bytes:
     """``RTM_GETROUTE``: how would a packet to ``address`` be sent, by rules and all tables?"""
     family = AF_INET if address.version == 4 else AF_INET6
     body = _ROUTE.pack(family, address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
-    return message(RTM_GETROUTE, 0, body + _address_attribute(_RTA_DST, address))
+    return message(RTM_GETROUTE, 0, body + _address_attribute(RTA_DST, address))
 
 
 def parse_route(datagram: bytes, start: int, end: int) -> RouteRow:
     """A route from the payload of ``RTM_NEWROUTE`` or ``RTM_DELROUTE``."""
     family, length, _, _, table, protocol, _, kind, flags = _ROUTE.unpack_from(datagram, start)
     found = attributes(datagram, start + 12, end)
-    packed = found.get(_RTA_DST)
+    packed = found.get(RTA_DST)
     if family == AF_INET:
         destination: IPNetwork = IPv4Network((packed or bytes(4), length))
     else:
         destination = IPv6Network((packed or bytes(16), length))
-    link, metric, wide_table = found.get(_RTA_OIF), found.get(_RTA_PRIORITY), found.get(_RTA_TABLE)
+    link, metric, wide_table = found.get(RTA_OIF), found.get(RTA_PRIORITY), found.get(RTA_TABLE)
     source, paths = found.get(_RTA_PREFSRC), found.get(_RTA_MULTIPATH)
     return RouteRow(
         destination,
@@ -502,7 +502,7 @@ def _via_attribute(gateway: IPAddress) -> bytes:
 
 
 def _gateway(found: dict[int, bytes]) -> IPAddress | None:
-    packed = found.get(_RTA_GATEWAY)
+    packed = found.get(RTA_GATEWAY)
     if packed:
         return address_of(packed)
     via = found.get(_RTA_VIA)
@@ -515,7 +515,7 @@ def _nexthops(paths: bytes) -> Iterator[Nexthop]:
         length, flags, _, link = _NEXTHOP.unpack_from(paths, offset)
         if length < 8:
             return
-        yield Nexthop(link, _gateway(attributes(paths, offset + 8, offset + length)), bool(flags & _RTNH_F_ONLINK))
+        yield Nexthop(link, _gateway(attributes(paths, offset + 8, offset + length)), bool(flags & RTNH_F_ONLINK))
         offset += (length + 3) & ~3
 
 
@@ -553,7 +553,7 @@ def is_flooded(mac: str) -> bool:
 
 
 def _mac_attribute(mac: str) -> bytes:
-    return _ATTRIBUTE_MAC.pack(10, _NDA_LLADDR, bytes.fromhex(mac.replace(":", "")))
+    return _ATTRIBUTE_MAC.pack(10, NDA_LLADDR, bytes.fromhex(mac.replace(":", "")))
 
 
 def encode_neighbour(kind: int, neighbour: Neighbour, link: int, flags: int = 0) -> bytes:
@@ -572,19 +572,19 @@ def encode_neighbour(kind: int, neighbour: Neighbour, link: int, flags: int = 0)
             0,
             0,
             8,
-            _NDA_DST,
+            NDA_DST,
             address.packed,
             10,
-            _NDA_LLADDR,
+            NDA_LLADDR,
             bytes.fromhex(mac.replace(":", "")),
         )
     family = AF_INET if neighbour.address.version == 4 else AF_INET6
-    body = _NEIGHBOUR.pack(family, link, NUD_PERMANENT, 0, 0) + _address_attribute(_NDA_DST, neighbour.address)
+    body = _NEIGHBOUR.pack(family, link, NUD_PERMANENT, 0, 0) + _address_attribute(NDA_DST, neighbour.address)
     if kind == RTM_NEWNEIGH:
         body += (
             _mac_attribute(neighbour.mac)
             if isinstance(neighbour.mac, str)
-            else _address_attribute(_NDA_LLADDR, neighbour.mac)
+            else _address_attribute(NDA_LLADDR, neighbour.mac)
         )
     return message(kind, flags, body)
 
@@ -608,15 +608,15 @@ def encode_fdb(kind: int, entry: FdbEntry, link: int, flags: int = 0, *, every_r
             NTF_SELF,
             0,
             10,
-            _NDA_LLADDR,
+            NDA_LLADDR,
             bytes.fromhex(entry.mac.replace(":", "")),
             8,
-            _NDA_DST,
+            NDA_DST,
             remote.packed,
         )
     body = _NEIGHBOUR.pack(AF_BRIDGE, link, NUD_PERMANENT | NUD_NOARP, NTF_SELF, 0) + _mac_attribute(entry.mac)
     if not every_remote:
-        body += _address_attribute(_NDA_DST, entry.remote)
+        body += _address_attribute(NDA_DST, entry.remote)
         if entry.port is not None:
             body += attribute(_NDA_PORT, _BE16.pack(entry.port))
         if entry.vni is not None:
@@ -647,14 +647,19 @@ def neighbour_header(datagram: bytes, start: int) -> tuple[int, int, int, int]:
     return family, link, state, flags
 
 
+def neighbour_link(datagram: bytes, start: int) -> bytes:
+    """The interface index of a neighbour or forwarding entry, as its four bytes."""
+    return datagram[start + 4 : start + 8]
+
+
 def parse_neighbour(datagram: bytes, start: int, end: int) -> NeighbourRow | None:
     """A neighbour from the payload of ``RTM_NEWNEIGH`` or ``RTM_DELNEIGH``; ``None`` for one without an IP address."""
     _, link, state, flags, _ = _NEIGHBOUR.unpack_from(datagram, start)
     found = attributes(datagram, start + 12, end)
-    address = found.get(_NDA_DST, b"")
+    address = found.get(NDA_DST, b"")
     if len(address) not in (4, 16):
         return None
-    return NeighbourRow(link, state, flags, address_of(address), found.get(_NDA_LLADDR, b"").hex(":"))
+    return NeighbourRow(link, state, flags, address_of(address), found.get(NDA_LLADDR, b"").hex(":"))
 
 
 _UNUSUAL = frozenset({_NDA_IFINDEX, _NDA_SRC_VNI, _NDA_NH_ID})
@@ -664,7 +669,7 @@ def parse_fdb(datagram: bytes, start: int, end: int) -> FdbRow | None:
     """A forwarding entry from such a payload of family ``AF_BRIDGE``; ``None`` for one without a MAC or a remote."""
     _, link, state, flags, _ = _NEIGHBOUR.unpack_from(datagram, start)
     found = attributes(datagram, start + 12, end)
-    mac, remote = found.get(_NDA_LLADDR, b""), found.get(_NDA_DST, b"")
+    mac, remote = found.get(NDA_LLADDR, b""), found.get(NDA_DST, b"")
     if len(mac) != 6 or len(remote) not in (4, 16):
         return None
     port, vni = found.get(_NDA_PORT), found.get(_NDA_VNI)

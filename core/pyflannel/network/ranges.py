@@ -45,6 +45,15 @@ class Ranges:
         """The key of the lease that holds just this subnet."""
         return self._holders.get((subnet.version, subnet.prefixlen), {}).get(_leading(subnet, subnet.prefixlen))
 
+    def at(self, version: int, address: int) -> str | None:
+        """The key of a lease that holds this address, which is a number."""
+        bits = 32 if version == 4 else 128
+        for (family, length), holders in self._holders.items():
+            holder = holders.get(address >> (bits - length)) if family == version else None
+            if holder is not None:
+                return holder
+        return None
+
     def overlapping(self, subnets: Subnets) -> set[str]:
         """The keys of leases that hold any address of ``subnets``."""
         found = set()

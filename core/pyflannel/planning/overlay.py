@@ -17,26 +17,24 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, ip_network
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from pyflannel.backend import Backend, Node
 from pyflannel.errors import MalformedError, PeerRejected, PyflannelError
-from pyflannel.kernel.model import KernelObject, Key, Link, Neighbour, Route, Sysctl
+from pyflannel.kernel.model import KernelObject, Key, Link, Sysctl
+from pyflannel.kernel.packed import Plan, unpack
 from pyflannel.network.change import in_force
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import IPNetwork, Lease, Subnets
 from pyflannel.network.ranges import Ranges
+from pyflannel.planning.desired import NODE, Desired, Keys
 from pyflannel.planning.guard import examined, guarded
 from pyflannel.planning.judging import own_problem, placement_problem, type_problem
-from pyflannel.planning.spread import spread
+from pyflannel.planning.spread import kept
 from pyflannel.planning.transition import Transition
 from pyflannel.small.text import cut
 
 __all__ = ["Overlay", "Peer", "usable"]
-
-_NODE = ""
-"""Owner of the kernel keys that the node needs for itself; no lease has this key."""
 
 _REASON: Final = 500
 """Characters of the backend's reason to skip a peer, which may repeat what the lease says."""
@@ -70,11 +68,17 @@ class Peer:
     value: str
     fault: str = ""
     """What is wrong with the lease itself."""
-    objects: tuple[KernelObject, ...] = ()
+    plan: Plan = ()
+    """Its objects, packed if they can be."""
     contest: _Contest | None = field(default=None, compare=False, repr=False)
     """What it lost against another one and waits for."""
     created: int = 0
     """See :attr:`pyflannel.store.Record.created`."""
+
+    @property
+    def objects(self) -> tuple[KernelObject, ...]:
+        """What makes it reachable."""
+        return unpack(self.plan)
 
     @property
     def reason(self) -> str:
@@ -82,16 +86,16 @@ class Peer:
         if self.contest is None:
             return self.fault
         holder = self.contest.holder
-        return f"claims what {'this node itself' if holder == _NODE else f'lease {holder}'} has"
+        return f"claims what {'this node itself' if holder == NODE else f'lease {holder}'} has"
 
 
 class _Judged(NamedTuple):
     """A peer as it would be if it were alone, the subnets that it claims, ``None`` if it can't be used, and the keys of
-    its objects."""
+    its plan."""
 
     peer: Peer
     subnets: Subnets | None
-    keys: tuple[Key, ...] = ()
+    keys: Keys = Keys()
 
 
 class Overlay:
@@ -108,7 +112,7 @@ class Overlay:
         self.last = last
         self._extras = tuple(extras)
         self._links: frozenset[str] = frozenset()
-        planned = self._planned("plan_node", lambda: backend.plan_node(node), _networks(node))
+        planned = unpack(self._planned("plan_node", lambda: backend.plan_node(node), _networks(node)))
         self._links = frozenset(item.name for item in planned if isinstance(item, Link))
         tunnelled = bool(guarded(backend.name, "tunnelled", lambda: backend.tunnelled))
         self.entrances = self._links if tunnelled else frozenset()
@@ -117,18 +121,15 @@ class Overlay:
         self._untyped = bool(guarded(backend.name, "capabilities", lambda: backend.capabilities.untyped_leases))
         self.own_objects = (*planned, *self._extras, *self._link_switches())
         """What the node needs for itself: what the backend plans, ``extras``, and that its devices forward."""
-        self._desired: dict[Key, KernelObject] = {item.key: item for item in self.own_objects}
-        self._owners: dict[Key, str] = dict.fromkeys(self._desired, _NODE)
-        """Who has a key, unless the peer's subnets tell (:func:`_placed`)."""
         self._peers: dict[str, Peer] = {}
+        self._ranges = Ranges()
+        self._desired = Desired(self.own_objects, self._peers, self._ranges)
         self.faulty: set[str] = set()
         """The leases for which the backend failed to plan, other than by rejecting them: :meth:`retry` may help."""
         self.skipped = 0
         """How many of the peers can't be used."""
-        self._ranges = Ranges()
         self._contests: dict[_Claim, _Contest] = {}
         self._waits_at: dict[str, _Claim] = {}
-        self._changed: set[Key] = set()
         self._touched: set[str] = set()
 
     def _link_switches(self) -> Iterator[Sysctl]:
@@ -143,7 +144,7 @@ class Overlay:
         return self._peers
 
     @property
-    def desired(self) -> Mapping[Key, KernelObject]:
+    def desired(self) -> Desired:
         """The whole desired state, live: it changes with the leases."""
         return self._desired
 
@@ -154,10 +155,12 @@ class Overlay:
         except MalformedError:
             return None
 
-    def drain_changed(self) -> set[Key]:
-        """The keys under which the desired state changed since the last call."""
-        changed, self._changed = self._changed, set()
-        return changed
+    def drain_changed(self) -> dict[Key, KernelObject | None]:
+        """The keys under which the desired state changed since the last call, each with what was desired then.
+
+        The first call begins it: an overlay is filled before anybody goes by it.
+        """
+        return self._desired.drain_changed()
 
     def drain_touched(self) -> set[str]:
         """The keys of leases whose peer came, went, changed or was judged anew since the last call."""
@@ -209,12 +212,8 @@ class Overlay:
             self.skipped -= 1
             self._leave(peer)
             return []
-        for item in peer.objects:
-            item_key = item.key
-            self._owners.pop(item_key, None)
-            del self._desired[item_key]
-            self._changed.add(item_key)
         subnets = self.node.network.used(Subnets.from_key(key))
+        self._desired.remove(peer.plan, Keys.of(peer.plan, subnets))
         self._ranges.remove(subnets)
         return [claim for claim in self._claims(peer, subnets) if claim in self._contests] if self._contests else []
 
@@ -229,7 +228,7 @@ class Overlay:
             displaced = self._place(each)
             for loser in displaced:
                 subnets = self.node.network.used(Subnets.from_key(loser.key))
-                losers.append(_Judged(loser, subnets, tuple(item.key for item in loser.objects)))
+                losers.append(_Judged(loser, subnets, Keys.of(loser.plan, subnets)))
                 offers.extend(self._release(loser.key))
             if displaced:
                 self._use(each)
@@ -247,7 +246,7 @@ class Overlay:
     def _place(self, judged: _Judged) -> list[Peer]:
         """Note what becomes of a peer; returns those that have what it has a better right to."""
         peer, subnets, keys = judged
-        rivals = {} if subnets is None else self._rivals(keys, subnets)
+        rivals = {} if subnets is None else self._rivals(peer.plan, keys, subnets)
         if rivals:
             rank = self._rank(peer)
             better = next((holder for holder in rivals if self._rank_of(holder) < rank), None)
@@ -270,9 +269,7 @@ class Overlay:
         key = peer.key
         self._peers[key] = peer
         self._ranges.add(subnets, key)
-        self._owners.update((k, key) for k, item in zip(keys, peer.objects, strict=True) if not _placed(item, subnets))
-        self._desired.update(zip(keys, peer.objects, strict=True))
-        self._changed.update(keys)
+        self._desired.put(key, peer.plan, keys)
         if self._contests:
             for claim in self._claims(peer, subnets):
                 contest = self._contests.get(claim)
@@ -282,7 +279,7 @@ class Overlay:
     def _wait(self, peer: Peer, rank: _Rank, claim: _Claim) -> Peer:
         contest = self._contests.get(claim)
         if contest is None:
-            contest = self._contests[claim] = _Contest(self._holder(claim) or _NODE)
+            contest = self._contests[claim] = _Contest(self._holder(claim) or NODE)
         insort(contest.waiting, rank)
         self._waits_at[peer.key] = claim
         return Peer(peer.key, peer.value, contest=contest, created=peer.created)
@@ -303,31 +300,17 @@ class Overlay:
             yield item.key
 
     def _holder(self, claim: _Claim) -> str | None:
-        return self._owner(claim) if isinstance(claim, tuple) else self._ranges.holder(claim)
+        return self._desired.owner(claim) if isinstance(claim, tuple) else self._ranges.holder(claim)
 
-    def _owner(self, key: Key) -> str | None:
-        """Who has a kernel key."""
-        owner, item = self._owners.get(key), self._desired.get(key)
-        if owner is not None or not isinstance(item, Route | Neighbour):
-            return owner
-        place = item.destination if isinstance(item, Route) else ip_network(item.address)
-        within = Subnets(place) if isinstance(place, IPv4Network) else Subnets(None, place)
-        return next(iter(self._ranges.overlapping(within)), None)
-
-    def _rivals(self, keys: Iterable[Key], subnets: Subnets) -> dict[str, _Claim]:
+    def _rivals(self, plan: Plan, keys: Keys, subnets: Subnets) -> dict[str, _Claim]:
         """Who has something of what a peer claims, and what: of an address range, all that they hold."""
-        rivals: dict[str, _Claim] = {}
-        for item_key in keys:
-            if item_key in self._desired:
-                owner = self._owner(item_key)
-                assert owner is not None
-                rivals[owner] = item_key
+        rivals: dict[str, _Claim] = {**self._desired.rivals(plan, keys)}
         for owner in self._ranges.overlapping(subnets):
             rivals[owner] = _common(self.node.network.used(Subnets.from_key(owner)), subnets)
         return rivals
 
     def _rank_of(self, holder: str) -> _Rank:
-        return (False, -1, -1, -1, holder) if holder == _NODE else self._rank(self._peers[holder])
+        return (False, -1, -1, -1, holder) if holder == NODE else self._rank(self._peers[holder])
 
     def _rank(self, peer: Peer) -> _Rank:
         subnets = Subnets.from_key(peer.key)
@@ -362,26 +345,17 @@ class Overlay:
                 self.faulty.add(key)
             fault = cut(str(error), _REASON) or type(error).__name__
             return _Judged(Peer(key, value, fault, created=created), None)
-        return _Judged(Peer(key, value, "", plan, created=created), usable.subnets, tuple([item.key for item in plan]))
+        return _Judged(Peer(key, value, "", plan, created=created), usable.subnets, Keys.of(plan, usable.subnets))
 
-    def _planned(
-        self, what: str, call: Callable[[], Iterable[KernelObject]], subnets: Iterable[IPNetwork]
-    ) -> tuple[KernelObject, ...]:
+    def _planned(self, what: str, call: Callable[[], Iterable[KernelObject]], subnets: Iterable[IPNetwork]) -> Plan:
         name, within = self.backend.name, tuple(subnets)
-        return guarded(name, what, lambda: spread(examined(name, tuple(call()), self.node, within, self._links)))
+        return guarded(name, what, lambda: kept(examined(name, tuple(call()), self.node, within, self._links)))
 
     def _read(self, key: str, value: str) -> Lease:
         return in_force(Lease.from_record(key, value), self.last)
 
     def _usable(self, lease: Lease) -> Lease:
         return usable(self.node.network, lease)
-
-
-def _placed(item: KernelObject, subnets: Subnets) -> bool:
-    """Whether an object of a peer's lies where the peer does, so that who holds ``subnets`` is who has its key."""
-    if type(item) is Neighbour:
-        return any(item.address is subnet.network_address for subnet in subnets.each)
-    return type(item) is Route
 
 
 def usable(network: NetworkConfig, lease: Lease) -> Lease:

@@ -13,9 +13,10 @@ from collections.abc import Iterable
 from typing import Final
 
 from pyflannel.kernel.model import KernelObject, Route
+from pyflannel.kernel.packed import Plan, pack
 from pyflannel.network.lease import IPNetwork
 
-__all__ = ["METRICS", "metric_of", "spread"]
+__all__ = ["METRICS", "kept", "metric_of", "spread"]
 
 METRICS: Final = range(1, 4097)
 """The metrics of our IPv4 routes with gateways. Low, so that few routes of others come before them."""
@@ -34,6 +35,12 @@ def metric_of(subnet: IPNetwork) -> int:
 def spread(objects: Iterable[KernelObject]) -> tuple[KernelObject, ...]:
     """A plan's objects, its IPv4 routes through gateways with metrics, unless the planner has chosen one."""
     return tuple([_with_metric(item) if type(item) is Route else item for item in objects])
+
+
+def kept(objects: Iterable[KernelObject]) -> Plan:
+    """The same, as it is kept."""
+    plan = pack(objects, metric_of)
+    return plan if isinstance(plan, bytes) else spread(plan)
 
 
 def _with_metric(route: Route) -> Route:

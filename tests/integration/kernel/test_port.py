@@ -8,6 +8,7 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_inte
 from typing import Any
 
 import pytest
+from tests.plans import Plans
 from tests.waiting import until
 
 from pyflannel.kernel.model import (
@@ -30,7 +31,7 @@ from pyflannel.kernel.model import (
     VxlanInfo,
 )
 from pyflannel.kernel.netlink import NetlinkPort
-from pyflannel.kernel.port import SEVERAL, Notice, Scope, Write
+from pyflannel.kernel.port import SEVERAL, KernelPort, Notice, Scope, Write
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,40 @@ def test_there_and_back_again(world: Any, family: Family) -> None:
     assert {key for key in world.dump() if key[0] is not Kind.SYSCTL} == {item.key for item in two}
     world.become(one)
     assert world.dump() == before
+
+
+def mapped(*plans: list[KernelObject]) -> dict[Key, KernelObject]:
+    return {item.key: item for plan in plans for item in plan}
+
+
+@pytest.mark.parametrize("kept", [Plans, mapped])
+def test_only_what_differs_is_told(world: Any, family: Family, kept: Any) -> None:
+    """The same as a dump would show, however what is wanted is kept."""
+    flood = replace(family.fdb(6), mac="00:00:00:00:00:00")
+    wanted = kept([family.link, family.address], *map(family.peer, range(6)), [flood])
+
+    def differing() -> dict[Key, KernelObject | None]:
+        found: dict[Key, KernelObject | None] = world.port.differing(world.scope, wanted)
+        assert found == KernelPort.differing(world.port, world.scope, wanted)
+        return {key: item for key, item in found.items() if key[0] is not Kind.SYSCTL}
+
+    assert differing() == dict.fromkeys(wanted)
+    world.become(wanted.values())
+    assert differing() == {}
+    changed = replace(family.fdb(1), remote=family.remote(77))
+    moved = replace(family.neighbour(2), mac="02:00:00:00:02:02")
+    further: list[KernelObject] = [family.neighbour(9), family.fdb(9), replace(family.route(9), metric=4711)]
+    by_others: list[KernelObject] = [changed, moved, *further]
+    for item in by_others:
+        world.put(item, ROUTE_PROTOCOL)
+    world.append_remote(replace(flood, remote=family.remote(60)))
+    gone: list[KernelObject] = [family.neighbour(0), family.fdb(3), family.route(4)]
+    for item in gone:
+        world.remove(item)
+    others = {item.key: item for item in (*by_others, replace(flood, remote=SEVERAL))}
+    assert differing() == {**dict.fromkeys(item.key for item in gone), **others}
+    world.become(wanted.values())
+    assert differing() == {}
 
 
 def test_everything_can_be_deleted_twice(world: Any, family: Family) -> None:

@@ -182,4 +182,4 @@ def wanted_and_held(daemon: Running) -> tuple[Mapping[Any, Any], Mapping[Any, An
     """What the daemon's kernel should hold, and what it does hold of that."""
     tracker = daemon.loop.tracker
     desired = dict(tracker._desired)
-    return desired, {key: item for key, item in tracker._actual.items() if key in desired}
+    return desired, {key: desired[key] for key in desired if tracker.in_place([key])}

@@ -55,9 +55,10 @@ def test_a_good_lease_becomes_a_peer_with_a_plan() -> None:
 def test_a_removed_lease_leaves_nothing() -> None:
     view = overlay()
     before = desired(view)
+    view.drain_changed()
     view.put(*lease(2))
-    added = set(desired(view)) - set(before)
-    assert view.drain_changed() == added
+    added = {key: item for key, item in desired(view).items() if key not in before}
+    assert view.drain_changed() == dict.fromkeys(added)
     view.remove("10.5.2.0-24")
     assert desired(view) == before
     assert view.drain_changed() == added
@@ -75,7 +76,7 @@ def test_the_same_lease_again_changes_nothing() -> None:
     view.put(*lease(2))
     view.drain_changed()
     view.put(*lease(2))
-    assert view.drain_changed() == set()
+    assert view.drain_changed() == {}
 
 
 BAD = {
@@ -291,6 +292,7 @@ def test_only_the_leases_count_not_how_they_came(
     """Whatever happened on the way: the end is what a fresh node would plan, and the changes add up to it."""
     view = overlay()
     followed = desired(view)
+    view.drain_changed()
     current: dict[str, tuple[str, int]] = {}
     for number, action, mac, length, created in steps:
         subnet = IPv4Network((f"10.5.{number}.0", length), strict=False)
@@ -301,8 +303,8 @@ def test_only_the_leases_count_not_how_they_came(
         else:
             current[key] = value, created
             view.put(key, value, created)
-        for changed in view.drain_changed():
-            followed.pop(changed, None)
+        for changed, was in view.drain_changed().items():
+            assert followed.pop(changed, None) == was
             if changed in view.desired:
                 followed[changed] = view.desired[changed]
     fresh = overlay()
@@ -311,6 +313,8 @@ def test_only_the_leases_count_not_how_they_came(
     for key, told in items:
         fresh.put(key, *told)
     assert desired(view) == desired(fresh) == followed
+    assert len(view.desired) == len(followed)
+    assert all(view.desired[key] == item and list(view.desired).count(key) == 1 for key, item in followed.items())
     assert verdicts(view) == verdicts(fresh)
     assert view.skipped == sum(bool(peer.reason) for peer in view.peers.values())
     used = [Subnets.from_key(peer.key) for peer in view.peers.values() if not peer.reason]

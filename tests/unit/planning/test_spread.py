@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from pyflannel.daemon.loop import BLACKHOLE_METRIC
 from pyflannel.kernel.model import IpEncapsulation, KernelObject, Neighbour, Route
-from pyflannel.planning.spread import METRICS, metric_of, spread
+from pyflannel.kernel.packed import unpack
+from pyflannel.planning.spread import METRICS, kept, metric_of, spread
 from pyflannel_backends.wireguard import SHUT
 
 GATEWAY = ip_address("192.0.2.2")
@@ -45,7 +46,7 @@ def test_a_metric_stays_what_it_was() -> None:
     ids=str,
 )
 def test_what_needs_no_metric_stays_as_it_is(item: KernelObject) -> None:
-    assert spread([item]) == (item,)
+    assert spread([item]) == unpack(kept([item])) == (item,)
 
 
 def test_a_route_to_a_gateway_differs_in_its_metric_alone() -> None:
@@ -54,7 +55,9 @@ def test_a_route_to_a_gateway_differs_in_its_metric_alone() -> None:
     full = Route(plain.destination, "tun7", GATEWAY, True, GATEWAY, None, "local", 4711, (("mtu", 1400),), tunnel)
     assert all(getattr(full, each.name) != each.default for each in fields(full) if each.name != "metric")
     for route in (plain, full):
-        assert spread([route]) == (replace(route, metric=1284),)
+        assert spread([route]) == unpack(kept([route])) == (replace(route, metric=1284),)
+    assert isinstance(kept([plain]), bytes)
+    assert isinstance(kept([full]), tuple)
 
 
 def test_what_makes_packets_end_stays_behind_all() -> None:

@@ -336,7 +336,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
         def fail(self: Tracker, refused: Mapping[Key, Any], now: float) -> None:
             right(self, refused, now)
             for key in refused:
-                self._dirty.discard(key)
+                self._noted.pop(key, None)
                 self._failures.pop(key, None)
             self._resync = False
 
