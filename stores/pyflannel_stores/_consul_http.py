@@ -17,9 +17,8 @@ import json
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import consul.base
@@ -33,9 +32,10 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from pyflannel.errors import StoreDeniedError, StoreError, StoreUnavailableError
 from pyflannel_stores._bounds import whole
+from pyflannel_stores._consul_access import Access
 from pyflannel_stores._deadline import Deadline
 
-__all__ = ["Access", "Addresses", "Deadline", "NoSuchNode", "NoSuchSession", "RolledBack"]
+__all__ = ["Addresses", "Deadline", "NoSuchNode", "NoSuchSession", "RolledBack"]
 
 T = TypeVar("T")
 
@@ -65,22 +65,6 @@ class NoSuchSession(Exception):  # noqa: N818 - an answer, not a failure
 
 class NoSuchNode(Exception):  # noqa: N818 - an answer, not a failure
     """A session was to be bound to a node that the catalog doesn't have."""
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """What every request needs besides its address.
-
-    :param token: gives the ACL token, or ``None``; asked for each request, so that a rotated one is found.
-    :param tls: speak HTTPS; ``cafile`` (``None``: the system's authorities), ``certificate``: paths of files.
-    :param parameters: added to every query: datacenter, namespace.
-    """
-
-    token: Callable[[], str | None]
-    tls: bool = False
-    cafile: str | None = None
-    certificate: tuple[str, str] | None = None
-    parameters: Mapping[str, str] | None = None
 
 
 class _Transport(consul.base.HTTPClient):  # type: ignore[misc]

@@ -22,7 +22,6 @@ from __future__ import annotations
 import base64
 import itertools
 import math
-import os
 import random
 import re
 import threading
@@ -33,7 +32,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 from weakref import WeakSet
 
@@ -41,7 +39,6 @@ from pyflannel.errors import (
     ConfigError,
     ConflictError,
     HistoryGoneError,
-    StoreDeniedError,
     StoreError,
     StoreUnavailableError,
 )
@@ -57,24 +54,20 @@ from pyflannel.store import (
     StoreTime,
     Watch,
 )
+from pyflannel_stores._consul_access import DEFAULT_HOST, DEFAULT_PORT, parse_access, parse_host, parse_prefix
 from pyflannel_stores._deadline import Deadline
 
 if TYPE_CHECKING:
-    from pyflannel_stores._consul_http import Access, Addresses
+    from pyflannel_stores._consul_http import Addresses
 
 __all__ = ["ConsulStore"]
 
-DEFAULT_HOST: Final = "127.0.0.1"
-DEFAULT_PORT: Final = 8500
-DEFAULT_PREFIX: Final = "coreos.com/network"
 DEFAULT_NODE: Final = "pyflannel"
 
 SHORTEST_TTL, LONGEST_TTL = 10, 24 * 3600
 """Seconds; Consul's limits for a session's TTL (https://developer.hashicorp.com/consul/api-docs/session)."""
 
 _UNITS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-
-TOKEN_VARIABLES: Final = ("PYFLANNEL_CONSUL_TOKEN", "CONSUL_HTTP_TOKEN")
 
 _Operation: TypeAlias = dict[str, dict[str, Any]]
 """One step of a transaction (https://developer.hashicorp.com/consul/api-docs/txn)."""
@@ -126,10 +119,10 @@ class ConsulStore(Store):
         except ImportError as error:
             raise ConfigError(f"store {location}: {error}; install it with: pip install 'pyflannel[consul]'") from error
         self._http = http
-        self._hosts = [_parse_host(location, host) for host in location.hosts] or [(DEFAULT_HOST, DEFAULT_PORT)]
-        self._prefix = _parse_prefix(location)
+        self._hosts = [parse_host(location, host) for host in location.hosts] or [(DEFAULT_HOST, DEFAULT_PORT)]
+        self._prefix = parse_prefix(location)
         self._node = location.options.get("node") or DEFAULT_NODE
-        self._access: Access = http.Access(**_parse_access(location))
+        self._access = parse_access(location)
         self._consul: Addresses = self.addresses()
         self._history = _History()
         self._watches: WeakSet[ConsulWatch] = WeakSet()
@@ -712,92 +705,3 @@ def _grant(ttl: float) -> int:
 def _parse_ttl(text: str) -> float | None:
     """Seconds of a Go duration such as ``86400s`` or ``1h30m``; Consul keeps it as it was given. ``None`` if empty."""
     return sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)(ms|h|m|s)", text)) or None
-
-
-def _parse_host(location: StoreLocation, text: str) -> tuple[str, int]:
-    host, port = text, str(DEFAULT_PORT)
-    if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        port = rest.removeprefix(":") or port
-    elif ":" in text:
-        host, _, port = text.rpartition(":")
-    if (
-        not host
-        or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536)
-        or (":" in host and text[0] != "[")
-    ):
-        raise ConfigError(f"store {location}: {text!r} is not host, host:port or [IPv6]:port")
-    return host, int(port)
-
-
-def _parse_prefix(location: StoreLocation) -> str:
-    prefix = location.path.strip("/") or DEFAULT_PREFIX
-    # Consul's HTTP server resolves such paths before it looks for the key.
-    if any(part in ("", ".", "..") for part in prefix.split("/")):
-        raise ConfigError(f"store {location}: the path must not have empty parts, '.' or '..'")
-    return prefix
-
-
-def _parse_access(location: StoreLocation) -> dict[str, Any]:
-    options = location.options
-    files = {name: options.get(name) for name in ("token_file", "cafile", "certfile", "keyfile")}
-    for name, path in files.items():
-        if path is not None and not os.access(path, os.R_OK):
-            raise ConfigError(f"store {location}: {name}={path}: there is no such file, or it is not readable")
-    if (files["certfile"] is None) != (files["keyfile"] is None):
-        raise ConfigError(f"store {location}: certfile and keyfile go together")
-    secured = any(files[name] for name in ("cafile", "certfile"))
-    tls = _parse_flag(location, "tls", secured)
-    if secured and not tls:
-        raise ConfigError(f"store {location}: tls=false, but cafile or certfile is given; leave one of them out")
-    names = {"dc": options.get("datacenter"), "ns": options.get("namespace")}
-    if files["token_file"]:
-        _read_token(files["token_file"])  # for the error it may raise
-    return {
-        "token": partial(_current_token, files["token_file"], _token_from_environment()),
-        "tls": tls,
-        "cafile": files["cafile"],
-        "certificate": (files["certfile"], files["keyfile"]) if files["certfile"] else None,
-        "parameters": {name: value for name, value in names.items() if value},
-    }
-
-
-def _parse_flag(location: StoreLocation, name: str, default: bool) -> bool:
-    text = location.options.get(name)
-    if text is None:
-        return default
-    if text.lower() not in ("true", "false"):
-        raise ConfigError(f"store {location}: {name}={text}: expected true or false")
-    return text.lower() == "true"
-
-
-def _token_from_environment() -> str | None:
-    for name in TOKEN_VARIABLES:
-        if text := os.environ.get(name):
-            return _checked_token(text, name)
-    return None
-
-
-def _current_token(path: str | None, otherwise: str | None) -> str | None:
-    """The token for a request; a file is read each time, since tokens are rotated."""
-    if path is None:
-        return otherwise
-    try:
-        return _read_token(path)
-    except ConfigError as error:
-        raise StoreDeniedError(str(error)) from None
-
-
-def _read_token(path: str) -> str:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"token_file {path}: {error}") from None
-    return _checked_token(text, f"token_file {path}")
-
-
-def _checked_token(text: str, source: str) -> str:
-    token = text.strip()
-    if not (token and token.isascii() and token.isprintable() and " " not in token):
-        raise ConfigError(f"{source}: this is no ACL token: it has to be one word of printable ASCII")
-    return token

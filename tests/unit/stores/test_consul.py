@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from pyflannel.errors import ConfigError, HistoryGoneError, StoreUnavailableError
 from pyflannel.store import Record, StoreLocation
 from pyflannel_stores import consul as driver
+from pyflannel_stores._consul_access import TOKEN_VARIABLES
 from pyflannel_stores.consul import ConsulStore
 
 
 @pytest.fixture(autouse=True)
 def no_token_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in driver.TOKEN_VARIABLES:
+    for name in TOKEN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
