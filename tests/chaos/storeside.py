@@ -186,6 +186,9 @@ class StoreSide:
         self.held: set[int] = set()
         self._died: dict[int, float] = {}
         self._lock: int | None = None
+        self._document = 0
+        """The number of the newest document that is to be written: who waits to write an older one gives up."""
+        self._documents = threading.Lock()
         self._pool = ThreadPoolExecutor(4)
         self.url = self._start(addresses)
 
@@ -307,9 +310,9 @@ class StoreSide:
         location = StoreLocation.parse(self.url)
         return load_store(location.scheme)(location)
 
-    def _persist(self, what: Callable[[Any], None]) -> None:
-        """Do it as soon as the store lets us."""
-        while True:
+    def _persist(self, what: Callable[[Any], object], idle: Callable[[], bool] = lambda: False) -> None:
+        """Do it as soon as the store lets us, unless it has become idle."""
+        while not idle():
             try:
                 with self._open() as store:
                     what(store)
@@ -338,7 +341,9 @@ class StoreSide:
                 store.update(record, value, ttl)
 
     def do_document(self, value: str) -> None:
-        self._persist(lambda store: store.write_config(value, store.read_config()))
+        self._document = number = self._document + 1
+        with self._documents:
+            self._persist(lambda store: store.write_config(value, store.read_config()), lambda: number < self._document)
 
     def stop(self) -> None:
         if self.cluster is not None:

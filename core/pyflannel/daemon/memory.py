@@ -11,6 +11,7 @@ import ctypes
 import gc
 import mmap
 import os
+import queue
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -42,25 +43,31 @@ def or_end() -> Iterator[None]:
     process is there within a second, and packets don't wait for it.
     """
     before = sys.unraisablehook, threading.excepthook
-    sys.unraisablehook = _ending_without_memory(before[0])
-    threading.excepthook = _ending_without_memory(before[1])
+    told: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    guard = threading.Thread(target=_look_out, args=(told, *before), name="pyflannel-memory", daemon=True)
+    guard.start()
+    # A thread that has no memory to begin with has none for a hook in Python either: this is all that it can call.
+    sys.unraisablehook = threading.excepthook = told.put
     try:
         yield
     finally:
         sys.unraisablehook, threading.excepthook = before
+        told.put(None)
+        guard.join()
 
 
-def _ending_without_memory(otherwise: Callable[[Any], object]) -> Callable[[Any], None]:
-    def hook(told: Any) -> None:
-        if told.exc_type is not MemoryError:
-            otherwise(told)
-            return
-        try:
-            os.write(2, _OUT_OF_MEMORY)
-        finally:
-            os._exit(ExitCode.INTERNAL)
-
-    return hook
+def _look_out(
+    told: queue.SimpleQueue[Any], unraisable: Callable[[Any], object], uncaught: Callable[[Any], object]
+) -> None:
+    while (failure := told.get()) is not None:
+        if failure.exc_type is MemoryError:
+            try:
+                os.write(2, _OUT_OF_MEMORY)
+            finally:
+                os._exit(ExitCode.INTERNAL)
+        otherwise = uncaught if isinstance(failure, threading.ExceptHookArgs) else unraisable
+        otherwise(failure)
+        del failure
 
 
 @contextmanager

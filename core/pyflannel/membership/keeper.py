@@ -197,7 +197,7 @@ class LeaseKeeper:
             try:
                 taken(self._machine, self._clock())
                 for order in self._machine.orders():
-                    self._obey(order)
+                    self._carry_out(order)
             except Exception as error:  # our own fault; it must not end renewals for good
                 log.exception("the lease keeper has stumbled and goes on")
                 trouble = f"an error inside the lease keeper: {type(error).__name__}: {error}"
@@ -219,6 +219,15 @@ class LeaseKeeper:
             return self._inbox.get(timeout=timeout)
         except queue.Empty:
             return LeaseMachine.tick
+
+    def _carry_out(self, order: Order) -> None:
+        """Obey; or tell the machine that it can't be done, if there is nothing to begin a thread with."""
+        try:
+            self._obey(order)
+        except (RuntimeError, MemoryError) as error:
+            log.warning("the lease keeper can't begin a thread: %s", error)
+            if isinstance(order, Do):
+                self._answer(order.number, error)
 
     def _obey(self, order: Order) -> None:
         match order:

@@ -76,6 +76,32 @@ def test_a_daemon_ends_with_a_thread_that_gets_no_memory(when: str) -> None:
     assert "a thread has ended for want of memory" in done.stderr
 
 
+STARVED = """
+import resource, threading
+from pathlib import Path
+from pyflannel.daemon.memory import or_end
+
+def nothing():
+    pass
+
+with or_end():
+    threading.Thread(target=nothing).start()  # the C library keeps its stack for the next one
+    for thread in threading.enumerate()[2:]:
+        thread.join()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used, resource.RLIM_INFINITY))
+    threading.Thread(target=nothing).start()
+    print("begun")
+"""
+
+
+def test_a_daemon_ends_with_a_thread_that_really_gets_no_memory() -> None:
+    """It could not even run a hook; and who began it would wait for it for ever."""
+    done = subprocess.run([sys.executable, "-c", STARVED], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (ExitCode.INTERNAL, "")
+    assert "a thread has ended for want of memory" in done.stderr
+
+
 @pytest.mark.parametrize("when", ["begun", "beginning"])
 def test_a_daemon_goes_on_after_another_failure_of_a_thread(when: str) -> None:
     program = THREADS.format(error="KeyError('lost')")

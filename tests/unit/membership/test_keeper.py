@@ -347,6 +347,31 @@ def test_a_keeper_ends_although_its_store_hangs(tmp_path: Path, faulty: type[Fau
         assert not keeper.keeper.alive
 
 
+@pytest.mark.parametrize("thread", ["pyflannel-loading", "pyflannel-publish", "pyflannel-watch"])
+def test_a_thread_that_can_t_begin_is_begun_later(
+    tmp_path: Path, outside: Store, thread: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no memory for its stack, for a while."""
+    refused: list[str] = []
+    begin = threading.Thread.start
+
+    def start(self: threading.Thread) -> None:
+        if self.name == thread and len(refused) < 2:
+            refused.append(self.name)
+            raise RuntimeError("can't start new thread")
+        begin(self)
+
+    with keeping(tmp_path) as keeper:
+        keeper.joined()
+        monkeypatch.setattr(threading.Thread, "start", start)
+        outside.write_config(DOCUMENT.replace("10.5.0.0/16", "10.5.0.0/15"), outside.read_config())
+        keeper.joined(2)
+        keeper.until(lambda: not keeper.state.trouble)
+        outside.create("10.5.200.0-24", foreign(7, "node-7"), 60)
+        keeper.until(lambda: "10.5.200.0-24" in keeper.slot.records())
+    assert refused
+
+
 def test_a_backend_that_is_unknown_is_fatal_at_the_start(tmp_path: Path, outside: Store) -> None:
     outside.write_config('{"Network": "10.5.0.0/16", "Backend": {"Type": "nonsense"}}', None)
     with keeping(tmp_path) as keeper:
