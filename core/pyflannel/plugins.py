@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -123,7 +124,13 @@ def _load(group: str, name: str) -> Any:
 def _entry_points(group: str) -> Sequence[metadata.EntryPoint]:
     """All of ``group``, sorted; one that is seen twice (a source tree and its installation) counts once."""
     unique = {(entry.name, entry.value): entry for entry in reversed(tuple(metadata.entry_points(group=group)))}
-    return sorted(unique.values(), key=lambda entry: (entry.name, _distribution(entry) != _OURS, entry.value))
+    named = Counter(entry.name for entry in unique.values())
+
+    def order(entry: metadata.EntryPoint) -> tuple[str, bool, str]:
+        # Whose it is takes a millisecond to read, and counts only where there are several.
+        return entry.name, named[entry.name] > 1 and _distribution(entry) != _OURS, entry.value
+
+    return sorted(unique.values(), key=order)
 
 
 def _distribution(entry: metadata.EntryPoint) -> str:

@@ -788,12 +788,13 @@ class Loop:
         member, failures = self.member, self.tracker.failures
         node = member.overlay.node if member is not None else None
         adopting = self._adoption.trouble if self._adoption is not None else ""
+        last = self.window.last
         return replace(
-            self.window.view,
+            last,
             settings=self.settings.told,
             warnings=self.settings.warnings,
             lease=self.slot.state,
-            node_id=node.node_id if node is not None else self.window.view.node_id,
+            node_id=node.node_id if node is not None else last.node_id,
             stopping=self._stopping,
             underlay=self._underlay,
             backend=self._backend_name,

@@ -144,6 +144,11 @@ class Window:
         self._view = view
 
     @property
+    def last(self) -> View:
+        """The newest view, as it was put."""
+        return self._view
+
+    @property
     def wanted(self) -> int:
         """The number of the request for details that nobody has answered; 0: there is none."""
         return self._asked if self._asked != self._answered else 0
