@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from pyflannel.lab import Node
 
-__all__ = ["PAST_THE_ENCRYPTION", "Answer", "Cause", "Doctor"]
+__all__ = ["NO_FIREWALL", "PAST_THE_ENCRYPTION", "UNGUARDED", "Answer", "Cause", "Doctor"]
 
 _SERVE = """
 import contextlib, io, json, sys
@@ -36,6 +36,12 @@ class Cause(NamedTuple):
 
 
 PAST_THE_ENCRYPTION: Final = Cause("a route past the encryption", "routes of others", "ip route delete")
+UNGUARDED: Final = Cause(
+    "the check of exits is switched off", "exits", "systemctl edit pyflannel   # drop --check-overlay-exits=false"
+)
+NO_FIREWALL: Final = Cause(
+    "no firewall rules where the backend encrypts", "exits", "systemctl edit pyflannel   # drop --firewall none"
+)
 
 
 class Answer(NamedTuple):

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from tests.integration.asking import until
-from tests.integration.examining import PAST_THE_ENCRYPTION, Doctor
+from tests.integration.examining import NO_FIREWALL, PAST_THE_ENCRYPTION, UNGUARDED, Doctor
 from tests.integration.overlay import overlay
 from tests.storing import FREE
 
@@ -638,7 +638,7 @@ def walked() -> dict[str, tuple[str, str]]:
         **{name: (row.check if row.fix else "", row.fix) for name, row in STARTS.items()},
         MANY: ("leases", "pyflannel status"),
         LOCK: ("daemon", "rm "),
-        PAST_THE_ENCRYPTION.name: (PAST_THE_ENCRYPTION.check, PAST_THE_ENCRYPTION.fix),
+        **{cause.name: (cause.check, cause.fix) for cause in (PAST_THE_ENCRYPTION, UNGUARDED, NO_FIREWALL)},
     }
 
 

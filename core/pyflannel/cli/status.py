@@ -113,6 +113,8 @@ def _firewall(firewall: JSON) -> str:
     for drop in firewall["drops"]:
         passed = "lets us pass" if drop["passed"] else "drops the overlay's packets"
         text += f"; {drop['table']} {drop['chain']} ({drop['reason']}) {passed}"
+    if firewall.get("exits"):
+        text += f"; packets to the overlay that would leave unencrypted are {firewall['exits']}"
     return "; ".join([text, *firewall["errors"]])
 
 

@@ -23,14 +23,13 @@ from operator import length_hint
 from typing import Any, Final, Protocol
 
 from pyflannel.backend import Backend, Node
-from pyflannel.daemon import cni, memory, subnet_env
+from pyflannel.daemon import cni, memory, rules, subnet_env
 from pyflannel.daemon.actions import Actions
 from pyflannel.daemon.crossing import Crossing
 from pyflannel.daemon.notify import Notifier
 from pyflannel.daemon.reverse_path import ReversePath
 from pyflannel.errors import DaemonError, KernelError, PyflannelError, UnderlayError
 from pyflannel.firewall.keeper import FirewallKeeper
-from pyflannel.firewall.model import plan
 from pyflannel.kernel.model import KernelObject, Route, Sysctl
 from pyflannel.kernel.port import ForeignLink, ForeignPolicy, ForeignRoute, KernelPort, Notice
 from pyflannel.kernel.tracker import Tracker
@@ -234,6 +233,7 @@ class Loop:
         self._settle_due: float | None = None
         self._trim_due: float | None = None
         self._diversions: tuple[ForeignRoute | ForeignPolicy, ...] = ()
+        self._unguarded = ""
         self._diversions_due: float | None = None
         self._diversions_seen = clock() - DIVERSIONS_PAUSE
         self._reverse_path = ReversePath(settings.state_dir)
@@ -438,14 +438,15 @@ class Loop:
         own = overlay.node.subnets
         try:
             around = self._port.look_around()
-            diversions = diverting(around.routes, overlay.desired, own)
+            network = overlay.node.network
+            diversions = diverting(around.routes, overlay.desired, own, network)
             found = leftovers(diversions, around.links, overlay.peers.values(), self.tracker.spaces)
             if found:
                 names = [each.link.name if isinstance(each, ForeignLink) else str(each) for each in found]
                 log.warning("removing what flanneld has left in this network: %s", ", ".join(names))
                 for error in self._port.clear(found):
                     log.error("%s", error)
-                diversions = diverting(self._port.look_around().routes, overlay.desired, own)
+                diversions = diverting(self._port.look_around().routes, overlay.desired, own, network)
         except KernelError as error:
             log.debug("can't look for routes of others: %s", error)
             self._diversions_due = now + CHECK_INTERVAL
@@ -609,17 +610,13 @@ class Loop:
         self.window.beat = self.clock()
 
     def _want_firewall(self, overlay: Overlay) -> None:
-        network, settings = overlay.node.network, self.settings
-        rules = plan(
-            network,
-            overlay.node.subnets,
-            forward=settings.forward_rules,
-            masquerade=settings.ip_masq,
-            fully_random=settings.ip_masq_fully_random,
-            entrances=overlay.entrances if settings.check_sources else (),
-            underlay=overlay.node.underlay.interface,
-        )
-        self.firewall.want(rules, network.enable_nftables)
+        self.firewall.want(rules.planned(overlay, self.settings), overlay.node.network.enable_nftables)
+        before, self._unguarded = self._unguarded, rules.unguarded(overlay, self.settings)
+        if self._unguarded not in ("", before):
+            log.warning(
+                "nothing holds back packets that a route of somebody else takes past the encryption: %s",
+                self._unguarded,
+            )
 
     def _extras(self, generation: Generation) -> Iterator[KernelObject]:
         """What the operator wants, what a change of the network needs, and what keeps this node's own routes alive.
@@ -810,6 +807,7 @@ class Loop:
             plane_trouble=member.plane_trouble if member is not None else "",
             diversions=tuple(map(str, self._diversions)),
             encrypts=member is not None and encrypts(member.backend),
+            unguarded=self._unguarded,
             change=self._change_standing(),
             subnet_file=self._subnet_file,
             peers=len(member.overlay.peers) if member is not None else 0,

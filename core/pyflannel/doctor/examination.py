@@ -50,7 +50,7 @@ GROUPS: Final[Mapping[str, Sequence[Check]]] = {
         containers.cni_network,
         containers.cni_plugins,
     ),
-    "firewall": (firewall.own_rules, firewall.sources, firewall.foreign_drops),
+    "firewall": (firewall.own_rules, firewall.sources, firewall.exits, firewall.foreign_drops),
 }
 """The checks that look and send nothing, by group."""
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from pyflannel.daemon.rules import planned, unguarded
 from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
 from pyflannel.errors import KernelError
-from pyflannel.firewall.model import Mode, Rules, plan
+from pyflannel.firewall.model import Mode, Rules
 from pyflannel.firewall.sync import LEGACY_DROP_IN, OPEN, Firewall, find_tools
 
-__all__ = ["foreign_drops", "own_rules", "sources"]
+__all__ = ["exits", "foreign_drops", "own_rules", "sources"]
 
 _UNIT_D: Final = "/etc/systemd/system/pyflannel.service.d"
 _RESTART: Final = "systemctl restart pyflannel"
@@ -24,25 +25,14 @@ def _firewall(facts: Facts, everything: bool) -> Firewall | None:
     """
     if facts.overlay is None:
         return None
-    settings, node = facts.settings, facts.overlay.node
-    firewall = Firewall(find_tools(), settings.firewall)
-    firewall.want(
-        plan(
-            node.network,
-            node.subnets,
-            forward=everything or settings.forward_rules,
-            masquerade=settings.ip_masq,
-            fully_random=settings.ip_masq_fully_random,
-            entrances=facts.overlay.entrances if settings.check_sources else (),
-            underlay=node.underlay.interface,
-        ),
-        node.network.enable_nftables,
-    )
+    firewall = Firewall(find_tools(), facts.settings.firewall)
+    wanted = planned(facts.overlay, facts.settings, forward=everything)
+    firewall.want(wanted, facts.overlay.node.network.enable_nftables)
     return firewall
 
 
 def own_rules(facts: Facts) -> Iterator[Finding]:
-    """The rules that the settings ask for: forward, masquerade, and sources of what arrives."""
+    """The rules that the settings ask for: forward, masquerade, sources of what arrives, exits of what leaves."""
     firewall = _firewall(facts, False)
     if firewall is None:
         yield skipped("own rules", f"not known which: {facts.problems['overlay']}")
@@ -67,8 +57,9 @@ def own_rules(facts: Facts) -> Iterator[Finding]:
         yield failed(
             "own rules",
             f"not as they should be: {', '.join(missing)}",
-            "what others drop of the overlay's packets is lost, what leaves the overlay keeps its inner address, or "
-            "others speak in the name of its containers. A running daemon repairs this within seconds",
+            "what others drop of the overlay's packets is lost, what leaves the overlay keeps its inner address, "
+            "others speak in the name of its containers, or what is routed past the encryption leaves. A running "
+            "daemon repairs this within seconds",
             f"pyflannel status; {_RESTART}",
         )
     else:
@@ -96,6 +87,27 @@ def sources(facts: Facts) -> Iterator[Finding]:
             "whoever reaches this node's underlay can send to its containers in the name of any other container",
             f"systemctl edit pyflannel   # drop {told}; then: {_RESTART}",
         )
+
+
+def exits(facts: Facts) -> Iterator[Finding]:
+    """Whether packets to the overlay that would leave otherwise than encrypted are dropped."""
+    if facts.overlay is None:
+        yield skipped("exits", f"not known: {facts.problems['overlay']}")
+        return
+    told = unguarded(facts.overlay, facts.settings)
+    if not told:
+        hidden = "whatever somebody else's route says" if facts.overlay.exits else "nothing is encrypted"
+        yield passed("exits", f"checked: {hidden}")
+        return
+    yield warned(
+        "exits",
+        f"not checked: {told}",
+        "a route that somebody adds takes packets to other nodes' containers out in plaintext until somebody reads of "
+        "it here",
+        f"systemctl edit pyflannel   # drop {told}; then: {_RESTART}"
+        if facts.overlay.exits
+        else "a rule of your own, by the devices that this backend uses",
+    )
 
 
 def foreign_drops(facts: Facts) -> Iterator[Finding]:

@@ -32,6 +32,7 @@ _BUILT_IN: Final = {
     "filter": ("FORWARD", "filter", 2, 0),
     "nat": ("POSTROUTING", "nat", 4, 100),
     "raw": ("PREROUTING", "filter", 0, -300),
+    "mangle": ("POSTROUTING", "filter", 4, -150),
 }
 
 # Attributes: NFTA_TABLE_*, NFTA_CHAIN_*, NFTA_HOOK_*.

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 __all__ = [
+    "EXITS_CHAIN",
     "FORWARD_CHAIN",
     "POSTROUTING_CHAIN",
     "PREROUTING_CHAIN",
@@ -28,6 +29,7 @@ __all__ = [
 FORWARD_CHAIN: Final = "FLANNEL-FWD"
 POSTROUTING_CHAIN: Final = "FLANNEL-POSTRTG"
 PREROUTING_CHAIN: Final = "FLANNEL-SOURCES"
+EXITS_CHAIN: Final = "FLANNEL-EXITS"
 
 _OBEYED: Final = ("DOCKER-ISOLATION-",)
 """Chains whose broad drops keep two bridges of this node apart; they are obeyed like a particular rule."""
@@ -77,7 +79,7 @@ class Table:
 
 def is_our_chain(name: str) -> bool:
     """Whether a chain of iptables is one of flannel's or ours."""
-    return name in {FORWARD_CHAIN, POSTROUTING_CHAIN, PREROUTING_CHAIN}
+    return name in {FORWARD_CHAIN, POSTROUTING_CHAIN, PREROUTING_CHAIN, EXITS_CHAIN}
 
 
 def first_drop(table: Table, rules: Sequence[ChainRule]) -> int | None:

@@ -1,5 +1,5 @@
-"""The iptables port: flannel's chains FLANNEL-FWD and FLANNEL-POSTRTG and our own FLANNEL-SOURCES, written by
-``iptables-restore --noflush``.
+"""The iptables port: flannel's chains FLANNEL-FWD and FLANNEL-POSTRTG, and our own FLANNEL-SOURCES and FLANNEL-EXITS,
+written by ``iptables-restore --noflush``.
 
 iptables comes in two kinds that look alike and share nothing: *legacy* keeps its tables in a kernel interface of its
 own, *nft* keeps them in nftables. A :class:`Variant` is one of them with its programs. :func:`script` is pure: from
@@ -17,6 +17,7 @@ from typing import Final
 
 from pyflannel.firewall import builtin, programs
 from pyflannel.firewall.chains import (
+    EXITS_CHAIN,
     FORWARD_CHAIN,
     POSTROUTING_CHAIN,
     PREROUTING_CHAIN,
@@ -26,7 +27,7 @@ from pyflannel.firewall.chains import (
     first_drop,
     is_our_chain,
 )
-from pyflannel.firewall.model import FORWARD_COMMENT, MASQ_COMMENT, SOURCE_COMMENT, FamilyRules, Rule
+from pyflannel.firewall.model import EXIT_COMMENT, FORWARD_COMMENT, MASQ_COMMENT, SOURCE_COMMENT, FamilyRules, Rule
 
 __all__ = ["Variant", "find_variants", "in_use", "parse", "script", "scripts"]
 
@@ -113,13 +114,17 @@ def _is_our_jump(rule: ChainRule) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One of our chains: where it lives, what jumps to it, what is in it."""
+    """One of our chains: where it lives, what jumps to it, what is in it.
+
+    :param first: the jump goes before what may take packets out of the chain.
+    """
 
     table: str
     chain: str
     base: str
     comment: str
     rules: tuple[Rule, ...]
+    first: bool = False
 
     @property
     def lines(self) -> list[str]:
@@ -130,14 +135,20 @@ class _Part:
         return f'-m comment --comment "{self.comment}" -j {self.chain}'
 
 
-_BASES: Final = (("filter", "FORWARD"), ("nat", "POSTROUTING"), ("raw", "PREROUTING"))
+_BASES: Final = (
+    ("filter", "FORWARD"),
+    ("nat", "POSTROUTING"),
+    ("raw", "PREROUTING"),
+    ("mangle", "POSTROUTING"),  # the one hook that sees what is forwarded and what the node sends, routed at last
+)
 
 
 def _parts(rules: FamilyRules) -> tuple[_Part, ...]:
     return (
         _Part("filter", FORWARD_CHAIN, "FORWARD", FORWARD_COMMENT, rules.forward),
         _Part("nat", POSTROUTING_CHAIN, "POSTROUTING", MASQ_COMMENT, rules.masquerade),
-        _Part("raw", PREROUTING_CHAIN, "PREROUTING", SOURCE_COMMENT, rules.arrival),
+        _Part("raw", PREROUTING_CHAIN, "PREROUTING", SOURCE_COMMENT, rules.arrival, first=True),
+        _Part("mangle", EXITS_CHAIN, "POSTROUTING", EXIT_COMMENT, rules.departure, first=True),
     )
 
 
@@ -149,8 +160,12 @@ def _line(chain: str, rule: Rule, comment: str) -> str:
             words.append(f"{'! ' if match.negated else ''}{flag} {match.network}")
     if rule.interface:
         words.append(f"-i {rule.interface}")
+    if rule.exit:
+        words.append(f"-o {rule.exit}")
     if rule.strayed:
         words.append("-m rpfilter --invert")
+    if rule.to_ipsec:
+        words.append("-m policy --dir out --pol ipsec")
     if rule.mark is not None:
         words.append(f"-m mark --mark {rule.mark:#x}/{rule.mark:#x}")
     words.append(f'-m comment --comment "{comment}" -j {rule.verdict.value.upper()}')
@@ -168,9 +183,11 @@ def script(tables: Tables, rules: FamilyRules) -> str:
 
 
 def scripts(tables: Tables, rules: FamilyRules) -> tuple[str, ...]:
-    """The same in two: what passes and is masqueraded, and what may come in, for which a kernel may lack the match."""
-    *usual, arrival = (_block(tables, part) for part in _parts(rules))
-    return tuple(filter(None, ("".join(usual), arrival)))
+    """The same in three: what passes and is masqueraded, what may come in, and what may go out; a kernel may lack what
+    one of the latter needs.
+    """
+    *usual, arrival, departure = (_block(tables, part) for part in _parts(rules))
+    return tuple(filter(None, ("".join(usual), arrival, departure)))
 
 
 def _block(tables: Tables, part: _Part) -> str:
@@ -194,7 +211,7 @@ def _changes(table: Table, part: _Part) -> list[str]:
     right = [place for place, rule in jumps if place < limit and rule.key == f"-A {part.base} {part.jump}"]
     if len(jumps) != 1 or not right:
         changes += removals
-        place = 0 if part.base == "PREROUTING" else drop  # before what takes packets out of the chain
+        place = 0 if part.first else drop
         changes.append(f"-A {part.base} {part.jump}" if place is None else f"-I {part.base} {place + 1} {part.jump}")
     return changes
 
@@ -228,8 +245,10 @@ class Variant:
         :raises KernelError: it refused.
         """
         if self.kind == "nft":
+            blocks = {block.partition("\n")[0].lstrip("*"): block for block in text.split("COMMIT\n")}
             builtin.make(
-                _PREFIX[version], [table for table, base in _BASES if re.search(f"^-[AI] {base} ", text, re.M)]
+                _PREFIX[version],
+                [table for table, base in _BASES if re.search(f"^-[AI] {base} ", blocks.get(table, ""), re.M)],
             )
         self.run([self.paths[version][1], "--noflush", "-w", "5"], text)
 

@@ -1,10 +1,11 @@
-"""The rules as values: which packets pass, which are masqueraded and which are let in at all, for a network, this
-node's subnets and settings.
+"""The rules as values: which packets pass, which are masqueraded, and which are let in or out at all, for a network,
+this node's subnets and settings.
 
 A pure function of frozen values; how a rule is written down is the ports' business. The rules for passing and
 masquerading and their order are flannel's, so that flanneld and pyflannel take over each other's nodes without a packet
-treated otherwise. Those for arriving are ours: an overlay address is believed of a packet that came in where the route
-to that address leads out, or by a device of the overlay, and of no other.
+treated otherwise. Those for arriving and leaving are ours: an overlay address is believed of a packet that came in
+where the route to that address leads out, or by a device of the overlay, and of no other; and where the overlay is
+encrypted, no packet goes to an address in it by any other device.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import IPNetwork, Subnets
 
 __all__ = [
+    "EXIT_COMMENT",
     "FORWARD_COMMENT",
     "MASQ_COMMENT",
     "NO_RULES",
@@ -37,10 +39,13 @@ MASQ_COMMENT: Final = "flanneld masq"
 """The comments that flanneld puts on its rules: our mark, too, so that either daemon knows the other's rules."""
 
 SOURCE_COMMENT: Final = "pyflannel overlay sources"
-"""Our mark on the rules for arriving packets, which flanneld has not."""
+EXIT_COMMENT: Final = "pyflannel overlay exits"
+"""Our marks on the rules for arriving and for leaving packets, which flanneld has not."""
 
 KUBE_PROXY_MARK: Final = 0x4000
 """kube-proxy's own masquerade mark; what carries it is masqueraded by kube-proxy's rules."""
+
+LOOPBACK: Final = "lo"
 
 _MULTICAST: Final = {4: ip_network("224.0.0.0/4"), 6: ip_network("ff00::/8")}
 
@@ -75,8 +80,9 @@ class Match:
 class Rule:
     """One rule.
 
-    :param interface: what the packet came in by.
+    :param interface: what the packet came in by. ``exit``: what it goes out by.
     :param strayed: matches what came in by an interface by which no route leads back to its source.
+    :param to_ipsec: matches what IPsec is about to encrypt.
     :param mark: matches if all its bits are set.
     :param fully_random: about a masquerade's source ports.
     """
@@ -85,19 +91,25 @@ class Rule:
     source: Match | None = None
     destination: Match | None = None
     interface: str = ""
+    exit: str = ""
     strayed: bool = False
+    to_ipsec: bool = False
     mark: int | None = None
     fully_random: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class FamilyRules:
-    """The rules of one IP version: for the forward hook, the postrouting and the prerouting hook, in order."""
+    """The rules of one IP version, in order: ``forward`` for the forward hook, ``masquerade`` and ``departure`` for the
+    postrouting hook, which what is forwarded and what the node itself sends pass alike, and ``arrival`` for the
+    prerouting hook.
+    """
 
     version: int
     forward: tuple[Rule, ...] = ()
     masquerade: tuple[Rule, ...] = ()
     arrival: tuple[Rule, ...] = ()
+    departure: tuple[Rule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +143,11 @@ class Rules:
         """Whether some packets must not come in."""
         return any(family.arrival for family in self.each)
 
+    @property
+    def any_departure(self) -> bool:
+        """Whether some packets must not go out."""
+        return any(family.departure for family in self.each)
+
 
 NO_RULES: Final = Rules()
 """What a node needs that has no lease, or from which pyflannel is cleaned up."""
@@ -145,6 +162,8 @@ def plan(
     fully_random: bool = True,
     entrances: Collection[str] = (),
     underlay: str = "",
+    exits: Collection[str] = (),
+    ipsec: bool = False,
 ) -> Rules:
     """The rules of a node that holds ``subnets`` of ``network``.
 
@@ -156,6 +175,10 @@ def plan(
         there are none, all may come in.
     :param underlay: the interface by which nobody speaks for the overlay then, not even for an address that no route
         but the default one leads to.
+    :param exits: the devices by which alone packets leave for the overlay. Others to an address that may be leased to
+        another node are dropped: they would be readable on the way. If there are none, all may go out.
+    :param ipsec: such a device is IPsec's, which shows the firewall a packet twice: when it goes into the device, and
+        when it is about to be encrypted for the underlay's interface.
     """
 
     def family(version: int) -> FamilyRules:
@@ -168,6 +191,7 @@ def plan(
             _forward(whole) if forward else (),
             _masquerade(whole, subnet, fully_random) if masquerade else (),
             _arrival(whole, entrances, underlay) if entrances else (),
+            _departure(whole, (subnet, *config.unleasable), exits, ipsec) if exits else (),
         )
 
     return Rules(family(4), family(6))
@@ -184,6 +208,20 @@ def _arrival(network: IPNetwork, entrances: Collection[str], underlay: str) -> t
         *(Rule(Verdict.RETURN, interface=name) for name in sorted(entrances)),
         Rule(Verdict.DROP, source=inside, interface=underlay),
         Rule(Verdict.DROP, source=inside, strayed=True),
+    )
+
+
+def _departure(
+    network: IPNetwork, others: Collection[IPNetwork], exits: Collection[str], ipsec: bool
+) -> tuple[Rule, ...]:
+    """What is for ``others``, such as this node's containers, and nodes whose own addresses lie in the network, where
+    no subnet may be leased, is none of the overlay's.
+    """
+    return (
+        *(Rule(Verdict.RETURN, exit=name) for name in (*sorted(exits), LOOPBACK)),
+        *(Rule(Verdict.RETURN, destination=Match(other)) for other in others),
+        *((Rule(Verdict.RETURN, to_ipsec=True),) if ipsec else ()),
+        Rule(Verdict.DROP, destination=Match(network)),
     )
 
 

@@ -19,6 +19,7 @@ from pyflannel.errors import KernelError
 from pyflannel.firewall import programs
 from pyflannel.firewall.chains import Chain, ChainRule, Table, first_drop, is_our_chain
 from pyflannel.firewall.model import (
+    EXIT_COMMENT,
     FORWARD_COMMENT,
     MASQ_COMMENT,
     NO_RULES,
@@ -40,6 +41,10 @@ _MASQUERADE: Final = Chain("postrtg", "postrouting", "nat", 100, "accept")
 
 _ARRIVAL: Final = Chain("sources", "prerouting", "filter", -300, "accept")
 """Our chain for what comes in: before anything is known or done about a packet (``NF_IP_PRI_RAW``)."""
+
+_DEPARTURE: Final = Chain("exits", "postrouting", "filter", -150, "accept")
+"""Our chain for what goes out, forwarded or sent by this node, when it is known by which device
+(``NF_IP_PRI_MANGLE``)."""
 
 _INTERFACE_KEYS: Final = frozenset({"iif", "oif", "iifname", "oifname", "iifgroup", "oifgroup", "nfproto"})
 _FAMILY: Final = {4: "ip", 6: "ip6"}
@@ -65,7 +70,7 @@ class Ruleset:
 
     @property
     def has_iptables(self) -> bool:
-        """Whether iptables-nft has been used here: there is a built-in chain of filter or nat, in its capitals."""
+        """Whether iptables-nft has been used here: there is a built-in chain in one of its tables, in its capitals."""
         return any(True for _ in self._built_in())
 
     def uses_iptables(self, ours: Set[ChainId] = frozenset()) -> bool:
@@ -84,6 +89,7 @@ class Ruleset:
                 ("filter", ("FORWARD", "INPUT", "OUTPUT")),
                 ("nat", ("POSTROUTING", "PREROUTING")),
                 ("raw", ("PREROUTING", "OUTPUT")),
+                ("mangle", ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")),
             ):
                 table = self.tables.get((family, name))
                 if table is not None:
@@ -215,8 +221,12 @@ def _expressions(rule: Rule, version: int) -> list[Any]:
             found.append(_address(match, name, version))
     if rule.interface:
         found.append(_equal({"meta": {"key": "iifname"}}, rule.interface))
+    if rule.exit:
+        found.append(_equal({"meta": {"key": "oifname"}}, rule.exit))
     if rule.strayed:  # "fib saddr . iif oif missing"
         found.append(_equal({"fib": {"result": "oif", "flags": ["saddr", "iif"]}}, False))
+    if rule.to_ipsec:  # "rt ipsec exists"
+        found.append(_equal({"rt": {"key": "ipsec"}}, True))
     if rule.verdict is Verdict.MASQUERADE:
         found.append({"masquerade": {"flags": "fully-random"} if rule.fully_random else None})
     else:
@@ -242,8 +252,8 @@ def transaction(
 ) -> list[list[Command]]:
     """The commands that are missing, in groups that may fail by themselves; none if all is right.
 
-    :param own: this port carries the rules for masquerade and arriving packets; if not, tables of ours are leftovers
-        and go.
+    :param own: this port carries the rules for masquerade, arriving and leaving packets; if not, tables of ours are
+        leftovers and go.
     :param left_out: tables (family and name) that another port looks after; accepts of ours there are leftovers.
     """
     groups = [
@@ -261,7 +271,11 @@ def _own_table(ruleset: Ruleset, rules: FamilyRules) -> Iterator[list[Command]]:
     family, name = TABLES[rules.version]
     table = {"family": family, "name": name}
     there = ruleset.tables.get((family, name), Table(family, name)).chains
-    parts = [(_MASQUERADE, rules.masquerade, MASQ_COMMENT), (_ARRIVAL, rules.arrival, SOURCE_COMMENT)]
+    parts = [  # what may leave comes first, together with what makes room for it
+        (_DEPARTURE, rules.departure, EXIT_COMMENT),
+        (_MASQUERADE, rules.masquerade, MASQ_COMMENT),
+        (_ARRIVAL, rules.arrival, SOURCE_COMMENT),
+    ]
     wanted = {chain: (each, comment) for chain, each, comment in parts if each}
     if not wanted:
         if (family, name) in ruleset.tables:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
-__all__ = ["Drop", "FirewallState"]
+__all__ = ["UNGUARDED", "Drop", "FirewallState"]
+
+UNGUARDED: Final = "--check-overlay-exits=false"
+"""What leaves the rules for leaving packets out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from pyflannel.errors import KernelError
 from pyflannel.firewall import builtin, iptables, nftables, programs
 from pyflannel.firewall.builtin import BuiltInChains
 from pyflannel.firewall.chains import (
+    EXITS_CHAIN,
     FORWARD_CHAIN,
     POSTROUTING_CHAIN,
     PREROUTING_CHAIN,
@@ -31,10 +32,10 @@ from pyflannel.firewall.choose import MISSING, Tools, choose
 from pyflannel.firewall.foreign import find_drops
 from pyflannel.firewall.iptables import Tables, Variant, find_variants
 from pyflannel.firewall.legacy import HIDDEN, legacy_fingerprint, legacy_tables
-from pyflannel.firewall.model import NO_RULES, SOURCE_COMMENT, FamilyRules, Mode, Rules
+from pyflannel.firewall.model import EXIT_COMMENT, NO_RULES, SOURCE_COMMENT, FamilyRules, Mode, Rules
 from pyflannel.firewall.monitor import sees_forward_chains
 from pyflannel.firewall.nftables import ChainId, Nft, Ruleset, transaction
-from pyflannel.firewall.state import Drop, FirewallState
+from pyflannel.firewall.state import UNGUARDED, Drop, FirewallState
 from pyflannel.network.lease import IPNetwork
 
 __all__ = ["LEGACY_DROP_IN", "OPEN", "Firewall", "find_tools"]
@@ -47,13 +48,17 @@ LEGACY_DROP_IN: Final = "contrib/pyflannel.service.d/iptables-legacy.conf"
 OPEN: Final = "--check-overlay-sources=false"
 """What leaves the rules for arriving packets out."""
 
-_AT_WILL: Final = f" (the check of sources, which {OPEN} leaves out)"
+_AT_WILL: Final = {
+    SOURCE_COMMENT: f" (the check of sources, which {OPEN} leaves out)",
+    EXIT_COMMENT: f" (the check of exits, which {UNGUARDED} leaves out)",
+}
+"""Comment of rules to what is said of them where they can't be written."""
 
 _ROUNDS = 4
 """Looks per check. One write is enough unless somebody else writes at the same time."""
 
-_OURS = (FORWARD_CHAIN, POSTROUTING_CHAIN, PREROUTING_CHAIN)
-_TABLES = ("filter", "nat", "raw")
+_OURS = (FORWARD_CHAIN, POSTROUTING_CHAIN, PREROUTING_CHAIN, EXITS_CHAIN)
+_TABLES = ("filter", "nat", "raw", "mangle")
 """Those of iptables that have rules of ours."""
 
 
@@ -222,7 +227,7 @@ class Firewall:
         ]
         mine = sum(rule[1] == item["comment"] for rule in there for item in added[:1])
         return _Step(
-            f"nftables table {family} {name}{_AT_WILL if added and added[0]['comment'] == SOURCE_COMMENT else ''}",
+            f"nftables table {family} {name}{_AT_WILL.get(added[0]['comment'], '') if added else ''}",
             json.dumps([rule["expr"] for rule in added]) + f" {family} {name} {subject.get('chain')}",
             repr(there),
             bool(added) and mine == len(added),
@@ -251,7 +256,7 @@ class Firewall:
         """The tables of one kind of iptables, ``None`` where we want nothing and have nothing."""
         if variant.kind == "legacy":
             return self._legacy.get(version)
-        wanted = port == variant.name and (rules.forward or rules.masquerade or rules.arrival)
+        wanted = port == variant.name and rules != FamilyRules(version)
         if wanted or self._ruleset is None or self._has_leftovers(self._ruleset, version):
             return self._look_at_iptables_nft(variant, version)
         return None
@@ -269,7 +274,8 @@ class Firewall:
             for chain in table.chains.values()
             if chain.name in (*_OURS, "FORWARD", "POSTROUTING", "PREROUTING")
         }
-        wanted = zip(_TABLES, _OURS, (rules.forward, rules.masquerade, rules.arrival), strict=True)
+        parts = (rules.forward, rules.masquerade, rules.arrival, rules.departure)
+        wanted = zip(_TABLES, _OURS, parts, strict=True)
         plausible = all(
             len(there.get((table, chain), ())) == len(each) for table, chain, each in wanted if f"*{table}\n" in text
         )
@@ -279,7 +285,7 @@ class Firewall:
             self._saved.pop(version, None)
 
         return _Step(
-            f"{variant.name}, IPv{version}{_AT_WILL if 'rpfilter' in text else ''}",
+            f"{variant.name}, IPv{version}{_refusable(text)}",
             f"{variant.name}{version}{text}",
             repr(sorted(there.items())),
             plausible,
@@ -334,10 +340,15 @@ class Firewall:
     def _missing(self, port: str) -> list[str]:
         if port:
             return []
+        found = []
+        if self.rules.any_departure:
+            found.append(f"what others route past the encryption is let out: {MISSING}, or {UNGUARDED} accepts it")
         if self.rules.any_masquerade:
-            return [f"no masquerade: {MISSING}"]
+            found.append(f"no masquerade: {MISSING}")
         if self.rules.any_arrival:
-            return [f"packets that others sent in the overlay's name are let in: {MISSING}, or {OPEN} accepts that"]
+            found.append(f"packets that others send in the overlay's name are let in: {MISSING}, or {OPEN} accepts it")
+        if found:
+            return found
         if self.rules.any_forward and (sees_forward_chains() or legacy_tables(4) or legacy_tables(6)):
             return [f"there are firewall rules on this host, and none of ours: {MISSING}"]
         return []
@@ -397,6 +408,11 @@ class Firewall:
             else:
                 done.add(step.signature)
         return failed
+
+
+def _refusable(text: str) -> str:
+    """What to say of rules for iptables that it may refuse, and that can be done without."""
+    return next((told for mark, told in _AT_WILL.items() if mark in text and " -j DROP" in text), "")
 
 
 def _near(table: Table, root: str) -> set[str]:

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network, summarize_address_range
 from typing import Generic, NamedTuple, TypeVar
 
 from pyflannel.errors import ConfigError
@@ -60,6 +60,17 @@ class FamilyConfig(Generic[N]):
             raise IndexError(index)
         base = int(self.subnet_min.network_address) + index * self.step
         return type(self.network)((base, self.subnet_len))
+
+    @property
+    def unleasable(self) -> tuple[N, ...]:
+        """The parts of the network in which no subnet may be leased: before the first one, and behind the last."""
+        whole, least, most = self.network, self.subnet_min.network_address, self.subnet_max.broadcast_address
+        parts: list[N] = []
+        if whole.network_address != least:
+            parts += summarize_address_range(whole.network_address, least - 1)
+        if whole.broadcast_address != most:
+            parts += summarize_address_range(most + 1, whole.broadcast_address)
+        return tuple(parts)
 
     def index_range(self, subnet: IPNetwork) -> range:
         """The numbers of the leasable subnets that ``subnet`` (of any length) overlaps; empty if none."""

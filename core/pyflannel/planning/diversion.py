@@ -16,6 +16,7 @@ from typing import Final
 from pyflannel.errors import MalformedError
 from pyflannel.kernel.model import MAIN_TABLE, KernelObject, Key, Route
 from pyflannel.kernel.port import ForeignLink, ForeignRoute
+from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import IPAddress, IPNetwork, Lease, Subnets
 from pyflannel.planning.overlay import Peer
 
@@ -29,10 +30,11 @@ _FLANNELD: Final = re.compile(r"flannel(\.\d+|-v6\.\d+|-wg(-v6)?|\.ipip|\d+)")
 
 
 def diverting(
-    routes: Iterable[ForeignRoute], desired: Mapping[Key, KernelObject], own: Subnets
+    routes: Iterable[ForeignRoute], desired: Mapping[Key, KernelObject], own: Subnets, network: NetworkConfig
 ) -> tuple[ForeignRoute, ...]:
     """The routes among ``routes`` that win against a route that we want in the main table, where they are all from;
-    whether one in another table is asked before is for rules to say. Inside our own subnet containers live.
+    whether one in another table is asked before is for rules to say. Inside our own subnet containers live. Where no
+    subnet may be leased, the underlay does, in a network that covers the nodes: there only a peer's own route counts.
     """
     wanted: dict[tuple[int, int], dict[int, int]] = {}
     found = []
@@ -43,14 +45,17 @@ def diverting(
             bits = _leading(net, net.prefixlen)
             metrics[bits] = min(item.effective_metric, metrics.get(bits, 1 << 32))
     for foreign in routes:
-        if foreign.route.key not in desired and not _inside(foreign.route.destination, own) and _wins(foreign, wanted):
+        elsewhere = not _inside(foreign.route.destination, own)
+        if foreign.route.key not in desired and elsewhere and _wins(foreign, wanted, network):
             found.append(foreign)
     return tuple(sorted(found, key=str))
 
 
-def _wins(foreign: ForeignRoute, wanted: Mapping[tuple[int, int], Mapping[int, int]]) -> bool:
+def _wins(foreign: ForeignRoute, wanted: Mapping[tuple[int, int], Mapping[int, int]], network: NetworkConfig) -> bool:
     net = foreign.route.destination
-    for length in range(net.prefixlen, -1, -1):
+    family = network.family(net.version)
+    shortest = 0 if family is None or family.index_range(net) else family.network.prefixlen + 1
+    for length in range(net.prefixlen, shortest - 1, -1):
         metric = wanted.get((net.version, length), {}).get(_leading(net, length))
         if metric is not None:
             return length < net.prefixlen or foreign.route.effective_metric < metric

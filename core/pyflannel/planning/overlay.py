@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from pyflannel.backend import Backend, Node
 from pyflannel.errors import MalformedError, PeerRejected, PyflannelError
-from pyflannel.kernel.model import KernelObject, Key, Link, Sysctl
+from pyflannel.kernel.model import GenericInfo, KernelObject, Key, Link, Sysctl
 from pyflannel.kernel.packed import Plan, unpack
 from pyflannel.network.change import in_force
 from pyflannel.network.document import NetworkConfig
@@ -117,6 +117,10 @@ class Overlay:
         tunnelled = bool(guarded(backend.name, "tunnelled", lambda: backend.tunnelled))
         self.entrances = self._links if tunnelled else frozenset()
         """The devices by which the overlay's packets come in; empty if they may come in by others, too."""
+        self.exits = self._exits(tunnelled)
+        """The devices by which alone packets leave for the overlay, and nothing readable; empty if it is not so."""
+        self.ipsec = any(isinstance(item, Link) and item.name in self.exits and _is_ipsec(item) for item in planned)
+        """Whether one of ``exits`` encrypts by IPsec."""
         self._of_two_types = isinstance(backend, Transition)  # which judges them itself
         self._untyped = bool(guarded(backend.name, "capabilities", lambda: backend.capabilities.untyped_leases))
         self.own_objects = (*planned, *self._extras, *self._link_switches())
@@ -131,6 +135,13 @@ class Overlay:
         self._contests: dict[_Claim, _Contest] = {}
         self._waits_at: dict[str, _Claim] = {}
         self._touched: set[str] = set()
+
+    def _exits(self, tunnelled: bool) -> frozenset[str]:
+        backend = self.backend
+        if isinstance(backend, Transition):
+            return backend.exits(self.node)
+        hidden = guarded(backend.name, "capabilities", lambda: backend.capabilities.encrypts)
+        return self._links if tunnelled and hidden else frozenset()
 
     def _link_switches(self) -> Iterator[Sysctl]:
         """A device may forward nothing although the node does; of IPv6 only the node's own switch counts."""
@@ -356,6 +367,10 @@ class Overlay:
 
     def _usable(self, lease: Lease) -> Lease:
         return usable(self.node.network, lease)
+
+
+def _is_ipsec(link: Link) -> bool:
+    return isinstance(link.info, GenericInfo) and link.info.kind == "xfrm"
 
 
 def usable(network: NetworkConfig, lease: Lease) -> Lease:

@@ -133,8 +133,12 @@ class Transition(Backend[None]):
     @property
     def encrypts(self) -> bool:
         """Whether nothing that this node sends is readable on the underlay."""
-        sides_in_use = [self.following] if self.change.phase is Phase.RETIRE else [self.former, self.following]
-        return all(side.backend.capabilities.encrypts for side in sides_in_use)
+        return all(side.backend.capabilities.encrypts for side in self._senders)
+
+    @property
+    def _senders(self) -> tuple[Side, ...]:
+        """The sides by which this node may send."""
+        return (self.following,) if self.change.phase is Phase.RETIRE else (self.former, self.following)
 
     @property
     def _receives(self) -> tuple[bool, bool]:
@@ -145,6 +149,13 @@ class Transition(Backend[None]):
         """Whether packets come in by the devices of either alone."""
         old, _ = self._receives
         return self.following.backend.tunnelled and (not old or self.former.backend.tunnelled)
+
+    def exits(self, node: Node) -> frozenset[str]:
+        """The devices by which alone this node sends, and nothing readable; empty if it may send by others, too."""
+        if not self.encrypts or not all(side.backend.tunnelled for side in self._senders):
+            return frozenset()
+        former, following, _ = self._node_plans(node)
+        return _links(following if self.change.phase is Phase.RETIRE else (*former, *following))
 
     def mtu(self, underlay: Underlay) -> int:
         """What fits either way, until the change is over."""
@@ -187,7 +198,7 @@ class Transition(Backend[None]):
     def links(self, node: Node) -> frozenset[str]:
         """The devices of both."""
         former, following, _ = self._node_plans(node)
-        return frozenset(item.name for item in (*former, *following) if isinstance(item, Link))
+        return _links((*former, *following))
 
     def _node_plans(self, node: Node) -> tuple[_Objects, _Objects, str]:
         """What :meth:`_plan_sides` says, which is asked for again with every peer."""
@@ -297,6 +308,10 @@ class Transition(Backend[None]):
 def _counts(own: Step | None) -> bool:
     """Whether what a node has said makes a difference to whom it sends to."""
     return own in (Step.SWITCHED, Step.RETIRED)
+
+
+def _links(objects: Iterable[KernelObject]) -> frozenset[str]:
+    return frozenset(item.name for item in objects if isinstance(item, Link))
 
 
 def encrypts(backend: Backend[Any]) -> bool:

@@ -392,6 +392,13 @@ OPTIONS: Final[tuple[Option, ...]] = (
         section=FIREWALL,
     ),
     Option(
+        "check-overlay-exits",
+        BOOLEAN,
+        "Drop packets to addresses of the overlay that leave otherwise than by its device, if the backend encrypts.",
+        True,
+        section=FIREWALL,
+    ),
+    Option(
         "firewall",
         _choice("auto", "nftables", "iptables", "none"),
         "Where the rules go: where the host's own are, into one of the two, or nowhere.",

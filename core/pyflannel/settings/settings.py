@@ -87,6 +87,7 @@ class Settings:
     firewall: Mode
     forward_rules: bool
     check_sources: bool
+    check_exits: bool
     blackhole_route: bool
     resync_interval: float
     cni_conf: Path | None
@@ -376,6 +377,7 @@ def _settings(given: GivenValues, daemon: bool, warnings: list[str]) -> Settings
         firewall=Mode(value("firewall")),
         forward_rules=value("iptables-forward-rules"),
         check_sources=value("check-overlay-sources"),
+        check_exits=value("check-overlay-exits"),
         blackhole_route=value("ip-blackhole-route"),
         resync_interval=value("resync-interval"),
         cni_conf=value("cni-conf"),

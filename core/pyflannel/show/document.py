@@ -97,7 +97,16 @@ def _backend(view: View, details: Details) -> status.BackendStatus | None:
 def _firewall(view: View) -> status.FirewallStatus:
     state = view.firewall
     drops = tuple(status.DropStatus(d.system, d.table, d.chain, d.reason, d.passed) for d in state.drops)
-    return status.FirewallStatus(state.port, state.in_place, state.errors, drops, state.repaired)
+    return status.FirewallStatus(state.port, state.in_place, state.errors, drops, state.repaired, _exits(view))
+
+
+def _exits(view: View) -> str:
+    """What becomes of packets to the overlay that would leave unencrypted."""
+    if not view.encrypts:
+        return ""
+    if view.unguarded:
+        return f"not dropped: {view.unguarded}"
+    return "dropped" if view.guarded else "not dropped: the rules are not in place"
 
 
 def _lease(view: View, now: float, wall: float) -> status.LeaseStatus | None:

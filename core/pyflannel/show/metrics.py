@@ -148,6 +148,8 @@ def _work(view: View, details: Details) -> Iterator[Metric]:
     yield _counter("drift_repaired", "Objects that others had changed and that were put right.", [({}, view.repaired)])
     text = "Routes of others that take packets of the overlay away."
     yield _gauge("diversions", text, [({}, len(view.diversions))])
+    text = "Whether packets to the overlay that would leave unencrypted are dropped; none if nothing is encrypted."
+    yield _gauge("exits_guarded", text, [({}, view.guarded)] if view.encrypts else [])
     firewall = view.firewall
     yield _gauge("firewall_in_place", "Whether our firewall rules are as they should be.", [({}, firewall.in_place)])
     text = "How often firewall rules were written anew after others had changed the firewall."

@@ -88,7 +88,9 @@ def diverted(view: View) -> str:
     """Who else takes packets of the overlay away; empty if nobody does."""
     if not view.diversions:
         return ""
-    past = " past the encryption" if view.encrypts else ""
+    past = ""
+    if view.encrypts:
+        past = f" past the encryption, {'where our rules drop them' if view.guarded else 'in plaintext'}"
     others = f" (and {len(view.diversions) - 1} more)" if len(view.diversions) > 1 else ""
     first = view.diversions[0]
     what, mend = "a route", f"if nobody needs it, 'ip route delete {first}'"

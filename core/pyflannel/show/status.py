@@ -188,7 +188,9 @@ class DropStatus:
 class FirewallStatus:
     """The firewall rules: which port carries them, whether all are in place, and if not, why.
 
-    ``port`` is nftables, iptables-nft, iptables-legacy or none, empty before the first check.
+    ``port`` is nftables, iptables-nft, iptables-legacy or none, empty before the first check. ``exits`` says whether
+    packets to the overlay that would leave unencrypted are dropped, or why not; empty with a backend that does not
+    encrypt.
     """
 
     port: str = ""
@@ -196,6 +198,7 @@ class FirewallStatus:
     errors: tuple[str, ...] = ()
     drops: tuple[DropStatus, ...] = ()
     repaired: int = 0
+    exits: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,8 @@ class View:
     :param in_place: the kernel holds all that the node needs for itself. ``refused``: the first reason why it does not
         take something, ``refusals`` how many objects there are of that kind.
     :param diversions: others' routes that take packets of the overlay away; ``encrypts``: where the backend would have
-        encrypted them.
+        encrypted them. ``unguarded``: why no rule of the firewall holds such packets back; empty if one does, or if
+        nothing is encrypted.
     :param subnet_file: ``subnet.env`` says what we hold.
     :param change: the change of the network that is under way.
     :param settings: what this daemon was told, as flags without their dashes, but for secrets. ``warnings``: what of
@@ -106,6 +107,7 @@ class View:
     plane_trouble: str = ""
     diversions: tuple[str, ...] = ()
     encrypts: bool = False
+    unguarded: str = ""
     subnet_file: bool = False
     peers: int = 0
     skipped: int = 0
@@ -114,6 +116,11 @@ class View:
     last_error: tuple[float, str] | None = None
     change: ChangeStatus | None = None
     details: Details | None = None
+
+    @property
+    def guarded(self) -> bool:
+        """Whether packets that others route past the encryption are dropped."""
+        return self.encrypts and not self.unguarded and self.firewall.in_place
 
 
 class Window:

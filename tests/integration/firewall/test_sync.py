@@ -26,7 +26,16 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 DUAL = NetworkConfig.from_json('{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10::/48"}')
 ONLY4 = NetworkConfig.from_json('{"Network": "10.99.0.0/16"}')
 SUBNETS = Subnets(IPv4Network("10.244.3.0/24"), IPv6Network("fd00:10:0:3::/64"))
-ALL = plan(DUAL, SUBNETS, forward=True, masquerade=True, entrances=["flannel.1"], underlay="eth0")
+ALL = plan(
+    DUAL,
+    SUBNETS,
+    forward=True,
+    masquerade=True,
+    entrances=["flannel.1"],
+    underlay="eth0",
+    exits=["flannel.1"],
+    ipsec=True,
+)
 
 IPTABLES = {
     "nft": "iptables-nft -A INPUT -s 192.0.2.7 -j DROP; ip6tables-nft -A INPUT -s 2001:db8::7 -j DROP",
@@ -80,12 +89,14 @@ def test_a_host_with_iptables_gets_iptables_of_its_kind(host: Host, kind: str) -
     host.sh(IPTABLES[kind])
     assert port_of(host, firewall()) == f"iptables-{kind}"
     for program, network in ((f"iptables-{kind}", "10.244.0.0/16"), (f"ip6tables-{kind}", "fd00:10::/48")):
-        rules = host.sh(f"{program} -S; {program} -t nat -S; {program} -t raw -S")
+        rules = host.sh("; ".join(f"{program} -t {table} -S" for table in ("filter", "nat", "raw", "mangle")))
         assert f'-A FLANNEL-FWD -s {network} -m comment --comment "flanneld forward" -j ACCEPT' in rules
         assert '-A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD' in rules
         assert '-A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG' in rules
         assert '-A PREROUTING -m comment --comment "pyflannel overlay sources" -j FLANNEL-SOURCES' in rules
         assert f"-A FLANNEL-SOURCES -s {network} -m rpfilter --invert" in rules
+        assert '-A POSTROUTING -m comment --comment "pyflannel overlay exits" -j FLANNEL-EXITS' in rules
+        assert f'-A FLANNEL-EXITS -d {network} -m comment --comment "pyflannel overlay exits" -j DROP' in rules
     assert "flannel-ipv4" not in host.sh("nft list tables")
 
 
@@ -107,14 +118,13 @@ PORTS = {"nftables": "true", "iptables-nft": IPTABLES["nft"], "iptables-legacy":
 def test_a_second_check_writes_nothing_and_a_restart_neither(host: Host, port: str) -> None:
     host.sh(PORTS[port])
     assert port_of(host, firewall()) == port
-    before = host.sh("nft -a list ruleset; iptables-legacy-save -t nat | grep -v '^#'; iptables-legacy -t raw -S")
+    script = "nft -a list ruleset; iptables-legacy-save -t nat | grep -v '^#'; iptables-legacy -t raw -S"
+    before = host.sh(script)
     again = firewall()
     host.check(again)
     again.forget()
     host.check(again)
-    assert (
-        host.sh("nft -a list ruleset; iptables-legacy-save -t nat | grep -v '^#'; iptables-legacy -t raw -S") == before
-    ), "the same handles"
+    assert host.sh(script) == before, "the same handles"
 
 
 @pytest.mark.parametrize("port", PORTS)
@@ -143,6 +153,7 @@ DAMAGE = {
     "nftables": [
         "nft flush table ip flannel-ipv4",
         "nft flush chain ip6 flannel-ipv6 sources",
+        "nft delete chain ip6 flannel-ipv6 exits",
         "nft delete table ip6 flannel-ipv6",
         "nft flush ruleset",
         "nft delete rule ip flannel-ipv4 postrtg handle $(nft -a list ruleset | sed -n '/4000/{s/.*dle //p;q}')",
@@ -156,6 +167,8 @@ DAMAGE = {
         "ip6tables-nft -t nat -F",
         "ip6tables-nft -t raw -F",
         "iptables-nft -t raw -F FLANNEL-SOURCES",
+        "ip6tables-nft -t mangle -F FLANNEL-EXITS",
+        "iptables-nft -t mangle -I POSTROUTING -j ACCEPT; iptables-nft -t mangle -F POSTROUTING",
         "iptables-nft -F FORWARD; iptables-nft -F FLANNEL-FWD; iptables-nft -X FLANNEL-FWD",
         "iptables-nft -t nat -D FLANNEL-POSTRTG 5",
         "iptables-nft -I FORWARD -j FLANNEL-FWD",
@@ -165,6 +178,7 @@ DAMAGE = {
         "iptables-legacy -F FLANNEL-FWD",
         "ip6tables-legacy -t nat -D FLANNEL-POSTRTG 3",
         "iptables-legacy -t raw -D PREROUTING -m comment --comment 'pyflannel overlay sources' -j FLANNEL-SOURCES",
+        "ip6tables-legacy -t mangle -F",
         "iptables-legacy -F FORWARD; iptables-legacy -F FLANNEL-FWD; iptables-legacy -X FLANNEL-FWD",
         "printf '*filter\\n-A INPUT -s 192.0.2.7 -j DROP\\nCOMMIT\\n' | iptables-legacy-restore",
     ],
@@ -261,7 +275,11 @@ def test_one_locked_table_spoils_nothing_else(host: Host) -> None:
 def test_without_programs_it_says_what_is_missing(host: Host) -> None:
     bare = Firewall(Tools(None, {}))
     bare.want(ALL)
-    assert "no masquerade: neither nft nor iptables" in host.do(bare.check).errors[0]
+    assert [error.partition(":")[0] for error in host.do(bare.check).errors] == [
+        "what others route past the encryption is let out",
+        "no masquerade",
+        "packets that others send in the overlay's name are let in",
+    ]
     bare.want(plan(DUAL, SUBNETS, forward=True, masquerade=False, entrances=["flannel.1"], underlay="eth0"))
     assert "let in: neither nft nor iptables" in host.do(bare.check).errors[0]
     bare.want(plan(DUAL, SUBNETS, forward=True, masquerade=False))
@@ -331,7 +349,7 @@ EMPTY = [
 ]
 """What others have left behind: it is not ours to delete."""
 
-LEGACY_TABLES = "for p in iptables ip6tables; do for t in filter nat; do $p-legacy -t $t -S; done; done"
+LEGACY_TABLES = "for p in iptables ip6tables; do for t in filter nat mangle; do $p-legacy -t $t -S; done; done"
 """iptables-legacy's tables can't be unmade once they are there; see the test below."""
 
 
@@ -340,10 +358,11 @@ LEGACY_TABLES = "for p in iptables ip6tables; do for t in filter nat; do $p-lega
     modes=st.lists(st.sampled_from([Mode.AUTO, Mode.NFTABLES, Mode.IPTABLES]), min_size=1, max_size=2),
     forward=st.booleans(),
     masquerade=st.booleans(),
+    exits=st.sampled_from([(), ("flannel-wg",)]),
 )
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 def test_apply_and_clean_up_leave_the_ruleset_as_it_was(
-    commands: list[str], modes: list[Mode], forward: bool, masquerade: bool
+    commands: list[str], modes: list[Mode], forward: bool, masquerade: bool, exits: tuple[str, ...]
 ) -> None:
     host = Host()
     try:
@@ -351,13 +370,14 @@ def test_apply_and_clean_up_leave_the_ruleset_as_it_was(
         for command in commands:
             host.sh(command)
         before = host.whole()
-        rules = plan(DUAL, SUBNETS, forward=forward, masquerade=masquerade)
+        rules = plan(DUAL, SUBNETS, forward=forward, masquerade=masquerade, exits=exits)
         for mode in modes:
             made = firewall(mode, rules)
             host.check(made)
             assert all(drop.passed for drop in made.state.drops)
             dump = host.whole()
             assert ("masquerade fully-random" in dump or "--random-fully" in dump) == masquerade
+            assert ("FLANNEL-EXITS" in dump or "chain exits" in dump) == bool(exits)
             host.check(firewall(mode, rules))
             assert host.whole() == dump, "a second run changes nothing"
         host.check(firewall(rules=NO_RULES))
@@ -375,7 +395,7 @@ def test_what_stays_of_legacy_is_an_empty_table(host: Host, mode: Mode) -> None:
     host.check(firewall(rules=NO_RULES))
     lines = set(host.whole().splitlines())
     assert lines == {
-        *("*filter", "*nat", "*raw", "COMMIT", "-A INPUT -s 192.0.2.7/32 -j DROP"),
+        *("*filter", "*nat", "*raw", "*mangle", "COMMIT", "-A INPUT -s 192.0.2.7/32 -j DROP"),
         *(f":{name} ACCEPT " for name in ("INPUT", "FORWARD", "OUTPUT", "PREROUTING", "POSTROUTING")),
     }
 
@@ -383,7 +403,7 @@ def test_what_stays_of_legacy_is_an_empty_table(host: Host, mode: Mode) -> None:
 def test_a_chain_of_ours_that_others_use_stays_while_they_do(host: Host) -> None:
     made = firewall(Mode.IPTABLES)
     assert port_of(host, made) == "iptables-nft"
-    assert host.sh("nft list ruleset").count('comment "made by pyflannel"') == 12, "six tables, a chain in each"
+    assert host.sh("nft list ruleset").count('comment "made by pyflannel"') == 16, "eight tables, a chain in each"
     host.sh("iptables-nft -P FORWARD DROP; ip6tables-nft -A FORWARD -s 2001:db8::7 -j DROP")
     host.sh("iptables-nft -t nat -N THEIRS")
     made.want(NO_RULES)

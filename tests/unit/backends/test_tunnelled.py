@@ -1,4 +1,4 @@
-"""By which devices the overlay's packets come in, for each backend: what the firewall goes by."""
+"""By which devices the overlay's packets come in and go out, for each backend: what the firewall goes by."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ UNDERLAY = Underlay("eth0", 1500, FOUR, SIX, public_ipv4=FOUR, public_ipv6=SIX)
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )
-def test_entrances(tmp_path: Path, backend: dict[str, Any], versions: tuple[int, ...], entrances: set[str]) -> None:
+def test_entrances_and_exits(
+    tmp_path: Path, backend: dict[str, Any], versions: tuple[int, ...], entrances: set[str]
+) -> None:
     document: dict[str, Any] = {"Network": "10.244.0.0/16", "Backend": backend}
     if 6 in versions:
         document |= {"EnableIPv6": True, "IPv6Network": "fd00:10::/48"}
@@ -42,4 +44,7 @@ def test_entrances(tmp_path: Path, backend: dict[str, Any], versions: tuple[int,
     made = make_backend(network)
     node = Node("n", network, UNDERLAY, subnets, tmp_path)
     made.publish(node)  # which makes a key where there has to be one
-    assert Overlay(made, node).entrances == entrances
+    overlay = Overlay(made, node)
+    assert overlay.entrances == entrances
+    assert overlay.exits == (entrances if backend["Type"] == "wireguard" else set()), "where a packet is encrypted"
+    assert not overlay.ipsec

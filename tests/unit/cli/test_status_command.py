@@ -65,6 +65,7 @@ DEGRADED = replace(
             DropStatus("nftables", "ip filter", "FORWARD", "policy drop", True),
             DropStatus("nftables", "inet firewalld", "filter_FORWARD", "by its last rule", False),
         ),
+        exits="dropped",
     ),
     data_plane={"dropped": 9},
 )
@@ -114,7 +115,8 @@ def test_trouble_comes_first(pyflannel: CommandLine, daemon: Daemon) -> None:
         "Repaired:  3 objects that something else had changed",
         (
             "Firewall:  iptables-nft, rules not in place; ip filter FORWARD (policy drop) lets us pass; "
-            "inet firewalld filter_FORWARD (by its last rule) drops the overlay's packets; no way in"
+            "inet firewalld filter_FORWARD (by its last rule) drops the overlay's packets; "
+            "packets to the overlay that would leave unencrypted are dropped; no way in"
         ),
         "Data plane: dropped 9",
         "Last error: 1 d 6 h ago: etcd did not answer",

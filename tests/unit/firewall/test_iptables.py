@@ -11,6 +11,8 @@ from pyflannel.daemon.subnet_env import read_previous
 from pyflannel.firewall.chains import first_drop
 from pyflannel.firewall.iptables import find_variants, in_use, parse, script
 from pyflannel.firewall.model import NO_RULES, FamilyRules, plan
+from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import Subnets
 
 RECORDINGS = sorted(path.parent.name for path in GOLDEN.glob("*/iptables.txt"))
 
@@ -60,6 +62,49 @@ def test_what_flanneld_left_is_removed_whole(name: str, version: int) -> None:
         lines = block[1].splitlines()
         assert lines[0].startswith(f"-D {base} ")
         assert lines[1:] == [f"-F {chain}", f"-X {chain}"]
+
+
+EXITS = {
+    version: plan(
+        NetworkConfig.from_json('{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}'),
+        Subnets.from_key("10.5.7.0-24&fd00:5:0:7::-64"),
+        forward=False,
+        masquerade=False,
+        exits=["flannel-wg"],
+        ipsec=True,
+    ).of(version)
+    for version in (4, 6)
+}
+WORDS = '-m comment --comment "pyflannel overlay exits" -j'
+
+
+@pytest.mark.parametrize(
+    ("version", "whole", "first", "own"),
+    [(4, "10.5.0.0/16", "10.5.0.0/24", "10.5.7.0/24"), (6, "fd00:5::/48", "fd00:5::/64", "fd00:5:0:7::/64")],
+)
+def test_what_may_leave_is_judged_before_all_else(version: int, whole: str, first: str, own: str) -> None:
+    table = "*mangle\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -o eth0 -j ACCEPT\nCOMMIT\n"
+    text = script(parse(table, version), EXITS[version])
+    rules = [
+        f"-A FLANNEL-EXITS -o flannel-wg {WORDS} RETURN",
+        f"-A FLANNEL-EXITS -o lo {WORDS} RETURN",
+        f"-A FLANNEL-EXITS -d {own} {WORDS} RETURN",
+        f"-A FLANNEL-EXITS -d {first} {WORDS} RETURN",
+        f"-A FLANNEL-EXITS -m policy --dir out --pol ipsec {WORDS} RETURN",
+        f"-A FLANNEL-EXITS -d {whole} {WORDS} DROP",
+    ]
+    assert text.splitlines() == [
+        *("*mangle", ":FLANNEL-EXITS - [0:0]", *rules),
+        *(f"-I POSTROUTING 1 {WORDS} FLANNEL-EXITS", "COMMIT"),
+    ]
+    jump = f"-A POSTROUTING {WORDS} FLANNEL-EXITS\n"
+    there = "\n".join(
+        ["*mangle", ":POSTROUTING ACCEPT [0:0]", ":FLANNEL-EXITS - [0:0]", f"{jump}{rules[0]}", *rules[1:]]
+    )
+    assert script(parse(f"{there}\nCOMMIT\n", version), EXITS[version]) == ""
+    assert script(parse(f"{there}\nCOMMIT\n", version), NO_RULES.of(version)).splitlines() == [
+        *("*mangle", f"-D POSTROUTING {WORDS} FLANNEL-EXITS", "-F FLANNEL-EXITS", "-X FLANNEL-EXITS", "COMMIT"),
+    ]
 
 
 RULES = planned("vxlan", 4)

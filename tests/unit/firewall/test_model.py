@@ -25,11 +25,19 @@ def holds(match: Match | None, address: IPAddress) -> bool:
     return match is None or (address in match.network) != match.negated
 
 
-def verdict(rules: tuple[Rule, ...], source: IPAddress, destination: IPAddress, mark: int = 0) -> Verdict | None:
+def verdict(
+    rules: tuple[Rule, ...],
+    source: IPAddress,
+    destination: IPAddress,
+    mark: int = 0,
+    leaving: str = "",
+    ipsec: bool = False,
+) -> Verdict | None:
     """What happens to a packet: the first rule that matches decides."""
     for rule in rules:
         marked = rule.mark is None or mark & rule.mark == rule.mark
-        if marked and holds(rule.source, source) and holds(rule.destination, destination):
+        leaves = rule.exit in ("", leaving) and (ipsec or not rule.to_ipsec)
+        if marked and leaves and holds(rule.source, source) and holds(rule.destination, destination):
             return rule.verdict
     return None
 
@@ -76,6 +84,70 @@ def test_an_overlay_address_is_believed_by_the_overlay_s_device_or_where_its_rou
 def test_where_peers_may_come_by_any_link_all_may_come_in() -> None:
     rules = plan(DUAL, SUBNETS, forward=True, masquerade=True)
     assert not rules.any_arrival
+    assert not rules.any_departure
+
+
+COVERING = NetworkConfig.from_json(
+    '{"Network":"10.0.0.0/8","SubnetLen":24,"SubnetMin":"10.10.0.0","SubnetMax":"10.99.0.0","EnableIPv6":true,'
+    '"IPv6Network":"fd00::/16","IPv6SubnetLen":64,"IPv6SubnetMin":"fd00:10::","IPv6SubnetMax":"fd00:99::"}'
+)
+"""A network that covers the nodes, which have addresses that can't be leased."""
+INSIDE = Subnets(IPv4Network("10.10.3.0/24"), IPv6Network("fd00:10:0:3::/64"))
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(
+    ("place", "leaving", "dropped"),
+    [
+        ("overlay", "eth0", True),
+        ("overlay", "flannel-wg-v6", True),
+        ("overlay", "flannel-wg", False),
+        ("overlay", "lo", False),
+        ("own", "cni0", False),
+        ("outside", "eth0", False),
+        ("multicast", "eth0", False),
+    ],
+)
+def test_what_is_encrypted_leaves_by_its_device_or_not_at_all(
+    version: int, place: str, leaving: str, dropped: bool
+) -> None:
+    rules = plan(DUAL, SUBNETS, forward=False, masquerade=False, exits=["flannel-wg"])
+    source, destination = (ip_address(PLACES[version][name]) for name in ("own", place))
+    fate = verdict(rules.of(version).departure, source, destination, leaving=leaving)
+    assert (fate is Verdict.DROP) == dropped
+    assert rules.any_departure
+
+
+@pytest.mark.parametrize(
+    ("destination", "dropped"),
+    [
+        ("10.0.1.2", False),
+        ("10.9.255.255", False),
+        ("10.10.0.0", True),
+        ("10.99.0.255", True),
+        ("10.99.1.0", False),
+        ("10.255.255.255", False),
+        ("fd00:1::2", False),
+        ("fd00:10::1", True),
+        ("fd00:99::1", True),
+        ("fd00:99:0:1::1", False),
+        ("fd00:ffff::1", False),
+    ],
+)
+def test_nodes_whose_addresses_lie_in_the_network_are_reached(destination: str, dropped: bool) -> None:
+    """Where no subnet may be leased there are no containers, and it may be the encrypted packet itself."""
+    address = ip_address(destination)
+    rules = plan(COVERING, INSIDE, forward=False, masquerade=False, exits=["flannel-wg"]).of(address.version).departure
+    assert (verdict(rules, address, address, leaving="eth0") is Verdict.DROP) == dropped
+
+
+@pytest.mark.parametrize("ipsec", [False, True])
+def test_what_ipsec_encrypts_is_let_out_where_an_exit_is_ipsec_s(ipsec: bool) -> None:
+    """The firewall sees it once more then, on its way out by the underlay's interface."""
+    rules = plan(DUAL, SUBNETS, forward=False, masquerade=False, exits=["flannel-ipsec"], ipsec=ipsec).ipv4.departure
+    address = ip_address(PLACES[4]["overlay"])
+    assert verdict(rules, address, address, leaving="eth0", ipsec=True) is (Verdict.RETURN if ipsec else Verdict.DROP)
+    assert verdict(rules, address, address, leaving="eth0") is Verdict.DROP
 
 
 @given(st.integers(0, 2**32 - 1).map(ip_address), st.integers(0, 2**32 - 1).map(ip_address))

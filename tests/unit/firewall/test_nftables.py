@@ -18,7 +18,16 @@ from pyflannel.network.lease import IPNetwork, Subnets
 
 DUAL = NetworkConfig.from_json('{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10::/48"}')
 SUBNETS = Subnets(IPv4Network("10.244.3.0/24"), IPv6Network("fd00:10:0:3::/64"))
-ALL = plan(DUAL, SUBNETS, forward=True, masquerade=True, entrances=["flannel.1"], underlay="eth0")
+ALL = plan(
+    DUAL,
+    SUBNETS,
+    forward=True,
+    masquerade=True,
+    entrances=["flannel.1"],
+    underlay="eth0",
+    exits=["flannel.1"],
+    ipsec=True,
+)
 FORWARD = plan(DUAL, SUBNETS, forward=True, masquerade=False)
 
 NETWORKS: list[IPNetwork] = [IPv4Network("10.244.0.0/16"), IPv6Network("fd00:10::/48")]
@@ -77,11 +86,12 @@ def passes(items: list[Item], **options: Any) -> list[tuple[str, int | None]]:
     return found
 
 
-def test_an_empty_host_gets_masquerade_and_sources_and_no_forward_chain() -> None:
+def test_an_empty_host_gets_a_chain_for_each_part_and_no_forward_chain() -> None:
     groups = transaction(parse(ruleset()), ALL, own=True)
     assert [
         [command["add"]["chain"]["name"] for command in group if "chain" in command.get("add", ())] for group in groups
     ] == [
+        ["exits"],
         ["postrtg"],
         ["sources"],
     ] * 2, "each alone: what one kernel lacks leaves the other in place"
@@ -116,6 +126,7 @@ def test_a_chain_too_many_goes_and_the_other_stays() -> None:
     assert len(left) == 2
     assert all({"delete": {"table": group[0]["add"]["table"]}} in group for group in left)
     assert "fib" not in json.dumps(left)
+    assert "oifname" not in json.dumps(left)
     assert json.dumps(left).count('"masquerade"') == 4
 
 

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from pyflannel.kernel.model import ForeignInfo, KernelObject, Key, Link, Route
 from pyflannel.kernel.port import ForeignLink, ForeignRoute
+from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import Subnets
 from pyflannel.planning.diversion import diverting, leftovers
 from pyflannel.planning.overlay import Peer
 
 OWN = {4: Subnets.from_key("10.5.1.0-24"), 6: Subnets.from_key("fd00:5:0:1::-64")}
 SPACE = {4: ip_network("10.5.0.0/16"), 6: ip_network("fd00:5::/48")}
+NETWORK = NetworkConfig.from_json('{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:5::/48"}')
 PEER = {4: ip_network("10.5.2.0/24"), 6: ip_network("fd00:5:0:2::/64")}
 OTHER = {4: ip_address("192.0.2.3"), 6: ip_address("2001:db8::3")}
 PUBLIC = {4: ip_address("192.0.2.2"), 6: ip_address("2001:db8::2")}
@@ -56,15 +58,47 @@ def test_what_wins_against_a_route_of_ours_is_named(
 ) -> None:
     found = foreign(destination, metric=metric)
     own = OWN[version]
-    assert diverting([found], desired(BY_PEER[version]), own) == ((found,) if by_peer else ())
-    assert diverting([found], desired(WHOLE[version]), own) == ((found,) if whole else ())
+    assert diverting([found], desired(BY_PEER[version]), own, NETWORK) == ((found,) if by_peer else ())
+    assert diverting([found], desired(WHOLE[version]), own, NETWORK) == ((found,) if whole else ())
+
+
+COVERING = NetworkConfig.from_json(
+    '{"Network":"10.0.0.0/8","SubnetLen":20,"SubnetMin":"10.10.0.0","SubnetMax":"10.99.0.0","EnableIPv6":true,'
+    '"IPv6Network":"fd00::/16","IPv6SubnetLen":64,"IPv6SubnetMin":"fd00:10::","IPv6SubnetMax":"fd00:99::"}'
+)
+"""A network that covers the nodes, which have addresses that can't be leased."""
+INSIDE = Subnets.from_key("10.10.16.0-20&fd00:10:0:3::-64")
+
+
+@pytest.mark.parametrize(
+    ("version", "destination", "named"),
+    [
+        (4, "10.0.1.0/24", False),
+        (4, "10.99.16.0/20", False),
+        (4, "10.10.0.0/24", True),
+        (4, "10.0.0.0/9", True),
+        (6, "fd00:1::/64", False),
+        (6, "fd00:99:0:1::/64", False),
+        (6, "fd00:10::/64", True),
+    ],
+)
+def test_where_nodes_are_and_no_subnet_can_be_a_route_is_the_underlay_s_own(
+    version: int, destination: str, named: bool
+) -> None:
+    found = foreign(destination, protocol=2)
+    family = COVERING.family(version)
+    assert family is not None
+    whole = Route(family.network, "flannel-wg")
+    assert diverting([found], desired(whole), INSIDE, COVERING) == ((found,) if named else ())
+    peer = Route(found.route.destination, "flannel-wg", metric=5000)
+    assert diverting([found], desired(whole, peer), INSIDE, COVERING) == (found,), "but a peer's may lie there"
 
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_route_of_ours_in_a_table_of_its_own_is_not_won_against(version: int) -> None:
     found = foreign(str(next(PEER[version].subnets())))
-    assert diverting([found], desired(BY_PEER[version]), OWN[version]) == (found,)
-    assert diverting([found], desired(replace(BY_PEER[version], table=4711)), OWN[version]) == ()
+    assert diverting([found], desired(BY_PEER[version]), OWN[version], NETWORK) == (found,)
+    assert diverting([found], desired(replace(BY_PEER[version], table=4711)), OWN[version], NETWORK) == ()
 
 
 @given(st.lists(st.tuples(st.integers(0, 255), st.integers(17, 32), st.integers(0, 100)), max_size=8))
@@ -75,7 +109,7 @@ def test_a_packet_that_a_foreign_route_gets_is_diverted(rows: list[tuple[int, in
         net = ip_network(f"10.5.{third}.0/{length}", strict=False)
         routes.append(ForeignRoute(Route(net, "eth1", metric=metric), 4))
     ours = [BY_PEER[4]]
-    named = diverting(routes, desired(*ours), OWN[4])
+    named = diverting(routes, desired(*ours), OWN[4], NETWORK)
     packet = ip_address("10.5.2.1")
     candidates = [(r.destination.prefixlen, -r.effective_metric, 1) for r in ours if packet in r.destination]
     candidates += [

@@ -271,18 +271,46 @@ def test_a_new_backend_that_fails_takes_nothing_away(tmp_path: Path) -> None:
     assert world.way(transition, world.lease(Step.PREPARED)) == "flannel.1"
 
 
+@pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize(
     ("former", "following", "phase", "expected"),
     [
+        ("vxlan", "wireguard", Phase.PREPARE, False),
         ("vxlan", "wireguard", Phase.SWITCH, False),
+        ("vxlan", "wireguard", Phase.BACK, False),
         ("vxlan", "wireguard", Phase.RETIRE, True),
         ("wireguard", "vxlan", Phase.PREPARE, False),
+        ("wireguard", "vxlan", Phase.SWITCH, False),
+        ("wireguard", "vxlan", Phase.BACK, False),
         ("wireguard", "vxlan", Phase.RETIRE, False),
     ],
 )
 def test_encrypted_is_what_can_only_be_sent_encrypted(
-    former: str, following: str, phase: Phase, expected: bool
+    former: str, following: str, phase: Phase, expected: bool, version: int, tmp_path: Path
 ) -> None:
     extra = {"wireguard": {"Implementation": "userspace"}}
-    sides = [side(4, kind, **extra.get(kind, {})) for kind in (former, following)]
-    assert encrypts(Transition(sides[0], sides[1], NetworkChange(ID, phase, {}))) is expected
+    sides = [side(version, kind, **extra.get(kind, {})) for kind in (former, following)]
+    transition = Transition(sides[0], sides[1], NetworkChange(ID, phase, {}))
+    assert encrypts(transition) is expected
+    node = place(version, sides[0], tmp_path)
+    for each in sides:
+        each.backend.publish(each.node(node))  # which makes a key where there has to be one
+    overlay = Overlay(transition, node)
+    plain, hidden = ("flannel.1", "flannel-wg") if version == 4 else ("flannel-v6.1", "flannel-wg-v6")
+    assert transition.links(node) == {plain, hidden}, "both are there"
+    assert overlay.exits == ({hidden} if expected else set()), "and not by the former one's device"
+
+
+@pytest.mark.parametrize(
+    ("phase", "exits"),
+    [(Phase.PREPARE, {"flannel-wg", "flannel-wg51900"}), (Phase.RETIRE, {"flannel-wg51900"})],
+)
+def test_between_two_that_encrypt_nothing_leaves_by_another_device(
+    phase: Phase, exits: set[str], tmp_path: Path
+) -> None:
+    sides = [side(4, "wireguard", Implementation="userspace", **more) for more in ({}, {"ListenPort": 51900})]
+    transition = Transition(sides[0], sides[1], NetworkChange(ID, phase, {}))
+    node = place(4, sides[0], tmp_path)
+    for each in sides:
+        each.backend.publish(each.node(node))
+    assert Overlay(transition, node).exits == exits

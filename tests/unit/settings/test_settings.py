@@ -178,7 +178,7 @@ def test_an_unknown_key_names_the_nearest(key: str, near: str) -> None:
 
 
 def test_an_unknown_key_like_none_lists_the_known() -> None:
-    assert "known are: backend, check-overlay-sources, cni-conf" in refused(zzzzzz="x")
+    assert "known are: backend, check-overlay-exits, check-overlay-sources, cni-conf" in refused(zzzzzz="x")
 
 
 def test_a_password_is_never_shown() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_network
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 
 from pyflannel.doctor.membership import diversions
+from pyflannel.firewall.state import FirewallState
 from pyflannel.kernel.port import ForeignPolicy
+from pyflannel.show.document import document
 from pyflannel.show.readiness import diverted
 from pyflannel.show.view import PluginName, View
 
@@ -42,6 +45,29 @@ def test_status_says_so(found: tuple[str, ...], words: str) -> None:
     said = diverted(view(*found))
     assert words in said
     assert bool(said) == bool(found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "exits", "words"),
+    [
+        ({"encrypts": False}, "", "away: 10.5.2.0/24"),
+        ({"firewall": FirewallState("nftables", True)}, "dropped", "encryption, where our rules drop them: 10.5"),
+        (
+            {"firewall": FirewallState("nftables")},
+            "not dropped: the rules are not in place",
+            "encryption, in plaintext",
+        ),
+        (
+            {"firewall": FirewallState("none", True), "unguarded": "--firewall none"},
+            "not dropped: --firewall none",
+            "encryption, in plaintext: 10.5",
+        ),
+    ],
+)
+def test_whether_they_leave_is_told(changes: dict[str, Any], exits: str, words: str) -> None:
+    seen = replace(view("10.5.2.0/24 dev eth1"), **changes)
+    assert words in diverted(seen)
+    assert document(seen, 0.0, 0.0).firewall.exits == exits
 
 
 def test_doctor_says_what_mends_it() -> None:
