@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -68,8 +69,8 @@ def run(plan: Plan) -> tuple[History, dict[str, str]]:
     with Cluster(plan, lambda text: print(text, flush=True)) as cluster:
         agenda = _agenda(cluster, plan)
         loads = []
-        while agenda or cluster.now < plan.seconds:
-            while agenda and agenda[0][0] <= cluster.now:
+        while agenda or cluster.planned < plan.seconds:
+            while agenda and agenda[0][0] <= cluster.planned:
                 _, _, what = heapq.heappop(agenda)
                 try:
                     what()
@@ -103,7 +104,7 @@ def _agenda(cluster: Cluster, plan: Plan) -> _Agenda:
     def begin(fault: Fault) -> None:
         undo = faults.begin(cluster, fault)
         if undo is not None:
-            at(max(fault.at + fault.lasts, cluster.now + 0.5), undo)
+            at(max(fault.at + fault.lasts, cluster.planned + 0.5), undo)
 
     for fault in plan.faults:
         at(fault.at, lambda fault=fault: begin(fault))  # type: ignore[misc]
@@ -123,34 +124,42 @@ def _join(cluster: Cluster, number: int) -> None:
 
 
 def _look(cluster: Cluster) -> None:
-    """Look at every node closely."""
-    history = cluster.history
+    """Look at every node closely; the plan waits meanwhile."""
+    history, begin = cluster.history, cluster.now
     joined = [member for member in cluster.members if member.joined]
     found = 0
-    for member in joined:
-        history.looked.append((cluster.now, member.name))
-        for promise, what in _closely(cluster, member):
+    for member, wrong in _closely(cluster, joined).items():
+        for promise, what in wrong:
             cluster.say(f"{member.name}: {promise}: {what}")
             history.looks.append(Look(cluster.now, member.name, promise, what))
             found += 1
+    history.looked += [(cluster.now, member.name) for member in joined]
     history.stored.append(cluster.stored())
     history.samples += cluster.samples()
     cluster.say(f"looked at {len(joined)} nodes: {found} things are wrong")
+    cluster.behind += cluster.now - begin
 
 
-def _closely(cluster: Cluster, member: Member) -> list[tuple[str, str]]:
-    """What is wrong with a node and stays so: a lease that ends just now is known to one side before the other."""
-    wrong: list[tuple[str, str]] = []
+def _closely(cluster: Cluster, joined: Sequence[Member]) -> dict[Member, list[tuple[str, str]]]:
+    """What is wrong and stays so: a lease that ends just now is known to one side before the other."""
+    left = list(joined)
+    wrong: dict[Member, list[tuple[str, str]]] = {}
     for attempt in range(LOOKS):
         time.sleep(attempt and LOOK_AGAIN)
         cluster.hear_store()
-        try:
-            wrong = list(looks.closely(cluster, member))
-        except (PyflannelError, OSError) as error:
-            wrong = [("quiet", f"it can't be looked at: {error}")]
-        if not wrong:
+        found = cluster.pool.map(partial(_once, cluster), left)
+        wrong = {member: seen for member, seen in zip(left, found, strict=True) if seen}
+        left = list(wrong)
+        if not left:
             break
     return wrong
+
+
+def _once(cluster: Cluster, member: Member) -> list[tuple[str, str]]:
+    try:
+        return list(looks.closely(cluster, member))
+    except (PyflannelError, OSError) as error:
+        return [("quiet", f"it can't be looked at: {error}")]
 
 
 def _tell(history: History, violations: Sequence[Violation], directory: Path) -> None:

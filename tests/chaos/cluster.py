@@ -92,7 +92,7 @@ class Reader:
         stream.flush()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Member:
     """One node of the run over several lives and machines.
 
@@ -146,6 +146,8 @@ class Cluster:
         """What the store holds, as its own side tells."""
         self._say = say
         self._begin = time.monotonic()
+        self.behind = 0.0
+        """Seconds that the plan has waited, so that its faults come one after the other as drawn."""
         self._polled = self._sampled = 0.0
         self._open: tuple[float, list[Any]] = (0.0, [])
         self.pool = ThreadPoolExecutor(6)
@@ -165,6 +167,11 @@ class Cluster:
     def now(self) -> float:
         """Seconds from the beginning of the run."""
         return time.monotonic() - self._begin
+
+    @property
+    def planned(self) -> float:
+        """The time by the plan."""
+        return self.now - self.behind
 
     def say(self, what: str) -> None:
         """Put down that something happens."""

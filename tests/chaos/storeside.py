@@ -222,7 +222,7 @@ class StoreSide:
         name = str(command["do"])
         function = getattr(self, f"do_{name.replace('-', '_')}")
         words = {key: value for key, value in command.items() if key != "do"}
-        if name in ("put", "delete", "rewrite", "document", "lock", "fill", "compact", "read-only"):
+        if name in ("put", "delete", "rewrite", "document", "lock", "fill", "empty", "compact", "read-only"):
             self._pool.submit(self._try, name, function, words)
         else:
             self._try(name, function, words)
@@ -274,7 +274,11 @@ class StoreSide:
                         os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, size)
 
     def do_empty(self) -> None:
-        (self.disk / "fill").unlink(missing_ok=True)
+        while True:
+            try:
+                return (self.disk / "fill").unlink(missing_ok=True)
+            except OSError:  # it is read-only just now
+                time.sleep(0.1)
 
     def do_lock(self) -> None:
         descriptor = os.open(self.disk / "store" / ".work" / "lock", os.O_RDWR | os.O_CLOEXEC)
