@@ -20,17 +20,17 @@ import urllib.error
 import urllib.request
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from pyflannel.errors import ConflictError, PyflannelError
+from pyflannel.errors import ConflictError, PyflannelError, StoreUnavailableError
 from pyflannel.lab.servers.consul import ConsulCluster
 from pyflannel.lab.servers.etcd import EtcdCluster
 from pyflannel.plugins import load_store
-from pyflannel.store import CONFIG_KEY, Record, StoreLocation
+from pyflannel.store import CALL_TIMEOUT, CONFIG_KEY, Record, StoreLocation
 from pyflannel_stores._file_format import decode, key_of
 
 __all__ = ["PREFIX"]
@@ -189,7 +189,9 @@ class StoreSide:
         self._document = 0
         """The number of the newest document that is to be written: who waits to write an older one gives up."""
         self._documents = threading.Lock()
-        self._pool = ThreadPoolExecutor(4)
+        self._last: dict[str | None, Future[None]] = {}
+        """What was asked for last, by the key that it is done to."""
+        self._pool = ThreadPoolExecutor(8)
         self.url = self._start(addresses)
 
     def _start(self, addresses: Sequence[str]) -> str:
@@ -223,9 +225,18 @@ class StoreSide:
         function = getattr(self, f"do_{name.replace('-', '_')}")
         words = {key: value for key, value in command.items() if key != "do"}
         if name in ("put", "delete", "rewrite", "document", "lock", "fill", "empty", "compact", "read-only"):
-            self._pool.submit(self._try, name, function, words)
+            before = self._last.get(words.get("key"))
+            self._last[words.get("key")] = self._pool.submit(self._after, before, name, function, words)
         else:
             self._try(name, function, words)
+
+    def _after(
+        self, before: Future[None] | None, name: str, function: Callable[..., None], words: Mapping[str, Any]
+    ) -> None:
+        """What is done to one key is done in the order in which it was asked for, however long it takes."""
+        if before is not None and "key" in words:
+            before.result()
+        self._try(name, function, words)
 
     def _try(self, name: str, function: Callable[..., None], words: Mapping[str, Any]) -> None:
         try:
@@ -325,8 +336,12 @@ class StoreSide:
                 time.sleep(0.5)
 
     def do_put(self, key: str, value: str, ttl: float | None = None) -> None:
-        with suppress(ConflictError), self._open() as store:
-            store.create(key, value, ttl)
+        try:
+            with suppress(ConflictError), self._open() as store:
+                store.create(key, value, ttl)
+        except StoreUnavailableError:
+            time.sleep(CALL_TIMEOUT)  # it may be done yet, and whoever takes it away comes after that
+            raise
 
     def do_delete(self, key: str, naming: str) -> None:
         """Delete a lease that has this text in it."""
