@@ -34,6 +34,10 @@ _USUAL_THRESHOLD: Final = gc.get_threshold()
 _RUSH_THRESHOLD: Final = 50_000
 
 
+_M_ARENA_MAX: Final = -8
+"""Of ``malloc.h``."""
+
+
 @contextmanager
 def or_end() -> Iterator[None]:
     """End the process on the spot when a thread of whomever dies for want of memory.
@@ -74,10 +78,22 @@ def _look_out(
 def rush() -> Iterator[None]:
     """Let nothing get in the way until :func:`settle`, or the end of the block."""
     gc.set_threshold(_RUSH_THRESHOLD)
+    _share()
     try:
         yield
     finally:
         gc.set_threshold(*_USUAL_THRESHOLD)
+
+
+def _share() -> None:
+    """Have all threads allocate from one heap, where libc would give each its own: mallopt(3), M_ARENA_MAX.
+
+    What the store's thread frees is then there for the loop's. Python allocates in one thread at a time anyway, and
+    gRPC's threads do little; with thousands of peers it saves a sixth of the memory.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_ARENA_MAX, 1)
 
 
 def settle() -> None:
