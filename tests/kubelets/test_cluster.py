@@ -22,9 +22,10 @@ import yaml
 from tests.servers import flanneld, images
 from tests.servers.kubernetes import binary
 from tests.servers.machines import COMMANDS, PAUSE, PROGRAMS, ControlPlane, Machine, Pod, is_ready
-from tests.waiting import until
+from tests.waiting import PATIENCE, until
 
 from pyflannel.lab import Lab
+from pyflannel.lab.daemon import pyflannel_command
 from pyflannel.lab.measure import Ping, measure_row
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
@@ -238,6 +239,21 @@ def test_a_cluster_gets_its_network(cluster: Cluster, install: Callable[[Cluster
         for ping in pings:
             ping.wait_replies(20)
         assert [ping.stop().lost for ping in pings] == [0, 0, 0, 0]
+    assert available(cluster) == since
+
+    with ExitStack() as stack:
+        pings = cluster.pings(stack, one)
+        config = kube.kubeconfig(cluster.directory / "operator.kubeconfig")
+        words = ("network", "change", "--backend", "host-gw", "--json", "--store", f"kubernetes://?kubeconfig={config}")
+        said = cluster.lab.nodes[0].run(pyflannel_command(*words), timeout=PATIENCE * 4).stdout.splitlines()
+        assert json.loads(said[-1])["phase"] == "done"
+        assert not json.loads(said[-1])["waiting"]
+        for ping in pings:
+            ping.wait_replies(20)
+        assert [ping.stop().lost for ping in pings] == [0, 0, 0, 0]
+    status = kube.kubectl("-n", "pyflannel", "exec", "daemonset/pyflannel", "--", "pyflannel", "status")
+    assert "host-gw" in status
+    assert "vxlan" not in status
     assert available(cluster) == since
 
 

@@ -260,6 +260,7 @@ class Machine(Namespace):
             "evictionHard": {"memory.available": "0%", "nodefs.available": "0%", "imagefs.available": "0%"},
             "imageGCHighThresholdPercent": 100,
             "serializeImagePulls": False,
+            "syncFrequency": "5s",  # how late a mounted ConfigMap may be; a minute by default
         }
 
 
