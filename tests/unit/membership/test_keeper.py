@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from tests.unit.membership.modelled import DOCUMENT, TWO_FAMILIES, Saying, agreed, foreign, made, underlay
+from tests.waiting import PATIENCE, until
 
 from pyflannel.backend import Backend, Published
 from pyflannel.errors import PluginError
@@ -23,8 +24,6 @@ from pyflannel.network.document import NetworkConfig, NetworkSeed
 from pyflannel.network.lease import Subnets
 from pyflannel.store import Batch, Record, Store, StoreLocation, Watch
 from pyflannel_stores.file import FileStore
-
-PATIENCE = 60.0
 
 
 class Keeper:
@@ -47,8 +46,7 @@ class Keeper:
             "margin": 20.0,
             "seed": NetworkSeed(DOCUMENT, "the test", False),
         }
-        self.changed = threading.Event()
-        self.slot = Slot(self.changed.set)
+        self.slot = Slot(lambda: None)
         self.keeper = LeaseKeeper(
             location,
             open_store,
@@ -66,11 +64,7 @@ class Keeper:
         return self.slot.state
 
     def until(self, condition: Callable[[], Any]) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < deadline, self.state
-            self.changed.wait(0.02)
-            self.changed.clear()
+        until(condition, lambda: self.state)
 
     def joined(self, number: int = 1) -> Generation:
         """The generation, as soon as it is this one or a later one."""
