@@ -70,7 +70,7 @@ class _UnderWay:
 
 
 class Actions:
-    """See the module's docstring."""
+    """The actions that wait, and the one that is under way."""
 
     def __init__(self, stage: Stage, wake: Callable[[], None]) -> None:
         self._stage, self._wake = stage, wake

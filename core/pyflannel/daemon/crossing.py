@@ -29,7 +29,7 @@ AT_ONCE = 500
 
 
 class Crossing:
-    """See the module's docstring."""
+    """This node's part in one change of the network."""
 
     def __init__(self, overlay: Overlay, transition: Transition) -> None:
         self.transition = transition
@@ -115,7 +115,7 @@ class Crossing:
             step = now
         return NodeProgress(change.id, step, trouble=trouble[:200])
 
-    def standing(self, said: NodeProgress) -> ChangeStatus:
+    def status(self, said: NodeProgress) -> ChangeStatus:
         """For whoever looks at this node."""
         transition = self.transition
         return ChangeStatus(

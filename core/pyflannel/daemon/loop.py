@@ -25,18 +25,20 @@ from typing import Any, Final, Protocol
 from pyflannel.backend import Backend, Node
 from pyflannel.daemon import cni, memory, rules, subnet_env
 from pyflannel.daemon.actions import Actions
+from pyflannel.daemon.announcing import Announcements
 from pyflannel.daemon.crossing import Crossing
 from pyflannel.daemon.notify import Notifier
 from pyflannel.daemon.reverse_path import ReversePath
-from pyflannel.errors import DaemonError, KernelError, PyflannelError, UnderlayError
+from pyflannel.daemon.underlay_watch import UnderlayWatch
+from pyflannel.errors import DaemonError, KernelError, PyflannelError
 from pyflannel.firewall.keeper import FirewallKeeper
 from pyflannel.kernel.model import KernelObject, Route, Sysctl
 from pyflannel.kernel.port import ForeignLink, ForeignPolicy, ForeignRoute, KernelPort, Notice
 from pyflannel.kernel.tracker import Tracker
 from pyflannel.membership.slot import Generation, Slot
 from pyflannel.network.change import LEASE_KEY, NodeProgress
-from pyflannel.network.lease import IPAddress, IPNetwork
-from pyflannel.network.underlay import Inventory, Selection, Underlay, keep_or_choose
+from pyflannel.network.lease import IPNetwork
+from pyflannel.network.underlay import Inventory, Underlay
 from pyflannel.planning.diversion import diverting, leftovers
 from pyflannel.planning.feed import Feed, Share
 from pyflannel.planning.guard import checked_mtu, guarded
@@ -44,8 +46,8 @@ from pyflannel.planning.overlay import Overlay
 from pyflannel.planning.transition import Part, Transition, encrypts
 from pyflannel.settings.settings import Settings
 from pyflannel.show.measures import Measures
-from pyflannel.show.readiness import standing
-from pyflannel.show.status import ChangeStatus, State
+from pyflannel.show.readiness import summary
+from pyflannel.show.status import ChangeStatus
 from pyflannel.show.view import Details, PluginCall, PluginName, View, Window
 from pyflannel.small.retry import Backoff
 from pyflannel.small.wake import Wake
@@ -54,11 +56,8 @@ __all__ = ["BEAT_INTERVAL", "RELOADABLE", "Keeper", "Loop"]
 
 log = logging.getLogger(__name__)
 
-UNDERLAY_PAUSE: Final = 1.0
-"""Seconds between two looks at the underlay while interfaces keep changing (containers come and go)."""
-
 CHECK_INTERVAL: Final = 1.0
-"""Seconds between two tries at a missing underlay or an unreadable kernel."""
+"""Seconds between two tries at an unreadable kernel."""
 
 DIVERSIONS_PAUSE: Final = 1.0
 """Seconds between two looks at who else has routes in the overlay's address space, at least."""
@@ -78,9 +77,6 @@ TRIM_PAUSE: Final = 30.0
 REPLAN_PAUSE: Final = 1.0
 LONGEST_REPLAN_PAUSE: Final = 60.0
 """The first and the longest pause in seconds until the backend is asked again to plan for a peer that it failed for."""
-
-UNREADY_AFTER: Final = 30.0
-"""Seconds without an overlay after which the store is told so: a restart passes unnoticed."""
 
 BLACKHOLE_METRIC: Final = 0xFFFFFFFE
 """Behind every other route: what makes a packet to an unused address of ours end here instead of looping."""
@@ -215,21 +211,15 @@ class Loop:
         self._plugin = plugin
         port.progress = self._beat
         self._port, self._wake = port, wake
-        self._read_inventory, self._notifier, self._read_settings = read_inventory, notifier, read_settings
+        self._read_settings = read_settings
+        self._underlay = UnderlayWatch(settings, read_inventory, clock())
+        self._announcements = Announcements(notifier, lambda ready: keeper.announce(ready), clock())
         self._stopping = self._reload_wanted = False
-        self._underlay: Underlay | None = None
-        self._chosen: tuple[IPAddress, ...] = ()
-        self._advertised: frozenset[str] = frozenset()
-        """Links that have had routes by a router's advertisement."""
-        self._underlay_trouble = self._kernel_trouble = self._subnet_file_trouble = ""
+        self._kernel_trouble = self._subnet_file_trouble = ""
         self._call: PluginCall | None = None
         self._backend_name: PluginName | None = None
-        self._subnet_file = self._ready_said = False
-        self._told_store: bool | None = None
-        self._unready_since: float | None = None
+        self._subnet_file = False
         self._repaired = 0
-        self._last_error: tuple[float, str] | None = None
-        self._last_state, self._last_message = State.STARTING, ""
         self._settle_due: float | None = None
         self._trim_due: float | None = None
         self._diversions: tuple[ForeignRoute | ForeignPolicy, ...] = ()
@@ -239,10 +229,7 @@ class Loop:
         self._reverse_path = ReversePath(settings.state_dir)
         self._said = NodeProgress("")
         """How far in a change we have told the keeper that this node is."""
-        self._underlay_due: float | None = clock()
-        self._underlay_seen = clock() - UNDERLAY_PAUSE
         self._resync_due = clock() + settings.resync_interval
-        self._alive_due = clock()
 
     # For other threads
 
@@ -278,8 +265,7 @@ class Loop:
     def _end(self) -> None:
         self._stopping = True
         self._put_view()
-        log.info("stopping; forwarding goes on")
-        self._notifier.stopping()
+        self._announcements.stopping()
         self.actions.end()
         if self.member is not None:
             self._stop(self.member.planes)
@@ -291,7 +277,7 @@ class Loop:
             self._reload_wanted = False
             self._reload(now)
         self._hear(now)
-        if self._underlay_due is not None and now >= self._underlay_due:
+        if self._underlay.due is not None and now >= self._underlay.due:
             self._look_at_underlay(now)
         self._follow_store(now)
         if now >= self._resync_due:
@@ -323,7 +309,7 @@ class Loop:
             return self.clock()
         if crossing is not None and not crossing.complete:
             return self.clock()
-        maybe = (self._underlay_due, self._diversions_due, self.tracker.retry_at, self._replan_due)
+        maybe = (self._underlay.due, self._diversions_due, self.tracker.retry_at, self._replan_due)
         due = [self._resync_due, *(at for at in maybe if at is not None)]
         if self._adoption is not None:
             due.append(self._adoption.due)
@@ -338,24 +324,20 @@ class Loop:
 
     def _patience(self) -> float:
         """Seconds to sleep: until something is due, and never so long that nobody hears of us."""
-        maybe = (self._settle_due, self._trim_due)
+        maybe = (self._settle_due, self._trim_due, self._announcements.due)
         due = [self.due, self.window.beat + BEAT_INTERVAL, *(at for at in maybe if at is not None)]
-        if self._notifier.watchdog_interval is not None:
-            due.append(self._alive_due)
         return max(0.0, min(due) - self.clock())
 
     def _reload(self, now: float) -> None:
         """Take over what may change while we run, from the sources that the settings came from."""
-        if self._ready_said:
-            self._notifier.reloading()
+        self._announcements.reloading()
         try:
             wanted = self._read_settings()
         except PyflannelError as error:
             log.error("the settings stay as they are: %s", error)
         else:
             self._adopt_settings(wanted, now)
-        if self._ready_said:
-            self._notifier.ready()
+        self._announcements.reloaded()
 
     def _adopt_settings(self, wanted: Settings, now: float) -> None:
         adopted = replace(self.settings, **{name: getattr(wanted, name) for name in RELOADABLE})
@@ -379,50 +361,14 @@ class Loop:
         # The kernel tells of no IPv4 route that goes with its device.
         if notice.diversions or notice.resync or (self._diversions and notice.interfaces - ours):
             self._look_around_soon(now)
-        if (notice.resync or notice.interfaces - ours) and self._underlay_due is None:
-            self._underlay_due = max(now, self._underlay_seen + UNDERLAY_PAUSE)
+        if notice.resync or notice.interfaces - ours:
+            self._underlay.look_soon(now)
 
     def _look_at_underlay(self, now: float) -> None:
-        self._underlay_seen, self._underlay_due = now, None
-        settings = self.settings
-        chosen: dict[int, Any] = {address.version: address for address in self._chosen}
-        selection = Selection(
-            settings.iface,
-            settings.iface_regex,
-            settings.iface_can_reach,
-            chosen.get(4, settings.public_ip),
-            chosen.get(6, settings.public_ipv6),
-        )
-        try:
-            inventory = self._read_inventory()
-            self._advertised |= inventory.advertised
-            current = self._underlay if all(map(self._is_public, self._chosen)) else None
-            found = keep_or_choose(inventory, selection, current, self._own_subnets())
-        except (UnderlayError, KernelError) as error:
-            self._underlay_due = now + CHECK_INTERVAL
-            self._underlay_trouble = str(error)
-            return
-        self._underlay_trouble = ""
-        if found == self._underlay:
-            self._underlay = found  # what else there is may differ
-            return
-        before, self._underlay = self._underlay, found
-        same = before is not None and replace(found, routes=before.routes) == before  # only who is on the link differs
-        log.log(
-            logging.INFO if before is None else logging.DEBUG if same else logging.WARNING,
-            "underlay: %s %s, MTU %d: %s",
-            found.interface,
-            found.public_ipv4 or found.public_ipv6,
-            found.mtu,
-            found.why,
-        )
-        if before is None:
-            self.keeper.start(found)
-        else:
-            self.keeper.move(found)
-
-    def _is_public(self, address: IPAddress) -> bool:
-        return self._underlay is not None and self._underlay.public(address.version) == address
+        tell = self.keeper.move if self._underlay.found is not None else self.keeper.start
+        changed = self._underlay.look(now, self._own_subnets)
+        if changed is not None:
+            tell(changed)
 
     def _look_around_soon(self, now: float) -> None:
         if self._diversions_due is None and self.member is not None:
@@ -496,8 +442,8 @@ class Loop:
         """Take in what the slot has: a generation as soon as it can be adopted, and a slice of the leases."""
         if self.slot.state.fatal is not None:
             raise self.slot.state.fatal
-        if self.slot.state.chosen != self._chosen:
-            self._chosen = self.slot.state.chosen
+        if self.slot.state.chosen != self._underlay.chosen:
+            self._underlay.chosen = self.slot.state.chosen
             self._look_at_underlay(now)
         drained = self.slot.drain()
         adoption, known = self._adoption, self._generation
@@ -626,7 +572,7 @@ class Loop:
         """
         node, backend = generation.node, generation.backend
         if node.network.ipv6 is not None:
-            for link in sorted(self._advertised):
+            for link in sorted(self._underlay.advertised):
                 yield Sysctl(f"net/ipv6/conf/{link}/accept_ra", "2", optional=True)
         if self.settings.blackhole_route:
             for subnet in node.subnets.each:
@@ -637,10 +583,13 @@ class Loop:
     # The stage of actions
 
     def acting(self, action: str) -> tuple[Backend[Any], Node]:
-        """See :class:`~pyflannel.daemon.actions.Stage`."""
+        """The backend and the node that an action is for.
+
+        :raises DaemonError: there is no overlay yet that it could be about, or it would be in the way.
+        """
         member = self.member
         if member is None or self._adoption is not None or not self._in_place():
-            raise DaemonError(f"{action} has to wait: {standing(self._make_view(), self.clock())[1]}")
+            raise DaemonError(f"{action} has to wait: {summary(self._make_view(), self.clock())[1]}")
         if self.slot.state.trouble:
             raise DaemonError(f"{action} has to wait: {self.slot.state.trouble}")
         if member.crossing is not None:
@@ -648,7 +597,10 @@ class Loop:
         return member.backend, member.overlay.node
 
     def replan(self) -> None:
-        """See :class:`~pyflannel.daemon.actions.Stage`."""
+        """Plan all anew, since an action has changed what the backend knows, and write it.
+
+        :raises KernelError: the kernel does not take it.
+        """
         member = self.member
         if member is None:
             return
@@ -666,7 +618,7 @@ class Loop:
             raise KernelError(f"the kernel does not take it: {self._kernel_trouble or refused}")
 
     def publish(self) -> int:
-        """See :class:`~pyflannel.daemon.actions.Stage`."""
+        """Have our lease say what the backend publishes now; the request's number."""
         return self.keeper.publish()
 
     # The backends' own data planes
@@ -793,12 +745,12 @@ class Loop:
             lease=self.slot.state,
             node_id=node.node_id if node is not None else last.node_id,
             stopping=self._stopping,
-            underlay=self._underlay,
+            underlay=self._underlay.found,
             backend=self._backend_name,
             network=node.network if node is not None else None,
             overruled=self._generation.overruled if self._generation is not None else "",
             subnets=node.subnets if node is not None else None,
-            troubles=(self._underlay_trouble, self._kernel_trouble, adopting, self._subnet_file_trouble),
+            troubles=(self._underlay.trouble, self._kernel_trouble, adopting, self._subnet_file_trouble),
             kernel_readable=not self._kernel_trouble,
             call=self._call,
             in_place=self._in_place(),
@@ -808,18 +760,18 @@ class Loop:
             diversions=tuple(map(str, self._diversions)),
             encrypts=member is not None and encrypts(member.backend),
             unguarded=self._unguarded,
-            change=self._change_standing(),
+            change=self._change_status(),
             subnet_file=self._subnet_file,
             peers=len(member.overlay.peers) if member is not None else 0,
             skipped=member.overlay.skipped if member is not None else 0,
             firewall=self.firewall.state,
             repaired=self._repaired,
-            last_error=self._last_error,
+            last_error=self._announcements.last_error,
         )
 
-    def _change_standing(self) -> ChangeStatus | None:
+    def _change_status(self) -> ChangeStatus | None:
         crossing = self.member.crossing if self.member is not None else None
-        return None if crossing is None else crossing.standing(self._own_progress(crossing.transition.change.id))
+        return None if crossing is None else crossing.status(self._own_progress(crossing.transition.change.id))
 
     def _put_view(self) -> View:
         """Put down how things stand, with the details if somebody has asked for them."""
@@ -860,36 +812,7 @@ class Loop:
                 self._subnet_file_trouble = ""
             except PyflannelError as error:
                 self._subnet_file_trouble = str(error)  # tried again at the next beat
-        view = self._put_view()
-        state, message = standing(view, now)
-        if state is not State.CONFLICT:  # then it is another node that speaks for our lease
-            self._tell_store(state in (State.READY, State.DEGRADED), now)
-        if state in (State.READY, State.DEGRADED) and not self._ready_said:
-            self._ready_said = True
-            self._notifier.ready()
-        self._notifier.status(f"{state.value}: {message}")
-        if state in (State.WAITING, State.DEGRADED, State.CONFLICT) and message != self._last_message:
-            self._last_error = (time.time(), message)
-        if (state, message) != (self._last_state, self._last_message) and state not in (State.STARTING, State.STOPPING):
-            if state is not State.READY:
-                log.warning("%s: %s", state.value, message)
-            elif state is not self._last_state:
-                log.info("%s: %s", state.value, message)
-            self._last_state, self._last_message = state, message
-        if self._notifier.watchdog_interval is not None and now >= self._alive_due:
-            self._alive_due = now + self._notifier.watchdog_interval
-            self._notifier.alive()
-
-    def _tell_store(self, ready: bool, now: float) -> None:
-        """Have it announced that we are ready, or that we have not been for a while."""
-        if ready:
-            self._unready_since = None
-        elif self._unready_since is None:
-            self._unready_since = now
-        lasting = self._unready_since is not None and now - self._unready_since >= UNREADY_AFTER
-        if ready is not self._told_store and (ready or lasting):
-            self._told_store = ready
-            self.keeper.announce(ready)
+        self._announcements.say(*summary(self._put_view(), now), now)
 
     def _write_node_files(self, member: _Member) -> None:
         """What the rest of the node reads: subnet.env, and the CNI network."""

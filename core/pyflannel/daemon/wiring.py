@@ -76,7 +76,7 @@ def run(settings: Settings, read_settings: Callable[[], Settings]) -> int:
 
 
 class _Owner:
-    """See the module's docstring."""
+    """What has been started, and ends it again."""
 
     def __init__(self, settings: Settings, read_settings: Callable[[], Settings]) -> None:
         self._settings, self._read_settings = settings, read_settings

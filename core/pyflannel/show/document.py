@@ -15,7 +15,7 @@ from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import Lease
 from pyflannel.planning.overlay import Peer, usable
 from pyflannel.show import status
-from pyflannel.show.readiness import standing
+from pyflannel.show.readiness import summary
 from pyflannel.show.status import PeerState, Status
 from pyflannel.show.view import Details, View
 from pyflannel.version import VERSION
@@ -28,7 +28,7 @@ def document(view: View, now: float, wall: float) -> Status:
 
     :param now: on the daemon's clock; ``wall``: the same moment in Unix time.
     """
-    state, message = standing(view, now)
+    state, message = summary(view, now)
     details = view.details or Details(now)
     network, underlay = view.network, view.underlay
     return Status(

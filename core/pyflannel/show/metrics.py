@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from pyflannel.errors import PyflannelError
 from pyflannel.show.document import object_counts, peer_states
 from pyflannel.show.measures import Histogram
-from pyflannel.show.readiness import readiness, standing
+from pyflannel.show.readiness import readiness, summary
 from pyflannel.show.status import PeerState, State
 from pyflannel.show.view import Details, View, Window
 from pyflannel.version import VERSION
@@ -65,7 +65,7 @@ def render(window: Window) -> bytes:
 def _collect(window: Window) -> Iterator[Metric]:
     view = window.detailed()
     now, details = window.clock(), view.details or Details(window.clock())
-    yield from _standing(view, details, now, window.beat)
+    yield from _summary(view, details, now, window.beat)
     yield from _peers_and_objects(details)
     yield from _work(view, details)
     yield from _data_plane(details)
@@ -97,8 +97,8 @@ def _histogram(name: str, text: str, samples: Iterable[tuple[Mapping[str, str], 
     return metric
 
 
-def _standing(view: View, details: Details, now: float, beat: float) -> Iterator[Metric]:
-    ready, state = readiness(view, now)[0], standing(view, now)[0]
+def _summary(view: View, details: Details, now: float, beat: float) -> Iterator[Metric]:
+    ready, state = readiness(view, now)[0], summary(view, now)[0]
     build = {
         "version": VERSION,
         "python": platform.python_version(),

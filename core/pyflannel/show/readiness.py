@@ -11,13 +11,13 @@ from typing import Final
 from pyflannel.show.status import State
 from pyflannel.show.view import View
 
-__all__ = ["PLUGIN_PATIENCE", "diverted", "hanging", "readiness", "standing", "trouble"]
+__all__ = ["PLUGIN_PATIENCE", "diverted", "hanging", "readiness", "summary", "trouble"]
 
 PLUGIN_PATIENCE: Final = 5.0
 """Seconds after which a backend's call is taken for one that hangs."""
 
 
-def standing(view: View, now: float) -> tuple[State, str]:
+def summary(view: View, now: float) -> tuple[State, str]:
     """The state, and one sentence about it."""
     if view.stopping:
         return State.STOPPING, "stopping; forwarding goes on"
@@ -67,7 +67,7 @@ def readiness(view: View, now: float) -> tuple[bool, str]:
     That needs a lease that is valid and nobody contests, a kernel that can be read, and all that the node needs for
     itself in place. One peer in trouble, or a store that is away while the lease is valid, does not end it.
     """
-    state, message = standing(view, now)
+    state, message = summary(view, now)
     return state in (State.READY, State.DEGRADED) and view.kernel_readable, f"{state.value}: {message}"
 
 

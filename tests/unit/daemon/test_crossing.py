@@ -92,7 +92,7 @@ def test_switched_is_who_sends_to_all_by_the_new_settings() -> None:
     ready, late = lease(2, Step.PREPARED), lease(3, None)
     assert step(crossing(Phase.SWITCH, ready, lease(3, Step.SWITCHED)), Step.PREPARED) is Step.SWITCHED
     assert step(crossing(Phase.SWITCH, ready, late), Step.PREPARED) is Step.PREPARED
-    assert crossing(Phase.SWITCH, ready, late).standing(NodeProgress(ID)).waiting == ("10.5.3.0-24",)
+    assert crossing(Phase.SWITCH, ready, late).status(NodeProgress(ID)).waiting == ("10.5.3.0-24",)
 
 
 def test_the_former_settings_go_a_while_after_everybody_has_switched() -> None:
@@ -150,4 +150,4 @@ def test_thousands_of_peers_are_looked_at_some_at_a_time() -> None:
             assert step(made) is None
         made.look()
     assert made.complete
-    assert made.standing(NodeProgress(ID)).waiting == ("10.5.250.0-24",)
+    assert made.status(NodeProgress(ID)).waiting == ("10.5.250.0-24",)
