@@ -269,7 +269,6 @@ class ExtensionDataPlane(DataPlane):
         self._want(peer.key, call)
 
     def remove(self, subnets: Subnets) -> None:
-        """See :class:`DataPlane`."""
         self._want(subnets.key, None)
 
     def _want(self, key: str, call: _Call | None) -> None:

@@ -78,7 +78,6 @@ class UserspaceDataPlane(DataPlane):
     # Called by the core
 
     def put(self, peer: Lease) -> None:
-        """See :class:`DataPlane`."""
         rows = tuple(self._kind.rows(peer))
         with self._lock:
             self._wanted[peer.key] = rows
@@ -87,7 +86,6 @@ class UserspaceDataPlane(DataPlane):
         self._wake.set()
 
     def remove(self, subnets: Subnets) -> None:
-        """See :class:`DataPlane`."""
         with self._lock:
             if self._wanted.pop(subnets.key, None) is not None:
                 for link in self._links:

@@ -230,7 +230,6 @@ class TunQueue:
         os.close(self._fd)
 
     def receive(self, buffer: memoryview) -> int:
-        """See :class:`TunPort`."""
         try:
             return os.readv(self._fd, [buffer])
         except BlockingIOError:
@@ -239,7 +238,6 @@ class TunQueue:
             raise DeviceGone(f"TUN device: {error.strerror}") from None
 
     def send(self, header: bytes, packet: memoryview | bytes) -> int:
-        """See :class:`TunPort`."""
         try:
             if header:
                 os.writev(self._fd, (header, packet))

@@ -71,11 +71,11 @@ class Share:
 
     @property
     def peers(self) -> Mapping[str, Peer]:
-        """See :class:`Peers`."""
+        """All of the overlay's; which of them this data plane serves is :meth:`lease`'s to say."""
         return self._overlay.peers
 
     def lease(self, key: str) -> Lease | None:
-        """See :class:`Peers`."""
+        """A peer's lease as this data plane should be told; ``None`` if it should not."""
         lease = self._overlay.lease(key)
         return None if lease is None else self._lease(lease)
 
@@ -84,7 +84,7 @@ class Share:
         self._touched |= keys
 
     def drain_touched(self) -> set[str]:
-        """See :class:`Peers`."""
+        """What was touched since the last call."""
         touched, self._touched = self._touched, set()
         return touched
 

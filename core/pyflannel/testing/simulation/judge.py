@@ -109,7 +109,7 @@ class Scene(Protocol):
 
 
 class Judge:
-    """See the module's docstring."""
+    """Holds one history against the invariants."""
 
     def __init__(self, cluster: Scene) -> None:
         self._cluster = cluster

@@ -327,24 +327,19 @@ class SimulatedNode:
     # The lease keeper, as the loop sees it
 
     def start(self, underlay: Underlay | None) -> None:
-        """See :class:`pyflannel.daemon.loop.Keeper`."""
         marks = Marks(f"{self.hardware} {self.boots}", f"product {self.hardware}", frozenset({f"card {self.hardware}"}))
         self._tell(lambda machine: machine.start(underlay, self.now, marks))
 
     def move(self, underlay: Underlay | None) -> None:
-        """See :class:`pyflannel.daemon.loop.Keeper`."""
         self._tell(lambda machine: machine.move(underlay, self.now))
 
     def publish(self) -> int:
-        """See :class:`pyflannel.daemon.loop.Keeper`."""
         raise NotImplementedError("no simulated backend has actions")
 
     def announce(self, ready: bool) -> None:
-        """See :class:`pyflannel.daemon.loop.Keeper`."""
         self._tell(lambda machine: machine.announce(ready, self.now))
 
     def reached(self, progress: NodeProgress) -> None:
-        """See :class:`pyflannel.daemon.loop.Keeper`."""
         self._tell(lambda machine: machine.reached(progress, self.now))
 
     def _tell(self, what: Callable[[LeaseMachine], None], after: float = 0.0) -> None:

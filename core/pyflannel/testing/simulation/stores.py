@@ -218,26 +218,21 @@ class SimulatedStore(Store):
     # What most servers do alike
 
     def read_config(self) -> Record | None:
-        """See :class:`~pyflannel.store.Store`."""
         entry = self.model.entry(CONFIG_KEY)
         return entry.record if entry is not None else None
 
     def write_config(self, value: str, expected: Record | None) -> Record:
-        """See :class:`~pyflannel.store.Store`."""
         self._require(CONFIG_KEY, expected)
         return self.model._write(CONFIG_KEY, value, None)
 
     def snapshot(self) -> Snapshot:
-        """See :class:`~pyflannel.store.Store`."""
         return self._shown(len(self.model._history), self.model.records())
 
     def create(self, key: str, value: str, ttl: float | None) -> Record:
-        """See :class:`~pyflannel.store.Store`."""
         self._require(key, None)
         return self.model._write(key, value, ttl)
 
     def update(self, record: Record, value: str, ttl: float | None) -> Record:
-        """See :class:`~pyflannel.store.Store`."""
         entry = self._require(record.key, record)
         if entry is None or entry.record.permanent:
             return self.model._write(record.key, value, None)
@@ -255,7 +250,6 @@ class SimulatedStore(Store):
         return entry.record
 
     def delete(self, record: Record) -> None:
-        """See :class:`~pyflannel.store.Store`."""
         if self.model.entry(record.key) is not None:
             self._require(record.key, record)
             self.model._forget(record.key)
