@@ -251,6 +251,14 @@ class Store(ABC):
         """Key to remaining seconds (``None``: permanent or unknown). May cost a call each: display and migration."""
         return {record.key: record.ttl for record in records}
 
+    def away(self, records: Iterable[Record]) -> Mapping[str, float]:
+        """Key to the seconds for which a record's node has been gone, where the store knows that otherwise than by the
+        record's expiry. May cost calls: for display.
+
+        :raises StoreUnavailableError: it can't be had now.
+        """
+        return {}
+
     def assigned(self, families: Sequence[int]) -> Record | Unassigned:
         """This node's own record, where the store ``assigns_subnets``: asked for before the node joins.
 

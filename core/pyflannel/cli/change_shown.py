@@ -130,29 +130,27 @@ def _table(progress: Progress) -> Table:
 def _missing(node: NodeStanding, progress: Progress) -> str:
     if node.trouble:
         return node.trouble
+    if not node.answered and node.key in progress.away:
+        return f"has not answered, and has been gone since {progress.away[node.key]} (--without leaves it)"
     if not node.answered and not progress.over:
         return "has not answered: is it down, or does flanneld or an older pyflannel run there? (--without leaves it)"
     return node.step.value if node.step is not None else "on its way"
 
 
-def outlook(
-    nodes: Sequence[NodeStanding], expiries: Mapping[str, float | None], margin: float, without: Sequence[str]
-) -> dict[str, str]:
-    """Who can't take part, as far as leases tell: name to reason.
+def outlook(nodes: Sequence[NodeStanding], away: Mapping[str, float], without: Sequence[str]) -> dict[str, str]:
+    """Who can't take part, as far as the store tells: name to reason.
 
-    :param expiries: seconds that leases still live. ``margin``: how long before their end daemons renew them.
+    :param away: seconds for which nodes have been gone.
     """
     found = {}
     for node in nodes:
-        left = expiries.get(node.key)
         reason = ""
         if node.flanneld:
             reason = "flanneld runs there, which can't take part"
         elif node.older:
             reason = "an older pyflannel seems to run there, which can't take part"
-        elif left is not None and left < 0.9 * margin:
-            late = (margin - left) / 60
-            reason = f"it seems to be down: its lease should have been renewed {late:.0f} min ago"
+        elif node.key in away:
+            reason = f"it seems to be down, for {away[node.key] / 60:.0f} min or longer"
         if reason and node.key not in without:
             found[node.name] = reason
     return found

@@ -46,8 +46,9 @@ log = logging.getLogger(__name__)
 _LOOK_INTERVAL: Final = 0.5
 """Seconds between two looks at the store while nodes are on their way."""
 
-_FOLLOW_PATIENCE: Final = 30.0
-"""Seconds to wait for the last nodes to say that they have followed, when the change itself is over."""
+_FOLLOW_PATIENCE: Final = 150.0
+"""Seconds to wait for the last nodes to say that they have followed, when the change itself is over: a kubelet takes a
+minute and more to mount another ConfigMap."""
 
 _RANGES: Final = {
     "network": "Network",
@@ -136,7 +137,8 @@ def change(
         plans = _planned(written, present, wanted)
         if not plans:
             raise ConfigError("the network is as you want it already; nothing was written")
-        unable = outlook(nodes, store.time_to_live(snapshot.leases), settings(ctx).renew_margin, keys)
+        margin = settings(ctx).renew_margin
+        unable = outlook(nodes, driving.away(store, snapshot.leases, margin), keys)
         _show_plans(shown, plans, nodes, keys, unable)
         if dry_run:
             return ExitCode.OK

@@ -20,7 +20,18 @@ from pyflannel.errors import MalformedError
 from pyflannel.network.marks import NO_MARKS, Marks
 from pyflannel.small.text import cut
 
-__all__ = ["JSON", "MAX_KEY", "MAX_VALUE", "IPAddress", "IPNetwork", "Lease", "LeaseAttributes", "Subnets"]
+__all__ = [
+    "DEFAULT_MARGIN",
+    "JSON",
+    "MARGIN_KEY",
+    "MAX_KEY",
+    "MAX_VALUE",
+    "IPAddress",
+    "IPNetwork",
+    "Lease",
+    "LeaseAttributes",
+    "Subnets",
+]
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 IPNetwork: TypeAlias = IPv4Network | IPv6Network
@@ -29,6 +40,13 @@ MAX_KEY: Final = 128
 
 MAX_VALUE: Final = 1 << 15
 """Characters of a lease's value at most."""
+
+MARGIN_KEY: Final = "RenewBefore"
+"""The key of a lease's attributes with the seconds before its end at which its node renews it, where that is not
+:data:`DEFAULT_MARGIN`: so anybody can tell that a node has missed it."""
+
+DEFAULT_MARGIN: Final = 3600.0
+"""Seconds before a lease's end at which a node renews it, unless its settings or a short lease say otherwise."""
 
 _MAX_TYPE, _MAX_NODE_ID, _MAX_EXTRA, _MAX_DEPTH = 64, 256, 1 << 13, 32
 """Characters of ``BackendType``, of ``NodeID``, and of all unknown attributes together; how deep those may go."""

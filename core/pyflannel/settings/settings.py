@@ -33,7 +33,7 @@ from pyflannel.firewall.model import Mode
 from pyflannel.membership.allocation import ConflictPolicy
 from pyflannel.network.document import KEYS as NETWORK_KEYS
 from pyflannel.network.document import NetworkConfig, NetworkSeed, with_backend
-from pyflannel.network.lease import JSON, IPAddress
+from pyflannel.network.lease import DEFAULT_MARGIN, JSON, IPAddress
 from pyflannel.settings import flanneld
 from pyflannel.settings.options import BY_NAME, OPTIONS, Option
 from pyflannel.small.text import cut
@@ -432,7 +432,7 @@ def _beneath(told: Mapping[str, JSON], given: GivenValues) -> dict[str, Given]:
 def _renew_margin(given: GivenValues, ttl: float) -> float:
     margin = given.get("subnet-lease-renew-margin")
     if margin is None:
-        return min(3600.0, ttl / 3)
+        return min(DEFAULT_MARGIN, ttl / 3)
     seconds: float = margin.value * 60.0
     if seconds >= ttl:
         raise ConfigError(

@@ -10,20 +10,26 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
+from typing import Final
 
 from pyflannel.errors import ConfigError, ConflictError, MalformedError, StoreError
 from pyflannel.network.change import LEASE_KEY, NetworkChange, NodeProgress, Phase, Step, Written, finished, read
 from pyflannel.network.document import NetworkConfig
-from pyflannel.network.lease import JSON, Lease
+from pyflannel.network.lease import DEFAULT_MARGIN, JSON, MARGIN_KEY, Lease
 from pyflannel.network.marks import NO_MARKS
 from pyflannel.planning.judging import placement_problem
 from pyflannel.store import Record, Snapshot, Store
 
-__all__ = ["Drive", "NodeStanding", "Progress", "abandon", "begin", "note", "reading", "standings"]
+__all__ = ["Drive", "NodeStanding", "Progress", "abandon", "away", "begin", "note", "reading", "standings"]
 
-_AFTER = {Phase.PREPARE: Phase.SWITCH, Phase.SWITCH: Phase.RETIRE}
+AWAY_INTERVAL: Final = timedelta(seconds=20)
+"""Between two looks for nodes that have not answered."""
+
+MOST_MARGIN: Final = 1e9
+
+_AFTER: Final = {Phase.PREPARE: Phase.SWITCH, Phase.SWITCH: Phase.RETIRE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,10 @@ class NodeStanding:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a change is. ``phase`` is ``done`` or ``back`` when it is over; then ``waiting`` are late followers."""
+    """How far a change is. ``phase`` is ``done`` or ``back`` when it is over; then ``waiting`` are late followers.
+
+    :param away: since when nodes have been gone, by the keys of their leases.
+    """
 
     id: str
     phase: str
@@ -74,6 +83,7 @@ class Progress:
     nodes: tuple[NodeStanding, ...]
     waiting: tuple[str, ...]
     over: bool = False
+    away: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> JSON:
         """For programs."""
@@ -84,7 +94,11 @@ class Progress:
             "over": self.over,
             "waiting": [node.name for node in self.nodes if node.key in self.waiting],
             "nodes": [
-                {**node.to_json(), "waited_for_since": (self.since or None) if node.key in self.waiting else None}
+                {
+                    **node.to_json(),
+                    "waited_for_since": (self.since or None) if node.key in self.waiting else None,
+                    "away_since": self.away.get(node.key),
+                }
                 for node in self.nodes
             ],
         }
@@ -117,6 +131,31 @@ def standings(network: NetworkConfig, records: Sequence[Record], change_id: str)
             )
         )
     return tuple(sorted(found, key=lambda node: node.key))
+
+
+def away(store: Store, records: Iterable[Record], margin: float) -> dict[str, float]:
+    """Key to the seconds for which a node has been gone, as far as the store can know.
+
+    What it knows of the nodes themselves comes first; else a lease that should have been renewed tells.
+
+    :param margin: how many seconds before a lease's end daemons renew it, where the lease says nothing else.
+    :raises StoreError: it can't be asked now.
+    """
+    records = list(records)
+    found = dict(store.away(records))
+    margins = {record.key: _margin(record, margin) for record in records}
+    for key, left in store.time_to_live(records).items():
+        if left is not None and key in margins and left < 0.9 * margins[key]:
+            found.setdefault(key, margins[key] - left)
+    return found
+
+
+def _margin(record: Record, margin: float) -> float:
+    try:
+        said = Lease.from_record(record.key, record.value).attributes.extra.get(MARGIN_KEY)
+    except MalformedError:
+        return margin
+    return float(said) if isinstance(said, (int, float)) and 0 < said < MOST_MARGIN else margin
 
 
 def note(moment: datetime) -> str:
@@ -162,10 +201,21 @@ class Drive:
 
     :param wanted: the change's id.
     :param now: the time of day. ``without``: nodes not to wait for, besides those that the change itself names.
+    :param margin: see :func:`away`.
     """
 
-    def __init__(self, store: Store, wanted: str, now: Callable[[], datetime], without: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        store: Store,
+        wanted: str,
+        now: Callable[[], datetime],
+        without: Sequence[str] = (),
+        margin: float = DEFAULT_MARGIN,
+    ) -> None:
         self._store, self._id, self._now, self._without = store, wanted, now, tuple(without)
+        self._margin = margin
+        self._away: dict[str, str] = {}
+        self._away_due: datetime | None = None
 
     def look(self) -> Progress:
         """See how far it is, and move it on if all nodes are there.
@@ -191,7 +241,21 @@ class Drive:
         waiting = self._waiting(change, nodes)
         if not waiting:
             self._write(record, self._next(written, change))
-        return Progress(change.id, change.phase.value, change.since, nodes, waiting)
+        missing = {node.key for node in nodes if node.key in waiting and not node.answered}
+        away = self._look_for([record for record in snapshot.leases if record.key in missing])
+        return Progress(change.id, change.phase.value, change.since, nodes, waiting, away=away)
+
+    def _look_for(self, missing: Sequence[Record]) -> Mapping[str, str]:
+        """Since when those have been gone that have not answered; asked now and then, and of each once."""
+        keys = {record.key for record in missing}
+        self._away = {key: since for key, since in self._away.items() if key in keys}
+        now = self._now()
+        if missing and (self._away_due is None or now >= self._away_due):
+            self._away_due = now + AWAY_INTERVAL
+            with suppress(StoreError):  # it was asked for the sake of words
+                for key, seconds in away(self._store, missing, self._margin).items():
+                    self._away.setdefault(key, note(now - timedelta(seconds=seconds)))
+        return dict(self._away)
 
     def _after(self, written: Written, nodes: tuple[NodeStanding, ...]) -> Progress:
         if written.last != self._id:

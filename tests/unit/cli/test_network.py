@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import sys
+from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -46,7 +47,7 @@ def test_a_dry_run_names_who_can_not_take_part(pyflannel: CommandLine, as_json: 
         assert sorted(unable) == ["192.0.2.2", "down", "old"]
     assert "flanneld runs there" in told.out
     assert "older pyflannel" in told.out
-    assert "renewed 30 min ago" in told.out
+    assert "down, for 30 min or longer" in told.out
     assert "1450 -> 1420" in told.out
     assert "larger UDP packets with DF" in told.out
     refused = pyflannel("network", "change", "--backend", "wireguard")
@@ -80,6 +81,7 @@ STANDING = [
     NodeStanding("10.1.3.0-24", "ill", "192.0.2.3", True, None, "no module wireguard", False),
 ]
 PROGRESS = Progress("a1", "prepare", "2026-01-01T12:00:00Z", tuple(STANDING), ("10.1.2.0-24", "10.1.3.0-24"))
+GONE = replace(PROGRESS, away={"10.1.2.0-24": "2026-01-01T11:00:00Z"})
 
 
 def test_lines_tell_who_is_missing_and_since_when_and_the_same_thing_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,6 +94,12 @@ def test_lines_tell_who_is_missing_and_since_when_and_the_same_thing_once(capsys
     assert "no module wireguard" in told
     assert "\x1b" not in told
     assert "well" not in told
+
+
+def test_lines_tell_since_when_a_node_has_been_gone(capsys: pytest.CaptureFixture[str]) -> None:
+    with Shown(as_json=False) as shown:
+        shown.progress(GONE)
+    assert ": has not answered, and has been gone since 2026-01-01T11:00:00Z" in capsys.readouterr().out
 
 
 def test_programs_are_told_the_same(capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,7 +56,7 @@ from pyflannel.membership.machine import (
 )
 from pyflannel.network.change import LEASE_KEY, NetworkChange, NodeProgress, Phase, Step, read
 from pyflannel.network.document import NetworkConfig, NetworkSeed
-from pyflannel.network.lease import Lease, LeaseAttributes, Subnets
+from pyflannel.network.lease import MARGIN_KEY, Lease, LeaseAttributes, Subnets
 from pyflannel.planning.transition import Transition
 
 UNAVAILABLE = StoreUnavailableError("out of reach")
@@ -261,6 +261,14 @@ def test_a_lease_is_renewed_when_it_is_due_and_not_before() -> None:
     begun = [at for at in renewals(node) if at > 10]  # the first seconds confirm a new lease
     assert 9 <= len(begun) <= 11
     assert all(86400 - 3960 <= later - at <= 86400 - 3600 for at, later in pairwise(begun))
+
+
+@pytest.mark.parametrize(("margin", "said"), [(3600.0, None), (300.0, 300.0)])
+def test_a_lease_says_when_it_is_renewed_unless_that_is_as_usual(margin: float, said: float | None) -> None:
+    node = Node(given={"ttl": 10_000.0, "margin": margin}).start().run(10)
+    assert node.record is not None
+    lease = Lease.from_record(node.record.key, node.record.value)
+    assert lease.attributes.extra.get(MARGIN_KEY) == said
 
 
 def test_a_margin_as_long_as_the_life_does_not_renew_for_ever() -> None:

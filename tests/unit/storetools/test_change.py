@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from pyflannel.errors import ConfigError, ConflictError
+from pyflannel.errors import ConfigError, ConflictError, StoreUnavailableError
 from pyflannel.network.change import LEASE_KEY, NodeProgress, Phase, Step, read
-from pyflannel.network.lease import LeaseAttributes
+from pyflannel.network.lease import MARGIN_KEY, LeaseAttributes
 from pyflannel.store import Record, Store, StoreLocation
 from pyflannel.storetools.change import Drive, abandon, begin
 from pyflannel_stores.file import FileStore
@@ -192,4 +192,39 @@ def test_progress_as_a_document(store: Store) -> None:
         "answered": True,
         "trouble": None,
         "waited_for_since": None,
+        "away_since": None,
     }
+
+
+def test_who_has_not_answered_and_has_missed_its_renewal_is_gone_since_then(store: Store) -> None:
+    """A lease that says when it would have been renewed is believed; and who answers is there."""
+    margins = {"10.5.3.0-24": 60, "10.5.4.0-24": 7200, "10.5.5.0-24": "soon"}
+    for number, (key, margin) in enumerate(margins.items(), 3):
+        value = LeaseAttributes(
+            IPv4Address(f"192.0.2.{number}"), backend_type="vxlan", node_id=key, extra={MARGIN_KEY: margin}
+        )
+        store.create(key, value.to_json(), 3400.0)
+    identity = begun(store)
+    say(store, identity, None, "n1")
+    renewed = next(record for record in store.snapshot().leases if record.key == KEYS["n2"])
+    store.renew(renewed, 1800.0)
+    driving = drive(store, identity)
+    told = {node["node_id"]: node["away_since"] for node in driving.look().to_json()["nodes"]}
+    assert {name for name, since in told.items() if since} == {"n2", "10.5.4.0-24"}
+    assert "2025-12-31T23:29:5" <= told["n2"] <= "2025-12-31T23:30:05"
+    assert told["10.5.4.0-24"].startswith("2025-12-31T22:5")
+    say(store, identity, Step.PREPARED, "n2")
+    assert set(driving.look().away) == {"10.5.4.0-24"}
+
+
+def test_what_a_store_knows_of_nodes_comes_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a store that can't be asked for it now keeps nobody from going on."""
+    identity = begun(store)
+    monkeypatch.setattr(FileStore, "away", lambda self, records: {KEYS["n1"]: 90.0})
+    assert drive(store, identity).look().away == {KEYS["n1"]: "2025-12-31T23:58:30Z"}
+
+    def busy(self: FileStore, records: object) -> None:
+        raise StoreUnavailableError("busy")
+
+    monkeypatch.setattr(FileStore, "away", busy)
+    assert drive(store, identity).look().away == {}
