@@ -6,7 +6,8 @@ import itertools
 import json
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -33,11 +34,13 @@ __all__ = [
     "Overlay",
     "Pings",
     "Streams",
+    "go_round",
     "network",
     "options",
     "overlay",
     "pinging",
     "streaming",
+    "tour",
 ]
 
 Document = Mapping[str, Any]
@@ -67,6 +70,27 @@ def network(backend: Document, **more: Any) -> Document:
     return {"Network": "10.244.0.0/16", **more, "Backend": backend}
 
 
+def tour(backends: Sequence[Document], apart: Sequence[Sequence[Document]] = ()) -> Iterator[Document]:
+    """Every ordered pair once, and back where it began (Hierholzer).
+
+    :param apart: pairs within one of these groups are left out.
+    """
+    everyone = range(len(backends))
+    groups = [{n for n in everyone if backends[n] in group} for group in apart]
+    ways = {
+        one: [two for two in everyone if two != one and not any({one, two} <= group for group in groups)]
+        for one in everyone
+    }
+    open_ends, closed = [0], []
+    while open_ends:
+        here = open_ends[-1]
+        if ways[here]:
+            open_ends.append(ways[here].pop())
+        else:
+            closed.append(open_ends.pop())
+    return (backends[n] for n in reversed(closed))
+
+
 DUAL = {"EnableIPv6": True, "IPv6Network": "fd00:244::/48"}
 
 
@@ -85,12 +109,12 @@ class Overlay:
 
     def change(self, *words: str, node: int = 0) -> list[dict[str, Any]]:
         """Run the command to its end; what it told."""
-        done = self.nodes[node].run(self.command(*words), check=False, timeout=120)
+        done = self.nodes[node].run(self.command(*words), check=False, timeout=2 * PATIENCE)
         assert done.returncode == ExitCode.OK, (done.stdout[-2000:], done.stderr)
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def refused(self, *words: str) -> str:
-        done = self.nodes[0].run(self.command(*words), check=False, timeout=60)
+        done = self.nodes[0].run(self.command(*words), check=False, timeout=PATIENCE)
         assert done.returncode == ExitCode.CONFIG, (done.stdout, done.stderr)
         return done.stderr
 
@@ -190,14 +214,17 @@ class Pings:
         ]
         assert not lost, f"packets were lost: {lost}"
 
-    def _when(self, number: int) -> list[str]:
-        """What came to its end after each packet that was lost, about."""
+    def _when(self, number: int) -> dict[str, int]:
+        """What came to its end after packets that were lost, about, and after how many of them."""
+        ends = [(replies[number], f"{at}: {what}") for at, (what, replies) in enumerate(self._noted, 1)]
         missing = self.all[number].missing
-        return [next((what for what, replies in self._noted if replies[number] >= at), "the end") for at in missing]
+        return dict(Counter(next((what for replies, what in ends if replies >= at), "the end") for at in missing))
 
 
 @contextmanager
-def pinging(lab: Lab, versions: Sequence[int] = (4,), only: Sequence[int] | None = None) -> Iterator[Pings]:
+def pinging(
+    lab: Lab, versions: Sequence[int] = (4,), only: Sequence[int] | None = None, interval: float = 0.01
+) -> Iterator[Pings]:
     """Pings between all containers; at the end none may be lost."""
     chosen = [container for n, container in enumerate(lab.containers) if only is None or n in only]
     pings = Pings()
@@ -205,12 +232,12 @@ def pinging(lab: Lab, versions: Sequence[int] = (4,), only: Sequence[int] | None
         for one, two in itertools.permutations(chosen, 2):
             for version in versions:
                 until(lambda: reaches(one, two.address(version)), "containers reach each other", PATIENCE)  # noqa: B023
-                pings.all.append(stack.enter_context(one.ping(two.address(version), 0.01)))
+                pings.all.append(stack.enter_context(one.ping(two.address(version), interval)))
         for ping in pings.all:
-            ping.wait_replies(10)
+            ping.wait_replies(10, PATIENCE)
         yield pings
         for ping in pings.all:
-            ping.wait_replies(10)
+            ping.wait_replies(10, PATIENCE)
         pings.account()
 
 
@@ -273,3 +300,26 @@ def _connected(source: Any, words: Sequence[str], log: Path) -> Process:
         if client.running:
             return client
         assert "refused" in log.read_text(), log.read_text()
+
+
+def go_round(
+    backends: Iterable[Document], store: str, versions: Sequence[int], streams: bool = True, interval: float = 0.01
+) -> None:
+    """Change the network of three nodes from each of these backends to the next, and lose nothing.
+
+    :param streams: whether TCP streams go on meanwhile. ``interval``: seconds between two pings of a pair.
+    """
+    first, *following = backends
+    more = DUAL if len(versions) > 1 else {}
+    with ExitStack() as stack:
+        made = stack.enter_context(overlay(network(first, **more), kind=store))
+        flows = stack.enter_context(streaming(made.lab, versions)) if streams else None
+        pings = stack.enter_context(pinging(made.lab, versions, interval=interval))
+        for backend in following:
+            try:
+                made.change(*options(backend))
+                made.run_on(str(backend["Type"]))
+                if flows is not None:
+                    flows.go_on()
+            finally:
+                pings.note(json.dumps(backend))

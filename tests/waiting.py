@@ -6,6 +6,7 @@ idle machine would never need, and on a busy one as many times that as there are
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -16,8 +17,8 @@ from pyflannel.testing._calls import crowd
 
 __all__ = ["PATIENCE", "crowd", "until"]
 
-PATIENCE: Final = 60.0
-"""Seconds, on an idle machine."""
+PATIENCE: Final = 60.0 * float(os.environ.get("PYFLANNEL_SLOWNESS", 1))
+"""Seconds, on an idle machine; as many times as many on a slow one (:mod:`tests.kernels.guest`)."""
 
 T = TypeVar("T")
 

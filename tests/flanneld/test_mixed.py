@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from tests.features import has_device, has_wireguard
 from tests.integration.asking import get
 from tests.servers.flanneld import Etcd, Flanneld
 from tests.waiting import PATIENCE, until
@@ -26,8 +27,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "vxlan, direct": {"Backend": {"Type": "vxlan", "DirectRouting": True, "VNI": 7, "Port": 4789}},
     "host-gw": {"Backend": {"Type": "host-gw"}},
     "udp": {"Backend": {"Type": "udp"}},
+    **({"ipip": {"Backend": {"Type": "ipip"}}} if has_device("ipip") else {}),
+    **({"wireguard": {"Backend": {"Type": "wireguard"}}} if has_wireguard() else {}),
+    **({"wireguard, both families": {"Backend": {"Type": "wireguard"}, **BOTH}} if has_wireguard() else {}),
 }
-"""Not ipip and wireguard: flanneld wants modules for them that few kernels of test machines have."""
+"""With ipip and wireguard where the kernel has them, as flanneld wants it: ``tests/kernels`` boots such kernels."""
 
 
 @dataclass(frozen=True)

@@ -377,6 +377,10 @@ class Guest:
             raise GuestError(f"{self.kernel.name}: {shlex.join(command)}: exit status {answer['status']}\n{said}")
         return subprocess.CompletedProcess(command, answer["status"], answer["output"], answer["errors"])
 
+    def load(self, *modules: str) -> None:
+        """Load modules, where nothing asks the kernel for them in time."""
+        self.run(["/run/guest/modprobe", "-a", *modules])
+
     def pytest(self, *arguments: str, timeout: float = 120.0) -> str:
         """Run tests of this repository, under the rules of this run (``CI``), and return what pytest says.
 
@@ -386,7 +390,8 @@ class Guest:
         words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--timeout=0", "-vv", *arguments]
         names = ("CI", "PYFLANNEL_CACHE", "PYTHONPATH", "XDG_CACHE_HOME")
         rules = {name: os.environ[name] for name in names if name in os.environ}
-        return self.run(words, env={**rules, **self.kernel.settings, INSIDE: self.kernel.name}, timeout=timeout).stdout
+        rules |= {INSIDE: self.kernel.name, "PYFLANNEL_SLOWNESS": str(self.kernel.slowness), **self.kernel.settings}
+        return self.run(words, env=rules, timeout=timeout).stdout
 
 
 @contextmanager

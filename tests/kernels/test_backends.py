@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(1800)]
 def load_tunnels(machine: Guest) -> Guest:
     """The modules make ``tunl0``, ``gre0`` and others in every network namespace: from the start, so that they are
     nobody's leftovers."""
-    machine.run(["/run/guest/modprobe", "-a", "ipip", "ip_gre", "ip6_gre"])
+    machine.load("ipip", "ip_gre", "ip6_gre")
     return machine
 
 

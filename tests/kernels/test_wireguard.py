@@ -29,5 +29,5 @@ def test_the_conformance_kit(cloud: Guest) -> None:
 
 
 def test_both_implementations_in_one_network(cloud: Guest) -> None:
-    cloud.run(["/run/guest/modprobe", "tun"])  # nobody makes /dev/net/tun there beforehand, as udev does elsewhere
+    cloud.load("tun")  # nobody makes /dev/net/tun there beforehand, as udev does elsewhere
     assert passed(cloud.pytest("tests/integration/backends/wireguard/test_mixed.py"))
