@@ -24,6 +24,15 @@ def lab() -> Iterator[Lab]:
         yield lab
 
 
+@pytest.fixture(autouse=True)
+def runs_again(lab: Lab) -> Iterator[None]:
+    """What a test has stopped is there for the next one, also if it failed."""
+    yield
+    for node in lab.nodes:
+        if not node.daemon.running:
+            node.daemon.start()
+
+
 def subnet(node: Node) -> IPv4Network:
     (text,) = node.daemon.status()["lease"]["subnets"]
     net = ip_network(str(text))
@@ -150,11 +159,13 @@ def test_a_route_that_is_added_later_is_named_and_the_node_is_not_ready(lab: Lab
 
 def test_a_foreign_route_is_left_alone(lab: Lab) -> None:
     node = lab.nodes[0]
-    route = f"10.244.250.0/24 via {lab.nodes[2].ipv4.ip} dev {UPLINK} proto static"
+    leased = [subnet(each) for each in lab.nodes]
+    nobody = next(net for net in ip_network("10.244.128.0/22").subnets(new_prefix=24) if net not in leased)
+    route = f"{nobody} via {lab.nodes[2].ipv4.ip} dev {UPLINK} proto static"
     node.ip([f"route add {route}"])
     try:
         until(lambda: node.daemon.status()["state"] == "waiting", lambda: message(node))
-        assert "10.244.250.0/24" in node.run(["ip", "route"]).stdout
+        assert str(nobody) in node.run(["ip", "route"]).stdout
     finally:
         node.ip([f"route del {route}"])
     until(lambda: node.daemon.status()["state"] == "ready", lambda: message(node))

@@ -22,7 +22,7 @@ import pytest
 from tests.integration.asking import until
 from tests.integration.examining import NO_FIREWALL, PAST_THE_ENCRYPTION, UNGUARDED, Doctor
 from tests.integration.overlay import overlay
-from tests.storing import FREE
+from tests.storing import FREE, write_document
 
 from pyflannel.lab import Lab, Node
 from pyflannel.lab.daemon import pyflannel_command
@@ -480,6 +480,32 @@ def test_a_secret_is_never_shown(lab: Lab, doctor: Doctor, name: str) -> None:
         assert "store" in answer.stdout + answer.stderr
 
 
+INHERITED = "a store's token, and commands of the network config"
+
+
+def test_a_store_s_token_is_not_given_to_commands_of_the_network_config() -> None:
+    """The daemon has it in its environment, as anybody who looks for it there sees."""
+    with Lab(nodes=1) as lab:
+        (node,) = lab.nodes
+        seen = lab.new_file("environment")
+        commands = {
+            "PreStartupCommand": f"env > {seen}; echo data",
+            "PostStartupCommand": f"env >> {seen}; echo >> {seen}",
+        }
+        write_document(lab, {"Type": "extension", **commands})
+        node.start_daemon(lab.file_store, None, wrapper=("env", "CONSUL_HTTP_TOKEN=hush"))
+        node.daemon.wait_ready(peers=0)
+        node.attach_containers()
+        until(lambda: lab.outside(seen).read_text().endswith("\n\n"), "both commands have run")
+        assert "CONSUL_HTTP_TOKEN=hush" in Path(f"/proc/{node.daemon.process.pid}/environ").read_text()
+        with Doctor(node) as doctor:
+            healthy(doctor)
+            told = doctor.ask("--json", "--all", "--run-dir", str(node.daemon.run_directory)).stdout
+        for text in (lab.outside(seen).read_text(), told, node.daemon.log(), json.dumps(node.daemon.status())):
+            assert "hush" not in text
+        assert lab.outside(seen).read_text().count("PATH=") >= 2
+
+
 # How a daemon was started ---------------------------------------------------------------------------------------------
 
 CARD = "ip link add eth7 type veth peer name cable8; ip link set cable8 up; ip link set eth7 up"
@@ -613,13 +639,18 @@ def test_a_link_at_the_run_lock_is_named(lab: Lab, doctor: Doctor) -> None:
     lock = lab.outside(node.daemon.run_directory) / "lock"
     lock.unlink()
     lock.symlink_to("/run/lab/victim")
-    node.daemon.start()
-    assert node.daemon.process.wait(60) != 0
-    (finding,) = doctor.trouble()["daemon"]
-    assert "/run/lab/victim" in finding["message"]
-    assert not lab.outside(node.directory.parent / "victim").exists()
-    mend(node, finding["fix"])
-    node.daemon.start()
+    try:
+        node.daemon.start()
+        assert node.daemon.process.wait(60) != 0
+        (finding,) = doctor.trouble()["daemon"]
+        assert "/run/lab/victim" in finding["message"]
+        assert not lab.outside(node.directory.parent / "victim").exists()
+        mend(node, finding["fix"])
+        assert not lock.is_symlink()
+    finally:
+        lock.unlink(missing_ok=True)
+        if not node.daemon.running:
+            node.daemon.start()
     node.daemon.wait_ready(peers=1)
     healthy(doctor)
 
@@ -633,7 +664,7 @@ def walked() -> dict[str, tuple[str, str]]:
         **{name: (row.check, row.fix) for name, row in ROWS.items()},
         **{name: (row.check, row.fix) for name, row in LEASES.items()},
         **{name: (row.check, row.fix if row.check else "") for name, row in DOCUMENTS.items()},
-        **dict.fromkeys((*PLANTED, *SECRETS, NESTED), ("", "")),
+        **dict.fromkeys((*PLANTED, *SECRETS, NESTED, INHERITED), ("", "")),
         **{name: (row[1], row[3]) for name, row in STORES.items()},
         **{name: (row.check if row.fix else "", row.fix) for name, row in STARTS.items()},
         MANY: ("leases", "pyflannel status"),

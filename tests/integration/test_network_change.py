@@ -73,10 +73,14 @@ def test_a_daemon_s_backend_counts_less_than_a_change_and_that_is_said() -> None
 
 
 def test_both_families_go_over() -> None:
+    """And the rules that let nothing past the encryption are there when it is over, and in nobody's way before."""
     with overlay(network(VXLAN, **DUAL)) as made, pinging(made.lab, (4, 6)):
         for backend in ("wireguard", "host-gw", "vxlan"):
             made.change("--backend", backend)
             made.run_on(backend)
+            for node in made.nodes:
+                rules = node.run(["nft", "list", "ruleset"]).stdout
+                assert rules.count("chain exits") == (2 if backend == "wireguard" else 0), rules
 
 
 # The network's ranges -------------------------------------------------------------------------------------------------

@@ -190,7 +190,7 @@ def plan(
             version,
             _forward(whole) if forward else (),
             _masquerade(whole, subnet, fully_random) if masquerade else (),
-            _arrival(whole, entrances, underlay) if entrances else (),
+            _arrival(whole, config.unleasable, entrances, underlay) if entrances else (),
             _departure(whole, (subnet, *config.unleasable), exits, ipsec) if exits else (),
         )
 
@@ -202,10 +202,16 @@ def _forward(network: IPNetwork) -> tuple[Rule, ...]:
     return Rule(Verdict.ACCEPT, source=inside), Rule(Verdict.ACCEPT, destination=inside)
 
 
-def _arrival(network: IPNetwork, entrances: Collection[str], underlay: str) -> tuple[Rule, ...]:
+def _arrival(
+    network: IPNetwork, others: Collection[IPNetwork], entrances: Collection[str], underlay: str
+) -> tuple[Rule, ...]:
+    """Where no subnet may be leased, ``others``, nodes may have their own addresses, by which they send what they have
+    wrapped up.
+    """
     inside = Match(network)
     return (
         *(Rule(Verdict.RETURN, interface=name) for name in sorted(entrances)),
+        *(Rule(Verdict.RETURN, source=Match(other)) for other in others),
         Rule(Verdict.DROP, source=inside, interface=underlay),
         Rule(Verdict.DROP, source=inside, strayed=True),
     )

@@ -48,6 +48,8 @@ def _running(view: View, now: float) -> tuple[State, str]:
         return State.DEGRADED if view.subnet_file else State.WAITING, wrong
     if not view.subnet_file:
         return State.STARTING, "writing subnet.env"
+    if view.encrypts and not view.unguarded and not view.guarded:
+        return State.STARTING, "writing the rules that let nothing past the encryption"
     backend = view.backend.name if view.backend is not None else ""
     text = f"{view.subnets} on {backend}, {view.peers - view.skipped} peers"
     return State.READY, text + (f", {view.skipped} leases skipped" if view.skipped else "") + _changing(view)

@@ -14,6 +14,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 from tests.integration.examining import NO_FIREWALL, UNGUARDED, Cause, Doctor
 from tests.integration.overlay import overlay
+from tests.storing import write_document
 from tests.waiting import PATIENCE, until
 
 from pyflannel.firewall.sync import find_tools
@@ -34,7 +35,7 @@ PORTS = {
 """Port to what makes the host one that uses it."""
 
 
-NETWORK = "10.244.0.0/16"
+WIREGUARD = {"Type": "wireguard", "Implementation": "userspace"}
 NONE = ["--firewall", "none"]
 
 EACH = 2
@@ -46,8 +47,7 @@ def lab() -> Iterator[Lab]:
     tools = find_tools()
     if tools.nft is None or set(tools.iptables) != {"nft", "legacy"}:
         pytest.skip("needs nft and both kinds of iptables")
-    options = ["--backend-option", "Implementation=userspace", "--ipv6-network", "fd00:10::/48"]
-    with overlay("wireguard", *options, "--iptables-resync", "1", nodes=2) as lab:
+    with overlay(WIREGUARD, "--iptables-resync", "1", nodes=2, ipv6="fd00:10::/48") as lab:
         lab.add_server("elsewhere")
         yield lab
 
@@ -176,7 +176,7 @@ def test_a_daemon_that_leaves_the_rules_out_says_so(lab: Lab) -> None:
     node.daemon.stop()
     undone = restoring(lab, "route")
     try:
-        node.start_daemon(lab.file_store, "wireguard", NETWORK, (*words, *NONE))
+        node.start_daemon(lab.file_store, None, None, (*words, *NONE))
         node.daemon.wait_ready(peers=1, timeout=PATIENCE)
         until(lambda: "overlay exits" not in node.run(["nft", "list", "ruleset"]).stdout, "the rules are gone")
         assert "takes past the encryption: --firewall none" in node.daemon.log()
@@ -190,5 +190,37 @@ def test_a_daemon_that_leaves_the_rules_out_says_so(lab: Lab) -> None:
             node.run(["ip", *each.split()], check=False)
         if node.daemon.running:
             node.daemon.stop()
-        node.start_daemon(lab.file_store, "wireguard", NETWORK, words)
+        node.start_daemon(lab.file_store, None, None, words)
     settle(node)
+
+
+COVERING = {
+    "Network": "192.0.0.0/16",
+    "SubnetMin": "192.0.16.0",
+    "SubnetMax": "192.0.99.0",
+    "EnableIPv6": True,
+    "IPv6Network": "2001:db8::/32",
+    "IPv6SubnetMin": "2001:db8:16::",
+}
+"""A network in whose ranges the nodes are, where no subnet may be leased."""
+
+
+def test_a_network_that_covers_its_nodes_carries_packets() -> None:
+    """The encrypted packets go to addresses of the network, by the underlay's interface."""
+    with Lab(nodes=2) as lab:
+        write_document(lab, WIREGUARD, **COVERING)
+        for node in lab.nodes:
+            node.start_daemon(lab.file_store, None)
+        for node in lab.nodes:
+            settle(node)
+            node.attach_containers()
+        lab.add_server("elsewhere")
+        node = lab.nodes[0]
+        with underlay(lab, node, plaintext=0):
+            until(lambda: all(answered(lab, node)), lambda: node.daemon.log())
+            divert(lab, node, "route")
+            assert not any(answered(lab, node))
+            restore(lab, node, "route")
+        assert node.daemon.status()["firewall"]["exits"] == "dropped"
+        until(lambda: node.daemon.status()["diversions"] == [], "the underlay's own routes are none")
+        assert node.daemon.status()["state"] == "ready"

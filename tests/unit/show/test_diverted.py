@@ -12,8 +12,11 @@ import pytest
 from pyflannel.doctor.membership import diversions
 from pyflannel.firewall.state import FirewallState
 from pyflannel.kernel.port import ForeignPolicy
+from pyflannel.membership.slot import LeaseState
+from pyflannel.network.lease import Lease, LeaseAttributes, Subnets
 from pyflannel.show.document import document
-from pyflannel.show.readiness import diverted
+from pyflannel.show.readiness import diverted, standing
+from pyflannel.show.status import State
 from pyflannel.show.view import PluginName, View
 
 POLICY = str(ForeignPolicy(ip_network("10.0.0.0/8"), ip_network("10.5.0.0/16")))
@@ -68,6 +71,22 @@ def test_whether_they_leave_is_told(changes: dict[str, Any], exits: str, words: 
     seen = replace(view("10.5.2.0/24 dev eth1"), **changes)
     assert words in diverted(seen)
     assert document(seen, 0.0, 0.0).firewall.exits == exits
+
+
+@pytest.mark.parametrize(
+    ("changes", "state"),
+    [
+        ({}, State.STARTING),
+        ({"firewall": FirewallState("nftables", True)}, State.READY),
+        ({"firewall": FirewallState("nftables", errors=("refused",))}, State.DEGRADED),
+        ({"unguarded": "--firewall none"}, State.READY),
+        ({"encrypts": False}, State.READY),
+    ],
+)
+def test_a_node_that_encrypts_is_ready_when_nothing_can_get_past_it(changes: dict[str, Any], state: State) -> None:
+    lease = LeaseState(Lease(Subnets.from_key("10.5.1.0-24"), LeaseAttributes()), expires_at=9.0)
+    sound = replace(view(), backend=PluginName("wireguard"), lease=lease, in_place=True, subnet_file=True)
+    assert standing(replace(sound, **changes), 1.0)[0] is state
 
 
 def test_doctor_says_what_mends_it() -> None:
