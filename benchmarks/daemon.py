@@ -98,22 +98,38 @@ def check(count: int) -> None:
     """Compare the kernel with what it should hold; print the seconds and the number of writes."""
     from ipaddress import ip_address, ip_network
 
-    from pyflannel.kernel.model import FdbEntry, KernelObject, Neighbour, Route
+    from pyflannel.kernel.model import FdbEntry, KernelObject, Key, Neighbour, Route
     from pyflannel.kernel.netlink import NetlinkPort
+    from pyflannel.kernel.packed import Plan, Wanted
     from pyflannel.kernel.port import Scope
     from pyflannel.kernel.tracker import Tracker
-    from pyflannel.planning.spread import spread
+    from pyflannel.planning.spread import kept
+
+    class Peers(Wanted):
+        """The node's own objects, and a plan for each peer as the overlay keeps it."""
+
+        def __init__(self, own: dict[Key, KernelObject]) -> None:
+            self.own, self.peers = own, list(map(self.plan, peers(count)))
+
+        @staticmethod
+        def plan(peer: tuple[str, str, str]) -> Plan:
+            network, mac, remote = ip_network(f"{peer[0]}/24"), peer[1], ip_address(peer[2])
+            gateway = network.network_address
+            route = Route(network, DEVICE, gateway, onlink=True)
+            return kept((Neighbour(DEVICE, gateway, mac), FdbEntry(DEVICE, mac, remote), route))
+
+        def plans(self) -> list[Plan]:
+            return [tuple(self.own.values()), *self.peers]
+
+        def __len__(self) -> int:
+            return len(self.own) + 3 * count
+
+        def __getitem__(self, key: Key) -> KernelObject:
+            return self.own[key]
 
     port = NetlinkPort()
-    wanted = {key: item for key, item in port.dump(Scope(frozenset({DEVICE}))).items() if key[0].name != "ROUTE"}
-    for subnet, mac, public_ip in peers(count):
-        network = ip_network(f"{subnet}/24")
-        items: tuple[KernelObject, ...] = (
-            Neighbour(DEVICE, network.network_address, mac),
-            FdbEntry(DEVICE, mac, ip_address(public_ip)),
-            Route(network, DEVICE, network.network_address, onlink=True),
-        )
-        wanted.update({item.key: item for item in spread(items)})
+    found = port.dump(Scope(frozenset({DEVICE})))
+    wanted = Peers({key: item for key, item in found.items() if type(item) not in (Neighbour, FdbEntry, Route)})
     tracker = Tracker(port, time.monotonic)
     tracker.follow(wanted)
     tracker.sweep = True

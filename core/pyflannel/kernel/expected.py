@@ -8,7 +8,7 @@ understood all the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from socket import AF_INET, AF_INET6
 from struct import Struct
 from typing import Final
@@ -53,33 +53,33 @@ _FORMS: Final = {
 }
 
 
-def _neighbour(family: int, form: int, size: int) -> Callable[[bytes, int, int], bytes]:
-    unpack, pack = STRUCTS[form].unpack_from, _STRUCTS[form].pack
+def _neighbour(family: int, form: int, size: int) -> Callable[[bytes, int], bytes]:
+    unpack, pack = STRUCTS[form].unpack, _STRUCTS[form].pack
 
-    def told(plan: bytes, start: int, link: int) -> bytes:
-        _, _, address, mac = unpack(plan, start)
+    def told(part: bytes, link: int) -> bytes:
+        _, _, address, mac = unpack(part)
         state = (family, link, wire.NUD_PERMANENT, 0, wire.RTN_UNICAST)
         return pack(*state, size, wire.NDA_DST, address, 10, wire.NDA_LLADDR, mac)
 
     return told
 
 
-def _fdb(form: int, size: int) -> Callable[[bytes, int, int], bytes]:
-    unpack, pack = STRUCTS[form].unpack_from, _STRUCTS[form].pack
+def _fdb(form: int, size: int) -> Callable[[bytes, int], bytes]:
+    unpack, pack = STRUCTS[form].unpack, _STRUCTS[form].pack
 
-    def told(plan: bytes, start: int, link: int) -> bytes:
-        _, _, mac, remote = unpack(plan, start)
+    def told(part: bytes, link: int) -> bytes:
+        _, _, mac, remote = unpack(part)
         state = (wire.AF_BRIDGE, link, wire.NUD_PERMANENT | wire.NUD_NOARP, wire.NTF_SELF, wire.RTN_UNICAST)
         return pack(*state, 10, wire.NDA_LLADDR, mac, size, wire.NDA_DST, remote)
 
     return told
 
 
-def _route(family: int, form: int, size: int) -> Callable[[bytes, int, int], bytes]:
-    unpack, pack = STRUCTS[form].unpack_from, _STRUCTS[form].pack
+def _route(family: int, form: int, size: int) -> Callable[[bytes, int], bytes]:
+    unpack, pack = STRUCTS[form].unpack, _STRUCTS[form].pack
 
-    def told(plan: bytes, start: int, link: int) -> bytes:
-        _, address, length, metric, _, gateway, onlink = unpack(plan, start)
+    def told(part: bytes, link: int) -> bytes:
+        _, address, length, metric, _, gateway, onlink = unpack(part)
         kind = (family, length, 0, 0, MAIN_TABLE, ROUTE_PROTOCOL, 0, wire.RTN_UNICAST, wire.RTNH_F_ONLINK * onlink)
         way = (8, wire.RTA_PRIORITY, metric, size, wire.RTA_GATEWAY, gateway, 8, wire.RTA_OIF, link)
         return pack(*kind, 8, wire.RTA_TABLE, MAIN_TABLE, size, wire.RTA_DST, address, *way)
@@ -95,7 +95,7 @@ _TOLD: Final = {
     ROUTE4: _route(AF_INET, ROUTE4, 8),
     ROUTE6: _route(AF_INET6, ROUTE6, 20),
 }
-"""By form: how the kernel's word of an entry begins, from a plan, where in it its part is, and its link's index."""
+"""By form: how the kernel's word of an entry begins, from its part and its link's index."""
 
 
 class Expected:
@@ -106,45 +106,49 @@ class Expected:
 
     def __init__(self, kind: Kind, wanted: Mapping[Key, KernelObject], index: Callable[[str], int | None]) -> None:
         self._wanted, self._index = wanted, index
-        self._sizes = {_WHOLE[form]: _STRUCTS[form].size for form in _FORMS[kind]}
-        self._parts: dict[bytes, bytes] = {}
-        """How the kernel's word of each begins, and its part: an empty one once that was heard."""
-        self._linkless: list[bytes] = []
+        self._forms = _FORMS[kind]
+        self._sizes = {_WHOLE[form]: _STRUCTS[form].size for form in self._forms}
         self._indexes: dict[int, int | None] = {}
-        forms = _FORMS[kind]
-        for plan in plans_of(wanted):
+        self._parts: dict[bytes, bytes] | None = None
+        """How the kernel's word of each begins, and its part: an empty one once that was heard. ``None`` as long as the
+        kernel has told of nothing, as at a first start: then nothing of it is needed."""
+
+    def _each(self) -> Iterator[bytes]:
+        """Every part. Thousands come by here."""
+        forms = self._forms
+        for plan in plans_of(self._wanted):
             if isinstance(plan, bytes):
-                self._expect(plan, forms)
+                start, end = 0, len(plan)
+                while start < end:
+                    form = plan[start]
+                    after = start + SIZES[form]
+                    if form in forms:
+                        yield plan[start:after]
+                    start = after
 
-    def _expect(self, plan: bytes, forms: Collection[int]) -> None:
-        start, end = 0, len(plan)
-        while start < end:  # thousands come by here: nothing is taken apart that need not be
-            form = plan[start]
-            after = start + SIZES[form]
-            if form in forms:
-                link = self._link(plan, start)
-                if link is None:
-                    self._linkless.append(plan[start:after])
-                else:
-                    self._parts[_TOLD[form](plan, start, link)] = plan[start:after]
-            start = after
+    def _expected(self) -> dict[bytes, bytes]:
+        """All of them; under itself a part of which the kernel can't tell."""
+        expected: dict[bytes, bytes] = {}
+        for part in self._each():
+            link = self._link(part)
+            expected[part if link is None else _TOLD[part[0]](part, link)] = part
+        return expected
 
-    def _link(self, plan: bytes, start: int) -> int | None:
-        """The index of the link that a part is on."""
-        number = link_number(plan, start)
+    def _link(self, part: bytes) -> int | None:
+        """The index of the link that a part's object is on."""
+        number = link_number(part)
         if number not in self._indexes:
             self._indexes[number] = self._index(link_name(number))
         return self._indexes[number]
 
-    @property
-    def links(self) -> Set[int]:
-        """The indexes of the links that they are on."""
-        return {link for link in self._indexes.values() if link is not None}
-
     def take(self, datagram: bytes, start: int, end: int) -> bool:
         """Whether this message tells of one of them, which is expected no more."""
         size = self._sizes.get(end - start)
-        begins = datagram[start : start + size] if size is not None else b""
+        if size is None:
+            return False
+        if self._parts is None:
+            self._parts = self._expected()
+        begins = datagram[start : start + size]
         if not self._parts.get(begins):
             return False
         self._parts[begins] = b""
@@ -152,14 +156,20 @@ class Expected:
 
     def told(self, key: Key) -> bool:
         """Whether the entry that is wanted under this key was told of."""
-        item = self._wanted.get(key)
+        item = self._wanted.get(key) if self._parts else None
         part = pack((item,)) if item is not None else ()
-        if not isinstance(part, bytes):
+        if not isinstance(part, bytes) or self._parts is None:
             return False
-        link = self._link(part, 0)
-        return link is not None and self._parts.get(_TOLD[part[0]](part, 0, link)) == b""
+        link = self._link(part)
+        return link is not None and self._parts.get(_TOLD[part[0]](part, link)) == b""
 
     def untold(self) -> Iterator[Key]:
         """The keys of those that the kernel has not told of."""
-        yield from (key_of(part) for part in self._parts.values() if part)
-        yield from map(key_of, self._linkless)
+        if self._parts is None:
+            return map(key_of, self._each())
+        return (key_of(part) for part in self._parts.values() if part)
+
+    @property
+    def links(self) -> Set[int]:
+        """The indexes of the links that they are on, of those that the kernel has told of and some others."""
+        return {link for link in self._indexes.values() if link is not None}

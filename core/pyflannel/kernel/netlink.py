@@ -216,7 +216,7 @@ class _Found:
 
     @property
     def links(self) -> Set[int]:
-        """The indexes of the links on which something of the kind is expected."""
+        """The indexes of the links of what was taken, and maybe others."""
         return frozenset()
 
 
@@ -357,9 +357,9 @@ class NetlinkPort(KernelPort):
             found.add(item)
         self._read_policies(found, known)
         found.begin(Kind.ROUTE)
-        self._route_links |= found.links
         for family in (AF_INET, AF_INET6):
             self._read_routes(family, found)
+        self._route_links |= found.links
         found.end()
         for rule in self._rules():
             found.add(rule)

@@ -174,9 +174,9 @@ def _packed_route(item: Route, metric_of: Callable[[IPNetwork], int] | None) -> 
     return STRUCTS[ROUTE4].pack(ROUTE4, address, length, metric, link, towards, item.onlink)
 
 
-def link_number(plan: bytes, start: int) -> int:
-    """The number of the link that the object of the part which begins at ``start`` is on."""
-    number: int = _LINK.unpack_from(plan, start + _LINKS[plan[start]])[0]
+def link_number(part: bytes) -> int:
+    """The number of the link that a part's object is on."""
+    number: int = _LINK.unpack_from(part, _LINKS[part[0]])[0]
     return number
 
 

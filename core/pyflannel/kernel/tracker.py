@@ -244,7 +244,7 @@ class Tracker:
         links = rest = Outcome()
         if self._noted:
             links = self._write_links()
-            rest, _ = self._write(lambda key: key[0] is not Kind.LINK)
+            rest, _ = self._write(links=False)
             if not self._noted:
                 self._noted = {}  # one that was emptied keeps the size that it once had
         if self._settled_at is None and self._desired:
@@ -259,7 +259,7 @@ class Tracker:
     def _write_links(self) -> Outcome:
         """Write links, dump all that is on them now, and see whether the kernel has kept them as they were written."""
         before = dict(self._failures)
-        outcome, written = self._write(lambda key: key[0] is Kind.LINK)
+        outcome, written = self._write(links=True)
         if not written:
             return outcome
         self._attempted |= written
@@ -295,10 +295,10 @@ class Tracker:
         half = len(writes) // 2  # whatever was done of it can be repeated
         return {**self._apply(writes[:half]), **self._apply(writes[half:])}
 
-    def _write(self, selected: Callable[[Key], bool]) -> tuple[Outcome, set[Key]]:
-        """Write what differs among the selected keys; also returns the keys of what was written."""
+    def _write(self, links: bool) -> tuple[Outcome, set[Key]]:
+        """Write what differs, links or all else; also returns the keys of what was written."""
         now = self._clock()
-        writes = dict(self._pending_writes(now, selected))
+        writes = dict(self._pending_writes(now, links))
         if not writes:
             return Outcome(), set()
         refused = self._apply(list(writes.values()))
@@ -314,9 +314,9 @@ class Tracker:
         self._drifted -= keys
         return Outcome(len(done), repaired, refused=len(refused)), keys
 
-    def _pending_writes(self, now: float, selected: Callable[[Key], bool]) -> Iterator[tuple[Key, Write]]:
+    def _pending_writes(self, now: float, links: bool) -> Iterator[tuple[Key, Write]]:
         failures, lacking = self._failures, self._lacking_links()
-        noted = {key: there for key, there in self._noted.items() if selected(key)}
+        noted = {key: there for key, there in self._noted.items() if (key[0] is Kind.LINK) is links}
         desired = picked(self._desired, noted.keys())
         settled = []
         for key, old in noted.items():
