@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
 from tests.integration.examining import NO_FIREWALL, UNGUARDED, Cause, Doctor
@@ -194,7 +195,7 @@ def test_a_daemon_that_leaves_the_rules_out_says_so(lab: Lab) -> None:
     settle(node)
 
 
-COVERING = {
+COVERING: dict[str, Any] = {
     "Network": "192.0.0.0/16",
     "SubnetMin": "192.0.16.0",
     "SubnetMax": "192.0.99.0",

@@ -15,7 +15,7 @@ from pyflannel.kernel.port import ForeignPolicy
 from pyflannel.membership.slot import LeaseState
 from pyflannel.network.lease import Lease, LeaseAttributes, Subnets
 from pyflannel.show.document import document
-from pyflannel.show.readiness import diverted, standing
+from pyflannel.show.readiness import diverted, summary
 from pyflannel.show.status import State
 from pyflannel.show.view import PluginName, View
 
@@ -86,7 +86,7 @@ def test_whether_they_leave_is_told(changes: dict[str, Any], exits: str, words: 
 def test_a_node_that_encrypts_is_ready_when_nothing_can_get_past_it(changes: dict[str, Any], state: State) -> None:
     lease = LeaseState(Lease(Subnets.from_key("10.5.1.0-24"), LeaseAttributes()), expires_at=9.0)
     sound = replace(view(), backend=PluginName("wireguard"), lease=lease, in_place=True, subnet_file=True)
-    assert standing(replace(sound, **changes), 1.0)[0] is state
+    assert summary(replace(sound, **changes), 1.0)[0] is state
 
 
 def test_doctor_says_what_mends_it() -> None:
