@@ -101,7 +101,7 @@ def test_an_entry_that_differs_in_any_byte_is_another_one(told: tuple[KernelObje
 
 def test_of_what_is_on_a_link_that_is_not_there_nothing_is_told(told: tuple[KernelObject, bytes]) -> None:
     item, message = told
-    entries = Expected(item.key[0], Plans([item]), {}.get)
+    entries = Expected(item.key[0], Plans([item]), lambda _link: None)
     assert not entries.take(message, 0, len(message))
     assert not entries.told(item.key)
     assert list(entries.untold()) == [item.key]
