@@ -722,7 +722,7 @@ class Loop:
     def calling(self, backend: Backend[Any], what: str) -> Iterator[None]:
         """Let the view say what the loop is in, should it not come back. Also for :class:`~.actions.Stage`."""
         self._call = PluginCall(f"backend {backend.name!r} has not come back from {what}", self.clock())
-        self.window.put(self._make_view())
+        self.window.put(replace(self.window.last, call=self._call, backend=self._backend_name))
         try:
             yield
         finally:
