@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from pyflannel.lab import Node
 
-__all__ = ["NO_FIREWALL", "PAST_THE_ENCRYPTION", "UNGUARDED", "Answer", "Cause", "Doctor"]
+__all__ = ["MANY_AT_ONCE", "NO_FIREWALL", "PAST_THE_ENCRYPTION", "UNGUARDED", "Answer", "Cause", "Doctor"]
 
 _SERVE = """
 import contextlib, io, json, sys
@@ -42,6 +42,7 @@ UNGUARDED: Final = Cause(
 NO_FIREWALL: Final = Cause(
     "no firewall rules where the backend encrypts", "exits", "systemctl edit pyflannel   # drop --firewall none"
 )
+MANY_AT_ONCE: Final = Cause("tens of thousands of leases at once", "", "")
 
 
 class Answer(NamedTuple):

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from tests.integration.asking import until
-from tests.integration.examining import NO_FIREWALL, PAST_THE_ENCRYPTION, UNGUARDED, Doctor
+from tests.integration.examining import MANY_AT_ONCE, NO_FIREWALL, PAST_THE_ENCRYPTION, UNGUARDED, Doctor
 from tests.integration.overlay import overlay
 from tests.storing import FREE, write_document
 
@@ -658,6 +658,9 @@ def test_a_link_at_the_run_lock_is_named(lab: Lab, doctor: Doctor) -> None:
 # The table ------------------------------------------------------------------------------------------------------------
 
 
+ELSEWHERE_WALKED = (PAST_THE_ENCRYPTION, UNGUARDED, NO_FIREWALL, MANY_AT_ONCE)
+
+
 def walked() -> dict[str, tuple[str, str]]:
     """All that doctor is tried on, with the finding's name and a part of its command."""
     return {
@@ -669,7 +672,7 @@ def walked() -> dict[str, tuple[str, str]]:
         **{name: (row.check if row.fix else "", row.fix) for name, row in STARTS.items()},
         MANY: ("leases", "pyflannel status"),
         LOCK: ("daemon", "rm "),
-        **{cause.name: (cause.check, cause.fix) for cause in (PAST_THE_ENCRYPTION, UNGUARDED, NO_FIREWALL)},
+        **{cause.name: (cause.check, cause.fix) for cause in ELSEWHERE_WALKED},
     }
 
 
