@@ -1,4 +1,4 @@
-"""Tens of thousands of leases come at once to a daemon that runs: it is alive all the time, and doctor finds it well."""
+"""Tens of thousands of leases come at once to a daemon that runs: it is alive all the time, and doctor sees it well."""
 
 from __future__ import annotations
 
