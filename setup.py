@@ -14,6 +14,7 @@ VERSION = runpy.run_path(str(HERE / "core" / "pyflannel" / "version.py"))["VERSI
 
 EXTRAS = {
     "consul": ["py-consul>=1.6"],
+    "ipsec": ["vici>=6"],
     "kubernetes": ["PyYAML>=6"],
     "udp": ["numpy>=1.24"],
     "wireguard": ["cryptography>=47", "numpy>=1.24"],
@@ -90,6 +91,7 @@ setup(
             "gre = pyflannel_backends.gre:GreBackend",
             "host-gw = pyflannel_backends.host_gw:HostGatewayBackend",
             "ipip = pyflannel_backends.ipip:IpipBackend",
+            "ipsec = pyflannel_backends.ipsec:IpsecBackend",
             "udp = pyflannel_backends.udp:UdpBackend",
             "vxlan = pyflannel_backends.vxlan:VxlanBackend",
             "wireguard = pyflannel_backends.wireguard:WireguardBackend",

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from pyflannel.lab import Node
 
-__all__ = ["MANY_AT_ONCE", "NO_FIREWALL", "PAST_THE_ENCRYPTION", "UNGUARDED", "Answer", "Cause", "Doctor"]
+__all__ = ["MANY_AT_ONCE", "NOT_SERVED", "NO_FIREWALL", "PAST_THE_ENCRYPTION", "UNGUARDED", "Answer", "Cause", "Doctor"]
 
 _SERVE = """
 import contextlib, io, json, sys
@@ -35,6 +35,7 @@ class Cause(NamedTuple):
     fix: str
 
 
+NOT_SERVED: Final = Cause("a peer that the backend can't serve", "data plane", "pyflannel status")
 PAST_THE_ENCRYPTION: Final = Cause("a route past the encryption", "routes of others", "ip route delete")
 UNGUARDED: Final = Cause(
     "the check of exits is switched off", "exits", "systemctl edit pyflannel   # drop --check-overlay-exits=false"

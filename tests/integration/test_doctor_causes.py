@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from tests.integration.asking import until
-from tests.integration.examining import MANY_AT_ONCE, NO_FIREWALL, PAST_THE_ENCRYPTION, UNGUARDED, Doctor
+from tests.integration.examining import MANY_AT_ONCE, NO_FIREWALL, NOT_SERVED, PAST_THE_ENCRYPTION, UNGUARDED, Doctor
 from tests.integration.overlay import overlay
 from tests.storing import FREE, write_document
 
@@ -658,7 +658,7 @@ def test_a_link_at_the_run_lock_is_named(lab: Lab, doctor: Doctor) -> None:
 # The table ------------------------------------------------------------------------------------------------------------
 
 
-ELSEWHERE_WALKED = (PAST_THE_ENCRYPTION, UNGUARDED, NO_FIREWALL, MANY_AT_ONCE)
+ELSEWHERE_WALKED = (NOT_SERVED, PAST_THE_ENCRYPTION, UNGUARDED, NO_FIREWALL, MANY_AT_ONCE)
 
 
 def walked() -> dict[str, tuple[str, str]]:

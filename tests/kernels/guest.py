@@ -215,6 +215,10 @@ mount -t sysfs sys /root/sys
 mount --move /dev /root/dev
 mkdir -p /root/dev/pts /root/dev/shm /root/lib/modules
 mount -t devpts devpts /root/dev/pts
+ln -s /proc/self/fd/0 /root/dev/stdin
+ln -s /proc/self/fd/1 /root/dev/stdout
+ln -s /proc/self/fd/2 /root/dev/stderr
+ln -s /proc/self/fd /root/dev/fd
 {keep}
 for place in {temporary}; do mount -t tmpfs tmpfs /root$place; done
 chmod 1777 /root/dev/shm /root/tmp

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, TypeAlias, TypeVar
 
-from pyflannel.doctor import containers, firewall, membership, node, wireguard
+from pyflannel.doctor import containers, data_plane, firewall, membership, node, wireguard
 from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
 from pyflannel.doctor.probes import Target, checksum_errors, judge, probe_peers, targets
@@ -42,6 +42,7 @@ GROUPS: Final[Mapping[str, Sequence[Check]]] = {
         membership.lease,
         membership.device,
         membership.objects,
+        data_plane.served,
         membership.diversions,
         membership.subnet_file,
         membership.bridges,

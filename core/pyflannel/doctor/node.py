@@ -11,7 +11,7 @@ from typing import Final
 
 from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
-from pyflannel.kernel.model import KernelObject, Link
+from pyflannel.kernel.model import KernelObject, Link, XfrmPolicy
 from pyflannel.kernel.refusal import module_of
 from pyflannel.network.underlay import LOOPBACK
 
@@ -27,10 +27,10 @@ __all__ = [
 ]
 
 _CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13}  # linux/capability.h
-_KINDS: Final = frozenset({"gre", "ip6gre", "ipip", "tun", "vxlan", "wireguard"})
+_KINDS: Final = frozenset({"gre", "ip6gre", "ipip", "tun", "vxlan", "wireguard", "xfrm"})
 """The kinds of devices that the backends make."""
 
-_SWITCHES: Final = {"ip_gre": "NET_IPGRE", "ip6_gre": "IPV6_GRE"}
+_SWITCHES: Final = {"ip_gre": "NET_IPGRE", "ip6_gre": "IPV6_GRE", "esp4": "INET_ESP", "esp6": "INET6_ESP"}
 """The names of what builds modules in, where they are not the modules' own."""
 
 _STRICT = 1
@@ -69,11 +69,12 @@ def rights(_: Facts) -> Iterator[Finding]:
 
 
 def kernel_features(facts: Facts) -> Iterator[Finding]:
-    """Whether the kernel has the kinds of devices that the backend plans."""
+    """Whether the kernel has the kinds of devices that the backend plans, and the encryption behind its policies."""
     if facts.overlay is None:
         yield skipped("kernel features", "not known which are needed: " + str(facts.problems["overlay"]))
         return
-    modules = sorted({module for item in facts.overlay.own_objects if (module := _module(item)) is not None})
+    planned = [*facts.overlay.own_objects, *facts.overlay.desired.values()]
+    modules = sorted({module for item in planned if (module := _module(item)) is not None})
     if not modules:
         yield passed("kernel features", f"backend {facts.overlay.backend.name} needs none")
     for module in modules:
@@ -85,12 +86,14 @@ def kernel_features(facts: Facts) -> Iterator[Finding]:
             yield failed(
                 "kernel features",
                 f"{module} is neither built in nor a loadable module of {os.uname().release}",
-                f"backend {facts.overlay.backend.name} can't make its device",
+                f"backend {facts.overlay.backend.name} can't do without it",
                 f"modprobe {module}   # after installing the kernel's extra modules package",
             )
 
 
 def _module(item: KernelObject) -> str | None:
+    if isinstance(item, XfrmPolicy):
+        return f"esp{item.tunnel_source.version}"
     if not isinstance(item, Link):
         return None
     return module_of(item.info.kind) if item.info.kind in _KINDS else None

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tests.integration.asking import until
+from tests.integration.examining import NOT_SERVED, Doctor
 from tests.storing import FREE, write_document
 
 from pyflannel.lab import Lab, Node
@@ -141,6 +142,10 @@ def test_a_peer_whose_command_fails_is_named_and_the_others_go_on(lab: Lab) -> N
         )
         assert node.daemon.status()["ready"]
         assert lab.reachability().complete
+        with Doctor(node) as doctor:
+            (finding,) = doctor.trouble("--no-probes")[NOT_SERVED.check]
+        assert finding["fix"].startswith(NOT_SERVED.fix)
+        assert finding["message"].startswith(f"{FREE} at 203.0.113.9: SubnetAddCommand ended with status")
     finally:
         odd.unlink()
     until(lambda: len(node.daemon.status()["peers"]) == 2, "the odd lease is gone")

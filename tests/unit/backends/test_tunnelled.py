@@ -27,6 +27,7 @@ UNDERLAY = Underlay("eth0", 1500, FOUR, SIX, public_ipv4=FOUR, public_ipv6=SIX)
         ({"Type": "udp"}, (4,), {"flannel0"}),
         ({"Type": "wireguard", "Implementation": "userspace"}, (4, 6), {"flannel-wg", "flannel-wg-v6"}),
         ({"Type": "wireguard", "Implementation": "userspace", "Mode": "auto"}, (4, 6), {"flannel-wg"}),
+        ({"Type": "ipsec", "PSK": "0123456789abcdef" * 6}, (4, 6), {"flannel-ipsec"}),
         ({"Type": "host-gw"}, (4, 6), set()),
         ({"Type": "alloc"}, (4, 6), set()),
         ({"Type": "extension"}, (4, 6), set()),
