@@ -328,7 +328,7 @@ _SOFT: Final[Mapping[type, str]] = {Link: "mtu", WireguardPeer: "keepalive"}
 
 _ANOTHER_NAME: Final = (
     "change an option along with it that gives the device another name (vxlan: VNI; wireguard: ListenPort, with IPv6 "
-    "ListenPortV6, too; udp: Port)"
+    "ListenPortV6, too; udp: Port), or go by way of another backend"
 )
 
 

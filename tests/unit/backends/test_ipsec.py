@@ -28,6 +28,7 @@ from pyflannel.backend import (
     parse_options,
 )
 from pyflannel.errors import ConfigError, PeerRejected
+from pyflannel.planning.transition import Side, clash
 from pyflannel.testing.backends import BackendPlanning
 from pyflannel_backends.ipsec import DEVICE, IF_ID, SHUT, IpsecBackend, IpsecOptions
 from pyflannel_backends.ipsec.connections import Tunnel, connecting, established, troubles
@@ -235,3 +236,12 @@ def test_a_slow_look_postpones_the_next_one_by_seconds_and_not_by_minutes() -> N
     assert pause_after(0.0, at_ease=True) > pause_after(0.0, at_ease=False) > 0
     assert pause_after(0.4, at_ease=False) == 20 * 0.4, "thousands of tunnels cost a twentieth of a processor"
     assert pause_after(8.0, at_ease=False) == pause_after(80.0, at_ease=True) == 10.0, "a kernel tests its algorithms"
+
+
+@pytest.mark.parametrize("changed", [{"PSK": PSK[::-1]}, {"UDPEncap": True}, {"ESPProposal": "aes256-sha512-modp4096"}])
+def test_a_running_network_does_not_change_to_other_options(changed: dict[str, JSON]) -> None:
+    """One charon can't have both, and two can't have one port."""
+    sides = [Side(backend(**options), NETWORK) for options in ({}, changed)]
+    refused = clash(*sides, *(side.plan_node(NODE) for side in sides))
+    assert "backend ipsec moves the packets of one device by one process" in refused
+    assert "go by way of another backend" in refused
