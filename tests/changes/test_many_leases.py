@@ -1,4 +1,7 @@
-"""Tens of thousands of leases come at once to a daemon that runs: it is alive all the time, and doctor sees it well."""
+"""Tens of thousands of leases come at once to a daemon that runs: it is alive meanwhile, and doctor finds it well.
+
+That long work gives signs of life whatever the machine's speed is shown in ``tests/unit/daemon/test_loop.py``.
+"""
 
 from __future__ import annotations
 
