@@ -47,5 +47,6 @@ def test_entrances_and_exits(
     made.publish(node)  # which makes a key where there has to be one
     overlay = Overlay(made, node)
     assert overlay.entrances == entrances
-    assert overlay.exits == (entrances if backend["Type"] == "wireguard" else set()), "where a packet is encrypted"
-    assert not overlay.ipsec
+    encrypts = backend["Type"] in ("wireguard", "ipsec")
+    assert overlay.exits == (entrances if encrypts else set()), "where a packet is encrypted"
+    assert overlay.ipsec == (backend["Type"] == "ipsec")
