@@ -139,13 +139,16 @@ def apart(deletions: Iterable[Write], creations: Iterable[Write]) -> tuple[list[
     The second kind waits for the other one, where both can stand side by side: IPv4 routes, which differ in their
     metric, and those in different tables.
     """
+    going = list(deletions)
+    if not going:
+        return [], []  # as at a start, which makes thousands
     followed: dict[object, set[int]] = {}
     for write in creations:
         if isinstance(write.new, Route):
             followed.setdefault(write.new.destination, set()).add(write.new.table)
     first: list[Write] = []
     last: list[Write] = []
-    for write in deletions:
+    for write in going:
         (last if isinstance(write.old, Route) and _waits(write.old, followed) else first).append(write)
     return first, last
 
