@@ -19,18 +19,26 @@ from pyflannel.lab.sandbox import Process
 from pyflannel.lab.servers.etcd import find_etcd
 from pyflannel.lab.topology import ContainerNetwork
 
-__all__ = ["BINARY", "MISSING", "VERSION", "Etcd", "Flanneld"]
+__all__ = ["BINARY", "MISSING", "NOT_INSTALLED", "VERSION", "Etcd", "Flanneld"]
 
 VERSION: Final = os.environ.get("PYFLANNEL_FLANNELD_VERSION", "0.28.10")
 _CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyflannel"
 BINARY: Final = Path(os.environ.get("PYFLANNEL_CACHE") or _CACHE) / f"flanneld-{VERSION}" / "flanneld"
 
 
-def _missing() -> str | None:
+def _not_installed() -> str | None:
     if not os.access(BINARY, os.X_OK):
         return f"no flanneld {VERSION}: tools/build-flanneld"
-    if find_etcd() is None:
-        return "etcd is not installed: apt-get install etcd-server etcd-client"
+    return "etcd is not installed: apt-get install etcd-server etcd-client" if find_etcd() is None else None
+
+
+NOT_INSTALLED: Final = _not_installed()
+"""Which program is not on this machine, or ``None``."""
+
+
+def _missing() -> str | None:
+    if NOT_INSTALLED is not None:
+        return NOT_INSTALLED
     if not Path("/proc/sys/net/bridge/bridge-nf-call-iptables").exists():
         return "flanneld ends without br_netfilter: modprobe br_netfilter"
     return None
