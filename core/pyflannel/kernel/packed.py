@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection, ItemsView, Iterable, Iterator, Mapping, ValuesView
+from dataclasses import fields
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from struct import Struct
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from pyflannel.kernel.model import (
     MAIN_TABLE,
@@ -25,7 +26,7 @@ from pyflannel.kernel.model import (
     Neighbour,
     Route,
 )
-from pyflannel.network.lease import IPNetwork
+from pyflannel.network.lease import IPAddress, IPNetwork
 
 __all__ = [
     "FDB4",
@@ -91,6 +92,7 @@ _NUMBERS: Final[dict[str, int]] = {}
 _NAMES: Final[list[str]] = []
 """The names of links, each of which is kept once: a part has its number."""
 
+_USUAL_METRIC6: Final = 1024
 _IPV6: Final = 1 << 128
 """Beyond all addresses: what tells an IPv6 address's number in a key from an IPv4 one's."""
 
@@ -191,30 +193,77 @@ def _object(part: bytes) -> KernelObject:
     return item
 
 
+def _setters(kind: type) -> list[Callable[[Any, Any], None]]:
+    """What sets each field of a frozen class. What a part holds was checked when its object was made: to check it again
+    takes longer than all the rest of unpacking."""
+    return [kind.__dict__[each.name].__set__ for each in fields(kind)]
+
+
+_new = object.__new__
+_set_neighbour_link, _set_neighbour_address, _set_neighbour_mac = _setters(Neighbour)
+_set_fdb_link, _set_fdb_mac, _set_remote, _set_port, _set_vni = _setters(FdbEntry)
+_set_destination, _set_route_link, _set_gateway, _set_onlink, _set_source, _set_metric, *_set_details = _setters(Route)
+_DETAILS: Final = tuple((each, one.default) for each, one in zip(_set_details, fields(Route)[6:], strict=True))
+"""What a packed route has none of."""
+
+
+def _neighbour(link: int, address: IPAddress, mac: bytes) -> Neighbour:
+    item = _new(Neighbour)
+    _set_neighbour_link(item, _NAMES[link])
+    _set_neighbour_address(item, address)
+    _set_neighbour_mac(item, mac.hex(":"))
+    return item
+
+
+def _fdb(link: int, mac: bytes, remote: IPAddress) -> FdbEntry:
+    item = _new(FdbEntry)
+    _set_fdb_link(item, _NAMES[link])
+    _set_fdb_mac(item, mac.hex(":"))
+    _set_remote(item, remote)
+    _set_port(item, None)
+    _set_vni(item, None)
+    return item
+
+
+def _route(destination: IPNetwork, metric: int | None, link: int, gateway: IPAddress, onlink: bool) -> Route:
+    item = _new(Route)
+    _set_destination(item, destination)
+    _set_route_link(item, _NAMES[link])
+    _set_gateway(item, gateway)
+    _set_onlink(item, onlink)
+    _set_source(item, None)
+    _set_metric(item, metric)
+    for set_detail, usual in _DETAILS:
+        set_detail(item, usual)
+    return item
+
+
 def _neighbour4(link: int, address: bytes, mac: bytes) -> Neighbour:
-    return Neighbour(_NAMES[link], IPv4Address(address), mac.hex(":"))
+    return _neighbour(link, IPv4Address(address), mac)
 
 
 def _neighbour6(link: int, address: bytes, mac: bytes) -> Neighbour:
-    return Neighbour(_NAMES[link], IPv6Address(address), mac.hex(":"))
+    return _neighbour(link, IPv6Address(address), mac)
 
 
 def _fdb4(link: int, mac: bytes, remote: bytes) -> FdbEntry:
-    return FdbEntry(_NAMES[link], mac.hex(":"), IPv4Address(remote))
+    return _fdb(link, mac, IPv4Address(remote))
 
 
 def _fdb6(link: int, mac: bytes, remote: bytes) -> FdbEntry:
-    return FdbEntry(_NAMES[link], mac.hex(":"), IPv6Address(remote))
+    return _fdb(link, mac, IPv6Address(remote))
 
 
 def _route4(address: bytes, length: int, metric: int, link: int, gateway: bytes, onlink: bool) -> Route:
-    way = IPv4Network((address, length)), _NAMES[link], IPv4Address(gateway), onlink
-    return Route(*way, metric=metric)
+    net = IPv4Network((address, length))
+    towards = net.network_address if gateway == address else IPv4Address(gateway)
+    return _route(net, metric or None, link, towards, onlink)
 
 
 def _route6(address: bytes, length: int, metric: int, link: int, gateway: bytes, onlink: bool) -> Route:
-    way = IPv6Network((address, length)), _NAMES[link], IPv6Address(gateway), onlink
-    return Route(*way, metric=metric)
+    net = IPv6Network((address, length))
+    towards = net.network_address if gateway == address else IPv6Address(gateway)
+    return _route(net, None if metric == _USUAL_METRIC6 else metric, link, towards, onlink)
 
 
 _UNPACKED: Final[tuple[Callable[..., KernelObject], ...]] = (
