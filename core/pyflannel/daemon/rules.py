@@ -27,6 +27,7 @@ def planned(overlay: Overlay, settings: Settings, *, forward: bool = False) -> R
         fully_random=settings.ip_masq_fully_random,
         entrances=overlay.entrances if settings.check_sources else (),
         underlay=node.underlay.interface,
+        addresses=[address for address in (node.underlay.ipv4, node.underlay.ipv6) if address is not None],
         exits=overlay.exits if settings.check_exits else (),
         ipsec=overlay.ipsec,
     )

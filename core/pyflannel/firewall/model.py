@@ -17,7 +17,7 @@ from ipaddress import ip_network
 from typing import Final
 
 from pyflannel.network.document import NetworkConfig
-from pyflannel.network.lease import IPNetwork, Subnets
+from pyflannel.network.lease import IPAddress, IPNetwork, Subnets
 
 __all__ = [
     "EXIT_COMMENT",
@@ -162,6 +162,7 @@ def plan(
     fully_random: bool = True,
     entrances: Collection[str] = (),
     underlay: str = "",
+    addresses: Collection[IPAddress] = (),
     exits: Collection[str] = (),
     ipsec: bool = False,
 ) -> Rules:
@@ -175,6 +176,8 @@ def plan(
         there are none, all may come in.
     :param underlay: the interface by which nobody speaks for the overlay then, not even for an address that no route
         but the default one leads to.
+    :param addresses: this node's own on the underlay. If one lies in the network, that covers the nodes, and others are
+        heard by such addresses, too: those that can't be leased.
     :param exits: the devices by which alone packets leave for the overlay. Others to an address that may be leased to
         another node are dropped: they would be readable on the way. If there are none, all may go out.
     :param ipsec: such a device is IPsec's, which shows the firewall a packet twice: when it goes into the device, and
@@ -186,11 +189,12 @@ def plan(
         if config is None or subnet is None:
             return FamilyRules(version)
         whole: IPNetwork = config.network
+        nodes = config.unleasable if any(address in whole for address in addresses) else ()
         return FamilyRules(
             version,
             _forward(whole) if forward else (),
             _masquerade(whole, subnet, fully_random) if masquerade else (),
-            _arrival(whole, config.unleasable, entrances, underlay) if entrances else (),
+            _arrival(whole, nodes, entrances, underlay) if entrances else (),
             _departure(whole, (subnet, *config.unleasable), exits, ipsec) if exits else (),
         )
 
