@@ -13,6 +13,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,8 @@ def nodes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[Node]
             if node.plane is not None:
                 node.plane.stop()
             for pid in ip("netns", "pids", node.netns).stdout.split():
-                os.kill(int(pid), signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it may end by itself just now
+                    os.kill(int(pid), signal.SIGKILL)
             for charon in node.charons:
                 charon.reap(patience=60.0)
             ip("netns", "delete", node.netns)

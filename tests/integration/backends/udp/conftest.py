@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,8 @@ class Node:
             self.driver.kill()
             self._close_driver()
         for pid in run("ip", "netns", "pids", self.namespace).split():
-            os.kill(int(pid), signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it may end by itself just now
+                os.kill(int(pid), signal.SIGKILL)
         run("ip", "netns", "del", self.namespace)
 
 

@@ -161,7 +161,7 @@ def test_a_worker_that_no_daemon_will_find_again_leaves_the_packets_to_the_next(
     first.start_driver()
     first.put_peer()
     until(lambda: len(first.workers()) == 1 and lost not in first.workers(), "the lost worker to end")
-    assert first.ping(count=5)
+    until(lambda: first.ping(count=5), "the next worker to move packets")
 
 
 def test_a_worker_that_is_configured_otherwise_is_replaced_without_a_gap(overlay: Overlay) -> None:
