@@ -11,6 +11,7 @@ seconds; after that only the resync period's, and the state says so. What the lo
 from __future__ import annotations
 
 import logging
+import select
 import selectors
 import threading
 import time
@@ -35,6 +36,9 @@ log = logging.getLogger(__name__)
 PAUSE: Final = 0.2
 """Seconds between two checks at least: a restore by somebody else is many changes, and one look."""
 
+STUMBLE_PAUSE: Final = 5.0
+"""Seconds until the thread begins anew after something that it was not prepared for."""
+
 BURST: Final = 20
 BURST_TIME: Final = 20.0
 
@@ -55,7 +59,7 @@ class FirewallKeeper:
         self._wanted: deque[tuple[Rules, bool, int]] = deque(maxlen=1)
         self._asked = self._heard = self._seen_to = 0
         """How often :meth:`want` was called, up to which call we have heard, and have seen to."""
-        self._begun = False
+        self._made = self._begun = False
         self._anew = False
         self._stopping = False
         self._wake = Wake()
@@ -95,14 +99,34 @@ class FirewallKeeper:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        while not self._stopping:
+            try:
+                if not self._made:
+                    self._firewall, self._made = self._make(), True
+                self._listen()
+            except Exception as error:  # no descriptor even to import something, or a fault; the daemon goes on
+                told = (f"internal error: {type(error).__name__}: {error}",)
+                if told != self.state.errors:
+                    log.exception("the firewall's thread has stumbled and begins anew")
+                self._tell(replace(self.state, in_place=False, errors=told))
+                self._anew = True
+                self._pause()
+
+    def _pause(self) -> None:
+        until_woken = select.poll()
+        until_woken.register(self._wake, select.POLLIN)
+        self._wake.drain()
+        if not self._stopping:
+            until_woken.poll(STUMBLE_PAUSE * 1000)
+
+    def _listen(self) -> None:
+        self._wake.set()  # for what was wanted before
+        monitor = _monitor()
         try:
-            self._firewall = self._make()
-            self._work(_listen())
-        except Exception as error:  # the daemon goes on without us, and says so
-            log.exception("the firewall's thread has ended")
-            self._tell(
-                replace(self.state, in_place=False, errors=(f"internal error: {type(error).__name__}: {error}",))
-            )
+            self._work(monitor)
+        finally:
+            if monitor is not None:
+                monitor.close()
 
     def _work(self, monitor: Monitor | None) -> None:
         with selectors.DefaultSelector() as selector:
@@ -125,8 +149,6 @@ class FirewallKeeper:
                     due = None
                     self._check(monitor)
                     self._not_before = time.monotonic() + PAUSE
-        if monitor is not None:
-            monitor.close()
 
     def _hear(self, monitor: Monitor | None) -> bool:
         """Take in what was wanted and told; whether that asks for a check."""
@@ -187,7 +209,7 @@ class FirewallKeeper:
             self._changed()
 
 
-def _listen() -> Monitor | None:
+def _monitor() -> Monitor | None:
     from pyflannel.firewall.monitor import Monitor
 
     try:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from ipaddress import IPv4Network
+from typing import ClassVar
 
 import pytest
 from tests.integration.firewall.conftest import Host
@@ -12,6 +15,7 @@ from tests.waiting import until
 from pyflannel.firewall import keeper as keeping
 from pyflannel.firewall.keeper import FirewallKeeper
 from pyflannel.firewall.model import Mode, plan
+from pyflannel.firewall.state import FirewallState
 from pyflannel.firewall.sync import Firewall, find_tools
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import Subnets
@@ -34,6 +38,44 @@ def keeper(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[FirewallKeep
     host.do(made.start)
     yield made
     made.stop(10)
+
+
+class Poor(Firewall):
+    """One that gets no descriptor, two times."""
+
+    refused: ClassVar[int] = 0
+
+    @classmethod
+    def refuse(cls) -> None:
+        if cls.refused < 2:
+            cls.refused += 1
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "foreign.py")
+
+    def check(self) -> FirewallState:
+        self.refuse()
+        return super().check()
+
+
+@pytest.mark.parametrize("where", ["making", "checking"])
+def test_a_thread_that_gets_no_descriptor_begins_anew(host: Host, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even for a module that it needs to have imported."""
+    monkeypatch.setattr(keeping, "STUMBLE_PAUSE", 0.1)
+    monkeypatch.setattr(Poor, "refused", 0)
+
+    def make() -> Firewall:
+        if where == "making":
+            Poor.refuse()
+        return Poor(find_tools(), Mode.AUTO)
+
+    made = FirewallKeeper(make, NEVER, lambda: None)
+    host.do(made.start)
+    try:
+        made.want(RULES)
+        until(lambda: made.state.in_place)
+        assert (made.state.errors, Poor.refused) == ((), 2)
+        assert there(host)
+    finally:
+        assert made.stop(10)
 
 
 def there(host: Host) -> bool:
