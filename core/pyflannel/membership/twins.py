@@ -61,9 +61,14 @@ def look_for_twin(state: KeeperState, change: Change) -> None:
 
 
 def speaks_again(state: KeeperState, theirs: LeaseAttributes) -> bool:
-    """Whether the machine that we have taken our lease over from writes to it again, and so is another one."""
+    """Whether the machine that we have taken our lease over from writes to it again, and so is another one.
+
+    What has our marks, where that one's were others, we wrote ourselves, and hear of it late.
+    """
     taken = state.taken_from
     if taken is None or (theirs.node_id, addresses(theirs)) != (state.node_id, addresses(taken)):
+        return False
+    if theirs.marks == state.marks != taken.marks:
         return False
     mine = state.lease_state.lease
     moved = mine is not None and addresses(mine.attributes) != addresses(taken)

@@ -14,6 +14,7 @@ from tests.unit.membership.modelled import Node, StoreModel, together, underlay
 
 from pyflannel.membership.machine import Delete, Renew, Update
 from pyflannel.network.marks import NO_MARKS, Marks
+from pyflannel.store import Batch, Change
 
 CARD = Marks("run 1", "", frozenset({"card 1"}))
 COPY = Marks("run 2", "", frozenset({"card 2"}))
@@ -169,6 +170,25 @@ def test_a_node_that_moved_before_keeps_its_lease_from_a_copy_like_it() -> None:
     together([moved, second], 60)
     assert (moved.joined.lease.key, moved.joined.node.node_id) == (key, "n")
     assert second.joined.lease.key != key
+
+
+def test_a_node_that_rebooted_and_moved_knows_its_own_words_when_it_hears_them_late() -> None:
+    """They name the address at which it took its lease over from the life before."""
+    first = original()
+    first.machine.stop(first.now)
+    rebooted = copy(first.store, 1, BOTH_SAME).start()
+    early = rebooted.record
+    assert early is not None
+    rebooted.machine.move(underlay(8), rebooted.now)
+    together([rebooted], 30)
+    assert rebooted.record is not None
+    assert json.loads(rebooted.record.value)["PublicIP"] == "192.0.2.8"
+    (watch, revision) = next(iter(rebooted.watches.items()))
+    rebooted.machine.batch(watch, Batch(revision, (Change(early.key, early),)), rebooted.now)
+    together([rebooted], 60)
+    assert not rebooted.state.conflict, rebooted.state
+    assert (rebooted.joined.lease.key, rebooted.joined.node.node_id) == (early.key, "n")
+    assert json.loads(rebooted.record.value)["PublicIP"] == "192.0.2.8"
 
 
 def test_the_original_moves_while_its_copy_runs() -> None:
