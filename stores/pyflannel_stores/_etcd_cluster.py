@@ -25,7 +25,7 @@ from pyflannel_stores._bounds import LARGEST_ANSWER, TOO_LARGE
 from pyflannel_stores._etcd_access import Access, Endpoint
 from pyflannel_stores._etcd_loader import load_etcd3, load_grpc
 
-__all__ = ["Cluster", "Deadline", "LeaseGone", "Member", "Metadata", "Verdict", "plain"]
+__all__ = ["Cluster", "Deadline", "LeaseGone", "Meaning", "Member", "Metadata", "plain"]
 
 Reply = TypeVar("Reply")
 Metadata = tuple[tuple[str, str], ...]
@@ -72,7 +72,7 @@ class LeaseGone(Exception):  # noqa: N818 - an answer, which callers turn into a
     """etcd does not know the etcd lease that a request names."""
 
 
-class Verdict(Enum):
+class Meaning(Enum):
     """What a failed call means."""
 
     MOVE_ON = auto()
@@ -173,7 +173,7 @@ class Cluster:
                     raise
             return send(member, self.metadata(member, deadline), deadline)
         except grpc.RpcError as error:
-            if self.judge(error) is Verdict.MOVE_ON:
+            if self.judge(error) is Meaning.MOVE_ON:
                 self._drop()
             raise
 
@@ -199,7 +199,7 @@ class Cluster:
             try:
                 return position, attempt(endpoint, deadline.share(tries - number))
             except grpc.RpcError as error:
-                if self.judge(error) is not Verdict.MOVE_ON:
+                if self.judge(error) is not Meaning.MOVE_ON:
                     raise self._answer(error, endpoint) from None
                 failures[endpoint] = error
             except ValueError:
@@ -253,22 +253,22 @@ class Cluster:
 
     def forget_token(self, error: Exception | None = None) -> bool:
         """Forget our token, if there is one and ``error`` says that it is no good; the next call logs in again."""
-        if self._token is None or (error is not None and self.judge(error) is not Verdict.LOG_IN):
+        if self._token is None or (error is not None and self.judge(error) is not Meaning.LOG_IN):
             return False
         self._token = None
         return True
 
-    def judge(self, error: Exception) -> Verdict:
+    def judge(self, error: Exception) -> Meaning:
         """What a failed call means."""
         grpc = load_grpc()
 
         code, details = _code(error), _details(error)
         if code == grpc.StatusCode.UNAUTHENTICATED or any(text in details for text in _TOKEN_TROUBLE):
-            return Verdict.LOG_IN
+            return Meaning.LOG_IN
         if "database space exceeded" in details:
-            return Verdict.FULL
+            return Meaning.FULL
         if code == grpc.StatusCode.NOT_FOUND and "lease" in details:
-            return Verdict.LEASE_GONE
+            return Meaning.LEASE_GONE
         if code in {
             grpc.StatusCode.PERMISSION_DENIED,
             grpc.StatusCode.INVALID_ARGUMENT,
@@ -276,15 +276,15 @@ class Cluster:
             grpc.StatusCode.UNIMPLEMENTED,
             grpc.StatusCode.NOT_FOUND,
         }:
-            return Verdict.DENIED
-        return Verdict.MOVE_ON
+            return Meaning.DENIED
+        return Meaning.MOVE_ON
 
     def _answer(self, error: Exception, endpoint: Endpoint) -> Exception:
         """A failed call in our own words, if it is one that no other member would treat differently."""
         where, verdict, said = f"store etcd {endpoint}", self.judge(error), _details(error)
-        if verdict is Verdict.LEASE_GONE:
+        if verdict is Meaning.LEASE_GONE:
             return LeaseGone(said)
-        if verdict is Verdict.FULL:
+        if verdict is Meaning.FULL:
             return StoreUnavailableError(
                 f"{where}: {said}: its disk quota is used up and nothing can be written (leases are still renewed); "
                 "compact, defragment, then etcdctl alarm disarm"
@@ -292,7 +292,7 @@ class Cluster:
         user = f"user {self.access.username!r}" if self.access.username else "a client without a user"
         if "user name is empty" in said:
             hint = "authentication is on; add username and password_file"
-        elif verdict is Verdict.LOG_IN or "authentication failed" in said:
+        elif verdict is Meaning.LOG_IN or "authentication failed" in said:
             hint = f"{user} can't log in; check username and password"
         elif "permission denied" in said:
             hint = f"{user} needs the right to read and write the prefix {self.access.prefix}/"

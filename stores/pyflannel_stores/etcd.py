@@ -34,7 +34,7 @@ from pyflannel.store import (
     Watch,
 )
 from pyflannel_stores._etcd_access import OPTIONS, Access, Endpoint
-from pyflannel_stores._etcd_cluster import Cluster, Deadline, LeaseGone, Member, Metadata, Verdict, plain
+from pyflannel_stores._etcd_cluster import Cluster, Deadline, LeaseGone, Meaning, Member, Metadata, plain
 from pyflannel_stores._etcd_loader import load_grpc, patient_threads
 
 __all__ = ["EtcdStore", "EtcdWatch"]
@@ -252,7 +252,7 @@ class EtcdStore(Store):
             try:
                 return member.client.kvstub.Txn(request, timeout=deadline.left, metadata=metadata)
             except grpc.RpcError as error:
-                lost |= self._cluster.judge(error) is Verdict.MOVE_ON
+                lost |= self._cluster.judge(error) is Meaning.MOVE_ON
                 raise
 
         return self._cluster.call(send, deadline), lost
@@ -345,7 +345,7 @@ class EtcdStore(Store):
         try:
             return max(0.0, float(answer.result().TTL))
         except grpc.RpcError as error:
-            if self._cluster.judge(error) is Verdict.LEASE_GONE:
+            if self._cluster.judge(error) is Meaning.LEASE_GONE:
                 return 0.0
             raise
 
@@ -514,7 +514,7 @@ class EtcdWatch(Watch):
             metadata = self._cluster.metadata(member, deadline)
             member.client.kvstub.Range(request, timeout=deadline.left, metadata=metadata)
         except grpc.RpcError as error:
-            return self._cluster.judge(error) is not Verdict.MOVE_ON
+            return self._cluster.judge(error) is not Meaning.MOVE_ON
         except ValueError:  # gRPC's complaint about a channel that was closed meanwhile
             return True
         return True

@@ -30,7 +30,7 @@ from pyflannel.kernel.refusal import not_kept
 from pyflannel.network.lease import IPNetwork
 from pyflannel.small.retry import Backoff
 
-__all__ = ["Failure", "ObjectState", "ObjectStatus", "Outcome", "Tracker"]
+__all__ = ["Failure", "ObjectState", "ObjectStatus", "Reconciled", "Tracker"]
 
 FIRST_RETRY = 1.0
 """Seconds until a refused object is tried again, at most; doubles with every refusal."""
@@ -81,7 +81,7 @@ class ObjectStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Reconciled:
     """What one reconciliation did: how many writes the kernel took, and those that put right what others changed.
 
     ``refused`` counts the writes that it did not take, ``failed`` the objects that it has refused for long.
@@ -233,7 +233,7 @@ class Tracker:
 
     # The difference
 
-    def reconcile(self) -> Outcome:
+    def reconcile(self) -> Reconciled:
         """Write what differs. Writes nothing when nothing does.
 
         :raises KernelError: the kernel can't be read at all; everything stays as dirty as it was.
@@ -241,7 +241,7 @@ class Tracker:
         if self._resync:
             self._dump()
         self._attempted, self._stirred = set(), set()
-        links = rest = Outcome()
+        links = rest = Reconciled()
         if self._noted:
             links = self._write_links()
             rest, _ = self._write(links=False)
@@ -249,14 +249,14 @@ class Tracker:
                 self._noted = {}  # one that was emptied keeps the size that it once had
         if self._settled_at is None and self._desired:
             self._settled_at = self._clock()
-        return Outcome(
+        return Reconciled(
             links.written + rest.written,
             links.repaired + rest.repaired,
             len(self.failures),
             links.refused + rest.refused,
         )
 
-    def _write_links(self) -> Outcome:
+    def _write_links(self) -> Reconciled:
         """Write links, dump all that is on them now, and see whether the kernel has kept them as they were written."""
         before = dict(self._failures)
         outcome, written = self._write(links=True)
@@ -280,7 +280,7 @@ class Tracker:
                 self._retry_soon(str(key[1]))
         self._fail(kept, self._clock())
         repaired = tuple(write for write in outcome.repaired if write.key not in kept)
-        return Outcome(outcome.written - len(kept), repaired, refused=outcome.refused + len(kept))
+        return Reconciled(outcome.written - len(kept), repaired, refused=outcome.refused + len(kept))
 
     def _apply(self, writes: list[Write]) -> Mapping[Key, KernelError]:
         """What the port refuses of these. One that it can't even encode is one refused write, and ends nothing else."""
@@ -295,12 +295,12 @@ class Tracker:
         half = len(writes) // 2  # whatever was done of it can be repeated
         return {**self._apply(writes[:half]), **self._apply(writes[half:])}
 
-    def _write(self, links: bool) -> tuple[Outcome, set[Key]]:
+    def _write(self, links: bool) -> tuple[Reconciled, set[Key]]:
         """Write what differs, links or all else; also returns the keys of what was written."""
         now = self._clock()
         writes = dict(self._pending_writes(now, links))
         if not writes:
-            return Outcome(), set()
+            return Reconciled(), set()
         refused = self._apply(list(writes.values()))
         self._stirred |= {str(key[1]) for key in writes if key[0] in _STIRRING}
         self._fail(refused, now)
@@ -312,7 +312,7 @@ class Tracker:
         self._stamp(keys)
         repaired = tuple(write for key, write in done.items() if key in self._drifted) if self._drifted else ()
         self._drifted -= keys
-        return Outcome(len(done), repaired, refused=len(refused)), keys
+        return Reconciled(len(done), repaired, refused=len(refused)), keys
 
     def _pending_writes(self, now: float, links: bool) -> Iterator[tuple[Key, Write]]:
         failures, lacking = self._failures, self._lacking_links()

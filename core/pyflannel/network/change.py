@@ -39,9 +39,9 @@ __all__ = [
     "DOCUMENT_KEY",
     "LAST_KEY",
     "LEASE_KEY",
+    "Ending",
     "NetworkChange",
     "NodeProgress",
-    "Outcome",
     "Phase",
     "Sides",
     "Step",
@@ -87,7 +87,7 @@ class Step(str, Enum):
     DONE = "done"
 
 
-class Outcome(str, Enum):
+class Ending(str, Enum):
     """How the last change ended. ``FORCED``: somebody wrote the document for all nodes to follow when they start."""
 
     MOVED = "done"
@@ -174,17 +174,17 @@ class Written:
     settings: Mapping[str, JSON]
     change: NetworkChange | None = None
     last: str = ""
-    outcome: Outcome | None = None
+    outcome: Ending | None = None
 
     @property
     def moved(self) -> bool:
         """Whether the last change ended with its new settings."""
-        return self.outcome is Outcome.MOVED
+        return self.outcome is Ending.MOVED
 
     @property
     def agreed(self) -> bool:
         """Whether these settings are what all nodes have gone over to together, or are about to leave together."""
-        return self.change is not None or self.outcome in (Outcome.MOVED, Outcome.BACK)
+        return self.change is not None or self.outcome in (Ending.MOVED, Ending.BACK)
 
     @property
     def text(self) -> str:
@@ -197,13 +197,13 @@ class Written:
 
     def ended(self, change: NetworkChange, at: str) -> str:
         """The document after a change: with its new settings, or after BACK with those that it had."""
-        outcome = Outcome.BACK if change.phase is Phase.BACK else Outcome.MOVED
-        settings = self.settings if outcome is Outcome.BACK else change.target
+        outcome = Ending.BACK if change.phase is Phase.BACK else Ending.MOVED
+        settings = self.settings if outcome is Ending.BACK else change.target
         return json.dumps({**settings, **_note(change.id, outcome, at)})
 
     def forced(self, identity: str, at: str) -> str:
         """The document as one that nodes are to follow when they start, whomever they reach by it."""
-        return json.dumps({**self.settings, **_note(identity, Outcome.FORCED, at)})
+        return json.dumps({**self.settings, **_note(identity, Ending.FORCED, at)})
 
     def noting(self, before: Written) -> str:
         """The document with the note that ``before`` has; empty if that has none."""
@@ -213,7 +213,7 @@ class Written:
         return {**self.settings, **(_note(self.last, self.outcome) if self.outcome is not None else {})}
 
 
-def _note(identity: str, outcome: Outcome, at: str = "") -> dict[str, JSON]:
+def _note(identity: str, outcome: Ending, at: str = "") -> dict[str, JSON]:
     return {LAST_KEY: {"Id": identity, "Outcome": outcome.value, **({"Ended": at} if at else {})}}
 
 
@@ -228,13 +228,13 @@ def read(text: str, source: str = "network config") -> Written:
     return Written(document, change, *_read_note(last))
 
 
-def _read_note(note: JSON) -> tuple[str, Outcome | None]:
+def _read_note(note: JSON) -> tuple[str, Ending | None]:
     """Id and outcome of the last change; nothing if it can't be read."""
     identity = note.get("Id") if isinstance(note, dict) else None
     if not isinstance(identity, str) or not _ID.fullmatch(identity):
         return "", None
     try:
-        return identity, Outcome(note.get("Outcome"))
+        return identity, Ending(note.get("Outcome"))
     except ValueError:
         return "", None
 
