@@ -17,7 +17,7 @@ def inert(text: str) -> str:
     """``text`` with every character that is not simply seen written as an escape."""
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def cut(text: str, limit: int = _SHOWN) -> str:
