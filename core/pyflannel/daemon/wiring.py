@@ -196,7 +196,7 @@ class _Owner:
 
     def _wait(self) -> None:
         """Until a signal comes, starting fails, or the loop ends."""
-        with selectors.DefaultSelector() as selector:
+        with selectors.PollSelector() as selector:  # poll(2) takes no descriptor, of which there may be none
             selector.register(self._wake, selectors.EVENT_READ)
             while not self._stop_wanted:
                 if self._reload_wanted and self._loop is not None:
