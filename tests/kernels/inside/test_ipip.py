@@ -195,9 +195,10 @@ def test_a_public_address_that_is_not_the_interface_s_is_published(lab: Lab) -> 
 
 def test_direct_routing_goes_direct_where_it_can() -> None:
     with Lab(nodes=3, routed=1) as lab:
+        write_document(lab, {"Type": "ipip", "DirectRouting": True})
         near, peer, far = lab.nodes
         for node in lab.nodes:
-            start(node, "--backend-option", "DirectRouting=true")
+            start(node)
         for node in lab.nodes:
             node.daemon.wait_ready(peers=2, timeout=PATIENCE)
             node.attach_containers()
