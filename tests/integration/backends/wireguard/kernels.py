@@ -28,7 +28,7 @@ __all__ = [
     "wg",
 ]
 
-PATIENCE = 120.0
+PATIENCE = max(120.0, waiting.PATIENCE)
 until = partial(waiting.until, patience=PATIENCE)
 NETWORK = "10.244.0.0/16"
 PSK = b64encode(bytes(range(32))).decode()

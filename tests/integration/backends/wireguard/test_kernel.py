@@ -101,13 +101,20 @@ def test_a_device_that_is_deleted_comes_back_with_its_peers(lab: Lab) -> None:
 
 
 def test_a_learned_endpoint_is_left_alone(lab: Lab) -> None:
-    """A stranger that is swept away shows that the peers have been read again since."""
+    """A stranger that is swept away shows that the peers have been read again since. The peer is silent meanwhile: from
+    each of its packets the kernel learns where it is.
+    """
     one, two = lab.nodes
     elsewhere = "192.0.2.99:4444"
-    wg(one, "set", "flannel-wg", "peer", public_key(two), "endpoint", elsewhere)
-    wg(one, "set", "flannel-wg", "peer", STRANGER, "allowed-ips", "10.99.0.0/24")
-    until(lambda: STRANGER not in entries(one), "the stranger is swept")
-    assert entries(one)[public_key(two)].endpoint == elsewhere
+    one.run(["nft", "add table inet silence; add chain inet silence in { type filter hook input priority -400; }"])
+    one.run(["nft", "add rule inet silence in udp dport 51820 drop"])
+    try:
+        wg(one, "set", "flannel-wg", "peer", public_key(two), "endpoint", elsewhere)
+        wg(one, "set", "flannel-wg", "peer", STRANGER, "allowed-ips", "10.99.0.0/24")
+        until(lambda: STRANGER not in entries(one), "the stranger is swept")
+        assert entries(one)[public_key(two)].endpoint == elsewhere
+    finally:
+        one.run(["nft", "delete table inet silence"])
     until(lambda: reachable(lab), "the peer's own packets tell where it is")
     assert entries(one)[public_key(two)].endpoint == f"{two.ipv4.ip}:51820"
 
