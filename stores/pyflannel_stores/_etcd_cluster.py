@@ -252,8 +252,11 @@ class Cluster:
         return str(reply.token)
 
     def forget_token(self, error: Exception | None = None) -> bool:
-        """Forget our token, if there is one and ``error`` says that it is no good; the next call logs in again."""
-        if self._token is None or (error is not None and self.judge(error) is not Meaning.LOG_IN):
+        """Forget our token, if we log in and ``error`` says that it is no good; the next call logs in again.
+
+        That may be so although there is none any more: another thread's call was refused at the same time.
+        """
+        if self.access.username is None or (error is not None and self.judge(error) is not Meaning.LOG_IN):
             return False
         self._token = None
         return True

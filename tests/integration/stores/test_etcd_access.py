@@ -361,6 +361,18 @@ def _wait_until_forgotten(cluster: EtcdCluster, token: str) -> None:
     until(told, "etcd keeps the token")
 
 
+def test_a_token_that_another_call_has_forgotten_already_is_replaced(
+    guarded: EtcdCluster, password_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(open_store(guarded, "/allowed/two", username="node", password_file=password_file)) as store:
+        store.create("before", "x", 60)
+        real, refused = store._cluster.metadata, [(("hasleader", "true"), ("token", "old.1"))]
+        store._cluster.forget_token()
+        monkeypatch.setattr(store._cluster, "metadata", lambda *asked: refused.pop() if refused else real(*asked))
+        store.create("after", "x", 60)
+        assert not refused
+
+
 def test_restarted_server_has_forgotten_all_tokens(guarded: EtcdCluster, password_file: Path) -> None:
     with closing(open_store(guarded, "/allowed/restart", username="node", password_file=password_file)) as store:
         with Follower(store) as follower:
