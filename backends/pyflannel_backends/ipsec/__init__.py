@@ -13,9 +13,7 @@ This module is the planner; :mod:`.dataplane` runs charon, :mod:`.connections` s
 
 from __future__ import annotations
 
-import os
 import re
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_interface
@@ -45,6 +43,8 @@ from pyflannel.backend import (
     option,
 )
 from pyflannel.errors import ConfigError
+from pyflannel_backends.peer_address import public_address
+from pyflannel_backends.secret_file import pre_shared_key_path, read_secret
 
 from .connections import Tunnel
 
@@ -166,7 +166,7 @@ class IpsecBackend(Backend[IpsecOptions]):
                 continue
             yield Tunnel(
                 local=_local(node, version),
-                remote=_public(peer, version),
+                remote=public_address(peer, version),
                 own=own,
                 theirs=theirs,
                 proposal=self.options.esp_proposal,
@@ -205,21 +205,10 @@ def _local(node: Node, version: int) -> IPAddress:
     return address
 
 
-def _public(peer: Lease, version: int) -> IPAddress:
-    address = peer.attributes.public(version)
-    name = "PublicIP" if version == 4 else "PublicIPv6"
-    if address is None:
-        raise PeerRejected(f"the lease has no {name}, at which its tunnel would end")
-    if address.is_multicast or address.is_unspecified or address.is_loopback or int(address) == 0xFFFFFFFF:
-        raise PeerRejected(f"{name} {address} is not the address of a host")
-    return address
-
-
 def _psk(options: IpsecOptions) -> Secret:
-    if options.psk and options.psk_file:
-        raise ConfigError("network config: Backend has a PSK and a PSKFile: remove one")
-    if options.psk_file:
-        return _checked(_read_psk(Path(options.psk_file)), f"IPsec PSK file {options.psk_file}")
+    path = pre_shared_key_path(options.psk, options.psk_file)
+    if path is not None:
+        return _checked(_read_psk(path), f"IPsec PSK file {path}")
     if not options.psk:
         raise ConfigError(
             f"network config: Backend has no PSK and no PSKFile: all nodes share a key of at least {SHORTEST_PSK} "
@@ -238,18 +227,7 @@ def _checked(key: bytes, what: str) -> Secret:
 
 
 def _read_psk(path: Path) -> bytes:
-    if not path.is_absolute():
-        raise ConfigError(f"network config: Backend.PSKFile is {str(path)!r}: must be an absolute path")
-    try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            content = file.read(LONGEST_PSK + 2)
-    except FileNotFoundError:
-        raise ConfigError(
-            f"IPsec PSK file {path}: there is none; Backend.PSKFile says that every node has it there"
-        ) from None
-    except OSError as error:
-        raise ConfigError(f"IPsec PSK file {path}: {error.strerror}") from None
-    if status.st_uid not in (0, os.geteuid()) or stat.S_IMODE(status.st_mode) & 0o077:
-        raise ConfigError(f"IPsec PSK file {path}: others may read or replace it: 'chown root' and 'chmod 600' it")
+    content = read_secret(path, "IPsec PSK file", LONGEST_PSK + 2)
+    if content is None:
+        raise ConfigError(f"IPsec PSK file {path}: there is none; Backend.PSKFile says that every node has it there")
     return content.strip()

@@ -27,7 +27,6 @@ from pyflannel.backend import (
     Lease,
     Link,
     Node,
-    PeerRejected,
     Route,
     Sysctl,
     Underlay,
@@ -35,6 +34,7 @@ from pyflannel.backend import (
     option,
 )
 from pyflannel.errors import ConfigError
+from pyflannel_backends.peer_address import public_address
 from pyflannel_backends.userspace import leaves_a_cpu, tun_info
 
 if TYPE_CHECKING:
@@ -121,11 +121,7 @@ class UdpBackend(Backend[UdpOptions]):
 
         :raises PeerRejected: its public address can't be sent to.
         """
-        address = peer.attributes.public_ip
-        if address is None:
-            raise PeerRejected("the lease has no PublicIP")
-        if address.is_multicast or address.is_unspecified or address.is_loopback or int(address) == 0xFFFFFFFF:
-            raise PeerRejected(f"PublicIP {address} is not the address of a host")
+        public_address(peer, 4)
         return DesiredState()
 
     def start(self, node: Node) -> DataPlane:

@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_interface
-from pathlib import Path
 from typing import ClassVar, Final
 
 from pyflannel.backend import (
@@ -49,6 +48,8 @@ from pyflannel.backend import (
     option,
 )
 from pyflannel.errors import ConfigError
+from pyflannel_backends.peer_address import public_address
+from pyflannel_backends.secret_file import pre_shared_key_path
 from pyflannel_backends.userspace import tun_info
 from pyflannel_backends.userspace.fastpath import described, load_transport
 
@@ -234,7 +235,7 @@ class WireguardBackend(Backend[WireguardOptions]):
         versions = [version for version in node.network.versions if peer.subnets.of(version) is not None]
         if self.options.mode == "separate":
             for version in versions:
-                yield self._peer(node, peer, [version], _public(peer, version))
+                yield self._peer(node, peer, [version], public_address(peer, version))
         elif versions:
             yield self._peer(node, peer, versions, self._endpoint(node, peer))
 
@@ -249,10 +250,10 @@ class WireguardBackend(Backend[WireguardOptions]):
     def _endpoint(self, node: Node, peer: Lease) -> IPAddress:
         """Which address of a peer to use where one device serves both families."""
         if self.options.mode != "auto":
-            return _public(peer, 4 if self.options.mode == "ipv4" else 6)
+            return public_address(peer, 4 if self.options.mode == "ipv4" else 6)
         ipv4, ipv6 = peer.attributes.public_ip, peer.attributes.public_ipv6
         if ipv4 is None or ipv6 is None:
-            return _public(peer, 4 if ipv6 is None else 6)
+            return public_address(peer, 4 if ipv6 is None else 6)
         # As flannel decides it: IPv4 reaches nearly everywhere, IPv6 only where both ends have global addresses.
         ours_v4, ours_v6 = node.underlay.public_ipv4, node.underlay.public_ipv6
         if not ipv4.is_private and ours_v4 is not None:
@@ -298,12 +299,8 @@ def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def _psk(options: WireguardOptions) -> Secret | None:
-    if options.psk and options.psk_file:
-        raise ConfigError("network config: Backend has a PSK and a PSKFile: remove one")
-    if options.psk_file:
-        path = Path(options.psk_file)
-        if not path.is_absolute():
-            raise ConfigError(f"network config: Backend.PSKFile is {options.psk_file!r}: must be an absolute path")
+    path = pre_shared_key_path(options.psk, options.psk_file)
+    if path is not None:
         return keys.load_psk(path)
     if not options.psk:
         return None
@@ -311,16 +308,6 @@ def _psk(options: WireguardOptions) -> Secret | None:
     if key is None:
         raise ConfigError("network config: Backend.PSK is no key: must be 44 characters as 'wg genpsk' prints them")
     return Secret(key)
-
-
-def _public(peer: Lease, version: int) -> IPAddress:
-    address = peer.attributes.public(version)
-    name = "PublicIP" if version == 4 else "PublicIPv6"
-    if address is None:
-        raise PeerRejected(f"the lease has no {name}, by which its node would be reached")
-    if address.is_multicast or address.is_unspecified or address.is_loopback or int(address) == 0xFFFFFFFF:
-        raise PeerRejected(f"{name} {address} is not the address of a host")
-    return address
 
 
 def _public_key(peer: Lease, version: int) -> str:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import stat
 import tempfile
 from base64 import b64decode, b64encode
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from typing import BinaryIO, Final
 
 from pyflannel.backend import Secret
 from pyflannel.errors import ConfigError
+from pyflannel_backends.secret_file import read_secret
 
 __all__ = [
     "FILE_NAME",
@@ -147,30 +147,13 @@ def load_psk(path: Path) -> Secret:
 
 def _read(path: Path, what: str, empty: str, command: str, mend: str) -> bytes | None:
     """The one key that a file holds, as ``command`` prints it; ``None`` if there is no such file."""
-    try:
-        with path.open("rb") as file:
-            _check_owner(f"{what} {path}", path, os.fstat(file.fileno()))
-            content = file.read(_LONGEST)
-    except FileNotFoundError:
+    content = read_secret(path, what, _LONGEST)
+    if content is None:
         return None
-    except OSError as error:
-        raise ConfigError(f"{what} {path}: {error.strerror}") from None
     key = decode(content.decode("ascii", errors="replace").strip())
     if key is None:
         raise ConfigError(f"{what} {path}: {empty}, which is a line of 44 characters as '{command}' prints; {mend}")
     return key
-
-
-def _check_owner(file: str, path: Path, about: os.stat_result) -> None:
-    if not stat.S_ISREG(about.st_mode):
-        raise ConfigError(f"{file}: is no regular file")
-    if about.st_uid not in (0, os.geteuid()):
-        raise ConfigError(f"{file}: belongs to user {about.st_uid}, who must not have the key")
-    if about.st_mode & 0o077:
-        raise ConfigError(
-            f"{file}: mode {stat.S_IMODE(about.st_mode):04o} lets others use the key; "
-            f"'chmod 600 {path}', or make a new key if somebody may have read it"
-        )
 
 
 def create(path: Path, new: Identity) -> None:

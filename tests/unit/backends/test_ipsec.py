@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface, ip_network
 from pathlib import Path
@@ -163,6 +164,13 @@ def test_a_psk_in_a_file_is_nobody_else_s_to_read(tmp_path: Path, mode: int, wor
     else:
         with pytest.raises(ConfigError, match="others may read"):
             backend(PSK="", PSKFile=str(path))
+
+
+def test_a_psk_in_a_pipe_keeps_nobody_waiting(tmp_path: Path) -> None:
+    path = tmp_path / "psk"
+    os.mkfifo(path, 0o600)
+    with pytest.raises(ConfigError, match="is no regular file"):
+        backend(PSK="", PSKFile=str(path))
 
 
 def test_the_psk_shows_nowhere() -> None:

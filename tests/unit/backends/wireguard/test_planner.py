@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import replace
@@ -131,6 +132,13 @@ def test_the_psk_may_be_in_a_file_of_the_node_s_own(tmp_path: Path) -> None:
     assert peer.preshared_key == made.psk
     path.chmod(0o640)
     with pytest.raises(ConfigError, match="mode 0640 lets others use the key"):
+        backend(PSKFile=str(path))
+
+
+def test_a_psk_in_a_pipe_keeps_nobody_waiting(tmp_path: Path) -> None:
+    path = tmp_path / "psk"
+    os.mkfifo(path, 0o600)
+    with pytest.raises(ConfigError, match="is no regular file"):
         backend(PSKFile=str(path))
 
 
