@@ -46,14 +46,11 @@ from pyflannel.kernel.tracker import Tracker
 from pyflannel.kernel.twin import TwinPort
 from pyflannel.lab.servers.consul import ConsulCluster
 from pyflannel.lab.servers.etcd import EtcdCluster
-from pyflannel.membership.keeper import perform
-from pyflannel.membership.machine import (
+from pyflannel.membership.calls import (
     CloseWatch,
     Create,
     Do,
     GiveUp,
-    KeeperOptions,
-    LeaseMachine,
     Load,
     OpenStore,
     OpenWatch,
@@ -61,7 +58,10 @@ from pyflannel.membership.machine import (
     Publish,
     TakeSnapshot,
 )
+from pyflannel.membership.keeper import perform
+from pyflannel.membership.machine import LeaseMachine
 from pyflannel.membership.slot import Slot
+from pyflannel.membership.state import KeeperOptions
 from pyflannel.network.document import NetworkConfig
 from pyflannel.planning.overlay import Overlay
 from pyflannel.plugins import load_backend, load_store

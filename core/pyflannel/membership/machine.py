@@ -45,30 +45,17 @@ from pyflannel.errors import (
 )
 from pyflannel.membership import joining, renewal, watching
 from pyflannel.membership.calls import (
-    Announce,
-    AskAssigned,
-    AskChosen,
     BrokenStoreError,
     Call,
-    CloseWatch,
-    Create,
     Delete,
     Do,
     GiveUp,
-    Keep,
     Lane,
-    Load,
     OpenStore,
-    OpenWatch,
     Order,
-    Publish,
-    Reaches,
-    ReadConfig,
     Renew,
     Steps,
-    TakeSnapshot,
     Update,
-    WriteConfig,
     judged,
 )
 from pyflannel.membership.following import follow, look_again
@@ -82,32 +69,7 @@ from pyflannel.network.marks import NO_MARKS, Marks
 from pyflannel.network.underlay import Underlay
 from pyflannel.store import CALL_TIMEOUT, Batch
 
-__all__ = [
-    "Announce",
-    "AskAssigned",
-    "AskChosen",
-    "Call",
-    "CloseWatch",
-    "Create",
-    "Delete",
-    "Do",
-    "GiveUp",
-    "Keep",
-    "KeeperOptions",
-    "Lane",
-    "LeaseMachine",
-    "Load",
-    "OpenStore",
-    "OpenWatch",
-    "Order",
-    "Publish",
-    "Reaches",
-    "ReadConfig",
-    "Renew",
-    "TakeSnapshot",
-    "Update",
-    "WriteConfig",
-]
+__all__ = ["LeaseMachine"]
 
 NAMED_AFTER: Final = CALL_TIMEOUT + 1.0
 """Seconds after which a call to the store is one that hangs, and said to be; the contract allows CALL_TIMEOUT."""

@@ -12,15 +12,12 @@ from typing import Any
 
 from pyflannel.backend import Backend, Published, Underlay, parse_options
 from pyflannel.errors import ConflictError, HistoryGoneError, PyflannelError, StoreUnavailableError
-from pyflannel.membership.keeper import perform
-from pyflannel.membership.machine import (
+from pyflannel.membership.calls import (
     Call,
     CloseWatch,
     Do,
     GiveUp,
     Keep,
-    KeeperOptions,
-    LeaseMachine,
     Load,
     OpenStore,
     OpenWatch,
@@ -29,7 +26,10 @@ from pyflannel.membership.machine import (
     Reaches,
     Renew,
 )
+from pyflannel.membership.keeper import perform
+from pyflannel.membership.machine import LeaseMachine
 from pyflannel.membership.slot import Generation, LeaseState, Slot
+from pyflannel.membership.state import KeeperOptions
 from pyflannel.network.document import NetworkConfig, NetworkSeed
 from pyflannel.network.lease import LeaseAttributes, Subnets
 from pyflannel.network.marks import NO_MARKS, Marks

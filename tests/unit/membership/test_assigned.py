@@ -13,7 +13,7 @@ from tests.unit.membership.modelled import DOCUMENT, TWO_FAMILIES, Node, StoreMo
 
 from pyflannel.errors import PyflannelError, StoreDeniedError, StoreUnavailableError
 from pyflannel.membership.allocation import ConflictPolicy
-from pyflannel.membership.machine import Announce, AskAssigned, Create, Delete, Renew, TakeSnapshot
+from pyflannel.membership.calls import Announce, AskAssigned, Create, Delete, Renew, TakeSnapshot
 from pyflannel.network.lease import LeaseAttributes
 from pyflannel.store import Change, Record, Unassigned
 

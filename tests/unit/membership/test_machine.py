@@ -38,8 +38,7 @@ from pyflannel.errors import (
     StoreUnavailableError,
 )
 from pyflannel.membership.allocation import ConflictPolicy
-from pyflannel.membership.keeper import perform
-from pyflannel.membership.machine import (
+from pyflannel.membership.calls import (
     Announce,
     Call,
     Create,
@@ -54,6 +53,7 @@ from pyflannel.membership.machine import (
     Update,
     WriteConfig,
 )
+from pyflannel.membership.keeper import perform
 from pyflannel.network.change import LEASE_KEY, NetworkChange, NodeProgress, Phase, Step, read
 from pyflannel.network.document import NetworkConfig, NetworkSeed
 from pyflannel.network.lease import MARGIN_KEY, Lease, LeaseAttributes, Subnets

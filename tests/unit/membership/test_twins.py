@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.unit.membership.modelled import Node, StoreModel, together, underlay
 
-from pyflannel.membership.machine import Delete, Renew, Update
+from pyflannel.membership.calls import Delete, Renew, Update
 from pyflannel.network.marks import NO_MARKS, Marks
 from pyflannel.store import Batch, Change
 

@@ -32,19 +32,10 @@ from pyflannel.firewall.model import Mode, Rules
 from pyflannel.firewall.sync import Firewall
 from pyflannel.kernel.model import Address, FdbEntry, ForeignInfo, Link, Neighbour, Route
 from pyflannel.kernel.twin import TwinPort
+from pyflannel.membership.calls import Call, CloseWatch, Do, GiveUp, Load, OpenStore, OpenWatch, Publish
 from pyflannel.membership.intake import bounded_batch
 from pyflannel.membership.keeper import KeeperOptions, perform
-from pyflannel.membership.machine import (
-    Call,
-    CloseWatch,
-    Do,
-    GiveUp,
-    LeaseMachine,
-    Load,
-    OpenStore,
-    OpenWatch,
-    Publish,
-)
+from pyflannel.membership.machine import LeaseMachine
 from pyflannel.membership.slot import LeaseState, Slot
 from pyflannel.network.change import NodeProgress
 from pyflannel.network.document import NetworkConfig
