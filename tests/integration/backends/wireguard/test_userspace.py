@@ -324,6 +324,7 @@ def test_kill_9_of_a_worker_costs_one_handshake(make_bench: MakeBench) -> None:
     bench = make_bench()
     ours, other = bench.ours, bench.second()
     until(lambda: pings(ours.node, other.address), "a ping")
+    until(lambda: other.counter("handshakes"), "the status has the first one")
     handshakes, worker = other.counter("handshakes"), ours.worker()
 
     os.kill(worker, signal.SIGKILL)
