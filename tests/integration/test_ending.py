@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import signal
 from collections.abc import Callable, Iterator
@@ -155,6 +156,21 @@ def test_signals_again_and_again_until_it_has_ended(node: Node, number: signal.S
     until(over, daemon.log)
     assert daemon.process.returncode == 0
     assert "Traceback" not in daemon.log()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_that_another_thread_gets(node: Node, number: signal.Signals) -> None:
+    """The kernel picks the thread: not the main one, for example, while that has not got round to an earlier signal."""
+    daemon = start(node, backend="vxlan")
+    daemon.wait_ready()
+    pid = daemon.process.pid
+    threads = [int(entry.name) for entry in Path(f"/proc/{pid}/task").iterdir()]
+    other = next(thread for thread in threads if thread != pid)
+    assert ctypes.CDLL(None, use_errno=True).tgkill(pid, other, number) == 0
+    if number == signal.SIGTERM:
+        assert daemon.process.wait(LIMIT) == 0
+    else:
+        until(lambda: "settings" in daemon.log().partition("ready")[2], daemon.log)
 
 
 SERVERS = ("status", "control", "health")

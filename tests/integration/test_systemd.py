@@ -156,10 +156,13 @@ class Manager:
 
     def hear(self, beginning: str) -> str:
         """Wait for a message."""
-        while True:
+
+        def said() -> bool:
             self.heard.append(self._socket.recv(4096).decode())
-            if self.heard[-1].startswith(beginning):
-                return self.heard[-1]
+            return self.heard[-1].startswith(beginning)
+
+        until(said, lambda: f"no {beginning!r} but {self.heard}")
+        return self.heard[-1]
 
     def close(self) -> None:
         self._socket.close()

@@ -17,8 +17,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -43,6 +43,7 @@ from pyflannel.show.document import document
 from pyflannel.show.measures import Measures
 from pyflannel.show.status import Status, StatusServer
 from pyflannel.show.view import PluginName
+from pyflannel.small.signals import Bell, heard
 from pyflannel.small.wake import Wake
 
 if TYPE_CHECKING:
@@ -70,9 +71,9 @@ def run(settings: Settings, read_settings: Callable[[], Settings]) -> int:
     owner = _Owner(settings, read_settings)
     with (
         memory.or_end(),
-        _signals({signal.SIGTERM: owner.stop, signal.SIGINT: owner.stop, signal.SIGHUP: owner.reload}),
+        heard({signal.SIGTERM: owner.stop, signal.SIGINT: owner.stop, signal.SIGHUP: owner.reload}) as bell,
     ):
-        return owner.run()
+        return owner.run(bell)
 
 
 class _Owner:
@@ -97,13 +98,13 @@ class _Owner:
         self._reload_wanted = True
         self._wake.set()
 
-    def run(self) -> int:
+    def run(self, bell: Bell) -> int:
         """Start all, wait, end all."""
         with ExitStack() as stack:
             stack.enter_context(runlock.hold(self._settings.run_dir))
             starting = threading.Thread(target=lambda: self._begin(stack), name="pyflannel-start", daemon=True)
             starting.start()
-            self._wait()
+            self._wait(bell)
             hung = self._end(starting)
             if hung:
                 self._leave(hung)
@@ -194,15 +195,17 @@ class _Owner:
         finally:
             self.stop()
 
-    def _wait(self) -> None:
+    def _wait(self, bell: Bell) -> None:
         """Until a signal comes, starting fails, or the loop ends."""
         with selectors.PollSelector() as selector:  # poll(2) takes no descriptor, of which there may be none
             selector.register(self._wake, selectors.EVENT_READ)
+            selector.register(bell, selectors.EVENT_READ)
             while not self._stop_wanted:
                 if self._reload_wanted and self._loop is not None:
                     self._reload_wanted = False
                     self._loop.reload()
                 selector.select()
+                bell.drain()
                 self._wake.drain()
 
     def _end(self, starting: threading.Thread) -> list[str]:
@@ -291,20 +294,6 @@ def _require_net_admin() -> None:
     effective = next(int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
     if not effective >> cap_net_admin & 1:
         raise KernelError("the daemon needs CAP_NET_ADMIN to configure interfaces and routes: run it as root")
-
-
-@contextmanager
-def _signals(reactions: Mapping[signal.Signals, Callable[[], None]]) -> Iterator[None]:
-    def handle(number: int, _: Any) -> None:
-        reactions[signal.Signals(number)]()
-
-    for number in reactions:
-        signal.signal(number, handle)
-    try:
-        yield
-    finally:
-        for number in reactions:
-            signal.signal(number, signal.SIG_IGN)
 
 
 def _make_firewall(mode: Mode) -> Firewall:
