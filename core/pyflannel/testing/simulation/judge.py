@@ -31,7 +31,7 @@ from pyflannel.kernel.model import (
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import IPAddress, Subnets
 from pyflannel.planning.overlay import Overlay
-from pyflannel.store import CONFIG_KEY
+from pyflannel.store import CONFIG_KEY, Record
 from pyflannel.testing.simulation.agenda import Agenda
 from pyflannel.testing.simulation.node import FOREIGN, SimulatedNode
 from pyflannel.testing.simulation.paths import way
@@ -48,6 +48,9 @@ CONNECTED: Final = 60.0
 
 RENEWED: Final = 45.0
 """Seconds within which a node renews its lease that could not before: the longest pause and a call, twice."""
+
+HEARD: Final = 10.0
+"""Seconds within which everybody has heard that a record has expired."""
 
 BUSY: Final = 400
 """Turns of one node within :data:`BUSY_TIME` that are too many."""
@@ -130,6 +133,8 @@ class Judge:
         """Nodes in whose place somebody else's lease was, and when that was last."""
         self._refused: dict[str, tuple[int, float]] = {}
         """How many writes a node's kernel has refused, and when it did so last."""
+        self._lapsed: list[Expired] = []
+        """What has expired lately."""
         self._wronged: dict[str, float] = {}
         """Nodes whose lease in the store was not what they had made of it, as somebody wrote there or it has expired,
         and when that was last: whoever hears of it, however late, may forget such a node."""
@@ -269,9 +274,11 @@ class Judge:
 
     def _check_expired(self) -> None:
         expired, self._cluster.model.expired = self._cluster.model.expired, []
+        if expired:
+            self._lapsed = [gone for gone in (*self._lapsed, *expired) if self._now - gone.at <= HEARD]
         for gone in expired:
             for node in self._cluster.everybody:
-                if _names(gone.value, node):
+                if _names(gone.record.value, node):
                     self._wronged[node.name] = gone.at
                     self._waited_for.discard(node.name)
                     self._check_lapse(node, gone)
@@ -478,6 +485,7 @@ class Judge:
         member = loop.member
         records = self._cluster.model.records()
         theirs = {key: record for key, record in records.items() if key not in (CONFIG_KEY, _key(node))}
+        theirs |= self._not_heard_yet(node, records)
         others = {key: record.value for key, record in theirs.items()}
         if node.slot.records() != others:
             raise Violation("quiet", f"{node.name} knows {sorted(node.slot.records())} of {sorted(others)}")
@@ -490,6 +498,14 @@ class Judge:
         if member.overlay.node.underlay.public_ipv4 not in node.addresses:
             raise Violation("quiet", f"{node.name} goes by an address that it does not have")
         self._compare(node, fresh.desired)
+
+    def _not_heard_yet(self, node: SimulatedNode, records: Mapping[str, Record]) -> dict[str, Record]:
+        """What a node may still know of: it has expired just now."""
+        return {
+            gone.key: gone.record
+            for gone in self._lapsed
+            if self._now - gone.at <= HEARD and gone.key not in records and gone.key in node.slot.records()
+        }
 
     def _compare(self, node: SimulatedNode, desired: Mapping[Key, KernelObject]) -> None:
         for item in desired.values():

@@ -53,11 +53,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """A record that a server has let expire: when, and its value at the end."""
+    """A record that a server has let expire: when, and what it was at the end."""
 
     at: float
     key: str
-    value: str
+    record: Record
 
 
 class StoreModel(ABC):
@@ -99,7 +99,7 @@ class StoreModel(ABC):
         self.now = max(now, self.now)
         for key, entry in [(key, entry) for key, entry in self._entries.items() if entry.gone_at is not None]:
             if entry.gone_at is not None and entry.gone_at <= self.now:
-                self.expired.append(Expired(self.now, key, entry.record.value))
+                self.expired.append(Expired(self.now, key, entry.record))
                 self._forget(key)
 
     @property
@@ -497,7 +497,7 @@ class _FileStore(SimulatedStore):
         if self._over(key, self._clock()):  # by this node's clock it is free
             entry = self.model.entry(key)
             assert entry is not None
-            self.model.expired.append(Expired(self.model.now, key, entry.record.value))
+            self.model.expired.append(Expired(self.model.now, key, entry.record))
             self.model._forget(key)
         return super().create(key, value, ttl)
 

@@ -158,6 +158,14 @@ def test_a_node_whose_kernel_refuses_has_time_from_when_it_did_so_last() -> None
     assert run(replace(plan, faults=kept, calm=((4200.0, 4260.0),))).violation is None
 
 
+def test_a_node_may_still_know_of_a_lease_that_has_expired_just_now() -> None:
+    """A directory is looked at every second; this lease ended 0.6 s before all was compared."""
+    plan = draw_plan(900760, stores=["file"])
+    kept = tuple(fault for fault in plan.faults if fault.draw in (218495278, 515936554, 959130312))
+    assert [fault.kind for fault in kept] == ["change", "scribble", "replace"]
+    assert run(replace(plan, faults=kept, calm=((2280.0, 2340.0),))).violation is None
+
+
 def test_a_network_is_changed_while_it_runs_and_some_changes_are_turned_round() -> None:
     plan = replace(draw_plan(0, stores=["etcd"], documents=DOCUMENTS[:1]), nodes=3, ttl=3600.0, margin=600.0)
     outcomes = set()
