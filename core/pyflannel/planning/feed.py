@@ -245,7 +245,9 @@ class Feed:
             else:
                 gone.append(key)
         claimed = {lease.subnets for lease in wanted.values()}
-        claimed.update(refused.claims for refused in self._refused.values() if refused.claims is not None)
+        for key, refused in self._refused.items():
+            if refused.claims is not None and key not in gone:  # what is gone claims nothing any more
+                claimed.add(refused.claims)
         for key in sorted(gone):
             self._remove(plane, key, now, claimed)
         for key in sorted(wanted):
@@ -263,6 +265,7 @@ class Feed:
         """Forget a peer; if another one takes over its subnets, putting that one is all it takes."""
         subnets = self._told[key][1]
         if subnets in claimed:
+            self._refused.pop(key, None)  # its turn comes with whoever takes over
             self._superseded.add(key)
             return
         try:

@@ -110,6 +110,9 @@ class Own(Backend[NoOptions]):
         return self.newest
 
 
+ALIAS = "10.5.2.0-24&fd00:99::-64"
+
+
 def lease(number: int, host: int | None = None) -> tuple[str, str]:
     attributes = LeaseAttributes(IPv4Address(f"192.0.2.{host or number}"), backend_type="own")
     return f"10.5.{number}.0-24", attributes.to_json()
@@ -216,6 +219,27 @@ def test_one_peer_that_the_data_plane_does_not_take_is_one_peer_and_is_tried_eve
     assert feed.problems.keys() == {"10.5.9.0-24"}
 
 
+@pytest.mark.parametrize("heir", [(), (ALIAS, lease(3)[1])], ids=["nobody's", "an heir's"])
+def test_a_peer_whose_news_were_refused_and_that_goes_leaves_nothing_to_do(heir: tuple[str, str] | tuple[()]) -> None:
+    """Its subnets are nobody's claim any more, or those of a lease that is not taken either until later."""
+    backend, overlay, feed = fed(lease(2))
+    backend.refuses = "10.5.2.0/24"
+    overlay.put(*lease(2, host=22))
+    feed.tend(overlay, 0.5)
+    assert feed.problems.keys() >= {"10.5.2.0-24"}
+    if heir:
+        overlay.put(*heir)
+    overlay.remove("10.5.2.0-24")
+    now = feed.due
+    for _ in range(3):
+        feed.tend(overlay, now)
+        assert feed.due > now, "or the daemon turns without a pause"
+    assert (backend.plane.table != {}) is bool(heir)
+    backend.refuses = ""
+    settle(feed, overlay)
+    assert backend.plane.table == ({"10.5.2.0/24": "192.0.2.3"} if heir else {})
+
+
 def test_a_data_plane_that_is_dead_is_started_again_and_told_everything() -> None:
     backend, overlay, feed = fed(lease(2), lease(3))
     first = backend.newest
@@ -228,9 +252,6 @@ def test_a_data_plane_that_is_dead_is_started_again_and_told_everything() -> Non
     assert feed.trouble == ""
     assert backend.newest is not first
     assert len(backend.newest.table) == 3
-
-
-ALIAS = "10.5.2.0-24&fd00:99::-64"
 
 
 @pytest.mark.parametrize("order", [(ALIAS, "10.5.2.0-24"), ("10.5.2.0-24", ALIAS)], ids=["alias first", "alias last"])
