@@ -16,7 +16,7 @@ from pyflannel.store import CONFIG_KEY
 from pyflannel.testing.simulation import faults
 from pyflannel.testing.simulation.agenda import Agenda
 from pyflannel.testing.simulation.faults import Fault
-from pyflannel.testing.simulation.judge import Judge
+from pyflannel.testing.simulation.judge import PROMISE, Judge
 from pyflannel.testing.simulation.node import SimulatedNode, Surroundings
 from pyflannel.testing.simulation.plane import Table
 from pyflannel.testing.simulation.stores import KubernetesModel, StoreModel
@@ -135,6 +135,8 @@ class Cluster:
             self.agenda.at(self._began + fault.at, lambda fault=fault: self._befall(fault))  # type: ignore[misc]
         self.states_changed()
         for begin, end in self.plan.calm:
+            self._run_until(begin - PROMISE)
+            self._obey()
             self._run_until(begin)
             self.judge.look_closely()
             self._around.nap = NAP
@@ -248,6 +250,15 @@ class Cluster:
         for node in self.nodes:
             if node.hardware == clone.hardware:
                 self.judge.contested(node)
+                node.crash()
+                node.boot()
+
+    def _obey(self) -> None:
+        """Start anew, as its trouble asks of the operator, who lost the subnet for good: it had ended, for want of the
+        store or of a turn, and somebody who joined just then drew it."""
+        for node in self.nodes:
+            if node.running and "restart this daemon" in node.state.trouble:
+                self.note("operator", f"starts {node.name} anew: {node.state.trouble}")
                 node.crash()
                 node.boot()
 

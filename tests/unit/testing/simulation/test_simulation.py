@@ -166,6 +166,17 @@ def test_a_node_may_still_know_of_a_lease_that_has_expired_just_now() -> None:
     assert run(replace(plan, faults=kept, calm=((2280.0, 2340.0),))).violation is None
 
 
+@pytest.mark.parametrize("store", ["consul", "etcd", "file"])
+def test_a_node_whose_subnet_went_to_another_one_while_it_was_frozen_is_started_anew(store: str) -> None:
+    """Of three subnets all are leased; the node that joins gets the one whose lease ends first (seed 1100133)."""
+    document = '{"Network": "10.5.0.0/22", "SubnetLen": 24, "Backend": {"Type": "vxlan"}}'
+    faults = Fault(30.0, "freeze", 0, 130.0, 1), Fault(60.0, "replace", 1, 0.1, 2)
+    plan = draw_plan(1, stores=[store], documents=[document])
+    outcome = run(replace(plan, nodes=3, ttl=60.0, margin=20.0, faults=faults, calm=((400.0, 460.0),)))
+    assert outcome.violation is None
+    assert any("operator: starts node-1 anew: our subnet 10.5.1.0/24 was lost" in line for line in outcome.lines)
+
+
 def test_a_network_is_changed_while_it_runs_and_some_changes_are_turned_round() -> None:
     plan = replace(draw_plan(0, stores=["etcd"], documents=DOCUMENTS[:1]), nodes=3, ttl=3600.0, margin=600.0)
     outcomes = set()
