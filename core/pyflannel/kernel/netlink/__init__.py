@@ -2,8 +2,8 @@
 
 :mod:`~pyflannel.kernel.netlink.port` joins the parts, and says in which order things are read and written:
 
-* :mod:`~pyflannel.kernel.netlink.known`: the links of the namespace, and what of a row is ours;
-* :mod:`~pyflannel.kernel.netlink.reader` and :mod:`~pyflannel.kernel.netlink.found`: dumps, and what they bring
+* :mod:`~pyflannel.kernel.netlink.picture`: the port's picture of the namespace, and what of a row is ours;
+* :mod:`~pyflannel.kernel.netlink.dumps` and :mod:`~pyflannel.kernel.netlink.found`: dumps, and what they bring
   together; :mod:`~pyflannel.kernel.netlink.surroundings`: what others have where the overlay is;
 * :mod:`~pyflannel.kernel.netlink.listener`: notifications;
 * :mod:`~pyflannel.kernel.netlink.devices`, :mod:`~pyflannel.kernel.netlink.sysctls` and

@@ -23,9 +23,9 @@ from pyflannel.kernel.links import (
 )
 from pyflannel.kernel.model import QDISC_HANDLE, ForeignInfo, GenericInfo, Link, Qdisc, TunInfo, VxlanInfo
 from pyflannel.kernel.netlink.batch import GONE, Batches
-from pyflannel.kernel.netlink.known import Known
+from pyflannel.kernel.netlink.dumps import Dumps
 from pyflannel.kernel.netlink.listener import Listener
-from pyflannel.kernel.netlink.reader import Reader
+from pyflannel.kernel.netlink.picture import Picture
 from pyflannel.kernel.port import Write
 from pyflannel.kernel.refusal import NO_MASTER, foreign_link, no_member, not_kept, refusal
 
@@ -51,14 +51,14 @@ class Devices:
 
     def __init__(
         self,
-        known: Known,
-        reader: Reader,
+        picture: Picture,
+        dumps: Dumps,
         listener: Listener,
         batches: Batches,
         inside: Callable[[Callable[[], None]], None],
     ) -> None:
-        self._known = known
-        self._reader = reader
+        self._picture = picture
+        self._dumps = dumps
         self._listener = listener
         self._batches = batches
         self._inside = inside
@@ -66,10 +66,10 @@ class Devices:
     def delete(self, write: Write) -> None:
         """Delete a device."""
         assert isinstance(write.old, Link)
-        row = self._reader.link(write.old.name)
+        row = self._dumps.link(write.old.name)
         if row is None:
             return
-        actual = self._known.table.link(row)
+        actual = self._picture.table.link(row)
         if actual.info.kind != write.old.info.kind:
             raise foreign_link(write, actual)
         self._batches.demand(write, encode_link_deletion(row.index), GONE)
@@ -79,9 +79,9 @@ class Devices:
         """Make a device, or make it what is wanted."""
         wanted = write.new
         assert isinstance(wanted, Link)
-        row = self._reader.link(wanted.name)
+        row = self._dumps.link(wanted.name)
         if row is not None:
-            actual = self._known.table.link(row)
+            actual = self._picture.table.link(row)
             if isinstance(actual.info, ForeignInfo):
                 raise foreign_link(write, actual)
             if not can_become(actual, wanted):
@@ -90,11 +90,11 @@ class Devices:
                 row = None
         if row is None:
             self._create(write, wanted)
-            row = self._reader.link(wanted.name)
+            row = self._dumps.link(wanted.name)
             if row is None:
                 raise refusal(write, errno.ENODEV, "it is gone again")
             self._listener.overhear(row.index)  # a veth's other end is told with it
-            actual = self._known.table.link(row)
+            actual = self._picture.table.link(row)
             if isinstance(wanted.info, GenericInfo) and actual.info != wanted.info:
                 raise not_kept(wanted, replace(wanted, info=actual.info))
         elif isinstance(wanted.info, VxlanInfo) and actual.info != wanted.info:
@@ -104,7 +104,7 @@ class Devices:
 
     def _place(self, write: Write, actual: Link, wanted: Link, index: int) -> None:
         """Give a device all that can be set in place."""
-        master = self._known.table.index(wanted.master) if wanted.master else 0
+        master = self._picture.table.index(wanted.master) if wanted.master else 0
         if master is None:
             raise refusal(write, errno.ENODEV, f"no interface {wanted.master}", NO_MASTER)
         joins = bool(master) and actual.master != wanted.master
@@ -118,7 +118,7 @@ class Devices:
             return
         info = wanted.info
         assert not isinstance(info, ForeignInfo)
-        underlay = 0 if info.underlay is None else self._known.table.index(info.underlay)
+        underlay = 0 if info.underlay is None else self._picture.table.index(info.underlay)
         if underlay is None:
             raise refusal(write, errno.ENODEV, f"no interface {info.underlay}")
         try:
@@ -132,10 +132,10 @@ class Devices:
 
     def _vni_holder(self, info: VxlanInfo) -> str:
         """Advice for a VNI that is taken: by whom."""
-        self._reader.links()
-        for row in self._known.table.by_index.values():
+        self._dumps.links()
+        for row in self._picture.table.by_index.values():
             if row.kind == "vxlan":
-                other = self._known.table.link(row).info
+                other = self._picture.table.link(row).info
                 if isinstance(other, VxlanInfo) and (other.vni, other.port) == (info.vni, info.port):
                     return (
                         f"{row.name} has VNI {info.vni} on UDP port {info.port} already: choose another VNI or Port, "
@@ -156,31 +156,31 @@ class Devices:
     def _settle(self, write: Write, wanted: Link, index: int) -> None:
         """Take what the kernel has told about our own changes for said, and look at what they led to."""
         self._listener.overhear(index)
-        self._known.pending.changes.pop(wanted.key, None)
-        row = self._reader.link(wanted.name)
+        self._picture.pending.changes.pop(wanted.key, None)
+        row = self._dumps.link(wanted.name)
         if row is None or row.index != index:
             raise refusal(write, errno.ENODEV, "it is gone again")
-        before = self._known.table.by_index.get(index)
-        self._known.note_interface(before, row)
-        self._known.table.put(row)
-        if self._known.in_scope(row):
-            self._known.ours[index] = self._known.table.link(row)
+        before = self._picture.table.by_index.get(index)
+        self._picture.note_interface(before, row)
+        self._picture.table.put(row)
+        if self._picture.in_scope(row):
+            self._picture.ours[index] = self._picture.table.link(row)
 
     def put_qdisc(self, write: Write) -> None:
         """Give a device the queueing discipline that is wanted, or the kernel's choice again."""
         item = write.new or write.old
         assert isinstance(item, Qdisc)
-        index = self._known.index(write, item.link) if write.new is not None else self._known.table.index(item.link)
+        index = self._picture.index(write, item.link) if write.new is not None else self._picture.table.index(item.link)
         if index is None:
             return  # gone with its link
-        there = next((row for row in self._reader.qdisc_rows() if row.link == index and row.handle), None)
+        there = next((row for row in self._dumps.qdisc_rows() if row.link == index and row.handle), None)
         if there is not None and (write.new is not None or there.handle == QDISC_HANDLE):
             self._batches.demand(write, qdiscs.deletion(there), GONE)
         if write.new is None:
             return
         assert isinstance(write.new, Qdisc)
         self._batches.demand(write, qdiscs.creation(write.new, index))
-        kept = next((row.seen(item.link, write.new) for row in self._reader.qdisc_rows() if row.link == index), None)
+        kept = next((row.seen(item.link, write.new) for row in self._dumps.qdisc_rows() if row.link == index), None)
         if kept != item:
             raise not_kept(item, kept or Qdisc(item.link, "the kernel's choice"))
 

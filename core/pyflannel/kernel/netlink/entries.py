@@ -15,9 +15,9 @@ from pyflannel.kernel import rules, wire
 from pyflannel.kernel.links import encode_address
 from pyflannel.kernel.model import ROUTE_PROTOCOL, Address, FdbEntry, Key, Neighbour, Route, Rule
 from pyflannel.kernel.netlink.batch import GONE, Batches, Encoded
-from pyflannel.kernel.netlink.known import KERNEL_MADE, Known
+from pyflannel.kernel.netlink.dumps import Dumps
 from pyflannel.kernel.netlink.listener import Listener
-from pyflannel.kernel.netlink.reader import Reader
+from pyflannel.kernel.netlink.picture import KERNEL_MADE, Picture
 from pyflannel.kernel.port import SEVERAL, Write, rule_order
 from pyflannel.kernel.refusal import check_link_layer, check_way, foreign_route
 from pyflannel.kernel.rtsocket import Refused
@@ -30,9 +30,9 @@ __all__ = ["Entries"]
 class Entries:
     """Each call takes many writes; ``failures`` takes what the kernel refuses of them."""
 
-    def __init__(self, known: Known, reader: Reader, listener: Listener, batches: Batches) -> None:
-        self._known = known
-        self._reader = reader
+    def __init__(self, picture: Picture, dumps: Dumps, listener: Listener, batches: Batches) -> None:
+        self._picture = picture
+        self._dumps = dumps
         self._listener = listener
         self._batches = batches
 
@@ -47,11 +47,11 @@ class Entries:
     def _deletion(self, write: Write) -> Encoded | None:
         item = write.old
         name = getattr(item, "link", None)
-        index = self._known.table.index(name) if name is not None else 0
+        index = self._picture.table.index(name) if name is not None else 0
         if index is None:
             return None  # gone with its link
         if isinstance(item, Route):
-            protocol = wire.RTPROT_UNSPEC if self._known.owns(index) else ROUTE_PROTOCOL
+            protocol = wire.RTPROT_UNSPEC if self._picture.owns(index) else ROUTE_PROTOCOL
             message = wire.encode_route(wire.RTM_DELROUTE, item, index, protocol=protocol)
         elif isinstance(item, FdbEntry):
             message = wire.encode_fdb(wire.RTM_DELNEIGH, item, index, every_remote=True)
@@ -67,16 +67,16 @@ class Entries:
         flags = wire.NLM_F_CREATE | wire.NLM_F_REPLACE
         try:
             if isinstance(item, Address):
-                index = self._known.index(write, item.link)
+                index = self._picture.index(write, item.link)
                 return Encoded(write, (encode_address(wire.RTM_NEWADDR, item, index, flags),))
             if isinstance(item, Neighbour):
-                index = self._known.index(write, item.link)
-                check_link_layer(write, item, self._known.table.by_index[index].mac)
+                index = self._picture.index(write, item.link)
+                check_link_layer(write, item, self._picture.table.by_index[index].mac)
                 return Encoded(write, (wire.encode_neighbour(wire.RTM_NEWNEIGH, item, index, flags),))
             assert isinstance(item, FdbEntry)
             assert old is None or isinstance(old, FdbEntry)
-            index = self._known.index(write, item.link)
-            check_way(write, item, self._known.ours.get(index))
+            index = self._picture.index(write, item.link)
+            check_way(write, item, self._picture.ours.get(index))
             return self._replaced_fdb(write, item, old, index, flags)
         except KernelError as error:
             failures[write.key] = error
@@ -110,7 +110,7 @@ class Entries:
         self._batches.send((self._new_route(write, failures) for write in fresh), failures, unsettled)
         if taken:
             routes = [write.new for write in writes if isinstance(write.new, Route)]
-            existing = self._reader.routes_like([write.new for write in taken if isinstance(write.new, Route)])
+            existing = self._dumps.routes_like([write.new for write in taken if isinstance(write.new, Route)])
             hosts = {(route.destination.network_address, route.link) for route in routes if _is_host(route)}
             self._batches.send((self._replacement(write, existing, hosts, failures) for write in taken), failures)
 
@@ -120,11 +120,11 @@ class Entries:
         route = write.new
         assert isinstance(route, Route)
         try:
-            index = self._known.index(write, route.link) if route.link is not None else 0
+            index = self._picture.index(write, route.link) if route.link is not None else 0
         except KernelError as error:
             failures[write.key] = error
             return None
-        self._known.route_links.add(index)
+        self._picture.route_links.add(index)
         return Encoded(write, (wire.encode_route(wire.RTM_NEWROUTE, route, index, flags | wire.NLM_F_CREATE),))
 
     def _replacement(
@@ -144,28 +144,28 @@ class Entries:
         assert isinstance(write.new, Route)
         foreign = [row for row in rows if not self._may_take(row, write.new)]
         if foreign:
-            failures[write.key] = foreign_route(write, self._known.route(foreign[0]), foreign[0].protocol)
+            failures[write.key] = foreign_route(write, self._picture.route(foreign[0]), foreign[0].protocol)
             return None
         # IPv6 looks up the way to the gateway. Where the gateway lies in the destination (vxlan's does), the old route
         # answers, and with a link that is another now: it has to go first, unless the gateway has a route of its own.
         wanted = write.new
         in_the_way = wanted.destination.version == 6 and wanted.gateway is not None
         in_the_way = (
-            in_the_way and wanted.gateway in wanted.destination and self._known.route(rows[0]).link != wanted.link
+            in_the_way and wanted.gateway in wanted.destination and self._picture.route(rows[0]).link != wanted.link
         )
         in_the_way = in_the_way and (wanted.gateway, wanted.link) not in hosts
         fresh = self._new_route(write, failures, wire.NLM_F_EXCL if in_the_way else wire.NLM_F_REPLACE)
         if fresh is None:
             return None
         surplus = [
-            wire.encode_route(wire.RTM_DELROUTE, self._known.route(row), row.link, protocol=row.protocol)
+            wire.encode_route(wire.RTM_DELROUTE, self._picture.route(row), row.link, protocol=row.protocol)
             for row in (rows if in_the_way else rows[1:])
         ]
         return Encoded(write, (*surplus, *fresh.messages))
 
     def _may_take(self, row: RouteRow, wanted: Route) -> bool:
         """Whether we may replace a route: it is ours, or does just what the wanted one will (flanneld left it)."""
-        if self._known.is_ours(row):
+        if self._picture.is_ours(row):
             return True
         if row.protocol in KERNEL_MADE or row.nexthops:
             return False
@@ -173,14 +173,14 @@ class Entries:
             return False
         if wanted.link is None:
             return True
-        return (row.link, row.gateway) == (self._known.table.index(wanted.link), wanted.gateway)
+        return (row.link, row.gateway) == (self._picture.table.index(wanted.link), wanted.gateway)
 
     def put_rules(self, writes: list[Write], failures: dict[Key, KernelError]) -> None:
         """Create, turn round or delete rules; the new one is there before the old one goes."""
         if not writes:
             return
         ordered = sorted(writes, key=rule_order)
-        asked = rules.requests(map(_both_rules, ordered), self._reader.rules())
+        asked = rules.requests(map(_both_rules, ordered), self._dumps.rules())
         encoded = (Encoded(write, messages, GONE) for write, messages in zip(ordered, asked, strict=True))
         self._batches.send(encoded, failures)
 

@@ -14,7 +14,7 @@ from typing import Final
 from pyflannel.kernel import qdiscs, rules, wire
 from pyflannel.kernel.links import address_index, decode_address, parse_link
 from pyflannel.kernel.model import Kind, route_key
-from pyflannel.kernel.netlink.known import Known, fdb_entry, lies_in, neighbour
+from pyflannel.kernel.netlink.picture import Picture, fdb_entry, lies_in, neighbour
 from pyflannel.kernel.rtsocket import NotificationSocket
 from pyflannel.kernel.xfrm import Xfrm
 
@@ -39,13 +39,13 @@ _I32 = Struct("=i")
 
 
 class Listener:
-    """Takes what was told into what is known.
+    """Takes what was told into the picture.
 
     :param own: the port id of the socket that our own changes are made by.
     """
 
-    def __init__(self, known: Known, notified: NotificationSocket, own: int, policies: Xfrm) -> None:
-        self._known = known
+    def __init__(self, picture: Picture, notified: NotificationSocket, own: int, policies: Xfrm) -> None:
+        self._picture = picture
         self._notified = notified
         self._own = own
         self._xfrm = policies
@@ -83,9 +83,9 @@ class Listener:
                 if hear is not None and not (port == own and kind in _ECHOED):
                     hear(kind, flags, datagram, start, end)
         policies, lost, others = self._xfrm.hear()
-        self._known.pending.changes.update(policies)
-        self._known.pending.resync |= lost
-        self._known.pending.diversions |= others
+        self._picture.pending.changes.update(policies)
+        self._picture.pending.resync |= lost
+        self._picture.pending.diversions |= others
 
     def overhear(self, index: int) -> None:
         """Hear all that was told, but for a link that we are writing to."""
@@ -94,15 +94,15 @@ class Listener:
         self._rewritten.discard(index)
 
     def _lose(self) -> None:
-        self._known.pending.resync = True
-        self._known.pending.interfaces.update(row.name for row in self._known.table.by_index.values())
+        self._picture.pending.resync = True
+        self._picture.pending.interfaces.update(row.name for row in self._picture.table.by_index.values())
         self.reread = True
 
     def _hear_neighbour(self, kind: int, flags: int, datagram: bytes, start: int, end: int) -> None:
         family, index, state, entry_flags = wire.neighbour_header(datagram, start)
-        if not self._known.owns(index) or entry_flags & wire.NTF_PROXY:
+        if not self._picture.owns(index) or entry_flags & wire.NTF_PROXY:
             return
-        name = self._known.ours[index].name
+        name = self._picture.ours[index].name
         there = bool(kind == wire.RTM_NEWNEIGH and state & wire.NUD_PERMANENT)
         if family == wire.AF_BRIDGE:
             said = datagram[start : start + wire.PLAIN_FDB_BODY]
@@ -112,88 +112,90 @@ class Listener:
             entry = wire.parse_fdb(datagram, start, end)
             if entry is not None:
                 item = fdb_entry(name, entry)
-                self._known.pending.changes[item.key] = item if there else None
+                self._picture.pending.changes[item.key] = item if there else None
         elif kind == wire.RTM_NEWNEIGH or state & wire.NUD_PERMANENT:
             # A deleted neighbour is first told as failed, under its deleter's port, and then as deleted, under none.
             # The second message may come late, after we have written the neighbour anew, and is left out.
             row = wire.parse_neighbour(datagram, start, end)
             if row is not None and not row.address.is_multicast:
                 beside = neighbour(name, row)
-                self._known.pending.changes[beside.key] = beside if there else None
+                self._picture.pending.changes[beside.key] = beside if there else None
 
     def _hear_route(self, kind: int, flags: int, datagram: bytes, start: int, end: int) -> None:
         row = wire.parse_route(datagram, start, end)
         if row.flags & wire.RTM_F_CLONED:
             return
-        if self._known.is_ours(row):
-            item = self._known.route(row)
-            self._known.pending.changes[item.key] = item if kind == wire.RTM_NEWROUTE else None
+        if self._picture.is_ours(row):
+            item = self._picture.route(row)
+            self._picture.pending.changes[item.key] = item if kind == wire.RTM_NEWROUTE else None
         elif row.table != wire.RT_TABLE_MAIN:
             if flags & wire.NLM_F_REPLACE:
-                self._known.pending.changes[route_key(row.destination, row.metric, row.table)] = None
+                self._picture.pending.changes[route_key(row.destination, row.metric, row.table)] = None
         else:
             if flags & wire.NLM_F_REPLACE:  # of what it replaced, nothing is told
-                self._known.pending.changes[self._known.route(row).key] = None
-            self._known.pending.diversions |= any(lies_in(row.destination, space) for space in self._known.scope.spaces)
+                self._picture.pending.changes[self._picture.route(row).key] = None
+            self._picture.pending.diversions |= any(
+                lies_in(row.destination, space) for space in self._picture.scope.spaces
+            )
             links = [hop.link for hop in row.nexthops] or [row.link]
-            self._known.pending.interfaces.update(name for name in map(self._known.table.name, links) if name)
+            self._picture.pending.interfaces.update(name for name in map(self._picture.table.name, links) if name)
         if row.nexthops and flags & wire.NLM_F_APPEND:  # it joined another route, perhaps one of ours
-            self._known.pending.resync = True
+            self._picture.pending.resync = True
 
     def _hear_rule(self, kind: int, flags: int, datagram: bytes, start: int, end: int) -> None:
         rule = rules.parse_rule(datagram, start, end)
         if rule is not None:
-            self._known.pending.changes[rule.key] = rule if kind == rules.RTM_NEWRULE else None
+            self._picture.pending.changes[rule.key] = rule if kind == rules.RTM_NEWRULE else None
 
     def _hear_qdisc(self, kind: int, flags: int, datagram: bytes, start: int, end: int) -> None:
         row = qdiscs.parse_qdisc(datagram, start, end)
-        if row is not None and self._known.owns(row.link):
-            key = (Kind.QDISC, self._known.ours[row.link].name, None)
-            self._known.pending.changes[key] = self._known.seen_qdisc(row) if kind == qdiscs.RTM_NEWQDISC else None
+        if row is not None and self._picture.owns(row.link):
+            key = (Kind.QDISC, self._picture.ours[row.link].name, None)
+            self._picture.pending.changes[key] = self._picture.seen_qdisc(row) if kind == qdiscs.RTM_NEWQDISC else None
 
     def _hear_link(self, kind: int, flags: int, datagram: bytes, start: int, end: int) -> None:
         row = parse_link(datagram, start, end)
         if row is None or row.index in self._rewritten:
             return
-        before = self._known.table.by_index.get(row.index)
+        before = self._picture.table.by_index.get(row.index)
         if kind == wire.RTM_DELLINK:
-            self._known.note_interface(before, None)
-            self._known.table.remove(row.index)
-            self._known.forget(row.index)
+            self._picture.note_interface(before, None)
+            self._picture.table.remove(row.index)
+            self._picture.forget(row.index)
             return
-        self._known.note_interface(before, row)
-        self._known.table.put(row)
-        was = self._known.ours.get(row.index)
+        self._picture.note_interface(before, row)
+        self._picture.table.put(row)
+        was = self._picture.ours.get(row.index)
         if was is not None and was.name != row.name:
-            self._known.forget(row.index)
+            self._picture.forget(row.index)
             was = None
-        if before is not None and before.up and not row.up and row.index in self._known.route_links:
-            self._known.pending.resync = True
-        if self._known.in_scope(row):
-            link = self._known.ours[row.index] = self._known.table.link(row)
+        if before is not None and before.up and not row.up and row.index in self._picture.route_links:
+            self._picture.pending.resync = True
+        if self._picture.in_scope(row):
+            link = self._picture.ours[row.index] = self._picture.table.link(row)
             if was is None or (was.up and not link.up):
-                self._known.pending.resync = True
+                self._picture.pending.resync = True
             if was != link:
-                self._known.pending.changes[link.key] = link
+                self._picture.pending.changes[link.key] = link
         elif was is not None:
-            self._known.forget(row.index)
+            self._picture.forget(row.index)
 
     def _hear_address(self, kind: int, flags: int, datagram: bytes, start: int, end: int) -> None:
         index = address_index(datagram, start)
-        name = self._known.table.name(index)
+        name = self._picture.table.name(index)
         if name is None:
             return
-        self._known.pending.interfaces.add(name)
-        if self._known.owns(index):
+        self._picture.pending.interfaces.add(name)
+        if self._picture.owns(index):
             item = decode_address(name, datagram, start, end)
             if item is not None:
-                self._known.pending.changes[item.key] = item if kind == wire.RTM_NEWADDR else None
-        used = index in self._known.ours or index in self._known.route_links
+                self._picture.pending.changes[item.key] = item if kind == wire.RTM_NEWADDR else None
+        used = index in self._picture.ours or index in self._picture.route_links
         if kind == wire.RTM_DELADDR and datagram[start] == AF_INET and used:
-            self._known.pending.resync = True
+            self._picture.pending.resync = True
 
     def _hear_netconf(self, kind: int, flags: int, datagram: bytes, start: int, end: int) -> None:
         raw = wire.attributes(datagram, start + 4, end).get(_NETCONFA_IFINDEX)
         if raw is not None:
             (index,) = _I32.unpack(raw)
-            self.reread |= index == _NETCONF_ALL or index in self._known.ours
+            self.reread |= index == _NETCONF_ALL or index in self._picture.ours

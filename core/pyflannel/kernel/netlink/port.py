@@ -38,11 +38,11 @@ from pyflannel.kernel.model import (
 )
 from pyflannel.kernel.netlink.batch import GONE, Batches, Encoded
 from pyflannel.kernel.netlink.devices import Devices
+from pyflannel.kernel.netlink.dumps import Dumps
 from pyflannel.kernel.netlink.entries import Entries
 from pyflannel.kernel.netlink.found import Different, Found
-from pyflannel.kernel.netlink.known import Known
 from pyflannel.kernel.netlink.listener import GROUPS, Listener
-from pyflannel.kernel.netlink.reader import Reader
+from pyflannel.kernel.netlink.picture import Picture
 from pyflannel.kernel.netlink.surroundings import look_around
 from pyflannel.kernel.netlink.sysctls import Sysctls
 from pyflannel.kernel.netns import call_in
@@ -90,22 +90,22 @@ class NetlinkPort(KernelPort):
 
     def __init__(self, netns: Path | None = None) -> None:
         self._netns = netns
-        self._known = Known()
+        self._picture = Picture()
         self._closed = False
         self._request, self._notified = self._inside(lambda: (RequestSocket(), NotificationSocket(GROUPS)))
         self._wireguard = Wireguard(lambda: self._inside(lambda: RequestSocket(NETLINK_GENERIC)))
         self._xfrm = Xfrm(lambda: self._inside(_open_xfrm))
-        self._listener = Listener(self._known, self._notified, self._request.port_id, self._xfrm)
-        self._reader = Reader(self._known, self._request)
+        self._listener = Listener(self._picture, self._notified, self._request.port_id, self._xfrm)
+        self._dumps = Dumps(self._picture, self._request)
         self._sysctls = Sysctls(self._inside)
         batches = self._batches = Batches(self._request, self._notified, self._between)
-        self._devices = Devices(self._known, self._reader, self._listener, batches, self._inside)
-        self._entries = Entries(self._known, self._reader, self._listener, batches)
+        self._devices = Devices(self._picture, self._dumps, self._listener, batches, self._inside)
+        self._entries = Entries(self._picture, self._dumps, self._listener, batches)
         self._wakeup = Wake()
         self._epoll = select.epoll()
         self._epoll.register(self._notified.fileno(), select.EPOLLIN)
         self._epoll.register(self._wakeup, select.EPOLLIN)
-        self._reader.links()
+        self._dumps.links()
 
     def _inside(self, function: Callable[[], T]) -> T:
         return function() if self._netns is None else call_in(self._netns, function)
@@ -128,31 +128,31 @@ class NetlinkPort(KernelPort):
         return found.objects
 
     def differing(self, scope: Scope, wanted: Mapping[Key, KernelObject]) -> dict[Key, KernelObject | None]:
-        found = Different(wanted, lambda name: self._known.table.index(name))
+        found = Different(wanted, lambda name: self._picture.table.index(name))
         self._read(scope, found, wanted)
         return found.differences()
 
     def _read(self, scope: Scope, found: Found, known: Mapping[Key, KernelObject]) -> None:
         """Bring together all that is there."""
         self._listener.drain()
-        pending = self._known.pending
+        pending = self._picture.pending
         pending.changes.clear()
         pending.resync = False
-        self._known.scope = scope
-        self._known.route_links.clear()
-        self._reader.links()
-        found.update(self._known.ours.values())
+        self._picture.scope = scope
+        self._picture.route_links.clear()
+        self._dumps.links()
+        found.update(self._picture.ours.values())
         found.update(self._sysctls.read(scope))
-        self._reader.entries(found)
-        found.update(self._wireguard.read(self._known.wireguard_links(), known))
+        self._dumps.entries(found)
+        found.update(self._wireguard.read(self._picture.wireguard_links(), known))
         self._read_policies(found, known)
-        self._reader.routes(found)
-        found.update(self._reader.rules())
-        found.update(self._reader.qdiscs().values())
+        self._dumps.routes(found)
+        found.update(self._dumps.rules())
+        found.update(self._dumps.qdiscs().values())
         self._announce()
 
     def _read_policies(self, found: Found, known: Mapping[Key, KernelObject]) -> None:
-        if self._known.scope.xfrm or any(link.info.kind == "xfrm" for link in self._known.ours.values()):
+        if self._picture.scope.xfrm or any(link.info.kind == "xfrm" for link in self._picture.ours.values()):
             self._follow_policies()
         found.update(ours(self._xfrm.read(), known))
 
@@ -165,7 +165,7 @@ class NetlinkPort(KernelPort):
             return  # a kernel without any has none of ours, and refuses those that are written
 
     def look_around(self) -> Surroundings:
-        return look_around(self._known, self._request, self._xfrm.read())
+        return look_around(self._picture, self._request, self._xfrm.read())
 
     def clear(self, found: Iterable[ForeignRoute | ForeignLink]) -> tuple[KernelError, ...]:
         errors: dict[Key, KernelError] = {}
@@ -175,7 +175,7 @@ class NetlinkPort(KernelPort):
                 _each(Write(item.link, None), self._devices.delete, errors)
                 continue
             write = Write(item.route, None)
-            index = self._known.table.index(item.route.link) if item.route.link is not None else 0
+            index = self._picture.table.index(item.route.link) if item.route.link is not None else 0
             if index is not None:
                 message = wire.encode_route(wire.RTM_DELROUTE, item.route, index, protocol=item.protocol)
                 steps.append(Encoded(write, (message,), GONE))
@@ -190,22 +190,22 @@ class NetlinkPort(KernelPort):
 
     def poll(self) -> Notice:
         self._listener.drain()
-        if self._listener.reread or self._sysctls.silent_changed(self._known.scope):
+        if self._listener.reread or self._sysctls.silent_changed(self._picture.scope):
             self._listener.reread = False
-            self._known.pending.changes.update(self._sysctls.changes(self._known.scope))
+            self._picture.pending.changes.update(self._sysctls.changes(self._picture.scope))
         self._reread_wireguard()
         self._wakeup.drain()
-        notice, self._known.pending = self._known.pending, Notice()
+        notice, self._picture.pending = self._picture.pending, Notice()
         return notice
 
     def _reread_wireguard(self) -> None:
         try:
-            self._known.pending.changes.update(self._wireguard.reread(self._known.wireguard_links()))
+            self._picture.pending.changes.update(self._wireguard.reread(self._picture.wireguard_links()))
         except KernelError:
-            self._known.pending.resync = True  # the dump that this asks for says what is wrong, to those who can wait
+            self._picture.pending.resync = True  # the dump that this asks for says what is wrong, to those who can wait
 
     def _announce(self) -> None:
-        pending = self._known.pending
+        pending = self._picture.pending
         if pending.changes or pending.interfaces or pending.resync or pending.diversions or self._listener.reread:
             self._wakeup.set()
 
@@ -244,7 +244,7 @@ class NetlinkPort(KernelPort):
         self._entries.put(put[Kind.NEIGHBOUR], failures)
         self._entries.put(put[Kind.FDB], failures)
         wireguard = [*put[Kind.WIREGUARD], *put[Kind.WIREGUARD_PEER], *deleted[Kind.WIREGUARD_PEER]]
-        self._wireguard.put(wireguard, self._known.index, failures)
+        self._wireguard.put(wireguard, self._picture.index, failures)
         self._entries.put_routes(put[Kind.ROUTE], failures)
         self._entries.put_rules([*put[Kind.RULE], *deleted[Kind.RULE]], failures)
         self._put_policies(put[Kind.XFRM_POLICY], failures)
@@ -253,7 +253,7 @@ class NetlinkPort(KernelPort):
         if succeeded:
             self._entries.delete(succeeded, failures)
             # metric 0 matches any: had somebody deleted the old one, it was the new one
-            self._known.pending.resync = True
+            self._picture.pending.resync = True
         for write in (*put[Kind.QDISC], *deleted[Kind.QDISC]):
             _each(write, self._devices.put_qdisc, failures)
         self._announce()

@@ -10,8 +10,8 @@ from socket import AF_INET, AF_INET6
 from pyflannel.kernel import wire
 from pyflannel.kernel.links import address_index, decode_address, encode_address_dump
 from pyflannel.kernel.model import ROUTE_PROTOCOL
-from pyflannel.kernel.netlink.known import Known, lies_in
-from pyflannel.kernel.netlink.reader import UNKNOWN
+from pyflannel.kernel.netlink.dumps import UNKNOWN
+from pyflannel.kernel.netlink.picture import Picture, lies_in
 from pyflannel.kernel.port import ForeignLink, ForeignPolicy, ForeignRoute, Surroundings
 from pyflannel.kernel.rtsocket import RequestSocket
 from pyflannel.kernel.wire import RouteRow
@@ -21,9 +21,9 @@ from pyflannel.network.lease import IPNetwork
 __all__ = ["look_around"]
 
 
-def look_around(known: Known, requests: RequestSocket, rows: Iterable[PolicyRow]) -> Surroundings:
+def look_around(picture: Picture, requests: RequestSocket, rows: Iterable[PolicyRow]) -> Surroundings:
     """See :meth:`~pyflannel.kernel.port.KernelPort.look_around`; ``rows`` are all IPsec policies there are."""
-    spaces = known.scope.spaces
+    spaces = picture.scope.spaces
     routes = []
     for version, family in ((4, AF_INET), (6, AF_INET6)):
         if not any(space.version == version for space in spaces):
@@ -32,36 +32,36 @@ def look_around(known: Known, requests: RequestSocket, rows: Iterable[PolicyRow]
             if datagram[start + 5] == ROUTE_PROTOCOL:
                 continue
             row = wire.parse_route(datagram, start, end)
-            if _is_stray(known, row):
-                routes.append(ForeignRoute(known.route(row), row.protocol))
+            if _is_stray(picture, row):
+                routes.append(ForeignRoute(picture.route(row), row.protocol))
     policies = (
         ForeignPolicy(row.source, row.destination)
         for row in rows
         if row.diverts and row.direction == "out" and any(_meets(row.destination, space) for space in spaces)
     )
-    return Surroundings(tuple(routes), tuple(_strangers(known, requests, spaces)), tuple(policies))
+    return Surroundings(tuple(routes), tuple(_strangers(picture, requests, spaces)), tuple(policies))
 
 
-def _is_stray(known: Known, row: RouteRow) -> bool:
+def _is_stray(picture: Picture, row: RouteRow) -> bool:
     """Whether a foreign route leads into the scope's spaces, and to no more than them."""
-    if row.table != wire.RT_TABLE_MAIN or row.flags & wire.RTM_F_CLONED or known.is_ours(row):
+    if row.table != wire.RT_TABLE_MAIN or row.flags & wire.RTM_F_CLONED or picture.is_ours(row):
         return False
-    return any(lies_in(row.destination, space) for space in known.scope.spaces)
+    return any(lies_in(row.destination, space) for space in picture.scope.spaces)
 
 
-def _strangers(known: Known, requests: RequestSocket, spaces: Sequence[IPNetwork]) -> Iterator[ForeignLink]:
+def _strangers(picture: Picture, requests: RequestSocket, spaces: Sequence[IPNetwork]) -> Iterator[ForeignLink]:
     """The devices that are not ours and have addresses in some ranges."""
     addresses: dict[int, list[IPv4Interface | IPv6Interface]] = defaultdict(list)
     for _, datagram, start, end in requests.dump(encode_address_dump(0, requests.strict), UNKNOWN):
         index = address_index(datagram, start)
-        row = known.table.by_index.get(index)
-        if row is not None and not known.in_scope(row):
+        row = picture.table.by_index.get(index)
+        if row is not None and not picture.in_scope(row):
             item = decode_address(row.name, datagram, start, end)
             if item is not None:
                 addresses[index].append(item.interface)
     for index, found in addresses.items():
         if any(address.ip in space for address in found for space in spaces):
-            yield ForeignLink(known.table.link(known.table.by_index[index]), tuple(found))
+            yield ForeignLink(picture.table.link(picture.table.by_index[index]), tuple(found))
 
 
 def _meets(one: IPNetwork, other: IPNetwork) -> bool:

@@ -23,12 +23,12 @@ from pyflannel.kernel.links import (
 )
 from pyflannel.kernel.model import ROUTE_PROTOCOL, ForeignInfo, Key, Kind, Qdisc, Route, Rule, VxlanInfo, route_key
 from pyflannel.kernel.netlink.found import Found
-from pyflannel.kernel.netlink.known import Known, fdb_entry, neighbour
+from pyflannel.kernel.netlink.picture import Picture, fdb_entry, neighbour
 from pyflannel.kernel.qdiscs import QdiscRow
 from pyflannel.kernel.rtsocket import Answer, Refused, RequestSocket
 from pyflannel.kernel.wire import RouteRow
 
-__all__ = ["UNKNOWN", "Reader"]
+__all__ = ["UNKNOWN", "Dumps"]
 
 UNKNOWN: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.EAFNOSUPPORT})
 """How a kernel answers a question about what it does not have, or has no idea of."""
@@ -39,21 +39,21 @@ _FEW = 8
 _I32 = Struct("=i")
 
 
-class Reader:
-    """The questions about a namespace, whose answers depend on what is known of it."""
+class Dumps:
+    """The questions about a namespace, which depend on the picture of it, and fill it in."""
 
-    def __init__(self, known: Known, requests: RequestSocket) -> None:
-        self._known = known
+    def __init__(self, picture: Picture, requests: RequestSocket) -> None:
+        self._picture = picture
         self._request = requests
 
     def links(self) -> None:
         """Get to know all links that there are."""
-        table = LinkTable(self._known.scope.generic)
+        table = LinkTable(self._picture.scope.generic)
         for answer in self._request.dump(encode_link_query(None)):
             row = parse_link(answer.datagram, answer.start, answer.end)
             if row is not None:
                 table.put(row)
-        self._known.take_links(table)
+        self._picture.take_links(table)
 
     def link(self, name: str) -> LinkRow | None:
         """The link of that name, as it is now.
@@ -69,7 +69,7 @@ class Reader:
 
     def entries(self, found: Found) -> None:
         """Bring together the addresses, neighbours and forwarding entries on links of ours."""
-        own = {index: link for index, link in self._known.ours.items() if not isinstance(link.info, ForeignInfo)}
+        own = {index: link for index, link in self._picture.ours.items() if not isinstance(link.info, ForeignInfo)}
         for index, link in own.items():
             self._read_addresses(index, link.name, found)
         found.begin(Kind.NEIGHBOUR)
@@ -114,11 +114,11 @@ class Reader:
         found.begin(Kind.ROUTE)
         for family in (AF_INET, AF_INET6):
             self._read_routes(family, found)
-        self._known.route_links |= found.links
+        self._picture.route_links |= found.links
         found.end()
 
     def _read_routes(self, family: int, found: Found) -> None:
-        links = [index for index, link in self._known.ours.items() if not isinstance(link.info, ForeignInfo)]
+        links = [index for index, link in self._picture.ours.items() if not isinstance(link.info, ForeignInfo)]
         requests = [wire.encode_route_dump(family, protocol=ROUTE_PROTOCOL, table=0)]
         requests += [wire.encode_route_dump(family, link=index) for index in links]
         if not self._request.strict:
@@ -128,9 +128,9 @@ class Reader:
                 if (number and datagram[start + 5] == ROUTE_PROTOCOL) or found.take(datagram, start, end):
                     continue
                 row = wire.parse_route(datagram, start, end)
-                if self._known.is_ours(row):
-                    self._known.route_links.add(row.link)
-                    found.add(self._known.route(row))
+                if self._picture.is_ours(row):
+                    self._picture.route_links.add(row.link)
+                    found.add(self._picture.route(row))
 
     def routes_like(self, routes: Iterable[Route]) -> Mapping[Key, list[RouteRow]]:
         """The routes that have the keys of ``routes``, in the kernel's order."""
@@ -168,7 +168,7 @@ class Reader:
 
     def qdiscs(self) -> dict[int, Qdisc]:
         """Those on links of ours, by the links' indexes."""
-        seen = {row.link: self._known.seen_qdisc(row) for row in self.qdisc_rows() if self._known.owns(row.link)}
+        seen = {row.link: self._picture.seen_qdisc(row) for row in self.qdisc_rows() if self._picture.owns(row.link)}
         return {index: qdisc for index, qdisc in seen.items() if qdisc is not None}
 
 

@@ -1,4 +1,4 @@
-"""What the port knows of its namespace: the links, and what of a row that the kernel names is ours.
+"""The port's picture of its namespace: the links, and what of a row that the kernel names is ours.
 
 It is as the last look had it and as was told since, and what has to be said of that to others waits here, too
 (:class:`~pyflannel.kernel.port.Notice`). Nothing here asks the kernel for anything.
@@ -29,7 +29,7 @@ from pyflannel.kernel.refusal import foreign_link, refusal
 from pyflannel.kernel.wire import FdbRow, NeighbourRow, RouteRow
 from pyflannel.network.lease import IPNetwork
 
-__all__ = ["KERNEL_MADE", "Known", "fdb_entry", "lies_in", "neighbour"]
+__all__ = ["KERNEL_MADE", "Picture", "fdb_entry", "lies_in", "neighbour"]
 
 KERNEL_MADE: Final = frozenset({wire.RTPROT_REDIRECT, wire.RTPROT_KERNEL, wire.RTPROT_RA})
 """Who makes routes that nobody has asked for."""
@@ -42,7 +42,7 @@ _NO_MAC = "00:00:00:00:00:00"
 """What a permanent neighbour is reported with that somebody gave no MAC address, or one of another length."""
 
 
-class Known:
+class Picture:
     """See the module."""
 
     def __init__(self) -> None:
