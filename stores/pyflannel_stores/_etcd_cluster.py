@@ -311,9 +311,7 @@ class Cluster:
         for endpoint, error in failures.items():
             why = None
             if deadline.left and not _by_etcd(error):
-                from pyflannel_stores._etcd_refusal import refusal
-
-                why = refusal(self.access, endpoint, min(1.0, deadline.left / 2))
+                why = _refusal(self.access, endpoint, min(1.0, deadline.left / 2))
             refused &= why is not None
             reasons.append(f"{endpoint}: {why or plain(error)}")
         if refused:
@@ -322,6 +320,15 @@ class Cluster:
         return StoreUnavailableError(
             f"store {self}: no member answered ({tried}); check that etcd runs there, has a leader, and can be reached"
         )
+
+
+def _refusal(access: Access, endpoint: Endpoint, timeout: float) -> str | None:
+    """See :func:`pyflannel_stores._etcd_refusal.refusal`, which loads OpenSSL, for those alone who are kept out."""
+    try:
+        from pyflannel_stores._etcd_refusal import refusal
+    except (ImportError, OSError, MemoryError):  # no descriptor, or no memory: the error that there is says enough
+        return None
+    return refusal(access, endpoint, timeout)
 
 
 _TOKEN_TROUBLE: Final = ("invalid auth token", "revision of auth store is old", "user name is empty")

@@ -195,6 +195,10 @@ def test_a_circle_is_found() -> None:
     assert sorted(map(sorted, circles(edges))) == [["b", "c"], ["e"]]
 
 
+NOT_RUNNING = {"__main__", "cli", "doctor", "lab", "skeleton", "storetools", "testing"}
+"""The rooms that a running daemon does without."""
+
+
 # What is loaded ------------------------------------------------------------------------------------------------------
 
 
@@ -235,6 +239,31 @@ def test_asking_for_help_loads_nothing_heavy(arguments: list[str]) -> None:
         "except SystemExit as end:\n    assert not end.code, end.code"
     )
     assert loaded_by(code) == set()
+
+
+LATE = {
+    "pyflannel.backend": {"pyflannel.kernel.generic"},  # when a backend is made, which is tried again
+    "pyflannel.daemon.wiring": {"*"},  # while it starts
+    "pyflannel.firewall.keeper": {"pyflannel.firewall.monitor"},  # by a thread that begins anew
+    "pyflannel.kernel.rtnl": {"*"},  # before the first link is written, which is tried again
+    "pyflannel.plugins": {"*"},  # when a plugin is loaded, which is tried again
+    "pyflannel.show.metrics": {"prometheus_client"},  # an extra; a scrape fails alone
+}
+"""What a daemon imports when it runs already, and why that can't hurt it. An import needs descriptors and memory."""
+
+
+def within_functions(source: str) -> Iterator[str]:
+    """What is imported inside functions."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            yield from (name for _, name in imported(ast.unparse(node), "", False))
+
+
+@pytest.mark.parametrize("module", [m for m in core_modules() if room_of(m) not in NOT_RUNNING])
+def test_a_running_daemon_has_loaded_what_it_needs(module: str) -> None:
+    known = LATE.get(module, set())
+    late = set(within_functions(core_modules()[module][0].read_text(encoding="utf-8")))
+    assert "*" in known or {name for name in late if not any(inside(name, package) for package in known)} == set()
 
 
 # Tests ---------------------------------------------------------------------------------------------------------------

@@ -22,17 +22,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from pyflannel.errors import ConfigError
 from pyflannel.network.lease import IPAddress
+from pyflannel.show import metrics, page
 from pyflannel.show.document import document
+from pyflannel.show.reachability import Reachability
 from pyflannel.show.readiness import readiness
 from pyflannel.show.view import Window
 from pyflannel.small.server import MAX_CONNECTIONS, Server
-
-if TYPE_CHECKING:
-    from pyflannel.show.reachability import Reachability
 
 __all__ = ["STUCK_AFTER", "HealthServer", "Response", "answers"]
 
@@ -80,7 +79,7 @@ class Response:
 
 def answers(window: Window) -> Callable[[str], Response]:
     """What the daemon says about itself, by path."""
-    reachability: Reachability | None = None
+    reachability = Reachability()
 
     def healthz() -> Response:
         return Response(HTTPStatus.OK, b"flanneld is running")
@@ -95,26 +94,19 @@ def answers(window: Window) -> Callable[[str], Response]:
         ready, message = readiness(window.view, window.clock())
         return Response.text(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, message)
 
-    def metrics() -> Response:
-        from pyflannel.show.metrics import CONTENT_TYPE, MissingPackageError, render
-
+    def numbers() -> Response:
         try:
-            return Response(HTTPStatus.OK, render(window), CONTENT_TYPE)
-        except MissingPackageError as error:
+            return Response(HTTPStatus.OK, metrics.render(window), metrics.CONTENT_TYPE)
+        except metrics.MissingPackageError as error:
             return Response.text(HTTPStatus.NOT_IMPLEMENTED, str(error))
 
-    def page() -> Response:
-        nonlocal reachability
-        from pyflannel.show.page import render
-        from pyflannel.show.reachability import Reachability
-
-        reachability = reachability or Reachability()
+    def overview() -> Response:
         view, now = window.detailed(), window.clock()
         status = document(view, now, time.time())
-        text = render(status, readiness(view, now), time.time(), reachability.look(status))
+        text = page.render(status, readiness(view, now), time.time(), reachability.look(status))
         return Response(HTTPStatus.OK, text.encode(), "text/html; charset=utf-8")
 
-    routes = {"/": page, "/healthz": healthz, "/livez": livez, "/metrics": metrics, "/readyz": readyz}
+    routes = {"/": overview, "/healthz": healthz, "/livez": livez, "/metrics": numbers, "/readyz": readyz}
 
     def answer(path: str) -> Response:
         route = routes.get(path)

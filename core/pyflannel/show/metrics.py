@@ -47,7 +47,7 @@ def render(window: Window) -> bytes:
         from prometheus_client import CollectorRegistry, ProcessCollector
         from prometheus_client.exposition import generate_latest
         from prometheus_client.registry import Collector
-    except ImportError:
+    except ModuleNotFoundError:
         raise MissingPackageError(
             "metrics need the package prometheus-client: pip install 'pyflannel[metrics]'"
         ) from None

@@ -19,6 +19,7 @@ from typing import Final
 from pyflannel.errors import KernelError
 from pyflannel.network.lease import IPAddress
 from pyflannel.show.status import PeerState, Status
+from pyflannel.small.ping import echo_all, knock_all
 
 __all__ = ["Answer", "Reachability", "ask"]
 
@@ -103,8 +104,6 @@ def _addresses(texts: Sequence[str | None]) -> list[IPAddress]:
 
 
 def _times(addresses: set[IPAddress]) -> dict[IPAddress, float]:
-    from pyflannel.small.ping import echo_all, knock_all
-
     try:
         return echo_all(addresses, _TIMEOUT)
     except KernelError:  # as the unit's user, where net.ipv4.ping_group_range does not allow it

@@ -7,13 +7,14 @@ place that uses them.
 
 from __future__ import annotations
 
+from operator import xor
 from typing import Any, NoReturn
 
 __all__ = ["Secret"]
 
 
 class Secret:
-    """Immutable bytes, compared without stopping at the first difference."""
+    """Immutable bytes. How long it takes to compare two of a length says nothing about where they differ."""
 
     __slots__ = ("_bytes",)
 
@@ -25,9 +26,9 @@ class Secret:
         return self._bytes
 
     def __eq__(self, other: object) -> bool:
-        from hmac import compare_digest  # here, for it loads OpenSSL
-
-        return isinstance(other, Secret) and compare_digest(self._bytes, other._bytes)
+        if not isinstance(other, Secret) or len(self._bytes) != len(other._bytes):
+            return False
+        return not sum(map(xor, self._bytes, other._bytes))  # hmac.compare_digest would load OpenSSL
 
     def __hash__(self) -> int:
         return hash(self._bytes)

@@ -18,6 +18,9 @@ def test_it_is_equal_to_the_same_bytes_only() -> None:
     assert Secret(KEY) == Secret(KEY)
     assert hash(Secret(KEY)) == hash(Secret(KEY))
     assert Secret(KEY) != Secret(KEY[::-1])
+    assert Secret(KEY) != Secret(KEY[:-1])
+    assert Secret(KEY) != Secret(KEY + b"\0")
+    assert all(Secret(KEY) != Secret(KEY[:at] + b"\xff" + KEY[at + 1 :]) for at in range(len(KEY)))
     assert Secret(KEY) != KEY
     assert Secret(KEY).reveal() == KEY
     assert copy.deepcopy(Secret(KEY)) == Secret(KEY)

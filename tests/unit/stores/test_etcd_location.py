@@ -10,6 +10,7 @@ import pytest
 
 from pyflannel.errors import ConfigError
 from pyflannel.store import StoreLocation
+from pyflannel_stores import _etcd_cluster
 from pyflannel_stores._etcd_access import Access
 from pyflannel_stores.etcd import EtcdStore
 
@@ -164,3 +165,9 @@ def test_opening_a_store_imports_no_client() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "[]", "")
+
+
+def test_without_a_descriptor_to_load_openssl_there_is_no_telling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyflannel_stores._etcd_refusal", None)
+    where = access("etcd://192.0.2.1:2379/x")
+    assert _etcd_cluster._refusal(where, where.endpoints[0], 1.0) is None
