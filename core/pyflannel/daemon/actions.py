@@ -152,7 +152,7 @@ class Actions:
             backend, node = self._stage.acting(asked.action)
             if backend.name != asked.backend:
                 raise DaemonError(f"this node runs backend {backend.name!r}, not {asked.backend!r}")
-            if asked.action not in backend.actions:
+            if asked.action not in guarded(backend.name, "actions", lambda: dict(backend.actions)):
                 raise PluginError(f"backend {backend.name!r} has no action {asked.action!r}")
             with exclusive(backend, asked.action, BUSY_PATIENCE), self._stage.calling(backend, asked.action):
                 outcome = guarded(backend.name, asked.action, lambda: backend.act(asked.action, node))

@@ -194,7 +194,7 @@ class Feed:
 
     def _start(self, now: float) -> None:
         try:
-            self.plane = self._call("start", lambda: self.backend.start(self.node))
+            self.plane = self._call("start", self._started_plane)
         except PyflannelError:
             self.due = now + self._backoff.next()
             return
@@ -203,6 +203,12 @@ class Feed:
         self._check_due = now
         if self.plane is None:
             self.due = float("inf")
+
+    def _started_plane(self) -> DataPlane | None:
+        plane: object = self.backend.start(self.node)
+        if plane is not None and not isinstance(plane, DataPlane):
+            raise PluginError(f"backend {self.backend.name!r} started {plane!r}, which is no DataPlane")
+        return plane
 
     def _check(self, plane: DataPlane, now: float) -> None:
         try:
@@ -334,19 +340,21 @@ class Feed:
         plane = self.plane
         if plane is not None:
             try:
-                self._call("renew", plane.renew)
+                self._call("renew", lambda: plane.renew())
             except PyflannelError as error:
                 log.error("%s", error)
 
     def stop(self) -> None:
         """The daemon, or this use of the data plane, ends."""
-        if self.plane is not None:
-            self._let_go("stop", self.plane.stop)
+        plane = self.plane
+        if plane is not None:
+            self._let_go("stop", lambda: plane.stop())
 
     def end(self) -> None:
         """The backend is not used any more."""
-        if self.plane is not None:
-            self._let_go("end", self.plane.end)
+        plane = self.plane
+        if plane is not None:
+            self._let_go("end", lambda: plane.end())
 
     def _let_go(self, what: str, call: Callable[[], None]) -> None:
         try:

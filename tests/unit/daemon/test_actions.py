@@ -255,3 +255,13 @@ def test_an_action_does_not_run_beside_publish(daemon: Daemon) -> None:
         daemon.rotate()
     assert daemon.keys() == {old}
     daemon.rotate()
+
+
+def test_a_backend_whose_actions_are_nonsense_is_named(daemon: Daemon) -> None:
+    assert daemon.running.loop.member is not None
+    backend = type(daemon.running.loop.member.backend)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "actions", 7)
+        with pytest.raises(ActionFailed, match="backend 'wireguard' failed in actions: TypeError"):
+            daemon.rotate()
+    daemon.rotate()

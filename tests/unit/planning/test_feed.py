@@ -166,6 +166,21 @@ def test_a_data_plane_that_does_not_start_is_named_and_tried_again() -> None:
     assert len(backend.plane.table) == 2
 
 
+@pytest.mark.parametrize("answer", [7, "x", object(), DataPlane], ids=lambda answer: type(answer).__name__)
+def test_what_is_no_data_plane_is_named_and_never_called(answer: Any) -> None:
+    backend = Own()
+    backend.newest = answer
+    backend.start = lambda node: backend.newest  # type: ignore[method-assign]
+    _, overlay, feed = fed(lease(2), backend=backend)
+    assert feed.trouble == f"backend 'own' started {answer!r}, which is no DataPlane"
+    assert not feed.settled
+    feed.stop()
+    feed.end()
+    backend.newest = backend.plane
+    feed.tend(overlay, feed.due)
+    assert (feed.trouble, len(backend.plane.table)) == ("", 1)
+
+
 def settle(feed: Feed, overlay: Overlay, until: float = 100.0) -> None:
     """Tend whenever it is due."""
     now = 0.0
