@@ -415,8 +415,10 @@ class ExtensionDataPlane(DataPlane):
         try:
             output = run_command(name, command, call.environment, call.data, self._timeout)
             log.debug("backend extension: %s ran: %s", name, output)
-        except (CommandFailed, OSError) as error:
+        except CommandFailed as error:
             reason = str(error)
+        except Exception as error:  # no descriptor, thread or memory to run it with: our threads go on
+            reason = f"{name} can't be run: {type(error).__name__}: {error}"
         with self._changed:
             self._counters["commands_run"] += 1
             self._counters["commands_failed"] += bool(reason)

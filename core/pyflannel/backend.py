@@ -74,6 +74,7 @@ from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, IPAddress, IPNetwork, Lease, LeaseAttributes, Subnets
 from pyflannel.network.marks import Kinship, Marks
 from pyflannel.network.underlay import Underlay, UnderlayRoute
+from pyflannel.small.attendant import Attendant
 from pyflannel.small.digest import sha256
 from pyflannel.small.interpreter import module_command
 from pyflannel.small.retry import Backoff
@@ -91,6 +92,7 @@ __all__ = [
     "XFRM_DIRECTIONS",
     "XFRM_INTERFACES",
     "Address",
+    "Attendant",
     "AttributeValue",
     "Attributes",
     "Backend",

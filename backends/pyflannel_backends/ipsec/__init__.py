@@ -45,6 +45,7 @@ from pyflannel.backend import (
 from pyflannel.errors import ConfigError
 from pyflannel_backends.peer_address import public_address
 from pyflannel_backends.secret_file import pre_shared_key_path, read_secret
+from pyflannel_backends.shut import shut
 
 from .connections import Tunnel
 
@@ -70,9 +71,6 @@ OVERHEAD_V6: Final = OVERHEAD + 20
 OVERHEAD_UDP: Final = 8
 OVERHEAD_ICV: Final = {"sha384": 8, "sha512": 16}
 """What longer ICVs add (RFC 4868, 2.6)."""
-
-SHUT: Final = 4_000_000_000
-"""The metric of the route that takes what is not routed into the device: worse than any that somebody would set."""
 
 _is_proposal = re.compile(r"[a-z0-9_]+(?:-[a-z0-9_]+)*").fullmatch
 
@@ -142,9 +140,7 @@ class IpsecBackend(Backend[IpsecOptions]):
                 forwarding(version),
                 Address(DEVICE, ip_interface(f"{subnet.network_address}/{subnet.max_prefixlen}")),
                 Route(network.network, DEVICE),
-                # An interface that somebody deletes takes its routes along: until it is back, nothing may leave in
-                # plaintext.
-                Route(network.network, None, metric=SHUT),
+                shut(network.network),
             ]
         return DesiredState(objects)
 

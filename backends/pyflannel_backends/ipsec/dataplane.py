@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from pyflannel.backend import Backoff, DataPlane, Lease, Subnets, Wake
+from pyflannel.backend import Attendant, Backoff, DataPlane, Lease, Subnets
 
 from .charon import Charon, CharonError, RefusalError, Session
 from .connections import PREFIX, Tunnel, connecting, established, troubles
@@ -79,15 +79,13 @@ class IpsecDataPlane(DataPlane):
         self._why: dict[str, str] = {}
         self._complete = self._swept = False
         self._trouble = "charon is starting"
-        self._crash: BaseException | None = None
         self._counters = {"charon_started": 0, "connections_begun": 0}
         self._session: Session | None = None
         self._restart, self._due, self._opened = _backoff(), 0.0, 0.0
         self._took = 0.0
-        self._stopping, self._ending = threading.Event(), False
-        self._wake = Wake()
-        self._thread = threading.Thread(target=self._work, name="ipsec data plane", daemon=True)
-        self._thread.start()
+        self._ending = False
+        self._attendant = Attendant("ipsec data plane", self._work, self._leave)
+        self._attendant.start()
 
     # Called by the core
 
@@ -98,22 +96,21 @@ class IpsecDataPlane(DataPlane):
             if self._wanted.get(peer.key) == tunnels:
                 return
             self._wanted[peer.key] = tunnels
-        self._wake.set()
+        self._attendant.wake.set()
 
     def remove(self, subnets: Subnets) -> None:
         """See :class:`DataPlane`."""
         with self._lock:
             self._wanted.pop(subnets.key, None)
-        self._wake.set()
+        self._attendant.wake.set()
 
     def check(self) -> Mapping[str, str]:
         """See :class:`DataPlane`: the peers without keys. A charon that died is started again by our own thread."""
-        if self._crash is not None:
-            raise self._crash
+        self._attendant.check()
         with self._lock:
             if not self._complete:
                 self._complete = True
-                self._wake.set()
+                self._attendant.wake.set()
             if self._trouble:
                 return dict.fromkeys(self._wanted, self._trouble)
             reasons = {key: self._reason(tunnels) for key, tunnels in self._wanted.items()}
@@ -137,11 +134,7 @@ class IpsecDataPlane(DataPlane):
 
     def stop(self) -> None:
         """Let go of charon, which goes on."""
-        if self._stopping.is_set():
-            return
-        self._stopping.set()
-        self._wake.set()
-        self._thread.join(_STOP_PATIENCE)
+        self._attendant.stop(_STOP_PATIENCE)
 
     def end(self) -> None:
         """See :class:`DataPlane`: charon ends, too, and takes the keys along."""
@@ -151,16 +144,14 @@ class IpsecDataPlane(DataPlane):
     # The thread
 
     def _work(self) -> None:
-        try:
-            while not self._stopping.is_set():
-                self._turn()
-        except BaseException as error:
-            self._crash = error
-        finally:
-            self._hang_up()
-            if self._ending:
-                self._charon.end()
-                self._charon.reap()
+        while not self._attendant.stopping.is_set():
+            self._turn()
+
+    def _leave(self) -> None:
+        self._hang_up()
+        if self._ending:
+            self._charon.end()
+            self._charon.reap()
 
     def _turn(self) -> None:
         try:
@@ -186,7 +177,7 @@ class IpsecDataPlane(DataPlane):
             with self._lock:
                 self._counters["charon_started"] += 1
                 self._known, self._why = {}, {}
-            session = self._charon.start(self._stopping)
+            session = self._charon.start(self._attendant.stopping)
         self._session, self._swept = session, False
         self._charon.share(session)
         with self._lock:
@@ -284,12 +275,12 @@ class IpsecDataPlane(DataPlane):
         """Until something is wanted, charon ends, or it is time to look again."""
         pause = max(0.0, self._due - time.monotonic())
         with selectors.DefaultSelector() as selector:
-            selector.register(self._wake, selectors.EVENT_READ)
+            selector.register(self._attendant.wake, selectors.EVENT_READ)
             if self._session is not None:
                 selector.register(self._session, selectors.EVENT_READ)
                 pause = pause_after(self._took, all(state.up for state in self._known.values()))
             selector.select(pause)
-        self._wake.drain()
+        self._attendant.wake.drain()
 
 
 def pause_after(took: float, at_ease: bool) -> float:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from pyflannel.backend import Backoff, DataPlane, Lease, Subnets, Wake, module_command
+from pyflannel.backend import Attendant, Backoff, DataPlane, Lease, Subnets, module_command
 
 from . import control
 from .control import Frames, Message, Row, WorkerConfig
@@ -67,13 +67,10 @@ class UserspaceDataPlane(DataPlane):
         self._lock = threading.Lock()
         self._wanted: dict[str, tuple[Row, ...]] = {}
         self._complete = False
-        self._stopping = threading.Event()
-        self._crash: BaseException | None = None
-        self._wake = Wake()
         self._links = [_Link(kind, directory / f"{kind.name}-worker-{number}.sock") for number in range(workers)]
         self._directory = directory
-        self._thread = threading.Thread(target=self._work, name=f"{kind.name} data plane", daemon=True)
-        self._thread.start()
+        self._attendant = Attendant(f"{kind.name} data plane", self._work, self._leave)
+        self._attendant.start()
 
     # Called by the core
 
@@ -83,23 +80,22 @@ class UserspaceDataPlane(DataPlane):
             self._wanted[peer.key] = rows
             for link in self._links:
                 link.pending[peer.key] = rows
-        self._wake.set()
+        self._attendant.wake.set()
 
     def remove(self, subnets: Subnets) -> None:
         with self._lock:
             if self._wanted.pop(subnets.key, None) is not None:
                 for link in self._links:
                     link.pending[subnets.key] = ()
-        self._wake.set()
+        self._attendant.wake.set()
 
     def check(self) -> Mapping[str, str]:
         """See :class:`DataPlane`. A worker that died is started again by our own thread, at once."""
-        if self._crash is not None:
-            raise self._crash
+        self._attendant.check()
         with self._lock:
             if not self._complete:
                 self._complete = True
-                self._wake.set()
+                self._attendant.wake.set()
             reasons = [link.trouble for link in self._links]
             if all(reasons):
                 return dict.fromkeys(self._wanted, f"{self._kind.name} data plane: {reasons[0]}")
@@ -132,11 +128,7 @@ class UserspaceDataPlane(DataPlane):
 
         A thread that is starting a worker sees to the end of that, and lets go then.
         """
-        if self._stopping.is_set():
-            return
-        self._stopping.set()
-        self._wake.set()
-        self._thread.join(_STOP_PATIENCE)
+        self._attendant.stop(_STOP_PATIENCE)
 
     def end(self) -> None:
         """See :class:`DataPlane`: the workers end, too, and with them what they have agreed with peers."""
@@ -146,7 +138,7 @@ class UserspaceDataPlane(DataPlane):
         ending.join(_STOP_PATIENCE)
 
     def _end_workers(self) -> None:
-        self._thread.join()  # it may be starting one
+        self._attendant.join()  # it may be starting one
         for path in self._socket_paths():
             _end_worker(path)
         for link in self._links:
@@ -155,17 +147,15 @@ class UserspaceDataPlane(DataPlane):
     # The thread
 
     def _work(self) -> None:
-        try:
-            with selectors.DefaultSelector() as selector:
-                selector.register(self._wake, selectors.EVENT_READ)
-                self._end_surplus()
-                while not self._stopping.is_set():
-                    self._turn(selector)
-        except BaseException as error:
-            self._crash = error
-        finally:
-            for link in self._links:
-                link.let_go()
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._attendant.wake, selectors.EVENT_READ)
+            self._end_surplus()
+            while not self._attendant.stopping.is_set():
+                self._turn(selector)
+
+    def _leave(self) -> None:
+        for link in self._links:
+            link.let_go()
 
     def _turn(self, selector: selectors.BaseSelector) -> None:
         for link in self._links:
@@ -176,8 +166,8 @@ class UserspaceDataPlane(DataPlane):
         due = min((link.due for link in self._links if link.connection is None), default=None)
         patience = None if due is None else max(0.0, due - time.monotonic())
         for key, _ in selector.select(patience):
-            if key.fileobj is self._wake:
-                self._wake.drain()
+            if key.fileobj is self._attendant.wake:
+                self._attendant.wake.drain()
             elif not self._hear(key.data):
                 self._lose(selector, key.data)
 

@@ -50,6 +50,7 @@ from pyflannel.backend import (
 from pyflannel.errors import ConfigError
 from pyflannel_backends.peer_address import public_address
 from pyflannel_backends.secret_file import pre_shared_key_path
+from pyflannel_backends.shut import shut
 from pyflannel_backends.userspace import tun_info
 from pyflannel_backends.userspace.fastpath import described, load_transport
 
@@ -66,9 +67,6 @@ PORT_V6: Final = 51821
 
 OVERHEAD: Final = 80
 """Bytes that are added at most: outer IPv6 header (40), UDP (8), WireGuard's header (16) and tag (16)."""
-
-SHUT: Final = 4_000_000_000
-"""The metric of the route that takes what is not routed into the device: worse than any that somebody would set."""
 
 ROTATE_KEY: Final = "rotate-key"
 
@@ -189,8 +187,7 @@ class WireguardBackend(Backend[WireguardOptions]):
         yield Address(device, ip_interface(f"{subnet.network_address}/{subnet.max_prefixlen}"))
         yield Sysctl(f"net/ipv6/conf/{device}/accept_ra", "0", optional=True)
         yield Route(network.network, device)
-        # A device that somebody deletes takes its routes along: until it is back, nothing may leave in plaintext.
-        yield Route(network.network, None, metric=SHUT)
+        yield shut(network.network)
 
     def act(self, action: str, node: Node) -> Outcome:
         """``rotate-key``: a new key file in the place of the old one, which the workers have taken when this returns.

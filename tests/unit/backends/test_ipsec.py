@@ -31,9 +31,10 @@ from pyflannel.backend import (
 from pyflannel.errors import ConfigError, PeerRejected
 from pyflannel.planning.transition import Side, clash
 from pyflannel.testing.backends import BackendPlanning
-from pyflannel_backends.ipsec import DEVICE, IF_ID, SHUT, IpsecBackend, IpsecOptions
+from pyflannel_backends.ipsec import DEVICE, IF_ID, IpsecBackend, IpsecOptions
 from pyflannel_backends.ipsec.connections import Tunnel, connecting, established, troubles
 from pyflannel_backends.ipsec.dataplane import pause_after
+from pyflannel_backends.shut import SHUT
 
 PSK = "0123456789abcdef" * 6
 UNDERLAY = Underlay(

@@ -14,7 +14,7 @@ from pyflannel.daemon.loop import BLACKHOLE_METRIC
 from pyflannel.kernel.model import IpEncapsulation, KernelObject, Neighbour, Route
 from pyflannel.kernel.packed import unpack
 from pyflannel.planning.spread import METRICS, kept, metric_of, spread
-from pyflannel_backends.wireguard import SHUT
+from pyflannel_backends.shut import SHUT
 
 GATEWAY = ip_address("192.0.2.2")
 

@@ -34,7 +34,8 @@ from pyflannel.network.document import NetworkConfig
 from pyflannel.network.underlay import Underlay
 from pyflannel.testing.backends import BackendPlanning
 from pyflannel_backends import wireguard
-from pyflannel_backends.wireguard import SHUT, WireguardBackend, WireguardOptions, keys
+from pyflannel_backends.shut import SHUT
+from pyflannel_backends.wireguard import WireguardBackend, WireguardOptions, keys
 from pyflannel_backends.wireguard.dataplane import rows
 
 PSK = b64encode(bytes(range(1, 33))).decode()
