@@ -16,10 +16,12 @@ from tests.integration.planted import BACKEND, STORE, plant, put_peer, switched_
 from tests.storing import write_document
 
 from pyflannel.daemon.control import ActionFailed, request
-from pyflannel.errors import PyflannelError
+from pyflannel.errors import ExitCode, PyflannelError
 from pyflannel.lab import Lab, Node
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+
+NETWORK = "10.244.0.0/16"
 
 LIMIT = 60.0
 """Seconds for an end; the daemon's own limit is far shorter, and what it does not keep the kill after this tells."""
@@ -203,6 +205,15 @@ def test_a_lack_of_descriptors_ends_no_server(node: Node) -> None:
         request(directory, "vxlan", "turn")
     assert get(node, "/readyz")[0] == 200
     assert daemon.stop(LIMIT) == 0
+
+
+def test_too_few_descriptors_to_start_with_are_named(node: Node) -> None:
+    daemon = node.start_daemon(node.lab.file_store, "vxlan", NETWORK, wrapper=("prlimit", "--nofile=8:8"))
+    until(lambda: not daemon.running, daemon.log)
+    assert daemon.process.returncode == ExitCode.KERNEL, daemon.log()
+    assert "Too many open files" in daemon.log()
+    assert "raise LimitNOFILE=" in daemon.log()
+    assert "Traceback" not in daemon.log()
 
 
 def test_a_margin_close_to_the_lease_s_life_does_not_renew_all_the_time(node: Node) -> None:

@@ -7,6 +7,7 @@ pyflannel's own, or log level debug, shows a traceback.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -131,6 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _print_traceback()
         return _fail(str(error), error.exit_code)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return _fail(f"{error}: raise LimitNOFILE= in the unit, 'ulimit -n', or fs.file-max", ExitCode.KERNEL)
         _print_traceback()
         return _fail(
             f"internal error: {type(error).__name__}: {error}; please report it with the lines above", ExitCode.INTERNAL

@@ -15,7 +15,7 @@ import queue
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,6 +46,7 @@ def or_end() -> Iterator[None]:
     ``Thread.start``, and so a library that was opening a watch, which then never tells anything nor fails. A new
     process is there within a second, and packets don't wait for it.
     """
+    _load_unwinder()
     before = sys.unraisablehook, threading.excepthook
     told: queue.SimpleQueue[Any] = queue.SimpleQueue()
     guard = threading.Thread(target=_look_out, args=(told, *before), name="pyflannel-memory", daemon=True)
@@ -58,6 +59,16 @@ def or_end() -> Iterator[None]:
         sys.unraisablehook, threading.excepthook = before
         told.put(None)
         guard.join()
+
+
+def _load_unwinder() -> None:
+    """Load libgcc_s, while there is a descriptor for it.
+
+    glibc loads it itself when a thread ends in its middle (pthread_exit(3)), as those do that are still there when
+    Python exits, and aborts the process where it can't. Another libc does without.
+    """
+    with suppress(OSError):
+        ctypes.CDLL("libgcc_s.so.1")
 
 
 def _look_out(

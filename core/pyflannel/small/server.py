@@ -229,6 +229,8 @@ def listen_in(path: Path) -> socket.socket:
         listener.listen()
     except OSError as error:
         listener.close()
+        if error.errno in (errno.EMFILE, errno.ENFILE):  # as for the first one, and not the directory's fault
+            raise
         raise DaemonError(f"{path}: {error.strerror}; choose another --run-dir") from None
     return listener
 

@@ -15,6 +15,7 @@ class Wake:
     """An event that stays set until it is drained (``eventfd(2)``)."""
 
     def __init__(self) -> None:
+        self._fd = -1
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def fileno(self) -> int:
@@ -32,4 +33,5 @@ class Wake:
             os.eventfd_read(self._fd)
 
     def __del__(self) -> None:
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)

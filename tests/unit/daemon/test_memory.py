@@ -47,6 +47,26 @@ def test_a_start_gives_back_the_text_it_ran_and_nothing_else() -> None:
     assert done.stdout.split() == ["True", "True"]
 
 
+EXIT = """
+import resource, threading, time
+from pyflannel.daemon.memory import or_end
+
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(0.5)  # others may run: the thread finds that Python is at its end
+
+slow = Slow()
+with or_end():
+    threading.Thread(target=lambda: [time.sleep(0.01) for _ in iter(int, 1)], daemon=True).start()
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+"""
+
+
+def test_an_exit_without_descriptors_aborts_for_no_thread_that_is_left() -> None:
+    done = subprocess.run([sys.executable, "-c", EXIT], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 THREADS = """
 import _thread, sys, threading
 from pyflannel.daemon.memory import or_end
