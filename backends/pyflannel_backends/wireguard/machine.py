@@ -21,7 +21,11 @@ Times are monotonic seconds, as :func:`time.monotonic` gives them; handshakes ca
 * there may be several former sessions, so that handshakes that cross each other lose no packet;
 * a peer's address is taken from packets of a session only, not from initiations: a recorded one, sent again after our
   restart, moves nobody;
-* handshakes that stay unanswered try the configured and the learned address in turn.
+* handshakes that stay unanswered try the configured and the learned address in turn;
+* one without which nothing can be sent is repeated after 1, 2 and 4 s before it is every 5 s: packets wait for it, and
+  there is room for few;
+* of initiations, as many as the kernel takes from a peer in a second, several may come at once: those that a busy
+  machine was late to read were not sent at once.
 """
 
 from __future__ import annotations
@@ -51,7 +55,12 @@ HELD: Final = 4096
 _JITTER: Final = 1 / 3
 """Seconds by which repeated handshakes are spread, so that two nodes don't begin together for ever."""
 _INITIATION_SPACING: Final = 1 / 50
-"""Seconds that must lie between two initiations that we answer to one peer."""
+"""Seconds that must lie between two initiations that we answer to one peer, on average; as they do in the kernel, which
+ignores one that comes sooner."""
+_INITIATIONS_AT_ONCE: Final = 4
+"""Initiations of one peer that we answer at once all the same."""
+_HASTY: Final = 3
+"""Tries of a handshake that packets wait for, after which it is repeated no sooner than any other."""
 _FORMER: Final = 3
 """Former sessions of one peer that may still receive."""
 _NEVER: Final = math.inf
@@ -67,6 +76,8 @@ class Limits:
     rekey_attempt_time: float = 90.0
     rekey_timeout: float = 5.0
     keepalive_timeout: float = 10.0
+    first_timeout: float = 1.0
+    """Not the white paper's: until a handshake that packets wait for is repeated for the first time."""
 
 
 class Timestamps:
@@ -139,8 +150,8 @@ class Peer:
         "tries",
         "unanswered",
         "wake",
+        "welcome_from",
         "welcomed",
-        "welcomed_at",
     )
 
     def __init__(self, name: str, public_key: bytes) -> None:
@@ -180,8 +191,9 @@ class Peer:
         self.public_key = public_key
         self.stamper = Stamper(public_key)
         self.pending: tuple[int, Initiator] | None = None
-        self.welcomed, self.welcomed_at = b"", -_NEVER
-        """The greatest timestamp that came in an initiation, and when."""
+        self.welcomed, self.welcome_from = b"", -_NEVER
+        """The greatest timestamp that came in an initiation; from when on one could come that is no sooner than
+        initiations may be, those before it counted as if they had come no sooner either."""
 
     @property
     def sessions(self) -> Iterator[Session]:
@@ -336,10 +348,14 @@ class Machine:
                 self._send_staged(peer, now)
 
     def begin_again(self, now: float) -> None:
-        """Begin unfinished handshakes of ours anew, as their answers may have gone to somebody else."""
+        """Begin unfinished handshakes of ours anew, as their answers may have gone to somebody else.
+
+        One that was begun just now goes on: its peer may ignore the next one, and we the answer to this one then.
+        """
         for peer in tuple(self._pending.values()):
-            peer.initiated = -_NEVER
-            self._ask(peer, now)
+            if now - peer.initiated >= 2 * _INITIATION_SPACING:
+                peer.initiated = -_NEVER
+                self._ask(peer, now)
 
     def failures(self) -> Iterator[tuple[str, str]]:
         """Peers that can't be reached as things are, and why."""
@@ -518,13 +534,14 @@ class Machine:
         if proved is None or holders is None:
             return
         peer = holders[0]
-        if proved.timestamp <= peer.welcomed or now - peer.welcomed_at < _INITIATION_SPACING:
+        welcome_from = max(peer.welcome_from, now - _INITIATIONS_AT_ONCE * _INITIATION_SPACING) + _INITIATION_SPACING
+        if proved.timestamp <= peer.welcomed or welcome_from > now:
             return
         index = self._new_index()
         answer = proved.respond(peer.psk, index=index, ephemeral=self._random(KEY))
         if answer is None:
             return
-        peer.welcomed, peer.welcomed_at = proved.timestamp, now
+        peer.welcomed, peer.welcome_from = proved.timestamp, welcome_from
         response, keys = answer
         self._retire(peer, peer.next)
         peer.next = self._new_session(peer, index, message.sender, keys, initiator=False, now=now)
@@ -593,11 +610,18 @@ class Machine:
     def _ask(self, peer: Peer, now: float) -> None:
         """Somebody wants a (new) session: begin a handshake, unless one was begun just now."""
         peer.asked = now
-        if now - peer.initiated >= self._limits.rekey_timeout:
+        patience = self._patience(peer, now)
+        if now - peer.initiated >= patience:
             self._initiate(peer, now)
         elif peer.repeat_at == _NEVER:
-            peer.repeat_at = peer.initiated + self._limits.rekey_timeout + self._jitter()
+            peer.repeat_at = peer.initiated + patience + self._jitter()
             self._schedule(peer)
+
+    def _patience(self, peer: Peer, now: float) -> float:
+        """Seconds from a handshake's beginning until it may be begun again."""
+        if self.sending(peer, now) is not None or peer.tries > _HASTY:
+            return self._limits.rekey_timeout
+        return min(self._limits.rekey_timeout, self._limits.first_timeout * 2.0 ** max(0, peer.tries - 1))
 
     def _initiate(self, peer: Peer, now: float, endpoint: Endpoint | None = None) -> None:
         endpoint = endpoint or peer.endpoint
@@ -606,7 +630,7 @@ class Machine:
         self._forget_pending(peer)
         peer.tries += 1
         peer.initiated = now
-        peer.repeat_at = now + self._limits.rekey_timeout + self._jitter()
+        peer.repeat_at = now + self._patience(peer, now) + self._jitter()
         self._schedule(peer)
         index = self._new_index()
         timestamp, ephemeral = self._timestamps.next(), self._random(KEY)
