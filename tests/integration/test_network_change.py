@@ -233,6 +233,30 @@ def test_a_node_that_joins_in_the_middle_takes_part() -> None:
                 made.run_on("wireguard")
 
 
+@pytest.mark.parametrize(("version", "port"), [(4, 51820), (6, 51821)], ids=["IPv4", "IPv6"])
+def test_a_port_that_is_closed_is_found_before_anything_is_sent_there(version: int, port: int) -> None:
+    """The change waits, says why, and goes on when the port is open."""
+    with overlay(network(VXLAN, **DUAL), nodes=2) as made, pinging(made.lab, (4, 6)):
+        closed, other = made.nodes
+        rules = f"table inet closed {{ chain input {{ type filter hook input priority 0; udp dport {port} drop; }}; }}"
+        closed.run(["nft", "-f", "-"], input=rules)
+        with made.driven("--backend", "wireguard") as process:
+            subnet = next(
+                each for each in closed.daemon.status()["lease"]["subnets"] if (":" in each) == (version == 6)
+            )
+            status = other.daemon.wait_status(
+                lambda it: it["change"] is not None and "answers pings" in it["change"]["trouble"],
+                "it says so",
+                PATIENCE,
+            )
+            address = subnet.partition("/")[0]
+            assert status["change"]["trouble"].startswith(f"{address} answers pings by vxlan, and not by wireguard")
+            assert made.phase() == "prepare"
+            closed.run(["nft", "delete", "table", "inet", "closed"])
+            until(lambda: not process.running, "the change is over", PATIENCE)
+        made.run_on("wireguard")
+
+
 # What it is for -------------------------------------------------------------------------------------------------------
 
 

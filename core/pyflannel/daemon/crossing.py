@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable
 from itertools import islice
 
+from pyflannel.daemon.trial import Trials
 from pyflannel.network.change import NodeProgress, Phase, Step, all_switched, due_step
 from pyflannel.planning.overlay import Overlay
 from pyflannel.planning.transition import Transition
@@ -29,11 +30,15 @@ AT_ONCE = 500
 
 
 class Crossing:
-    """This node's part in one change of the network."""
+    """This node's part in one change of the network.
 
-    def __init__(self, overlay: Overlay, transition: Transition) -> None:
+    :param trials: finds out whether peers are reached by the new settings; ``None`` where nobody can.
+    """
+
+    def __init__(self, overlay: Overlay, transition: Transition, trials: Trials | None = None) -> None:
         self.transition = transition
         self._overlay = overlay
+        self._trials = trials
         self._unseen: dict[str, None] = dict.fromkeys(overlay.peers)
         """Peers that have changed since they were looked at."""
         self._silent: set[str] = set()
@@ -41,6 +46,8 @@ class Crossing:
         self._unswitched: set[str] = set()
         """Peers that have not said how they are reached by the new settings; that are not sent to by them; that may
         send by the former ones."""
+        self._untried: set[str] = set()
+        """Peers of which it is not known yet whether packets get to them by the new settings."""
         self._troubles: dict[str, str] = {}
         self._switched_since: float | None = None
 
@@ -53,13 +60,15 @@ class Crossing:
         """Whether all peers have been looked at as they are."""
         return not self._unseen
 
-    def look(self) -> None:
-        """Look at some of the peers that have changed."""
+    def look(self, now: float) -> None:
+        """Look at some of the peers that have changed, and try to reach those that are to be tried."""
         for key in list(islice(self._unseen, AT_ONCE)):
             del self._unseen[key]
-            self._look_at(key)
+            self._look_at(key, now)
+        if self._trials is not None:
+            self._trials.tend(now)
 
-    def _look_at(self, key: str) -> None:
+    def _look_at(self, key: str, now: float) -> None:
         peer = self._overlay.peers.get(key)
         lease = self._overlay.lease(key) if peer is not None and not peer.reason else None
         seen = None if lease is None else self.transition.standing(self._overlay.node, lease)
@@ -71,6 +80,8 @@ class Crossing:
             (self._unswitched, seen is not None and not all_switched([seen.step])),
         ):
             (keys.add if behind else keys.discard)(key)
+        if self._trials is not None:
+            self._trials.want(key, seen.ways if seen is not None else (), now)
         self._troubles.pop(key, None)
         if seen is not None and seen.trouble:
             self._troubles[key] = seen.trouble
@@ -86,22 +97,24 @@ class Crossing:
             self._switched_since = now
         return now - self._switched_since >= GRACE
 
-    @property
-    def due(self) -> float:
-        """When :meth:`graced` may answer otherwise, though nothing else happens; infinite if never."""
+    def due(self, now: float) -> float:
+        """When :meth:`graced` or the trials may answer otherwise, though nothing else happens; infinite if never."""
+        if self._trials is not None and self.transition.change.phase is Phase.PREPARE:
+            return self._trials.due(now)
         if self._switched_since is None or self.transition.graced:
             return math.inf
         return self._switched_since + GRACE
 
-    def progress(self, now: Step | None, in_place: Callable[[], bool], trouble: str) -> NodeProgress:
+    def progress(self, now: Step | None, in_place: Callable[[], bool], trouble: str, at: float = 0.0) -> NodeProgress:
         """What our lease should say; it says ``now`` at present.
 
         :param trouble: what goes wrong with the new settings on this node.
+        :param at: the time.
         """
         change = self.transition.change
         if not self.complete:
             return NodeProgress(change.id, now, trouble=trouble[:200])
-        trouble = trouble or next(iter(self._troubles.values()), "")
+        trouble = trouble or next(iter(self._troubles.values()), "") or self._unreached(at)
         step = due_step(
             change.phase,
             in_place=True,
@@ -109,11 +122,25 @@ class Crossing:
             graced=self.transition.graced,
             now=now,
         )
-        if step is Step.PREPARED and (trouble or self._silent):
+        self._untried = set(self._trials.waiting(at)) if self._trials is not None else set()
+        if step is Step.PREPARED and (trouble or self._silent or self._untried):
             step = now if now is Step.PREPARED else None
         if step != now and not in_place():
             step = now
         return NodeProgress(change.id, step, trouble=trouble[:200])
+
+    def _unreached(self, now: float) -> str:
+        """What to say of a peer that answers by the former settings and not by the new ones."""
+        address = next(self._trials.failing(now), None) if self._trials is not None else None
+        if address is None:
+            return ""
+        former, following = self.transition.former.name, self.transition.following.name
+        return f"{address} answers pings by {former}, and not by {following}: is its port closed on the way?"
+
+    def close(self) -> None:
+        """This part of the change is over."""
+        if self._trials is not None:
+            self._trials.close()
 
     def status(self, said: NodeProgress) -> ChangeStatus:
         """For whoever looks at this node."""
@@ -133,4 +160,4 @@ class Crossing:
         """Whom this node waits for."""
         if self.transition.change.phase is Phase.SWITCH:
             return self._by_former
-        return self._unswitched if self.transition.change.phase is Phase.RETIRE else self._silent
+        return self._unswitched if self.transition.change.phase is Phase.RETIRE else self._silent | self._untried

@@ -29,6 +29,7 @@ from pyflannel.daemon.announcing import Announcements
 from pyflannel.daemon.crossing import Crossing
 from pyflannel.daemon.notify import Notifier
 from pyflannel.daemon.reverse_path import ReversePath
+from pyflannel.daemon.trial import Pinger, Trials
 from pyflannel.daemon.underlay_watch import UnderlayWatch
 from pyflannel.errors import DaemonError, KernelError, PyflannelError
 from pyflannel.firewall.keeper import FirewallKeeper
@@ -165,6 +166,7 @@ class Loop:
 
     :param read_settings: for a reload: reads the settings anew, and sets up logging as they say.
     :param plugin: what is known of an installed plugin, by ``backend`` or ``store`` and its name.
+    :param open_pinger: for trying ways to peers; ``None`` where there is no network to try.
     """
 
     def __init__(
@@ -184,8 +186,10 @@ class Loop:
         plugin: Callable[[str, str], PluginName],
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
+        open_pinger: Callable[[], Pinger] | None = None,
     ) -> None:
         self.settings = settings
+        self._open_pinger = open_pinger
         self.slot, self.keeper, self.firewall = slot, keeper, firewall
         self.clock = clock
         self.measures = measures
@@ -269,6 +273,8 @@ class Loop:
         self.actions.end()
         if self.member is not None:
             self._stop(self.member.planes)
+            if self.member.crossing is not None:
+                self.member.crossing.close()
 
     def turn(self) -> None:
         """Take in what is there, write what differs, put down how things stand. For :meth:`run` and simulations."""
@@ -316,7 +322,7 @@ class Loop:
         if self.member is not None:
             due += [plane.feed.due for plane in self.member.planes]
         if crossing is not None:
-            due.append(crossing.due)
+            due.append(crossing.due(self.clock()))
         expires_at = self.slot.state.expires_at
         if expires_at is not None and expires_at > self.clock():
             due.append(expires_at)
@@ -501,8 +507,10 @@ class Loop:
         """A generation holds from now on."""
         before, backend = self.member, generation.backend
         planes = self._planes(backend, overlay)
-        crossing = Crossing(overlay, backend) if isinstance(backend, Transition) else None
+        crossing = Crossing(overlay, backend, self._trials()) if isinstance(backend, Transition) else None
         self.member = _Member(backend, overlay, planes, crossing)
+        if before is not None and before.crossing is not None:
+            before.crossing.close()
         if before is not None:  # their devices are going, and nobody is to make them anew
             self._let_go(before.planes, planes)
         if crossing is None:
@@ -686,11 +694,12 @@ class Loop:
         if member is None or member.crossing is None or self._adoption is not None or self._dirty:
             return
         crossing, transition, node = member.crossing, member.crossing.transition, member.overlay.node
-        crossing.look()
+        crossing.look(now)
         if not crossing.complete:
             return
         own = self._own_progress(transition.change.id)
-        said = crossing.progress(own.step, self._all_in_place, transition.trouble(node) or self._change_trouble())
+        trouble = transition.trouble(node) or self._change_trouble()
+        said = crossing.progress(own.step, self._all_in_place, trouble, now)
         if said != self._said:
             self._said = said
             self.keeper.reached(said)
@@ -699,6 +708,9 @@ class Loop:
             generation = replace(self._generation, backend=further)
             self._adoption = _Adoption(generation, Backoff(self._rng), now)
             self._wake.set()
+
+    def _trials(self) -> Trials | None:
+        return Trials(self._open_pinger) if self._open_pinger is not None else None
 
     def _all_in_place(self) -> bool:
         """Whether the kernel and the data planes have all that was planned."""

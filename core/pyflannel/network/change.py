@@ -19,7 +19,7 @@ BACK     sends by the former settings again (everybody still receives there); sa
 
 The document moves on from PREPARE, SWITCH and RETIRE when every node has said so, and then holds the new settings only
 (or, after BACK, the former). That is all that two nodes have to agree on: nobody ever sends where the other does not
-receive. ``tests/unit/network/test_change_model.py`` goes through every order of events.
+receive. ``tests/change_model.py`` goes through every order of events.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from pyflannel.errors import PeerRejected, PluginError, PyflannelError
 from pyflannel.kernel.model import KernelObject, Key, Link, Route, WireguardPeer
 from pyflannel.network.change import NetworkChange, Phase, Sides, Step, receives, sends_new, sides
 from pyflannel.network.document import NetworkConfig
-from pyflannel.network.lease import IPNetwork, Lease, LeaseAttributes, Subnets
+from pyflannel.network.lease import IPAddress, IPNetwork, Lease, LeaseAttributes, Subnets
 from pyflannel.network.underlay import Underlay
 from pyflannel.planning.guard import checked_mtu, guarded
 from pyflannel.planning.judging import type_problem
@@ -74,6 +74,8 @@ class Standing:
 
     :param told: its node has said how it is reached by the new settings. ``by_next``: this node sends to it that way.
     :param trouble: why this node can't use what it says.
+    :param ways: addresses of the peer that may answer a ping by one of the new settings' devices, before anything else
+        is sent that way.
     """
 
     step: Step | None
@@ -81,6 +83,7 @@ class Standing:
     by_next: bool
     trouble: str = ""
     node_id: str | None = None
+    ways: tuple[tuple[IPAddress, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +278,26 @@ class Transition(Backend[None]):
             ways.by_next and ways.next is not None,
             trouble,
             peer.attributes.node_id,
+            tuple(self._trials(node, peer, ways)),
         )
+
+    def _trials(self, node: Node, peer: Lease, ways: _Ways) -> Iterator[tuple[IPAddress, str]]:
+        """What can be tried before the switch: devices that have the whole network behind them, of one side alone.
+
+        Such a device finds the peer by the packet's destination. Elsewhere the route says who the peer is, and that is
+        not there yet; nor does such a device agree on anything with anybody.
+        """
+        if self.change.phase is not Phase.PREPARE or ways.next is None or ways.former is None:
+            return
+        former, following, _ = self._node_plans(node)
+        links, routed = (
+            _links(following) - _links(former),
+            {item.destination for item in ways.next if isinstance(item, Route)},
+        )
+        for subnet in peer.subnets.each:
+            covering = _covering(following, subnet) if subnet not in routed else None
+            if covering is not None and covering.gateway is None and covering.link in links:
+                yield subnet.network_address, covering.link
 
     def _unrouted(self, node: Node, peer: Lease, ways: _Ways) -> str:
         former, following, _ = self._node_plans(node)

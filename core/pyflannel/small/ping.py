@@ -23,7 +23,7 @@ from typing import Final, TypeAlias
 
 from pyflannel.errors import KernelError
 
-__all__ = ["HEADERS", "echo", "echo_all", "knock_all", "knock_tcp", "knock_udp", "largest_echo"]
+__all__ = ["HEADERS", "Echoes", "echo", "echo_all", "knock_all", "knock_tcp", "knock_udp", "largest_echo"]
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 
@@ -32,6 +32,7 @@ HEADERS: Final = {4: 28, 6: 48}
 
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _IP_PMTUDISC_PROBE = 10, 23, 3  # linux/in.h, linux/in6.h
 _SO_NO_CHECK = 11  # asm-generic/socket.h
+_IP_PKTINFO, _IPV6_PKTINFO = 8, 50  # linux/in.h, linux/in6.h
 _TOKEN = struct.Struct("!QQ")
 _EPHEMERAL = (33434, 65000)
 _PACE = 0.0001  # seconds between two pings of many, at least
@@ -120,6 +121,65 @@ def _echo_each(
     yield from answered(until)
 
 
+class Echoes:
+    """Pings whose answers are fetched later, by the device that the routes name or by another one.
+
+    :raises KernelError: this process may not ping.
+    """
+
+    def __init__(self) -> None:
+        self._token = random.getrandbits(64)
+        self._stack = ExitStack()
+        try:
+            self._channels = {version: self._stack.enter_context(_icmp(version)) for version in (4, 6)}
+        except OSError as error:
+            raise KernelError(f"can't ping: {error.strerror}") from None
+        for channel, _ in self._channels.values():
+            channel.setblocking(False)
+
+    def ask(self, address: IPAddress, number: int, link: str = "") -> None:
+        """Ping once; what can't be sent stays without an answer.
+
+        :param number: what :meth:`answers` will say. ``link``: the device by which it is sent, whatever the routes say;
+            its answer may come by any.
+        """
+        channel, _ = self._channels[address.version]
+        packet = _request(address.version, number & 0xFFFF, _TOKEN.pack(self._token, number))
+        with suppress(OSError):  # no such device, no way there
+            channel.sendmsg([packet], _by(address.version, link), 0, (str(address), 0))
+
+    def answers(self) -> Iterator[int]:
+        """The numbers of those that were answered since the last call."""
+        for version, (channel, raw) in self._channels.items():
+            while True:
+                try:
+                    packet = channel.recv(1 << 16)
+                except BlockingIOError:
+                    break
+                except OSError:  # an ICMP error about a request
+                    continue
+                number = _number(packet, raw and version == 4, self._token)
+                if number is not None:
+                    yield number
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._stack.close()
+
+
+def _by(version: int, link: str) -> list[tuple[int, int, bytes]]:
+    """Ancillary data that has a packet sent by a device (``ip(7)``, ``ipv6(7)``).
+
+    :raises OSError: there is no such device.
+    """
+    if not link:
+        return []
+    index = socket.if_nametoindex(link)
+    if version == 4:
+        return [(socket.IPPROTO_IP, _IP_PKTINFO, struct.pack("=i8x", index))]
+    return [(socket.IPPROTO_IPV6, _IPV6_PKTINFO, struct.pack("=16xi", index))]
+
+
 def _request(version: int, sequence: int, payload: bytes) -> bytes:
     kind = 8 if version == 4 else 128
     packet = struct.pack("!BBHHH", kind, 0, 0, os.getpid() & 0xFFFF, sequence) + payload
@@ -145,13 +205,20 @@ def _await(channel: socket.socket, has_ip_header: bool, token: int, until: float
             packet = channel.recv(1 << 16)
         except OSError:  # an ICMP error about a request; the answer may still come
             continue
-        if has_ip_header:
-            packet = packet[(packet[0] & 15) * 4 :]
-        if len(packet) >= 8 + _TOKEN.size and packet[0] in (0, 129):
-            found, number = _TOKEN.unpack_from(packet, 8)
-            if found == token:
-                return int(number)
+        number = _number(packet, has_ip_header, token)
+        if number is not None:
+            return number
     return None
+
+
+def _number(packet: bytes, has_ip_header: bool, token: int) -> int | None:
+    """The number of the request of ours that this answers; ``None`` if it answers none."""
+    if has_ip_header:
+        packet = packet[(packet[0] & 15) * 4 :]
+    if len(packet) < 8 + _TOKEN.size or packet[0] not in (0, 129):
+        return None
+    found, number = _TOKEN.unpack_from(packet, 8)
+    return int(number) if found == token else None
 
 
 def largest_echo(address: IPAddress, low: int, high: int, timeout: float = 0.6) -> int:

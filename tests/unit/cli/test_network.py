@@ -14,6 +14,7 @@ import pytest
 from tests.unit.cli.conftest import CommandLine
 
 from pyflannel.cli.change_shown import Shown
+from pyflannel.errors import ExitCode
 from pyflannel.network.lease import LeaseAttributes
 from pyflannel.network.marks import Marks
 from pyflannel.store import Store, StoreLocation
@@ -73,6 +74,20 @@ def test_ranges_and_backend_go_one_after_the_other(
     one, two = told.out.split("then:")
     assert one.startswith(first)
     assert "network" in two if first.startswith("backend") else "backend" in two
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]], ids=["text", "json"])
+def test_an_end_of_encryption_is_confirmed_or_refused(pyflannel: CommandLine, words: list[str]) -> None:
+    """And the other way round nobody is asked: with no nodes, the change is over at once."""
+    document = json.dumps({"Network": "10.1.0.0/16", "Backend": {"Type": "wireguard"}})
+    assert pyflannel("config", "set", "-", stdin=document).code == 0
+    refused = pyflannel("network", "change", "--backend", "vxlan", *words)
+    assert refused.code == ExitCode.CONFIG
+    assert "--yes says that this is wanted" in refused.err
+    assert json.loads(pyflannel("config", "get").out) == json.loads(document)
+    for backend, yes in (("vxlan", ["--yes"]), ("wireguard", [])):
+        assert pyflannel("network", "change", "--backend", backend, *yes, *words).code == ExitCode.OK
+        assert json.loads(pyflannel("config", "get").out)["Backend"] == {"Type": backend}
 
 
 STANDING = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.unit.membership.modelled import made, underlay
 
 from pyflannel.backend import LeaseAttributes, Node, Subnets
 from pyflannel.daemon.crossing import GRACE, Crossing
+from pyflannel.daemon.trial import Trials
 from pyflannel.network.change import LEASE_KEY, NetworkChange, NodeProgress, Phase, Step
 from pyflannel.network.document import NetworkConfig
 from pyflannel.planning.overlay import Overlay
@@ -29,6 +31,9 @@ def side(**backend: object) -> Side:
 FORMER, FOLLOWING = side(Type="vxlan"), side(Type="vxlan", VNI=2)
 
 
+UDP = side(Type="udp")
+
+
 def lease(number: int, step: Step | None, told: bool = True, mac: str | None = None) -> tuple[str, str]:
     data = {"VNI": 2, "VtepMAC": mac or f"02:00:00:00:02:{number:02x}"}
     progress = NodeProgress(ID, step, "vxlan" if told else None, data if told else None)
@@ -43,10 +48,15 @@ def lease(number: int, step: Step | None, told: bool = True, mac: str | None = N
 
 
 def crossing(
-    phase: Phase, *peers: tuple[str, str], own: Step | None = None, graced: bool = False, without: tuple[str, ...] = ()
+    phase: Phase,
+    *peers: tuple[str, str],
+    own: Step | None = None,
+    graced: bool = False,
+    without: tuple[str, ...] = (),
+    following: Side = FOLLOWING,
 ) -> Crossing:
     change = NetworkChange(ID, phase, {}, without=without)
-    transition = Transition(FORMER, FOLLOWING, change, own, graced)
+    transition = Transition(FORMER, following, change, own, graced)
     node = Node("n1", FORMER.network, underlay(1), Subnets(IPv4Network("10.5.1.0/24")), Path("/nonexistent"))
     overlay = Overlay(transition, node)
     for key, value in peers:
@@ -56,7 +66,7 @@ def crossing(
 
 def looked(made: Crossing) -> Crossing:
     while not made.complete:
-        made.look()
+        made.look(0.0)
     return made
 
 
@@ -88,6 +98,61 @@ def test_a_peer_that_can_not_be_reached_by_the_new_settings_is_named() -> None:
     assert "not a unicast address" in said.trouble
 
 
+class Pings:
+    """Peers answer by the former way; by the new one those in ``reached``."""
+
+    def __init__(self) -> None:
+        self.reached: set[str] = set()
+        self._answers: list[int] = []
+
+    def ask(self, address: object, number: int, link: str = "") -> None:
+        if not link or str(address) in self.reached:
+            self._answers.append(number)
+
+    def answers(self) -> Iterator[int]:
+        answers, self._answers = self._answers, []
+        return iter(answers)
+
+    def close(self) -> None:
+        self.reached.clear()
+
+
+def test_prepared_is_who_reaches_everybody_by_the_new_settings() -> None:
+    """One that is not reached is waited for, named after a while, and left behind if the operator says so."""
+    pings = Pings()
+    pings.reached.add("10.5.2.0")
+    peers = [bare(2), bare(3)]
+    made = tried(pings, *peers)
+
+    def at(now: float) -> NodeProgress:
+        made.look(now)
+        made.look(now)
+        return made.progress(None, lambda: True, "", now)
+
+    assert at(0.0) == NodeProgress(ID)
+    assert made.status(NodeProgress(ID)).waiting == ("10.5.3.0-24",)
+    assert "10.5.3.0 answers pings by vxlan, and not by udp" in at(60.0).trouble
+    pings.reached.add("10.5.3.0")
+    assert at(120.0) == NodeProgress(ID, Step.PREPARED)
+    made.close()
+    without = tried(Pings(), *peers, without=("10.5.3.0-24", "10.5.2.0-24"))
+    without.look(0.0)
+    assert without.progress(None, lambda: True, "", 0.0).step is Step.PREPARED
+
+
+def bare(number: int) -> tuple[str, str]:
+    """A lease that says how its node is reached by udp."""
+    key, value = lease(number, None)
+    document = json.loads(value)
+    document[LEASE_KEY] = NodeProgress(ID, None, "udp").to_json()
+    return key, json.dumps(document)
+
+
+def tried(pings: Pings, *peers: tuple[str, str], without: tuple[str, ...] = ()) -> Crossing:
+    made = crossing(Phase.PREPARE, *peers, without=without, following=UDP)
+    return Crossing(made._overlay, made.transition, Trials(lambda: pings))
+
+
 def test_switched_is_who_sends_to_all_by_the_new_settings() -> None:
     ready, late = lease(2, Step.PREPARED), lease(3, None)
     assert step(crossing(Phase.SWITCH, ready, lease(3, Step.SWITCHED)), Step.PREPARED) is Step.SWITCHED
@@ -98,14 +163,14 @@ def test_switched_is_who_sends_to_all_by_the_new_settings() -> None:
 def test_the_former_settings_go_a_while_after_everybody_has_switched() -> None:
     made = crossing(Phase.RETIRE, lease(2, Step.SWITCHED), own=Step.SWITCHED)
     assert not made.graced(100.0)
-    assert made.due == 100.0 + GRACE
+    assert made.due(0.0) == 100.0 + GRACE
     assert made.graced(100.0 + GRACE)
     assert step(made, Step.SWITCHED) is Step.SWITCHED, "not before they are gone"
     assert step(crossing(Phase.RETIRE, lease(2, Step.RETIRED), graced=True), Step.SWITCHED) is Step.RETIRED
     waiting = crossing(Phase.RETIRE, lease(2, Step.PREPARED), own=Step.SWITCHED)
     assert not waiting.graced(100.0)
     assert not waiting.graced(1000.0)
-    assert waiting.due == math.inf
+    assert waiting.due(0.0) == math.inf
 
 
 def test_a_peer_that_changes_comes_and_goes_is_seen() -> None:
@@ -145,9 +210,9 @@ def test_thousands_of_peers_are_looked_at_some_at_a_time() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pyflannel.daemon.crossing.AT_ONCE", 100)
         for _ in range(2):
-            made.look()
+            made.look(0.0)
             assert not made.complete
             assert step(made) is None
-        made.look()
+        made.look(0.0)
     assert made.complete
     assert made.status(NodeProgress(ID)).waiting == ("10.5.250.0-24",)

@@ -129,6 +129,16 @@ def test_a_peer_is_sent_to_by_the_side_that_the_rules_name(
     assert world.way(world.transition(phase, own), world.lease(peer)) == (new if by_next else old)
 
 
+def test_what_finds_the_peer_by_the_destination_can_be_tried_before_the_switch(pair: tuple[World, str, str]) -> None:
+    """A device with the whole network behind it, but not one that both settings have, nor once it is in use."""
+    world, _, new = pair
+    ways = world.transition(Phase.PREPARE).standing(world.node, world.lease()).ways
+    address = THEIRS[world.version].each[0].network_address
+    assert ways == (((address, new),) if new.startswith(("flannel-wg", "flannel0")) else ())
+    assert not world.transition(Phase.SWITCH, Step.PREPARED).standing(world.node, world.lease(Step.PREPARED)).ways
+    assert not world.transition(Phase.PREPARE).standing(world.node, world.lease(told=False)).ways
+
+
 def test_what_both_need_to_receive_is_there_until_the_former_one_goes(pair: tuple[World, str, str]) -> None:
     world, _, _ = pair
     plans = [set(each.plan_node(each.node(world.node))) for each in (world.former, world.following)]
