@@ -109,6 +109,8 @@ class Expected:
         self._forms = _FORMS[kind]
         self._sizes = {_WHOLE[form]: _STRUCTS[form].size for form in self._forms}
         self._indexes: dict[int, int | None] = {}
+        self.heard = False
+        """Whether the kernel has told of any."""
         self._parts: dict[bytes, bytes] | None = None
         """How the kernel's word of each begins, and its part: an empty one once that was heard. ``None`` as long as the
         kernel has told of nothing, as at a first start: then nothing of it is needed."""
@@ -152,6 +154,7 @@ class Expected:
         if not self._parts.get(begins):
             return False
         self._parts[begins] = b""
+        self.heard = True
         return True
 
     def told(self, key: Key) -> bool:

@@ -33,13 +33,16 @@ __all__ = [
     "FDB6",
     "NEIGHBOUR4",
     "NEIGHBOUR6",
+    "PACKED_KINDS",
     "ROUTE4",
     "ROUTE6",
     "SIZES",
     "STRUCTS",
+    "USUAL_METRIC6",
     "Index",
     "Plan",
     "Wanted",
+    "count_of",
     "find",
     "index",
     "indexes",
@@ -92,7 +95,12 @@ _NUMBERS: Final[dict[str, int]] = {}
 _NAMES: Final[list[str]] = []
 """The names of links, each of which is kept once: a part has its number."""
 
-_USUAL_METRIC6: Final = 1024
+USUAL_METRIC6: Final = 1024
+"""What an IPv6 route's metric is if it was not given one."""
+
+PACKED_KINDS: Final = (Kind.NEIGHBOUR, Kind.FDB, Kind.ROUTE)
+"""The kinds of what a packed plan holds."""
+
 _IPV6: Final = 1 << 128
 """Beyond all addresses: what tells an IPv6 address's number in a key from an IPv4 one's."""
 
@@ -139,6 +147,16 @@ def parts(plan: bytes) -> Iterator[bytes]:
         after = start + SIZES[plan[start]]
         yield plan[start:after]
         start = after
+
+
+def count_of(plan: bytes) -> int:
+    """How many objects a packed plan has."""
+    count = start = 0
+    end = len(plan)
+    while start < end:
+        start += SIZES[plan[start]]
+        count += 1
+    return count
 
 
 def _packed_neighbour(item: Neighbour) -> bytes | None:
@@ -263,7 +281,7 @@ def _route4(address: bytes, length: int, metric: int, link: int, gateway: bytes,
 def _route6(address: bytes, length: int, metric: int, link: int, gateway: bytes, onlink: bool) -> Route:
     net = IPv6Network((address, length))
     towards = net.network_address if gateway == address else IPv6Address(gateway)
-    return _route(net, None if metric == _USUAL_METRIC6 else metric, link, towards, onlink)
+    return _route(net, None if metric == USUAL_METRIC6 else metric, link, towards, onlink)
 
 
 _UNPACKED: Final[tuple[Callable[..., KernelObject], ...]] = (

@@ -36,6 +36,7 @@ from pyflannel.kernel.model import (
     WireguardDevice,
     XfrmPolicy,
 )
+from pyflannel.kernel.packed import plans_of, unpack
 from pyflannel.network.lease import IPNetwork
 
 __all__ = [
@@ -263,14 +264,32 @@ class KernelPort(ABC):
         :raises KernelError: the kernel can't be read (a missing right, no netlink).
         """
 
-    def differing(self, scope: Scope, wanted: Mapping[Key, KernelObject]) -> dict[Key, KernelObject | None]:
+    def differing(
+        self, scope: Scope, wanted: Mapping[Key, KernelObject], lacking: list[bytes] | None = None
+    ) -> dict[Key, KernelObject | None]:
         """What of a :meth:`dump` is not as wanted: under each such key what is there, ``None`` for nothing.
 
+        :param lacking: takes packed plans of which nothing at all is there; the answer is then without their keys.
         :raises KernelError: see :meth:`dump`.
         """
         found = self.dump(scope, wanted)
         differing = {key: there for key, item in wanted.items() if (there := found.pop(key, None)) != item}
-        return {**differing, **found}
+        differing.update(found)
+        if lacking is not None:
+            for plan in plans_of(wanted):
+                keys = [item.key for item in unpack(plan)] if isinstance(plan, bytes) else []
+                if isinstance(plan, bytes) and all(key in differing and differing[key] is None for key in keys):
+                    lacking.append(plan)
+                    for key in keys:
+                        del differing[key]
+        return differing
+
+    def fill(self, writes: Sequence[Write], plans: Sequence[bytes]) -> Mapping[Key, KernelError]:
+        """As :meth:`apply`, and make all that packed plans hold, of which nothing is there.
+
+        :param writes: which delete nothing.
+        """
+        return self.apply([*writes, *(Write(None, item) for plan in plans for item in unpack(plan))])
 
     @abstractmethod
     def apply(self, writes: Sequence[Write]) -> Mapping[Key, KernelError]:

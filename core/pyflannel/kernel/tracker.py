@@ -24,7 +24,7 @@ from enum import Enum
 
 from pyflannel.errors import KernelError
 from pyflannel.kernel.model import KernelObject, Key, Kind, Sysctl
-from pyflannel.kernel.packed import picked, plans_of
+from pyflannel.kernel.packed import count_of, key_of, parts, picked, plans_of, unpack
 from pyflannel.kernel.port import KernelPort, Notice, Scope, Write
 from pyflannel.kernel.refusal import not_kept
 from pyflannel.network.lease import IPNetwork
@@ -109,6 +109,9 @@ class Tracker:
         other keys there is what is wanted."""
         self._unseen = True
         """Whether the kernel was not looked at since there is anything wanted."""
+        self._lacking: list[bytes] = []
+        """Packed plans of which nothing is there, from a first look on until they are written or noted: there are none
+        between two reconciliations."""
         self._drifted: set[Key] = set()
         self._failures: dict[Key, Failure] = {}
         self._attempted: set[Key] = set()
@@ -217,13 +220,18 @@ class Tracker:
     def _dump(self) -> None:
         desired, noted = self._desired, self._noted
         self._scope = Scope.of(_at_large(desired), self.spaces)
-        found = self.port.differing(self._scope, desired)
+        first = (self._unseen and self._settled_at is None) or bool(self._lacking)
+        lacking: list[bytes] = []
+        found = self.port.differing(self._scope, desired, lacking if first else None)
         for key in [key for key in found if key[0] is Kind.SYSCTL and found[key] is None]:
             if _may_lack(desired[key]):
                 del found[key]
         if self._unseen:
-            self._noted, self._unseen = found, False
+            self._noted, self._unseen, self._lacking = found, False, lacking
         else:
+            if lacking != self._lacking:
+                self._note_lacking()
+                found.update(_none_of(lacking))
             for key in [key for key in noted if key not in found]:
                 self._see(key, desired.get(key))
             for key, item in found.items():
@@ -242,9 +250,12 @@ class Tracker:
             self._dump()
         self._attempted, self._stirred = set(), set()
         links = rest = Reconciled()
-        if self._noted:
-            links = self._write_links()
-            rest, _ = self._write(links=False)
+        if self._noted or self._lacking:
+            try:
+                links = self._write_links()
+                rest, _ = self._write(links=False)
+            finally:
+                self._note_lacking()
             if not self._noted:
                 self._noted = {}  # one that was emptied keeps the size that it once had
         if self._settled_at is None and self._desired:
@@ -282,6 +293,25 @@ class Tracker:
         repaired = tuple(write for write in outcome.repaired if write.key not in kept)
         return Reconciled(outcome.written - len(kept), repaired, refused=outcome.refused + len(kept))
 
+    def _note_lacking(self) -> None:
+        """Note what lacks key by key."""
+        self._noted.update(_none_of(self._lacking))
+        self._lacking = []
+
+    def _fill(self, writes: list[Write]) -> Mapping[Key, KernelError]:
+        """As :meth:`_apply`, and make all that is lacking."""
+        plans, self._lacking = self._lacking, []
+        try:
+            refused = self.port.fill(writes, plans)
+        except KernelError:
+            self._lacking = plans
+            raise
+        except Exception:  # whatever an encoder raises: found out one by one
+            refused = self._apply([*writes, *(Write(None, item) for plan in plans for item in unpack(plan))])
+        of_writes = {write.key for write in writes}
+        self._noted.update(dict.fromkeys(key for key in refused if key not in of_writes))
+        return refused
+
     def _apply(self, writes: list[Write]) -> Mapping[Key, KernelError]:
         """What the port refuses of these. One that it can't even encode is one refused write, and ends nothing else."""
         try:
@@ -298,10 +328,13 @@ class Tracker:
     def _write(self, links: bool) -> tuple[Reconciled, set[Key]]:
         """Write what differs, links or all else; also returns the keys of what was written."""
         now = self._clock()
+        if not links and self._lacking and not self._only_creates():
+            self._note_lacking()
         writes = dict(self._pending_writes(now, links))
-        if not writes:
+        count = 0 if links else sum(map(count_of, self._lacking))
+        if not writes and not count:
             return Reconciled(), set()
-        refused = self._apply(list(writes.values()))
+        refused = (self._fill if count else self._apply)(list(writes.values()))
         self._stirred |= {str(key[1]) for key in writes if key[0] in _STIRRING}
         self._fail(refused, now)
         done = {key: write for key, write in writes.items() if key not in refused} if refused else writes
@@ -312,7 +345,12 @@ class Tracker:
         self._stamp(keys)
         repaired = tuple(write for key, write in done.items() if key in self._drifted) if self._drifted else ()
         self._drifted -= keys
-        return Reconciled(len(done), repaired, refused=len(refused)), keys
+        return Reconciled(len(writes) + count - len(refused), repaired, refused=len(refused)), keys
+
+    def _only_creates(self) -> bool:
+        """Whether nothing has to be deleted or replaced, and all links are there."""
+        there = (key for key, item in self._noted.items() if item is not None and key[0] is not Kind.SYSCTL)
+        return next(there, None) is None and not self._lacking_links()
 
     def _pending_writes(self, now: float, links: bool) -> Iterator[tuple[Key, Write]]:
         failures, lacking = self._failures, self._lacking_links()
@@ -399,6 +437,11 @@ def _at_large(wanted: Mapping[Key, KernelObject]) -> Iterator[KernelObject]:
     for plan in plans_of(wanted):
         if not isinstance(plan, bytes):
             yield from plan
+
+
+def _none_of(plans: Iterable[bytes]) -> dict[Key, KernelObject | None]:
+    """The keys of packed plans, for nothing of which is there."""
+    return {key_of(part): None for plan in plans for part in parts(plan)}
 
 
 def _may_lack(item: KernelObject) -> bool:

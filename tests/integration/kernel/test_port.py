@@ -161,6 +161,32 @@ def test_only_what_differs_is_told(world: Any, family: Family, kept: Any) -> Non
     assert differing() == {}
 
 
+def test_what_lacks_altogether_is_made_from_its_plans(world: Any, family: Family) -> None:
+    """As at a first start: no key is told of, and what can't be made is refused alone, and made when it can be."""
+    metrics = range(1, 7) if family.version == 4 else [None] * 6
+    peers = [[*family.peer(n)[:2], replace(family.route(n), metric=metric)] for n, metric in enumerate(metrics)]
+    flood = replace(family.fdb(6), mac="00:00:00:00:00:00")
+    wanted = Plans([family.link, family.address], *peers, [flood])
+    world.write(family.link)
+
+    def differing() -> tuple[dict[Key, KernelObject | None], list[bytes]]:
+        lacking: list[bytes] = []
+        found: dict[Key, KernelObject | None] = world.port.differing(world.scope, wanted, lacking)
+        return {key: item for key, item in found.items() if key[0] is not Kind.SYSCTL}, lacking
+
+    assert differing() == ({family.address.key: None}, wanted.plans()[1:])
+    in_the_way = family.gateway_route(3, metric=4 if family.version == 4 else None)
+    world.put(in_the_way)
+    refused = world.port.fill([Write(None, family.address)], wanted.plans()[1:])
+    assert refused.keys() == {in_the_way.key}
+    assert "somebody else's" in str(refused[in_the_way.key])
+    world.remove(in_the_way)
+    assert differing() == ({in_the_way.key: None}, [])
+    world.become(wanted.values())
+    assert differing() == ({}, [])
+    assert world.quiet().changes == {}
+
+
 def test_everything_can_be_deleted_twice(world: Any, family: Family) -> None:
     wanted = family.overlay()
     world.become(wanted)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import errno
 import random
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.plans import Plans
 
 from pyflannel.errors import KernelError
 from pyflannel.kernel.model import (
+    ROUTE_PROTOCOL,
     XFRM_INTERFACES,
     Address,
     FdbEntry,
@@ -388,13 +390,23 @@ def test_what_the_kernel_keeps_in_another_way_is_named_and_not_made_again_and_ag
     assert not world.tracker.failures
 
 
-def test_an_object_that_can_not_be_encoded_is_refused_alone() -> None:
+def packed(*plans: tuple[KernelObject, ...]) -> Plans:
+    """The node's own objects, and plans that are kept as bytes."""
+    return Plans(OWN, *plans)
+
+
+def as_objects(*plans: tuple[KernelObject, ...]) -> dict[Key, KernelObject]:
+    return state(*OWN, *(item for plan in plans for item in plan))
+
+
+@pytest.mark.parametrize("kept", [packed, as_objects])
+def test_an_object_that_can_not_be_encoded_is_refused_alone(kept: Callable[..., Mapping[Key, KernelObject]]) -> None:
     world = World()
     bad = peer(3)[2]
     world.twin.unencodable = frozenset({bad.key})
-    world.tracker.follow(state(*OWN, *peer(2), *peer(3), *peer(4)))
+    world.tracker.follow(kept(peer(2)[:3], peer(3)[:3], peer(4)[:3]))
     assert always(world, minutes=1) < 20
-    wanted = required(*OWN, *peer(2), *peer(3), *peer(4))
+    wanted = required(*OWN, *peer(2)[:3], *peer(3)[:3], *peer(4)[:3])
     del wanted[bad.key]
     assert world.kernel() == wanted
     ((key, failure),) = world.tracker.failures.items()
@@ -424,6 +436,47 @@ def test_a_foreign_route_on_our_own_device_ends_the_pause_when_it_goes(world: Wo
     world.twin.remove(foreign.key)
     world.turn()
     assert world.kernel()[peer(4)[2].key] == peer(4)[2]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: getattr(call, "name", call))
+def test_a_first_start_gets_there_whatever_fails_meanwhile(call: Kind | str, times: int) -> None:
+    world, wanted = World(), packed(peer(2)[:3], peer(3)[:3])
+    if isinstance(call, Kind):
+        world.twin.fail_next(call, errno.EIO, times)
+    else:
+        world.twin.interrupt_dumps(times)
+    world.tracker.follow(wanted)
+    world.settle()
+    assert world.kernel() == required(*wanted.values())
+    assert not world.tracker.failures
+    assert {item.state for item in world.tracker.status()} == {ObjectState.DONE}
+    world.tracker.request_resync()
+    assert world.turn() == 0
+
+
+START = st.lists(st.tuples(st.integers(2, 6), st.integers(2, 6), st.integers(0, 2)), max_size=6)
+
+
+@given(st.sets(st.integers(2, 5), max_size=3), START, st.none() | st.sampled_from(Kind), st.booleans())
+def test_a_first_start_from_plans_is_one_from_objects(
+    numbers: set[int], there: list[tuple[int, int, int]], fails: Kind | None, device: bool
+) -> None:
+    """Whatever is in the kernel already, of ours or otherwise."""
+    outcomes = []
+    for kept in (packed, as_objects):
+        world = World()
+        if device:
+            world.twin.put(OWN[0])
+            for number, mac, which in there:
+                world.twin.put(peer(number, mac)[which], ROUTE_PROTOCOL)
+        if fails is not None:
+            world.twin.fail_next(fails, errno.EIO)
+        world.tracker.follow(kept(*(peer(number)[:3] for number in sorted(numbers))))
+        first = world.tracker.reconcile()
+        # Of several of a kind, which one fails depends on the order.
+        after = (world.kernel(), sorted(map(str, world.tracker.status()))) if fails is None else None
+        outcomes.append((first, after, world.turn(), world.kernel()))
+    assert outcomes[0] == outcomes[1]
 
 
 PEERS = st.dictionaries(st.integers(2, 6), st.integers(2, 6), max_size=5).map(

@@ -53,6 +53,10 @@ class Batches:
         if refused is not None and refused.number not in forgiven:
             raise refusal(write, *refused)
 
+    def refused(self, messages: list[bytes]) -> list[int]:
+        """Send messages; the numbers of those that were refused."""
+        return list(self._request.send(messages, self._notified.most, self._between)) if messages else []
+
     def send(
         self,
         writes: Iterable[Encoded | None],

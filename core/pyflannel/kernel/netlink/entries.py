@@ -12,8 +12,9 @@ from collections.abc import Mapping, Set
 
 from pyflannel.errors import KernelError
 from pyflannel.kernel import rules, wire
+from pyflannel.kernel.creations import Creations
 from pyflannel.kernel.links import encode_address
-from pyflannel.kernel.model import ROUTE_PROTOCOL, Address, FdbEntry, Key, Neighbour, Route, Rule
+from pyflannel.kernel.model import ROUTE_PROTOCOL, Address, FdbEntry, Key, Kind, Neighbour, Route, Rule
 from pyflannel.kernel.netlink.batch import GONE, Batches, Encoded
 from pyflannel.kernel.netlink.dumps import Dumps
 from pyflannel.kernel.netlink.listener import Listener
@@ -43,6 +44,15 @@ class Entries:
     def put(self, writes: list[Write], failures: dict[Key, KernelError]) -> None:
         """Create or change addresses, neighbours or forwarding entries."""
         self._batches.send((self._creation(write, failures) for write in writes), failures)
+
+    def make(self, made: Creations, kind: Kind) -> list[Write]:
+        """Create the objects of a kind that packed plans hold; the writes of those that go the usual way, be it because
+        the kernel has refused them."""
+        messages = made.messages[kind]
+        if kind is Kind.FDB:
+            self._listener.echoes.update(map(wire.told_of, messages))
+        items = [*made.others[kind], *(made.item(kind, number) for number in self._batches.refused(messages))]
+        return [Write(None, item) for item in items]
 
     def _deletion(self, write: Write) -> Encoded | None:
         item = write.old

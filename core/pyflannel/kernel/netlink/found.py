@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Set
 
 from pyflannel.kernel.expected import Expected
 from pyflannel.kernel.model import FdbEntry, KernelObject, Key, Kind, Route
-from pyflannel.kernel.packed import plans_of
+from pyflannel.kernel.packed import PACKED_KINDS, plans_of
 from pyflannel.kernel.port import SEVERAL
 
 __all__ = ["Different", "Found"]
@@ -64,6 +64,8 @@ class Different(Found):
         super().__init__(wanted)
         self._index = index
         self._expected: Expected | None = None
+        self._unheard: list[Expected] = []
+        """The kinds of which the kernel has told of nothing that is wanted."""
         self._missing: list[Key] = []
 
     def begin(self, kind: Kind) -> None:
@@ -85,7 +87,10 @@ class Different(Found):
         for key, item in self.objects.items():
             if isinstance(item, FdbEntry) and self._expected.told(key):
                 self.objects[key] = FdbEntry(item.link, item.mac, SEVERAL)
-        self._missing += self._expected.untold()
+        if self._expected.heard:
+            self._missing += self._expected.untold()
+        else:
+            self._unheard.append(self._expected)
         self._expected = None
 
     @property
@@ -93,9 +98,15 @@ class Different(Found):
         """The indexes of the links of what was passed over, and maybe others."""
         return self._expected.links if self._expected is not None else frozenset()
 
-    def differences(self) -> dict[Key, KernelObject | None]:
-        """Under each key what is there, ``None`` for nothing."""
+    def differences(self, lacking: list[bytes] | None) -> dict[Key, KernelObject | None]:
+        """Under each key what is there, ``None`` for nothing. See :meth:`KernelPort.differing`."""
         found, wanted = self.objects, self._known
+        bare = len(self._unheard) == len(PACKED_KINDS) and not any(key[0] in PACKED_KINDS for key in found)
+        if lacking is not None and bare:  # as at a first start
+            lacking += (plan for plan in plans_of(wanted) if isinstance(plan, bytes))
+        else:
+            for expected in self._unheard:
+                self._missing += expected.untold()
         others = (item.key for plan in plans_of(wanted) if not isinstance(plan, bytes) for item in plan)
         differing: dict[Key, KernelObject | None] = {key: None for key in (*others, *self._missing) if key not in found}
         differing.update((key, item) for key, item in found.items() if wanted.get(key) != item)

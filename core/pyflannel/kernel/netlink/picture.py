@@ -18,6 +18,7 @@ from pyflannel.kernel.model import (
     ROUTE_PROTOCOL,
     FdbEntry,
     ForeignInfo,
+    Kind,
     Link,
     Neighbour,
     Qdisc,
@@ -104,6 +105,18 @@ class Picture:
         link = self.ours.get(index)
         if link is not None and isinstance(link.info, ForeignInfo):
             raise foreign_link(write, link)
+        return index
+
+    def plainly_on(self, name: str, kind: Kind) -> int | None:
+        """The index of a link on which entries of packed plans can be made as they are, if it is one."""
+        index = self.table.index(name)
+        link = self.ours.get(index) if index is not None else None
+        if index is None or (link is not None and isinstance(link.info, ForeignInfo)):
+            return None
+        if kind is Kind.NEIGHBOUR and len(self.table.by_index[index].mac) != _MAC_LENGTH:
+            return None
+        if kind is Kind.ROUTE:
+            self.route_links.add(index)
         return index
 
     def is_ours(self, row: RouteRow) -> bool:

@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 
 from pyflannel.errors import KernelError
 from pyflannel.kernel import wire
+from pyflannel.kernel.creations import Creations
 from pyflannel.kernel.links import in_order
 from pyflannel.kernel.model import (
     Address,
@@ -127,10 +128,12 @@ class NetlinkPort(KernelPort):
         self._read(scope, found, known)
         return found.objects
 
-    def differing(self, scope: Scope, wanted: Mapping[Key, KernelObject]) -> dict[Key, KernelObject | None]:
+    def differing(
+        self, scope: Scope, wanted: Mapping[Key, KernelObject], lacking: list[bytes] | None = None
+    ) -> dict[Key, KernelObject | None]:
         found = Different(wanted, lambda name: self._picture.table.index(name))
         self._read(scope, found, wanted)
-        return found.differences()
+        return found.differences(lacking)
 
     def _read(self, scope: Scope, found: Found, known: Mapping[Key, KernelObject]) -> None:
         """Bring together all that is there."""
@@ -216,6 +219,9 @@ class NetlinkPort(KernelPort):
     # what we change
 
     def apply(self, writes: Sequence[Write]) -> Mapping[Key, KernelError]:
+        return self.fill(writes, ())
+
+    def fill(self, writes: Sequence[Write], plans: Sequence[bytes]) -> Mapping[Key, KernelError]:
         self._listener.drain()
         failures: dict[Key, KernelError] = {}
         deleted: dict[Kind, list[Write]] = defaultdict(list)
@@ -241,10 +247,12 @@ class NetlinkPort(KernelPort):
             _each(write, self._sysctls.put, failures)
         self._entries.put(put[Kind.ADDRESS], failures)
         self._entries.delete(deleted[Kind.ADDRESS], failures)
-        self._entries.put(put[Kind.NEIGHBOUR], failures)
-        self._entries.put(put[Kind.FDB], failures)
+        made = Creations(plans, self._picture.plainly_on)
+        for kind in (Kind.NEIGHBOUR, Kind.FDB):
+            self._entries.put([*put[kind], *self._entries.make(made, kind)], failures)
         wireguard = [*put[Kind.WIREGUARD], *put[Kind.WIREGUARD_PEER], *deleted[Kind.WIREGUARD_PEER]]
         self._wireguard.put(wireguard, self._picture.index, failures)
+        put[Kind.ROUTE] += self._entries.make(made, Kind.ROUTE)
         self._entries.put_routes(put[Kind.ROUTE], failures)
         self._entries.put_rules([*put[Kind.RULE], *deleted[Kind.RULE]], failures)
         self._put_policies(put[Kind.XFRM_POLICY], failures)
