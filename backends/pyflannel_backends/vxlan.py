@@ -34,6 +34,7 @@ from pyflannel.backend import (
     Route,
     Sysctl,
     Underlay,
+    UsualData,
     VxlanInfo,
     forwarding,
     option,
@@ -161,6 +162,13 @@ class VxlanBackend(Backend[VxlanOptions]):
         for version in node.network.versions:
             objects += self._peer(node, peer, version)
         return DesiredState(objects)
+
+    def usual(self, node: Node) -> Mapping[int, UsualData]:
+        """Those with our VNI and a MAC address, unless how a peer is reached depends on where it is."""
+        if self.options.direct_routing:
+            return {}
+        said = {"VNI": self.options.vni}
+        return {each: UsualData(said, "VtepMAC", frozenset({self.mac(node, each)})) for each in node.network.versions}
 
     def _peer(self, node: Node, peer: Lease, version: int) -> tuple[KernelObject, ...]:
         subnet, remote = peer.subnets.of(version), peer.attributes.public(version)

@@ -137,6 +137,7 @@ __all__ = [
     "TunInfo",
     "Underlay",
     "UnderlayRoute",
+    "UsualData",
     "VxlanInfo",
     "Wake",
     "WireguardDevice",
@@ -197,6 +198,20 @@ class Node:
     subnets: Subnets
     state_dir: Path = Path("/var/lib/pyflannel")
     said: Published = field(default=Published(), compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class UsualData:
+    """What the data of thousands of leases says, but for one MAC address (:meth:`Backend.usual`).
+
+    :param said: all else that it says.
+    :param mac: the name under which it says the address.
+    :param apart: addresses with which a lease is not a usual one.
+    """
+
+    said: Mapping[str, JSON]
+    mac: str
+    apart: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +350,16 @@ class Backend(ABC, Generic[O]):
         :raises PeerRejected: ``peer``'s lease is unusable; the message says why.
         """
         return DesiredState()
+
+    def usual(self, node: Node) -> Mapping[int, UsualData]:
+        """By IP version: leases whose plans differ in nothing but their addresses, for the core to plan by itself.
+
+        Those with this data, or both of these where a network has both versions. Wherever the plan of one has its
+        subnet's first address, its public address or its (unicast) MAC address, that of any other must have its own,
+        and all else must be the same. No more than a shortcut through :meth:`plan_peer`, which answers for all others;
+        a class that overrides that says this anew, or its base's word does not count.
+        """
+        return {}
 
     def act(self, action: str, node: Node) -> Outcome:
         """Do one of ``actions``: change what ``publish`` and ``plan_node`` say of this node from now on.

@@ -39,6 +39,7 @@ from pyflannel.backend import (
     Sysctl,
     TunInfo,
     Underlay,
+    UsualData,
     WireguardPeer,
     XfrmPolicy,
     forwarding,
@@ -75,6 +76,7 @@ TABLE = "options_are_a_complete_table"
 KEPT = "options_keep_to_their_table"
 JSON = "what_is_published_is_json"
 ACTIONS = "actions_can_be_taken_back"
+USUAL = "usual_leases_are_planned_alike"
 FACE = "it_states_its_api_version_name_and_families"
 
 
@@ -550,6 +552,14 @@ class TunnelsForAll(Sound):
 class Collides(Sound):
     def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
         return plus(super().plan_peer(node, peer), Sysctl(f"net/ipv4/conf/{DEVICE}/rp_filter", "0"))
+
+
+@breaks(USUAL)
+class KnowsNoExceptions(Sound):
+    """Says that plans differ in addresses alone, and they differ in what peers are behind, too."""
+
+    def usual(self, node: Node) -> Mapping[int, UsualData]:
+        return {4: UsualData({"Port": self.options.port, "Life": 0}, "Mac")}
 
 
 # families and sizes

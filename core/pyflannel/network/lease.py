@@ -25,6 +25,7 @@ __all__ = [
     "JSON",
     "MARGIN_KEY",
     "MAX_KEY",
+    "MAX_NODE_ID",
     "MAX_VALUE",
     "IPAddress",
     "IPNetwork",
@@ -48,8 +49,11 @@ MARGIN_KEY: Final = "RenewBefore"
 DEFAULT_MARGIN: Final = 3600.0
 """Seconds before a lease's end at which a node renews it, unless its settings or a short lease say otherwise."""
 
-_MAX_TYPE, _MAX_NODE_ID, _MAX_EXTRA, _MAX_DEPTH = 64, 256, 1 << 13, 32
-"""Characters of ``BackendType``, of ``NodeID``, and of all unknown attributes together; how deep those may go."""
+MAX_NODE_ID: Final = 256
+"""Characters of ``NodeID`` at most."""
+
+_MAX_TYPE, _MAX_EXTRA, _MAX_DEPTH = 64, 1 << 13, 32
+"""Characters of ``BackendType``, and of all unknown attributes together; how deep those may go."""
 
 JSON: TypeAlias = Any
 """A value as :func:`json.loads` returns it."""
@@ -299,9 +303,9 @@ _FIELDS: Final[Mapping[str, tuple[str, Callable[[str, JSON], Any]]]] = {
     "BackendType": ("backend_type", _at_most(_MAX_TYPE)),
     "BackendData": ("backend_data", lambda name, value: value),
     "BackendV6Data": ("backend_v6_data", lambda name, value: value),
-    "NodeID": ("node_id", _at_most(_MAX_NODE_ID)),
+    "NodeID": ("node_id", _at_most(MAX_NODE_ID)),
     "Machine": ("marks", lambda name, value: Marks.from_document(value)),
-    "TwinOf": ("twin_of", _at_most(_MAX_NODE_ID)),
+    "TwinOf": ("twin_of", _at_most(MAX_NODE_ID)),
 }
 """What we know of a lease's document: each with its field, and how that is read from what isn't null."""
 

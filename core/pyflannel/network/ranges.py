@@ -25,13 +25,24 @@ class Ranges:
     def add(self, subnets: Subnets, key: str) -> None:
         """Note that the lease ``key`` holds ``subnets``."""
         for subnet in subnets.each:
-            length, leading = (subnet.version, subnet.prefixlen), _leading(subnet, subnet.prefixlen)
-            holders = self._holders.get(length)
-            if holders is None:
-                holders = self._holders[length] = {}
-            if self._ordered and length in self._ordered and leading not in holders:
-                insort(self._ordered[length], leading)
-            holders[leading] = key
+            self.add_leading(subnet.version, subnet.prefixlen, _leading(subnet, subnet.prefixlen), key)
+
+    def add_leading(self, version: int, prefixlen: int, leading: int, key: str) -> None:
+        """The same for one subnet, by its leading bits."""
+        length = (version, prefixlen)
+        holders = self._holders.get(length)
+        if holders is None:
+            holders = self._holders[length] = {}
+        if self._ordered and length in self._ordered and leading not in holders:
+            insort(self._ordered[length], leading)
+        holders[leading] = key
+
+    def is_free(self, version: int, prefixlen: int, leading: int) -> bool:
+        """Whether nobody holds any address of a subnet. Unless all have one length, it may be free all the same."""
+        for (family, length), holders in self._holders.items():
+            if family == version and (length != prefixlen or leading in holders):
+                return False
+        return True
 
     def remove(self, subnets: Subnets) -> None:
         """Nobody holds ``subnets`` any more."""

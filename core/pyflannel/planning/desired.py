@@ -116,11 +116,18 @@ class Desired(Wanted):
         """Who has a key: a lease's key, :data:`NODE`, or ``None`` for nobody."""
         return self._holder(key) if key in self else None
 
+    def is_free(self, keys: Keys) -> bool:
+        """Whether nobody has any key, as far as it does not follow from who has the addresses; may say no if so."""
+        taken = self._strays.keys()
+        return (
+            taken.isdisjoint(keys.placed) and taken.isdisjoint(keys.strays) and not any(map(is_neighbours, keys.strays))
+        )
+
     def rivals(self, plan: Plan, keys: Keys) -> dict[str, Key]:
         """Who has keys of a plan, and which, as far as it does not follow from who has the addresses."""
-        taken = self._strays.keys()
-        if taken.isdisjoint(keys.placed) and taken.isdisjoint(keys.strays) and not any(map(is_neighbours, keys.strays)):
+        if self.is_free(keys):
             return {}  # nearly always
+        taken = self._strays.keys()
         held = [item.key for item in unpack(plan)]
         suspects = {each for each in (*keys.placed, *keys.strays) if each in taken or each in keys.strays}
         return {owner: k for k in held if index(k) in suspects and (owner := self.owner(k)) is not None}

@@ -15,7 +15,7 @@ from pyflannel.errors import MalformedError
 from pyflannel.network.document import FamilyConfig, NetworkConfig
 from pyflannel.network.lease import IPAddress, IPNetwork, Lease, LeaseAttributes
 
-__all__ = ["backend_types", "own_problem", "placement_problem", "said", "type_problem"]
+__all__ = ["backend_types", "no_hosts", "nowhere", "own_problem", "placement_problem", "said", "type_problem"]
 
 
 class Stored(Protocol):
@@ -137,17 +137,23 @@ def _unusable(address: IPAddress) -> str:
 
 def _no_host(node: Node, address: IPAddress) -> str:
     """Why no other node on our underlay's links can have ``address``."""
+    return next((why for unusable, why in no_hosts(node, address.version) if unusable == address), "")
+
+
+def no_hosts(node: Node, version: int) -> Iterator[tuple[IPAddress, str]]:
+    """The addresses on our underlay's links that no node can have, and why."""
     for route in node.underlay.routes:
         network = route.destination
-        if route.gateway is not None or network.version != address.version or address not in network:
+        if route.gateway is not None or network.version != version or network.num_addresses <= 2:
             continue
-        if network.num_addresses <= 2:
-            continue
-        if address == network.network_address:
-            return f"the network address of {network}"
-        if address.version == 4 and address == network.broadcast_address:
-            return f"the broadcast address of {network}"
-    return ""
+        yield network.network_address, f"the network address of {network}"
+        if version == 4:
+            yield network.broadcast_address, f"the broadcast address of {network}"
+
+
+def nowhere(version: int) -> tuple[tuple[int, int, str], ...]:
+    """The first and the last address of each range in which no node can have one, as numbers, and why."""
+    return _BOUNDS[version]
 
 
 def _public_name(version: int) -> str:

@@ -13,6 +13,7 @@ that over in the same step, who waits there goes on waiting and costs nothing.
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,9 +33,12 @@ from pyflannel.planning.guard import examined, guarded
 from pyflannel.planning.judging import own_problem, placement_problem, type_problem
 from pyflannel.planning.spread import kept
 from pyflannel.planning.transition import Transition
+from pyflannel.planning.usual import Usual, usual_plans
 from pyflannel.small.text import cut
 
 __all__ = ["Overlay", "Peer", "usable"]
+
+log = logging.getLogger(__name__)
 
 _REASON: Final = 500
 """Characters of the backend's reason to skip a peer, which may repeat what the lease says."""
@@ -135,6 +139,23 @@ class Overlay:
         self._contests: dict[_Claim, _Contest] = {}
         self._waits_at: dict[str, _Claim] = {}
         self._touched: set[str] = set()
+        self._usual = self._find_usual()
+
+    def _find_usual(self) -> Usual | None:
+        """The plans of the usual kind, if the backend knows one and plans as it says."""
+        backend, node = self.backend, self.node
+
+        def planned(lease: Lease) -> Plan:
+            return self._planned("plan_peer", lambda: backend.plan_peer(node, lease), lease.subnets.each)
+
+        if not _is_said_of_its_plans(backend):
+            return None
+        try:
+            usual = guarded(backend.name, "usual", lambda: dict(backend.usual(node)))
+            return guarded(backend.name, "usual", lambda: usual_plans(backend.name, node, usual, planned))
+        except PyflannelError as error:  # it plans for each by itself, then
+            log.debug("%s", error)
+            return None
 
     def _exits(self, tunnelled: bool) -> frozenset[str]:
         backend = self.backend
@@ -186,7 +207,8 @@ class Overlay:
         known = self._peers.get(key)
         if key != self._own_key and (known is None or (known.value, known.created) != (value, created)):
             freed = self._release(key)
-            self._settle(self._judge(key, value, created), freed)
+            if freed or self._contests or not self._use_usual(key, value, created):
+                self._settle(self._judge(key, value, created), freed)
 
     def retry(self, key: str) -> None:
         """Plan anew for one of ``faulty``."""
@@ -287,6 +309,20 @@ class Overlay:
                 if contest is not None:
                     contest.holder = peer.key
 
+    def _use_usual(self, key: str, value: str, created: int) -> bool:
+        """Take in a lease of the usual kind, if it is one and nobody has anything of what it claims."""
+        usual = self._usual.plan(key, value) if self._usual is not None else None
+        if usual is None or not self._desired.is_free(usual.keys):
+            return False
+        for version, length, leading in usual.subnets:
+            if not self._ranges.is_free(version, length, leading):
+                return False
+        self._peers[key] = Peer(key, value, "", usual.plan, created=created)
+        for version, length, leading in usual.subnets:
+            self._ranges.add_leading(version, length, leading, key)
+        self._desired.put(key, usual.plan, usual.keys)
+        return True
+
     def _wait(self, peer: Peer, rank: _Rank, claim: _Claim) -> Peer:
         contest = self._contests.get(claim)
         if contest is None:
@@ -367,6 +403,17 @@ class Overlay:
 
     def _usable(self, lease: Lease) -> Lease:
         return usable(self.node.network, lease)
+
+
+def _is_said_of_its_plans(backend: Backend[Any]) -> bool:
+    """Whether what a backend says of usual leases is about its own plans, and not about those of a class that it has
+    taken all but the planning from."""
+    for kind in type(backend).__mro__:
+        if "usual" in vars(kind):
+            return True
+        if "plan_peer" in vars(kind):
+            return False
+    return False
 
 
 def _is_ipsec(link: Link) -> bool:

@@ -16,7 +16,7 @@ from pyflannel.kernel.model import KernelObject, Route
 from pyflannel.kernel.packed import Plan, pack
 from pyflannel.network.lease import IPNetwork
 
-__all__ = ["METRICS", "kept", "metric_of", "spread"]
+__all__ = ["METRICS", "kept", "metric_at", "metric_of", "spread"]
 
 METRICS: Final = range(1, 4097)
 """The metrics of our IPv4 routes with gateways. Low, so that few routes of others come before them."""
@@ -28,8 +28,12 @@ _SHARED: Final = tuple(METRICS)
 
 def metric_of(subnet: IPNetwork) -> int:
     """The metric of a subnet's route: neighbouring subnets of one size have different ones."""
-    number = int(subnet.network_address) >> (subnet.max_prefixlen - subnet.prefixlen)
-    return _SHARED[number % len(_SHARED)]
+    return metric_at(int(subnet.network_address) >> (subnet.max_prefixlen - subnet.prefixlen))
+
+
+def metric_at(leading: int) -> int:
+    """The same, by a subnet's leading bits."""
+    return _SHARED[leading % len(_SHARED)]
 
 
 def spread(objects: Iterable[KernelObject]) -> tuple[KernelObject, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
-from pyflannel.backend import Backend, Capabilities, DesiredState, Lease, Node, Outcome, Published, Underlay
+from pyflannel.backend import Backend, Capabilities, DesiredState, Lease, Node, Outcome, Published, Underlay, UsualData
 from pyflannel.errors import PeerRejected
 from pyflannel.testing._calls import Caller, OverdueError
 from pyflannel.testing._purity import watched
@@ -77,6 +77,10 @@ class Planner:
     def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
         """See :meth:`Backend.plan_peer`."""
         return _ask(self.kind, "plan_peer", lambda: self._backend.plan_peer(node, peer))
+
+    def usual(self, node: Node) -> Mapping[int, UsualData]:
+        """See :meth:`Backend.usual`."""
+        return _ask(self.kind, "usual", lambda: self._backend.usual(node))
 
     def judge(self, node: Node, peer: Lease) -> DesiredState | str:
         """The plan for a peer, or the reason why there is none; any other exception is the test's failure."""

@@ -53,12 +53,15 @@ from pyflannel.kernel.model import (
     WireguardPeer,
     XfrmPolicy,
 )
+from pyflannel.kernel.packed import unpack
 from pyflannel.lab import Lab
 from pyflannel.lab import Node as LabNode
 from pyflannel.lab.daemon import pyflannel_command
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON
 from pyflannel.planning.guard import about_the_overlay
+from pyflannel.planning.spread import kept
+from pyflannel.planning.usual import usual_plans
 from pyflannel.small.interpreter import module_command
 from pyflannel.testing._calls import once
 from pyflannel.testing._planner import Planner
@@ -255,6 +258,28 @@ class BackendPlanning(_Subject):
             assert again == planned, f"asked for turn {turn}, with the same arguments, it plans something else"
         assert peers == before, "planning changed a lease that it was given"
         assert scene.backend.options == scene.backend.again().options, "planning changed its options"
+
+    @clause("pyflannel.backend.Backend.usual", "plans of usual leases differ in nothing but addresses")
+    @_PROPERTY
+    @given(data=st.data())
+    def test_usual_leases_are_planned_alike(self, state: Path, data: st.DataObject) -> None:
+        """What the core plans for usual leases by itself is what the backend plans."""
+        scene = self.scene(data, state)
+        node, backend = scene.nodes[0], scene.backend
+        said = backend.usual(node)
+        usual = usual_plans(backend.name, node, said, lambda lease: kept(backend.plan_peer(node, lease)))
+        if usual is None:
+            roomy = all(family.size > len(scene.nodes) + 2 for family in node.network.families)
+            alike = roomy and said.keys() >= set(node.network.versions)
+            assert not alike, f"of leases with {said}, plans differ in more than addresses, or have unusual objects"
+            return
+        for peer in (*scene.leases[1:], data.draw(hostile(scene.leases[1]), label="peer")):
+            text = peer.attributes.to_json()
+            quick = usual.plan(peer.key, text)
+            if quick is not None:
+                plan = backend.judge(node, Lease.from_record(peer.key, text))
+                assert not isinstance(plan, str), f"{text} is usual, but rejected: {plan}"
+                assert unpack(quick.plan) == unpack(kept(plan)), f"{text} is usual, but planned otherwise"
 
     @clause("pyflannel.backend.DesiredState", "a plan is a set of kernel objects")
     @_PROPERTY
