@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from tests.changing import DUAL, UDP, VXLAN, WIREGUARD, Document, Overlay, network, overlay, pinging
+from tests.changing import DUAL, UDP, USERSPACE, VXLAN, WIREGUARD, Document, Overlay, network, overlay, pinging
 from tests.integration.asking import PATIENCE, workers
 from tests.waiting import until
 
@@ -54,6 +54,21 @@ def test_the_same_backend_with_other_options(document: Document, options: list[s
         for option in options:
             name, _, value = option.partition("=")
             assert str(made.document()["Backend"][name]).lower() == value.lower()
+
+
+def test_what_concerns_each_node_alone_is_taken_by_the_processes_that_move_packets() -> None:
+    """They are not replaced: what was agreed with peers holds, and what waits in them arrives."""
+    with overlay(network(USERSPACE)) as made, pinging(made.lab):
+        before = [workers(node, "wireguard") for node in made.nodes]
+        made.change("--backend-option", "MTU=1400", "--backend-option", "PersistentKeepaliveInterval=1")
+        for node in made.nodes:
+            link = ["ip", "link", "show", "flannel-wg"]
+            until(lambda node=node, link=link: " mtu 1320 " in node.run(link).stdout, "the device's MTU", PATIENCE)  # type: ignore[misc]
+            node.daemon.wait_ready(peers=2, timeout=PATIENCE)
+        source, target = made.lab.containers[:2]
+        whole = ["ping", "-c1", "-W1", "-M", "do", "-s", str(1320 - 28), target.address()]
+        until(lambda: source.run(whole, check=False).returncode == 0, "a full packet arrives", PATIENCE)
+        assert [workers(node, "wireguard") for node in made.nodes] == before
 
 
 def test_a_daemon_s_backend_counts_less_than_a_change_and_that_is_said() -> None:
@@ -233,26 +248,24 @@ def test_a_node_that_joins_in_the_middle_takes_part() -> None:
                 made.run_on("wireguard")
 
 
-@pytest.mark.parametrize(("version", "port"), [(4, 51820), (6, 51821)], ids=["IPv4", "IPv6"])
-def test_a_port_that_is_closed_is_found_before_anything_is_sent_there(version: int, port: int) -> None:
-    """The change waits, says why, and goes on when the port is open."""
+def test_a_port_that_is_closed_is_found_before_anything_is_sent_there() -> None:
+    """Of either family; the change waits, says why, and goes on when the ports are open."""
     with overlay(network(VXLAN, **DUAL), nodes=2) as made, pinging(made.lab, (4, 6)):
         closed, other = made.nodes
-        rules = f"table inet closed {{ chain input {{ type filter hook input priority 0; udp dport {port} drop; }}; }}"
-        closed.run(["nft", "-f", "-"], input=rules)
+        ports = {"ip": 51820, "ip6": 51821}
+        for family, port in ports.items():
+            chain = f"chain input {{ type filter hook input priority 0; udp dport {port} drop; }}"
+            closed.run(["nft", "-f", "-"], input=f"table {family} closed {{ {chain}; }}")
         with made.driven("--backend", "wireguard") as process:
-            subnet = next(
-                each for each in closed.daemon.status()["lease"]["subnets"] if (":" in each) == (version == 6)
-            )
-            status = other.daemon.wait_status(
-                lambda it: it["change"] is not None and "answers pings" in it["change"]["trouble"],
-                "it says so",
-                PATIENCE,
-            )
-            address = subnet.partition("/")[0]
-            assert status["change"]["trouble"].startswith(f"{address} answers pings by vxlan, and not by wireguard")
-            assert made.phase() == "prepare"
-            closed.run(["nft", "delete", "table", "inet", "closed"])
+            for family, subnet in zip(ports, closed.daemon.status()["lease"]["subnets"], strict=True):
+                says = f"{subnet.partition('/')[0]} answers pings by vxlan, and not by wireguard"
+                other.daemon.wait_status(
+                    lambda it, says=says: it["change"] is not None and it["change"]["trouble"].startswith(says),  # type: ignore[misc]
+                    says,
+                    PATIENCE,
+                )
+                assert made.phase() == "prepare"
+                closed.run(["nft", "delete", "table", family, "closed"])
             until(lambda: not process.running, "the change is over", PATIENCE)
         made.run_on("wireguard")
 

@@ -48,6 +48,10 @@ class UdpPort(UnderlayPort):
     def close(self) -> None:
         self._socket.close()
 
+    def tune(self, config: WorkerConfig) -> None:
+        assert isinstance(config, UdpConfig)
+        self._config = config
+
     def put(self, peer: PeerId, details: Sequence[Any]) -> None:
         self._known.add(peer)
 

@@ -17,7 +17,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 __all__ = ["PROTOCOL", "Frames", "Message", "Row", "WorkerConfig", "connect", "encode", "listen", "trusted"]
 
@@ -34,10 +34,15 @@ _LONGEST: Final = 64 << 20
 class WorkerConfig:
     """What every worker needs besides the table; a data plane adds its own. A worker with another one is replaced.
 
+    Unless all that differs is in ``tuned``, which is for each class of these to say: those values a worker takes while
+    packets flow.
+
     ``own`` are this node's subnets (CIDR), ``mtu`` is the overlay's in bytes, ``realtime`` lets packets go before
     ordinary programs (see :func:`~pyflannel_backends.userspace.leaves_a_cpu`). Nothing secret belongs here: a worker
     tells its configuration to whoever may connect to it.
     """
+
+    tuned: ClassVar[frozenset[str]] = frozenset({"mtu"})
 
     device: str
     mtu: int

@@ -249,9 +249,14 @@ class UserspaceDataPlane(DataPlane):
         return self._directory.glob(f"{self._kind.name}-worker-*.sock")
 
 
-def _alike(one: Message, other: Message) -> bool:
-    """Whether two configurations come to the same. How a worker is scheduled is no reason to lose its sessions."""
-    return {**one, "realtime": None} == {**other, "realtime": None}
+def _to_tune(hello: Message, wanted: Message) -> Message | None:
+    """What a worker has to be told to be configured as we want; ``None`` if another one has to take its place.
+
+    How a worker is scheduled is no reason to lose its sessions.
+    """
+    config: Message = {**hello["config"], "realtime": wanted["realtime"]}
+    tuned = {name: wanted[name] for name in hello.get("tuned", ()) if config.get(name) != wanted.get(name)}
+    return tuned if {**config, **tuned} == wanted else None
 
 
 class _Link:
@@ -295,7 +300,10 @@ class _Link:
             except (OSError, ValueError):
                 found.close()
                 raise
-            if _alike(hello["config"], self._kind.config.to_message()):
+            tuned = _to_tune(hello, self._kind.config.to_message())
+            if tuned is not None:
+                if tuned:
+                    found.sendall(control.encode({"do": "tune", "config": tuned}))
                 self.connection = found
                 return True
             self._predecessor = found

@@ -26,6 +26,7 @@ from .table import PeerId
 
 if TYPE_CHECKING:
     from ._fastpath import FastPath, Transport
+    from .control import WorkerConfig
     from .fastpath import DeviceSide
 
 __all__ = [
@@ -147,6 +148,9 @@ class UnderlayPort(ABC):
     @abstractmethod
     def remove(self, peer: PeerId) -> None:
         """A peer holds no subnet any more."""
+
+    def tune(self, config: WorkerConfig) -> None:  # noqa: B027 - many ports know none of these values
+        """The configuration has other values of those that it calls ``tuned``; a new :meth:`fast_path` is asked for."""
 
     def fast_path(self, device: DeviceSide) -> FastPath | None:
         """Machine code that waits for packets and carries those that need no second look, if there is such code.

@@ -24,6 +24,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
@@ -69,6 +70,8 @@ class Worker:
         peers: Iterable[Row],
     ) -> None:
         self._config = config
+        self._tuning: Mapping[str, Any] = {}
+        """Values of the configuration that are to be taken."""
         self._underlay = underlay
         self._table = PeerTable(ipaddress.ip_network(subnet) for subnet in config.own)
         self._put(peers)
@@ -108,6 +111,8 @@ class Worker:
         handlers, underlay, clock = self._handlers, self._underlay, time.monotonic
         while self._running:
             try:
+                if self._tuning:
+                    self._tune()
                 underlay.settle()
                 for fd, read in self._poll(min(self._next_tick, underlay.deadline)):
                     handler = handlers.get(fd)
@@ -145,9 +150,8 @@ class Worker:
         if self._forwarder is not None:
             return
         config = self._config
-        offload = _load_offload() if config.offload else None
         try:
-            self._tun = self._tun or TunQueue(config.device, offload=offload is not None)
+            self._tun = self._tun or TunQueue(config.device, offload=config.offload and _load_offload() is not None)
             self._inlets = self._underlay.open()
         except DeviceGone as error:
             self._trouble = str(error)
@@ -156,13 +160,28 @@ class Worker:
             self._trouble = f"can't open {error.filename}: {error.strerror}"
             return
         self._trouble, self._has_forwarded = "", True
-        self._forwarder = forwarder = self._make_forwarder(self._tun, offload)
-        self._watch(self._tun, forwarder.from_tun)
+        self._forward(self._tun)
+
+    def _forward(self, tun: TunQueue) -> None:
+        """Move packets between the device and the sockets, by the configuration as it is."""
+        offload = _load_offload() if self._config.offload else None
+        self._forwarder = forwarder = self._make_forwarder(tun, offload)
+        self._watch(tun, forwarder.from_tun)
         for inlet in self._inlets:
             self._watch(inlet, functools.partial(forwarder.from_underlay, inlet))
-        self._fast_path = self._underlay.fast_path(forwarder.device_side(self._epoll.fileno(), self._tun.fileno()))
+        self._fast_path = self._underlay.fast_path(forwarder.device_side(self._epoll.fileno(), tun.fileno()))
         forwarder.attach(self._fast_path)
         self._poll = self._wait if self._fast_path is None else self._fast_path.poll
+
+    def _tune(self) -> None:
+        """Take other values of the configuration, between two packets: what waits goes on waiting where it is."""
+        values, self._tuning = self._tuning, {}
+        self._config = replace(self._config, **values)
+        self._underlay.tune(self._config)
+        if self._forwarder is not None:
+            assert self._tun is not None
+            self._stop_forwarding(self._tun)
+            self._forward(self._tun)
 
     def _make_forwarder(self, tun: TunQueue, offload: Any) -> Forwarder:
         config = self._config
@@ -189,15 +208,18 @@ class Worker:
         if self._forwarder is None:
             return
         assert self._tun is not None
-        self._count()
-        self._forwarder = self._fast_path = None
-        self._poll = self._wait
-        self._unwatch(self._tun)
-        for inlet in self._inlets:
-            self._unwatch(inlet)
+        self._stop_forwarding(self._tun)
         self._tun.close()
         self._underlay.close()
         self._tun, self._inlets = None, ()
+
+    def _stop_forwarding(self, tun: TunQueue) -> None:
+        self._count()
+        self._forwarder = self._fast_path = None
+        self._poll = self._wait
+        self._unwatch(tun)
+        for inlet in self._inlets:
+            self._unwatch(inlet)
 
     # The daemon
 
@@ -218,7 +240,8 @@ class Worker:
         self._control = connection
         self._frames = Frames()
         self._watch(connection, self._listen)
-        self._say({"say": "hello", "pid": os.getpid(), "config": self._config.to_message()})
+        tuned = sorted(self._config.tuned)
+        self._say({"say": "hello", "pid": os.getpid(), "config": self._config.to_message(), "tuned": tuned})
 
     def _leave_daemon(self) -> None:
         if self._control is not None:
@@ -263,6 +286,8 @@ class Worker:
                 kept = {ipaddress.ip_network(row[0]) for row in message["peers"]}
                 self._remove([peer.subnet for peer in self._table if peer.subnet not in kept])
                 self._put(message["peers"])
+            case "tune":
+                self._tuning = message["config"]
             case "stop":
                 self._running = False
         if self._forwarder is not None:

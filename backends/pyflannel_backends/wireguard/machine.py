@@ -241,7 +241,7 @@ class Machine:
         self._identity = identity
         self._timestamps = timestamps
         self._random = random
-        self._mtu = mtu
+        self.mtu = mtu
         self._limits = limits or Limits()
         self._resume_at = _NEVER
         """When sessions of a former key of ours send again."""
@@ -295,9 +295,13 @@ class Machine:
         peer.psk = psk
         if public_key != peer.public_key:
             self._change_key(peer, public_key, now)
-        if keepalive != peer.keepalive:
-            peer.keepalive = keepalive
-            peer.persistent_at = now if keepalive else _NEVER
+        self.set_keepalive(peer, keepalive, now)
+
+    def set_keepalive(self, peer: Peer, seconds: float, now: float) -> None:
+        """Send a peer something at least this often; 0 for no such need."""
+        if seconds != peer.keepalive:
+            peer.keepalive = seconds
+            peer.persistent_at = now if seconds else _NEVER
             self._schedule(peer)
 
     def _change_key(self, peer: Peer, public_key: bytes, now: float) -> None:
@@ -415,7 +419,7 @@ class Machine:
         self._schedule(peer)
 
     def _padded(self, packet: bytes) -> bytes:
-        size = min(-(-len(packet) // 16) * 16, max(self._mtu, len(packet)))
+        size = min(-(-len(packet) // 16) * 16, max(self.mtu, len(packet)))
         return packet + bytes(size - len(packet))
 
     def _seal(self, session: Session, plain: bytes) -> int:

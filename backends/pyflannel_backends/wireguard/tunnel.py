@@ -40,6 +40,7 @@ from .messages import HEADER, OVERHEAD, TRANSPORT
 
 if TYPE_CHECKING:
     from pyflannel_backends.userspace._fastpath import FastPath, Transport
+    from pyflannel_backends.userspace.control import WorkerConfig
     from pyflannel_backends.userspace.table import PeerId
 
     from .machine import Endpoint, Machine, Peer
@@ -167,6 +168,17 @@ class Tunnel(UnderlayPort):
     def _transmit(self, data: memoryview, size: int, endpoint: Endpoint) -> int:
         socket = self._sockets.get(":" in endpoint[0])
         return errno.EAFNOSUPPORT if socket is None else socket.send(data, size, endpoint)
+
+    def tune(self, config: WorkerConfig) -> None:
+        self._hear()
+        self._mtu = self.machine.mtu = config.mtu
+
+    def set_keepalive(self, seconds: float) -> None:
+        """Have this long between two keepalives to every peer, from now on."""
+        self._keepalive = seconds
+        for peer in self.machine.peers.values():
+            self.machine.set_keepalive(peer, seconds, self._clock())
+        self._flush()
 
     # The fast path
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, ClassVar, Final
 
 from pyflannel.errors import ConfigError
 from pyflannel_backends.userspace.control import WorkerConfig
@@ -56,6 +56,8 @@ class WireguardConfig(WorkerConfig):
     ``timestamp_file`` what :class:`~.machine.Timestamps` reserves. ``psk_digest`` tells one preshared key from another
     without telling it. ``limits`` are other values than the white paper's for :class:`~.machine.Limits`.
     """
+
+    tuned: ClassVar[frozenset[str]] = WorkerConfig.tuned | {"keepalive"}
 
     listen: Sequence[tuple[str, int]]
     key_file: str
@@ -134,6 +136,11 @@ class KeyedTunnel(Tunnel):
             about = self._key_file.stat()
             return about.st_ino, about.st_mtime_ns, about.st_ctime_ns
         return None
+
+    def tune(self, config: WorkerConfig) -> None:
+        super().tune(config)
+        if isinstance(config, WireguardConfig):
+            self.set_keepalive(config.keepalive)
 
     @property
     def deadline(self) -> float:

@@ -117,6 +117,7 @@ def network(text: str) -> NetworkConfig:
     ("new", "says"),
     [
         ('{"Network": "10.5.0.0/16", "SubnetLen": 26}', ""),
+        ('{"Network": "10.5.0.0/16", "SubnetMin": "10.5.100.0", "SubnetMax": "10.5.120.0"}', ""),
         ('{"Network": "10.4.0.0/15"}', ""),
         ('{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}', ""),
         ('{"Network": "10.5.0.0/17"}', "does not contain"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.waiting import until
@@ -12,7 +14,8 @@ from tests.waiting import until
 from pyflannel.backend import Lease, LeaseAttributes, Subnets
 from pyflannel_backends.udp.worker import UdpConfig
 from pyflannel_backends.userspace import dataplane
-from pyflannel_backends.userspace.dataplane import UserspaceDataPlane, WorkerKind
+from pyflannel_backends.userspace.control import WorkerConfig
+from pyflannel_backends.userspace.dataplane import UserspaceDataPlane, WorkerKind, _to_tune
 
 MODULE = "pyflannel_backends.udp.worker"
 PATIENCE = 60.0
@@ -77,3 +80,24 @@ def test_a_worker_imports_nothing_from_the_working_directory(
         assert not (tmp_path / "imported").exists()
     finally:
         plane.end()
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({}, {}),
+        ({"realtime": True}, {}),
+        ({"mtu": 1400}, {"mtu": 1400}),
+        ({"mtu": 1400, "realtime": True}, {"mtu": 1400}),
+        ({"offload": True}, None),
+        ({"mtu": 1400, "device": "other"}, None),
+    ],
+)
+def test_a_worker_is_told_what_it_can_take_and_replaced_otherwise(
+    values: dict[str, Any], told: dict[str, Any] | None
+) -> None:
+    there = WorkerConfig(device="flannel0", mtu=1450, own=["10.5.1.0/24"], offload=False)
+    wanted = replace(there, **values).to_message()
+    assert _to_tune({"config": there.to_message(), "tuned": ["mtu"]}, wanted) == told
+    if told:
+        assert _to_tune({"config": there.to_message()}, wanted) is None, "an older one takes nothing"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from base64 import b64encode
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,18 @@ def test_an_unusable_key_file_is_told_of_and_the_old_key_stays(tmp_path: Path) -
     tunnel.expire(time.monotonic() + 4)
     assert not tunnel.failures()
     assert not tunnel.status()["trouble_with_files"]
+
+
+def test_what_is_tuned_holds_for_peers_that_are_known_and_for_those_to_come(tmp_path: Path) -> None:
+    keys.load_or_create(tmp_path / "key")
+    tunnel = KeyedTunnel(config(tmp_path), bytes(32))
+    tunnel.put(PEER, ["lease", "192.0.2.2", 51820])
+    tunnel.tune(replace(config(tmp_path), keepalive=7, mtu=1300))
+    tunnel.put(b64encode(bytes(range(2, 34))).decode(), ["other", "192.0.2.3", 51820])
+    assert [peer.keepalive for peer in tunnel.machine.peers.values()] == [7, 7]
+    assert tunnel.machine.mtu == 1300
+    tunnel.tune(config(tmp_path))
+    assert [peer.keepalive for peer in tunnel.machine.peers.values()] == [0, 0]
 
 
 def test_without_a_key_there_is_no_tunnel(tmp_path: Path) -> None:
