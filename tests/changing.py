@@ -151,7 +151,7 @@ class Overlay:
     def write(self, document: Document) -> None:
         """Put a document into the store, whatever is there."""
         words = pyflannel_command("config", "set", "--force", "-", "--store", self.store)
-        self.nodes[0].run(words, input=json.dumps(document))
+        self.nodes[0].run(words, input=json.dumps(document), timeout=PATIENCE)
 
     def all_are(self, step: str) -> None:
         """Wait until every node says that it is so far."""
@@ -179,7 +179,7 @@ def overlay(document: Document, nodes: int = 3, kind: str = "file", without: Seq
     with Lab(nodes=nodes) as lab:
         made = Overlay(lab, lab.file_store if kind == "file" else lab.start_store(kind, 1))
         words = pyflannel_command("config", "set", "-", "--store", made.store)
-        lab.nodes[0].run(words, input=json.dumps(document))
+        lab.nodes[0].run(words, input=json.dumps(document), timeout=PATIENCE)
         there = [node for number, node in enumerate(lab.nodes) if number not in without]
         for node in lab.nodes:
             node.run(["sysctl", "-q", "-w", "net.ipv4.conf.all.rp_filter=1"])

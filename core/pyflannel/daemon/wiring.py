@@ -47,7 +47,6 @@ from pyflannel.small.signals import Bell, heard
 from pyflannel.small.wake import Wake
 
 if TYPE_CHECKING:
-    from pyflannel.daemon.trial import Pinger
     from pyflannel.firewall.sync import Firewall
     from pyflannel.store import Store, StoreLocation
 
@@ -125,6 +124,7 @@ class _Owner:
         """Start everything, each thing after what it needs."""
         from pyflannel.kernel.inventory import read_cards, read_inventory
         from pyflannel.kernel.netlink import NetlinkPort
+        from pyflannel.small.ping import Echoes
 
         settings, measures, loop_wake = self._settings, Measures(), Wake()
         scheme = settings.store.scheme
@@ -162,7 +162,7 @@ class _Owner:
             loop_wake,
             lambda kind, name: PluginName(name, *distribution(kind, name)),
             rng=rng,
-            open_pinger=_open_pinger,
+            open_pinger=Echoes,
         )
         self._ends.append(("the lease keeper", keeper.stop))
         firewall.start()
@@ -288,12 +288,6 @@ def _marks(read_cards: Callable[[], frozenset[str]]) -> Marks:
     except KernelError as error:
         log.warning("this machine's network cards are not known, which would tell it from a copy of it: %s", error)
         return read_marks(())
-
-
-def _open_pinger() -> Pinger:
-    from pyflannel.small.ping import Echoes
-
-    return Echoes()
 
 
 def _require_net_admin() -> None:

@@ -129,13 +129,16 @@ class Echoes:
 
     def __init__(self) -> None:
         self._token = random.getrandbits(64)
-        self._stack = ExitStack()
-        try:
-            self._channels = {version: self._stack.enter_context(_icmp(version)) for version in (4, 6)}
-        except OSError as error:
-            raise KernelError(f"can't ping: {error.strerror}") from None
-        for channel, _ in self._channels.values():
-            channel.setblocking(False)
+        self._channels: dict[int, tuple[socket.socket, bool]] = {}
+        with ExitStack() as stack:
+            for version in (4, 6):
+                with suppress(OSError):  # a kernel without this family
+                    self._channels[version] = stack.enter_context(_icmp(version))
+            for channel, _ in self._channels.values():
+                channel.setblocking(False)
+            self._stack = stack.pop_all()
+        if not self._channels:
+            raise KernelError("can't ping: the system has no socket for it")
 
     def ask(self, address: IPAddress, number: int, link: str = "") -> None:
         """Ping once; what can't be sent stays without an answer.
@@ -143,7 +146,9 @@ class Echoes:
         :param number: what :meth:`answers` will say. ``link``: the device by which it is sent, whatever the routes say;
             its answer may come by any.
         """
-        channel, _ = self._channels[address.version]
+        channel, _ = self._channels.get(address.version, (None, False))
+        if channel is None:
+            return
         packet = _request(address.version, number & 0xFFFF, _TOKEN.pack(self._token, number))
         with suppress(OSError):  # no such device, no way there
             channel.sendmsg([packet], _by(address.version, link), 0, (str(address), 0))

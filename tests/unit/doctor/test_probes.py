@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.waiting import until
 
 from pyflannel.doctor.examination import spread
 from pyflannel.doctor.finding import Finding, Outcome, failed, passed, skipped, warned, worst
@@ -129,6 +130,28 @@ def test_this_host_answers_itself() -> None:
     assert echo.knock_udp(address)
     assert echo.knock_udp(address, checksum=False)
     assert echo.knock_tcp(address, port=1)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_answers_are_fetched_later_and_pings_sent_by_a_device(address: str) -> None:
+    """By one that is there, and not by one that is not."""
+    try:
+        pinger = echo.Echoes()
+    except KernelError as error:
+        pytest.skip(str(error))
+    try:
+        for number, link in ((7, "lo"), (8, ""), (9, "pyfl-none")):
+            pinger.ask(ip_address(address), number, link)
+        answered: set[int] = set()
+
+        def both() -> bool:
+            answered.update(pinger.answers())
+            return {7, 8} <= answered
+
+        until(both, lambda: answered)
+        assert answered == {7, 8}
+    finally:
+        pinger.close()
 
 
 @given(st.integers(1, 50).flatmap(lambda count: st.tuples(st.just(count), st.integers(count, 500))))
