@@ -33,8 +33,8 @@ KEPT_EVERY: Final = 10.0
 """Seconds between two pings of a peer that is reached."""
 _PAUSES: Final = (0.1, 0.2, 0.4, 0.8, 1.0)
 """Seconds until the next ping of one that is not: the last of them again and again."""
-_LOOK: Final = 0.05
-"""Seconds between two looks for answers."""
+_LOOK, _LATER_LOOK = 0.05, 0.5
+"""Seconds between two looks for answers: at first, and to peers that have been waited for for long."""
 _AT_ONCE: Final = 500
 """Pings in one turn of the loop."""
 
@@ -142,8 +142,9 @@ class Trials:
 
     def due(self, now: float) -> float:
         """When :meth:`tend` is to be called again; infinite if never."""
-        if any(trial.waits(now) for trial in self._by_number.values()):
-            return now + _LOOK
+        waiting = [trial.began for trial in self._by_number.values() if trial.waits(now)]
+        if waiting:
+            return now + (_LOOK if now - max(waiting) < MUTE_AFTER else _LATER_LOOK)
         return min((trial.due for trial in self._by_number.values()), default=math.inf)
 
     def waiting(self, now: float) -> Iterator[str]:
