@@ -75,6 +75,8 @@ class Creations:
         self.origins: dict[Kind, list[bytes]] = {kind: [] for kind in PACKED_KINDS}
         self.others: dict[Kind, list[KernelObject]] = {kind: [] for kind in PACKED_KINDS}
         """What has no template: to be encoded by itself."""
+        self.links: dict[Kind, set[int]] = {kind: set() for kind in PACKED_KINDS}
+        """The indexes of the links that they are for."""
         for plan in plans:
             self._add(plan)
 
@@ -120,7 +122,10 @@ class Creations:
         """The template for a part and all that are like it; ``None`` if they have to be encoded one by one."""
         form = part[0]
         index = self._index(link_name(link_number(part)), _KINDS[form])
-        template = None if index is None else _cut(form, part, index)
+        template = None
+        if index is not None:
+            self.links[_KINDS[form]].add(index)
+            template = _cut(form, part, index)
         self._templates[like] = template
         return template
 

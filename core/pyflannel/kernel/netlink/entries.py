@@ -51,6 +51,8 @@ class Entries:
         messages = made.messages[kind]
         if kind is Kind.FDB:
             self._listener.echoes.update(map(wire.told_of, messages))
+        elif kind is Kind.ROUTE:
+            self._picture.route_links |= made.links[kind]
         items = [*made.others[kind], *(made.item(kind, number) for number in self._batches.refused(messages))]
         return [Write(None, item) for item in items]
 

@@ -115,8 +115,6 @@ class Picture:
             return None
         if kind is Kind.NEIGHBOUR and len(self.table.by_index[index].mac) != _MAC_LENGTH:
             return None
-        if kind is Kind.ROUTE:
-            self.route_links.add(index)
         return index
 
     def is_ours(self, row: RouteRow) -> bool:
