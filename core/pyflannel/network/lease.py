@@ -100,6 +100,9 @@ class Subnets:
 
         :raises MalformedError: it is not a subnet key, or its addresses have host bits set.
         """
+        plain = _plain_ipv4(key)
+        if plain is not None:
+            return cls(plain)
         if len(key) > MAX_KEY:
             raise MalformedError(f"lease key {cut(key)!r}: it is longer than any")
         first, separator, second = key.partition("&")
@@ -138,6 +141,22 @@ def _split_key(part: str) -> tuple[str, int]:
     if not int(length):
         raise ValueError(f"{part!r} is every address")
     return address, int(length)
+
+
+_LENGTHS: Final = {str(length): length for length in range(1, 33)}
+"""The prefix lengths of IPv4 subnets, by their one spelling."""
+
+
+def _plain_ipv4(key: str) -> IPv4Network | None:
+    """The subnet of a key that is an IPv4 one and right, in half the time: thousands of leases come by here."""
+    address, _, length = key.rpartition("-")
+    try:
+        packed = inet_pton(AF_INET, address)
+        if length in _LENGTHS and inet_ntop(AF_INET, packed) == address:
+            return IPv4Network((packed, _LENGTHS[length]))
+    except (OSError, ValueError):
+        pass  # which of the ways in which it is not is found out slowly
+    return None
 
 
 def _ipv4_from_key(part: str) -> IPv4Network:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.errors import MalformedError
+from pyflannel.network import lease as leases
 from pyflannel.network.lease import Lease, LeaseAttributes, Subnets
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -265,6 +266,20 @@ def test_with_attributes_keeps_the_subnets() -> None:
 def test_a_subnet_has_one_spelling(key: str) -> None:
     with pytest.raises(MalformedError):
         Subnets.from_key(key)
+
+
+@given(
+    st.from_regex(r"(10|0|255|256|1)(\.(0|1|5|00|255|256)){2,4}(-|/|--|&)(0|8|16|24|31|32|33|024| 8)?", fullmatch=True)
+    | st.text("0123456789.-&: \0", max_size=20)
+)
+def test_what_is_read_quickly_is_what_is_read_slowly(key: str) -> None:
+    plain = leases._plain_ipv4(key)
+    try:
+        slow = Subnets(leases._ipv4_from_key(key))
+    except ValueError:
+        assert plain is None
+    else:
+        assert plain == (slow.ipv4 if slow.key == key else None)
 
 
 def test_a_key_longer_than_any_is_cut_in_its_error() -> None:
