@@ -61,6 +61,10 @@ class Plugin:
         return not self.problem
 
 
+_loaded: dict[tuple[str, str], tuple[str, str]] = {}
+"""What :func:`distribution` tells of what is in use: a daemon wants it when perhaps no file can be opened."""
+
+
 def load_backend(name: str) -> type[Backend[Any]]:
     """The backend for the ``Backend.Type`` ``name``.
 
@@ -82,13 +86,18 @@ def load_store(scheme: str) -> type[Store]:
 def distribution(kind: str, name: str) -> tuple[str, str]:
     """Name and version of the distribution whose plugin is used for a ``backend`` or ``store`` of this name.
 
-    Both are empty if there is none.
+    Both are empty if there is none, or nothing can be read; of a plugin that has been loaded they are known already.
     """
     group = next(group for group, each in _KINDS.items() if each == kind)
-    entry = next((entry for entry in _entry_points(group) if entry.name == name), None)
-    if entry is None:
+    if (group, name) in _loaded:
+        return _loaded[group, name]
+    try:
+        entry = next((entry for entry in _entry_points(group) if entry.name == name), None)
+        if entry is None:
+            return "", ""
+        described = _describe(entry, "")
+    except OSError:  # without a descriptor, for example; it is for show
         return "", ""
-    described = _describe(entry, "")
     return described.distribution, described.version
 
 
@@ -118,7 +127,9 @@ def _load(group: str, name: str) -> Any:
         raise PluginError(shadowed[named[0].value])
     for problem in shadowed.values():
         log.warning("%s", problem)
-    return _checked(usable[0], entries)
+    plugin, described = _checked(usable[0], entries), _describe(usable[0], "")
+    _loaded[group, name] = described.distribution, described.version
+    return plugin
 
 
 def _entry_points(group: str) -> Sequence[metadata.EntryPoint]:

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.starving import without_descriptors
 
 from pyflannel.errors import PluginError
-from pyflannel.plugins import BACKENDS, STORES, installed, load_backend, load_store
+from pyflannel.plugins import BACKENDS, STORES, distribution, installed, load_backend, load_store
 
 GOOD = """\
 from pyflannel.backend import Backend
@@ -68,6 +69,17 @@ def test_ours_come_from_our_distribution() -> None:
         (found,) = [plugin for plugin in installed(group) if plugin.name == name]
         assert found.distribution == "pyflannel"
         assert found.loads, found.problem
+
+
+def test_whose_a_loaded_plugin_is_can_be_told_without_a_descriptor(site: Site) -> None:
+    """As a daemon does that takes over a generation just then."""
+    site.install("acme-net", "acme", GOOD)
+    site.install("other-net", "other", GOOD)
+    load_backend("acme")
+    with without_descriptors():
+        assert distribution("backend", "acme") == ("acme-net", "1.2")
+        assert distribution("backend", "other") == ("", "")
+    assert distribution("backend", "other") == ("other-net", "1.2")
 
 
 def test_an_unknown_name_lists_what_is_installed() -> None:
