@@ -7,6 +7,7 @@ than the one that is asked for. Subnets are kept as numbers, which are small and
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterator
 
 from pyflannel.network.lease import IPNetwork, Subnets
 
@@ -37,13 +38,6 @@ class Ranges:
             insort(self._ordered[length], leading)
         holders[leading] = key
 
-    def is_free(self, version: int, prefixlen: int, leading: int) -> bool:
-        """Whether nobody holds any address of a subnet. Unless all have one length, it may be free all the same."""
-        for (family, length), holders in self._holders.items():
-            if family == version and (length != prefixlen or leading in holders):
-                return False
-        return True
-
     def remove(self, subnets: Subnets) -> None:
         """Nobody holds ``subnets`` any more."""
         for subnet in subnets.each:
@@ -67,29 +61,31 @@ class Ranges:
 
     def overlapping(self, subnets: Subnets) -> set[str]:
         """The keys of leases that hold any address of ``subnets``."""
-        found = set()
+        found: set[str] = set()
         for subnet in subnets.each:
-            family, own = subnet.version, subnet.prefixlen
-            number, bits = int(subnet.network_address), subnet.max_prefixlen
-            for (version, length), holders in self._holders.items():
-                if version != family:
-                    continue
-                if length <= own:
-                    holder = holders.get(number >> (bits - length))
-                    if holder is not None:
-                        found.add(holder)
-                else:
-                    found.update(holders[leading] for leading in self._within(subnet, length))
+            found.update(self.overlapping_leading(subnet.version, subnet.prefixlen, _leading(subnet, subnet.prefixlen)))
         return found
 
-    def _within(self, subnet: IPNetwork, length: int) -> list[int]:
-        """The leading bits of the held subnets of a greater length within ``subnet``."""
-        ordered = self._ordered.get((subnet.version, length))
+    def overlapping_leading(self, version: int, prefixlen: int, leading: int) -> Iterator[str]:
+        """The same for one subnet, by its leading bits; a lease may come more than once."""
+        for (family, length), holders in self._holders.items():
+            if family != version:
+                continue
+            if length <= prefixlen:
+                holder = holders.get(leading >> (prefixlen - length))
+                if holder is not None:
+                    yield holder
+            else:
+                for within in self._within(version, length, leading << (length - prefixlen), length - prefixlen):
+                    yield holders[within]
+
+    def _within(self, version: int, length: int, first: int, bits: int) -> list[int]:
+        """The leading bits of the held subnets of a length, from ``first`` on as many as ``bits`` can tell apart."""
+        ordered = self._ordered.get((version, length))
         if ordered is None:
-            ordered = self._ordered[subnet.version, length] = sorted(self._holders[subnet.version, length])
-        first = _leading(subnet, length)
+            ordered = self._ordered[version, length] = sorted(self._holders[version, length])
         begin = bisect_left(ordered, first)
-        return ordered[begin : bisect_left(ordered, first + (1 << (length - subnet.prefixlen)), begin)]
+        return ordered[begin : bisect_left(ordered, first + (1 << bits), begin)]
 
 
 def _leading(subnet: IPNetwork, length: int) -> int:

@@ -314,12 +314,12 @@ class Overlay:
         usual = self._usual.plan(key, value) if self._usual is not None else None
         if usual is None or not self._desired.is_free(usual.keys):
             return False
-        for version, length, leading in usual.subnets:
-            if not self._ranges.is_free(version, length, leading):
+        for subnet in usual.subnets:
+            if next(self._ranges.overlapping_leading(*subnet), None) is not None:
                 return False
         self._peers[key] = Peer(key, value, "", usual.plan, created=created)
-        for version, length, leading in usual.subnets:
-            self._ranges.add_leading(version, length, leading, key)
+        for subnet in usual.subnets:
+            self._ranges.add_leading(*subnet, key)
         self._desired.put(key, usual.plan, usual.keys)
         return True
 

@@ -94,6 +94,31 @@ def test_usual_leases_cost_no_call(node: Node) -> None:
     assert told(view) == told(other)
 
 
+def test_an_irregular_subnet_does_not_make_the_others_unusual(node: Node) -> None:
+    backend = Counting(VxlanOptions())
+    view, other = Overlay(backend, node), without(node)
+    key, text = lease(node, 240)
+    longer = {
+        "10.5.240.0-24": "10.5.240.0-25",
+        "fd00:5:0:f0::-64": "fd00:5:0:f0::-72",
+        "10.5.240.0-24&fd00:5:0:f0::-64": "10.5.240.0-28&fd00:5:0:f0::-80",
+    }[key]
+    for each in (view, other):
+        each.put(longer, json.dumps(text))
+    asked = backend.asked
+    for number in range(2, 40):
+        key, text = lease(node, number)
+        for each in (view, other):
+            each.put(key, json.dumps(text), number)
+    assert backend.asked == asked
+    assert told(view) == told(other)
+    key, text = lease(node, 240)  # it overlaps that one
+    for each in (view, other):
+        each.put(key, json.dumps(text), 240)
+    assert backend.asked > asked
+    assert told(view) == told(other)
+
+
 ODD: Mapping[str, list[Any]] = {
     "key": [
         "10.5.7.0-25",
