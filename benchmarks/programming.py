@@ -1,9 +1,9 @@
-"""How fast the kernel is programmed: NetlinkPort.apply against ``ip -batch`` and ``bridge -batch``.
+"""How fast the kernel is programmed: NetlinkPort against ``ip -batch`` and ``bridge -batch``.
 
 Each round makes fresh namespaces with an underlay and a VXLAN device, writes the same routes, neighbours and forwarding
-entries (three per peer) once through the port and once through iproute2, in turns, and removes the namespaces. The
-port's IPv4 routes have the metrics that the core gives them, iproute2's are plain. Also printed is the time of a full
-dump. Needs root.
+entries (three per peer) through the port, once as packed plans (``fill``: a first start) and once object by object
+(``apply``: everything else), and through iproute2, in turns, and removes the namespaces. The port's IPv4 routes have
+the metrics that the core gives them, iproute2's are plain. Also printed is the time of a full dump. Needs root.
 
     python benchmarks/programming.py --peers 5000 --rounds 5
 """
@@ -24,11 +24,13 @@ from pathlib import Path
 
 from pyflannel.kernel.model import FdbEntry, KernelObject, Link, Neighbour, Route, VxlanInfo
 from pyflannel.kernel.netlink import NetlinkPort
+from pyflannel.kernel.packed import pack
 from pyflannel.kernel.port import Scope, Write
 from pyflannel.planning.spread import spread
 
 DEVICE = "flannel.1"
-TARGET = 1.2
+TARGETS = {"fill": 0.3, "apply": 1.2}
+"""How much of iproute2's time each may take at most."""
 
 
 def entries(peers: int, version: int) -> list[KernelObject]:
@@ -89,15 +91,18 @@ def run(*command: str) -> None:
     subprocess.run(command, check=True)
 
 
-def with_port(name: str, wanted: list[KernelObject], version: int) -> tuple[float, float]:
-    """Seconds to write and to dump everything through the port."""
+def with_port(name: str, wanted: list[KernelObject], version: int, way: str) -> tuple[float, float]:
+    """Seconds to write everything through the port, in one of two ways, and to dump it."""
     port = NetlinkPort(Path("/run/netns") / name)
     try:
         address = IPv4Address("192.0.2.1") if version == 4 else IPv6Address("2001:db8::1")
         scope = Scope(frozenset({Link(DEVICE, VxlanInfo(1, 8472, address, "eth0"), 1450).name}))
         port.dump(scope)
+        plans = [
+            plan for start in range(0, len(wanted), 3) if isinstance(plan := pack(wanted[start : start + 3]), bytes)
+        ]
         begin = time.perf_counter()
-        failures = port.apply([Write(None, item) for item in wanted])
+        failures = port.fill([], plans) if way == "fill" else port.apply([Write(None, item) for item in wanted])
         written = time.perf_counter()
         if failures:
             raise SystemExit(
@@ -145,22 +150,28 @@ def main() -> int:
     parser.add_argument("--family", type=int, choices=(4, 6), default=4, help="address family (default %(default)s)")
     arguments = parser.parse_args()
     wanted = entries(arguments.peers, arguments.family)
-    ours, dumps, theirs = [], [], []
+    ours: dict[str, list[float]] = {way: [] for way in TARGETS}
+    dumps, theirs = [], []
     for number in range(arguments.rounds):
         with namespace(arguments.family) as name:
             theirs.append(with_iproute(name, wanted, arguments.family))
-        with namespace(arguments.family) as name:
-            written, dumped = with_port(name, wanted, arguments.family)
-        ours.append(written)
-        dumps.append(dumped)
-        print(f"round {number + 1}: port {written:.3f} s, ip+bridge -batch {theirs[-1]:.3f} s, dump {dumped:.3f} s")
-    ratio = statistics.median(ours) / statistics.median(theirs)
+        for way, took in ours.items():
+            with namespace(arguments.family) as name:
+                written, dumped = with_port(name, wanted, arguments.family, way)
+            took.append(written)
+            dumps.append(dumped)
+        each = ", ".join(f"{way} {took[-1]:.3f} s" for way, took in ours.items())
+        print(f"round {number + 1}: {each}, ip+bridge -batch {theirs[-1]:.3f} s, dump {dumped:.3f} s")
+    batch = statistics.median(theirs)
     print(f"{len(wanted)} entries, medians of {arguments.rounds} rounds:")
-    print(f"  NetlinkPort.apply     {statistics.median(ours):.3f} s")
-    print(f"  ip + bridge -batch    {statistics.median(theirs):.3f} s")
-    print(f"  ratio                 {ratio:.2f} (target: at most {TARGET})")
+    print(f"  ip + bridge -batch    {batch:.3f} s")
+    met = True
+    for way, target in TARGETS.items():
+        took_ours = statistics.median(ours[way])
+        met &= took_ours <= target * batch
+        print(f"  NetlinkPort.{way:<10}{took_ours:.3f} s    ratio {took_ours / batch:.2f} (target: at most {target})")
     print(f"  full dump             {statistics.median(dumps):.3f} s")
-    return 0 if ratio <= TARGET else 1
+    return 0 if met else 1
 
 
 if __name__ == "__main__":
