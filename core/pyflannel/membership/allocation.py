@@ -83,7 +83,7 @@ class _Pool(Generic[N]):
     def __init__(self, family: FamilyConfig[N], taken: Iterable[IPNetwork | None]) -> None:
         self.family: FamilyConfig[N] = family
         self.blocked: list[tuple[int, int]] = []
-        ranges = (family.index_range(subnet) for subnet in taken if subnet is not None)
+        ranges = family.index_ranges(subnet for subnet in taken if subnet is not None)
         for start, stop in sorted((numbers.start, numbers.stop) for numbers in ranges if numbers.start < numbers.stop):
             if self.blocked and start <= self.blocked[-1][1]:
                 self.blocked[-1] = (self.blocked[-1][0], max(stop, self.blocked[-1][1]))

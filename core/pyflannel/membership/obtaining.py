@@ -16,7 +16,7 @@ from pyflannel.membership import publishing, renewal
 from pyflannel.membership.allocation import Adopt, Contested, Existing, Fresh, Identity, allocate, decide
 from pyflannel.membership.calls import Create, Delete, Renew, Steps, TakeSnapshot, Update
 from pyflannel.membership.place import Place
-from pyflannel.membership.records import claimed, concerning, crossing, readable, writer
+from pyflannel.membership.records import claims, concerning, crossing, readable, writer
 from pyflannel.membership.state import KeeperState
 from pyflannel.membership.twins import apart_from_twins
 from pyflannel.network.document import NetworkConfig
@@ -70,11 +70,11 @@ def _obtain_new(
             yield Delete(records.pop(key))
         else:
             return (yield from _adopt(state, place, records[key], decision.lease))
-    claims = {key: claim for key in records if (claim := claimed(network, key)) is not None}
-    _refuse_to_lose(state, network, records, claims)
+    taken = claims(network, records)
+    _refuse_to_lose(state, network, records, taken)
     ours = [lease.subnets for lease in decision.stale if lease.attributes.node_id == state.node_id]
     kept = state.lease_state.lease.subnets if state.lease_state.lease is not None else next(iter(ours), None)
-    yield from _create(state, place, list(claims.values()), state.last_subnets, stale, kept)
+    yield from _create(state, place, list(taken.values()), state.last_subnets, stale, kept)
     return True
 
 

@@ -12,11 +12,11 @@ from typing import Any
 from pyflannel.errors import MalformedError
 from pyflannel.membership.allocation import Identity
 from pyflannel.network.document import FamilyConfig, NetworkConfig
-from pyflannel.network.lease import IPAddress, IPNetwork, Lease, LeaseAttributes, Subnets
+from pyflannel.network.lease import IPAddress, Lease, LeaseAttributes, Subnets
 from pyflannel.network.marks import Marks
 from pyflannel.store import Record
 
-__all__ = ["addresses", "claimed", "concerning", "creation", "crossing", "is_anothers", "readable", "writer"]
+__all__ = ["addresses", "claims", "concerning", "creation", "crossing", "is_anothers", "readable", "writer"]
 
 
 def is_anothers(lease: Lease, mine: Lease) -> bool:
@@ -60,27 +60,31 @@ def readable(record: Record) -> Lease | None:
         return None
 
 
-def claimed(network: NetworkConfig, key: str) -> Subnets | None:
-    """What a record of this key takes away from others.
+def claims(network: NetworkConfig, keys: Iterable[str]) -> dict[str, Subnets]:
+    """What the records of these keys take away from others.
 
     A claim to the whole network or more takes nothing: it is nobody's subnet, and must not shut all other nodes out.
     """
-    try:
-        subnets = Subnets.from_key(key)
-    except MalformedError:
-        return None
-    return subnets if _is_part(subnets.ipv4, network.ipv4) and _is_part(subnets.ipv6, network.ipv6) else None
+    found: dict[str, Subnets] = {}
+    four, six = (_length(network.ipv4), _length(network.ipv6))
+    for key in keys:
+        try:
+            subnets = Subnets.from_key(key)
+        except MalformedError:
+            continue
+        ipv4, ipv6 = subnets.ipv4, subnets.ipv6
+        if (ipv4 is None or ipv4.prefixlen > four) and (ipv6 is None or ipv6.prefixlen > six):
+            found[key] = subnets
+    return found
 
 
-def _is_part(subnet: IPNetwork | None, family: FamilyConfig[Any] | None) -> bool:
-    """Whether a subnet is smaller than its family's network, if both are there."""
-    return subnet is None or family is None or subnet.prefixlen > family.network.prefixlen
+def _length(family: FamilyConfig[Any] | None) -> int:
+    """That of a family's network, if it is in use: a subnet must have a greater one."""
+    return -1 if family is None else int(family.network.prefixlen)
 
 
 def crossing(network: NetworkConfig, key: str, keys: Iterable[str]) -> list[Subnets]:
     """What others lease that overlaps the lease ``key``."""
-    ours = claimed(network, key)
-    if ours is None:
-        return []
-    claims = [claimed(network, other) for other in keys if other != key]
-    return [claim for claim in claims if claim is not None and claim.overlaps(ours)]
+    found = claims(network, dict.fromkeys((key, *keys)))
+    ours = found.pop(key, None)
+    return [] if ours is None else [claim for claim in found.values() if claim.overlaps(ours)]

@@ -11,7 +11,7 @@ import difflib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network, summarize_address_range
 from typing import Generic, NamedTuple, TypeVar
@@ -74,9 +74,15 @@ class FamilyConfig(Generic[N]):
 
     def index_range(self, subnet: IPNetwork) -> range:
         """The numbers of the leasable subnets that ``subnet`` (of any length) overlaps; empty if none."""
-        low = int(subnet.network_address) - int(self.subnet_min.network_address)
-        high = low + (1 << (subnet.max_prefixlen - subnet.prefixlen)) - 1
-        return range(max(0, low // self.step), min(self.size, high // self.step + 1))
+        return next(self.index_ranges((subnet,)))
+
+    def index_ranges(self, subnets: Iterable[IPNetwork]) -> Iterator[range]:
+        """The same for each of many."""
+        base, step, size, bits = int(self.subnet_min.network_address), self.step, self.size, self.network.max_prefixlen
+        for subnet in subnets:
+            low = int(subnet.network_address) - base
+            high = low + (1 << (bits - subnet.prefixlen)) - 1
+            yield range(max(0, low // step), min(size, high // step + 1))
 
     def fits(self, subnet: IPNetwork | None) -> bool:
         """Whether ``subnet`` is one of those that may be leased."""
