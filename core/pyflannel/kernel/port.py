@@ -150,11 +150,15 @@ def apart(deletions: Iterable[Write], creations: Iterable[Write]) -> tuple[list[
     first: list[Write] = []
     last: list[Write] = []
     for write in going:
-        (last if isinstance(write.old, Route) and _waits(write.old, followed) else first).append(write)
+        (last if isinstance(write.old, Route) and waits(write.old, followed) else first).append(write)
     return first, last
 
 
-def _waits(old: Route, followed: Mapping[object, Collection[int]]) -> bool:
+def waits(old: Route, followed: Mapping[object, Collection[int]]) -> bool:
+    """Whether a route that goes can stay until another one is there.
+
+    :param followed: the tables in which routes are to be, by destination.
+    """
     tables = followed.get(old.destination, ())
     return bool(tables) and (old.destination.version == 4 or tables != {old.table})
 

@@ -23,9 +23,9 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from pyflannel.errors import KernelError
-from pyflannel.kernel.model import KernelObject, Key, Kind, Sysctl
+from pyflannel.kernel.model import KernelObject, Key, Kind, Route, Sysctl
 from pyflannel.kernel.packed import count_of, key_of, parts, picked, plans_of, unpack
-from pyflannel.kernel.port import KernelPort, Notice, Scope, Write
+from pyflannel.kernel.port import KernelPort, Notice, Scope, Write, waits
 from pyflannel.kernel.refusal import not_kept
 from pyflannel.network.lease import IPNetwork
 from pyflannel.small.retry import Backoff
@@ -57,6 +57,12 @@ class ObjectState(str, Enum):
     DONE = "done"
     PENDING = "pending"
     FAILED = "failed"
+
+
+def _owe(owed: dict[object, set[int]], old: KernelObject | None, new: KernelObject | None) -> None:
+    """Note that a wanted route is not there yet, nor written now."""
+    if old is None and isinstance(new, Route):
+        owed.setdefault(new.destination, set()).add(new.table)
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,14 +363,29 @@ class Tracker:
         noted = {key: there for key, there in self._noted.items() if (key[0] is Kind.LINK) is links}
         desired = picked(self._desired, noted.keys())
         settled = []
+        going: dict[Key, Route] = {}
+        owed: dict[object, set[int]] = {}
         for key, old in noted.items():
             new = desired.get(key)
+            due = (failure := failures.get(key)) is None or failure.retry_at <= now
             if old == new:
                 settled.append(key)
-            elif (new is None and (not self.sweep or key[0] in _LASTING)) or _link(new) in lacking:
+            elif new is None and (not self.sweep or key[0] in _LASTING):
                 failures.pop(key, None)  # it is not refused now, it waits: nothing is due
-            elif (failure := failures.get(key)) is None or failure.retry_at <= now:
+            elif _link(new) in lacking:
+                failures.pop(key, None)
+                _owe(owed, old, new)
+            elif not due:
+                _owe(owed, old, new)
+            elif new is None and isinstance(old, Route):
+                going[key] = old
+            else:
                 yield key, Write(old, new)
+        for key, route in going.items():
+            if owed and waits(route, owed):
+                failures.pop(key, None)  # its turn comes with the one that takes its place
+            else:
+                yield key, Write(route, None)
         for key in settled:
             del self._noted[key]
         self._drifted.difference_update(settled)

@@ -257,6 +257,30 @@ def test_what_waits_for_its_link_is_not_due_itself(world: World) -> None:
     assert world.kernel() == required(*OWN, *peer(2), *peer(3))
 
 
+@pytest.mark.parametrize("hindrance", ["refused", "no device"])
+def test_a_route_that_goes_waits_for_the_one_that_takes_its_place(world: World, hindrance: str) -> None:
+    """Also where the two are not tried at the same time: each refusal has a pause of its own."""
+    old, device = peer(3)[2], Link("other.1", GenericInfo("dummy"), 1450)
+    assert isinstance(old, Route)
+    new = Route(old.destination, device.name, metric=7)
+    wanted = state(*OWN, *peer(2), *peer(3)[:2], peer(3)[3], device, new)
+    kind = Kind.LINK if hindrance == "no device" else new.key
+    world.twin.fail_next(kind, errno.EACCES, times=12)
+    world.tracker.follow(wanted)
+    for _ in range(8):
+        world.turn()
+        world.turn()  # a first refusal is tried again at once
+        assert world.twin.routes.keys() >= {old.key}
+        assert (world.tracker.retry_at or 0) > world.now, "or the loop would turn without a pause"
+        world.tracker.changed({old.key: None})  # whatever was refused of it before counts no more
+        world.turn()
+        assert world.twin.routes.keys() >= {old.key}
+        world.now = world.tracker.retry_at or 0
+    world.settle()
+    assert world.twin.routes.keys() & {old.key, new.key} == {new.key}
+    assert not world.tracker.failures
+
+
 def test_what_is_in_the_way_is_noticed_when_it_goes(world: World) -> None:
     route = peer(4)[2]
     foreign = Route(IPv4Network("10.5.4.0/24"), "eth0", IPv4Address("192.0.2.77"))
