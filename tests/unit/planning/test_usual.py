@@ -68,9 +68,9 @@ def lease(node: Node, number: int) -> tuple[str, dict[str, Any]]:
     return key, text
 
 
-def without(node: Node) -> Overlay:
+def without(node: Node, last: str = "") -> Overlay:
     """One that plans each lease by itself."""
-    view = Overlay(VxlanBackend(VxlanOptions()), node)
+    view = Overlay(VxlanBackend(VxlanOptions()), node, last=last)
     view._usual = None
     return view
 
@@ -164,7 +164,17 @@ ODD: Mapping[str, list[Any]] = {
     "TwinOf": [None, 7, "x" * 257, "node-7"],
     "Machine": [None, 7, {"Cards": 7}],
     "publicip": ["192.0.2.9"],
-    "Change": [{"Id": "x", "Step": "done"}, 7],
+    "Change": [
+        *({"Id": "change-1", "Step": step} for step in ("switched", "done")),
+        {
+            "Id": "change-1",
+            "Step": "switched",
+            "BackendType": "vxlan",
+            "BackendData": {"VNI": 1, "VtepMAC": "02:00:00:00:09:09"},
+        },
+        {"Id": "change-0", "Step": "done"},
+        7,
+    ],
     "more": [[[]]],
 }
 ODD_LEASES = st.lists(
@@ -179,13 +189,13 @@ ODD_LEASES = st.lists(
 
 
 @pytest.mark.parametrize("kind", DOCUMENTS)
-@given(steps=ODD_LEASES)
+@given(steps=ODD_LEASES, last=st.sampled_from(["", "change-1"]))
 def test_whatever_leases_say_it_comes_to_the_same(
-    kind: str, steps: list[tuple[int, dict[str, int], str, bool]]
+    kind: str, steps: list[tuple[int, dict[str, int], str, bool]], last: str
 ) -> None:
     document, subnets = DOCUMENTS[kind]
     node = Node("node-1", NetworkConfig.from_json(json.dumps(document)), UNDERLAY, subnets)
-    view, other = Overlay(VxlanBackend(VxlanOptions()), node), without(node)
+    view, other = Overlay(VxlanBackend(VxlanOptions()), node, last=last), without(node, last)
     assert view._usual is not None
     assert told(view) == told(other)
     for created, (number, odd, end, leaves) in enumerate(steps):
