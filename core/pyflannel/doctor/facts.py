@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pyflannel.backend import Backend, Node, parse_options
 from pyflannel.daemon.subnet_env import read_previous
@@ -25,6 +25,7 @@ from pyflannel.membership.nodeid import identify, read_marks
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, Lease
 from pyflannel.network.underlay import Inventory, Selection, Underlay, keep_or_choose
+from pyflannel.planning.guard import Bounded, checked_mtu
 from pyflannel.planning.judging import backend_types, said
 from pyflannel.planning.overlay import Overlay
 from pyflannel.plugins import load_backend, load_store
@@ -35,6 +36,9 @@ from pyflannel.store import Record, Snapshot, Store, StoreTime, Unassigned
 __all__ = ["ClockFacts", "Facts", "StoreFacts", "gather", "told_to_daemon"]
 
 T = TypeVar("T")
+
+PLUGIN_PATIENCE: Final = 20.0
+"""Seconds that a plugin may take for one fact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +86,11 @@ class Facts:
     record: Record | None
     lease: Lease | None
     overlay: Overlay | None
+    mtu: int | None
+    """The largest packet that containers may send, in bytes."""
     kernel: Mapping[Key, KernelObject] | None
     myself: Myself
     """This machine by the id that it has of itself, whatever the daemon goes by."""
-
-    @property
-    def mtu(self) -> int | None:
-        """The largest packet that containers may send, in bytes."""
-        return self.backend.mtu(self.underlay) if self.backend is not None and self.underlay is not None else None
 
     @property
     def given_mtu(self) -> int | None:
@@ -112,7 +113,10 @@ def told_to_daemon(run_dir: Path) -> Mapping[str, JSON]:
 
 
 def gather(settings: Settings) -> Facts:
-    """Look at the daemon, the kernel and the store. Never raises a :class:`PyflannelError`: see ``problems``."""
+    """Look at the daemon, the kernel and the store. Never raises a :class:`PyflannelError`: see ``problems``.
+
+    Plugins are given :data:`PLUGIN_PATIENCE` for each fact: one that hangs in the daemon hangs here, too.
+    """
     problems: dict[str, PyflannelError] = {}
 
     def attempt(name: str, call: Callable[[], T]) -> T | None:
@@ -122,21 +126,49 @@ def gather(settings: Settings) -> Facts:
             problems[name] = error
             return None
 
+    store_calls, backend_calls = Bounded(PLUGIN_PATIENCE), Bounded(PLUGIN_PATIENCE)
+
+    def of_store(what: str, call: Callable[[], T]) -> T:
+        answer: T = store_calls(settings.store.scheme, what, call, kind="store")
+        return answer
+
+    def of_backend(what: str, call: Callable[[], T]) -> T:
+        answer: T = backend_calls(_need(network, problems, "network").backend_type, what, call)
+        return answer
+
     status = attempt("status", lambda: query(settings.run_dir))
     inventory = attempt("inventory", lambda: _inventory(settings))
     underlay = attempt("underlay", lambda: _underlay(settings, status, _need(inventory, problems, "inventory")))
-    asked = attempt("store", lambda: _ask(settings, status))
-    clock = attempt("clock", lambda: _clock(settings, _need(asked, problems, "store")))
+    asked = attempt("store", lambda: of_store("answering", lambda: _ask(settings, status)))
+    clock = attempt("clock", lambda: of_store("clock", lambda: _clock(settings, _need(asked, problems, "store"))))
     network = attempt("network", lambda: _network(settings, status, asked, problems))
-    backend = attempt("backend", lambda: _backend(_need(network, problems, "network")))
+    backend = attempt("backend", lambda: of_backend("loading", lambda: _backend(_need(network, problems, "network"))))
     myself = _myself(settings, underlay, attempt("cards", _cards))
     record = attempt("record", lambda: _own_record(settings, myself, status, _need(asked, problems, "store"), underlay))
     lease = attempt("lease", lambda: _lease(_need(record, problems, "record")))
-    overlay = attempt("overlay", lambda: _overlay(settings, status, network, backend, underlay, lease, asked, problems))
+
+    def plan() -> Overlay:
+        return _overlay(settings, status, network, backend, underlay, lease, asked, problems)
+
+    overlay = attempt("overlay", lambda: of_backend("planning", plan))
+    mtu = attempt("mtu", lambda: of_backend("mtu", lambda: _mtu(backend, underlay, problems)))
     kernel = attempt("kernel", lambda: _kernel(overlay))
     return Facts(
-        *(settings, problems, status, inventory, underlay, asked, clock),
-        *(network, backend, record, lease, overlay, kernel, myself),
+        settings=settings,
+        problems=problems,
+        status=status,
+        inventory=inventory,
+        underlay=underlay,
+        store=asked,
+        clock=clock,
+        network=network,
+        backend=backend,
+        record=record,
+        lease=lease,
+        overlay=overlay,
+        mtu=mtu,
+        kernel=kernel,
+        myself=myself,
     )
 
 
@@ -225,6 +257,11 @@ def _backend(network: NetworkConfig) -> Backend[Any]:
     kind = load_backend(network.backend_type)
     options, _ = parse_options(kind.Options, network.backend_options)
     return kind(options)
+
+
+def _mtu(backend: Backend[Any] | None, underlay: Underlay | None, problems: Mapping[str, PyflannelError]) -> int:
+    using = _need(backend, problems, "backend")
+    return checked_mtu(using.name, using.mtu(_need(underlay, problems, "underlay")))
 
 
 def _node_id(settings: Settings, status: Mapping[str, JSON] | None) -> str:

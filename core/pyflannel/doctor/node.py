@@ -175,7 +175,8 @@ def _chosen(facts: Facts) -> tuple[str, Sequence[str]]:
 def underlay_mtu(facts: Facts) -> Iterator[Finding]:
     """Whether the overlay's devices leave room for the encapsulation."""
     if facts.underlay is None or facts.mtu is None:
-        yield skipped("underlay MTU", str(facts.problems.get("underlay") or facts.problems["backend"]))
+        reason = next(facts.problems[name] for name in ("underlay", "backend", "mtu") if name in facts.problems)
+        yield skipped("underlay MTU", str(reason))
         return
     underlay, mtu = facts.underlay, facts.mtu
     way = "the way out" if underlay.interface == LOOPBACK else underlay.interface

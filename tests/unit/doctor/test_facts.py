@@ -1,0 +1,57 @@
+"""Facts are gathered whatever plugins do: one that hangs in the daemon hangs in the doctor, too."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.daemon.running import settings_in
+
+from pyflannel.doctor import facts
+from pyflannel.settings.settings import Settings
+from pyflannel_stores.file import FileStore
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    settings = settings_in(tmp_path)
+    with FileStore(settings.store) as store:
+        store.write_config(json.dumps({"Network": "10.244.0.0/16", "Backend": {"Type": "alloc"}}), None)
+    return settings
+
+
+@pytest.mark.parametrize(
+    ("function", "fact", "says"),
+    [
+        ("_ask", "store", "store 'file' failed in answering"),
+        ("_clock", "clock", "store 'file' failed in clock"),
+        ("_backend", "backend", "backend 'alloc' failed in loading"),
+        ("_overlay", "overlay", "backend 'alloc' failed in planning"),
+        ("_mtu", "mtu", "backend 'alloc' failed in mtu"),
+    ],
+)
+def test_a_plugin_that_fails_costs_its_fact_alone(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, function: str, fact: str, says: str
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(facts, function, fail)
+    found = facts.gather(settings)
+    assert str(found.problems[fact]) == f"{says}: ZeroDivisionError: oops"
+    assert getattr(found, fact) is None
+
+
+def test_a_plugin_that_hangs_is_left_behind(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(facts, "_ask", lambda *arguments: over.wait())
+    monkeypatch.setattr(facts, "PLUGIN_PATIENCE", 0.01)
+    try:
+        found = facts.gather(settings)
+    finally:
+        over.set()
+    assert "store 'file' has not come back from answering" in str(found.problems["store"])
+    assert found.store is None
