@@ -58,6 +58,7 @@ from pyflannel.kernel.model import (
     Link,
     LinkInfo,
     MplsEncapsulation,
+    MplsRoute,
     Neighbour,
     Qdisc,
     Route,
@@ -120,6 +121,7 @@ __all__ = [
     "LinkInfo",
     "Marks",
     "MplsEncapsulation",
+    "MplsRoute",
     "Neighbour",
     "NetworkConfig",
     "NoOptions",
@@ -146,6 +148,7 @@ __all__ = [
     "forwarding",
     "has_generic_netlink",
     "module_command",
+    "mpls_input",
     "option",
     "parse_options",
     "route_via_underlay",
@@ -391,6 +394,11 @@ def stable_mac(seed: str) -> str:
 def forwarding(version: int) -> Sysctl:
     """The kernel parameter that lets a node forward packets of IP version 4 or 6."""
     return Sysctl("net/ipv4/ip_forward" if version == 4 else "net/ipv6/conf/all/forwarding", "1")
+
+
+def mpls_input(link: str) -> Sysctl:
+    """The kernel parameter that lets packets with MPLS labels come in by a link (see :class:`MplsRoute`)."""
+    return Sysctl(f"net/mpls/conf/{link}/input", "1")
 
 
 def route_via_underlay(node: Node, subnet: IPNetwork, gateway: IPAddress) -> Route:

@@ -38,11 +38,19 @@ def test_neighbours_behind_a_tunnel_with_many_ends(with_tunnels: Guest) -> None:
 def test_what_plans_can_say_and_the_kernel_outside_lacks(with_tunnels: Guest) -> None:
     """MPLS, VRF, and queueing disciplines with options; and policy rules on a kernel that is years older."""
     suite = "tests/integration/kernel"
-    files = [f"{suite}/test_port.py", f"{suite}/test_rules.py", f"{suite}/test_qdiscs.py"]
+    files = [f"{suite}/test_{name}.py" for name in ("port", "rules", "qdiscs", "labels")]
     chosen = "puts_labels_on or of_a_vrf or test_qdiscs or a_general_rule or a_rule_is_turned_round"
-    report = with_tunnels.pytest(*files, "-k", f"netlink and ({chosen})")
+    chosen = f"netlink and ({chosen}) or test_labels and not twin"
+    report = with_tunnels.pytest(*files, "-k", chosen)
     assert "skipped" not in report
     assert " passed" in report
+
+
+def test_labels_from_node_to_node(with_tunnels: Guest) -> None:
+    """The kit on a backend that plans both ends of MPLS."""
+    report = with_tunnels.pytest("tests/kernels/inside/test_mpls.py", timeout=200)
+    assert "test_what_is_removed_comes_back[MPLS_ROUTE] PASSED" in report
+    assert all(f"test_packets_carry_the_label[{version}] PASSED" in report for version in (4, 6))
 
 
 @pytest.mark.parametrize("backend", ["vxlan", "host-gw", "ipip", "gre"])

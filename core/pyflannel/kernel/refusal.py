@@ -27,6 +27,7 @@ __all__ = [
     "NO_WIREGUARD",
     "check_link_layer",
     "check_way",
+    "foreign_label",
     "foreign_link",
     "foreign_route",
     "module_of",
@@ -206,4 +207,15 @@ def foreign_route(write: Write, theirs: Route, protocol: int) -> KernelError:
         errno.EEXIST,
         f"somebody else's {words} is in the way",
         f"if nobody needs it: 'ip {family}{words.replace('route', 'route delete', 1)}'",
+    )
+
+
+def foreign_label(write: Write, protocol: int) -> KernelError:
+    """The error for a label that has somebody else's route."""
+    label = write.key[1]
+    return refusal(
+        write,
+        errno.EEXIST,
+        f"somebody else's mpls route {label} proto {protocol} is in the way",
+        f"choose another label, or, if nobody needs it: 'ip -f mpls route delete {label}'",
     )

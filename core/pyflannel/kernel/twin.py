@@ -45,6 +45,7 @@ from pyflannel.kernel.model import (
     Key,
     Kind,
     Link,
+    MplsRoute,
     Neighbour,
     Qdisc,
     Route,
@@ -74,6 +75,7 @@ from pyflannel.kernel.refusal import (
     NO_MASTER,
     check_link_layer,
     check_way,
+    foreign_label,
     foreign_link,
     foreign_route,
     no_member,
@@ -122,6 +124,8 @@ class TwinPort(KernelPort):
         self.routes: dict[Key, _RouteEntry] = {}
         self.rules: dict[tuple[Key, int], Rule] = {}
         """By their key and protocol number: those of others are in nobody's way."""
+        self.labels: dict[Key, tuple[MplsRoute, int]] = {}
+        """Each with its protocol number."""
         self.qdiscs: dict[Key, tuple[Qdisc, bool]] = {}
         """Each with whether it is ours."""
         self.wireguard: dict[Key, WireguardDevice | WireguardPeer] = {}
@@ -172,6 +176,7 @@ class TwinPort(KernelPort):
         found.update((key, _seen(ways)) for key, ways in self.fdb.items() if self._owns(ways[0].link))
         found.update((key, entry.route) for key, entry in self.routes.items() if self._is_ours(entry))
         found.update((key, rule) for (key, protocol), rule in self.rules.items() if protocol == ROUTE_PROTOCOL)
+        found.update((key, route) for key, (route, protocol) in self.labels.items() if protocol == ROUTE_PROTOCOL)
         found.update((key, seen) for key in self.qdiscs if (seen := self._seen_qdisc(key)) is not None)
         found.update((key, item) for key, item in self.wireguard.items() if self._sets(item.link))
         found.update(self.policies)
@@ -289,12 +294,9 @@ class TwinPort(KernelPort):
         elif isinstance(item, Sysctl):
             self.sysctls[item.path] = item.value
             self._tell(item.key, item, item.path in self._scope.sysctls)
-        elif isinstance(item, FdbEntry):
-            self.fdb[item.key] = (item,)
-            self._tell(item.key, item, self._owns(item.link))
-        elif isinstance(item, Neighbour):
-            self.neighbours[item.key] = item
-            self._tell(item.key, item, self._owns(item.link))
+        elif isinstance(item, FdbEntry | Neighbour | XfrmPolicy):
+            self._lying[item.key[0]][item.key] = (item,) if isinstance(item, FdbEntry) else item
+            self._tell(item.key, item, self._sees(item))
         elif isinstance(item, WireguardDevice | WireguardPeer):
             self._put_wireguard(item)
             self._tell(item.key, item, self._sets(item.link))
@@ -304,9 +306,9 @@ class TwinPort(KernelPort):
         elif isinstance(item, Qdisc):
             self.qdiscs[item.key] = (item, False)
             self._tell(item.key, self._seen_qdisc(item.key), self._owns(item.link))
-        elif isinstance(item, XfrmPolicy):
-            self.policies[item.key] = item
-            self._tell(item.key, item, True)
+        elif isinstance(item, MplsRoute):
+            self.labels[item.key] = (item, protocol)
+            self._tell(item.key, item if protocol == ROUTE_PROTOCOL else None, True)
         else:
             self.addresses[item.key] = item
             self._pending.interfaces.add(item.link)
@@ -326,6 +328,8 @@ class TwinPort(KernelPort):
             self._tell(key, None, gone is not None and self._sees(gone[0] if isinstance(gone, tuple) else gone))
         elif key[0] is Kind.RULE:
             self._tell(key, None, self.rules.pop((key, ROUTE_PROTOCOL), None) is not None)
+        elif key[0] is Kind.MPLS_ROUTE:
+            self._tell(key, None, self.labels.pop(key, None) is not None)
         elif key[0] is Kind.QDISC:
             self._tell(key, None, self.qdiscs.pop(key, None) is not None and self._owns(str(key[1])))
         self._announce()
@@ -485,6 +489,8 @@ class TwinPort(KernelPort):
         _drop(self.fdb, lambda ways: ways[0].link == name)
         _drop(self.routes, lambda entry: entry.route.link == name)
         _drop(self.qdiscs, lambda entry: entry[0].link == name)
+        for key in _drop(self.labels, lambda entry: entry[0].link == name):
+            self._tell(key, None, True)
         for key in _drop(self.wireguard, lambda item: item.link == name):
             self.learned.pop(key, None)
         del self.links[name]
@@ -539,6 +545,8 @@ class TwinPort(KernelPort):
             self.rules[write.new.key, ROUTE_PROTOCOL] = write.new
         elif isinstance(write.new, XfrmPolicy):
             self.policies[write.new.key] = write.new
+        elif isinstance(write.new, MplsRoute):
+            self._put_label(write, write.new)
         else:
             self._put_on_link(write, write.new)
 
@@ -580,12 +588,19 @@ class TwinPort(KernelPort):
                 del self.routes[item.key]
         elif isinstance(item, Rule):
             self.rules.pop((item.key, ROUTE_PROTOCOL), None)
-        elif isinstance(item, Qdisc):
-            if self.qdiscs.get(item.key, (item, False))[1]:
-                del self.qdiscs[item.key]
+        elif isinstance(item, MplsRoute | Qdisc):
+            self._delete_ours(item)
         elif item is not None:
             self._lying.get(item.key[0], {}).pop(item.key, None)
             self.learned.pop(item.key, None)
+
+    def _delete_ours(self, item: MplsRoute | Qdisc) -> None:
+        """Of what has one place for everybody, only what is ours goes."""
+        label = self.labels.get(item.key)
+        if label is not None and label[1] == ROUTE_PROTOCOL:
+            del self.labels[item.key]
+        if self.qdiscs.get(item.key, (item, False))[1]:
+            del self.qdiscs[item.key]
 
     def _delete_link(self, write: Write, item: Link) -> None:
         actual = self.links.get(item.name)
@@ -654,6 +669,14 @@ class TwinPort(KernelPort):
                 raise refusal(
                     write, errno.EEXIST, "", f"{other.name} has VNI {info.vni} on UDP port {info.port} already"
                 )
+
+    def _put_label(self, write: Write, route: MplsRoute) -> None:
+        if route.link != "lo":  # which is everywhere, and not among the links that are told of
+            self._require_link(write, route.link)
+        _, protocol = self.labels.get(route.key, (route, ROUTE_PROTOCOL))
+        if protocol != ROUTE_PROTOCOL:
+            raise foreign_label(write, protocol)
+        self.labels[route.key] = (route, ROUTE_PROTOCOL)
 
     def _put_fdb(self, write: Write, entry: FdbEntry) -> None:
         if not isinstance(self.links[entry.link].info, VxlanInfo):

@@ -45,10 +45,13 @@ __all__ = [
     "encode_route_dump",
     "encode_route_query",
     "is_flooded",
+    "label_stack",
+    "labels_of",
     "messages",
     "parse_fdb",
     "parse_neighbour",
     "parse_route",
+    "via_attribute",
 ]
 
 AF_BRIDGE: Final = 7
@@ -294,7 +297,7 @@ def encode_route(kind: int, route: Route, link: int, flags: int = 0, protocol: i
     ) + _address_attribute(RTA_DST, destination.network_address)
     if gateway is not None:
         same = gateway.version == destination.version
-        body += _address_attribute(RTA_GATEWAY, gateway) if same else _via_attribute(gateway)
+        body += _address_attribute(RTA_GATEWAY, gateway) if same else via_attribute(gateway)
     if link:
         body += _ATTRIBUTE_U32.pack(8, RTA_OIF, link)
     if route.metric is not None:
@@ -377,7 +380,7 @@ def _encapsulation(said: Encapsulation) -> bytes:
         return attribute(_SEG6_IPTUNNEL_SRH, header + b"".join(segments))
     if isinstance(said, MplsEncapsulation):
         ttl = attribute(_MPLS_IPTUNNEL_TTL, _U8.pack(said.ttl)) if said.ttl else b""
-        return attribute(_MPLS_IPTUNNEL_DST, _label_stack(said.labels)) + ttl
+        return attribute(_MPLS_IPTUNNEL_DST, label_stack(said.labels)) + ttl
     assert isinstance(said, IpEncapsulation)
     return b"".join(
         [
@@ -391,19 +394,24 @@ def _encapsulation(said: Encapsulation) -> bytes:
     )
 
 
-def _label_stack(labels: Sequence[int]) -> bytes:
+def label_stack(labels: Sequence[int]) -> bytes:
     """Labels as they stand in a packet (RFC 3032, 2.1); the last has the bit that says so."""
     return b"".join(_BE32.pack(label << 12 | (number == len(labels)) << 8) for number, label in enumerate(labels, 1))
 
 
+def labels_of(raw: bytes) -> tuple[int, ...]:
+    """The labels of a stack."""
+    return tuple(entry >> 12 for (entry,) in _BE32.iter_unpack(raw[: len(raw) & ~3]))
+
+
 def _parse_labels(said: dict[int, bytes]) -> Encapsulation:
     raw = said.get(_MPLS_IPTUNNEL_DST, b"")
-    labels = tuple(entry >> 12 for (entry,) in _BE32.iter_unpack(raw[: len(raw) & ~3]))
+    labels = labels_of(raw)
     try:
         found = MplsEncapsulation(labels, said.get(_MPLS_IPTUNNEL_TTL, b"\0")[0])
     except ValueError:
         return ForeignEncapsulation("mpls")
-    return found if _label_stack(labels) == raw else ForeignEncapsulation("mpls")
+    return found if label_stack(labels) == raw else ForeignEncapsulation("mpls")
 
 
 def encode_route_dump(family: int, protocol: int = 0, link: int = 0, table: int = RT_TABLE_MAIN) -> bytes:
@@ -495,7 +503,8 @@ def _parse_segments(raw: bytes) -> Encapsulation:
     return Seg6Encapsulation(tuple(IPv6Address(raw[place : place + 16]) for place in places), inline)
 
 
-def _via_attribute(gateway: IPAddress) -> bytes:
+def via_attribute(gateway: IPAddress) -> bytes:
+    """``RTA_VIA``: a gateway that says of which family it is."""
     family = AF_INET if gateway.version == 4 else AF_INET6
     packed = gateway.packed
     return _ATTRIBUTE.pack(6 + len(packed), _RTA_VIA) + _U16.pack(family) + packed + b"\0\0"

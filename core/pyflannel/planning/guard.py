@@ -28,6 +28,7 @@ from pyflannel.kernel.model import (
     FdbEntry,
     KernelObject,
     Link,
+    MplsRoute,
     Neighbour,
     Qdisc,
     Route,
@@ -60,10 +61,11 @@ PUBLISH_TIMEOUT: Final = 60.0
 LONGEST_REASON: Final = 500
 """Characters of an exception's text that are passed on."""
 
-_ON_LINKS: Final = frozenset({Address, FdbEntry, Neighbour, Qdisc, Route, WireguardDevice, WireguardPeer})
+_ON_LINKS: Final = frozenset({Address, FdbEntry, MplsRoute, Neighbour, Qdisc, Route, WireguardDevice, WireguardPeer})
 _ANYWHERE: Final = frozenset({Rule, Sysctl, XfrmPolicy})
 
 
+_LOOPBACK: Final = "lo"
 _DEFAULT_TABLE: Final = 253
 """The routing table that is asked last (``ip-rule(8)``)."""
 
@@ -160,13 +162,20 @@ def examined(
         if kind not in _ON_LINKS:
             _examine_at_large(told, item, subnets, own)
             continue
-        if item.link not in own and not (kind is Route and (item.link is None or item.link == underlay)):
+        if item.link not in own and not _may_leave(item, underlay):
             raise PluginError(f"{told} {item}, on a link that is not its own")
         if kind is Route and not _within(item.destination, subnets):
             raise PluginError(f"{told} {item}, which leads beyond {', '.join(map(str, subnets))}")
         if kind is WireguardPeer and not all(_within(ip, subnets) for ip in item.allowed_ips):
             raise PluginError(f"{told} {item}, which may speak for more than {', '.join(map(str, subnets))}")
     return objects
+
+
+def _may_leave(item: Any, underlay: str) -> bool:
+    """Whether an object that is on no link of its backend's may be where it is."""
+    if type(item) is Route:
+        return item.link is None or item.link == underlay
+    return type(item) is MplsRoute and item.link in (underlay, _LOOPBACK)
 
 
 def _examine_at_large(told: str, item: KernelObject, subnets: Collection[IPNetwork], links: Collection[str]) -> None:

@@ -27,6 +27,7 @@ from pyflannel.kernel.model import (
     Key,
     Kind,
     Link,
+    MplsRoute,
     Neighbour,
     Qdisc,
     Route,
@@ -167,6 +168,10 @@ class NamespaceWorld(World):
     def ip(self, *words: str) -> str:
         return run("ip", "-n", self.name, *words)
 
+    def outside(self, *words: str) -> str:
+        """What a program says in the namespace."""
+        return run("ip", "netns", "exec", self.name, *words)
+
     def bridge(self, *words: str) -> str:
         return run("bridge", "-n", self.name, *words)
 
@@ -196,6 +201,8 @@ class NamespaceWorld(World):
             self.tc("qdisc", "replace", "dev", item.link, "root", "handle", "7:", item.kind, *options(item))
         elif isinstance(item, XfrmPolicy):
             self.ip("xfrm", "policy", "update", *policy_words(item))
+        elif isinstance(item, MplsRoute):
+            self.ip("-f", "mpls", "route", "replace", *label_words(item), "proto", str(protocol))
         else:
             assert isinstance(item, Route)
             self.ip(f"-{item.destination.version}", "route", "replace", *route_words(item), "proto", str(protocol))
@@ -234,6 +241,8 @@ class NamespaceWorld(World):
             self.tc("qdisc", "delete", "dev", item.link, "root")
         elif isinstance(item, XfrmPolicy):
             self.ip("xfrm", "policy", "delete", *policy_words(item, selector_only=True))
+        elif isinstance(item, MplsRoute):
+            self.ip("-f", "mpls", "route", "delete", str(item.label))
         else:
             assert isinstance(item, Route)
             self.ip(f"-{item.destination.version}", "route", "delete", *route_words(item))
@@ -287,6 +296,10 @@ def policy_words(policy: XfrmPolicy, selector_only: bool = False) -> list[str]:
     ends = ["src", str(policy.tunnel_source), "dst", str(policy.tunnel_destination)]
     words += ["priority", str(policy.priority), "tmpl", *ends, "proto", "esp", "reqid", str(policy.reqid)]
     return [*words, "mode", "tunnel"]
+
+
+def label_words(route: MplsRoute) -> list[str]:
+    return str(route).removeprefix("mpls route ").split()
 
 
 def route_words(route: Route) -> list[str]:

@@ -21,6 +21,7 @@ from pyflannel.kernel.model import (
     IpEncapsulation,
     Link,
     MplsEncapsulation,
+    MplsRoute,
     Neighbour,
     Qdisc,
     Route,
@@ -87,6 +88,7 @@ GOOD: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "tunnel": (IpEncapsulation, {"destination": ADDRESS, "id": 1, "source": ADDRESS, "ttl": 64, "tos": 1, "key": True}),
     "tunnel6": (IpEncapsulation, {"destination": ADDRESS6, "source": ADDRESS6}),
     "labels": (MplsEncapsulation, {"labels": (16, (1 << 20) - 1), "ttl": 64}),
+    "label": (MplsRoute, {"label": (1 << 20) - 1, "link": "lo", "gateway": ADDRESS6, "labels": (16, 0)}),
     "rule": (
         Rule,
         {"version": 4, "priority": 100, "source": NETWORK, "destination": NETWORK, "iif": "eth0", "oif": "lo"}
@@ -148,6 +150,11 @@ BAD: dict[tuple[str, str], list[Any]] = {
     ("segments", "inline"): [None, 1],
     ("labels", "labels"): [None, (), [16], (16.0,), ("16",), (True,), (3,), (-1,), (1 << 20,), (16,) * 31],
     ("labels", "ttl"): [-1, 256, "64", None],
+    ("label", "label"): [None, 15, 3, -1, 1 << 20, "16", 16.0, True],
+    ("label", "link"): TEXTS,
+    ("label", "gateway"): NOT_ADDRESSES,
+    ("label", "labels"): [None, [16], (16.0,), (3,), (1 << 20,), (16,) * 31],
+    ("label", "plain"): [None, 1],
     ("rule", "version"): [None, 5, "4", 4.0, True],
     ("rule", "priority"): [None, 0, -1, 1 << 32, "100", True],
     ("rule", "source"): [ADDRESS, INTERFACE, "10.5.2.0/24", NETWORK6],

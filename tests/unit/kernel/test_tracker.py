@@ -26,6 +26,7 @@ from pyflannel.kernel.model import (
     Key,
     Kind,
     Link,
+    MplsRoute,
     Neighbour,
     Qdisc,
     Route,
@@ -48,6 +49,7 @@ OWN: tuple[KernelObject, ...] = (
     Sysctl("net/ipv6/conf/flannel.1/accept_ra", "0", optional=True),
     Rule(4, 100, IPv4Network("10.5.0.0/16"), table=4711),
     Rule(6, 100, mark=7, inverted=True, table=4711),
+    MplsRoute(4711, "lo"),
     (QDISC := Qdisc(DEVICE, "pfifo", (("limit", 100),))),
 )
 

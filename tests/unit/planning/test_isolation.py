@@ -17,6 +17,7 @@ from pyflannel.backend import (
     FdbEntry,
     Lease,
     Link,
+    MplsRoute,
     Neighbour,
     NetworkConfig,
     Node,
@@ -189,6 +190,16 @@ def test_an_ipsec_policy_reaches_to_the_peers_subnet_only(far: str, direction: s
     ends = (near, ip_network(far)) if direction == "out" else (ip_network(far), near)
     plan = [XfrmPolicy(*ends, direction, XFRM_INTERFACES[0], GATEWAY, GATEWAY)]
     overlay = Overlay(Bad(plan), NODE)
+    overlay.put(BAD_PEER, VALUE)
+    assert reason in overlay.peers[BAD_PEER].reason
+    assert bool(overlay.peers[BAD_PEER].reason) == bool(reason)
+
+
+@pytest.mark.parametrize(
+    ("link", "reason"), [("lo", ""), ("eth0", ""), ("eth1", "on a link that is not its own"), ("bad0", "not its own")]
+)
+def test_labels_lead_to_the_node_itself_or_out_by_the_underlay(link: str, reason: str) -> None:
+    overlay = Overlay(Bad([MplsRoute(4711, link, GATEWAY)]), NODE)
     overlay.put(BAD_PEER, VALUE)
     assert reason in overlay.peers[BAD_PEER].reason
     assert bool(overlay.peers[BAD_PEER].reason) == bool(reason)

@@ -28,6 +28,7 @@ from pyflannel.kernel.model.entries import (
     Sysctl,
 )
 from pyflannel.kernel.model.keys import MAIN_TABLE, Key, Kind, neighbour_key, route_key
+from pyflannel.kernel.model.labels import MplsRoute
 from pyflannel.kernel.model.links import (
     OWNER,
     Attributes,
@@ -87,6 +88,7 @@ __all__ = [
     "Link",
     "LinkInfo",
     "MplsEncapsulation",
+    "MplsRoute",
     "Neighbour",
     "Qdisc",
     "Route",

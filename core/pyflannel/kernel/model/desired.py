@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from pyflannel.kernel.model.entries import Address, FdbEntry, Neighbour, Qdisc, Sysctl
 from pyflannel.kernel.model.keys import Key
+from pyflannel.kernel.model.labels import MplsRoute
 from pyflannel.kernel.model.links import Link
 from pyflannel.kernel.model.routes import Route, Rule
 from pyflannel.kernel.model.tunnels import WireguardDevice, WireguardPeer, XfrmPolicy
@@ -14,7 +15,18 @@ from pyflannel.kernel.model.tunnels import WireguardDevice, WireguardPeer, XfrmP
 __all__ = ["DesiredState", "KernelObject"]
 
 KernelObject: TypeAlias = (
-    Link | Sysctl | Address | Neighbour | FdbEntry | WireguardDevice | WireguardPeer | Route | Rule | Qdisc | XfrmPolicy
+    Link
+    | Sysctl
+    | Address
+    | Neighbour
+    | FdbEntry
+    | WireguardDevice
+    | WireguardPeer
+    | Route
+    | Rule
+    | Qdisc
+    | XfrmPolicy
+    | MplsRoute
 )
 """Whatever a plan may hold."""
 

@@ -19,6 +19,7 @@ __all__ = [
     "IpEncapsulation",
     "MplsEncapsulation",
     "Seg6Encapsulation",
+    "is_label",
 ]
 
 MOST_LABEL: Final = (1 << 20) - 1
@@ -121,7 +122,7 @@ class MplsEncapsulation:
 
     def __post_init__(self) -> None:
         labels = self.labels
-        if type(labels) is not tuple or not 1 <= len(labels) <= MOST_LABELS or not all(map(_is_label, labels)):
+        if type(labels) is not tuple or not 1 <= len(labels) <= MOST_LABELS or not all(map(is_label, labels)):
             rule = (
                 f"must be a tuple of 1 to {MOST_LABELS} whole numbers between 0 and {MOST_LABEL}, without 3 (implicit)"
             )
@@ -132,7 +133,8 @@ class MplsEncapsulation:
         return f"mpls {'/'.join(map(str, self.labels))}" + (f" ttl {self.ttl}" if self.ttl else "")
 
 
-def _is_label(value: object) -> bool:
+def is_label(value: object) -> bool:
+    """Whether a packet can have it."""
     return type(value) is int and 0 <= value <= MOST_LABEL and value != IMPLICIT_NULL
 
 

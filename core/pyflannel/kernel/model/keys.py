@@ -28,6 +28,7 @@ class Kind(IntEnum):
     RULE = 8
     QDISC = 9
     XFRM_POLICY = 10
+    MPLS_ROUTE = 11
 
 
 Key: TypeAlias = tuple[Kind, object, object]

@@ -11,18 +11,18 @@ from socket import AF_INET
 from struct import Struct
 from typing import Final
 
-from pyflannel.kernel import qdiscs, rules, wire
+from pyflannel.kernel import mpls, qdiscs, rules, wire
 from pyflannel.kernel.links import address_index, decode_address, parse_link
-from pyflannel.kernel.model import Kind, route_key
+from pyflannel.kernel.model import ROUTE_PROTOCOL, Kind, route_key
 from pyflannel.kernel.netlink.picture import Picture, fdb_entry, lies_in, neighbour
 from pyflannel.kernel.rtsocket import NotificationSocket
 from pyflannel.kernel.xfrm import Xfrm
 
 __all__ = ["GROUPS", "Listener"]
 
-GROUPS: Final = (1, 3, 4, 5, 7, 8, 9, 11, 19, 24, 25)
+GROUPS: Final = (1, 3, 4, 5, 7, 8, 9, 11, 19, 24, 25, mpls.ROUTE_GROUP)
 """``RTNLGRP_``: LINK, NEIGH, TC, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, IPV4_NETCONF,
-IPV6_NETCONF."""
+IPV6_NETCONF, MPLS_ROUTE."""
 
 _ECHOED = frozenset(
     {
@@ -122,6 +122,9 @@ class Listener:
                 self._picture.pending.changes[beside.key] = beside if there else None
 
     def _hear_route(self, kind: int, flags: int, datagram: bytes, start: int, end: int) -> None:
+        if datagram[start] == mpls.AF_MPLS:
+            self._hear_label(kind, datagram, start, end)
+            return
         row = wire.parse_route(datagram, start, end)
         if row.flags & wire.RTM_F_CLONED:
             return
@@ -141,6 +144,13 @@ class Listener:
             self._picture.pending.interfaces.update(name for name in map(self._picture.table.name, links) if name)
         if row.nexthops and flags & wire.NLM_F_APPEND:  # it joined another route, perhaps one of ours
             self._picture.pending.resync = True
+
+    def _hear_label(self, kind: int, datagram: bytes, start: int, end: int) -> None:
+        row = mpls.parse_label(datagram, start, end)
+        if row is not None:
+            route = row.route(self._picture.table.name(row.link))
+            there = kind == wire.RTM_NEWROUTE and row.protocol == ROUTE_PROTOCOL
+            self._picture.pending.changes[route.key] = route if there else None
 
     def _hear_rule(self, kind: int, flags: int, datagram: bytes, start: int, end: int) -> None:
         rule = rules.parse_rule(datagram, start, end)

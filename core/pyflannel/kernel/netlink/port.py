@@ -2,9 +2,9 @@
 
 Order of work in :meth:`NetlinkPort.apply`: deletions of IPsec policies, routes, forwarding entries, neighbours and
 links; then links, sysctls, addresses; then deletions of addresses; then neighbours, forwarding entries, WireGuard's
-devices and peers and deletions of such peers; then routes, rules and deletions of rules, IPsec policies; then the
-deletion of routes whose destination has got another one, so that no packet is without one in between; last queueing
-disciplines. Addresses are deleted after others were added because the kernel drops all IPv4 routes of a link together
+devices and peers and deletions of such peers; then routes, rules and deletions of rules, IPsec policies, labels;
+then the deletion of routes whose destination has got another one, so that no packet is without one in between; last
+queueing disciplines. Addresses are deleted after others were added because the kernel drops all IPv4 routes of a link together
 with its last address. WireGuard and IPsec have protocols of their own: :mod:`~pyflannel.kernel.wireguard`,
 :mod:`~pyflannel.kernel.xfrm`.
 """
@@ -22,12 +22,14 @@ from pyflannel.kernel import wire
 from pyflannel.kernel.creations import Creations
 from pyflannel.kernel.links import in_order
 from pyflannel.kernel.model import (
+    ROUTE_PROTOCOL,
     Address,
     FdbEntry,
     KernelObject,
     Key,
     Kind,
     Link,
+    MplsRoute,
     Neighbour,
     Qdisc,
     Route,
@@ -37,6 +39,7 @@ from pyflannel.kernel.model import (
     WireguardPeer,
     XfrmPolicy,
 )
+from pyflannel.kernel.mpls import Labels
 from pyflannel.kernel.netlink.batch import GONE, Batches, Encoded
 from pyflannel.kernel.netlink.devices import Devices
 from pyflannel.kernel.netlink.dumps import Dumps
@@ -78,6 +81,7 @@ _KINDS: Final[Mapping[type, Kind]] = {
     Rule: Kind.RULE,
     Qdisc: Kind.QDISC,
     XfrmPolicy: Kind.XFRM_POLICY,
+    MplsRoute: Kind.MPLS_ROUTE,
 }
 
 T = TypeVar("T")
@@ -102,6 +106,7 @@ class NetlinkPort(KernelPort):
         batches = self._batches = Batches(self._request, self._notified, self._between)
         self._devices = Devices(self._picture, self._dumps, self._listener, batches, self._inside)
         self._entries = Entries(self._picture, self._dumps, self._listener, batches)
+        self._labels = Labels(self._request, self._inside)
         self._wakeup = Wake()
         self._epoll = select.epoll()
         self._epoll.register(self._notified.fileno(), select.EPOLLIN)
@@ -152,7 +157,14 @@ class NetlinkPort(KernelPort):
         self._dumps.routes(found)
         found.update(self._dumps.rules())
         found.update(self._dumps.qdiscs().values())
+        self._read_labels(found)
         self._announce()
+
+    def _read_labels(self, found: Found) -> None:
+        for row in self._labels.read():
+            if row.protocol == ROUTE_PROTOCOL:
+                self._picture.route_links.add(row.link)
+                found.add(row.route(self._picture.table.name(row.link)))
 
     def _read_policies(self, found: Found, known: Mapping[Key, KernelObject]) -> None:
         if self._picture.scope.xfrm or any(link.info.kind == "xfrm" for link in self._picture.ours.values()):
@@ -256,6 +268,7 @@ class NetlinkPort(KernelPort):
         self._entries.put_routes(put[Kind.ROUTE], failures)
         self._entries.put_rules([*put[Kind.RULE], *deleted[Kind.RULE]], failures)
         self._put_policies(put[Kind.XFRM_POLICY], failures)
+        self._put_labels([*deleted[Kind.MPLS_ROUTE], *put[Kind.MPLS_ROUTE]], failures)
         self._listener.echoes.clear()
         succeeded = following(succeeded, put[Kind.ROUTE], failures)
         if succeeded:
@@ -271,6 +284,14 @@ class NetlinkPort(KernelPort):
         if writes:
             self._follow_policies()
             self._xfrm.put(writes, failures, self._between)
+
+    def _put_labels(self, writes: list[Write], failures: dict[Key, KernelError]) -> None:
+        if not writes:
+            return
+        links = (write.new.link for write in writes if isinstance(write.new, MplsRoute))
+        self._picture.route_links.update(self._picture.table.index(link) or 0 for link in links)
+        encoded = self._labels.encoded(writes, self._picture.index, failures)
+        self._batches.send((Encoded(write, (message,), done) for write, message, done in encoded), failures)
 
 
 def _each(write: Write, do: Callable[[Write], None], failures: dict[Key, KernelError]) -> None:

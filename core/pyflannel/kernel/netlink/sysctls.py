@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
 
+from pyflannel.kernel import mpls
 from pyflannel.kernel.model import KernelObject, Key, Kind, Sysctl
 from pyflannel.kernel.port import Scope, Write
 from pyflannel.kernel.refusal import not_kept, refusal
@@ -71,6 +72,8 @@ class Sysctls:
         """
         item = write.new
         assert isinstance(item, Sysctl)
+        if item.path.startswith("net/mpls/"):
+            mpls.load()
         try:
             self._values.update(self._inside(lambda: _put(item)))
         except OSError as error:
