@@ -21,11 +21,11 @@ from tests.unit.testing.memory_store import SERVERS, TICK, MemoryStore, MemoryWa
 
 from pyflannel.errors import ConflictError, HistoryGoneError, StoreUnavailableError
 from pyflannel.store import CONFIG_KEY, Batch, Change, Record, Snapshot, Store, StoreLocation, StoreTime, Watch
-from pyflannel.testing import _calls, stores
+from pyflannel.testing import _calls, _waiting
 from pyflannel.testing import _store_workers as workers
 from pyflannel.testing.stores import StoreConformance
 
-stores.PATIENCE = 4.0
+_waiting.PATIENCE = 4.0
 _calls.GRACE = 1.0
 
 workers.TIMEOUT = 6.0

@@ -3,7 +3,6 @@ kind that the core has no fields for, and routes that name their tunnel. And wha
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.sites import installed
 
 from pyflannel.testing.backends import BackendConformance
 
@@ -22,10 +22,7 @@ SITE = Path(__file__).parent / "site"
 @pytest.fixture(scope="module", autouse=True)
 def _installed() -> Iterator[None]:
     """The backend, for this process and those that it starts."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(SITE), *sys.path])
-        paths = [str(SITE), os.environ.get("PYTHONPATH", "")]
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    with installed(SITE):
         yield
 
 
@@ -47,9 +44,9 @@ class TestSnug(BackendBehaviour):
 """
 
 ENDING = """
-from pyflannel.testing import backends
+from pyflannel.testing import _live, backends
 
-backends.ENDING = 3.0
+_live.ENDING = 3.0
 
 class TestCompanion(backends.BackendBehaviour):
     backend = "companion"

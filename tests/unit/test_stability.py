@@ -26,6 +26,12 @@ from pyflannel.plugins import _keeps_contract
 ROOT = Path(__file__).parents[2]
 RECORD = Path(__file__).with_name("public-api.txt")
 CONTRACTS = ("pyflannel.backend", "pyflannel.store", "pyflannel.errors", "pyflannel.lab.servers")
+KITS = (
+    "pyflannel.testing.backends",
+    "pyflannel.testing.stores",
+    "pyflannel.testing.assigned",
+    "pyflannel.testing.clauses",
+)
 PAGE = (ROOT / "docs" / "plugins" / "stability.md").read_text(encoding="utf-8")
 
 SHOWN = {
@@ -93,7 +99,7 @@ def test_a_plugin_for_another_version_is_refused_in_the_pages_words() -> None:
 
 def described() -> Iterator[str]:
     """A line for everything public: its name, what can be given to it, ``=`` where that has a default."""
-    for module in map(importlib.import_module, CONTRACTS):
+    for module in map(importlib.import_module, (*CONTRACTS, *KITS)):
         for name in module.__all__:
             value = getattr(module, name)
             where = f"{module.__name__}.{name}"
@@ -104,6 +110,7 @@ def described() -> Iterator[str]:
                 yield from (
                     f"{module.__name__}.{method} {parameters(each)}".rstrip() for method, each in methods(value)
                 )
+                yield from (f"{where}.{each}" for each in sorted(said(value)) if name.endswith("Conformance"))
             else:
                 yield where
 
@@ -114,6 +121,12 @@ def methods(value: Any) -> Iterator[tuple[str, Any]]:
         name = where.rpartition(".")[2]
         if name != "__init__" and not name.startswith("test_"):
             yield f"{where}{'!' if getattr(function, '__isabstractmethod__', False) else ''}", function
+
+
+def said(kit: Any) -> set[str]:
+    """What an author says of a plugin in attributes of a kit's class."""
+    parts = kit.__mro__ if inspect.isclass(kit) else ()
+    return {name for part in parts for name in vars(part).get("__annotations__", ())}
 
 
 def parameters(value: Any) -> str:

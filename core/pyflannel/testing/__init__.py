@@ -5,11 +5,10 @@ is imported from its module: ``from pyflannel.testing.stores import StoreConform
 which clauses of the contract were shown (:mod:`pyflannel.testing.clauses`).
 """
 
+import pkgutil
 import sys
 
 if "pytest" in sys.modules:  # whose assertions in the kits then show what they compared, as those of a test module do
     import pytest
 
-    pytest.register_assert_rewrite(
-        *(f"{__name__}.{name}" for name in ("stores", "backends", "_calls", "_planner", "_scenes", "_store_workers"))
-    )
+    pytest.register_assert_rewrite(*(f"{__name__}.{found.name}" for found in pkgutil.iter_modules(__path__)))

@@ -9,7 +9,8 @@ import pytest
 
 from pyflannel.lab import Lab, Node
 from pyflannel.lab.daemon import pyflannel_command
-from pyflannel.testing.backends import BackendBehaviour, at_rest, everything
+from pyflannel.testing._live import at_rest, everything
+from pyflannel.testing.backends import BackendBehaviour
 from pyflannel.testing.stores import eventually
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
@@ -24,7 +25,7 @@ PATIENCE = 300.0
 def patience() -> Iterator[None]:
     """The kit's, for a machine that is emulated."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyflannel.testing.backends.PATIENCE", PATIENCE)
+        patch.setattr("pyflannel.testing._live.PATIENCE", PATIENCE)
         yield
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from pyflannel.lab import Lab, Node
 from pyflannel.lab.daemon import pyflannel_command
-from pyflannel.testing.backends import at_rest, everything
+from pyflannel.testing._live import at_rest, everything
 from pyflannel.testing.stores import eventually
 
 pytestmark = pytest.mark.root

@@ -4,8 +4,8 @@ Order of work in :meth:`NetlinkPort.apply`: deletions of IPsec policies, routes,
 links; then links, sysctls, addresses; then deletions of addresses; then neighbours, forwarding entries, WireGuard's
 devices and peers and deletions of such peers; then routes, rules and deletions of rules, IPsec policies, labels;
 then the deletion of routes whose destination has got another one, so that no packet is without one in between; last
-queueing disciplines. Addresses are deleted after others were added because the kernel drops all IPv4 routes of a link together
-with its last address. WireGuard and IPsec have protocols of their own: :mod:`~pyflannel.kernel.wireguard`,
+queueing disciplines. Addresses are deleted after others were added because the kernel drops all IPv4 routes of a link
+together with its last address. WireGuard and IPsec have protocols of their own: :mod:`~pyflannel.kernel.wireguard`,
 :mod:`~pyflannel.kernel.xfrm`.
 """
 

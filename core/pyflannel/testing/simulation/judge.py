@@ -21,6 +21,7 @@ from pyflannel.kernel.model import (
     KernelObject,
     Key,
     Link,
+    MplsRoute,
     Neighbour,
     Qdisc,
     Route,
@@ -541,6 +542,8 @@ def _holds(node: SimulatedNode, item: KernelObject) -> bool:
         return kernel.fdb.get(item.key) == (item,)
     if isinstance(item, Rule):
         return kernel.rules.get((item.key, ROUTE_PROTOCOL)) == item
+    if isinstance(item, MplsRoute):
+        return kernel.labels.get(item.key) == (item, ROUTE_PROTOCOL)
     if isinstance(item, Qdisc):
         return kernel.qdiscs.get(item.key) == (item, True)
     if isinstance(item, Link):
@@ -560,6 +563,7 @@ def _ours(node: SimulatedNode) -> Iterator[Key]:
     yield from (key for key, ways in kernel.fdb.items() if ways[0].link in marked)
     yield from (key for key, entry in kernel.routes.items() if entry.protocol != 4)
     yield from (key for key, protocol in kernel.rules if protocol == ROUTE_PROTOCOL)
+    yield from (key for key, (_, protocol) in kernel.labels.items() if protocol == ROUTE_PROTOCOL)
     yield from (key for key, (_, ours) in kernel.qdiscs.items() if ours)
 
 
