@@ -71,19 +71,29 @@ def _noting(name: str, function: Callable[..., Any], found: list[str]) -> Callab
 
 
 class _Printing:
-    """A stream that writes down what one thread writes to it, and passes everything on."""
+    """A stream that writes down what a thread that is watched writes to it, and passes everything on."""
 
-    def __init__(self, stream: Any, name: str, found: list[str]) -> None:
-        self._stream, self._name, self._found = stream, name, found
-        self._owner = threading.get_ident()
+    def __init__(self, stream: Any, name: str) -> None:
+        self._stream, self._name = stream, name
 
     def write(self, text: str) -> Any:
-        if threading.get_ident() == self._owner and text.strip():
-            self._found.append(f"{self._name}: {text.strip()}")
+        found: list[str] | None = getattr(_watching, "found", None)
+        if found is not None and text.strip():
+            found.append(f"{self._name}: {text.strip()}")
         return self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+_printing: dict[tuple[str, int], _Printing] = {}
+"""One for each stream that there was, which stays: ``print`` holds the stream that it writes to without a reference of
+its own (until Python 3.14), so that one which goes while another thread prints takes the process along."""
+
+
+def _printed(name: str) -> _Printing:
+    stream = getattr(sys, name)
+    return _printing.setdefault((name, id(stream)), _Printing(stream, f"sys.{name}"))
 
 
 @contextmanager
@@ -96,7 +106,7 @@ def watched() -> Iterator[list[str]]:
             function = getattr(module, name)
             stack.enter_context(patch.object(module, name, _noting(f"{module.__name__}.{name}", function, found)))
         for name in _STREAMS:
-            stack.enter_context(patch.object(sys, name, _Printing(getattr(sys, name), f"sys.{name}", found)))
+            stack.enter_context(patch.object(sys, name, _printed(name)))
         _watching.found = found
         try:
             yield found

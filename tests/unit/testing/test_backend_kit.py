@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 from pyflannel.testing._purity import watched
@@ -31,3 +33,11 @@ def test_the_watch_sees_threads_and_what_is_printed() -> None:
     assert "sys.stderr: planned" in done
     assert any("Thread.start" in entry for entry in done)
     assert not any("not this" in entry for entry in done)
+
+
+def test_a_thread_that_still_prints_finds_its_stream() -> None:
+    """CPython's ``print`` has no reference of its own to the stream that it writes to."""
+    with watched():
+        stream = weakref.ref(sys.stdout)
+    gc.collect()
+    assert stream() is not None
