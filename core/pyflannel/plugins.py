@@ -11,20 +11,23 @@ A broken plugin thus harms nobody but who asks for it.
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from pyflannel.errors import PluginError
+from pyflannel.small.guarded import guarded
 
 if TYPE_CHECKING:
     from pyflannel.backend import Backend
-    from pyflannel.store import Store
+    from pyflannel.store import Store, StoreLocation
 
-__all__ = ["BACKENDS", "STORES", "Plugin", "installed", "load_backend", "load_store"]
+__all__ = ["BACKENDS", "STORES", "Plugin", "installed", "load_backend", "load_store", "open_store"]
 
 BACKENDS: Final = "pyflannel.backends"
 """The entry point group of backends; a name is a ``Backend.Type``."""
@@ -38,6 +41,7 @@ _KINDS: Final = {BACKENDS: "backend", STORES: "store"}
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+logging.getLogger("stevedore.extension").setLevel(logging.INFO)  # at debug it lists all that is installed, each time
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,31 @@ def load_store(scheme: str) -> type[Store]:
     """
     store: type[Store] = _load(STORES, scheme)
     return store
+
+
+def open_store(location: StoreLocation) -> Store:
+    """The store at ``location``, for who calls it directly: what it raises is named as its plugin's.
+
+    :raises PluginError: there is no such driver, it can't be used, or raises what its contract does not know.
+    """
+    kind = _contained(load_store(location.scheme))
+    return guarded(location.scheme, "its constructor", lambda: kind(location), "store")
+
+
+@functools.cache
+def _contained(kind: type[Store]) -> type[Store]:
+    """A driver whose calls are guarded; what it is otherwise, it stays."""
+    from pyflannel.store import Store
+
+    def contained(name: str) -> Callable[..., Any]:
+        @functools.wraps(getattr(kind, name))
+        def call(store: Store, *arguments: Any, **named: Any) -> Any:
+            return guarded(kind.scheme, name, lambda: getattr(kind, name)(store, *arguments, **named), "store")
+
+        return call
+
+    calls = [name for name, member in vars(Store).items() if inspect.isfunction(member) and not name.startswith("_")]
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, **{name: contained(name) for name in calls}})
 
 
 def distribution(kind: str, name: str) -> tuple[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +11,9 @@ from pathlib import Path
 import pytest
 from tests.starving import without_descriptors
 
-from pyflannel.errors import PluginError
-from pyflannel.plugins import BACKENDS, STORES, distribution, installed, load_backend, load_store
+from pyflannel.errors import ConflictError, ExitCode, PluginError
+from pyflannel.plugins import BACKENDS, STORES, distribution, installed, load_backend, load_store, open_store
+from pyflannel.store import StoreLocation
 
 GOOD = """\
 from pyflannel.backend import Backend
@@ -156,3 +159,48 @@ def test_a_stores_scheme_must_be_its_entry_points_name(site: Site) -> None:
     site.install("acme-net", "acme", "from pyflannel.store import Store\nclass Plan(Store):\n    scheme = 'x'", STORES)
     with pytest.raises(PluginError, match=r"store 'acme' .* calls itself 'x' \(scheme\)"):
         load_store("acme")
+
+
+STRAY = """\
+from pyflannel_stores.file import FileStore
+
+class Plan(FileStore):
+    api_version = 1
+    scheme = "acme"
+
+    def __init__(self, location):
+        super().__init__(location)
+        if location.path.endswith("constructor"):
+            raise TypeError("no argument")
+
+    def snapshot(self):
+        raise ZeroDivisionError("oops")
+
+    def read_config(self):
+        raise SystemExit(3)
+"""
+
+
+def test_what_a_store_raises_is_named_as_its_own_and_what_it_may_raise_passes(site: Site, tmp_path: Path) -> None:
+    site.install("acme-net", "acme", STRAY, STORES)
+    with open_store(StoreLocation.parse(f"acme://{tmp_path}/store")) as store:
+        with pytest.raises(PluginError, match="store 'acme' failed in snapshot: ZeroDivisionError: oops"):
+            store.snapshot()
+        with pytest.raises(PluginError, match="store 'acme' failed in read_config: SystemExit: 3"):
+            store.read_config()
+        store.create("10.5.1.0-24", "{}", None)
+        with pytest.raises(ConflictError):
+            store.create("10.5.1.0-24", "{}", None)
+        assert isinstance(store, load_store("acme"))
+    with pytest.raises(PluginError, match="store 'acme' failed in its constructor: TypeError: no argument"):
+        open_store(StoreLocation.parse(f"acme://{tmp_path}/constructor"))
+
+
+def test_a_command_names_the_store_that_fails_it(site: Site, tmp_path: Path) -> None:
+    site.install("acme-net", "acme", STRAY, STORES)
+    paths = os.pathsep.join(filter(None, [str(site.path), os.environ.get("PYTHONPATH", "")]))
+    words = ["-m", "pyflannel", "leases", "--store", f"acme://{tmp_path}/store"]
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == ExitCode.PLUGIN
+    assert done.stderr == "pyflannel: error: store 'acme' failed in snapshot: ZeroDivisionError: oops\n"

@@ -21,7 +21,7 @@ from pyflannel.kernel.port import Scope, Write
 from pyflannel.membership.naming import Myself
 from pyflannel.membership.nodeid import identify, read_marks
 from pyflannel.network.lease import Lease
-from pyflannel.plugins import load_store
+from pyflannel.plugins import open_store
 from pyflannel.settings.settings import Settings
 from pyflannel.small.text import inert
 from pyflannel.store import Record, Store
@@ -102,7 +102,7 @@ def _release(wanted: Settings, dry_run: bool) -> Iterator[str]:
     from pyflannel.kernel.inventory import read_cards
 
     me = Myself(identify(wanted.state_dir, wanted.node_id), read_marks(read_cards()))
-    with load_store(wanted.store.scheme)(wanted.store) as store:
+    with open_store(wanted.store) as store:
         for record in _own(store, me):
             if record.permanent:
                 click.echo(f"kept lease {inert(record.key)}: it is a reservation")

@@ -25,7 +25,7 @@ from pyflannel.network.change import read
 from pyflannel.network.document import NetworkConfig, with_backend
 from pyflannel.network.lease import JSON, Lease, Subnets
 from pyflannel.planning.judging import backend_types
-from pyflannel.plugins import load_backend, load_store
+from pyflannel.plugins import load_backend, open_store
 from pyflannel.small.text import inert
 from pyflannel.store import Record, Snapshot, Store
 
@@ -115,7 +115,7 @@ def _noted(text: str, snapshot: Snapshot, forced: bool) -> str:
 
 def _open_store(ctx: click.Context) -> Store:
     location = settings(ctx).store
-    return load_store(location.scheme)(location)
+    return open_store(location)
 
 
 def _read(file: str) -> str:

@@ -10,7 +10,7 @@ from pyflannel.cli.flags import FlagCommand, flags, settings
 from pyflannel.cli.output import duration, show_json, show_table
 from pyflannel.errors import MalformedError
 from pyflannel.network.lease import JSON, Lease
-from pyflannel.plugins import load_store
+from pyflannel.plugins import open_store
 from pyflannel.small.text import cut, inert
 from pyflannel.store import Record
 
@@ -26,7 +26,7 @@ def leases(ctx: click.Context, as_json: bool) -> None:
     A record that can't be read as a lease is listed below the others with the reason; the daemon skips it.
     """
     location = settings(ctx).store
-    with load_store(location.scheme)(location) as store:
+    with open_store(location) as store:
         snapshot = store.snapshot()
         expiries = store.time_to_live(snapshot.leases)
     read, malformed = _read(snapshot.leases)

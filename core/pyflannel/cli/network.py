@@ -30,7 +30,7 @@ from pyflannel.errors import ConfigError, ExitCode, PluginError, PyflannelError,
 from pyflannel.network.change import NetworkChange, Written
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, Subnets
-from pyflannel.plugins import load_backend, load_store
+from pyflannel.plugins import load_backend, open_store
 from pyflannel.small.retry import Backoff
 from pyflannel.small.text import inert
 
@@ -119,7 +119,7 @@ def change(
     location = settings(ctx).store
     if abort and (wanted or dry_run):
         raise click.UsageError("--abort goes with no change and no --dry-run", ctx)
-    with load_store(location.scheme)(location) as store:
+    with open_store(location) as store:
         snapshot = store.snapshot()
         record, written, present = driving.reading(snapshot, store.location)
         under_way = written.change

@@ -13,7 +13,7 @@ import click
 from pyflannel.cli.flags import FlagGroup, flags, settings
 from pyflannel.cli.output import duration, show_json
 from pyflannel.errors import ConfigError, ExitCode
-from pyflannel.plugins import load_store
+from pyflannel.plugins import open_store
 from pyflannel.small.text import cut, inert
 from pyflannel.store import Store, StoreLocation
 
@@ -192,4 +192,4 @@ def _location(url: str) -> StoreLocation:
 
 
 def _open(location: StoreLocation) -> Store:
-    return load_store(location.scheme)(location)
+    return open_store(location)

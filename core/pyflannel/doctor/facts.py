@@ -28,7 +28,7 @@ from pyflannel.network.underlay import Inventory, Selection, Underlay, keep_or_c
 from pyflannel.planning.guard import Bounded, checked_mtu
 from pyflannel.planning.judging import backend_types, said
 from pyflannel.planning.overlay import Overlay
-from pyflannel.plugins import load_backend, load_store
+from pyflannel.plugins import load_backend, open_store
 from pyflannel.settings.settings import Settings
 from pyflannel.show.status import query
 from pyflannel.store import Record, Snapshot, Store, StoreTime, Unassigned
@@ -204,7 +204,7 @@ def _underlay(settings: Settings, status: Mapping[str, JSON] | None, inventory: 
 def _ask(settings: Settings, status: Mapping[str, JSON] | None) -> StoreFacts:
     if settings.store.scheme == "file" and not Path(settings.store.path).exists():
         raise StoreError(f"{settings.store}: there is no such directory yet")  # to ask would make it
-    with load_store(settings.store.scheme)(settings.store) as store:
+    with open_store(settings.store) as store:
         begin = time.monotonic()
         snapshot = store.snapshot()
         seconds = time.monotonic() - begin
@@ -228,11 +228,10 @@ def _assigned(store: Store, snapshot: Snapshot) -> Record | Unassigned | None:
 
 def _clock(settings: Settings, _: StoreFacts) -> ClockFacts:
     """Ask a store that has answered already."""
-    kind = load_store(settings.store.scheme)
-    with kind(settings.store) as store:
+    with open_store(settings.store) as store:
         before = time.time()
         said = store.clock()
-        return ClockFacts(said, before, time.time(), kind.node_clocks)
+        return ClockFacts(said, before, time.time(), store.node_clocks)
 
 
 def _network(

@@ -1,27 +1,27 @@
 """What keeps a plugin's faults the plugin's own: whatever it raises is named, its answers are looked at, and its slow
 calls don't hold up a lease.
 
-Every call into a plugin goes through :func:`guarded`, so that nothing it raises, not even ``SystemExit``, ends more
-than that call. Planners are trusted with nothing but planning: :func:`examined` takes a plan apart before it reaches
-the kernel, and every object must be a kernel object, on a link that the plan itself makes (routes also on the
-underlay's), for addresses of the overlay. :class:`Publisher` calls ``publish`` in a thread of its own, because a
-lease's renewal comes after it; :func:`exclusive` keeps that apart from an action, which changes what it reads.
+Every call into a plugin goes through :func:`~pyflannel.small.guarded.guarded`, so that nothing it raises, not even
+``SystemExit``, ends more than that call. Planners are trusted with nothing but planning: :func:`examined` takes a plan
+apart before it reaches the kernel, and every object must be a kernel object, on a link that the plan itself makes
+(routes also on the underlay's), for addresses of the overlay. :class:`Publisher` calls ``publish`` in a thread of its
+own, because a lease's renewal comes after it; :func:`exclusive` keeps that apart from an action, which changes what it
+reads.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from pyflannel.backend import Backend, Node, Published
-from pyflannel.errors import DaemonError, PluginError, PyflannelError
+from pyflannel.errors import DaemonError, PluginError
 from pyflannel.kernel.model import (
     MAIN_TABLE,
     Address,
@@ -39,6 +39,7 @@ from pyflannel.kernel.model import (
     XfrmPolicy,
 )
 from pyflannel.network.lease import IPNetwork
+from pyflannel.small.guarded import guarded
 
 __all__ = [
     "PUBLISH_TIMEOUT",
@@ -51,15 +52,8 @@ __all__ = [
     "guarded",
 ]
 
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
 PUBLISH_TIMEOUT: Final = 60.0
 """Seconds that a backend may take to say what our lease should carry; it may run a command or make a key."""
-
-LONGEST_REASON: Final = 500
-"""Characters of an exception's text that are passed on."""
 
 _ON_LINKS: Final = frozenset({Address, FdbEntry, MplsRoute, Neighbour, Qdisc, Route, WireguardDevice, WireguardPeer})
 _ANYWHERE: Final = frozenset({Rule, Sysctl, XfrmPolicy})
@@ -68,39 +62,6 @@ _ANYWHERE: Final = frozenset({Rule, Sysctl, XfrmPolicy})
 _LOOPBACK: Final = "lo"
 _DEFAULT_TABLE: Final = 253
 """The routing table that is asked last (``ip-rule(8)``)."""
-
-_traced: dict[tuple[str, str, str], str] = {}
-"""Kind and name of a plugin and the call it failed in, to the reason whose traceback was logged last."""
-
-
-def guarded(name: str, what: str, call: Callable[[], T], kind: str = "backend") -> T:
-    """What a call into the plugin ``name`` answers; ``what`` it is doing is for messages, ``kind`` says what it is.
-
-    Errors of :mod:`pyflannel.errors`, a rejected peer among them, pass as they are. The traceback of anything else is
-    logged at debug level, and not again while the plugin fails for the same reason.
-
-    :raises PluginError: it raised something that its contract does not know, ``SystemExit`` included.
-    :raises KeyboardInterrupt: that alone is not a plugin's.
-    """
-    try:
-        return call()
-    except (PyflannelError, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # a plugin may raise anything
-        reason = f"{type(error).__name__}: {_text(error)}".removesuffix(": ")
-        failed = PluginError(f"{kind} {name!r} failed in {what}: {reason}")
-        if _traced.get((kind, name, what)) != reason:
-            _traced[kind, name, what] = reason
-            log.debug("%s", failed, exc_info=error)
-        raise failed from error
-
-
-def _text(error: BaseException) -> str:
-    try:
-        text = str(error)
-    except BaseException:  # that, too, is a plugin's code
-        return "its text can't be made"
-    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, Lease
 from pyflannel.network.ranges import Ranges
 from pyflannel.planning.judging import backend_types, placement_problem, type_problem
-from pyflannel.plugins import load_backend, load_store
+from pyflannel.plugins import load_backend, open_store
 from pyflannel.store import Record, Snapshot, Store, StoreLocation, Watch
 
 __all__ = ["Inspection", "Problem", "Server", "Severity", "check", "examine"]
@@ -246,7 +246,7 @@ def check(
     :raises ConfigError: the location is wrong; no server was asked.
     """
     report = Inspection(str(location))
-    with load_store(location.scheme)(location) as store:
+    with open_store(location) as store:
         report.endpoints = [_ask(replace(location, hosts=hosts), clock) for hosts in _each(location)]
         for endpoint in report.endpoints:
             if endpoint.error and len(report.endpoints) > 1:  # what a single one minds is said below
@@ -270,7 +270,7 @@ def _each(location: StoreLocation) -> Sequence[tuple[str, ...]]:
 def _ask(location: StoreLocation, clock: Callable[[], float]) -> Server:
     """One call to one server alone."""
     name = location.hosts[0] if location.hosts else str(location)
-    with load_store(location.scheme)(location) as store:
+    with open_store(location) as store:
         try:
             store.read_config()  # connects, and imports the client
             begin = clock()
