@@ -29,6 +29,7 @@ from pyflannel.backend import (
     FdbEntry,
     Lease,
     Link,
+    MplsRoute,
     Neighbour,
     Node,
     PeerRejected,
@@ -43,6 +44,7 @@ from pyflannel.backend import (
     WireguardPeer,
     XfrmPolicy,
     forwarding,
+    mpls_input,
     option,
     route_via_underlay,
 )
@@ -546,6 +548,21 @@ class TunnelsForAll(Sound):
             return super().plan_peer(node, peer)
         ends = ip_network("10.244.1.0/24"), ip_network("10.244.0.0/16")
         return plus(super().plan_peer(node, peer), XfrmPolicy(*ends, "out", XFRM_INTERFACES[0], here, there))
+
+
+@breaks(OURS, APART, HOSTILE, ROUTED)
+class SwitchesToAnother(Sound):
+    """Packets with a peer's label go to somebody else."""
+
+    def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
+        way = MplsRoute(100, node.underlay.interface, IPv4Address("203.0.113.9"))
+        return plus(super().plan_peer(node, peer), way)
+
+
+@breaks(OURS, HOSTILE, ROUTED)
+class LetsLabelsInElsewhere(Sound):
+    def plan_node(self, node: Node) -> DesiredState:
+        return plus(super().plan_node(node), mpls_input("eth7"))
 
 
 @breaks(APART)

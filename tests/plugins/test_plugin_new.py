@@ -122,8 +122,8 @@ def test_plugin_test_says_what_it_can_not_run(backend: Site, tmp_path: Path) -> 
     assert "no backend and no store 'no-such' is installed" in said
     said = backend.python_m("pyflannel", "plugin-test", "acme-gw", "--set", "racers=many", code=3)
     assert "is not JSON" in said
-    said = backend.python_m("pyflannel", "plugin-test", "acme-gw", "--no-lab", "--set", "no_such=1", code=9)
-    assert "BackendPlanning has no such attribute" in said
+    said = backend.python_m("pyflannel", "plugin-test", "acme-gw", "--no-lab", "--set", "no_such=1", code=3)
+    assert "--set no_such: the kit for a backend has no such attribute; it has carries_traffic, " in said
     hidden = tmp_path / "sitecustomize.py"
     hidden.write_text("import sys\nsys.modules['pytest'] = None\n")
     said = backend.python_m("pyflannel", "plugin-test", "acme-gw", env={"PYTHONPATH": str(tmp_path)}, code=3)

@@ -96,7 +96,8 @@ def plugin_test(
     _need_pytest()
     found = _kind_of(name, kind)
     with tempfile.TemporaryDirectory(prefix="pyflannel-plugin-test-") as work:
-        task = {"kind": found, "name": name, "lab": not no_lab, "attributes": dict(map(_attribute, attributes))}
+        said = {key: _fitting(found, key, value) for key, value in map(_attribute, attributes)}
+        task = {"kind": found, "name": name, "lab": not no_lab, "attributes": said}
         report = Path(work, "report.xml")
         words = ["-q", "-rfEs", "--no-header", "--tb=short", "-p", "no:cacheprovider", "-c", os.devnull]
         words += ["--rootdir", work, "--junitxml", str(report), "-o", "python_files=*.py", "-o", "python_classes=Test*"]
@@ -176,6 +177,25 @@ def _attribute(text: str) -> tuple[str, JSON]:
         return key, json.loads(value)
     except ValueError:
         raise ConfigError(f"--set {key}: {value!r} is not JSON; true, 8 and '\"text\"' are") from None
+
+
+def _fitting(kind: str, key: str, value: JSON) -> JSON:
+    """An attribute's value, if the kit has such an attribute, and with such values."""
+    from pyflannel.testing._store_subject import StoreSubject
+    from pyflannel.testing._subject import Subject
+
+    kit: type = Subject if kind == "backend" else StoreSubject
+    known = {name: getattr(kit, name) for name in kit.__annotations__ if hasattr(kit, name)}
+    if key not in known:
+        raise ConfigError(f"--set {key}: the kit for a {kind} has no such attribute; it has {', '.join(sorted(known))}")
+    want = list if isinstance(known[key], tuple | frozenset) else type(known[key])
+    if type(value) is not want and not (want is float and type(value) is int):
+        raise ConfigError(f"--set {key}: {json.dumps(value)} must be of the kind of {json.dumps(_plain(known[key]))}")
+    return value
+
+
+def _plain(value: Any) -> JSON:
+    return list(value) if isinstance(value, tuple | frozenset) else value
 
 
 def _counts(report: Path) -> Counter[str]:

@@ -19,8 +19,6 @@ _TASK = json.loads(os.environ["PYFLANNEL_PLUGIN_TEST"])
 
 def _with_attributes(kit: type[Any]) -> type[Any]:
     for name, value in _TASK["attributes"].items():
-        if name.startswith("_") or not hasattr(kit, name) or callable(getattr(kit, name)):
-            raise LookupError(f"--set {name}: {kit.__mro__[1].__name__} has no such attribute")
         setattr(kit, name, frozenset(value) if isinstance(getattr(kit, name), frozenset) else value)
     return kit
 
