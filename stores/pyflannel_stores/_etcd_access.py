@@ -17,7 +17,7 @@ from typing import Final
 from pyflannel.errors import ConfigError, StoreDeniedError
 from pyflannel.store import StoreLocation
 
-__all__ = ["OPTIONS", "Access", "Endpoint"]
+__all__ = ["OPTIONS", "Access", "MemberAddress"]
 
 DEFAULT_PREFIX: Final = "/coreos.com/network"
 DEFAULT_HOST: Final = "127.0.0.1"
@@ -43,14 +43,14 @@ _TRUSTED: Final = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class MemberAddress:
     """One member's address."""
 
     host: str
     port: int
 
     @classmethod
-    def parse(cls, text: str) -> Endpoint:
+    def parse(cls, text: str) -> MemberAddress:
         """Read ``host``, ``host:port``, ``[::1]`` or ``[::1]:port``.
 
         :raises ConfigError: it is none of these.
@@ -81,7 +81,7 @@ class Access:
     spoken.
     """
 
-    endpoints: tuple[Endpoint, ...]
+    endpoints: tuple[MemberAddress, ...]
     prefix: str
     cafile: str | None = None
     certfile: str | None = None
@@ -100,7 +100,8 @@ class Access:
         username = options.get("username")
         variable = next((name for name in _PASSWORD_VARIABLES if environment.get(name)), None)
         access = cls(
-            endpoints=tuple(Endpoint.parse(host) for host in location.hosts) or (Endpoint(DEFAULT_HOST, DEFAULT_PORT),),
+            endpoints=tuple(MemberAddress.parse(host) for host in location.hosts)
+            or (MemberAddress(DEFAULT_HOST, DEFAULT_PORT),),
             prefix=_prefix(location),
             cafile=_cafile(options),
             certfile=options.get("certfile"),

@@ -16,7 +16,7 @@ from typing import Final
 
 from pyflannel.errors import StoreUnavailableError
 from pyflannel.store import StoreTime
-from pyflannel_stores._etcd_access import Access, Endpoint
+from pyflannel_stores._etcd_access import Access, MemberAddress
 from pyflannel_stores._etcd_cluster import Deadline
 from pyflannel_stores._etcd_refusal import tls_context
 
@@ -26,7 +26,7 @@ _LARGEST_HEAD: Final = 1 << 16
 _DATE: Final = re.compile(rb"^date:[ \t]*([ -~]+?)[ \t]*\r$", re.IGNORECASE | re.MULTILINE)
 
 
-def ask(access: Access, endpoints: Iterable[Endpoint], deadline: Deadline) -> StoreTime:
+def ask(access: Access, endpoints: Iterable[MemberAddress], deadline: Deadline) -> StoreTime:
     """The clock of the first of these members that tells it.
 
     :raises StoreUnavailableError: none does; the message says why, for each.
@@ -44,7 +44,7 @@ def ask(access: Access, endpoints: Iterable[Endpoint], deadline: Deadline) -> St
     raise StoreUnavailableError(f"no member of etcd tells the time over HTTP ({'; '.join(reasons)})")
 
 
-def _date(access: Access, endpoint: Endpoint, deadline: Deadline) -> float:
+def _date(access: Access, endpoint: MemberAddress, deadline: Deadline) -> float:
     """:raises ValueError: what came back is no dated answer."""
     with ExitStack() as stack:
         connection = stack.enter_context(

@@ -22,10 +22,10 @@ from typing import Any, Final, TypeVar
 from pyflannel.errors import ConfigError, StoreDeniedError, StoreError, StoreUnavailableError
 from pyflannel.store import CALL_TIMEOUT
 from pyflannel_stores._bounds import LARGEST_ANSWER, TOO_LARGE
-from pyflannel_stores._etcd_access import Access, Endpoint
+from pyflannel_stores._etcd_access import Access, MemberAddress
 from pyflannel_stores._etcd_loader import load_etcd3, load_grpc
 
-__all__ = ["Cluster", "Deadline", "LeaseGone", "Meaning", "Member", "Metadata", "plain"]
+__all__ = ["Cluster", "Deadline", "ErrorMeaning", "LeaseGone", "Member", "Metadata", "plain"]
 
 Reply = TypeVar("Reply")
 Metadata = tuple[tuple[str, str], ...]
@@ -72,7 +72,7 @@ class LeaseGone(Exception):  # noqa: N818 - an answer, which callers turn into a
     """etcd does not know the etcd lease that a request names."""
 
 
-class Meaning(Enum):
+class ErrorMeaning(Enum):
     """What a failed call means."""
 
     MOVE_ON = auto()
@@ -88,7 +88,7 @@ class Meaning(Enum):
 class Member:
     """A connection to one member."""
 
-    def __init__(self, access: Access, endpoint: Endpoint) -> None:
+    def __init__(self, access: Access, endpoint: MemberAddress) -> None:
         self.endpoint = endpoint
         self._access = access
         self._stamp = access.files_stamp()
@@ -155,7 +155,7 @@ class Cluster:
         self.preferred, reply = self.rotate(partial(self._attempt, send), self.preferred, deadline, tries)
         return reply
 
-    def _attempt(self, send: Send[Reply], endpoint: Endpoint, deadline: Deadline) -> Reply:
+    def _attempt(self, send: Send[Reply], endpoint: MemberAddress, deadline: Deadline) -> Reply:
         grpc = load_grpc()
 
         if self._member is None or self._member.endpoint != endpoint or self._member.is_stale():
@@ -173,12 +173,12 @@ class Cluster:
                     raise
             return send(member, self.metadata(member, deadline), deadline)
         except grpc.RpcError as error:
-            if self.judge(error) is Meaning.MOVE_ON:
+            if self.judge(error) is ErrorMeaning.MOVE_ON:
                 self._drop()
             raise
 
     def rotate(
-        self, attempt: Callable[[Endpoint, Deadline], Reply], start: int, deadline: Deadline, at_least: int = 1
+        self, attempt: Callable[[MemberAddress, Deadline], Reply], start: int, deadline: Deadline, at_least: int = 1
     ) -> tuple[int, Reply]:
         """Make attempts on members in turn, from the one numbered ``start``; also say which one it was that worked.
 
@@ -187,7 +187,7 @@ class Cluster:
         grpc = load_grpc()
 
         endpoints = self.access.endpoints
-        failures: dict[Endpoint, Exception] = {}
+        failures: dict[MemberAddress, Exception] = {}
         tries = max(at_least, len(endpoints))
         for number in range(tries):
             position = (start + number) % len(endpoints)
@@ -199,7 +199,7 @@ class Cluster:
             try:
                 return position, attempt(endpoint, deadline.share(tries - number))
             except grpc.RpcError as error:
-                if self.judge(error) is not Meaning.MOVE_ON:
+                if self.judge(error) is not ErrorMeaning.MOVE_ON:
                     raise self._answer(error, endpoint) from None
                 failures[endpoint] = error
             except ValueError:
@@ -211,7 +211,7 @@ class Cluster:
     def _closed(self) -> StoreUnavailableError:
         return StoreUnavailableError(f"store {self}: closed")
 
-    def connect(self, endpoint: Endpoint) -> Member:
+    def connect(self, endpoint: MemberAddress) -> Member:
         """A connection of its own to a member; nothing is sent yet.
 
         :raises StoreDeniedError: a certificate can't be read.
@@ -256,22 +256,22 @@ class Cluster:
 
         That may be so although there is none any more: another thread's call was refused at the same time.
         """
-        if self.access.username is None or (error is not None and self.judge(error) is not Meaning.LOG_IN):
+        if self.access.username is None or (error is not None and self.judge(error) is not ErrorMeaning.LOG_IN):
             return False
         self._token = None
         return True
 
-    def judge(self, error: Exception) -> Meaning:
+    def judge(self, error: Exception) -> ErrorMeaning:
         """What a failed call means."""
         grpc = load_grpc()
 
         code, details = _code(error), _details(error)
         if code == grpc.StatusCode.UNAUTHENTICATED or any(text in details for text in _TOKEN_TROUBLE):
-            return Meaning.LOG_IN
+            return ErrorMeaning.LOG_IN
         if "database space exceeded" in details:
-            return Meaning.FULL
+            return ErrorMeaning.FULL
         if code == grpc.StatusCode.NOT_FOUND and "lease" in details:
-            return Meaning.LEASE_GONE
+            return ErrorMeaning.LEASE_GONE
         if code in {
             grpc.StatusCode.PERMISSION_DENIED,
             grpc.StatusCode.INVALID_ARGUMENT,
@@ -279,15 +279,15 @@ class Cluster:
             grpc.StatusCode.UNIMPLEMENTED,
             grpc.StatusCode.NOT_FOUND,
         }:
-            return Meaning.DENIED
-        return Meaning.MOVE_ON
+            return ErrorMeaning.DENIED
+        return ErrorMeaning.MOVE_ON
 
-    def _answer(self, error: Exception, endpoint: Endpoint) -> Exception:
+    def _answer(self, error: Exception, endpoint: MemberAddress) -> Exception:
         """A failed call in our own words, if it is one that no other member would treat differently."""
         where, verdict, said = f"store etcd {endpoint}", self.judge(error), _details(error)
-        if verdict is Meaning.LEASE_GONE:
+        if verdict is ErrorMeaning.LEASE_GONE:
             return LeaseGone(said)
-        if verdict is Meaning.FULL:
+        if verdict is ErrorMeaning.FULL:
             return StoreUnavailableError(
                 f"{where}: {said}: its disk quota is used up and nothing can be written (leases are still renewed); "
                 "compact, defragment, then etcdctl alarm disarm"
@@ -295,7 +295,7 @@ class Cluster:
         user = f"user {self.access.username!r}" if self.access.username else "a client without a user"
         if "user name is empty" in said:
             hint = "authentication is on; add username and password_file"
-        elif verdict is Meaning.LOG_IN or "authentication failed" in said:
+        elif verdict is ErrorMeaning.LOG_IN or "authentication failed" in said:
             hint = f"{user} can't log in; check username and password"
         elif "permission denied" in said:
             hint = f"{user} needs the right to read and write the prefix {self.access.prefix}/"
@@ -305,7 +305,7 @@ class Cluster:
             hint = "is this an etcd of version 3.2 or later?"
         return StoreDeniedError(f"{where}: {said}: {hint}")
 
-    def _failed(self, failures: dict[Endpoint, Exception], deadline: Deadline) -> StoreError:
+    def _failed(self, failures: dict[MemberAddress, Exception], deadline: Deadline) -> StoreError:
         """The error after every member failed: refused if each of them keeps us out, else unavailable."""
         reasons, refused = [], bool(failures)
         for endpoint, error in failures.items():
@@ -322,7 +322,7 @@ class Cluster:
         )
 
 
-def _refusal(access: Access, endpoint: Endpoint, timeout: float) -> str | None:
+def _refusal(access: Access, endpoint: MemberAddress, timeout: float) -> str | None:
     """See :func:`pyflannel_stores._etcd_refusal.refusal`, which loads OpenSSL, for those alone who are kept out."""
     try:
         from pyflannel_stores._etcd_refusal import refusal

@@ -11,7 +11,7 @@ import socket
 import ssl
 from typing import Final
 
-from pyflannel_stores._etcd_access import Access, Endpoint
+from pyflannel_stores._etcd_access import Access, MemberAddress
 
 __all__ = ["refusal", "tls_context"]
 
@@ -20,7 +20,7 @@ __all__ = ["refusal", "tls_context"]
 _HTTP2_GREETING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
-def refusal(access: Access, endpoint: Endpoint, timeout: float) -> str | None:
+def refusal(access: Access, endpoint: MemberAddress, timeout: float) -> str | None:
     """Why TLS, or the lack of it, keeps us out of a member; ``None`` if that is not the reason, or there is no telling.
 
     Takes two ``timeout`` of seconds at most.
@@ -55,7 +55,7 @@ def tls_context(access: Access) -> ssl.SSLContext:
     return context
 
 
-def _greet(access: Access, endpoint: Endpoint, context: ssl.SSLContext, raw: socket.socket) -> str | None:
+def _greet(access: Access, endpoint: MemberAddress, context: ssl.SSLContext, raw: socket.socket) -> str | None:
     try:
         with context.wrap_socket(raw, server_hostname=endpoint.host) as tls:
             if access.cafile is None:
@@ -87,7 +87,7 @@ def _alerted(access: Access, reason: str) -> str:
     return f"it does not accept our certificate {access.certfile} ({said}); is it of a CA that etcd trusts?"
 
 
-def _speaks_plain_http2(endpoint: Endpoint, timeout: float | None) -> bool:
+def _speaks_plain_http2(endpoint: MemberAddress, timeout: float | None) -> bool:
     with socket.create_connection((endpoint.host, endpoint.port), timeout) as raw:
         raw.sendall(_HTTP2_GREETING)
         return raw.recv(4, socket.MSG_WAITALL)[3:] == bytes([4])

@@ -38,7 +38,7 @@ from pyflannel.errors import StoreDeniedError, StoreError, StoreUnavailableError
 from pyflannel.store import CONFIG_KEY, Record
 from pyflannel_stores._file_format import MAX_FILE, decode, encode, file_name, key_of
 
-__all__ = ["Directory", "Signature", "Stored", "failure"]
+__all__ = ["Directory", "Signature", "StoredFile", "failure"]
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ def failure(doing: str, path: str, error: OSError) -> StoreError:
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredFile:
     """One record as found on disk, expired or not.
 
     :param expires: seconds since 1970, ``None``: never.
@@ -220,11 +220,11 @@ class Directory:
             raise
         return descriptor
 
-    def load(self, key: str) -> Stored | None:
+    def load(self, key: str) -> StoredFile | None:
         """Read one record, expired or not; ``None`` if there is no file."""
         return self._read(self.path(key), key)
 
-    def _read(self, path: str, key: str) -> Stored | None:
+    def _read(self, path: str, key: str) -> StoredFile | None:
         try:
             place = self._file_of(path)
             if place is None:
@@ -244,7 +244,7 @@ class Directory:
                 return None
             raise failure("read", path, error) from None
         value, expires, created = decode(data, expiring=key != CONFIG_KEY)
-        return Stored(
+        return StoredFile(
             key,
             value,
             _version(found.st_mtime_ns, value),
@@ -273,7 +273,7 @@ class Directory:
             log.warning("file store: %s is no file, nor leads to one; ignored", path)
         return None
 
-    def load_leases(self) -> Iterator[Stored]:
+    def load_leases(self) -> Iterator[StoredFile]:
         """Read every lease. Hold the lock: a listing may miss a file that is replaced meanwhile."""
         prefix = self.subnets + "/"
         for name in self._names():
@@ -348,7 +348,7 @@ class Directory:
         replace: bool,
         modified: int | None = None,
         created: int | None = None,
-    ) -> Stored | None:
+    ) -> StoredFile | None:
         """Write a record under the lock. It is on the disk when this returns.
 
         :param replace: put it in place of what is there; otherwise give ``None`` if there is something.
@@ -395,7 +395,7 @@ class Directory:
         except OSError as error:
             raise failure("delete from", self.subnets, error) from None
 
-    def reap(self, expired: Iterable[Stored], timeout: float) -> None:
+    def reap(self, expired: Iterable[StoredFile], timeout: float) -> None:
         """Remove records that were seen to be expired, if they are still the same.
 
         Whether they are expired was decided when they were seen; the clock is not asked again, so that it can't
@@ -407,7 +407,7 @@ class Directory:
             with contextlib.suppress(StoreError), self.locked(timeout=timeout):
                 self.remove(stored.key for stored in left if self._unchanged(stored))
 
-    def _unchanged(self, stored: Stored) -> bool:
+    def _unchanged(self, stored: StoredFile) -> bool:
         found = self.load(stored.key)
         return found is not None and (found.version, found.expires) == (stored.version, stored.expires)
 

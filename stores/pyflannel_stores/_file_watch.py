@@ -25,7 +25,7 @@ from typing import Final
 
 from pyflannel.errors import HistoryGoneError, StoreDeniedError, StoreUnavailableError
 from pyflannel.store import Batch, Change, Watch
-from pyflannel_stores._file_directory import Directory, Signature, Stored, failure
+from pyflannel_stores._file_directory import Directory, Signature, StoredFile, failure
 
 __all__ = ["FileWatch", "History", "sees_all_changes"]
 
@@ -98,7 +98,7 @@ class History:
         keys.reverse()
         return keys
 
-    def apply(self, key: str, stored: Stored | None, now: float) -> None:
+    def apply(self, key: str, stored: StoredFile | None, now: float) -> None:
         """Note what a key's file holds now; it is a change if version or permanence differ."""
         seen = self._keys.get(key)
         alive = stored is not None and not stored.expired(now)
@@ -292,7 +292,7 @@ class FileWatch(Watch):
         self._directory.reap((stored for stored in found.values() if stored and stored.expired(now)), REAP_TIMEOUT)
         return Batch(revision, changes) if changes else None
 
-    def _look_at(self, keys: Iterable[str], now: float) -> dict[str, Stored | None]:
+    def _look_at(self, keys: Iterable[str], now: float) -> dict[str, StoredFile | None]:
         found = {key: self._directory.load(key) for key in keys}
         if None in found.values() and self._directory.identity() != self._identity:
             raise StoreUnavailableError(f"file store: {self._directory.root} was replaced by another directory")
@@ -301,7 +301,7 @@ class FileWatch(Watch):
         return found
 
     @staticmethod
-    def _change(key: str, stored: Stored | None, now: float) -> Change:
+    def _change(key: str, stored: StoredFile | None, now: float) -> Change:
         return Change(key, None if stored is None or stored.expired(now) else stored.record(now))
 
     def _wait(self) -> bool:

@@ -27,7 +27,7 @@ from urllib.parse import SplitResult, urlsplit
 from pyflannel.errors import ConfigError, StoreDeniedError, StoreUnavailableError
 from pyflannel.store import hide_credentials
 
-__all__ = ["Access", "Endpoint", "ExecPlugin", "from_kubeconfig", "in_cluster", "parse_endpoint"]
+__all__ = ["Access", "ApiServer", "ExecPlugin", "from_kubeconfig", "in_cluster", "parse_endpoint"]
 
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -39,7 +39,7 @@ _EXEC_SKEW: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class ApiServer:
     """The API server's address; ``path`` is what stands before ``/api``."""
 
     host: str
@@ -52,7 +52,7 @@ class Endpoint:
         return f"{'https' if self.tls else 'http'}://{host}:{self.port}{self.path}"
 
 
-def parse_endpoint(url: str, source: str) -> Endpoint:
+def parse_endpoint(url: str, source: str) -> ApiServer:
     """An API server's URL.
 
     :raises ConfigError: it is none; begins with ``source``.
@@ -61,7 +61,7 @@ def parse_endpoint(url: str, source: str) -> Endpoint:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
         raise ConfigError(f"{source}: {url!r} is not a URL such as https://192.0.2.1:6443")
     tls = parts.scheme == "https"
-    return Endpoint(parts.hostname, parts.port or (443 if tls else 80), tls, parts.path.rstrip("/"))
+    return ApiServer(parts.hostname, parts.port or (443 if tls else 80), tls, parts.path.rstrip("/"))
 
 
 def _split(url: str, source: str) -> SplitResult:
@@ -92,7 +92,7 @@ class Access:
     Of a pair ``..._file`` and ``..._data`` the data count. :param proxy: a URL; ``None``: as the environment says.
     """
 
-    endpoint: Endpoint
+    endpoint: ApiServer
     where: str
     token_file: Path | None = None
     token_text: str | None = field(default=None, repr=False)

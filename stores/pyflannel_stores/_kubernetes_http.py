@@ -27,7 +27,7 @@ from pyflannel.errors import StoreDeniedError, StoreError, StoreUnavailableError
 from pyflannel.store import hide_credentials
 from pyflannel_stores._bounds import LARGEST_ANSWER, whole
 from pyflannel_stores._deadline import Deadline
-from pyflannel_stores._kubernetes_access import Access, Endpoint
+from pyflannel_stores._kubernetes_access import Access, ApiServer
 
 __all__ = ["Api", "ChunkedLines", "Deadline", "Gone", "NotFound", "Overtaken", "Stream", "refusal"]
 
@@ -432,7 +432,7 @@ def connect(access: Access, timeout: float) -> http.client.HTTPConnection:
     return connection
 
 
-def _proxy(access: Access) -> Endpoint | None:
+def _proxy(access: Access) -> ApiServer | None:
     """The proxy to go through: the kubeconfig's, else the environment's (HTTPS_PROXY, HTTP_PROXY, NO_PROXY)."""
     endpoint = access.endpoint
     url = access.proxy
@@ -449,7 +449,7 @@ def _proxy(access: Access) -> Endpoint | None:
         raise StoreDeniedError(
             f"{access.where}: proxy {hide_credentials(url)!r}: only proxies of the form http://host:port are known"
         )
-    return Endpoint(parts.hostname, parts.port or 80, False)
+    return ApiServer(parts.hostname, parts.port or 80, False)
 
 
 def _resolve(host: str, port: int, timeout: float, name: str) -> None:
@@ -468,12 +468,12 @@ def _resolve(host: str, port: int, timeout: float, name: str) -> None:
         raise StoreUnavailableError(f"{name}: no answer about {host} from DNS")
 
 
-def _target(endpoint: Endpoint, path: str, query: Mapping[str, str] | None) -> str:
+def _target(endpoint: ApiServer, path: str, query: Mapping[str, str] | None) -> str:
     return f"{endpoint.path}{path}{'?' + urlencode(query) if query else ''}"
 
 
-def _host(endpoint: Endpoint) -> str:
-    return str(Endpoint(endpoint.host, endpoint.port, endpoint.tls)).partition("://")[2]
+def _host(endpoint: ApiServer) -> str:
+    return str(ApiServer(endpoint.host, endpoint.port, endpoint.tls)).partition("://")[2]
 
 
 def _headers(access: Access) -> dict[str, str]:

@@ -27,7 +27,7 @@ __all__ = [
     "CONDITION",
     "DEFAULT_PREFIX",
     "Annotations",
-    "Cluster",
+    "ClusterNodes",
     "Member",
     "Sieve",
     "condition_of",
@@ -232,7 +232,7 @@ def _condition(node: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     return next((each for each in conditions if each.get("type") == kind), {})
 
 
-class Cluster:
+class ClusterNodes:
     """All leases by the Node that has them. Two Nodes with one pod CIDR: the first by name counts, our own before all.
 
     :param own: our own Node's name, if there is one.
@@ -245,9 +245,9 @@ class Cluster:
         for name, record in (members or {}).items():
             self._enter(name, record)
 
-    def copy(self) -> Cluster:
+    def copy(self) -> ClusterNodes:
         """The same, to change without changing this one."""
-        twin = Cluster(self.own)
+        twin = ClusterNodes(self.own)
         twin._members = dict(self._members)
         twin._holders = {key: list(names) for key, names in self._holders.items()}
         return twin

@@ -33,8 +33,8 @@ from pyflannel.store import (
     StoreTime,
     Watch,
 )
-from pyflannel_stores._etcd_access import OPTIONS, Access, Endpoint
-from pyflannel_stores._etcd_cluster import Cluster, Deadline, LeaseGone, Meaning, Member, Metadata, plain
+from pyflannel_stores._etcd_access import OPTIONS, Access, MemberAddress
+from pyflannel_stores._etcd_cluster import Cluster, Deadline, ErrorMeaning, LeaseGone, Member, Metadata, plain
 from pyflannel_stores._etcd_loader import load_grpc, patient_threads
 
 __all__ = ["EtcdStore", "EtcdWatch"]
@@ -252,7 +252,7 @@ class EtcdStore(Store):
             try:
                 return member.client.kvstub.Txn(request, timeout=deadline.left, metadata=metadata)
             except grpc.RpcError as error:
-                lost |= self._cluster.judge(error) is Meaning.MOVE_ON
+                lost |= self._cluster.judge(error) is ErrorMeaning.MOVE_ON
                 raise
 
         return self._cluster.call(send, deadline), lost
@@ -345,7 +345,7 @@ class EtcdStore(Store):
         try:
             return max(0.0, float(answer.result().TTL))
         except grpc.RpcError as error:
-            if self._cluster.judge(error) is Meaning.LEASE_GONE:
+            if self._cluster.judge(error) is ErrorMeaning.LEASE_GONE:
                 return 0.0
             raise
 
@@ -454,7 +454,7 @@ class EtcdWatch(Watch):
         self._opened_at = time.monotonic()
         self._responses = responses
 
-    def _attempt(self, endpoint: Endpoint, deadline: Deadline) -> tuple[Iterator[Any], Any]:
+    def _attempt(self, endpoint: MemberAddress, deadline: Deadline) -> tuple[Iterator[Any], Any]:
         grpc = load_grpc()
 
         self._drop()
@@ -514,7 +514,7 @@ class EtcdWatch(Watch):
             metadata = self._cluster.metadata(member, deadline)
             member.client.kvstub.Range(request, timeout=deadline.left, metadata=metadata)
         except grpc.RpcError as error:
-            return self._cluster.judge(error) is not Meaning.MOVE_ON
+            return self._cluster.judge(error) is not ErrorMeaning.MOVE_ON
         except ValueError:  # gRPC's complaint about a channel that was closed meanwhile
             return True
         return True
@@ -535,7 +535,7 @@ class EtcdWatch(Watch):
     def _newest_revision(self) -> int:
         """The revision of the cluster, as opposed to that of a member which may lag behind."""
 
-        def attempt(endpoint: Endpoint, deadline: Deadline) -> int:
+        def attempt(endpoint: MemberAddress, deadline: Deadline) -> int:
             member = self._cluster.connect(endpoint)
             try:
                 request = member.rpc.RangeRequest(key=self._keys.config)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from pyflannel.errors import ConfigError, ConflictError
 from pyflannel.store import API_VERSION, CONFIG_KEY, Record, Snapshot, Store, StoreLocation, StoreTime, Watch
-from pyflannel_stores._file_directory import LOCK_TIMEOUT, Directory, Stored
+from pyflannel_stores._file_directory import LOCK_TIMEOUT, Directory, StoredFile
 from pyflannel_stores._file_format import LATEST
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class FileStore(Store):
             config = self._directory.load(CONFIG_KEY)
             history.apply(CONFIG_KEY, config, now)
             leases: list[Record] = []
-            expired: list[Stored] = []
+            expired: list[StoredFile] = []
             missing = history.alive() - {CONFIG_KEY}
             for stored in self._directory.load_leases():
                 history.apply(stored.key, stored, now)
@@ -164,7 +164,7 @@ class FileStore(Store):
         for watch in tuple(self._watches):
             watch.close()
 
-    def _create(self, key: str, value: str, expires: float | None, stored: Stored | None) -> Record:
+    def _create(self, key: str, value: str, expires: float | None, stored: StoredFile | None) -> Record:
         """Write a record where ``stored`` was found under the lock."""
         free = stored is None or stored.expired(self._clock())
         written = self._directory.write(key, value, expires, replace=stored is not None) if free else None
@@ -172,7 +172,7 @@ class FileStore(Store):
             raise ConflictError(f"file store: {self._directory.path(key)} exists")
         return written.record(self._clock())
 
-    def _replace(self, stored: Stored, value: str, expires: float | None, modified: int | None = None) -> Record:
+    def _replace(self, stored: StoredFile, value: str, expires: float | None, modified: int | None = None) -> Record:
         """Write over ``stored``, which was found under the lock."""
         if modified is None:
             modified = max(time.time_ns() // 1000, stored.modified + 1)
@@ -183,7 +183,7 @@ class FileStore(Store):
             raise ConflictError(f"file store: {self._directory.path(stored.key)} was deleted by hand")
         return written.record(self._clock())
 
-    def _unchanged(self, record: Record, stored: Stored | None) -> Stored:
+    def _unchanged(self, record: Record, stored: StoredFile | None) -> StoredFile:
         """``stored``, if it is what the caller knows."""
         path = self._directory.path(record.key)
         if stored is None or stored.expired(self._clock()):

@@ -59,7 +59,7 @@ from pyflannel_stores._deadline import Deadline
 if TYPE_CHECKING:
     from pyflannel_stores._kubernetes_access import Access
     from pyflannel_stores._kubernetes_http import Stream
-    from pyflannel_stores._kubernetes_nodes import Cluster, Member, Sieve
+    from pyflannel_stores._kubernetes_nodes import ClusterNodes, Member, Sieve
 
 __all__ = ["KubernetesStore"]
 
@@ -369,7 +369,7 @@ class KubernetesStore(Store):
             raise self._garbage() from None
 
     def _new_listing(self, own: str | None) -> _Listing:
-        return _Listing(self._nodes.Cluster(own), self._nodes.Sieve())
+        return _Listing(self._nodes.ClusterNodes(own), self._nodes.Sieve())
 
     def _read_pages(self, listing: _Listing, deadline: Deadline) -> None:
         """Go on with a list to its end. The API server makes the next page while one is read as JSON."""
@@ -650,7 +650,7 @@ class _State:
     """All leases, and the document, as of a resource version."""
 
     version: str
-    cluster: Cluster
+    cluster: ClusterNodes
     config: Record
     sieve: Sieve
 
@@ -698,7 +698,7 @@ class _History:
 class _Listing:
     """A list of all Nodes, as far as it has been read."""
 
-    cluster: Cluster
+    cluster: ClusterNodes
     sieve: Sieve
     version: str = ""
     rest: str = ""

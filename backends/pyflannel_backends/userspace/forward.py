@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ._fastpath import FastPath, Unsent
     from .offload import Joiner, Plan, Splitter
 
-__all__ = ["COUNTERS", "Forwarder", "Limits", "RateLimit"]
+__all__ = ["COUNTERS", "Forwarder", "QueueLimits", "RateLimit"]
 
 COUNTERS: Final = (
     "sent_packets",
@@ -111,7 +111,7 @@ class RateLimit:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class QueueLimits:
     """``mtu``: the overlay's, in bytes.
 
     ``addresses`` are ours on the TUN device, the sources of our ICMP errors, by IP version. A family without one is not
@@ -134,7 +134,7 @@ class Forwarder:
         tun: TunPort,
         underlay: UnderlayPort,
         table: PeerTable,
-        limits: Limits,
+        limits: QueueLimits,
         icmp_limit: RateLimit,
         splitter: Splitter | None = None,
         joiner: Joiner | None = None,

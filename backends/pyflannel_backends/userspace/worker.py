@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from . import control
 from .control import Frames, Message, Row, WorkerConfig
-from .forward import COUNTERS, Forwarder, Limits, RateLimit
+from .forward import COUNTERS, Forwarder, QueueLimits, RateLimit
 from .packet import TCP, UDP
 from .ports import DeviceGone, Inlet, TunQueue, UnderlayPort
 from .table import Peer, PeerTable, Subnet
@@ -191,7 +191,7 @@ class Worker:
             splitter = offload.Splitter()
             joiner = offload.Joiner(frozenset({TCP, UDP} if tun.uso else {TCP}))
         subnets = [ipaddress.ip_network(subnet) for subnet in config.own]
-        limits = Limits(config.mtu, {subnet.version: subnet.network_address.packed for subnet in subnets})
+        limits = QueueLimits(config.mtu, {subnet.version: subnet.network_address.packed for subnet in subnets})
         icmp_limit = RateLimit(_ICMP_RATE, _ICMP_BURST, time.monotonic)
         forwarder = Forwarder(tun, self._underlay, self._table, limits, icmp_limit, splitter, joiner)
         forwarder.counters = self._counters

@@ -29,7 +29,7 @@ def doctor(ctx: click.Context, as_json: bool, no_probes: bool, peers: tuple[str,
     or run it where its config file is. It ends with 9 if a check fails; a warning alone is no failure.
     """
     wanted = settings(ctx)
-    from pyflannel.doctor import Outcome, examine, worst
+    from pyflannel.doctor import Judgement, examine, worst
     from pyflannel.doctor.facts import gather, told_to_daemon
 
     told = told_to_daemon(wanted.run_dir)
@@ -58,11 +58,11 @@ def doctor(ctx: click.Context, as_json: bool, no_probes: bool, peers: tuple[str,
         )
     else:
         for finding in findings:
-            if everything or finding.outcome in (Outcome.WARN, Outcome.FAIL):
+            if everything or finding.outcome in (Judgement.WARN, Judgement.FAIL):
                 click.echo(f"{finding.outcome.value.upper():<5} {finding.check}: {inert(finding.message)}")
                 for label, text in (("means", finding.meaning), ("try", finding.fix)):
                     if text:
                         click.echo(f"      {label + ':':<6} {inert(text)}")
         counts = Counter(finding.outcome for finding in findings)
-        click.echo(", ".join(f"{counts[kind]} {kind.value}" for kind in reversed(Outcome) if counts[kind]))
-    return ExitCode.CHECK_FAILED if outcome is Outcome.FAIL else ExitCode.OK
+        click.echo(", ".join(f"{counts[kind]} {kind.value}" for kind in reversed(Judgement) if counts[kind]))
+    return ExitCode.CHECK_FAILED if outcome is Judgement.FAIL else ExitCode.OK

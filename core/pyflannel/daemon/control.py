@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from pyflannel.errors import DaemonError, ExitCode, PyflannelError
-from pyflannel.small.server import Server, ask, listen_in
+from pyflannel.small.server import SocketServer, ask, listen_in
 
 __all__ = ["ACTION_TIMEOUT", "ActionFailed", "ControlServer", "request"]
 
@@ -45,7 +45,7 @@ class ControlServer:
 
     def __init__(self, run_dir: Path, act: Callable[[str, str], str]) -> None:
         self._act, self._path = act, run_dir / _NAME
-        self._server = Server(listen_in(self._path), "control", self._respond)
+        self._server = SocketServer(listen_in(self._path), "control", self._respond)
 
     def close(self, timeout: float | None = None) -> bool:
         """Hear no more, see :meth:`Server.close`."""

@@ -8,6 +8,6 @@ Of a backend only what plans is called: to publish, it may make keys or run the 
 """
 
 from pyflannel.doctor.examination import GROUPS, examine
-from pyflannel.doctor.finding import Finding, Outcome, worst
+from pyflannel.doctor.finding import Finding, Judgement, worst
 
-__all__ = ["GROUPS", "Finding", "Outcome", "examine", "worst"]
+__all__ = ["GROUPS", "Finding", "Judgement", "examine", "worst"]

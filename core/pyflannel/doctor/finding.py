@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["Finding", "Outcome", "failed", "passed", "skipped", "warned", "worst"]
+__all__ = ["Finding", "Judgement", "failed", "passed", "skipped", "warned", "worst"]
 
 
-class Outcome(str, Enum):
+class Judgement(str, Enum):
     """From best to worst, except that ``skip`` says nothing: it could not be looked at."""
 
     PASS = "pass"  # noqa: S105 - a word, not a password
@@ -30,7 +30,7 @@ class Finding:
     """
 
     check: str
-    outcome: Outcome
+    outcome: Judgement
     message: str
     meaning: str = ""
     fix: str = ""
@@ -39,25 +39,25 @@ class Finding:
 
 def passed(check: str, message: str) -> Finding:
     """All is well."""
-    return Finding(check, Outcome.PASS, message)
+    return Finding(check, Judgement.PASS, message)
 
 
 def skipped(check: str, message: str) -> Finding:
     """It can't be looked at, or there is nothing to look at; the message says why."""
-    return Finding(check, Outcome.SKIP, message)
+    return Finding(check, Judgement.SKIP, message)
 
 
 def warned(check: str, message: str, meaning: str, fix: str = "") -> Finding:
     """The overlay works, or may work, and somebody should know this."""
-    return Finding(check, Outcome.WARN, message, meaning, fix)
+    return Finding(check, Judgement.WARN, message, meaning, fix)
 
 
 def failed(check: str, message: str, meaning: str, fix: str = "") -> Finding:
     """The overlay does not work, or not as it should."""
-    return Finding(check, Outcome.FAIL, message, meaning, fix)
+    return Finding(check, Judgement.FAIL, message, meaning, fix)
 
 
-def worst(findings: Iterable[Finding]) -> Outcome:
+def worst(findings: Iterable[Finding]) -> Judgement:
     """The worst of all outcomes; a pass if there is none."""
-    order = list(Outcome)
-    return max((finding.outcome for finding in findings), key=order.index, default=Outcome.PASS)
+    order = list(Judgement)
+    return max((finding.outcome for finding in findings), key=order.index, default=Judgement.PASS)

@@ -20,7 +20,7 @@ __all__ = [
     "PREROUTING_CHAIN",
     "Chain",
     "ChainRule",
-    "Table",
+    "ChainTable",
     "first_drop",
     "is_our_chain",
     "reachable",
@@ -64,7 +64,7 @@ class Chain:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class ChainTable:
     """A table of nftables (``family`` ip, ip6 or inet), or one of iptables (``family`` ip or ip6)."""
 
     family: str
@@ -82,7 +82,7 @@ def is_our_chain(name: str) -> bool:
     return name in {FORWARD_CHAIN, POSTROUTING_CHAIN, PREROUTING_CHAIN, EXITS_CHAIN}
 
 
-def first_drop(table: Table, rules: Sequence[ChainRule]) -> int | None:
+def first_drop(table: ChainTable, rules: Sequence[ChainRule]) -> int | None:
     """The place of the first rule under which any packet may fall, or ``None``; the policy is not looked at."""
     for index, rule in enumerate(rules):
         if rule.broad and (rule.drops or any(_drops(table, target, {target}) for target in rule.targets)):
@@ -90,7 +90,7 @@ def first_drop(table: Table, rules: Sequence[ChainRule]) -> int | None:
     return None
 
 
-def _drops(table: Table, name: str, seen: set[str]) -> bool:
+def _drops(table: ChainTable, name: str, seen: set[str]) -> bool:
     chain = table.chains.get(name)
     if chain is None or name.startswith(_OBEYED):
         return False
@@ -104,7 +104,7 @@ def _drops(table: Table, name: str, seen: set[str]) -> bool:
     return False
 
 
-def reachable(table: Table, name: str) -> set[str]:
+def reachable(table: ChainTable, name: str) -> set[str]:
     """``name`` and all chains that a packet in it may come to."""
     found, queue = {name}, [name]
     while queue:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Any
 
-from pyflannel.firewall.chains import FORWARD_CHAIN, Chain, ChainRule, Table, first_drop
+from pyflannel.firewall.chains import FORWARD_CHAIN, Chain, ChainRule, ChainTable, first_drop
 from pyflannel.firewall.iptables import Tables
 from pyflannel.firewall.nftables import Ruleset, is_ours
 from pyflannel.firewall.state import Drop
@@ -43,7 +43,7 @@ def find_drops(
     return tuple(drop for drop in found if drop is not None)
 
 
-def _drop(system: str, table: Table, chain: Chain, versions: set[int]) -> Drop | None:
+def _drop(system: str, table: ChainTable, chain: Chain, versions: set[int]) -> Drop | None:
     others = [rule for rule in chain.rules if not is_ours(rule) and FORWARD_CHAIN not in rule.targets]
     first = first_drop(table, others)
     if first is not None:

@@ -23,11 +23,18 @@ from pyflannel.firewall.chains import (
     PREROUTING_CHAIN,
     Chain,
     ChainRule,
-    Table,
+    ChainTable,
     first_drop,
     is_our_chain,
 )
-from pyflannel.firewall.model import EXIT_COMMENT, FORWARD_COMMENT, MASQ_COMMENT, SOURCE_COMMENT, FamilyRules, Rule
+from pyflannel.firewall.model import (
+    EXIT_COMMENT,
+    FORWARD_COMMENT,
+    MASQ_COMMENT,
+    SOURCE_COMMENT,
+    FamilyRules,
+    FirewallRule,
+)
 
 __all__ = ["Variant", "find_variants", "in_use", "parse", "script", "scripts"]
 
@@ -35,11 +42,11 @@ _PREFIX: Final = {4: "ip", 6: "ip6"}
 _WITH_VALUE: Final = frozenset({"-i", "-o", "--in-interface", "--out-interface"})
 _TARGET: Final = frozenset({"-j", "-g", "--jump", "--goto"})
 
-Tables = Mapping[str, Table]
+Tables = Mapping[str, ChainTable]
 """Name to table."""
 
 
-def parse(text: str, version: int = 4) -> dict[str, Table]:
+def parse(text: str, version: int = 4) -> dict[str, ChainTable]:
     """Read what iptables-save prints."""
     chains: dict[str, dict[str, Chain]] = {}
     rules: dict[tuple[str, str], list[ChainRule]] = {}
@@ -58,7 +65,7 @@ def parse(text: str, version: int = 4) -> dict[str, Table]:
             rule = _read_rule(line)
             rules.setdefault((table, line.split(" ", 2)[1]), []).append(rule)
     return {
-        name: Table(
+        name: ChainTable(
             _PREFIX[version],
             name,
             {chain.name: replace(chain, rules=tuple(rules.get((name, chain.name), ()))) for chain in found.values()},
@@ -123,7 +130,7 @@ class _Part:
     chain: str
     base: str
     comment: str
-    rules: tuple[Rule, ...]
+    rules: tuple[FirewallRule, ...]
     first: bool = False
 
     @property
@@ -152,7 +159,7 @@ def _parts(rules: FamilyRules) -> tuple[_Part, ...]:
     )
 
 
-def _line(chain: str, rule: Rule, comment: str) -> str:
+def _line(chain: str, rule: FirewallRule, comment: str) -> str:
     """A rule as iptables-save prints it."""
     words = [f"-A {chain}"]
     for match, flag in ((rule.source, "-s"), (rule.destination, "-d")):
@@ -191,11 +198,11 @@ def scripts(tables: Tables, rules: FamilyRules) -> tuple[str, ...]:
 
 
 def _block(tables: Tables, part: _Part) -> str:
-    lines = _changes(tables.get(part.table, Table("", part.table)), part)
+    lines = _changes(tables.get(part.table, ChainTable("", part.table)), part)
     return "\n".join([f"*{part.table}", *lines, "COMMIT\n"]) if lines else ""
 
 
-def _changes(table: Table, part: _Part) -> list[str]:
+def _changes(table: ChainTable, part: _Part) -> list[str]:
     chain, base = table.chains.get(part.chain), table.chains.get(part.base)
     base_rules = base.rules if base is not None else ()
     jumps = [(place, rule) for place, rule in enumerate(base_rules) if part.chain in rule.targets]
@@ -232,7 +239,7 @@ class Variant:
         """``iptables-nft`` or ``iptables-legacy``."""
         return f"iptables-{self.kind}"
 
-    def read(self, version: int) -> dict[str, Table]:
+    def read(self, version: int) -> dict[str, ChainTable]:
         """All tables of one IP version.
 
         :raises KernelError: iptables can't list them.

@@ -26,9 +26,9 @@ __all__ = [
     "NO_RULES",
     "SOURCE_COMMENT",
     "FamilyRules",
+    "FirewallRule",
     "Match",
     "Mode",
-    "Rule",
     "Rules",
     "Verdict",
     "plan",
@@ -77,7 +77,7 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class FirewallRule:
     """One rule.
 
     :param interface: what the packet came in by. ``exit``: what it goes out by.
@@ -106,10 +106,10 @@ class FamilyRules:
     """
 
     version: int
-    forward: tuple[Rule, ...] = ()
-    masquerade: tuple[Rule, ...] = ()
-    arrival: tuple[Rule, ...] = ()
-    departure: tuple[Rule, ...] = ()
+    forward: tuple[FirewallRule, ...] = ()
+    masquerade: tuple[FirewallRule, ...] = ()
+    arrival: tuple[FirewallRule, ...] = ()
+    departure: tuple[FirewallRule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,48 +201,48 @@ def plan(
     return Rules(family(4), family(6))
 
 
-def _forward(network: IPNetwork) -> tuple[Rule, ...]:
+def _forward(network: IPNetwork) -> tuple[FirewallRule, ...]:
     inside = Match(network)
-    return Rule(Verdict.ACCEPT, source=inside), Rule(Verdict.ACCEPT, destination=inside)
+    return FirewallRule(Verdict.ACCEPT, source=inside), FirewallRule(Verdict.ACCEPT, destination=inside)
 
 
 def _arrival(
     network: IPNetwork, others: Collection[IPNetwork], entrances: Collection[str], underlay: str
-) -> tuple[Rule, ...]:
+) -> tuple[FirewallRule, ...]:
     """Where no subnet may be leased, ``others``, nodes may have their own addresses, by which they send what they have
     wrapped up.
     """
     inside = Match(network)
     return (
-        *(Rule(Verdict.RETURN, interface=name) for name in sorted(entrances)),
-        *(Rule(Verdict.RETURN, source=Match(other)) for other in others),
-        Rule(Verdict.DROP, source=inside, interface=underlay),
-        Rule(Verdict.DROP, source=inside, strayed=True),
+        *(FirewallRule(Verdict.RETURN, interface=name) for name in sorted(entrances)),
+        *(FirewallRule(Verdict.RETURN, source=Match(other)) for other in others),
+        FirewallRule(Verdict.DROP, source=inside, interface=underlay),
+        FirewallRule(Verdict.DROP, source=inside, strayed=True),
     )
 
 
 def _departure(
     network: IPNetwork, others: Collection[IPNetwork], exits: Collection[str], ipsec: bool
-) -> tuple[Rule, ...]:
+) -> tuple[FirewallRule, ...]:
     """What is for ``others``, such as this node's containers, and nodes whose own addresses lie in the network, where
     no subnet may be leased, is none of the overlay's.
     """
     return (
-        *(Rule(Verdict.RETURN, exit=name) for name in (*sorted(exits), LOOPBACK)),
-        *(Rule(Verdict.RETURN, destination=Match(other)) for other in others),
-        *((Rule(Verdict.RETURN, to_ipsec=True),) if ipsec else ()),
-        Rule(Verdict.DROP, destination=Match(network)),
+        *(FirewallRule(Verdict.RETURN, exit=name) for name in (*sorted(exits), LOOPBACK)),
+        *(FirewallRule(Verdict.RETURN, destination=Match(other)) for other in others),
+        *((FirewallRule(Verdict.RETURN, to_ipsec=True),) if ipsec else ()),
+        FirewallRule(Verdict.DROP, destination=Match(network)),
     )
 
 
-def _masquerade(network: IPNetwork, subnet: IPNetwork, fully_random: bool) -> tuple[Rule, ...]:
+def _masquerade(network: IPNetwork, subnet: IPNetwork, fully_random: bool) -> tuple[FirewallRule, ...]:
     inside, outside, own = Match(network), Match(network, True), Match(subnet)
     not_multicast = Match(_MULTICAST[network.version], True)
     return (
-        Rule(Verdict.RETURN, mark=KUBE_PROXY_MARK),
-        Rule(Verdict.RETURN, own, inside),
-        Rule(Verdict.RETURN, inside, own),
-        Rule(Verdict.RETURN, outside, own),
-        Rule(Verdict.MASQUERADE, inside, not_multicast, fully_random=fully_random),
-        Rule(Verdict.MASQUERADE, outside, inside, fully_random=fully_random),
+        FirewallRule(Verdict.RETURN, mark=KUBE_PROXY_MARK),
+        FirewallRule(Verdict.RETURN, own, inside),
+        FirewallRule(Verdict.RETURN, inside, own),
+        FirewallRule(Verdict.RETURN, outside, own),
+        FirewallRule(Verdict.MASQUERADE, inside, not_multicast, fully_random=fully_random),
+        FirewallRule(Verdict.MASQUERADE, outside, inside, fully_random=fully_random),
     )

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from pyflannel.errors import KernelError
 from pyflannel.firewall import programs
-from pyflannel.firewall.chains import Chain, ChainRule, Table, first_drop, is_our_chain
+from pyflannel.firewall.chains import Chain, ChainRule, ChainTable, first_drop, is_our_chain
 from pyflannel.firewall.model import (
     EXIT_COMMENT,
     FORWARD_COMMENT,
@@ -25,8 +25,8 @@ from pyflannel.firewall.model import (
     NO_RULES,
     SOURCE_COMMENT,
     FamilyRules,
+    FirewallRule,
     Match,
-    Rule,
     Rules,
     Verdict,
 )
@@ -58,9 +58,9 @@ ChainId = tuple[str, str, str]
 class Ruleset:
     """All tables of nftables, by family and name."""
 
-    tables: Mapping[tuple[str, str], Table] = field(default_factory=dict)
+    tables: Mapping[tuple[str, str], ChainTable] = field(default_factory=dict)
 
-    def forward_chains(self) -> Iterator[tuple[ChainId, Table, Chain]]:
+    def forward_chains(self) -> Iterator[tuple[ChainId, ChainTable, Chain]]:
         """The base chains that see forwarded IP packets and are not ours."""
         for (family, name), table in self.tables.items():
             if table.versions and (family, name) not in TABLES.values():
@@ -83,7 +83,7 @@ class Ruleset:
                 return True
         return False
 
-    def _built_in(self) -> Iterator[tuple[Table, Chain]]:
+    def _built_in(self) -> Iterator[tuple[ChainTable, Chain]]:
         for family in ("ip", "ip6"):
             for name, chains in (
                 ("filter", ("FORWARD", "INPUT", "OUTPUT")),
@@ -128,7 +128,7 @@ def _ruleset(items: Sequence[Mapping[str, Any]]) -> Ruleset:
             rules.setdefault((rule["family"], rule["table"], rule["chain"]), []).append(_read_rule(rule))
     return Ruleset(
         {
-            (family, name): Table(
+            (family, name): ChainTable(
                 family,
                 name,
                 {
@@ -205,13 +205,13 @@ def is_ours(rule: ChainRule) -> bool:
     return rule.comment == FORWARD_COMMENT and not rule.targets
 
 
-def needs_pass(table: Table, chain: Chain) -> bool:
+def needs_pass(table: ChainTable, chain: Chain) -> bool:
     """Whether new packets fall in this chain unless something accepts them first."""
     others = [rule for rule in chain.rules if not is_ours(rule)]
     return chain.policy == "drop" or first_drop(table, others) is not None
 
 
-def _expressions(rule: Rule, version: int) -> list[Any]:
+def _expressions(rule: FirewallRule, version: int) -> list[Any]:
     """A rule as nft lists it."""
     found: list[Any] = []
     if rule.mark is not None:
@@ -270,7 +270,7 @@ def _own_table(ruleset: Ruleset, rules: FamilyRules) -> Iterator[list[Command]]:
     """A group for each of our chains: what one kernel can't do leaves the other chain alone."""
     family, name = TABLES[rules.version]
     table = {"family": family, "name": name}
-    there = ruleset.tables.get((family, name), Table(family, name)).chains
+    there = ruleset.tables.get((family, name), ChainTable(family, name)).chains
     parts = [  # what may leave comes first, together with what makes room for it
         (_DEPARTURE, rules.departure, EXIT_COMMENT),
         (_MASQUERADE, rules.masquerade, MASQ_COMMENT),
@@ -304,7 +304,7 @@ def _declared(place: ChainId, chain: Chain) -> dict[str, Any]:
     return {"family": family, "table": table, "name": name, **hook}
 
 
-def _passes(name: ChainId, table: Table, chain: Chain, rules: Rules) -> list[Command]:
+def _passes(name: ChainId, table: ChainTable, chain: Chain, rules: Rules) -> list[Command]:
     """What brings our accepts in one chain of others into order: all of them, no others, before any broad drop."""
     mine = [(place, rule) for place, rule in enumerate(chain.rules) if is_ours(rule)]
     others = [rule for rule in chain.rules if not is_ours(rule)]

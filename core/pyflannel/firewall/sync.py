@@ -24,7 +24,7 @@ from pyflannel.firewall.chains import (
     FORWARD_CHAIN,
     POSTROUTING_CHAIN,
     PREROUTING_CHAIN,
-    Table,
+    ChainTable,
     first_drop,
     reachable,
 )
@@ -216,7 +216,7 @@ class Firewall:
     def _nft_step(self, nft: Nft, ruleset: Ruleset, commands: list[nftables.Command]) -> _Step:
         (subject,) = next(iter(commands[-1].values())).values()
         family, name = subject["family"], subject.get("table") or subject["name"]
-        table = ruleset.tables.get((family, name), Table(family, name))
+        table = ruleset.tables.get((family, name), ChainTable(family, name))
         changes = [(verb, item) for command in commands for verb, item in command.items()]
         added = [item["rule"] for verb, item in changes if verb != "delete" and "rule" in item]
         there = [
@@ -415,13 +415,13 @@ def _refusable(text: str) -> str:
     return next((told for mark, told in _AT_WILL.items() if mark in text and " -j DROP" in text), "")
 
 
-def _near(table: Table, root: str) -> set[str]:
+def _near(table: ChainTable, root: str) -> set[str]:
     """The chains that a packet in ``root`` may come to; of a NAT chain just itself, which is all we mind there."""
     chain = table.chains[root]
     return {root} if chain.kind == "nat" or root in _OURS else reachable(table, root)
 
 
-def _relevant(table: Table) -> list[object]:
+def _relevant(table: ChainTable) -> list[object]:
     names = [name for name in ("FORWARD", "POSTROUTING", "PREROUTING", *_OURS) if name in table.chains]
     wanted = sorted({near for name in names for near in _near(table, name)})
     chains = [table.chains[name] for name in wanted if name in table.chains]

@@ -30,7 +30,7 @@ from pyflannel.kernel.refusal import not_kept
 from pyflannel.network.lease import IPNetwork
 from pyflannel.small.retry import Backoff
 
-__all__ = ["Failure", "ObjectState", "ObjectStatus", "Reconciled", "Tracker"]
+__all__ = ["Failure", "ObjectState", "Reconciled", "Tracked", "Tracker"]
 
 FIRST_RETRY = 1.0
 """Seconds until a refused object is tried again, at most; doubles with every refusal."""
@@ -77,7 +77,7 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class ObjectStatus:
+class Tracked:
     """One wanted object, its state, the time of that state's beginning, and the reason of a failure."""
 
     item: KernelObject
@@ -434,16 +434,16 @@ class Tracker:
             return True
         return all(not self._unseen and self._there(key) == self._desired.get(key) for key in keys)
 
-    def status(self) -> Iterator[ObjectStatus]:
+    def status(self) -> Iterator[Tracked]:
         """Every wanted object and where it stands."""
         for key, item in self._desired.items():
             failure = self._failures.get(key)
             if failure is not None and failure.attempts > 1:
-                yield ObjectStatus(item, ObjectState.FAILED, failure.since, str(failure.error))
+                yield Tracked(item, ObjectState.FAILED, failure.since, str(failure.error))
             else:
                 done = not self._unseen and (key not in self._noted or self._noted[key] == item)
                 state = ObjectState.DONE if done else ObjectState.PENDING
-                yield ObjectStatus(item, state, self._since.get(key, self._settled_at or self._clock()))
+                yield Tracked(item, state, self._since.get(key, self._settled_at or self._clock()))
 
 
 def _stands_on(item: KernelObject | None, links: set[str]) -> bool:

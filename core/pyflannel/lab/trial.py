@@ -25,7 +25,7 @@ from pyflannel.lab.serve import has_server, schemes
 from pyflannel.lab.servers import GROUP
 from pyflannel.network.lease import JSON
 
-__all__ = ["Changed", "Failure", "NodeReport", "Report", "TrialNetwork", "try_out"]
+__all__ = ["ChangedNetwork", "NodeReport", "Report", "Shortfall", "TrialNetwork", "try_out"]
 
 CHANGE_TIMEOUT: Final = 120.0
 """Seconds within which a change of the network must be over."""
@@ -84,7 +84,7 @@ class TrialNetwork:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class Shortfall:
     """Something that went wrong, and the nodes whose logs may tell why."""
 
     what: str
@@ -92,7 +92,7 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Changed:
+class ChangedNetwork:
     """A change of the network while containers pinged each other: how long it took, and how many pings were lost."""
 
     backend: str
@@ -124,10 +124,10 @@ class Report:
     nodes: tuple[NodeReport, ...]
     reachability: Matrix
     throughput: Throughput | None
-    failures: tuple[Failure, ...]
+    failures: tuple[Shortfall, ...]
     seconds: Mapping[str, float]
     logs: Mapping[str, str]
-    changed: Changed | None = None
+    changed: ChangedNetwork | None = None
 
     @property
     def ok(self) -> bool:
@@ -225,7 +225,7 @@ class _Trial:
         self.lab = lab
         self.overlay = overlay
         self.timeout = timeout
-        self.failures: list[Failure] = []
+        self.failures: list[Shortfall] = []
         self.seconds: dict[str, float] = {}
         self._progress = progress
         self._rng = random.Random(0)  # noqa: S311 - which pairs ping, where there are many
@@ -238,7 +238,7 @@ class _Trial:
         try:
             yield
         except PyflannelError as error:
-            self.failures.append(Failure(str(error)))
+            self.failures.append(Shortfall(str(error)))
         self.seconds[name] = time.monotonic() - start
 
     def open_store(self) -> str:
@@ -290,7 +290,7 @@ class _Trial:
             if error is not None:
                 reason, separator, _ = str(error).partition("; the end of its log:")
                 last = f": {_last_line(node.log_tail())}" if separator and not node.daemon.running else ""
-                self.failures.append(Failure(reason + last, (node.name,)))
+                self.failures.append(Shortfall(reason + last, (node.name,)))
         return tuple(node for node, error in zip(nodes, errors, strict=True) if error is None)
 
     def attach_containers(self, nodes: tuple[Node, ...]) -> None:
@@ -303,12 +303,14 @@ class _Trial:
         if matrix.failed:
             owner = {container.name: container.node.name for container in self.lab.containers}
             names = dict.fromkeys(owner[name] for pair in matrix.failed for name in (pair.source, pair.target))
-            self.failures.append(Failure(f"{len(matrix.failed)} container pairs don't reach each other", tuple(names)))
+            self.failures.append(
+                Shortfall(f"{len(matrix.failed)} container pairs don't reach each other", tuple(names))
+            )
         elif not (matrix.pairs or self.failures) and len(self.lab.containers) > 1:
-            self.failures.append(Failure("there was no pair of containers to try"))
+            self.failures.append(Shortfall("there was no pair of containers to try"))
         return matrix
 
-    def change(self, store: str, backend: str) -> Changed:
+    def change(self, store: str, backend: str) -> ChangedNetwork:
         """Change the network to another backend, and count what is lost of pings meanwhile.
 
         :raises LeaseError: it is refused, or something was lost.
@@ -331,10 +333,10 @@ class _Trial:
             for ping in pings:
                 ping.wait_replies(3)
             losses = [ping.stop() for ping in pings]
-        changed = Changed(backend, seconds, sum(loss.sent for loss in losses), sum(loss.lost for loss in losses))
+        changed = ChangedNetwork(backend, seconds, sum(loss.sent for loss in losses), sum(loss.lost for loss in losses))
         if changed.lost:
             self.failures.append(
-                Failure(f"{changed.lost} of {changed.sent} pings were lost in the change to {backend}")
+                Shortfall(f"{changed.lost} of {changed.sent} pings were lost in the change to {backend}")
             )
         return changed
 

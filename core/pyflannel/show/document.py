@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pyflannel.errors import MalformedError
 from pyflannel.kernel.model import Key
 from pyflannel.kernel.tracker import ObjectState
-from pyflannel.kernel.tracker import ObjectStatus as Tracked
+from pyflannel.kernel.tracker import Tracked as Tracked
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import Lease
 from pyflannel.planning.overlay import Peer, usable

@@ -31,7 +31,7 @@ from pyflannel.show.document import document
 from pyflannel.show.reachability import Reachability
 from pyflannel.show.readiness import readiness
 from pyflannel.show.view import Window
-from pyflannel.small.server import MAX_CONNECTIONS, Server
+from pyflannel.small.server import MAX_CONNECTIONS, SocketServer
 
 __all__ = ["STUCK_AFTER", "HealthServer", "Response", "answers"]
 
@@ -128,7 +128,7 @@ class HealthServer:
         self._answer = answer
         listener = _listen(address, port)
         self.port: int = listener.getsockname()[1]
-        self._server = Server(listener, "pyflannel-health", self._respond)
+        self._server = SocketServer(listener, "pyflannel-health", self._respond)
 
     def close(self, timeout: float | None = None) -> bool:
         """Stop answering, see :meth:`Server.close`."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
-from pyflannel.show.reachability import Answer
+from pyflannel.show.reachability import RoundTrips
 from pyflannel.show.status import ObjectStatus, PeerState, PeerStatus, State, Status
 from pyflannel.small.text import inert
 
@@ -25,7 +25,7 @@ RELOAD_SECONDS: Final = 10
 FIRST_RELOAD_SECONDS: Final = 2
 """The same while it is not known yet which peers answer."""
 
-NOTHING_ASKED: Final[Mapping[str, Answer]] = {}
+NOTHING_ASKED: Final[Mapping[str, RoundTrips]] = {}
 
 _ROWS: Final = 200
 _SQUARES: Final = 2000
@@ -92,7 +92,7 @@ def escape(text: str) -> str:
 
 
 def render(
-    status: Status, readiness: tuple[bool, str], now: float, answers: Mapping[str, Answer] = NOTHING_ASKED
+    status: Status, readiness: tuple[bool, str], now: float, answers: Mapping[str, RoundTrips] = NOTHING_ASKED
 ) -> str:
     """The page.
 
@@ -152,7 +152,9 @@ def _duration(seconds: float) -> str:
 # What is wrong -------------------------------------------------------------------------------------------------------
 
 
-def _troubles(status: Status, readiness: tuple[bool, str], now: float, answers: Mapping[str, Answer]) -> Iterator[str]:
+def _troubles(
+    status: Status, readiness: tuple[bool, str], now: float, answers: Mapping[str, RoundTrips]
+) -> Iterator[str]:
     found = [*_wrong(status, readiness, now), *_silent(status.peers, answers)]
     if not found:
         return
@@ -174,7 +176,7 @@ def _wrong(status: Status, readiness: tuple[bool, str], now: float) -> Iterator[
             yield f"{escape(_subnets(peer))} is {peer.state.value}: {escape(peer.reason)}"
 
 
-def _silent(peers: Sequence[PeerStatus], answers: Mapping[str, Answer]) -> Iterator[str]:
+def _silent(peers: Sequence[PeerStatus], answers: Mapping[str, RoundTrips]) -> Iterator[str]:
     for peer in peers:
         answer = answers.get(peer.key)
         if answer is not None and not answer.good:
@@ -222,7 +224,7 @@ def _expiry(expires_in: float | None, reserved: bool) -> str:
     return f"{_duration(expires_in)} left" if expires_in > 0 else "has expired"
 
 
-def _peers(status: Status, answers: Mapping[str, Answer]) -> Iterator[str]:
+def _peers(status: Status, answers: Mapping[str, RoundTrips]) -> Iterator[str]:
     stands = {peer.key: _stand(peer, answers.get(peer.key)) for peer in status.peers}
     counts = Counter(stands.values())
     order = [*((state.value, _TONES[state]) for state in _ORDER[:-1]), _SILENT, (_OK.value, _TONES[_OK])]
@@ -241,7 +243,7 @@ def _peers(status: Status, answers: Mapping[str, Answer]) -> Iterator[str]:
     yield "</section>"
 
 
-def _stand(peer: PeerStatus, answer: Answer | None) -> _Stand:
+def _stand(peer: PeerStatus, answer: RoundTrips | None) -> _Stand:
     """How a peer stands in a word, and the word's tone: what the kernel holds for it, and whether it answers."""
     if peer.state is _OK and answer is not None and not answer.good:
         return _SILENT
@@ -265,7 +267,7 @@ def _own_row(status: Status) -> str:
     return _cells(subnets, f"{status.node_id} (this node)", addresses, own)
 
 
-def _row(peer: PeerStatus, stand: _Stand, answer: Answer | None) -> str:
+def _row(peer: PeerStatus, stand: _Stand, answer: RoundTrips | None) -> str:
     says = peer.reason or (str(answer) if answer is not None else "")
     return _cells(_subnets(peer), peer.node_id or "", (peer.public_ip, peer.public_ipv6), stand, says)
 

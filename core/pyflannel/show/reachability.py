@@ -21,7 +21,7 @@ from pyflannel.network.lease import IPAddress
 from pyflannel.show.status import PeerState, Status
 from pyflannel.small.ping import echo_all, knock_all
 
-__all__ = ["Answer", "Reachability", "ask"]
+__all__ = ["Reachability", "RoundTrips", "ask"]
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _TIMEOUT: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RoundTrips:
     """What came back: round-trip times in seconds over the overlay and below it, ``None`` if nothing did.
 
     ``expected``: something should have answered over the overlay, since its devices have addresses.
@@ -58,11 +58,11 @@ class Reachability:
     """What is known of the peers; for one thread."""
 
     def __init__(self) -> None:
-        self._answers: Mapping[str, Answer] = {}
+        self._answers: Mapping[str, RoundTrips] = {}
         self._asked = -PERIOD
         self._asking: threading.Thread | None = None
 
-    def look(self, status: Status) -> Mapping[str, Answer]:
+    def look(self, status: Status) -> Mapping[str, RoundTrips]:
         """The last answers by the peers' keys, and ask anew if they are old."""
         busy = self._asking is not None and self._asking.is_alive()
         if not busy and time.monotonic() - self._asked >= PERIOD:
@@ -78,7 +78,7 @@ class Reachability:
             log.warning("can't ask which peers answer: %s", error.strerror)
 
 
-def ask(status: Status) -> dict[str, Answer]:
+def ask(status: Status) -> dict[str, RoundTrips]:
     """Ask the peers that are in use, the first :data:`MAX_PEERS` of them. Takes up to two seconds."""
     peers = [peer for peer in status.peers if peer.state is not PeerState.SKIPPED][:MAX_PEERS]
     inside = {peer.key: _inside(peer.subnets) for peer in peers}
@@ -90,7 +90,7 @@ def ask(status: Status) -> dict[str, Answer]:
     def quickest(addresses: Sequence[IPAddress]) -> float | None:
         return min((times[address] for address in addresses if address in times), default=None)
 
-    return {peer.key: Answer(quickest(inside[peer.key]), quickest(outside[peer.key]), expected) for peer in peers}
+    return {peer.key: RoundTrips(quickest(inside[peer.key]), quickest(outside[peer.key]), expected) for peer in peers}
 
 
 def _inside(subnets: Sequence[str]) -> list[IPAddress]:

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from pyflannel.errors import DaemonError
 from pyflannel.network.lease import JSON
-from pyflannel.small.server import Server, ask, listen_in
+from pyflannel.small.server import SocketServer, ask, listen_in
 
 __all__ = [
     "BackendStatus",
@@ -290,7 +290,7 @@ class StatusServer:
 
     def __init__(self, run_dir: Path, current: Callable[[], Status]) -> None:
         self._current, self._path = current, run_dir / _NAME
-        self._server = Server(listen_in(self._path), "status", self._answer, asked=False)
+        self._server = SocketServer(listen_in(self._path), "status", self._answer, asked=False)
 
     def close(self, timeout: float | None = None) -> bool:
         """Stop answering, see :meth:`Server.close`."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from pyflannel.firewall.state import FirewallState
-from pyflannel.kernel.tracker import ObjectStatus
+from pyflannel.kernel.tracker import Tracked
 from pyflannel.membership.slot import LeaseState
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, Subnets
@@ -59,7 +59,7 @@ class Details:
     network: NetworkConfig | None = None
     problems: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
-    tracked: tuple[ObjectStatus, ...] = ()
+    tracked: tuple[Tracked, ...] = ()
     links: frozenset[str] = frozenset()
     describes: Mapping[str, str] = field(default_factory=dict)
     counters: Mapping[str, int] = field(default_factory=dict)

@@ -25,7 +25,7 @@ from typing import Final
 from pyflannel.errors import DaemonError
 from pyflannel.small.wake import Wake
 
-__all__ = ["MAX_CONNECTIONS", "MAX_SECONDS", "Server", "ask", "listen_in"]
+__all__ = ["MAX_CONNECTIONS", "MAX_SECONDS", "SocketServer", "ask", "listen_in"]
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class _Connection:
     outgoing: memoryview = field(default_factory=lambda: memoryview(b""))
 
 
-class Server:
+class SocketServer:
     """Serves ``listener``, which it owns, until :meth:`close`.
 
     :param name: of its thread.

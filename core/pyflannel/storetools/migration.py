@@ -31,7 +31,18 @@ from pyflannel.network.lease import JSON, Lease
 from pyflannel.network.ranges import Ranges
 from pyflannel.store import Record, Snapshot, Store, Watch
 
-__all__ = ["SOURCE", "TARGET", "Decision", "Done", "Known", "Migration", "Seen", "Step", "contradictions", "settle"]
+__all__ = [
+    "SOURCE",
+    "TARGET",
+    "Decision",
+    "Done",
+    "Known",
+    "Migration",
+    "Move",
+    "Seen",
+    "contradictions",
+    "settle",
+]
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +74,7 @@ _LIFE: Final = 24 * 3600.0
 """What is taken for the life of a lease whose store tells nothing at all: flannel's."""
 
 
-class Step(Enum):
+class Move(Enum):
     """What one lease needs at the store that is not its home."""
 
     NOTHING = "nothing"
@@ -74,7 +85,12 @@ class Step(Enum):
     CONTRADICTION = "contradiction"
 
 
-_LISTED: Final = {Step.COPY: "copied", Step.UPDATE: "updated", Step.RENEW: "renewed", Step.DELETE: "deleted"}
+_LISTED: Final = {
+    Move.COPY: "copied",
+    Move.UPDATE: "updated",
+    Move.RENEW: "renewed",
+    Move.DELETE: "deleted",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +142,7 @@ class Decision:
 
     home: int
     certain: bool
-    step: Step
+    step: Move
 
 
 def settle(seen: tuple[Seen | None, Seen | None], known: Known | None) -> Decision | None:
@@ -143,7 +159,7 @@ def settle(seen: tuple[Seen | None, Seen | None], known: Known | None) -> Decisi
         home, certain = _next_home((source, target), known)
     original, copy = (source, target) if home == SOURCE else (target, source)
     if not _same_node(original.record, copy.record):
-        return Decision(home, certain, Step.CONTRADICTION)
+        return Decision(home, certain, Move.CONTRADICTION)
     return Decision(home, certain, _step(original, copy))
 
 
@@ -154,8 +170,8 @@ def _one_sided(seen: tuple[Seen | None, Seen | None], known: Known | None) -> De
     if here is None:
         return None
     if known is not None and known.certain and known.home != side and not here.touched(known.noted[side]):
-        return Decision(known.home, True, Step.DELETE)
-    return Decision(side, True, Step.COPY)
+        return Decision(known.home, True, Move.DELETE)
+    return Decision(side, True, Move.COPY)
 
 
 def _first_home(source: Seen, target: Seen) -> tuple[int, bool]:
@@ -182,12 +198,12 @@ def _next_home(seen: tuple[Seen, Seen], known: Known) -> tuple[int, bool]:
     return away, True
 
 
-def _step(original: Seen, copy: Seen) -> Step:
+def _step(original: Seen, copy: Seen) -> Move:
     if original.record.value != copy.record.value or (original.record.permanent and not copy.record.permanent):
-        return Step.UPDATE
+        return Move.UPDATE
     if original.expires_at is None or copy.expires_at is None:
-        return Step.NOTHING  # a reservation at the other place stays one: whoever made it may want it
-    return Step.RENEW if original.expires_at - copy.expires_at > original.slack else Step.NOTHING
+        return Move.NOTHING  # a reservation at the other place stays one: whoever made it may want it
+    return Move.RENEW if original.expires_at - copy.expires_at > original.slack else Move.NOTHING
 
 
 def _same_node(one: Record, other: Record) -> bool:
@@ -423,7 +439,7 @@ class Migration:
         if decision is None:
             self.known.pop(key, None)
             return
-        if decision.step is Step.CONTRADICTION:
+        if decision.step is Move.CONTRADICTION:
             holders = " and ".join(_owner(each.record) for each in seen if each is not None)
             self._once(f"{key}: {holders} both hold it, one in each store; left alone. Stop one of them")
             return
@@ -431,7 +447,7 @@ class Migration:
             self._say(f"{key}: its node works on {self.stores[TARGET].location} now")
         away = 1 - decision.home
         noted = list(seen)
-        if decision.step is not Step.NOTHING and away in sides:
+        if decision.step is not Move.NOTHING and away in sides:
             try:
                 noted[away] = self._write(decision, key, seen, done, dry)
             except ConflictError:
@@ -457,7 +473,7 @@ class Migration:
         ttl = self._ttl(original)
         if copy is None:
             written = store.create(key, original.record.value, ttl)
-        elif decision.step is Step.RENEW and ttl is not None:
+        elif decision.step is Move.RENEW and ttl is not None:
             written = store.renew(copy.record, ttl)
         else:
             written = store.update(copy.record, original.record.value, ttl)

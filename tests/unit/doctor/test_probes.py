@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.waiting import until
 
 from pyflannel.doctor.examination import spread
-from pyflannel.doctor.finding import Finding, Outcome, failed, passed, skipped, warned, worst
+from pyflannel.doctor.finding import Finding, Judgement, failed, passed, skipped, warned, worst
 from pyflannel.doctor.probes import Reach, Target, checksum_errors, judge
 from pyflannel.errors import KernelError
 from pyflannel.network.lease import IPAddress
@@ -25,7 +25,7 @@ TARGET = Target("10.1.2.0/24 at 192.0.2.2", ip_address("192.0.2.2"), DEVICE, GAT
 WELL = Reach("ping", 0.001, DEVICE, True, 1450, 1500, True, True)
 
 
-def verdicts(reach: Reach, target: Target = TARGET) -> dict[str, Outcome]:
+def verdicts(reach: Reach, target: Target = TARGET) -> dict[str, Judgement]:
     return {finding.check: finding.outcome for finding in judge(target, reach, "eth0", 8472)}
 
 
@@ -34,35 +34,35 @@ def finding(reach: Reach, check: str, target: Target = TARGET) -> Finding:
 
 
 def test_all_is_well() -> None:
-    assert set(verdicts(WELL).values()) == {Outcome.PASS}
+    assert set(verdicts(WELL).values()) == {Judgement.PASS}
     assert len(verdicts(WELL)) == 4
 
 
 @pytest.mark.parametrize(
     ("change", "check", "verdict"),
     [
-        ({"underlay": "knock"}, "peer underlay", Outcome.PASS),
-        ({"underlay": ""}, "peer underlay", Outcome.PASS),
-        ({"gateway": False}, "peer overlay", Outcome.PASS),
-        ({"largest": 1449}, "peer packet size", Outcome.FAIL),
-        ({"largest": 0}, "peer packet size", Outcome.FAIL),
-        ({"underlay_largest": 1400}, "peer packet size", Outcome.WARN),
-        ({"underlay_largest": 0}, "peer packet size", Outcome.PASS),
-        ({"underlay_largest": None}, "peer packet size", Outcome.PASS),
-        ({"checksummed": False}, "peer UDP checksum", Outcome.FAIL),
-        ({"checksummed": False, "unchecked": False}, "peer UDP checksum", Outcome.SKIP),
-        ({"checksummed": False, "unchecked": None}, "peer UDP checksum", Outcome.SKIP),
+        ({"underlay": "knock"}, "peer underlay", Judgement.PASS),
+        ({"underlay": ""}, "peer underlay", Judgement.PASS),
+        ({"gateway": False}, "peer overlay", Judgement.PASS),
+        ({"largest": 1449}, "peer packet size", Judgement.FAIL),
+        ({"largest": 0}, "peer packet size", Judgement.FAIL),
+        ({"underlay_largest": 1400}, "peer packet size", Judgement.WARN),
+        ({"underlay_largest": 0}, "peer packet size", Judgement.PASS),
+        ({"underlay_largest": None}, "peer packet size", Judgement.PASS),
+        ({"checksummed": False}, "peer UDP checksum", Judgement.FAIL),
+        ({"checksummed": False, "unchecked": False}, "peer UDP checksum", Judgement.SKIP),
+        ({"checksummed": False, "unchecked": None}, "peer UDP checksum", Judgement.SKIP),
     ],
 )
-def test_one_thing_that_differs(change: dict[str, object], check: str, verdict: Outcome) -> None:
+def test_one_thing_that_differs(change: dict[str, object], check: str, verdict: Judgement) -> None:
     reach = replace(WELL, **change)  # type: ignore[arg-type]
     assert verdicts(reach) == {**verdicts(WELL), check: verdict}
 
 
 def test_a_dead_node_and_a_blocked_overlay_are_two_things() -> None:
     dead, blocked = Reach(), Reach("ping", underlay_largest=1500, checksummed=True, unchecked=True)
-    assert verdicts(dead) == {"peer underlay": Outcome.FAIL, "peer overlay": Outcome.FAIL}
-    assert verdicts(blocked) == {"peer underlay": Outcome.PASS, "peer overlay": Outcome.FAIL}
+    assert verdicts(dead) == {"peer underlay": Judgement.FAIL, "peer overlay": Judgement.FAIL}
+    assert verdicts(blocked) == {"peer underlay": Judgement.PASS, "peer overlay": Judgement.FAIL}
     assert "UDP port 8472" in finding(blocked, "peer overlay").meaning
     assert "udp port 8472" in finding(blocked, "peer overlay").fix
 
@@ -75,7 +75,7 @@ def test_a_device_that_leaves_checksums_unfinished_is_named() -> None:
 
 def test_where_the_device_has_no_address_silence_is_a_warning() -> None:
     """As with host-gw: a node without containers has nothing that could answer."""
-    assert verdicts(Reach("ping"), replace(TARGET, device=None))["peer overlay"] is Outcome.WARN
+    assert verdicts(Reach("ping"), replace(TARGET, device=None))["peer overlay"] is Judgement.WARN
 
 
 @given(
@@ -95,7 +95,7 @@ def test_every_answer_has_an_outcome_and_trouble_has_a_way_out(reach: Reach) -> 
     found = list(judge(TARGET, reach, "eth0", None))
     assert {"peer underlay", "peer overlay"} <= {item.check for item in found}
     for item in found:
-        assert bool(item.meaning and item.fix) == (item.outcome in (Outcome.WARN, Outcome.FAIL))
+        assert bool(item.meaning and item.fix) == (item.outcome in (Judgement.WARN, Judgement.FAIL))
 
 
 def test_the_worst_counts() -> None:
@@ -103,7 +103,7 @@ def test_the_worst_counts() -> None:
     assert [
         worst(items)
         for items in ([], [well], [well, skip], [skip, warned("a", "", "m")], [failed("a", "", "m"), well, skip])
-    ] == [Outcome.PASS, Outcome.PASS, Outcome.SKIP, Outcome.WARN, Outcome.FAIL]
+    ] == [Judgement.PASS, Judgement.PASS, Judgement.SKIP, Judgement.WARN, Judgement.FAIL]
 
 
 @given(st.binary(max_size=64))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.firewall.model import NO_RULES, Match, Rule, Verdict, plan
+from pyflannel.firewall.model import NO_RULES, FirewallRule, Match, Verdict, plan
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import IPAddress, Subnets
 
@@ -26,7 +26,7 @@ def holds(match: Match | None, address: IPAddress) -> bool:
 
 
 def verdict(
-    rules: tuple[Rule, ...],
+    rules: tuple[FirewallRule, ...],
     source: IPAddress,
     destination: IPAddress,
     mark: int = 0,
@@ -71,8 +71,10 @@ def test_what_is_masqueraded(version: int, source: str, destination: str, masque
 def test_an_overlay_address_is_believed_by_the_overlay_s_device_or_where_its_route_leads(version: int) -> None:
     planned = plan(DUAL, SUBNETS, forward=False, masquerade=False, entrances={"flannel.1"}, underlay="eth0")
     first, *middle, drop = planned.of(version).arrival
-    assert first == Rule(Verdict.RETURN, interface="flannel.1")
-    assert middle == [Rule(Verdict.DROP, drop.source, interface="eth0")], "where the default route may lead back"
+    assert first == FirewallRule(Verdict.RETURN, interface="flannel.1")
+    assert middle == [FirewallRule(Verdict.DROP, drop.source, interface="eth0")], (
+        "where the default route may lead back"
+    )
     assert drop.strayed, "containers of this node are where the route to them leads"
     assert not drop.interface, "by whichever other link"
     believed = {

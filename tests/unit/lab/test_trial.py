@@ -11,7 +11,7 @@ from rich.console import Console
 from pyflannel.errors import ConfigError
 from pyflannel.lab.measure import Matrix, Pair, Throughput
 from pyflannel.lab.picture import render
-from pyflannel.lab.trial import Failure, NodeReport, Report, TrialNetwork
+from pyflannel.lab.trial import NodeReport, Report, Shortfall, TrialNetwork
 from pyflannel.network.document import NetworkConfig
 
 
@@ -36,7 +36,7 @@ def report(count: int, lost: tuple[tuple[int, int], ...] = (), down: tuple[int, 
         for two in up
         if one != two
     )
-    failures = (Failure("something is wrong", tuple(f"n{number}" for number in down)),) if lost or down else ()
+    failures = (Shortfall("something is wrong", tuple(f"n{number}" for number in down)),) if lost or down else ()
     return Report(
         overlay=TrialNetwork(),
         rootless=False,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pyflannel.show import page
 from pyflannel.show.page import render
-from pyflannel.show.reachability import Answer
+from pyflannel.show.reachability import RoundTrips
 from pyflannel.show.status import (
     BackendStatus,
     FailureStatus,
@@ -139,9 +139,9 @@ def test_dark_and_light_define_the_same_colours() -> None:
 def test_a_peer_that_does_not_answer_is_wrong_whatever_the_kernel_holds() -> None:
     peers = status(peers=3).peers
     answers = {
-        peers[0].key: Answer(0.00025, 0.0002, True),
-        peers[1].key: Answer(None, 0.0002, True),
-        peers[2].key: Answer(None, None, False),
+        peers[0].key: RoundTrips(0.00025, 0.0002, True),
+        peers[1].key: RoundTrips(None, 0.0002, True),
+        peers[2].key: RoundTrips(None, None, False),
     }
     usable = replace(status(), peers=tuple(replace(peer, state=PeerState.OK, reason="") for peer in peers))
     found = Checker(render(usable, (True, "ready"), NOW, answers))
@@ -154,12 +154,12 @@ def test_a_peer_that_does_not_answer_is_wrong_whatever_the_kernel_holds() -> Non
 
 
 def test_without_an_address_on_its_device_a_peer_whose_node_answers_is_well() -> None:
-    assert Answer(None, 0.001, False).good
-    assert str(Answer(None, 0.001, False)) == "the node answers"
+    assert RoundTrips(None, 0.001, False).good
+    assert str(RoundTrips(None, 0.001, False)) == "the node answers"
 
 
 def test_it_comes_back_soon_for_the_first_answers() -> None:
-    asked = {peer.key: Answer(0.1, 0.1, True) for peer in status().peers}
+    asked = {peer.key: RoundTrips(0.1, 0.1, True) for peer in status().peers}
     soon, later = (
         re.search(r'http-equiv="refresh" content="(\d+)"', render(status(), (True, ""), NOW, answers))
         for answers in ({}, asked)

@@ -11,7 +11,7 @@ import pytest
 from tests.starving import without_descriptors
 
 from pyflannel.small import server
-from pyflannel.small.server import Server, listen_in
+from pyflannel.small.server import SocketServer, listen_in
 
 
 class Counted(socket.socket):
@@ -35,7 +35,7 @@ def test_without_descriptors_it_says_so_once_and_serves_who_waits(
     monkeypatch.setattr(server, "ACCEPT_PAUSE", 0.001)
     path = tmp_path / "socket"
     listener = Counted(listen_in(path), 5)
-    serving = Server(listener, "status", lambda request: b"here", asked=False)
+    serving = SocketServer(listener, "status", lambda request: b"here", asked=False)
     try:
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(30)

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel_stores._file_directory import Signature, Stored
+from pyflannel_stores._file_directory import Signature, StoredFile
 from pyflannel_stores._file_watch import History
 
 NOW = 1000.0
 KEYS = st.sampled_from([f"10.5.{number}.0-24" for number in range(6)])
 
 
-def stored(key: str, number: int, expires: float | None = None, settled: bool = True) -> Stored:
-    return Stored(key, "{}", f"v{number}", expires, signature(number), settled)
+def stored(key: str, number: int, expires: float | None = None, settled: bool = True) -> StoredFile:
+    return StoredFile(key, "{}", f"v{number}", expires, signature(number), settled)
 
 
 def signature(number: int) -> Signature:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pyflannel.store import Record
 from pyflannel_stores._kubernetes_http import ChunkedLines
-from pyflannel_stores._kubernetes_nodes import Annotations, Cluster, Sieve, read_member
+from pyflannel_stores._kubernetes_nodes import Annotations, ClusterNodes, Sieve, read_member
 from pyflannel_stores.kubernetes import _split_list
 
 NAMES = Annotations()
@@ -122,7 +122,7 @@ def test_a_pod_cidr_that_is_none_is_a_problem_with_a_name() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.none() | st.tuples(st.sampled_from("kl"), st.sampled_from("12")))))
 def test_changes_of_a_cluster_lead_from_one_state_to_the_next(steps: list[tuple[str, tuple[str, str] | None]]) -> None:
-    cluster, state = Cluster("b"), dict[str, Record]()
+    cluster, state = ClusterNodes("b"), dict[str, Record]()
     members: dict[str, Record] = {}
     for name, lease in steps:
         record = None if lease is None else Record(lease[0], f"{name}{lease[1]}", lease[1])

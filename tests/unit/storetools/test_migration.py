@@ -27,8 +27,8 @@ from pyflannel.storetools.migration import (
     Done,
     Known,
     Migration,
+    Move,
     Seen,
-    Step,
     contradictions,
     settle,
 )
@@ -56,7 +56,7 @@ COPY_LEFT = DAY - HANDICAP - 1
 @pytest.mark.parametrize("side", [SOURCE, TARGET])
 def test_what_one_store_has_is_copied_to_the_other(side: int) -> None:
     both = (seen(), None) if side == SOURCE else (None, seen())
-    assert settle(both, None) == Decision(side, True, Step.COPY)
+    assert settle(both, None) == Decision(side, True, Move.COPY)
 
 
 def test_what_neither_has_is_nothing() -> None:
@@ -64,13 +64,13 @@ def test_what_neither_has_is_nothing() -> None:
 
 
 def test_the_later_expiry_is_the_home() -> None:
-    assert settle((seen(), seen(COPY_LEFT)), None) == Decision(SOURCE, True, Step.NOTHING)
-    assert settle((seen(COPY_LEFT), seen()), None) == Decision(TARGET, True, Step.NOTHING)
+    assert settle((seen(), seen(COPY_LEFT)), None) == Decision(SOURCE, True, Move.NOTHING)
+    assert settle((seen(COPY_LEFT), seen()), None) == Decision(TARGET, True, Move.NOTHING)
 
 
 def test_a_node_that_renews_the_copy_has_moved() -> None:
     known = Known(SOURCE, True, (seen(3600), seen(3600 - HANDICAP - 1)))
-    assert settle((seen(3600), seen(DAY)), known) == Decision(TARGET, True, Step.RENEW)
+    assert settle((seen(3600), seen(DAY)), known) == Decision(TARGET, True, Move.RENEW)
 
 
 @pytest.mark.parametrize("change", [{"version": "2"}, {"handle": "other"}])
@@ -84,48 +84,48 @@ def test_a_node_that_writes_the_copy_has_moved(change: dict[str, str], exact: bo
 
 def test_a_node_that_goes_back_is_at_home_there_again() -> None:
     known = Known(TARGET, True, (seen(COPY_LEFT), seen()))
-    assert settle((seen(DAY + 100), seen()), known) == Decision(SOURCE, True, Step.NOTHING)
+    assert settle((seen(DAY + 100), seen()), known) == Decision(SOURCE, True, Move.NOTHING)
 
 
 def test_a_new_text_goes_to_the_other_store() -> None:
     changed = seen(version="2")
     changed = replace(changed, record=replace(changed.record, value=text("n", "192.0.2.77")))
     known = Known(SOURCE, True, (seen(), seen(COPY_LEFT)))
-    assert settle((changed, seen(COPY_LEFT)), known) == Decision(SOURCE, True, Step.UPDATE)
+    assert settle((changed, seen(COPY_LEFT)), known) == Decision(SOURCE, True, Move.UPDATE)
 
 
 def test_what_is_gone_from_its_home_is_deleted_at_the_other_place() -> None:
     known = Known(SOURCE, True, (seen(), seen(COPY_LEFT)))
-    assert settle((None, seen(COPY_LEFT)), known) == Decision(SOURCE, True, Step.DELETE)
+    assert settle((None, seen(COPY_LEFT)), known) == Decision(SOURCE, True, Move.DELETE)
 
 
 def test_what_is_gone_from_its_home_but_renewed_at_the_other_place_comes_back() -> None:
     known = Known(SOURCE, True, (seen(), seen(COPY_LEFT)))
-    assert settle((None, seen(DAY + 50)), known) == Decision(TARGET, True, Step.COPY)
+    assert settle((None, seen(DAY + 50)), known) == Decision(TARGET, True, Move.COPY)
 
 
 def test_a_guess_deletes_nothing() -> None:
     known = Known(SOURCE, False, (seen(exact=False), seen(exact=False)))
-    assert settle((None, seen(exact=False)), known) == Decision(TARGET, True, Step.COPY)
+    assert settle((None, seen(exact=False)), known) == Decision(TARGET, True, Move.COPY)
 
 
 def test_a_copy_that_is_gone_is_made_again() -> None:
     known = Known(SOURCE, True, (seen(), seen(COPY_LEFT)))
-    assert settle((seen(), None), known) == Decision(SOURCE, True, Step.COPY)
+    assert settle((seen(), None), known) == Decision(SOURCE, True, Move.COPY)
 
 
 def test_two_nodes_on_one_key_are_left_alone() -> None:
     verdict = settle((seen(), seen(COPY_LEFT, node="other")), None)
     assert verdict is not None
-    assert verdict.step is Step.CONTRADICTION
+    assert verdict.step is Move.CONTRADICTION
 
 
 def test_a_reservation_makes_its_copy_one() -> None:
     assert settle((seen(None), seen()), Known(SOURCE, True, (seen(None), seen()))) == Decision(
-        SOURCE, True, Step.UPDATE
+        SOURCE, True, Move.UPDATE
     )
     assert settle((seen(), seen(None)), Known(SOURCE, True, (seen(), seen(None)))) == Decision(
-        SOURCE, True, Step.NOTHING
+        SOURCE, True, Move.NOTHING
     )
 
 
@@ -152,18 +152,18 @@ def test_no_verdict_writes_what_is_not_there_or_deletes_what_a_node_has_touched(
         assert target is None
         return
     original, copy = (source, target) if verdict.home == SOURCE else (target, source)
-    if verdict.step is Step.DELETE:
+    if verdict.step is Move.DELETE:
         assert original is None
         assert copy is not None
         assert known is not None
         assert not copy.touched(known.noted[1 - verdict.home])
-    elif verdict.step is Step.COPY:
+    elif verdict.step is Move.COPY:
         assert original is not None
         assert copy is None
     else:
         assert original is not None
         assert copy is not None
-    if verdict.step in (Step.UPDATE, Step.RENEW) and source is not None and target is not None:
+    if verdict.step in (Move.UPDATE, Move.RENEW) and source is not None and target is not None:
         assert '"other"' not in source.record.value or source.record.value == target.record.value
 
 

@@ -21,7 +21,7 @@ from pyflannel.testing.simulation.node import SimulatedNode, Surroundings
 from pyflannel.testing.simulation.plane import Table
 from pyflannel.testing.simulation.stores import KubernetesModel, StoreModel
 
-__all__ = ["Cluster", "Plan"]
+__all__ = ["Plan", "SimulatedCluster"]
 
 REMEMBERED: Final = 60
 """Lines of what has happened that are kept for the report of a violation."""
@@ -60,7 +60,7 @@ class Plan:
         return self.calm[-1][1]
 
 
-class Cluster:
+class SimulatedCluster:
     """See the module's docstring.
 
     :param folder: an empty directory for the nodes' files.

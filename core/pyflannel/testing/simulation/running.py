@@ -19,7 +19,7 @@ from pyflannel.backend import Backend, parse_options
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import Subnets
 from pyflannel.plugins import load_backend
-from pyflannel.testing.simulation.cluster import Cluster, Plan
+from pyflannel.testing.simulation.cluster import Plan, SimulatedCluster
 from pyflannel.testing.simulation.judge import Violation
 from pyflannel.testing.simulation.plane import MemoryBackend, SecretBackend, Table
 from pyflannel.testing.simulation.stores import MODELS, KubernetesModel, StoreModel
@@ -106,7 +106,7 @@ def run(plan: Plan, make_model: MakeModel = standard_model, make_backend: MakeBa
     """Let a plan happen in a cluster of its own; whatever goes wrong is in the outcome."""
     begin = time.perf_counter()
     with _quiet(), TemporaryDirectory(prefix="pyflannel-simulation-", dir=_memory()) as folder:
-        cluster = Cluster(plan, Path(folder), lambda rng: make_model(plan, rng), make_backend)
+        cluster = SimulatedCluster(plan, Path(folder), lambda rng: make_model(plan, rng), make_backend)
         violation: Violation | None = None
         try:
             cluster.run()

@@ -29,7 +29,7 @@ from tests.unit.backends.userspace.reference import ACK, PSH, TCP, UDP, Packet
 from pyflannel_backends.userspace import packet as ip
 from pyflannel_backends.userspace import vnet
 from pyflannel_backends.userspace.fastpath import load_fast_path
-from pyflannel_backends.userspace.forward import Forwarder, Limits, RateLimit
+from pyflannel_backends.userspace.forward import Forwarder, QueueLimits, RateLimit
 from pyflannel_backends.userspace.ports import Received
 from pyflannel_backends.userspace.table import Peer, PeerTable
 
@@ -783,7 +783,7 @@ class Twins:
         table = PeerTable([ip_network("10.5.1.0/24"), ip_network("fd00:5:1::/48")])
         limit = RateLimit(0.0, 1e9, lambda: 0.0)
         addresses = {4: bytes([10, 5, 1, 0]), 6: HOSTS6[0][:15] + bytes(1)}
-        return Forwarder(tun, underlay, table, Limits(MTU, addresses), limit, splitter, joiner)
+        return Forwarder(tun, underlay, table, QueueLimits(MTU, addresses), limit, splitter, joiner)
 
     def move(self, number: int, holder: str | None) -> None:
         """A subnet is another peer's, or nobody's, as the worker does it when it is told."""

@@ -21,7 +21,7 @@ from tests.unit.backends.userspace.reference import ACK, PSH, UDP, Packet
 
 from pyflannel_backends.userspace import packet as ip
 from pyflannel_backends.userspace import vnet
-from pyflannel_backends.userspace.forward import Forwarder, Limits, RateLimit
+from pyflannel_backends.userspace.forward import Forwarder, QueueLimits, RateLimit
 from pyflannel_backends.userspace.table import Peer, PeerTable
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Bench:
             self.tun,
             self.underlay,
             table,
-            Limits(1472, addresses if ipv6 else {4: addresses[4]}),
+            QueueLimits(1472, addresses if ipv6 else {4: addresses[4]}),
             RateLimit(10.0, 3.0, lambda: self.now),
             Splitter() if offload else None,
             Joiner() if offload else None,

@@ -27,7 +27,7 @@ from tests.unit.backends.wireguard.world import WALL
 
 from pyflannel_backends.userspace import vnet
 from pyflannel_backends.userspace.fastpath import load_transport
-from pyflannel_backends.userspace.forward import Forwarder, Limits, RateLimit
+from pyflannel_backends.userspace.forward import Forwarder, QueueLimits, RateLimit
 from pyflannel_backends.userspace.ipv6 import parse as parse6
 from pyflannel_backends.userspace.packet import parse
 from pyflannel_backends.userspace.ports import Endpoint, UdpSocket
@@ -74,7 +74,7 @@ class Node:
         table = PeerTable([ip_network("10.5.1.0/24"), ip_network("fd00:5:1::/48")])
         for subnet, peer in (("10.5.2.0/24", PEER), ("fd00:5:2::/48", PEER), ("10.5.3.0/24", OTHER)):
             table.put(Lease(ip_network(subnet), peer))
-        limits = Limits(MTU, {4: bytes([10, 5, 1, 0]), 6: HOSTS6[0][:15] + bytes(1)})
+        limits = QueueLimits(MTU, {4: bytes([10, 5, 1, 0]), 6: HOSTS6[0][:15] + bytes(1)})
         tun = SocketTun(self._queue.fileno())
         limit = RateLimit(0.0, 1e9, lambda: 0.0)
         self.forwarder = Forwarder(tun, self.tunnel, table, limits, limit, Splitter(), Joiner())
