@@ -32,7 +32,7 @@ PIPE_CLOSED: Final = 141
 """128 + SIGPIPE: whoever read our output has seen enough."""
 
 COMMANDS: Final = {
-    "cleanup": ("pyflannel.cli.cleanup:cleanup", "Remove from this node's kernel all that pyflannel made."),
+    "cleanup": ("pyflannel.cli.cleanup:cleanup", "Remove everything that pyflannel created from this node's kernel."),
     "config": ("pyflannel.cli.config:config", "Read, write or check the network config in the store."),
     "docker-opts": ("pyflannel.cli.docker_opts:docker_opts", "Write Docker's options from this node's subnet.env."),
     "doctor": ("pyflannel.cli.doctor:doctor", "Check this node and its peers, and say what to do."),
@@ -41,7 +41,7 @@ COMMANDS: Final = {
     "network": ("pyflannel.cli.network:network", "Change the network while its nodes run, without losing a packet."),
     "plugin": ("pyflannel.cli.plugin:plugin", "Start a plugin of your own (plugin new backend|store NAME)."),
     "plugin-test": ("pyflannel.cli.plugin:plugin_test", "Run the conformance kit on an installed plugin."),
-    "plugins": ("pyflannel.cli.plugins:plugins", "List backends and stores that are installed, and whether they work."),
+    "plugins": ("pyflannel.cli.plugins:plugins", "List the installed backends and stores, and whether they work."),
     "status": ("pyflannel.cli.status:status", "Show how this node's daemon is doing."),
     "store": ("pyflannel.cli.store:store", "Move an overlay to another store, or check one."),
     "version": ("pyflannel.cli.version:version", "Print the version."),

@@ -34,9 +34,9 @@ __all__ = ["cleanup"]
 @click.option("--lease", "with_lease", is_flag=True, help="Delete this node's lease from the store, too.")
 @click.pass_context
 def cleanup(ctx: click.Context, dry_run: bool, with_lease: bool) -> None:
-    """Remove from this node's kernel all that pyflannel made.
+    """Remove everything that pyflannel created from this node's kernel.
 
-    Containers on this node lose the overlay. Not while a daemon runs here: it would put everything back.
+    Containers on this node lose the overlay. Refused while a daemon runs here, which would put everything back.
     """
     wanted = settings(ctx)
     verb = "would remove" if dry_run else "removed"

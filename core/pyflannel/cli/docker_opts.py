@@ -32,7 +32,7 @@ def _variable(_: click.Context, __: click.Parameter, value: str) -> str:
 @click.option("-d", "target", type=_FILE, default="/run/docker_opts.env", show_default=True, help="The file to write.")
 @click.option("-i", "individual", is_flag=True, help="Write each option as a variable of its own.")
 @click.option("-c", "combined", is_flag=True, help="Write all options into one variable. Without -i and -c: both.")
-@click.option("-m", "no_ip_masq", is_flag=True, help="Leave --ip-masq out, for an old Docker.")
+@click.option("-m", "no_ip_masq", is_flag=True, help="Leave out --ip-masq, for an old Docker.")
 @click.option("-k", "key", callback=_variable, default="DOCKER_OPTS", show_default=True, help="That variable's name.")
 def docker_opts(subnet_file: Path, target: Path, individual: bool, combined: bool, no_ip_masq: bool, key: str) -> None:
     """Write Docker's options from this node's subnet.env.

@@ -18,15 +18,21 @@ __all__ = ["doctor"]
 
 @click.command(cls=FlagCommand, params=flags("daemon", "store", "node"))
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
-@click.option("--no-probes", is_flag=True, help="Only look, send no packet to any peer.")
-@click.option("--peer", "peers", multiple=True, metavar="TEXT", help="Probe only peers whose subnet or address has it.")
-@click.option("--all", "everything", is_flag=True, help="List what is well, too.")
+@click.option("--no-probes", is_flag=True, help="Only look; send no packets to peers.")
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    metavar="TEXT",
+    help="Probe only peers whose subnet or address contains this text.",
+)
+@click.option("--all", "everything", is_flag=True, help="Also list the checks that pass.")
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool, no_probes: bool, peers: tuple[str, ...], everything: bool) -> int:
-    """Check this node and its way to every peer, and say what to do.
+    """Check this node and its path to every peer, and say what to do about problems.
 
-    Nothing is changed. It goes by the settings of the daemon that runs here; where none runs, give it that one's flags,
-    or run it where its config file is. It ends with 9 if a check fails; a warning alone is no failure.
+    Changes nothing. It uses the settings of the daemon that runs here; if none runs, give it that daemon's flags, or
+    run it where the daemon's config file is. It ends with 9 if a check fails; a warning alone is not a failure.
     """
     wanted = settings(ctx)
     from pyflannel.doctor import Judgement, examine, worst

@@ -37,7 +37,9 @@ class _Ended(BaseException):
 @click.command("lab", cls=FlagCommand)
 @click.option("--nodes", type=click.IntRange(1, 400), default=3, show_default=True, help="How many nodes.")
 @click.option("--containers", type=click.IntRange(0, 250), default=1, show_default=True, help="Containers per node.")
-@click.option("--routed", type=click.IntRange(0, 200), default=0, help="Put the last so many nodes behind a router.")
+@click.option(
+    "--routed", type=click.IntRange(0, 200), default=0, help="Put this many nodes, the last ones, behind a router."
+)
 @click.option("--backend", default="vxlan", show_default=True, metavar="NAME", help="The backend.")
 @click.option(
     "--backend-option",

@@ -71,7 +71,7 @@ def network() -> None:
 
 
 @network.command(params=flags("store"))
-@click.option("--backend", metavar="NAME", help="The backend that is to run.")
+@click.option("--backend", metavar="NAME", help="The new backend.")
 @click.option(
     "--backend-option", multiple=True, metavar="KEY=VALUE", help="An option of the backend, as in the network config."
 )

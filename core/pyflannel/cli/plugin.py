@@ -76,7 +76,7 @@ def new(kind: str, name: str, directory: Path | None) -> None:
     help="An attribute of the kit, such as minimum_ttl=10, carries_traffic=false or 'variants=[{}, {\"Port\": 1}]'; "
     "repeatable.",
 )
-@click.option("--no-lab", is_flag=True, help="Of a backend, try only the planning, which needs no rights.")
+@click.option("--no-lab", is_flag=True, help="Test only a backend's planning, which needs no privileges.")
 @click.option("-k", "expression", metavar="EXPRESSION", help="Only tests that match; as pytest's -k.")
 @click.option("--verbose", is_flag=True, help="Name each test.")
 def plugin_test(

@@ -14,7 +14,7 @@ __all__ = ["plugins"]
 @click.command(cls=FlagCommand)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def plugins(as_json: bool) -> None:
-    """List backends and stores that are installed, and whether they work.
+    """List the installed backends and stores, and whether they work.
 
     Each one is imported to find out. A plugin that does not work is listed with the reason.
     """

@@ -27,7 +27,7 @@ _PEERS_SHOWN: Final = 20
 def status(ctx: click.Context, as_json: bool, everything: bool) -> None:
     """Show how this node's daemon is doing.
 
-    Peers and kernel objects that are in trouble come first, with the reason and since when.
+    Peers and kernel objects that have problems come first, with the reason and since when.
     """
     document = query(settings(ctx).run_dir)
     if as_json:

@@ -34,7 +34,7 @@ def store() -> None:
 
 @store.command(params=flags())
 @click.option("--from", "source", required=True, metavar="URL", help="The store that the nodes use now.")
-@click.option("--to", "target", required=True, metavar="URL", help="The store that they shall use.")
+@click.option("--to", "target", required=True, metavar="URL", help="The store that they are to use.")
 @click.option("--follow", is_flag=True, help="Go on until Ctrl-C, both ways, while nodes are restarted one by one.")
 @click.option("--until-moved", is_flag=True, help="With --follow: end by itself when every node has moved.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")

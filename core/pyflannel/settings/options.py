@@ -387,14 +387,14 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "check-overlay-sources",
         BOOLEAN,
-        "Drop packets from addresses of the overlay that come in otherwise than by its device or from containers here.",
+        "Drop packets from overlay addresses that arrive neither by the overlay's device nor from containers here.",
         True,
         section=FIREWALL,
     ),
     Option(
         "check-overlay-exits",
         BOOLEAN,
-        "Drop packets to addresses of the overlay that leave otherwise than by its device, if the backend encrypts.",
+        "Drop packets to overlay addresses that would leave by any device but the overlay's, if the backend encrypts.",
         True,
         section=FIREWALL,
     ),
@@ -415,7 +415,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "resync-interval",
         _seconds(1),
-        "Seconds between full comparisons with the kernel, beside its notifications.",
+        "Seconds between full comparisons with the kernel, in addition to its notifications.",
         300.0,
         section=FIREWALL,
     ),
@@ -430,7 +430,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "run-dir",
         PATH,
-        "The directory of the status socket and the lock; one daemon each.",
+        "The directory for the status socket and the lock; one per daemon.",
         Path("/run/pyflannel"),
         section=FILES,
         scope="node",
@@ -447,7 +447,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "node-id",
         TEXT,
-        "What tells this node from others. Default: derived from /etc/machine-id, else random and kept in --state-dir.",
+        "What identifies this node. Default: derived from /etc/machine-id, else random and kept in --state-dir.",
         section=FILES,
         scope="node",
     ),
@@ -464,13 +464,13 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "log-level",
         _choice("debug", "info", "warning", "error"),
-        "The least that is logged. Default: info for the daemon (state changes), warning for the other commands.",
+        "The lowest level logged. Default: info for the daemon (state changes), warning for the other commands.",
         section=LOG,
         scope="any",
     ),
     Option("v", _whole(0), "As in flannel: 1 or more is --log-level debug.", 0, section=LOG, scope="any"),
-    Option("vmodule", MODULES, "One of flannel's; ignored.", section=LOG, in_file=False),
-    Option("log_backtrace_at", SOURCE_LINE, "One of flannel's; ignored.", section=LOG, in_file=False),
+    Option("vmodule", MODULES, "A flag of flannel's; ignored.", section=LOG, in_file=False),
+    Option("log_backtrace_at", SOURCE_LINE, "A flag of flannel's; ignored.", section=LOG, in_file=False),
     Option(
         "kube-subnet-mgr",
         BOOLEAN,
@@ -482,7 +482,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "kube-api-url",
         TEXT,
-        "The API server. Default: what the kubeconfig says, or every pod is told.",
+        "The API server. Default: the kubeconfig's, or the one that every pod is told.",
         section=KUBERNETES,
         scope="store",
     ),
@@ -496,7 +496,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "kube-annotation-prefix",
         TEXT,
-        "What the annotations of Nodes begin with.",
+        "The prefix of the Nodes' annotations.",
         "flannel.alpha.coreos.com",
         section=KUBERNETES,
         scope="store",
