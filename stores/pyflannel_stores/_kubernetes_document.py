@@ -72,7 +72,6 @@ class File(Document):
         self._record: Record | None = None
 
     def read(self, deadline: Deadline) -> Record:
-        """See :class:`Document`."""
         try:
             status = self.path.stat()
             stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
@@ -121,12 +120,10 @@ class ConfigMap(Document):
         self._path = f"/api/v1/namespaces/{namespace}/configmaps/{own}"
 
     def read(self, deadline: Deadline) -> Record:
-        """See :class:`Document`."""
         self._latest = self._record(self._call("get", deadline))
         return self._latest
 
     def latest(self, deadline: Deadline) -> Record:
-        """See :class:`Document`."""
         return self._latest or self.read(deadline)
 
     def write(self, value: str, expected: Record | None, deadline: Deadline) -> Record:
@@ -148,7 +145,6 @@ class ConfigMap(Document):
             raise ConflictError(f"{self._where}: ConfigMap {self.name} was changed meanwhile") from None
 
     def close(self) -> None:
-        """See :class:`Document`."""
         self._api.close()
 
     def _call(self, verb: str, deadline: Deadline, patch: Mapping[str, Any] | None = None) -> Any:

@@ -200,7 +200,6 @@ class KubernetesStore(Store):
         return None
 
     def close(self) -> None:
-        """See :class:`~pyflannel.store.Store`."""
         for watch in list(self._watches):
             watch.close()
         self._document.close()
@@ -209,7 +208,6 @@ class KubernetesStore(Store):
     # What our own node writes
 
     def assigned(self, families: Sequence[int]) -> Record | Unassigned:
-        """See :class:`~pyflannel.store.Store`."""
         deadline = Deadline(_BUDGET)
         try:
             member = self._member(self._read_own(deadline))
@@ -249,7 +247,6 @@ class KubernetesStore(Store):
                 return
 
     def announced(self) -> bool | None:
-        """See :class:`~pyflannel.store.Store`."""
         try:
             found, _ = self._nodes.condition_of(self._read_own(Deadline(_BUDGET)))
         except self._http.NotFound:
@@ -513,7 +510,6 @@ class KubernetesWatch(Watch):
         self._reading = threading.Lock()
 
     def __next__(self) -> Batch:
-        """See :class:`~pyflannel.store.Watch`."""
         with self._reading:
             try:
                 while not self._closed.is_set():
@@ -528,7 +524,6 @@ class KubernetesWatch(Watch):
         raise StopIteration
 
     def close(self) -> None:
-        """See :class:`~pyflannel.store.Watch`."""
         with self._lock:
             self._closed.set()
             if self._stream is not None:

@@ -90,7 +90,6 @@ class IpsecDataPlane(DataPlane):
     # Called by the core
 
     def put(self, peer: Lease) -> None:
-        """See :class:`DataPlane`."""
         tunnels = self._tunnels(peer)
         with self._lock:
             if self._wanted.get(peer.key) == tunnels:
@@ -99,7 +98,6 @@ class IpsecDataPlane(DataPlane):
         self._attendant.wake.set()
 
     def remove(self, subnets: Subnets) -> None:
-        """See :class:`DataPlane`."""
         with self._lock:
             self._wanted.pop(subnets.key, None)
         self._attendant.wake.set()

@@ -159,7 +159,6 @@ class TwinPort(KernelPort):
     # the port
 
     def dump(self, scope: Scope, known: Mapping[Key, KernelObject] = NOTHING) -> dict[Key, KernelObject]:
-        """See :meth:`KernelPort.dump`."""
         self._require_life()
         self.dumps += 1
         self._scope = scope
@@ -186,7 +185,6 @@ class TwinPort(KernelPort):
         return found
 
     def apply(self, writes: Sequence[Write]) -> Mapping[Key, KernelError]:
-        """See :meth:`KernelPort.apply`."""
         self.writes.extend(writes)
         failures: dict[Key, KernelError] = {}
         creations = [write for write in writes if write.new is not None]
@@ -209,7 +207,6 @@ class TwinPort(KernelPort):
             self.progress()
 
     def look_around(self) -> Surroundings:
-        """See :meth:`KernelPort.look_around`."""
         self._require_life()
         routes = tuple(
             ForeignRoute(entry.route, entry.protocol)
@@ -232,7 +229,6 @@ class TwinPort(KernelPort):
         return any(destination.subnet_of(space) for space in spaces)  # type: ignore[arg-type]
 
     def clear(self, found: Iterable[ForeignRoute | ForeignLink]) -> tuple[KernelError, ...]:
-        """See :meth:`KernelPort.clear`."""
         for item in found:
             if isinstance(item, ForeignLink):
                 self._lose_link(item.link.name)
@@ -242,18 +238,15 @@ class TwinPort(KernelPort):
         return ()
 
     def fileno(self) -> int:
-        """See :meth:`KernelPort.fileno`."""
         return self._wakeup.fileno()
 
     def poll(self) -> Notice:
-        """See :meth:`KernelPort.poll`."""
         self._require_life()
         self._wakeup.drain()
         notice, self._pending = self._pending, Notice()
         return notice
 
     def close(self) -> None:
-        """See :meth:`KernelPort.close`."""
         if not self._closed:
             self._closed = True
 

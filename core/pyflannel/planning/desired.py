@@ -88,7 +88,7 @@ class Desired(Wanted):
         self._changed: dict[Key, KernelObject | None] | None = None
 
     def plans(self) -> Iterator[Plan]:
-        """See :class:`~pyflannel.kernel.packed.Wanted`."""
+        """The node's own objects, then each peer's as they are kept: packed where they can be."""
         yield tuple(self._own.values())
         for peer in list(self._peers.values()):
             if peer.plan:
@@ -151,6 +151,6 @@ class Desired(Wanted):
                 self._changed.setdefault(item.key, item)
 
     def drain_changed(self) -> dict[Key, KernelObject | None]:
-        """See :meth:`pyflannel.planning.overlay.Overlay.drain_changed`."""
+        """The keys under which something changed since the last call, each with what was desired then."""
         changed, self._changed = self._changed, {}
         return changed or {}

@@ -223,7 +223,7 @@ class Publisher:
 
     @property
     def hanging(self) -> str:
-        """See :attr:`Bounded.hanging`."""
+        """Says which ``publish`` has not come back yet; empty if none is being made."""
         return self._bounded.hanging
 
     def __call__(self, backend: Backend[Any], node: Node) -> Published:

@@ -77,7 +77,7 @@ class Peer:
     contest: _Contest | None = field(default=None, compare=False, repr=False)
     """What it lost against another one and waits for."""
     created: int = 0
-    """See :attr:`pyflannel.store.Record.created`."""
+    """Its lease's place among all in the order in which they came into being; 0 where the store does not know."""
 
     @property
     def objects(self) -> tuple[KernelObject, ...]:

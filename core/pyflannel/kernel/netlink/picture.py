@@ -44,7 +44,7 @@ _NO_MAC = "00:00:00:00:00:00"
 
 
 class Picture:
-    """See the module."""
+    """Links and scope, and answers to whose a row is; changed by dumps and notifications alone."""
 
     def __init__(self) -> None:
         self.scope = Scope()
