@@ -16,7 +16,7 @@ from pyflannel.daemon import runlock
 from pyflannel.daemon import subnet_env as envfile
 from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
-from pyflannel.errors import MalformedError, PyflannelError, StoreDeniedError
+from pyflannel.errors import MalformedError, PluginError, PyflannelError, StoreDeniedError
 from pyflannel.kernel.model import KernelObject, Key, Link, Sysctl, WireguardPeer
 from pyflannel.network.change import read
 from pyflannel.network.lease import Lease
@@ -142,6 +142,12 @@ def network(facts: Facts) -> Iterator[Finding]:
             yield warned("network config", text, "the network has gone over, and the daemon follows it", fix)
         else:
             yield failed("network config", text, "the daemon refuses to start with these settings", fix)
+        return
+    asked = (facts.problems.get(name) for name in ("overlay", "mtu"))
+    broken = next((error for error in asked if isinstance(error, PluginError)), None)
+    if broken is not None:
+        meaning = "the daemon asks the backend the same, and is held up by it, too"
+        yield failed("network config", str(broken), meaning, "pyflannel plugins   # which package it is from")
         return
     if facts.network.assumption:
         meaning = "a node that asks at another time may assume something else, and flanneld takes it for udp"

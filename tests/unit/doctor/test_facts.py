@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from tests.unit.daemon.running import settings_in
 
-from pyflannel.doctor import facts
+from pyflannel.doctor import Judgement, facts, worst
+from pyflannel.doctor.membership import network
 from pyflannel.settings.settings import Settings
 from pyflannel_stores.file import FileStore
 
@@ -43,6 +44,9 @@ def test_a_plugin_that_fails_costs_its_fact_alone(
     found = facts.gather(settings)
     assert str(found.problems[fact]) == f"{says}: ZeroDivisionError: oops"
     assert getattr(found, fact) is None
+    if fact in ("backend", "mtu"):
+        assert [finding.message for finding in network(found)] == [str(found.problems[fact])]
+        assert worst(network(found)) is Judgement.FAIL
 
 
 def test_a_plugin_that_hangs_is_left_behind(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
