@@ -31,13 +31,18 @@ DOCUMENTS = {
     "ipv4": ({"Network": "10.5.0.0/16"}, Subnets(FOUR)),
     "ipv6": ({"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00:5::/48"}, Subnets(None, SIX)),
     "both": ({"Network": "10.5.0.0/16", "EnableIPv6": True, "IPv6Network": "fd00:5::/48"}, Subnets(FOUR, SIX)),
+    "a wide subnet of our own": ({"Network": "10.5.0.0/16"}, Subnets(IPv4Network("10.5.0.0/23"))),
 }
+
+
+def node_in(kind: str) -> Node:
+    document, subnets = DOCUMENTS[kind]
+    return Node("node-1", NetworkConfig.from_json(json.dumps(document)), UNDERLAY, subnets)
 
 
 @pytest.fixture(params=DOCUMENTS)
 def node(request: pytest.FixtureRequest) -> Node:
-    document, subnets = DOCUMENTS[request.param]
-    return Node("node-1", NetworkConfig.from_json(json.dumps(document)), UNDERLAY, subnets)
+    return node_in(request.param)
 
 
 class Counting(VxlanBackend):
@@ -121,14 +126,26 @@ def test_an_irregular_subnet_does_not_make_the_others_unusual(node: Node) -> Non
 
 ODD: Mapping[str, list[Any]] = {
     "key": [
-        "10.5.7.0-25",
-        "10.5.7.1-24",
-        "10.6.7.0-24",
-        "10.5.07.0-24",
-        "10.5.7.0",
-        "fd00:5:0:7::-64",
-        "10.5.1.0-24",
-        "x",
+        *(
+            "10.5.7.0-25",
+            "10.5.7.1-24",
+            "10.6.7.0-24",
+            "10.5.07.0-24",
+            "10.5.7.0-024",
+            "10.5.7.0",
+            "10.5.1.0-24",
+            "x",
+            "",
+        ),
+        *("fd00:5:0:7::-64", "fd00:5:0:07::-64", "FD00:5:0:7::-64", "fd00:5:0:7::-65", "fd00:5:0:7::1-64"),
+        *("fd00:5:0:7:0:0:0:0-64", "fd00:6:0:7::-64", "fd00:5:0:7::%1-64", "::10.5.7.0-64"),
+        *("10.5.1.0-24&fd00:5:0:7::-64", "10.5.7.0-24&fd00:5:0:1::-64", "fd00:5:0:7::-64&10.5.7.0-24"),
+        *(
+            "10.5.7.0-24&fd00:5:0:7::-64",
+            "10.5.7.0-24&fd00:5:0:07::-64",
+            "10.5.7.0-24&",
+            "10.5.7.0-24&x&fd00:5:0:7::-64",
+        ),
     ],
     "PublicIP": [
         *(None, "", 7, "192.0.2.0", "192.0.2.1", "192.0.2.255", "127.0.0.1", "10.5.7.1", "224.0.0.1", "192.0.2.07"),
@@ -177,6 +194,29 @@ ODD: Mapping[str, list[Any]] = {
     ],
     "more": [[[]]],
 }
+
+
+def changed(text: dict[str, Any], name: str, said: Any) -> dict[str, Any]:
+    """A lease's text that says something else under a name, or, of data, under both names."""
+    return {**text, name: said, **({"BackendV6Data": said} if name == "BackendData" else {})}
+
+
+@pytest.mark.parametrize("last", ["", "change-1"])
+def test_each_oddity_comes_to_the_same(node: Node, last: str) -> None:
+    view, other = Overlay(VxlanBackend(VxlanOptions()), node, last=last), without(node, last)
+    usual, text = lease(node, 7)
+    for name, values in ODD.items():
+        for said in values:
+            key = said if name == "key" else usual
+            value = json.dumps(text if name == "key" else changed(text, name, said))
+            for end in ("", " ", "}"):
+                for each in (view, other):
+                    each.put(key, value + end, 1)
+                assert told(view) == told(other)
+            for each in (view, other):
+                each.remove(key)
+
+
 ODD_LEASES = st.lists(
     st.tuples(
         st.integers(1, 9),
@@ -193,8 +233,7 @@ ODD_LEASES = st.lists(
 def test_whatever_leases_say_it_comes_to_the_same(
     kind: str, steps: list[tuple[int, dict[str, int], str, bool]], last: str
 ) -> None:
-    document, subnets = DOCUMENTS[kind]
-    node = Node("node-1", NetworkConfig.from_json(json.dumps(document)), UNDERLAY, subnets)
+    node = node_in(kind)
     view, other = Overlay(VxlanBackend(VxlanOptions()), node, last=last), without(node, last)
     assert view._usual is not None
     assert told(view) == told(other)
@@ -205,9 +244,7 @@ def test_whatever_leases_say_it_comes_to_the_same(
             if name == "key":
                 key = said
             else:
-                text[name] = said
-            if name == "BackendData":
-                text["BackendV6Data"] = said
+                text = changed(text, name, said)
         for each in (view, other):
             if leaves:
                 each.remove(key)
