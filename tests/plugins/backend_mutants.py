@@ -174,6 +174,7 @@ class OldVersion(Sound):
     APART,
     GOOD_PEERS,
     JSON,
+    USUAL,
 )
 class CarriesNothing(Sound):
     """Nor does it come to the other tests: there is no network to try it in."""
@@ -195,6 +196,7 @@ class CarriesNothing(Sound):
     JSON,
     ACTIONS,
     "it_describes_itself_in_texts",
+    USUAL,
 )
 class RefusesItsDefaults(Sound):
     """And so can't be tried in any other way."""
@@ -412,6 +414,7 @@ class BelievesThatAllAreOnLink(Sound):
     "all_variants_are_valid",
     ACTIONS,
     "it_describes_itself_in_texts",
+    USUAL,
 )
 class Unprintable(Sound):
     """No lease can be written with it, so that there are no peers either."""
