@@ -13,3 +13,9 @@ def test_from_every_tunnel_to_every_other(uml: Guest, families: str) -> None:
     uml.load("ipip", "ip_gre", "ip6_gre")
     test = f"tests/kernels/inside/test_change.py::test_from_every_tunnel_to_every_other[{families}]"
     assert "1 passed" in uml.pytest(test, timeout=300)
+
+
+def test_between_a_process_and_a_tunnel_of_the_kernel(uml: Guest) -> None:
+    uml.load("ipip", "tun")
+    test = "tests/kernels/inside/test_change.py::test_between_a_process_and_a_tunnel_of_the_kernel"
+    assert "1 passed" in uml.pytest(test, timeout=300)

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from tests.changing import HOST_GW, VXLAN, Document, go_round, tour
+from tests.changing import HOST_GW, UDP, VXLAN, Document, go_round, tour
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(0)]
 
 IPIP: Document = {"Type": "ipip"}
 GRE: Document = {"Type": "gre"}
+SELDOM = 0.1
+"""Seconds between two pings of a pair, where a process moves the packets."""
 
 
 @pytest.mark.parametrize(
@@ -22,3 +24,8 @@ GRE: Document = {"Type": "gre"}
 def test_from_every_tunnel_to_every_other(versions: Sequence[int], tunnels: Sequence[Document]) -> None:
     others = [VXLAN, HOST_GW]
     go_round(tour([*others, *tunnels], apart=[others]), "file", versions, streams=False)
+
+
+def test_between_a_process_and_a_tunnel_of_the_kernel() -> None:
+    """Ten pings a second: of a hundred a second from each of six, such a machine answers not all without a change."""
+    go_round([UDP, IPIP, UDP], "file", (4,), streams=False, interval=SELDOM)
