@@ -21,3 +21,7 @@ class Deadline:
     def part(self, reserve: float) -> Deadline:
         """A deadline ``reserve`` seconds before this one, for what comes before the last step."""
         return Deadline(max(0.0, self.left - reserve))
+
+    def share(self, parts: int) -> Deadline:
+        """The deadline of the first of ``parts`` equal attempts."""
+        return Deadline(self.left / parts)

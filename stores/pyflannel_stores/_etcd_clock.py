@@ -16,8 +16,8 @@ from typing import Final
 
 from pyflannel.errors import StoreUnavailableError
 from pyflannel.store import StoreTime
+from pyflannel_stores._deadline import Deadline
 from pyflannel_stores._etcd_access import Access, MemberAddress
-from pyflannel_stores._etcd_cluster import Deadline
 from pyflannel_stores._etcd_refusal import tls_context
 
 __all__ = ["ask"]

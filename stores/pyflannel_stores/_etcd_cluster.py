@@ -13,26 +13,22 @@ from __future__ import annotations
 
 import random
 import re
-import time
 from collections.abc import Callable
 from enum import Enum, auto
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from pyflannel.errors import ConfigError, StoreDeniedError, StoreError, StoreUnavailableError
-from pyflannel.store import CALL_TIMEOUT
 from pyflannel_stores._bounds import LARGEST_ANSWER, TOO_LARGE
+from pyflannel_stores._deadline import Deadline
 from pyflannel_stores._etcd_access import Access, MemberAddress
 from pyflannel_stores._etcd_loader import load_etcd3, load_grpc
 
-__all__ = ["Cluster", "Deadline", "ErrorMeaning", "LeaseGone", "Member", "Metadata", "plain"]
+__all__ = ["Cluster", "ErrorMeaning", "LeaseGone", "Member", "Metadata", "plain"]
 
 Reply = TypeVar("Reply")
 Metadata = tuple[tuple[str, str], ...]
-Send = Callable[["Member", Metadata, "Deadline"], Reply]
-
-# A margin for what happens around the calls, so that a driver's method ends within CALL_TIMEOUT.
-_BUDGET: Final = CALL_TIMEOUT - 0.3
+Send = Callable[["Member", Metadata, Deadline], Reply]
 
 # A lost peer is noticed within 15 s (gRPC does that only if all four are set; more often, and etcd calls it abuse).
 # Reconnecting waits 3 s at most. Proxies in the environment are for the web.
@@ -50,22 +46,6 @@ _CHANNEL: Final = (
 
 # The member answers at once when it has lost its leader, instead of letting us wait.
 _WITH_LEADER: Final = ("hasleader", "true")
-
-
-class Deadline:
-    """A moment by which something must be over."""
-
-    def __init__(self, seconds: float = _BUDGET) -> None:
-        self._end = time.monotonic() + seconds
-
-    @property
-    def left(self) -> float:
-        """Seconds until then, never negative."""
-        return max(0.0, self._end - time.monotonic())
-
-    def share(self, parts: int) -> Deadline:
-        """The deadline of the first of ``parts`` equal attempts."""
-        return Deadline(self.left / parts)
 
 
 class LeaseGone(Exception):  # noqa: N818 - an answer, which callers turn into an error or not
