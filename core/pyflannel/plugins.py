@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib
 import inspect
 import logging
 from collections import Counter
@@ -121,7 +122,7 @@ def distribution(kind: str, name: str) -> tuple[str, str]:
     if (group, name) in _loaded:
         return _loaded[group, name]
     try:
-        entry = next((entry for entry in _entry_points(group) if entry.name == name), None)
+        entry = next((entry for entry in _entries(group, name) if entry.name == name), None)
         if entry is None:
             return "", ""
         described = _describe(entry, "")
@@ -146,7 +147,7 @@ def installed(group: str) -> tuple[Plugin, ...]:
 
 
 def _load(group: str, name: str) -> Any:
-    entries = _entry_points(group)
+    entries = _entries(group, name)
     named = [entry for entry in entries if entry.name == name]
     if not named:
         raise PluginError(_unknown(_KINDS[group], name, [entry.name for entry in entries]))
@@ -159,6 +160,19 @@ def _load(group: str, name: str) -> Any:
     plugin, described = _checked(usable[0], entries), _describe(usable[0], "")
     _loaded[group, name] = described.distribution, described.version
     return plugin
+
+
+def _entries(group: str, name: str) -> Sequence[metadata.EntryPoint]:
+    """All of ``group``; if ``name`` is not among them, as of a fresh look.
+
+    Python keeps a directory's listing until that changes, and keeps an empty one if it could not be read, for want of a
+    descriptor.
+    """
+    entries = _entry_points(group)
+    if all(entry.name != name for entry in entries):
+        importlib.invalidate_caches()
+        entries = _entry_points(group)
+    return entries
 
 
 def _entry_points(group: str) -> Sequence[metadata.EntryPoint]:

@@ -88,7 +88,7 @@ def test_an_operators_interrupt_passes() -> None:
 
 
 def test_one_reason_has_one_traceback(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, guard.__name__)
+    caplog.set_level(logging.DEBUG, guarded.__module__)
     for text in ("a", "a", "b", "b"):
         with pytest.raises(PluginError):
             guarded("odd one", "check", raising(ValueError(text)))
