@@ -446,7 +446,7 @@ def test_a_foreign_route_in_place_of_ours_is_told_and_kept(world: Any, family: F
     world.put(foreign)
     told = world.until(lambda notice: ours.key in notice.changes)
     assert told.changes == {ours.key: None}
-    assert told.interfaces == {"eth0"}
+    assert told.interfaces - {"wire0"} == {"eth0"}, "the other end may still be getting its own IPv6 address"
     assert world.port.apply([Write(ours, ours)]).keys() == {ours.key}
     assert world.port.apply([Write(None, ours)]).keys() == {ours.key}
 
