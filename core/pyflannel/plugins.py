@@ -15,6 +15,7 @@ import functools
 import importlib
 import inspect
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -165,11 +166,14 @@ def _load(group: str, name: str) -> Any:
 def _entries(group: str, name: str) -> Sequence[metadata.EntryPoint]:
     """All of ``group``; if ``name`` is not among them, as of a fresh look.
 
-    Python keeps a directory's listing until that changes, and keeps an empty one if it could not be read, for want of a
-    descriptor.
+    Python takes a directory that it can't read, for want of a descriptor, for an empty one, and keeps its listing until
+    the directory changes.
+
+    :raises OSError: nothing can be read.
     """
     entries = _entry_points(group)
     if all(entry.name != name for entry in entries):
+        os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
         importlib.invalidate_caches()
         entries = _entry_points(group)
     return entries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -82,7 +83,11 @@ def test_whose_a_loaded_plugin_is_can_be_told_without_a_descriptor(site: Site) -
     with without_descriptors():
         assert distribution("backend", "acme") == ("acme-net", "1.2")
         assert distribution("backend", "other") == ("", "")
+        importlib.invalidate_caches()
+        with pytest.raises(OSError, match="Too many open files"):
+            load_backend("other")
     assert distribution("backend", "other") == ("other-net", "1.2")
+    assert load_backend("other").name == "other"
 
 
 def test_an_unknown_name_lists_what_is_installed() -> None:
