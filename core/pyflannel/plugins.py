@@ -11,6 +11,7 @@ A broken plugin thus harms nobody but who asks for it.
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
 import importlib
 import inspect
@@ -22,7 +23,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
-from pyflannel.errors import PluginError
+from pyflannel.errors import KernelError, PluginError
+from pyflannel.small.files import MORE_DESCRIPTORS
 from pyflannel.small.guarded import guarded
 
 if TYPE_CHECKING:
@@ -127,7 +129,7 @@ def distribution(kind: str, name: str) -> tuple[str, str]:
         if entry is None:
             return "", ""
         described = _describe(entry, "")
-    except OSError:  # without a descriptor, for example; it is for show
+    except (OSError, KernelError):  # without a descriptor, for example; it is for show
         return "", ""
     return described.distribution, described.version
 
@@ -169,13 +171,17 @@ def _entries(group: str, name: str) -> Sequence[metadata.EntryPoint]:
     Python takes a directory that it can't read, for want of a descriptor, for an empty one, and keeps its listing until
     the directory changes.
 
-    :raises OSError: nothing can be read.
+    :raises KernelError: nothing can be read.
     """
-    entries = _entry_points(group)
-    if all(entry.name != name for entry in entries):
-        os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
-        importlib.invalidate_caches()
+    try:
         entries = _entry_points(group)
+        if all(entry.name != name for entry in entries):
+            os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
+            importlib.invalidate_caches()
+            entries = _entry_points(group)
+    except OSError as error:
+        hint = f": {MORE_DESCRIPTORS}" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+        raise KernelError(f"the installed packages can't be looked through: {error}{hint}") from error
     return entries
 
 

@@ -20,6 +20,7 @@ import click
 
 from pyflannel.cli.flags import FlagGroup, flags, settings
 from pyflannel.errors import ExitCode, PyflannelError
+from pyflannel.small.files import MORE_DESCRIPTORS
 from pyflannel.small.text import inert
 from pyflannel.version import VERSION
 
@@ -133,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), error.exit_code)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-            return _fail(f"{error}: raise LimitNOFILE= in the unit, 'ulimit -n', or fs.file-max", ExitCode.KERNEL)
+            return _fail(f"{error}: {MORE_DESCRIPTORS}", ExitCode.KERNEL)
         _print_traceback()
         return _fail(
             f"internal error: {type(error).__name__}: {error}; please report it with the lines above", ExitCode.INTERNAL
