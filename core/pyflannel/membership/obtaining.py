@@ -86,8 +86,7 @@ def _adopt(state: KeeperState, place: Place, record: Record, lease: Lease) -> St
     if held is not None and ours and state.generation:
         state.held = replace(record, permanent=held.permanent or record.permanent)  # perhaps another's words by now
         if place.document != state.in_force.document:  # that it is renewed says that the new document is followed
-            began = state.now
-            renewal.hold(state, (yield Renew(record, state.options.ttl)), began)
+            yield Renew(record, state.options.ttl)
         return False
     attributes = yield from publishing.our_attributes(state, place, lease.subnets, lease.attributes)
     ttl = None if record.permanent else state.options.ttl
@@ -97,7 +96,7 @@ def _adopt(state: KeeperState, place: Place, record: Record, lease: Lease) -> St
         if not state.generation and writer(lease.attributes) != writer(attributes):
             state.taken_from = lease.attributes
     elif not ours:
-        renewal.hold(state, (yield Renew(record, state.options.ttl)), began)
+        renewal.hold(state, renewal.as_known(record, (yield Renew(record, state.options.ttl))), began)
     return True
 
 

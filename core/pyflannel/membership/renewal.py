@@ -16,7 +16,7 @@ from pyflannel.membership.session import confirm, rejoin
 from pyflannel.membership.state import KeeperState
 from pyflannel.store import Record
 
-__all__ = ["due", "hold", "lose", "note", "renewed"]
+__all__ = ["as_known", "due", "hold", "lose", "note", "renewed"]
 
 LONGEST_MARGIN: Final = 2 / 3
 """Of a lease's life: with a longer margin it would be renewed for ever."""
@@ -40,7 +40,15 @@ def note(state: KeeperState, call: Call, result: Any, since: float) -> None:
         if not isinstance(result, BaseException):
             lose(state)
     elif isinstance(result, Record):
-        hold(state, result, since)
+        hold(state, as_known(call.record, result) if isinstance(call, Renew) else result, since)
+
+
+def as_known(record: Record, renewed: Record) -> Record:
+    """What a renewal has answered. If somebody has written over the record meanwhile, that is heard of by the watch,
+    like all that others write: until then we know the record as it was."""
+    if readable(renewed) == readable(record):
+        return renewed
+    return replace(renewed, value=record.value, version=record.version)
 
 
 def hold(state: KeeperState, record: Record, since: float) -> None:

@@ -841,6 +841,30 @@ def test_rubbish_that_was_written_over_our_lease_while_we_were_away_is_put_right
     assert node.state.trouble == ""
 
 
+@pytest.mark.parametrize("words", ["{", foreign(9, "node-9")], ids=["rubbish", "another's"])
+def test_a_renewal_that_knows_more_than_the_watch_hides_nothing(words: str) -> None:
+    """Consul renews for whoever has the session, and answers with what is there, heard of or not."""
+    node = Node().start()
+    ours = node.record
+    assert ours is not None
+    node.run(10)
+    node.fault = once(Renew, HANGS)
+    node.until(lambda: node.hanging)
+    (order,) = node.hanging
+    written = node.store.put(ours.key, words, 60.0)
+    node.machine.done(order.number, written, node.now)
+    assert node.state.expires_at is not None
+    assert node.state.expires_at > node.now + 50, "it is renewed"
+    node.run(5)
+    if words == "{":
+        assert node.record is not None
+        assert json.loads(node.record.value) == json.loads(ours.value)
+        assert node.state.trouble == ""
+    else:
+        assert node.state.conflict
+        assert "is leased to node 'node-9'" in node.state.trouble
+
+
 def test_a_node_that_moved_while_rubbish_was_written_over_its_lease_says_where_it_is() -> None:
     """It goes on from what the store holds now, not from what it held before."""
     node = Node(given={"ttl": 86_400.0, "margin": 3600.0}).start().run(10)  # no renewal helps it out
