@@ -536,7 +536,8 @@ class SimulatedNode:
         if self._poll.poll(0) or due <= self.now:
             self._soon()
         else:
-            self._turn_at(max(due, self.now + self.around.nap))
+            nap = self.around.nap if self.loop.tracker.retry_at is None else 0.0  # what was refused is asked for
+            self._turn_at(max(due, self.now + nap))
 
     def _exit(self, error: PyflannelError) -> None:
         """The daemon gives up, and its supervisor starts it again."""

@@ -166,6 +166,14 @@ def test_a_node_may_still_know_of_a_lease_that_has_expired_just_now() -> None:
     assert run(replace(plan, faults=kept, calm=((2280.0, 2340.0),))).violation is None
 
 
+def test_a_kernel_that_refuses_long_after_the_fault_is_tried_again() -> None:
+    """Nothing was written for an hour; the next write, which removes a node that is gone, came just before the look."""
+    plan = draw_plan(3100427, stores=["file"])
+    kept = tuple(fault for fault in plan.faults if fault.draw in (365795397, 247991892))
+    assert [fault.kind for fault in kept] == ["replace", "refuse"]
+    assert run(replace(plan, faults=kept, calm=plan.calm[:1])).violation is None
+
+
 @pytest.mark.parametrize("store", ["consul", "etcd", "file"])
 def test_a_node_whose_subnet_went_to_another_one_while_it_was_frozen_is_started_anew(store: str) -> None:
     """Of three subnets all are leased; the node that joins gets the one whose lease ends first (seed 1100133)."""
