@@ -178,6 +178,7 @@ def _entries(group: str, name: str) -> Sequence[metadata.EntryPoint]:
         if all(entry.name != name for entry in entries):
             os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
             importlib.invalidate_caches()
+            metadata.MetadataPathFinder().invalidate_caches()  # before Python 3.12 that goes by itself
             entries = _entry_points(group)
     except OSError as error:
         hint = f": {MORE_DESCRIPTORS}" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
