@@ -324,6 +324,7 @@ class RenewsInVain(MemoryStore):
     "a_slow_reader_catches_up",
     "odd_keys_come_back",
     "odd_values_come_back",
+    "an_older_record_stays_older",
 )
 class TakesItsTimeToRenew(MemoryStore):
     """It answers, and rightly, but later than the contract allows."""
