@@ -19,6 +19,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
@@ -160,8 +161,10 @@ def _load(group: str, name: str) -> Any:
         raise PluginError(shadowed[named[0].value])
     for problem in shadowed.values():
         log.warning("%s", problem)
-    plugin, described = _checked(usable[0], entries), _describe(usable[0], "")
-    _loaded[group, name] = described.distribution, described.version
+    plugin = _checked(usable[0], entries)
+    with suppress(OSError):  # of a file about it; it is for show
+        described = _describe(usable[0], "")
+        _loaded[group, name] = described.distribution, described.version
     return plugin
 
 

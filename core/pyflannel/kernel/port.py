@@ -52,6 +52,8 @@ __all__ = [
     "apart",
     "following",
     "rule_order",
+    "tables",
+    "waits",
 ]
 
 SEVERAL: Final = IPv4Address(0)
@@ -143,10 +145,7 @@ def apart(deletions: Iterable[Write], creations: Iterable[Write]) -> tuple[list[
     going = list(deletions)
     if not going:
         return [], []  # as at a start, which makes thousands
-    followed: dict[object, set[int]] = {}
-    for write in creations:
-        if isinstance(write.new, Route):
-            followed.setdefault(write.new.destination, set()).add(write.new.table)
+    followed = tables(write.new for write in creations)
     first: list[Write] = []
     last: list[Write] = []
     for write in going:
@@ -154,13 +153,22 @@ def apart(deletions: Iterable[Write], creations: Iterable[Write]) -> tuple[list[
     return first, last
 
 
+def tables(objects: Iterable[KernelObject | None]) -> Mapping[object, Collection[int]]:
+    """The tables in which routes among these objects are, by destination."""
+    found: dict[object, set[int]] = {}
+    for item in objects:
+        if isinstance(item, Route):
+            found.setdefault(item.destination, set()).add(item.table)
+    return found
+
+
 def waits(old: Route, followed: Mapping[object, Collection[int]]) -> bool:
     """Whether a route that goes can stay until another one is there.
 
-    :param followed: the tables in which routes are to be, by destination.
+    :param followed: where routes are to be, see :func:`tables`.
     """
-    tables = followed.get(old.destination, ())
-    return bool(tables) and (old.destination.version == 4 or tables != {old.table})
+    successors = followed.get(old.destination, ())
+    return bool(successors) and (old.destination.version == 4 or successors != {old.table})
 
 
 def following(deletions: Iterable[Write], creations: Iterable[Write], failures: dict[Key, KernelError]) -> list[Write]:

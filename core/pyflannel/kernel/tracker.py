@@ -25,7 +25,7 @@ from enum import Enum
 from pyflannel.errors import KernelError
 from pyflannel.kernel.model import KernelObject, Key, Kind, Route, Sysctl
 from pyflannel.kernel.packed import count_of, key_of, parts, picked, plans_of, unpack
-from pyflannel.kernel.port import KernelPort, Notice, Scope, Write, waits
+from pyflannel.kernel.port import KernelPort, Notice, Scope, Write, tables, waits
 from pyflannel.kernel.refusal import not_kept
 from pyflannel.network.lease import IPNetwork
 from pyflannel.small.retry import Backoff
@@ -57,12 +57,6 @@ class ObjectState(str, Enum):
     DONE = "done"
     PENDING = "pending"
     FAILED = "failed"
-
-
-def _owe(owed: dict[object, set[int]], old: KernelObject | None, new: KernelObject | None) -> None:
-    """Note that a wanted route is not there yet, nor written now."""
-    if old is None and isinstance(new, Route):
-        owed.setdefault(new.destination, set()).add(new.table)
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,25 +358,25 @@ class Tracker:
         desired = picked(self._desired, noted.keys())
         settled = []
         going: dict[Key, Route] = {}
-        owed: dict[object, set[int]] = {}
+        owed: list[KernelObject | None] = []  # what is wanted, not there yet, and not written now
         for key, old in noted.items():
             new = desired.get(key)
-            due = (failure := failures.get(key)) is None or failure.retry_at <= now
             if old == new:
                 settled.append(key)
             elif new is None and (not self.sweep or key[0] in _LASTING):
                 failures.pop(key, None)  # it is not refused now, it waits: nothing is due
             elif _link(new) in lacking:
                 failures.pop(key, None)
-                _owe(owed, old, new)
-            elif not due:
-                _owe(owed, old, new)
+                owed.append(new if old is None else None)
+            elif (failure := failures.get(key)) is not None and failure.retry_at > now:
+                owed.append(new if old is None else None)
             elif new is None and isinstance(old, Route):
                 going[key] = old
             else:
                 yield key, Write(old, new)
+        followed = tables(owed)
         for key, route in going.items():
-            if owed and waits(route, owed):
+            if waits(route, followed):
                 failures.pop(key, None)  # its turn comes with the one that takes its place
             else:
                 yield key, Write(route, None)

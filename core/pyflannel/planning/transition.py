@@ -290,10 +290,8 @@ class Transition(Backend[None]):
         if self.change.phase is not Phase.PREPARE or ways.next is None or ways.former is None:
             return
         former, following, _ = self._node_plans(node)
-        links, routed = (
-            _links(following) - _links(former),
-            {item.destination for item in ways.next if isinstance(item, Route)},
-        )
+        links = _links(following) - _links(former)
+        routed = {item.destination for item in ways.next if isinstance(item, Route)}
         for subnet in peer.subnets.each:
             covering = _covering(following, subnet) if subnet not in routed else None
             if covering is not None and covering.gateway is None and covering.link in links:
