@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from tests.integration.asking import until
+from tests.waiting import PATIENCE, crowd
 
 import pyflannel
 from pyflannel.lab import Daemon, Lab
@@ -152,7 +153,7 @@ class Manager:
         self.heard: list[str] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
-        self._socket.settimeout(30)
+        self._socket.settimeout(PATIENCE * crowd())
 
     def hear(self, beginning: str) -> str:
         """Wait for a message."""
