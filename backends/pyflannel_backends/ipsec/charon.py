@@ -79,14 +79,13 @@ rm -f /run/charon.pid /run/charon.vici
     while sleep 2 && read -r _ _ _ parent _ </proc/self/stat && [ "$parent" = $$ ]; do
         if grep -q "$3:" /proc/self/net/dev; then missing=0; else missing=$((missing + 1)); fi
         [ $missing -lt 3 ] || kill $$
-        [ $missing -lt 8 ] || kill -9 $$
     done
 ) &
 exec "$2"
 """
 """What runs in the new mount namespace; ``$$`` is charon in the end, and who looks after it is no child of its any more
 when it has ended. ``/run`` comes last, for our files may lie below it. charon is ended when its interface was missing
-at three looks in a row, and killed ten seconds later: it may hang as it ends."""
+at three looks in a row."""
 
 LONGEST_LOG: Final = 4 << 20
 LONGEST_NEWS: Final = 1 << 16

@@ -142,5 +142,5 @@ def test_cleanup_leaves_nothing(pair: Pair) -> None:
     assert policies(one) == []
     pid = pair.file(one, "run/charon.pid").strip()
     # Nobody in a lab waits for orphans: one that has ended stays as a zombie.
-    runs = ["grep", "-q", "^State:[[:space:]]*[^ZX]", f"/proc/{pid}/status"]
+    runs = ["grep", "-q", "^State:[[:space:]]*[^ZX[:space:]]", f"/proc/{pid}/status"]
     eventually(lambda: one.run(runs, check=False).returncode != 0, "charon has ended", PATIENCE)
