@@ -152,6 +152,14 @@ class Directory:
             raise failure("find", self.subnets, error) from None
         return found.st_dev, found.st_ino
 
+    def require(self, identity: tuple[int, int] | None) -> None:
+        """See that it still is the directory of this :meth:`identity`: what was not found there may only have moved.
+
+        :raises StoreUnavailableError: it is another one, or not there.
+        """
+        if self.identity() != identity:
+            raise StoreUnavailableError(f"file store: {self.root} was replaced by another directory")
+
     def prepare(self) -> None:
         """Make the layout where it is missing, if we may; afterwards only see that it is still there."""
         if self._seen or not self._create:

@@ -244,13 +244,13 @@ class FileWatch(Watch):
 
     def _connect(self) -> None:
         """Start to look, once; and see whether we still look at the right directory."""
+        if self._identity is not None:
+            self._directory.require(self._identity)
+            return
         identity = self._directory.identity()
-        if self._identity is None:
-            if self._use_inotify():
-                self._source = self._open_inotify()
-            self._identity, self._dirty = identity, None
-        elif self._identity != identity:
-            raise StoreUnavailableError(f"file store: {self._directory.root} was replaced by another directory")
+        if self._use_inotify():
+            self._source = self._open_inotify()
+        self._identity, self._dirty = identity, None
 
     def _disconnect(self) -> None:
         if self._source is not None:
@@ -294,8 +294,8 @@ class FileWatch(Watch):
 
     def _look_at(self, keys: Iterable[str], now: float) -> dict[str, StoredFile | None]:
         found = {key: self._directory.load(key) for key in keys}
-        if None in found.values() and self._directory.identity() != self._identity:
-            raise StoreUnavailableError(f"file store: {self._directory.root} was replaced by another directory")
+        if None in found.values():
+            self._directory.require(self._identity)
         for key, stored in found.items():
             self._history.apply(key, stored, now)
         return found

@@ -79,13 +79,15 @@ class FileStore(Store):
         """Read every file while writers wait; what has expired is removed."""
         history = self._history
         with self._directory.locked(shared=True), history.mutex:
-            now = self._clock()
+            now, identity = self._clock(), self._directory.identity()
             config = self._directory.load(CONFIG_KEY)
+            found = list(self._directory.load_leases())
+            self._directory.require(identity)
             history.apply(CONFIG_KEY, config, now)
             leases: list[Record] = []
             expired: list[StoredFile] = []
             missing = history.alive() - {CONFIG_KEY}
-            for stored in self._directory.load_leases():
+            for stored in found:
                 history.apply(stored.key, stored, now)
                 missing.discard(stored.key)
                 if stored.expired(now):

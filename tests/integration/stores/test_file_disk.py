@@ -636,6 +636,34 @@ def test_a_replaced_directory_is_an_interruption_and_then_the_truth(root: Path, 
             assert follower.of(same.key) == []
 
 
+@pytest.mark.parametrize("back", ["empty", "gone"])
+def test_a_directory_that_goes_while_it_is_read_has_not_lost_what_was_in_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch, back: str
+) -> None:
+    """Its files can't be found any more, which is not to say that somebody has deleted them."""
+    listed = Directory._names
+
+    def moved(directory: Directory) -> list[str]:
+        names = listed(directory)
+        root.rename(root.with_name("away"))
+        if back == "empty":
+            (root / "subnets").mkdir(parents=True)
+        return names
+
+    with open_store(root) as store:
+        record = store.create(KEY, VALUE, 3600.0)
+        before = store.snapshot()
+        with monkeypatch.context() as patch:
+            patch.setattr(Directory, "_names", moved)
+            with pytest.raises(StoreUnavailableError):
+                store.snapshot()
+        shutil.rmtree(root, ignore_errors=True)
+        root.with_name("away").rename(root)
+        after = store.snapshot()
+        assert after.revision == before.revision, "nothing has changed"
+        assert [each.version for each in after.leases] == [record.version]
+
+
 @pytest.mark.parametrize("options", ["?watch=inotify", "?watch=poll&poll=0.02"])
 def test_a_deleted_directory_is_an_outage_until_it_is_back(root: Path, options: str) -> None:
     with open_store(root, options) as store:
