@@ -130,6 +130,9 @@ class FastPath:
     def forget(self) -> None:
         """Forget all that was learned."""
 
+    def look_for_answers(self, whether: bool, /) -> None:
+        """Whether to look for the answer for a moment, and not sleep, after a packet that came alone was sent on."""
+
     def take_counters(self) -> dict[str, int]:
         """What was counted since the last call."""
 

@@ -33,6 +33,7 @@ from .control import Frames, Message, Row, WorkerConfig
 from .forward import COUNTERS, Forwarder, QueueLimits, RateLimit
 from .packet import TCP, UDP
 from .ports import DeviceGone, Inlet, TunQueue, UnderlayPort
+from .precedence import Precedence
 from .table import Peer, PeerTable, Subnet
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class Worker:
         self._links = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         self._links.bind((0, _RTMGRP_LINK))
         self._watch(self._links, self._links_changed)
+        self._precedence = Precedence(config.realtime, time.monotonic)
         now = time.monotonic()
         self._needed_at = now
         self._next_tick = now + _TICK
@@ -105,9 +107,6 @@ class Worker:
         signal.signal(signal.SIGTERM, self._terminate)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._tick()
-        if self._config.realtime:
-            with contextlib.suppress(PermissionError):  # without CAP_SYS_NICE packets wait with everybody else
-                os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
         handlers, underlay, clock = self._handlers, self._underlay, time.monotonic
         while self._running:
             try:
@@ -127,6 +126,11 @@ class Worker:
                 self._tick()
         self._dissolve()
         self._listener.close()
+
+    def _hurry(self) -> None:
+        """Look for answers while the machine is busy: see :mod:`precedence <.precedence>`."""
+        if self._fast_path is not None:
+            self._fast_path.look_for_answers(self._precedence.is_held)
 
     def _wait(self, deadline: float) -> Sequence[tuple[int, Any]]:
         """What is ready before ``deadline``, as :meth:`FastPath.poll` has it; nothing has been read."""
@@ -172,6 +176,7 @@ class Worker:
         self._fast_path = self._underlay.fast_path(forwarder.device_side(self._epoll.fileno(), tun.fileno()))
         forwarder.attach(self._fast_path)
         self._poll = self._wait if self._fast_path is None else self._fast_path.poll
+        self._hurry()
 
     def _tune(self) -> None:
         """Take other values of the configuration, between two packets: what waits goes on waiting where it is."""
@@ -329,6 +334,8 @@ class Worker:
         if self._forwarder is not None and now > self._forget_at:
             self._forwarder.forget_path_mtus()
             self._forget_at = now + _PATH_MTU_LIFETIME
+        self._precedence.look()
+        self._hurry()
         self._count()
         self._say(
             {

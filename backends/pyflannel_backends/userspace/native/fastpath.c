@@ -111,7 +111,6 @@ typedef struct {
     int epoll;
     struct side tun, sockets[SOCKETS];
     int socket_count;
-    long processors;
     struct shared packet, received, opened; /* where Python looks for what is left to it */
     PyObject *judge;
     uint16_t port; /* the peers', if packets go as they are */
@@ -123,7 +122,8 @@ typedef struct {
     double woken;
     int trickle;
     unsigned long long sent_before; /* it last woke up */
-    int awaits; /* an answer to what was just sent, and looks for it without sleeping */
+    int looks;  /* for an answer, without sleeping, after a packet that came alone */
+    int awaits; /* such an answer */
     Transport *noted; /* those that have something to tell */
     struct batch batch;
     struct run run;
@@ -777,8 +777,8 @@ dispatch(FastPath *self, const struct epoll_event *events, int count, PyObject *
     return failed;
 }
 
-/* A processor that went to sleep takes 50 microseconds to wake up, in a virtual machine at least. So after a packet that
- * came alone and was sent on, the answer is looked for a while: as long as it takes over a fast network, and no longer. */
+/* On a busy machine who sleeps waits for a processor afterwards. So there, after a packet that came alone and was sent
+ * on, the answer is looked for a while: as long as it takes over a fast network, and no longer. */
 static int
 look_for_answer(FastPath *self, struct epoll_event *events)
 {
@@ -802,7 +802,7 @@ wait_for_events(FastPath *self, double deadline, struct epoll_event *events)
         double slept = now();
         self->tun.rests = self->sockets[0].rests = self->sockets[1].rests = 1;
         count = epoll_wait(self->epoll, events, EVENTS, until(deadline));
-        self->awaits = self->processors > 1 && now() - slept > PAUSE * 1e-6;
+        self->awaits = self->looks && now() - slept > PAUSE * 1e-6;
         self->sent_before = self->counters.sent_packets;
     }
     if (count < 0 && errno == EINTR)
@@ -1034,6 +1034,13 @@ forget(FastPath *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+static PyObject *
+look_for_answers(FastPath *self, PyObject *whether)
+{
+    self->looks = whether == Py_True;
+    Py_RETURN_NONE;
+}
+
 /* Telling */
 
 static PyObject *
@@ -1162,7 +1169,6 @@ make(PyTypeObject *type, PyObject *arguments, PyObject *names)
     if (self == NULL)
         return NULL;
     self->epoll = epoll;
-    self->processors = sysconf(_SC_NPROCESSORS_ONLN);
     self->tun = (struct side){tun, 1};
     self->port = (uint16_t)port;
     self->any_port = any_port;
@@ -1217,6 +1223,7 @@ static PyMethodDef methods[] = {
     {"learn_path", (PyCFunction)learn_path, METH_VARARGS, NULL},
     {"learn_session", (PyCFunction)learn_session, METH_VARARGS, NULL},
     {"forget", (PyCFunction)forget, METH_NOARGS, NULL},
+    {"look_for_answers", (PyCFunction)look_for_answers, METH_O, NULL},
     {"take_counters", (PyCFunction)take_counters, METH_NOARGS, NULL},
     {"take_notes", (PyCFunction)take_notes, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
