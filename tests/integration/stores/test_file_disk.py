@@ -345,9 +345,12 @@ def test_kill_9_leaves_no_lost_and_no_broken_lease(root: Path, store: FileStore)
         assert writer.stdout is not None
         with writer.stdout as said:
             lines = [said.readline() for _ in range(rng.randrange(1, 60))]
+            assert writer.poll() is None, "it ended by itself"
             writer.kill()
             writer.wait()
-            lines += said.read().splitlines()
+            lines += said.read().splitlines(keepends=True)
+        if not lines[-1].endswith("\n"):
+            lines.pop()  # it was killed while it spoke, and has not gone on
         begun: dict[str, str | None] = {}
         for line in lines:
             word, key, value = json.loads(line)
