@@ -19,7 +19,7 @@ from typing import Generic, NamedTuple, TypeVar
 from pyflannel.errors import ConfigError
 from pyflannel.network.change import DOCUMENT_KEY, LAST_KEY
 from pyflannel.network.lease import JSON, IPAddress, IPNetwork, Subnets
-from pyflannel.network.parsing import json_object
+from pyflannel.network.parsing import json_object, overridden
 from pyflannel.small.text import cut
 
 __all__ = ["KEYS", "UNTYPED", "FamilyConfig", "NetworkConfig", "NetworkSeed", "with_backend"]
@@ -198,9 +198,9 @@ class NetworkConfig:
         ipv4 = _family(document, "", IPv4Network, _IPV4) if enable_ipv4 else None
         ipv6 = _family(document, "IPv6", IPv6Network, _IPV6) if enable_ipv6 else None
         if ipv4 is None:
-            _check_unused(document, "", IPv4Network, _IPV4)
+            _check_unused(document, "", 4)
         if ipv6 is None:
-            _check_unused(document, "IPv6", IPv6Network, _IPV6)
+            _check_unused(document, "IPv6", 6)
         backend = document.get("Backend")
         if backend is None and not document.has("Backend"):
             backend = {"Type": DEFAULT_BACKEND}
@@ -209,7 +209,7 @@ class NetworkConfig:
         types = [value for name, value in backend.items() if name.lower() == "type"]
         if not types:
             raise document.missing("Backend.Type", f"name the backend, such as {DEFAULT_BACKEND!r}")
-        backend_type = types[-1]
+        backend_type = next((name for name in reversed(types) if name is not None), None)
         if not isinstance(backend_type, str) or not backend_type:
             raise document.error(
                 "Backend.Type", backend_type, f"must be the name of a backend, such as {DEFAULT_BACKEND!r}"
@@ -274,7 +274,11 @@ class _Document:
     def __init__(self, source: str, document: Mapping[str, JSON]) -> None:
         self.source = source
         names = {name.lower(): name for name in KEYS}
-        self._values = {names[name.lower()]: value for name, value in document.items() if name.lower() in names}
+        self._values: dict[str, JSON] = {}
+        for name, value in document.items():
+            key = names.get(name.lower())
+            if key is not None and overridden(self._values.get(key), value):
+                self._values[key] = value
         self.unknown = tuple(
             name for name in document if name.lower() not in names and name not in (DOCUMENT_KEY, LAST_KEY)
         )
@@ -300,16 +304,17 @@ class _Document:
             raise self.error(key, value, "must be true or false")
         return value
 
-    def integer(self, key: str) -> int | None:
+    def length(self, key: str) -> int | None:
+        """The length of a prefix, of whatever is one to flanneld: it has no sign, and 64 bits."""
         value = self.get(key)
-        if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        if value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 64):
             return value
-        raise self.error(key, value, "must be a whole number")
+        raise self.error(key, value, "must be a whole number, 0 or more")
 
     def address(self, key: str, version: int) -> IPAddress | None:
-        """An address; the unspecified one is Go's way of saying absent."""
+        """An address; the unspecified one is Go's way of saying absent, and for IPv6 null is, too."""
         value = self.get(key)
-        if value is None:
+        if value is None and (version == 6 or not self.has(key)):
             return None
         try:
             address = ip_address(value) if isinstance(value, str) and "%" not in value else None
@@ -354,7 +359,7 @@ _IPV6 = _Rules(6, 128, 124, 64, "fd00:10::/48")
 def _family(document: _Document, prefix: str, kind: type[N], rules: _Rules) -> FamilyConfig[N]:
     network_key, len_key = f"{prefix}Network", f"{prefix}SubnetLen"
     network = _network(document, network_key, kind, rules)
-    length = document.integer(len_key)
+    length = document.length(len_key)
     if not length:  # 0 is Go's way of saying absent
         length = max(rules.subnet_len, network.prefixlen + 2)
     elif not network.prefixlen + 2 <= length <= rules.bits - 2:
@@ -375,13 +380,28 @@ def _family(document: _Document, prefix: str, kind: type[N], rules: _Rules) -> F
     return FamilyConfig(network, length, subnet_min, subnet_max)
 
 
-def _check_unused(document: _Document, prefix: str, kind: type[N], rules: _Rules) -> None:
-    """A family that is off need not make sense, but what is said of it must be readable: flanneld reads it all."""
-    if document.get(f"{prefix}Network") is not None:
-        _network_text(document, f"{prefix}Network", kind, rules)
-    document.integer(f"{prefix}SubnetLen")
-    document.address(f"{prefix}SubnetMin", rules.version)
-    document.address(f"{prefix}SubnetMax", rules.version)
+def _check_unused(document: _Document, prefix: str, version: int) -> None:
+    """A family that is off need not make sense, but what is said of it must be readable: flanneld reads it all.
+
+    To it an IPv4 text is one of IPv6, too.
+    """
+    key = f"{prefix}Network"
+    text = document.get(key)
+    if document.has(key):
+        network = _network_of(text)
+        if network is None or network.version > version:
+            raise document.error(key, text, f"must be an IPv{version} network in CIDR form; leave the key out")
+    document.length(f"{prefix}SubnetLen")
+    for bound in (f"{prefix}SubnetMin", f"{prefix}SubnetMax"):
+        if version == 4 or not _is_ipv4(document.get(bound)):
+            document.address(bound, version)
+
+
+def _is_ipv4(text: JSON) -> bool:
+    try:
+        return isinstance(text, str) and ip_address(text).version == 4
+    except ValueError:
+        return False
 
 
 def _network(document: _Document, key: str, kind: type[N], rules: _Rules) -> N:
@@ -395,15 +415,19 @@ def _network(document: _Document, key: str, kind: type[N], rules: _Rules) -> N:
 
 def _network_text(document: _Document, key: str, kind: type[N], rules: _Rules) -> N:
     text = document.get(key)
-    if text is None:
+    if not document.has(key):
         raise document.missing(key, f"EnableIPv{rules.version} needs the overlay's network, such as {rules.example}")
-    try:
-        network = ip_network(text, strict=False) if isinstance(text, str) and _CIDR.fullmatch(text) else None
-    except ValueError:
-        network = None
+    network = _network_of(text)
     if not isinstance(network, kind):
         raise document.error(key, text, f"must be an IPv{rules.version} network in CIDR form, such as {rules.example}")
     return network
+
+
+def _network_of(text: JSON) -> IPNetwork | None:
+    try:
+        return ip_network(text, strict=False) if isinstance(text, str) and _CIDR.fullmatch(text) else None
+    except ValueError:
+        return None
 
 
 def _bound(document: _Document, key: str, network: N, length: int, default: int) -> N:

@@ -10,10 +10,13 @@ from typing import Any, Final, NoReturn
 
 from pyflannel.errors import ConfigError
 
-__all__ = ["MAX_DOCUMENT", "json_object"]
+__all__ = ["MAX_DOCUMENT", "json_object", "overridden"]
 
 MAX_DOCUMENT: Final = 1 << 18
 """Characters of a document at most."""
+
+MAX_DIGITS: Final = 1000
+"""Digits of a whole number at most; none that means something has more than 20."""
 
 
 def json_object(text: str, source: str) -> dict[str, Any]:
@@ -25,12 +28,36 @@ def json_object(text: str, source: str) -> dict[str, Any]:
     if len(text) > MAX_DOCUMENT:
         raise ConfigError(f"{source}: it has more than {MAX_DOCUMENT} characters, which no network config needs")
     try:
-        document = json.loads(text, parse_constant=_no_constant)
+        document = json.loads(
+            text, parse_constant=_no_constant, parse_int=_whole_number, object_pairs_hook=_last_of_each
+        )
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: not valid JSON: {error}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{source}: expected a JSON object, found {type(document).__name__}")
     return document
+
+
+def overridden(before: Any, value: Any) -> bool:
+    """Whether a later value of the same key takes the place of an earlier one, as to Go's decoder: null may not."""
+    return value is not None or before is None or isinstance(before, dict)
+
+
+def _last_of_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The keys in the order in which they were said last."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if overridden(found.get(name), value):
+            found.pop(name, None)
+            found[name] = value
+    return found
+
+
+def _whole_number(digits: str) -> int:
+    """Python's parser would refuse a number of thousands of digits with words of its own."""
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
 
 
 def _no_constant(name: str) -> NoReturn:

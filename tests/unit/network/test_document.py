@@ -146,10 +146,47 @@ def test_a_mapped_address_and_an_unspecified_one() -> None:
 
 
 def test_host_bits_are_dropped_and_null_and_zero_mean_absent() -> None:
-    family = v4(Network="10.244.1.7/16", SubnetLen=0, SubnetMin=None)
+    family = v4(Network="10.244.1.7/16", SubnetLen=0, SubnetMin="0.0.0.0", EnableIPv4=None, IPv6SubnetMin=None)
     assert family.network == IPv4Network("10.244.0.0/16")
     assert family.subnet_len == 24
     assert family.subnet_min == IPv4Network("10.244.1.0/24")
+
+
+@pytest.mark.parametrize(
+    ("keys", "network", "vni"),
+    [
+        ('"Network": "10.1.0.0/16", "Network": "10.2.0.0/16"', "10.2.0.0/16", 1),
+        ('"Network": "10.1.0.0/16", "network": "10.2.0.0/16", "Network": "10.3.0.0/16"', "10.3.0.0/16", 1),
+        ('"NETWORK": "10.1.0.0/16", "EnableIPv6": false, "enableipv6": null', "10.1.0.0/16", 1),
+        ('"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan", "VNI": 5, "vni": 7, "VNI": null}', "10.1.0.0/16", 7),
+        ('"Network": "10.1.0.0/16", "Backend": 5, "backend": {"type": "vxlan", "Type": null}', "10.1.0.0/16", 1),
+    ],
+)
+def test_of_a_key_that_is_there_twice_the_last_one_counts(keys: str, network: str, vni: int) -> None:
+    """And null changes nothing, as to Go's decoder."""
+    read = NetworkConfig.from_json(f"{{{keys}}}")
+    assert read.ipv4 is not None
+    assert (str(read.ipv4.network), read.ipv6, read.backend_type) == (network, None, "vxlan")
+    assert parse_options(load_backend("vxlan").Options, read.backend_options)[0].vni == vni
+
+
+@pytest.mark.parametrize("later", ["null", "{}"])
+def test_a_backend_is_replaced_as_a_whole(later: str) -> None:
+    with pytest.raises(ConfigError, match="Backend"):
+        NetworkConfig.from_json(f'{{"Network": "10.1.0.0/16", "Backend": {{"Type": "vxlan"}}, "backend": {later}}}')
+
+
+def test_a_family_that_is_off_may_be_written_in_the_other_s_addresses() -> None:
+    """flanneld reads an IPv4 text as an IPv6 one."""
+    unused = {"IPv6Network": "10.244.0.0/16", "IPv6SubnetMin": "0.0.0.0", "IPv6SubnetMax": "10.0.0.1"}
+    assert NetworkConfig.from_json(json.dumps({"Network": "10.1.0.0/16", **unused})).ipv6 is None
+    with pytest.raises(ConfigError, match="IPv6Network"):
+        NetworkConfig.from_json(json.dumps({"Network": "10.1.0.0/16", "EnableIPv6": True, **unused}))
+
+
+def test_a_number_of_thousands_of_digits_is_refused_in_words_of_ours() -> None:
+    with pytest.raises(ConfigError, match="not valid JSON: a number of 5000 digits"):
+        NetworkConfig.from_json(f'{{"Network": "10.1.0.0/16", "X": {"9" * 5000}}}')
 
 
 CASES = st.sampled_from([str.upper, str.lower, str.swapcase, str])
@@ -205,7 +242,11 @@ V6 = {"EnableIPv4": False, "EnableIPv6": True}
         ({"Network": "10.0.0.0/29"}, "Network", "10.0.0.0/29", "/28"),
         ({"Network": "10.0.0.0/16", "SubnetLen": 17}, "SubnetLen", "17", "between 18"),
         ({"Network": "10.0.0.0/16", "SubnetLen": 31}, "SubnetLen", "31", "and 30"),
-        ({"Network": "10.0.0.0/16", "SubnetLen": -1}, "SubnetLen", "-1", "between"),
+        ({"Network": "10.0.0.0/16", "SubnetLen": -1}, "SubnetLen", "-1", "0 or more"),
+        ({"Network": "10.0.0.0/16", "SubnetMin": None}, "SubnetMin", "null", "IPv4 address"),
+        ({"Network": "10.0.0.0/16", "IPv6Network": None}, "IPv6Network", "null", "leave the key out"),
+        ({"Network": "10.0.0.0/16", "IPv6SubnetLen": -1}, "IPv6SubnetLen", "-1", "0 or more"),
+        ({"Network": "10.0.0.0/16", "IPv6SubnetLen": 1 << 64}, "IPv6SubnetLen", str(1 << 64), "0 or more"),
         ({"Network": "10.0.0.0/16", "SubnetLen": "24"}, "SubnetLen", '"24"', "whole number"),
         ({"Network": "10.0.0.0/16", "SubnetLen": 24.5}, "SubnetLen", "24.5", "whole number"),
         ({"Network": "10.0.0.0/16", "SubnetLen": True}, "SubnetLen", "true", "whole number"),
