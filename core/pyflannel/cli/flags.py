@@ -17,7 +17,7 @@ import click
 
 from pyflannel.network.lease import JSON
 from pyflannel.settings import log
-from pyflannel.settings.options import OPTIONS, Option
+from pyflannel.settings.options import BOOLEAN, OPTIONS, Option
 from pyflannel.settings.settings import Settings, load
 
 __all__ = ["FlagCommand", "FlagGroup", "flags", "settings"]
@@ -76,7 +76,7 @@ class FlagCommand(click.Command):
             elif isinstance(option, Flag) and option.row.is_boolean:
                 result.append(f"{option.opts[0]}={value if equals else 'true'}")
             elif option.is_flag:
-                result.append(option.opts[0] + equals + value)
+                result += _switch(option, equals + value)
             else:
                 result += [option.opts[0], *([value] if equals else itertools.islice(rest, 1))]
         return result
@@ -121,6 +121,14 @@ def settings(ctx: click.Context, *, daemon: bool = False, beneath: Mapping[str, 
     for warning in loaded.warnings:
         logging.getLogger("pyflannel").warning("%s", warning)
     return loaded.settings
+
+
+def _switch(option: click.Option, value: str) -> list[str]:
+    """A switch that is no setting, such as ``--version``; Go's ``-version=true`` is one, too."""
+    try:
+        return [option.opts[0]] if not value or BOOLEAN.parse(value[1:]) else []
+    except ValueError:
+        return [option.opts[0] + value]  # which click refuses
 
 
 def _options(this: click.Command, ctx: click.Context) -> list[click.Option]:

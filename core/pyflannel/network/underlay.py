@@ -282,13 +282,13 @@ def _relevant(routes: Iterable[InterfaceRoute]) -> tuple[UnderlayRoute, ...]:
 
 
 def _choice(inventory: Inventory, selection: Selection) -> _Choice:
-    """The first candidate.
+    """The first candidate that has an address, as flanneld goes on to the next one; else the first.
 
     :raises UnderlayError: there is none; the message says what was looked for.
     """
-    found = next(_candidates(inventory, selection), None)
-    if found is not None:
-        return found
+    found = list(_candidates(inventory, selection))
+    if found:
+        return next((each for each in found if each.interface.addresses or each.interface.fading), found[0])
     if selection.iface_can_reach is not None:
         raise UnderlayError(f"--iface-can-reach: no route to {selection.iface_can_reach}; use --iface")
     if selection.iface or selection.iface_regex:
@@ -334,15 +334,24 @@ def _unasked(inventory: Inventory, selection: Selection) -> Iterator[_Choice]:
 
 
 def _matching(interfaces: Iterable[Interface], pattern: re.Pattern[str]) -> Iterator[_Choice]:
-    for interface in interfaces:
-        if interface.name == LOOPBACK:
-            continue
+    """As flanneld looks: an IPv4 address that matches, on whatever interface, comes before any name that does.
+
+    IPv6 addresses come last: in a network of IPv4 alone flanneld does not look at them, and a name is rarely meant to
+    match one.
+    """
+    found = [interface for interface in interfaces if interface.name != LOOPBACK]
+
+    def by_address(version: int) -> Iterator[_Choice]:
+        for interface in found:
+            for address in interface.addresses:
+                if address.version == version and pattern.search(str(address)):
+                    yield _Choice(interface, address, f"its address {address} matches --iface-regex {pattern.pattern}")
+
+    yield from by_address(4)
+    for interface in found:
         if pattern.search(interface.name):
             yield _Choice(interface, None, f"its name matches --iface-regex {pattern.pattern}")
-            continue
-        for address in interface.addresses:
-            if pattern.search(str(address)):
-                yield _Choice(interface, address, f"its address {address} matches --iface-regex {pattern.pattern}")
+    yield from by_address(6)
 
 
 def _by_name_or_address(interfaces: Iterable[Interface], text: str) -> Iterator[_Choice]:

@@ -1,7 +1,8 @@
 """flanneld's own flags, to the letter: what each of 0.28.10 means there, and how it is met here.
 
-flanneld is a Go program. Its whole numbers may be written ``0x1f90`` or ``1_000``; an empty text counts as not given;
-a ``FLANNELD_`` variable that is no number, or neither true nor false, is logged and passed over. What flanneld ignores
+flanneld is a Go program. Its whole numbers may be written ``0x1f90`` or ``1_000``; an empty text counts as not given,
+but in a flag that wants a number or a boolean; a ``FLANNELD_`` variable that is no number, or neither true nor false,
+is logged and passed over. What flanneld ignores
 must not end a node that is moved to pyflannel: it is ignored here too, with a warning that names it. What flanneld
 passes over although it changes how the node works is refused instead.
 
@@ -107,8 +108,9 @@ FLAGS: Final[tuple[FlanneldFlag, ...]] = (
     ),
     FlanneldFlag(
         "iface-regex",
-        "Works as there, and where it matches one address of several, that one is taken. Go's bracket classes such as "
-        "`[[:digit:]]` are known; `\\p`, `\\Q` and `(?U)` are refused.",
+        "Works as there: IPv4 addresses of all interfaces are looked at before names; then here IPv6 addresses, too. "
+        "Where it matches one address of several, that one is taken. Go's bracket classes such as `[[:digit:]]` are "
+        "known; `\\p`, `\\Q` and `(?U)` are refused.",
     ),
     FlanneldFlag("iface-can-reach"),
     FlanneldFlag("subnet-file", "Works as there. An empty one is refused.", empty=""),
@@ -177,7 +179,7 @@ def meaning(name: str, texts: Sequence[str], variable: bool) -> Meaning:
     flag = _BY_NAME.get(name)
     if flag is None:
         return Meaning(tuple(texts))
-    if any(not text for text in texts):
+    if any(not text for text in texts) and (variable or not (flag.boolean or flag.number)):
         texts = [text or flag.empty for text in texts if text or flag.empty is not None]  # type: ignore[misc]
     if variable and flag.boolean and texts and texts[-1] not in _BOOLEANS:
         return Meaning((), f"{texts[-1]!r} is neither true nor false; it is ignored, as flanneld does")

@@ -317,8 +317,8 @@ OPTIONS: Final[tuple[Option, ...]] = (
     Option(
         "iface",
         TEXT,
-        "The underlay interface, by name or address; the first that exists is used. Repeatable. Default: the "
-        "default route's.",
+        "The underlay interface, by name or address; the first that exists and has an address is used. Repeatable. "
+        "Default: the default route's.",
         (),
         section=UNDERLAY,
         repeatable=True,

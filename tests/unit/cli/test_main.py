@@ -24,7 +24,7 @@ from .conftest import CommandLine
 
 def test_the_version_is_the_distributions(pyflannel: CommandLine) -> None:
     assert metadata.version("pyflannel") == VERSION
-    for words in (["version"], ["--version"], ["-version"]):
+    for words in (["version"], ["--version"], ["-version"], ["-version=true"], ["--version=1"]):
         result = pyflannel(*words)
         assert (result.code, result.out, result.err) == (0, f"pyflannel {VERSION}\n", "")
 

@@ -150,6 +150,26 @@ def test_the_address_that_matched_is_the_one() -> None:
     assert "10.64.0.1 matches" in found.why
 
 
+def test_a_pattern_looks_at_ipv4_addresses_before_names_and_at_ipv6_ones_last() -> None:
+    """As flanneld does, which looks at all interfaces' addresses first."""
+    eth0 = Interface("eth0", 1500, True, (ip_address("10.0.2.15"), ip_address("2001:db8::e")))
+    eth1 = Interface("eth1", 1500, True, (ip_address("192.168.56.11"), ip_address("fd00::56")))
+
+    def chosen(pattern: str, *interfaces: Interface) -> str:
+        return choose(Inventory(interfaces, ()), Selection(iface_regex=(re.compile(pattern),))).interface
+
+    assert chosen(r"^eth0$|^192\.168\.", eth0, eth1) == "eth1"
+    assert chosen("^eth1$|^2001", eth0, eth1) == "eth1"
+    assert chosen("^2001", eth1, eth0) == "eth0"
+
+
+@pytest.mark.parametrize("selection", [Selection(iface=("veth7", "eth1")), Selection(iface_regex=(re.compile("eth"),))])
+def test_an_interface_without_addresses_gives_way_to_the_next_that_was_named(selection: Selection) -> None:
+    assert choose(Inventory((BARE, ETH1), ()), selection).interface == "eth1"
+    with pytest.raises(UnderlayError, match="veth7 has no usable address"):
+        choose(Inventory((BARE,), ()), selection)
+
+
 def test_the_kernel_s_answer_counts_for_what_can_be_reached() -> None:
     target = ip_address("203.0.113.9")
     asked = Inventory(HERE.interfaces, ROUTES, ((target, Way("eth0", ip_address("192.0.2.7"))),))
