@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import islice
 
 from pyflannel.daemon.trial import Trials
-from pyflannel.network.change import NodeProgress, Phase, Step, all_switched, due_step
+from pyflannel.membership.slot import Generation, LeaseState
+from pyflannel.network.change import LEASE_KEY, NodeProgress, Phase, Step, all_switched, due_step
 from pyflannel.planning.overlay import Overlay
 from pyflannel.planning.transition import Transition
 from pyflannel.show.status import ChangeStatus
 
-__all__ = ["GRACE", "Crossing"]
+__all__ = ["GRACE", "Crossing", "as_far", "own_progress"]
 
 GRACE = 2.0
 """Seconds from when the last peer has said that it sends by the new settings until none of what it sent by the former
@@ -161,3 +163,23 @@ class Crossing:
         if self.transition.change.phase is Phase.SWITCH:
             return self._by_former
         return self._unswitched if self.transition.change.phase is Phase.RETIRE else self._silent | self._untried
+
+
+def own_progress(state: LeaseState, change_id: str) -> NodeProgress:
+    """What our lease says of a change."""
+    said = None if state.lease is None else NodeProgress.from_json(state.lease.attributes.extra.get(LEASE_KEY))
+    return said if said is not None and said.id == change_id else NodeProgress(change_id)
+
+
+def as_far(generation: Generation, state: LeaseState, known: Crossing | None) -> Generation:
+    """A generation that is in a change, as far in it as this node is.
+
+    :param known: the change in which the node is already, which may be this one.
+    """
+    backend = generation.backend
+    if not isinstance(backend, Transition):
+        return generation
+    graced = backend.graced or (
+        known is not None and known.transition.change == backend.change and known.transition.graced
+    )
+    return replace(generation, backend=backend.at(own_progress(state, backend.change.id).step, graced))

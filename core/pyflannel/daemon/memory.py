@@ -1,8 +1,9 @@
 """How the daemon's memory is looked after: a start needs more of it than what follows, and gives it back.
 
 A start is a rush: hundreds of modules are imported, thousands of leases read, planned and written to the kernel, and
-libraries run code that they will not run again. :func:`rush` prepares for it, :func:`settle` gives back what it took.
-And where there is none to be had, :func:`or_end` sees that the daemon doesn't go on without a part of itself.
+libraries run code that they will not run again. :func:`rush` prepares for it, :func:`settle` gives back what it took,
+and :class:`Tidying` says when. And where there is none to be had, :func:`or_end` sees that the daemon doesn't go on
+without a part of itself.
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ from typing import Any, Final
 
 from pyflannel.errors import ExitCode
 
-__all__ = ["or_end", "rush", "settle", "trim"]
+__all__ = ["Tidying", "or_end", "rush", "settle", "trim"]
+
+SETTLE_AFTER: Final = 2.0
+"""Seconds from joining until the kernel has told of all that we write then: time to give back what that took."""
+
+TRIM_PAUSE: Final = 30.0
+"""Seconds from a change of leases until memory is given back: a store may have read them all again to find it."""
 
 _OUT_OF_MEMORY: Final = (
     b"pyflannel: a thread has ended for want of memory, and the daemon with it; forwarding goes on\n"
@@ -138,3 +145,34 @@ def _drop_program_text() -> None:
         if rights == "r-xp" and inode != "0":
             start, end = (int(address, 16) for address in addresses.split("-"))
             libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
+
+class Tidying:
+    """When the loop gives back memory: a while after what took it for a moment."""
+
+    def __init__(self) -> None:
+        self._settle_due: float | None = None
+        self._trim_due: float | None = None
+
+    def joined(self, now: float) -> None:
+        """A whole overlay has been planned, and is on its way into the kernel."""
+        self._settle_due = now + SETTLE_AFTER
+
+    def changed(self, now: float) -> None:
+        """Leases have changed."""
+        if self._trim_due is None:
+            self._trim_due = now + TRIM_PAUSE
+
+    @property
+    def due(self) -> list[float]:
+        """When there is something to give back."""
+        return [at for at in (self._settle_due, self._trim_due) if at is not None]
+
+    def tidy(self, now: float) -> None:
+        """Give it back, if it is time to."""
+        if self._settle_due is not None and now >= self._settle_due:
+            self._settle_due = self._trim_due = None
+            settle()
+        elif self._trim_due is not None and now >= self._trim_due:
+            self._trim_due = None
+            trim()

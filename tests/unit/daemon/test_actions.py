@@ -246,10 +246,10 @@ def test_an_action_that_is_pending_is_answered_when_the_daemon_stops(daemon: Dae
 
 
 def test_an_action_does_not_run_beside_publish(daemon: Daemon) -> None:
-    assert daemon.running.loop.member is not None
+    assert daemon.running.loop.joined is not None
     (old,) = daemon.keys()
     with (
-        exclusive(daemon.running.loop.member.backend, "publish"),
+        exclusive(daemon.running.loop.joined.backend, "publish"),
         pytest.raises(ActionFailed, match="has not come back from publish yet; try again"),
     ):
         daemon.rotate()
@@ -258,8 +258,8 @@ def test_an_action_does_not_run_beside_publish(daemon: Daemon) -> None:
 
 
 def test_a_backend_whose_actions_are_nonsense_is_named(daemon: Daemon) -> None:
-    assert daemon.running.loop.member is not None
-    backend = type(daemon.running.loop.member.backend)
+    assert daemon.running.loop.joined is not None
+    backend = type(daemon.running.loop.joined.backend)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backend, "actions", 7)
         with pytest.raises(ActionFailed, match="backend 'wireguard' failed in actions: TypeError"):

@@ -351,7 +351,7 @@ def test_many_updates_of_one_lease_during_a_slow_plan_cost_one_plan(tmp_path: Pa
         last = lease(2000)
         it.daemon.slot.change([(PEER, last)])
         it.faults.end()
-        member = it.daemon.loop.member
+        member = it.daemon.loop.joined
         assert member is not None
         it.daemon.until(lambda: PEER in member.overlay.peers and member.overlay.peers[PEER].value == last)
         assert it.faults.calls["plan_peer"] == before + 1
@@ -462,7 +462,7 @@ def test_long_work_gives_signs_of_life(tmp_path: Path, arrive: str) -> None:
             if arrive == "as changes":
                 daemon.slot.change(leases.items())
             else:
-                known = daemon.loop._generation
+                known = daemon.loop.intake.generation
                 assert known is not None
                 daemon.slot.begin(Generation(known.number + 1, known.node, known.backend, known.lease), leases)
             until(lambda: len(backend.told) == len(leases), daemon.status)
@@ -482,7 +482,7 @@ def test_a_data_plane_ends_for_good_when_the_network_has_gone_over_to_another_ba
     """What it has agreed with peers must not outlive it on some nodes. One of the same backend may be taken over."""
     with world(tmp_path) as it:
         it.daemon.until(it.sound)
-        known = it.daemon.loop._generation
+        known = it.daemon.loop.intake.generation
         assert known is not None
         following = kind(it.faults)
         following.options = "others"

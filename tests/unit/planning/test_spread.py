@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.daemon.loop import BLACKHOLE_METRIC
+from pyflannel.daemon.extras import BLACKHOLE_METRIC
 from pyflannel.kernel.model import IpEncapsulation, KernelObject, Neighbour, Route
 from pyflannel.kernel.packed import unpack
 from pyflannel.planning.spread import METRICS, kept, metric_of, spread

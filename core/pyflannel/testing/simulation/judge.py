@@ -364,7 +364,7 @@ class Judge:
         lease = node.state.lease
         mine = lease.subnets.of(route.destination.version) if lease is not None else None
         if mine is not None and route.link is not None and mine == route.destination and node.loop is not None:
-            member = node.loop.member
+            member = node.loop.joined
             if member is not None and member.overlay.node.subnets.of(mine.version) == mine:
                 return "this node's own subnet"
         return ""
@@ -479,11 +479,11 @@ class Judge:
 
     def _check_at_rest(self, node: SimulatedNode) -> None:
         loop, state = node.loop, node.state
-        if loop is None or loop.member is None or not node.running:
+        if loop is None or loop.joined is None or not node.running:
             raise Violation("quiet", f"{node.name} has not joined: {state.trouble or state}")
         if state.trouble:
             raise Violation("quiet", f"{node.name} is still in trouble: {state.trouble}")
-        member = loop.member
+        member = loop.joined
         records = self._cluster.model.records()
         theirs = {key: record for key, record in records.items() if key not in (CONFIG_KEY, _key(node))}
         theirs |= self._not_heard_yet(node, records)

@@ -225,8 +225,8 @@ class SimulatedNode:
             lambda kind, name: PluginName(name),
             lambda: self.around.agenda.now,
             rng,
+            reverse_path=ReversePath(self._settings.state_dir, self._folder),  # not this machine's own filters
         )
-        self.loop._reverse_path = ReversePath(self._settings.state_dir, self._folder)  # not this machine's own filters
         self._wake = wake
         self._poll = select.poll()
         self._poll.register(wake, select.POLLIN)

@@ -1,0 +1,40 @@
+"""What the loop is calling a plugin for: said before the call, so that everybody sees it should it not come back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from pyflannel.backend import Backend
+from pyflannel.show.view import PluginCall, PluginName, Window
+
+__all__ = ["Calls"]
+
+
+class Calls:
+    """The call that is under way, if any. For the loop's thread.
+
+    :param window: gets a view with the call before it is made.
+    """
+
+    def __init__(self, window: Window, clock: Callable[[], float]) -> None:
+        self._window, self._clock = window, clock
+        self.now: PluginCall | None = None
+        self.backend: PluginName | None = None
+        """The backend that this node is said to use, also when it has not planned anything yet."""
+
+    @contextmanager
+    def calling(self, backend: Backend[Any], what: str) -> Iterator[None]:
+        """Let the view say that the backend has been called."""
+        self.now = PluginCall(f"backend {backend.name!r} has not come back from {what}", self._clock())
+        self._window.put(replace(self._window.last, call=self.now, backend=self.backend))
+        try:
+            yield
+        finally:
+            self.now = None
+
+    def beat(self) -> None:
+        """A sign of life within long work."""
+        self._window.beat = self._clock()

@@ -1,0 +1,114 @@
+"""The loop's side to the kernel: what is heard from it, and what is written to it, again and again.
+
+What is heard only says what to look at: the tracker, the underlay, or who else has routes in the overlay. What can't be
+read or written stays due.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from pyflannel.daemon.diversion_watch import DiversionWatch
+from pyflannel.daemon.underlay_watch import UnderlayWatch
+from pyflannel.errors import KernelError
+from pyflannel.kernel.port import KernelPort, Notice
+from pyflannel.kernel.tracker import Tracker
+from pyflannel.network.underlay import Inventory
+from pyflannel.settings.settings import Settings
+from pyflannel.show.measures import Measures
+
+__all__ = ["KernelSide"]
+
+log = logging.getLogger(__name__)
+
+CHECK_INTERVAL: Final = 1.0
+"""Seconds between two tries at an unreadable kernel."""
+
+
+class KernelSide:
+    """See the module's docstring.
+
+    :param tracker: what should be in the kernel, and what is.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        port: KernelPort,
+        tracker: Tracker,
+        read_inventory: Callable[[], Inventory],
+        measures: Measures,
+        clock: Callable[[], float],
+    ) -> None:
+        now = clock()
+        self._port, self._measures, self._clock = port, measures, clock
+        self.tracker = tracker
+        self.underlay = UnderlayWatch(settings, read_inventory, now)
+        self.diversions = DiversionWatch(port, tracker, now)
+        self.trouble = ""
+        """Why the kernel can't be read."""
+        self.repaired = 0
+        """How often something was put right that somebody else had changed."""
+        self.resync_due = now + settings.resync_interval
+
+    def hear(self, now: float, joined: bool) -> None:
+        """Take in what the kernel has told.
+
+        :param joined: there is an overlay, from which somebody's route could take packets away.
+        """
+        try:
+            notice = self._port.poll()
+        except KernelError:
+            notice = Notice(resync=True)  # the dump that this asks for says what is wrong
+        self.tracker.observe(notice)
+        theirs = notice.interfaces - self.tracker.link_names
+        # The kernel tells of no IPv4 route that goes with its device.
+        if joined and (notice.diversions or notice.resync or (self.diversions.found and theirs)):
+            self.diversions.look_soon(now)
+        if notice.resync or theirs:
+            self.underlay.look_soon(now)
+
+    def resync(self, now: float, interval: float, joined: bool) -> None:
+        """Have everything read anew, if it is time to; the next time in ``interval`` seconds."""
+        if now >= self.resync_due:
+            self.tracker.request_resync()
+            if joined:
+                self.diversions.look_soon(now)
+            self.resync_due = now + interval
+
+    def reconcile(self) -> None:
+        """Write what differs."""
+        begin = self._clock()
+        try:
+            done = self.tracker.reconcile()
+        except KernelError as error:
+            self.trouble = str(error)
+            self.tracker.request_resync()
+            self.resync_due = min(self.resync_due, self._clock() + CHECK_INTERVAL)
+            return
+        self.trouble = ""
+        if done.written or done.refused:
+            self._measures.reconcile.observe(self._clock() - begin)
+            self._measures.written += done.written
+            self._measures.refused += done.refused
+        if done.repaired:
+            self.repaired += len(done.repaired)
+            first, others = done.repaired[0], len(done.repaired) - 1
+            log.warning(
+                "put right what something else had changed: %s%s",
+                first.new or f"no {first.old}",
+                f" and {others} more" if others else "",
+            )
+
+    @property
+    def refusals(self) -> list[str]:
+        """What the kernel does not take, and why."""
+        return [str(failure.error) for failure in self.tracker.failures.values()]
+
+    @property
+    def due(self) -> list[float]:
+        """When something is to be looked at or written again."""
+        maybe = (self.underlay.due, self.diversions.due, self.tracker.retry_at)
+        return [self.resync_due, *(at for at in maybe if at is not None)]
