@@ -13,14 +13,17 @@ from typing import Final, TypeVar
 
 import pytest
 
-from pyflannel.testing._calls import crowd
-
 __all__ = ["PATIENCE", "crowd", "until"]
 
 PATIENCE: Final = 60.0 * float(os.environ.get("PYFLANNEL_SLOWNESS", 1))
 """Seconds, on an idle machine; as many times as many on a slow one (:mod:`tests.kernels.guest`)."""
 
 T = TypeVar("T")
+
+
+def crowd() -> float:
+    """How many programs want each CPU at present; at least 1."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def until(condition: Callable[[], T], what: object = "", patience: float = PATIENCE) -> T:

@@ -331,7 +331,7 @@ class TakesItsTimeToRenew(MemoryStore):
 
     def renew(self, record: Record, ttl: float) -> Record:
         renewed = super().renew(record, ttl)
-        time.sleep(1.5 + 2 * _calls.grace())  # on a busy machine calls have longer
+        time.sleep(1.5 + 2 * _calls.GRACE)
         return renewed
 
 

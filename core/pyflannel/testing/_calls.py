@@ -4,12 +4,15 @@ A thread that hangs can't be ended from outside, so the plugin gets a thread of 
 waits for the answer no longer than the contract allows. :class:`Caller` is that thread; it serves one plugin object,
 which so sees one thread at a time, as in the daemon. :func:`supervised` makes a driver class whose every call goes
 through such a thread. No pytest here: worker processes import it.
+
+What a call is charged for is its own work and its own sleep. The time for which it could have gone on and the machine
+had no CPU for it is :class:`Starvation`, and is taken off: so a good plugin passes on a machine that does much else,
+and one that takes too long does not pass there either.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 import queue
 import sys
 import threading
@@ -17,29 +20,61 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
 from pyflannel.store import CALL_TIMEOUT, Store, StoreLocation, Watch
 
-__all__ = ["GRACE", "Caller", "OverdueError", "close_watch", "crowd", "grace", "once", "supervised"]
+__all__ = ["GRACE", "Caller", "OverdueError", "Starvation", "close_watch", "once", "supervised"]
 
 T = TypeVar("T")
 
 GRACE = 5.0
-"""Seconds that a call may take beyond what its contract allows, on a machine that does nothing else."""
+"""Seconds that a call may take beyond what its contract allows: a server's part of it may have to wait for a CPU."""
+
+LONGEST = 300.0
+"""Seconds after which a call is given up, however little of them it had a CPU for."""
+
+_LOOK: Final = 0.25
+"""Seconds between two looks at who waits for a CPU."""
 
 _FRAMES: Final = 6
 """How many lines of a hanging call's stack are shown."""
 
-
-def crowd() -> float:
-    """How many programs want each CPU at present; at least 1."""
-    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+_TASKS: Final = Path("/proc/self/task")
 
 
-def grace() -> float:
-    """:data:`GRACE` on the machine as it is now: what runs beside the tests makes the same calls take longer."""
-    return GRACE * crowd()
+class Starvation:
+    """For how long this process's other threads wanted a CPU and had none, since this was made.
+
+    That of all of them counts: a call may wait for another thread's work, or for the interpreter's lock, which a thread
+    without a CPU holds. A call that merely sleeps gains nothing by a busy machine, for nobody works for it. The kernel
+    adds a wait up when it ends (``sched_info`` in ``/proc/PID/task/TID/schedstat``), and forgets it with the thread; so
+    who wants to know it looks now and then.
+    """
+
+    def __init__(self) -> None:
+        self._seen = self._waits()
+        self.seconds = 0.0
+        """As of the last look."""
+
+    def look(self) -> float:
+        """Add up what has come since the last look, and return the whole in seconds."""
+        now = self._waits()
+        self.seconds += sum(max(0, waited - self._seen.get(thread, 0)) for thread, waited in now.items()) / 1e9
+        self._seen = now
+        return self.seconds
+
+    @staticmethod
+    def _waits() -> dict[str, int]:
+        """Nanoseconds of each thread; none where the kernel does not tell."""
+        found, looking = {}, str(threading.get_native_id())
+        for task in _TASKS.iterdir():
+            if task.name != looking:
+                with suppress(OSError):  # it may end meanwhile
+                    found[task.name] = int((task / "schedstat").read_bytes().split()[1])
+        return found
 
 
 class OverdueError(AssertionError):
@@ -68,15 +103,14 @@ class Caller:
         """
         if self.is_current:  # a method that calls another one of the same object
             return call()
-        began = time.monotonic()
         answer: Future[T] = Future()
-        longest = limit + grace()
+        began = time.monotonic()
         self._jobs.put((answer, call))
-        if not _ended(answer, longest):
+        took, ended = _watched(answer, began, limit + GRACE)
+        if not ended:
             where = self._where()
-            raise OverdueError(f"{self.name}: {what} has not come back after {longest:.1f} s; {clause}\n{where}")
-        took = time.monotonic() - began
-        if took > longest:
+            raise OverdueError(f"{self.name}: {what} has not come back after {took:.1f} s; {clause}\n{where}")
+        if took > limit + GRACE:
             raise OverdueError(f"{self.name}: {what} took {took:.1f} s; {clause}")
         return answer.result()
 
@@ -105,10 +139,26 @@ class Caller:
         return "it stands here:\n" + "".join(traceback.format_list(traceback.extract_stack(frame)[-_FRAMES:]))
 
 
-def _ended(answer: Future[Any], limit: float) -> bool:
-    done = threading.Event()
-    answer.add_done_callback(lambda _: done.set())
-    return done.wait(limit)
+def _watched(answer: Future[Any], began: float, longest: float) -> tuple[float, bool]:
+    """Wait for an answer that may take ``longest`` seconds; returns those that it took, and whether it has come.
+
+    Seconds without a CPU are not counted, once a first look has been taken.
+    """
+    done, ends = threading.Event(), [0.0]
+
+    def note(_: Future[Any]) -> None:
+        ends[0] = time.monotonic()
+        done.set()
+
+    answer.add_done_callback(note)
+    if done.wait(_LOOK):
+        return min(_LOOK, ends[0] - began), True
+    starved = Starvation()
+    while not done.wait(_LOOK):
+        passed = time.monotonic() - began
+        if passed - starved.look() > longest or passed > LONGEST:
+            return passed - starved.seconds, False
+    return ends[0] - began - starved.look(), True
 
 
 def once(name: str, what: str, call: Callable[[], T], limit: float, clause: str) -> T:

@@ -17,8 +17,7 @@ from typing import Final
 import pytest
 
 from pyflannel.errors import HistoryGoneError, StoreUnavailableError
-from pyflannel.store import CALL_TIMEOUT, Record, Snapshot, Store
-from pyflannel.testing import _calls
+from pyflannel.store import Record, Snapshot, Store
 from pyflannel.testing import _store_workers as workers
 from pyflannel.testing import _waiting as waiting
 from pyflannel.testing._calls import close_watch
@@ -318,10 +317,8 @@ class StoreWatches(StoreSubject):
             lambda: store.delete(kept),
         )
         for call in calls:
-            began = time.monotonic()
             with pytest.raises(StoreUnavailableError):
                 call()
-            assert time.monotonic() - began < CALL_TIMEOUT + _calls.grace(), "the contract allows CALL_TIMEOUT"
         ask_clock(store)
 
     @staticmethod

@@ -102,7 +102,7 @@ def dismiss(pool: ProcessPoolExecutor, patience: float) -> None:
 class Opening:
     """How to open the store under test in any process.
 
-    :param allowed: seconds that each of its calls may take.
+    :param allowed: seconds that each of its calls may take; the contract's are the most.
     """
 
     store_class: type[Store]
@@ -111,7 +111,7 @@ class Opening:
 
     def open(self) -> Store:
         """A store object of this process's own."""
-        return supervised(self.store_class, self.allowed)(self.location)
+        return supervised(self.store_class, min(self.allowed, CALL_TIMEOUT))(self.location)
 
 
 def _create(store: Store, key: str, value: str, ttl: float | None) -> Record:

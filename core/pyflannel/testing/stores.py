@@ -13,9 +13,9 @@ What your server can't do is said in class attributes (its shortest TTL, how lat
 can do to it, such as stopping it, in hook methods. A test whose hook is missing skips and names the hook. Several
 processes take part, so the location must be reachable from all of them and the driver importable by name.
 
-No test hangs with its driver: each call has :data:`~pyflannel.store.CALL_TIMEOUT` (and a little more, for a busy
-machine), and whatever is waited for is named when it does not come. How soon a watch tells of a change is nobody's
-promise, so it is told in the summary, with a warning from 250 ms on.
+No test hangs with its driver: each call has :data:`~pyflannel.store.CALL_TIMEOUT` and a little more, not counting the
+time for which the machine had no CPU for it, and whatever is waited for is named when it does not come. How soon a
+watch tells of a change is nobody's promise, so it is told in the summary, with a warning from 250 ms on.
 """
 
 from __future__ import annotations
