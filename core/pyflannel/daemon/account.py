@@ -10,10 +10,10 @@ from pyflannel.backend import Backend, Node
 from pyflannel.daemon.announcing import Announcements
 from pyflannel.daemon.calls import Calls
 from pyflannel.daemon.crossing import own_progress
-from pyflannel.daemon.intake import Intake
 from pyflannel.daemon.joined import Joined
 from pyflannel.daemon.kernel_side import KernelSide
 from pyflannel.daemon.node_files import NodeFiles
+from pyflannel.daemon.store_side import StoreSide
 from pyflannel.errors import PyflannelError
 from pyflannel.firewall.keeper import FirewallKeeper
 from pyflannel.membership.slot import Slot
@@ -35,7 +35,7 @@ class Account:
         window: Window,
         slot: Slot,
         kernel: KernelSide,
-        intake: Intake,
+        store_side: StoreSide,
         firewall: FirewallKeeper,
         files: NodeFiles,
         announcements: Announcements,
@@ -43,7 +43,7 @@ class Account:
         measures: Measures,
         clock: Callable[[], float],
     ) -> None:
-        self._window, self._slot, self._kernel, self._intake = window, slot, kernel, intake
+        self._window, self._slot, self._kernel, self._store_side = window, slot, kernel, store_side
         self._firewall, self._files, self._announcements = firewall, files, announcements
         self._calls, self._measures, self._clock = calls, measures, clock
         self.stopping = False
@@ -52,7 +52,7 @@ class Account:
 
     def view(self, settings: Settings, joined: Joined | None) -> View:
         """How all stands now."""
-        kernel, last, generation = self._kernel, self._window.last, self._intake.generation
+        kernel, last, generation = self._kernel, self._window.last, self._store_side.generation
         refusals = kernel.refusals
         node = joined.overlay.node if joined is not None else None
         return replace(
@@ -67,7 +67,7 @@ class Account:
             network=node.network if node is not None else None,
             overruled=generation.overruled if generation is not None else "",
             subnets=node.subnets if node is not None else None,
-            troubles=(kernel.underlay.trouble, kernel.trouble, self._intake.trouble, self._files.trouble),
+            troubles=(kernel.underlay.trouble, kernel.trouble, self._store_side.trouble, self._files.trouble),
             kernel_readable=not kernel.trouble,
             call=self._calls.now,
             in_place=self.in_place(joined),

@@ -27,13 +27,13 @@ from pyflannel.daemon.announcing import Announcements
 from pyflannel.daemon.calls import Calls
 from pyflannel.daemon.crossing import Crossing, as_far, own_progress
 from pyflannel.daemon.extras import extras
-from pyflannel.daemon.intake import Adopted, Intake
 from pyflannel.daemon.joined import Joined, shown
 from pyflannel.daemon.kernel_side import KernelSide
 from pyflannel.daemon.node_files import NodeFiles
 from pyflannel.daemon.notify import Notifier
 from pyflannel.daemon.planes import Planes
 from pyflannel.daemon.reverse_path import ReversePath
+from pyflannel.daemon.store_side import Adopted, StoreSide
 from pyflannel.daemon.trial import Pinger, Trials
 from pyflannel.errors import DaemonError, KernelError, PyflannelError
 from pyflannel.firewall.keeper import FirewallKeeper
@@ -133,15 +133,15 @@ class Loop:
         port.progress = self._calls.beat
         self._port, self._wake = port, wake
         self._read_settings = read_settings
-        self.kernel = KernelSide(settings, port, self.tracker, read_inventory, measures, clock)
-        self.intake = Intake(slot, self._calls, clock, self._rng)
+        self.kernel_side = KernelSide(settings, port, self.tracker, read_inventory, measures, clock)
+        self.store_side = StoreSide(slot, self._calls, clock, self._rng)
         self._announcements = Announcements(notifier, lambda ready: keeper.announce(ready), clock())
         self._files = NodeFiles(self._calls)
         self._account = Account(
             self.window,
             slot,
-            self.kernel,
-            self.intake,
+            self.kernel_side,
+            self.store_side,
             firewall,
             self._files,
             self._announcements,
@@ -200,14 +200,14 @@ class Loop:
         if self._reload_wanted:
             self._reload_wanted = False
             self._reload(now)
-        self.kernel.hear(now, self.joined is not None)
-        if self.kernel.underlay.due is not None and now >= self.kernel.underlay.due:
+        self.kernel_side.hear(now, self.joined is not None)
+        if self.kernel_side.underlay.due is not None and now >= self.kernel_side.underlay.due:
             self._look_at_underlay(now)
         self._follow_store(now)
-        self.kernel.resync(now, self.settings.resync_interval, self.joined is not None)
+        self.kernel_side.resync(now, self.settings.resync_interval, self.joined is not None)
         if self.joined is not None:
-            self.kernel.reconcile()
-            self.kernel.diversions.look_if_due(self.joined.overlay, now)
+            self.kernel_side.reconcile()
+            self.kernel_side.diversions.look_if_due(self.joined.overlay, now)
         self.actions.turn(self.slot.state)
         if self.joined is not None:
             self._tend(self.joined, now)
@@ -217,10 +217,10 @@ class Loop:
     @property
     def due(self) -> float:
         """When the next :meth:`turn` is due by the clock, if nothing comes in before."""
-        crossing = self.joined.crossing if self.joined is not None and not self.intake.adopting else None
-        if self.intake.busy or (crossing is not None and not crossing.complete):
+        crossing = self.joined.crossing if self.joined is not None and not self.store_side.adopting else None
+        if self.store_side.busy or (crossing is not None and not crossing.complete):
             return self.clock()
-        due = [*self.kernel.due, *self.intake.due]
+        due = [*self.kernel_side.due, *self.store_side.due]
         if self.joined is not None:
             due += [feed.due for feed in self.joined.planes.feeds]
         if crossing is not None:
@@ -255,14 +255,14 @@ class Loop:
             log.warning("other settings than %s have changed: they hold from the next start", ", ".join(RELOADABLE))
         self.settings = adopted
         self.measures.reloads += 1
-        self.kernel.resync_due = now + adopted.resync_interval
+        self.kernel_side.resync_due = now + adopted.resync_interval
         self.firewall.reload(adopted.iptables_resync)
         log.info("settings reloaded: log level %s, resync every %g s", adopted.log_level, adopted.resync_interval)
 
     # The underlay
 
     def _look_at_underlay(self, now: float) -> None:
-        underlay = self.kernel.underlay
+        underlay = self.kernel_side.underlay
         tell = self.keeper.move if underlay.found is not None else self.keeper.start
         changed = underlay.look(now, self._own_subnets)
         if changed is not None:
@@ -281,28 +281,28 @@ class Loop:
         """Take in what the slot has: a generation as soon as it can be adopted, and a slice of the leases."""
         if self.slot.state.fatal is not None:
             raise self.slot.state.fatal
-        if self.slot.state.chosen != self.kernel.underlay.chosen:
-            self.kernel.underlay.chosen = self.slot.state.chosen
+        if self.slot.state.chosen != self.kernel_side.underlay.chosen:
+            self.kernel_side.underlay.chosen = self.slot.state.chosen
             self._look_at_underlay(now)
-        if self.intake.read(now):
+        if self.store_side.read(now):
             self._memory.changed(now)
         self._adopt(now)
         overlay = self.joined.overlay if self.joined is not None else None
-        self.intake.take_in(overlay, now)
+        self.store_side.take_in(overlay, now)
         if overlay is not None:
             self.tracker.changed(overlay.drain_changed())
 
     def _adopt(self, now: float) -> None:
         """Go on with a generation that is on its way in; when it is whole, it holds."""
-        generation = self.intake.next(now)
+        generation = self.store_side.next(now)
         if generation is None:
             return
-        if not self.intake.begun:
+        if not self.store_side.begun:
             generation = as_far(generation, self.slot.state, self.joined.crossing if self.joined is not None else None)
             if self.joined is None:  # one that fails, or hangs, is shown, too
                 self._calls.backend = self._plugin("backend", shown(generation.backend).name)
-        needed = extras(generation, self.settings, self.kernel.underlay.advertised, self._reverse_path)
-        adopted = self.intake.adopt(generation, needed)
+        needed = extras(generation, self.settings, self.kernel_side.underlay.advertised, self._reverse_path)
+        adopted = self.store_side.adopt(generation, needed)
         if adopted is not None:
             self._hold(adopted)
 
@@ -322,7 +322,7 @@ class Loop:
         overlay.drain_changed()
         self.tracker.watch(tuple(family.network for family in generation.node.network.families))
         self.tracker.follow(overlay.desired)
-        self.kernel.diversions.look_soon(now)
+        self.kernel_side.diversions.look_soon(now)
         self._want_firewall(overlay)
         self.tracker.sweep = True
         self._memory.joined(now)
@@ -353,7 +353,7 @@ class Loop:
         :raises DaemonError: there is no overlay yet that it could be about, or it would be in the way.
         """
         joined = self.joined
-        if joined is None or self.intake.adopting or not self._account.in_place(joined):
+        if joined is None or self.store_side.adopting or not self._account.in_place(joined):
             view = self._account.view(self.settings, joined)
             raise DaemonError(f"{action} has to wait: {summary(view, self.clock())[1]}")
         if self.slot.state.trouble:
@@ -377,10 +377,10 @@ class Loop:
         self.tracker.follow(overlay.desired)
         joined.planes.renew()
         for _ in range(2):  # a first refusal is not believed
-            self.kernel.reconcile()
+            self.kernel_side.reconcile()
         if not self._account.in_place(joined):
-            refused = next(iter(self.kernel.refusals), "")
-            raise KernelError(f"the kernel does not take it: {self.kernel.trouble or refused}")
+            refused = next(iter(self.kernel_side.refusals), "")
+            raise KernelError(f"the kernel does not take it: {self.kernel_side.trouble or refused}")
 
     def publish(self) -> int:
         """Have our lease say what the backend publishes now; the request's number."""
@@ -397,7 +397,7 @@ class Loop:
 
     def _cross(self, joined: Joined, now: float) -> None:
         """Say how far we are in a change, and go on in it."""
-        if joined.crossing is None or not self.intake.settled:
+        if joined.crossing is None or not self.store_side.settled:
             return
         crossing, transition, node = joined.crossing, joined.crossing.transition, joined.overlay.node
         crossing.look(now)
@@ -409,9 +409,9 @@ class Loop:
         if said != self._said:
             self._said = said
             self.keeper.reached(said)
-        further, newest = transition.at(own.step, crossing.graced(now)), self.intake.generation
+        further, newest = transition.at(own.step, crossing.graced(now)), self.store_side.generation
         if further is not transition and newest is not None:
-            self.intake.again(replace(newest, backend=further), now)
+            self.store_side.again(replace(newest, backend=further), now)
             self._wake.set()
 
     def _trials(self) -> Trials | None:
@@ -419,13 +419,15 @@ class Loop:
 
     def _all_in_place(self, joined: Joined) -> bool:
         """Whether the kernel and the data planes have all that was planned."""
-        if not joined.planes.settled or self.kernel.trouble:
+        if not joined.planes.settled or self.kernel_side.trouble:
             return False
         return self.tracker.in_place(joined.overlay.desired) and self.firewall.settled
 
     def _change_trouble(self, joined: Joined) -> str:
         """What goes wrong in this node besides."""
-        return next(filter(None, (*joined.planes.troubles, *self.kernel.refusals, self.firewall.state.trouble)), "")
+        return next(
+            filter(None, (*joined.planes.troubles, *self.kernel_side.refusals, self.firewall.state.trouble)), ""
+        )
 
     # What we say about ourselves
 

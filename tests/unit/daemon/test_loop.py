@@ -462,7 +462,7 @@ def test_long_work_gives_signs_of_life(tmp_path: Path, arrive: str) -> None:
             if arrive == "as changes":
                 daemon.slot.change(leases.items())
             else:
-                known = daemon.loop.intake.generation
+                known = daemon.loop.store_side.generation
                 assert known is not None
                 daemon.slot.begin(Generation(known.number + 1, known.node, known.backend, known.lease), leases)
             until(lambda: len(backend.told) == len(leases), daemon.status)
@@ -482,7 +482,7 @@ def test_a_data_plane_ends_for_good_when_the_network_has_gone_over_to_another_ba
     """What it has agreed with peers must not outlive it on some nodes. One of the same backend may be taken over."""
     with world(tmp_path) as it:
         it.daemon.until(it.sound)
-        known = it.daemon.loop.intake.generation
+        known = it.daemon.loop.store_side.generation
         assert known is not None
         following = kind(it.faults)
         following.options = "others"

@@ -22,7 +22,7 @@ from pyflannel.membership.slot import Generation, Slot
 from pyflannel.planning.overlay import Overlay
 from pyflannel.small.retry import Backoff
 
-__all__ = ["Adopted", "Intake"]
+__all__ = ["Adopted", "StoreSide"]
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class _Adoption:
     """What has changed since its records were read."""
 
 
-class Intake:
+class StoreSide:
     """See the module's docstring.
 
     :param calls: where it is said that a backend plans.
