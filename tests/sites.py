@@ -11,11 +11,16 @@ from pathlib import Path
 import pytest
 
 
+def install(patch: pytest.MonkeyPatch, site: Path) -> None:
+    """``site``, a folder with ``*.dist-info``, for processes that are started from now on, besides what they find."""
+    paths = [str(site), os.environ.get("PYTHONPATH", "")]
+    patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+
+
 @contextmanager
 def installed(site: Path) -> Iterator[None]:
     """``site``, a folder with ``*.dist-info``, for this process and those that it starts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [str(site), *sys.path])
-        paths = [str(site), os.environ.get("PYTHONPATH", "")]
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+        install(patch, site)
         yield

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.sites import install
 from tests.storing import FREE
 
 from pyflannel.lab import Node
@@ -129,7 +130,7 @@ def plant(path: Path, monkeypatch: pytest.MonkeyPatch, **plugins: str) -> None:
         about.mkdir(exist_ok=True)
         (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: planted-{kind}\nVersion: 1\n")
         (about / "entry_points.txt").write_text(f"[pyflannel.{kind}s]\nplanted = planted_{kind}:Planted\n")
-    monkeypatch.setenv("PYTHONPATH", str(path))
+    install(monkeypatch, path)
 
 
 @contextmanager

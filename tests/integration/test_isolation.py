@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.sites import install
 from tests.storing import FREE, write_document
 
 from pyflannel.lab import Lab
@@ -71,7 +71,7 @@ def test_it_is_named_and_the_lease_is_renewed(
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: bad-backend\nVersion: 1\n")
     (about / "entry_points.txt").write_text("[pyflannel.backends]\nbad = bad_backend:Bad\n")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])))
+    install(monkeypatch, tmp_path)
     node = lab.nodes[number]
     store = f"{lab.file_store}-{number}"
     before = node.run(["ip", "address", "show", "eth0"]).stdout
