@@ -16,7 +16,7 @@ code meaning
 3    the configuration (flags, environment, file, network document) is invalid
 4    the store is unreachable, refuses access or holds something unusable
 5    no lease: out of subnets, or another node holds ours
-6    the kernel refused something, or a right such as CAP_NET_ADMIN is missing
+6    the kernel refused something, a right is missing, or descriptors, threads or memory ran out
 7    a plugin is unknown, broken, or built for another API version
 8    another daemon already runs here, or none does where one is needed
 9    a check ran and found failures (lab, doctor, store check)

@@ -11,7 +11,6 @@ A broken plugin thus harms nobody but who asks for it.
 from __future__ import annotations
 
 import difflib
-import errno
 import functools
 import importlib
 import inspect
@@ -25,8 +24,8 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from pyflannel.errors import KernelError, PluginError
-from pyflannel.small.files import MORE_DESCRIPTORS
 from pyflannel.small.guarded import guarded
+from pyflannel.small.scarcity import lacking
 
 if TYPE_CHECKING:
     from pyflannel.backend import Backend
@@ -184,8 +183,7 @@ def _entries(group: str, name: str) -> Sequence[metadata.EntryPoint]:
             metadata.MetadataPathFinder().invalidate_caches()  # before Python 3.12 that goes by itself
             entries = _entry_points(group)
     except OSError as error:
-        hint = f": {MORE_DESCRIPTORS}" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
-        raise KernelError(f"the installed packages can't be looked through: {error}{hint}") from error
+        raise KernelError(f"the installed packages can't be looked through: {lacking(error) or error}") from error
     return entries
 
 

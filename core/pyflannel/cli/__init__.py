@@ -7,7 +7,6 @@ pyflannel's own, or log level debug, shows a traceback.
 
 from __future__ import annotations
 
-import errno
 import importlib
 import logging
 import os
@@ -20,7 +19,7 @@ import click
 
 from pyflannel.cli.flags import FlagGroup, flags, settings
 from pyflannel.errors import ExitCode, PyflannelError
-from pyflannel.small.files import MORE_DESCRIPTORS
+from pyflannel.small.scarcity import lacking
 from pyflannel.small.text import inert
 from pyflannel.version import VERSION
 
@@ -133,8 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _print_traceback()
         return _fail(str(error), error.exit_code)
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-            return _fail(f"{error}: {MORE_DESCRIPTORS}", ExitCode.KERNEL)
+        scarce = lacking(error)
+        if scarce is not None:
+            return _fail(scarce, ExitCode.KERNEL)
         _print_traceback()
         return _fail(
             f"internal error: {type(error).__name__}: {error}; please report it with the lines above", ExitCode.INTERNAL

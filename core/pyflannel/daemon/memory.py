@@ -86,7 +86,7 @@ def _look_out(
             try:
                 os.write(2, _OUT_OF_MEMORY)
             finally:
-                os._exit(ExitCode.INTERNAL)
+                os._exit(ExitCode.KERNEL)
         otherwise = uncaught if isinstance(failure, threading.ExceptHookArgs) else unraisable
         otherwise(failure)
         del failure

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 from pyflannel.errors import KernelError
 from pyflannel.firewall.model import Rules
 from pyflannel.firewall.state import FirewallState
+from pyflannel.small.scarcity import lacking
 from pyflannel.small.wake import Wake
 
 if TYPE_CHECKING:
@@ -105,9 +106,11 @@ class FirewallKeeper:
                     self._firewall, self._made = self._make(), True
                 self._listen()
             except Exception as error:  # no descriptor even to import something, or a fault; the daemon goes on
-                told = (f"internal error: {type(error).__name__}: {error}",)
+                scarce = lacking(error)
+                told = (scarce or f"internal error: {type(error).__name__}: {error}",)
                 if told != self.state.errors:
-                    log.exception("the firewall's thread has stumbled and begins anew")
+                    text = "the firewall's thread has stumbled and begins anew: %s"
+                    log.error(text, told[0], exc_info=None if scarce else error)
                 self._tell(replace(self.state, in_place=False, errors=told))
                 self._anew = True
                 self._pause()

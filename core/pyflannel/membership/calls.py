@@ -13,12 +13,13 @@ from enum import Enum
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from pyflannel.backend import Backend, Node, Published
-from pyflannel.errors import LeaseError, PluginError, PyflannelError, StoreError
+from pyflannel.errors import KernelError, LeaseError, PluginError, PyflannelError, StoreError
 from pyflannel.membership.records import readable
 from pyflannel.network.change import in_force
 from pyflannel.network.document import NetworkConfig
 from pyflannel.planning.judging import own_problem, placement_problem
 from pyflannel.planning.transition import Side
+from pyflannel.small.scarcity import lacking
 from pyflannel.store import Record, Snapshot, Unassigned
 
 __all__ = [
@@ -302,6 +303,9 @@ def judged(call: Call, result: Any, scheme: str) -> Any:
         if isinstance(result, call.answer) and (key is None or (isinstance(result, Record) and result.key == key)):
             return result
         result = PluginError(f"{who} answered {call.name} with another thing, of type {type(result).__name__}")
+    scarce = lacking(result)
+    if scarce is not None:
+        return KernelError(f"{who} did not get through {call.name}: {scarce}")
     if not isinstance(result, PyflannelError):
         result = PluginError(f"{who} failed in {call.name}: {type(result).__name__}: {result}")
     if call.lane is Lane.STORE and isinstance(result, PluginError | LeaseError):

@@ -53,6 +53,7 @@ from pyflannel.network.lease import Subnets
 from pyflannel.network.marks import Marks
 from pyflannel.network.underlay import Underlay
 from pyflannel.planning.guard import Bounded, Publisher, guarded
+from pyflannel.small.scarcity import lacking
 from pyflannel.store import Batch, Store, StoreLocation, Watch
 
 __all__ = ["KeeperOptions", "LeaseKeeper", "perform"]
@@ -199,8 +200,9 @@ class LeaseKeeper:
                 for order in self._machine.orders():
                     self._carry_out(order)
             except Exception as error:  # our own fault; it must not end renewals for good
-                log.exception("the lease keeper has stumbled and goes on")
-                trouble = f"an error inside the lease keeper: {type(error).__name__}: {error}"
+                scarce = lacking(error)
+                trouble = scarce or f"an error inside the lease keeper: {type(error).__name__}: {error}"
+                log.error("the lease keeper has stumbled and goes on: %s", trouble, exc_info=None if scarce else error)
                 self._slot.report(replace(self._slot.state, trouble=trouble))
                 self._not_before = self._clock() + STUMBLE_PAUSE
         for watcher in list(self._watches.values()):
@@ -225,7 +227,7 @@ class LeaseKeeper:
         try:
             self._obey(order)
         except (RuntimeError, MemoryError) as error:
-            log.warning("the lease keeper can't begin a thread: %s", error)
+            log.warning("the lease keeper can't begin a thread: %s", lacking(error) or error)
             if isinstance(order, Do):
                 self._answer(order.number, error)
 

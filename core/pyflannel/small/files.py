@@ -10,12 +10,8 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
-from typing import Final
 
-__all__ = ["MORE_DESCRIPTORS", "create", "read", "replace"]
-
-MORE_DESCRIPTORS: Final = "raise LimitNOFILE= in the unit, 'ulimit -n', or fs.file-max"
-"""What to do about EMFILE and ENFILE."""
+__all__ = ["create", "read", "replace"]
 
 _PIECE = 4096
 _FILE_MODE = 0o644

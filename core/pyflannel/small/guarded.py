@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from pyflannel.errors import PluginError, PyflannelError
+from pyflannel.errors import KernelError, PluginError, PyflannelError
+from pyflannel.small.scarcity import lacking
 
 __all__ = ["guarded"]
 
@@ -28,6 +29,7 @@ def guarded(name: str, what: str, call: Callable[[], T], kind: str = "backend") 
     logged at debug level, and not again while the plugin fails for the same reason.
 
     :raises PluginError: it raised something that its contract does not know, ``SystemExit`` included.
+    :raises KernelError: it had too little memory, or too few descriptors or threads, which is not a plugin's fault.
     :raises KeyboardInterrupt: that alone is not a plugin's.
     """
     try:
@@ -35,6 +37,9 @@ def guarded(name: str, what: str, call: Callable[[], T], kind: str = "backend") 
     except (PyflannelError, KeyboardInterrupt):
         raise
     except BaseException as error:  # a plugin may raise anything
+        scarce = lacking(error)
+        if scarce is not None:
+            raise KernelError(f"{kind} {name!r} did not get through {what}: {scarce}") from error
         reason = f"{type(error).__name__}: {_text(error)}".removesuffix(": ")
         failed = PluginError(f"{kind} {name!r} failed in {what}: {reason}")
         if _traced.get((kind, name, what)) != reason:

@@ -92,7 +92,7 @@ with or_end():
 def test_a_daemon_ends_with_a_thread_that_gets_no_memory(when: str) -> None:
     program = THREADS.format(error="MemoryError")
     done = subprocess.run([sys.executable, "-c", program, when], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (ExitCode.INTERNAL, "")
+    assert (done.returncode, done.stdout) == (ExitCode.KERNEL, "")
     assert "a thread has ended for want of memory" in done.stderr
 
 
@@ -123,7 +123,7 @@ with or_end():
 def test_a_daemon_ends_with_a_thread_that_really_gets_no_memory() -> None:
     """It could not even run a hook; and who began it would wait for it for ever. (Python 3.10 may have enough left.)"""
     done = subprocess.run([sys.executable, "-c", STARVED], capture_output=True, text=True, timeout=60)
-    ended = (ExitCode.INTERNAL, "", "a thread has ended for want of memory" in done.stderr)
+    ended = (ExitCode.KERNEL, "", "a thread has ended for want of memory" in done.stderr)
     assert (done.returncode, done.stdout, True) in (ended, (0, "begun\n", sys.version_info < (3, 11)))
 
 
