@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from pyflannel.errors import DaemonError, ExitCode, PyflannelError
-from pyflannel.small.server import SocketServer, ask, listen_in
+from pyflannel.small.server import LocalServer, ask
 
 __all__ = ["ACTION_TIMEOUT", "ActionFailed", "ControlServer", "request"]
 
@@ -36,7 +36,7 @@ class ActionFailed(PyflannelError):  # noqa: N818 - it reads as what happened
         self.exit_code = exit_code  # type: ignore[misc]
 
 
-class ControlServer:
+class ControlServer(LocalServer):
     """Hears requests for the daemon.
 
     :param act: does an action of a backend and returns what was done, as a text; raises :class:`PyflannelError`.
@@ -44,15 +44,10 @@ class ControlServer:
     """
 
     def __init__(self, run_dir: Path, act: Callable[[str, str], str]) -> None:
-        self._act, self._path = act, run_dir / _NAME
-        self._server = SocketServer(listen_in(self._path), "control", self._respond)
+        self._act = act
+        super().__init__(run_dir / _NAME, "control", self._hear)
 
-    def close(self, timeout: float | None = None) -> bool:
-        """Hear no more, see :meth:`Server.close`."""
-        self._path.unlink(missing_ok=True)
-        return self._server.close(timeout)
-
-    def _respond(self, received: bytes) -> bytes | None:
+    def _hear(self, received: bytes) -> bytes | None:
         if b"\n" not in received and len(received) < _LONGEST:
             return None
         return json.dumps(self._answer(received.partition(b"\n")[0])).encode() + b"\n"

@@ -27,7 +27,7 @@ from pyflannel.daemon import memory, runlock, subnet_env
 from pyflannel.daemon.control import ControlServer
 from pyflannel.daemon.loop import Loop
 from pyflannel.daemon.notify import Notifier
-from pyflannel.errors import ExitCode, KernelError, PluginError, PyflannelError
+from pyflannel.errors import DaemonError, ExitCode, KernelError, PluginError, PyflannelError
 from pyflannel.firewall.keeper import FirewallKeeper
 from pyflannel.firewall.model import Mode
 from pyflannel.membership import followed
@@ -43,6 +43,7 @@ from pyflannel.show.document import document
 from pyflannel.show.measures import Measures
 from pyflannel.show.status import Status, StatusServer
 from pyflannel.show.view import PluginName
+from pyflannel.small.server import LocalServer
 from pyflannel.small.signals import Bell, heard
 from pyflannel.small.wake import Wake
 
@@ -56,6 +57,9 @@ log = logging.getLogger(__name__)
 
 STOP_PATIENCE: Final = 4.0
 """Seconds within which everything must have ended; systemd's TimeoutStopSec in the unit is longer."""
+
+LOOK_INTERVAL: Final = 5.0
+"""Seconds between two looks at whether the lock and the sockets are where others look for them."""
 
 _LOOP: Final = "the loop"
 
@@ -85,6 +89,9 @@ class _Owner:
         self._stop_wanted = self._reload_wanted = False
         self._failure: BaseException | None = None
         self._loop: Loop | None = None
+        self._lock: runlock.RunLock | None = None
+        self._sockets: tuple[LocalServer, ...] = ()
+        self._run_dir_trouble = ""
         self._ends: list[tuple[str, Callable[[float], bool]]] = []
         """What was started, in this order, and how each is ended within some seconds; whether it has ended."""
 
@@ -101,7 +108,7 @@ class _Owner:
     def run(self, bell: Bell) -> int:
         """Start all, wait, end all."""
         with ExitStack() as stack:
-            stack.enter_context(runlock.hold(self._settings.run_dir))
+            self._lock = stack.enter_context(runlock.hold(self._settings.run_dir))
             starting = threading.Thread(target=lambda: self._begin(stack), name="pyflannel-start", daemon=True)
             starting.start()
             self._wait(bell)
@@ -186,8 +193,11 @@ class _Owner:
             view = window.detailed()
             return document(view, window.clock(), time.time())
 
-        self._ends.append(("the status socket", StatusServer(settings.run_dir, status).close))
-        self._ends.append(("the control socket", ControlServer(settings.run_dir, loop.actions.ask).close))
+        answering = StatusServer(settings.run_dir, status)
+        self._ends.append(("the status socket", answering.close))
+        hearing = ControlServer(settings.run_dir, loop.actions.ask)
+        self._ends.append(("the control socket", hearing.close))
+        self._sockets = answering, hearing
 
     def _run(self, loop: Loop) -> None:
         try:
@@ -206,9 +216,33 @@ class _Owner:
                 if self._reload_wanted and self._loop is not None:
                     self._reload_wanted = False
                     self._loop.reload()
-                selector.select()
+                if not selector.select(LOOK_INTERVAL):
+                    self._look_after_run_dir()
                 bell.drain()
                 self._wake.drain()
+
+    def _look_after_run_dir(self) -> None:
+        """Put back what somebody has removed: the lock, so that there is one daemon, and the sockets.
+
+        Where another daemon has come to run meanwhile, this one ends.
+        """
+        lock = self._lock
+        if lock is None or (lock.held and all(each.reachable for each in self._sockets)):
+            return
+        try:
+            lock.restore()
+            for each in self._sockets:
+                each.restore()
+        except runlock.HeldByAnotherError as error:
+            self._failure = error
+            self.stop()
+        except (DaemonError, OSError, RuntimeError, MemoryError) as error:  # no room, no descriptor, no thread
+            if str(error) != self._run_dir_trouble:
+                log.warning("nobody can ask this daemon anything: %s", error)
+            self._run_dir_trouble = str(error)
+        else:
+            log.warning("%s was removed, or something in it: it is there again", self._settings.run_dir)
+            self._run_dir_trouble = ""
 
     def _end(self, starting: threading.Thread) -> list[str]:
         """End what was started, the last thing first; the names of what does not end."""

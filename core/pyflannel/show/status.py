@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from pyflannel.errors import DaemonError
 from pyflannel.network.lease import JSON
-from pyflannel.small.server import SocketServer, ask, listen_in
+from pyflannel.small.server import LocalServer, ask
 
 __all__ = [
     "BackendStatus",
@@ -282,20 +282,15 @@ def _names(kind: Any) -> tuple[str, ...]:
     return tuple(item.name for item in fields(kind))
 
 
-class StatusServer:
+class StatusServer(LocalServer):
     """Answers for the daemon from a thread of its own.
 
     :param current: makes the document. Called in the server's thread.
     """
 
     def __init__(self, run_dir: Path, current: Callable[[], Status]) -> None:
-        self._current, self._path = current, run_dir / _NAME
-        self._server = SocketServer(listen_in(self._path), "status", self._answer, asked=False)
-
-    def close(self, timeout: float | None = None) -> bool:
-        """Stop answering, see :meth:`Server.close`."""
-        self._path.unlink(missing_ok=True)
-        return self._server.close(timeout)
+        self._current = current
+        super().__init__(run_dir / _NAME, "status", self._answer, asked=False)
 
     def _answer(self, _: bytes) -> bytes:
         try:

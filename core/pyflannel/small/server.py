@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import selectors
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +27,7 @@ from typing import Final
 from pyflannel.errors import DaemonError
 from pyflannel.small.wake import Wake
 
-__all__ = ["MAX_CONNECTIONS", "MAX_SECONDS", "SocketServer", "ask", "listen_in"]
+__all__ = ["MAX_CONNECTIONS", "MAX_SECONDS", "LocalServer", "SocketServer", "ask", "listen_in"]
 
 log = logging.getLogger(__name__)
 
@@ -213,6 +215,56 @@ class SocketServer:
         connection.channel.close()
 
 
+class LocalServer:
+    """Serves a unix socket of its own at ``path``, see :func:`listen_in`; the other parameters are those of
+    :class:`SocketServer`.
+
+    The file is a name and no more: when somebody removes it, those who are connected notice nothing, and nobody else
+    gets through. :meth:`restore` brings it back.
+
+    :raises DaemonError: the socket can't be made.
+    """
+
+    def __init__(self, path: Path, name: str, respond: Callable[[bytes], bytes | None], asked: bool = True) -> None:
+        self._path, self._name, self._respond, self._asked = path, name, respond, asked
+        self._server = self._begin()
+
+    def _begin(self) -> SocketServer:
+        server = SocketServer(listen_in(self._path), self._name, self._respond, self._asked)
+        self._file = _identity(self._path)
+        return server
+
+    @property
+    def reachable(self) -> bool:
+        """Whether it is our socket that is at the path."""
+        return self._file is not None and _identity(self._path) == self._file
+
+    def restore(self) -> None:
+        """Be reachable again. Answers that are being made still go to those who asked.
+
+        :raises DaemonError: the socket can't be made.
+        """
+        if not self.reachable:
+            before, self._server = self._server, self._begin()
+            before.close(0)
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Stop answering, see :meth:`SocketServer.close`."""
+        if self.reachable:
+            with suppress(OSError):
+                self._path.unlink()
+        return self._server.close(timeout)
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """What tells a file from another one that comes to its place; a number alone is soon given to the next."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
 def listen_in(path: Path) -> socket.socket:
     """A unix socket at ``path``, to which only this process's user may connect.
 
@@ -243,10 +295,12 @@ def ask(path: Path, request: bytes, timeout: float) -> bytes:
     """
     chunks = []
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as channel:
-        channel.settimeout(timeout)
         try:
+            # Blocking, for otherwise connect(2) fails at once while too many others wait to be let in (unix(7)).
+            channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", math.ceil(timeout), 0))
             with _short(path) as address:
                 channel.connect(address)
+            channel.settimeout(timeout)
             if request:  # whoever is not asked may have answered and gone already
                 channel.sendall(request)
             while chunk := channel.recv(_CHUNK):
@@ -261,7 +315,8 @@ def _unanswered(path: Path, error: OSError) -> str:
         return f"no daemon answers at {path}; is pyflannel running, with this --run-dir?"
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"{path}: permission denied; ask as the user the daemon runs as (usually root)"
-    return f"the daemon at {path} does not answer: {error.strerror or error}"
+    reason = "too many others are asking" if isinstance(error, BlockingIOError) else error.strerror or error
+    return f"the daemon at {path} does not answer: {reason}"
 
 
 @contextmanager
