@@ -7,13 +7,14 @@ pyflannel's own, or log level debug, shows a traceback.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TextIO
 
 import click
 
@@ -30,6 +31,9 @@ INTERRUPTED: Final = 130
 
 PIPE_CLOSED: Final = 141
 """128 + SIGPIPE: whoever read our output has seen enough."""
+
+UNWRITABLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What a write to a file fails with that has no room. Files of our own are dealt with by whoever writes them."""
 
 COMMANDS: Final = {
     "cleanup": ("pyflannel.cli.cleanup:cleanup", "Remove everything that pyflannel created from this node's kernel."),
@@ -115,6 +119,7 @@ def pyflannel(ctx: click.Context) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (default: this process's) and return its exit code."""
+    _open_streams()
     try:
         result = pyflannel.main(
             args=None if arguments is None else list(arguments), prog_name="pyflannel", standalone_mode=False
@@ -123,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except (_PipeClosedError, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to fail at exit
+        _give_up(sys.stdout)
         return PIPE_CLOSED
     except click.ClickException as error:
         return _usage(error)
@@ -135,6 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         scarce = lacking(error)
         if scarce is not None:
             return _fail(scarce, ExitCode.KERNEL)
+        if isinstance(error, OSError) and error.errno in UNWRITABLE and error.filename is None:
+            return _fail(f"the output can't be written: {error.strerror}; make room for it", ExitCode.KERNEL)
         _print_traceback()
         return _fail(
             f"internal error: {type(error).__name__}: {error}; please report it with the lines above", ExitCode.INTERNAL
@@ -150,9 +157,38 @@ def _usage(error: click.ClickException) -> int:
 
 def _print_traceback() -> None:
     for line in traceback.format_exc().splitlines():
-        sys.stderr.write(f"{inert(line)}\n")
+        _say(inert(line))
 
 
 def _fail(message: str, code: ExitCode) -> int:
-    sys.stderr.write(f"pyflannel: error: {inert(' '.join(message.split()))}\n")
+    _say(f"pyflannel: error: {inert(' '.join(message.split()))}")
     return code
+
+
+def _say(line: str) -> None:
+    """Tell it on standard error. Where that can't be written to, the exit code says it alone."""
+    try:
+        sys.stderr.write(f"{line}\n")
+    except OSError:
+        _give_up(sys.stderr)
+
+
+def _give_up(stream: TextIO) -> None:
+    """Let what can't be written go nowhere, so that nothing is left to fail at exit, with an exit code of Python's."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def _open_streams() -> None:
+    """Have something behind descriptors 0 to 2 where whoever started us has closed them.
+
+    Otherwise the next files and sockets to be opened get these numbers, and what is meant for people ends up there.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - for as long as we run

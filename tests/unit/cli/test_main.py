@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -118,6 +119,30 @@ def test_a_reader_that_leaves_is_no_error(pyflannel: CommandLine) -> None:
         process.wait()
     assert process.returncode == 141
     assert error == ""
+
+
+RUN = "import os, sys; {}; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+CLOSED = RUN.format("[os.close(number) for number in range(3)]")
+BROKEN = RUN.format("ends = os.pipe(); os.close(ends[0]); os.dup2(ends[1], 2)")
+FULL = RUN.format("os.dup2(os.open('/dev/full', os.O_WRONLY), 2)")
+
+
+@pytest.mark.parametrize("streams", [CLOSED, BROKEN, FULL], ids=["closed", "a broken pipe", "a full disk"])
+@pytest.mark.parametrize(("words", "code"), [(["version"], 0), (["config", "get"], 4), (["--no-such-flag"], 2)])
+def test_where_nothing_can_be_told_the_exit_code_tells_it(
+    pyflannel: CommandLine, streams: str, words: list[str], code: int
+) -> None:
+    command = [sys.executable, "-c", streams, "-m", "pyflannel", *words]
+    environ = {**os.environ, "PYFLANNEL_STORE": pyflannel.store}
+    assert subprocess.run(command, env=environ, stdout=subprocess.DEVNULL, check=False, timeout=60).returncode == code
+
+
+def test_an_output_that_can_t_be_written_is_named(pyflannel: CommandLine) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "pyflannel", "version"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert done.returncode == 6
+    assert done.stderr == "pyflannel: error: the output can't be written: No space left on device; make room for it\n"
 
 
 SOURCES = ("flag", "PYFLANNEL", "FLANNELD", "file")
