@@ -38,7 +38,8 @@ def run(words: Sequence[str], text: str = "") -> str:
             words,
             input=text,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",  # what is not ours may be in any alphabet, such as somebody's comment
             timeout=_TIMEOUT,
             check=False,
             env={**os.environ, "LC_ALL": "C"},

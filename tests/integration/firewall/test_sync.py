@@ -127,6 +127,29 @@ def test_a_second_check_writes_nothing_and_a_restart_neither(host: Host, port: s
     assert host.sh(script) == before, "the same handles"
 
 
+LATIN_1 = "$(printf 'B\\374ro')"
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        f"iptables-nft -A INPUT -m comment --comment {LATIN_1} -j ACCEPT; iptables-nft -S",
+        f"ip6tables-legacy -t nat -A OUTPUT -m comment --comment {LATIN_1} -j ACCEPT; ip6tables-legacy -t nat -S",
+        f'nft add table inet x; nft add chain inet x c; nft "add rule inet x c counter comment \\"{LATIN_1}\\""; nft list ruleset',
+    ],
+    ids=["iptables-nft", "ip6tables-legacy", "nft"],
+)
+def test_somebody_s_comment_may_be_in_any_alphabet(host: Host, rule: str) -> None:
+    """The kernel takes bytes, and the programs print them as they are."""
+    assert "B\N{REPLACEMENT CHARACTER}ro" in host.sh(rule)
+    made = firewall()
+    host.check(made)
+    before = host.whole()
+    made.forget()
+    host.check(made)
+    assert host.whole() == before
+
+
 @pytest.mark.parametrize("port", PORTS)
 def test_what_a_check_costs(host: Host, port: str) -> None:
     host.sh(PORTS[port])
