@@ -146,7 +146,7 @@ class WireguardBackend(Backend[WireguardOptions]):
         """The same over IPv4 and IPv6, so that a roaming peer never meets a smaller one."""
         return (self.options.mtu or underlay.mtu) - OVERHEAD
 
-    def _identity(self, node: Node) -> keys.Identity:
+    def _identity(self, node: Node) -> keys.KeyPair:
         return keys.identity(keys.key_path(node.state_dir))
 
     def publish(self, node: Node) -> Published:
@@ -197,7 +197,7 @@ class WireguardBackend(Backend[WireguardOptions]):
         if action != ROTATE_KEY:
             return super().act(action, node)
         path = keys.key_path(node.state_dir)
-        new = keys.Identity.new()
+        new = keys.KeyPair.new()
         old = keys.exchange(path, new)
         return Outcome(f"the public key of this node is {new.public_key} now", lambda: keys.replace(path, old))
 

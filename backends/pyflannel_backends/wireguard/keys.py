@@ -30,7 +30,7 @@ from pyflannel_backends.secret_file import read_secret
 
 __all__ = [
     "FILE_NAME",
-    "Identity",
+    "KeyPair",
     "create",
     "decode",
     "exchange",
@@ -54,14 +54,14 @@ _PAUSE = 0.001
 
 
 @dataclass(frozen=True, slots=True)
-class Identity:
+class KeyPair:
     """A node's key pair: ``private_key`` is 32 bytes, clamped (RFC 7748, 5); ``public_key`` is base64."""
 
     private_key: Secret
     public_key: str
 
     @classmethod
-    def of(cls, private_key: bytes) -> Identity:
+    def of(cls, private_key: bytes) -> KeyPair:
         """The key pair of a private key."""
         from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
         from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -74,7 +74,7 @@ class Identity:
         return cls(Secret(bytes(key)), text)
 
     @classmethod
-    def new(cls) -> Identity:
+    def new(cls) -> KeyPair:
         """A fresh one."""
         return cls.of(os.urandom(32))
 
@@ -93,10 +93,10 @@ def key_path(state_dir: Path) -> Path:
     return Path(named) if named else state_dir / FILE_NAME
 
 
-_identities: dict[Path, Identity] = {}
+_identities: dict[Path, KeyPair] = {}
 
 
-def identity(path: Path) -> Identity:
+def identity(path: Path) -> KeyPair:
     """The key pair of ``path`` as it was read last; reads it if that never was.
 
     :raises ConfigError: see :func:`load`; or there is none.
@@ -109,26 +109,26 @@ def identity(path: Path) -> Identity:
     return known
 
 
-def load_or_create(path: Path) -> Identity:
+def load_or_create(path: Path) -> KeyPair:
     """Read the key file, or make one with a new key.
 
     :raises ConfigError: it can't be made, it can't be read, others may read it, or it holds no key.
     """
     found = load(path)
     while found is None:  # made and deleted again by somebody else, at worst
-        create(path, Identity.new())
+        create(path, KeyPair.new())
         found = load(path)
     _identities[path] = found
     return found
 
 
-def load(path: Path) -> Identity | None:
+def load(path: Path) -> KeyPair | None:
     """Read the key file; ``None`` if there is none.
 
     :raises ConfigError: see :func:`load_or_create`. The message never tells what is in the file.
     """
     key = _read(path, "WireGuard key file", "no private key in it", "wg genkey", "delete the file to get a new key")
-    return None if key is None else Identity.of(key)
+    return None if key is None else KeyPair.of(key)
 
 
 def load_psk(path: Path) -> Secret:
@@ -156,7 +156,7 @@ def _read(path: Path, what: str, empty: str, command: str, mend: str) -> bytes |
     return key
 
 
-def create(path: Path, new: Identity) -> None:
+def create(path: Path, new: KeyPair) -> None:
     """Make the key file if there is none; leaves alone one that has come into being meanwhile.
 
     :raises ConfigError: it can't be made.
@@ -165,7 +165,7 @@ def create(path: Path, new: Identity) -> None:
         _write(path, new, lambda temporary: os.link(temporary, path))
 
 
-def replace(path: Path, new: Identity) -> None:
+def replace(path: Path, new: KeyPair) -> None:
     """Put a key in the place of whatever the file held.
 
     :raises ConfigError: it can't be written; the file is as it was.
@@ -174,7 +174,7 @@ def replace(path: Path, new: Identity) -> None:
     _identities[path] = new
 
 
-def exchange(path: Path, new: Identity) -> Identity:
+def exchange(path: Path, new: KeyPair) -> KeyPair:
     """Replace the key, and wait until every worker uses the new one. Returns the old one.
 
     :raises ConfigError: it can't be read or written, or a worker does not take it; the file is as it was.
@@ -194,7 +194,7 @@ def exchange(path: Path, new: Identity) -> Identity:
     return old
 
 
-def use(path: Path) -> tuple[Identity, BinaryIO]:
+def use(path: Path) -> tuple[KeyPair, BinaryIO]:
     """Read the key file, and hold its lock until the file that this returns is closed.
 
     The lock comes first. If the file is replaced in this moment, we may hold the former one's lock and use the new key,
@@ -223,7 +223,7 @@ def _is_held(file: BinaryIO) -> bool:
     return False
 
 
-def _write(path: Path, new: Identity, install: Callable[[Path], object]) -> None:
+def _write(path: Path, new: KeyPair, install: Callable[[Path], object]) -> None:
     """Write a whole file beside ``path``, on disk before ``install`` gives it the name."""
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """WireGuard's state machine: who our peers are, which sessions we have with them, and what is due when.
 
-It is told what came and what time it is, and leaves what is to be sent in :attr:`Machine.outgoing`; it makes no system
-call, so a test can run it over any network and any clock. What authenticates nobody is dropped without an answer and
-without a trace: no state changes before the last check has passed.
+It is told what came and what time it is, and leaves what is to be sent in :attr:`.WireguardMachine.outgoing`; it makes
+no system call, so a test can run it over any network and any clock. What authenticates nobody is dropped without an
+answer and without a trace: no state changes before the last check has passed.
 
 Packets to a peer are encrypted with its ``current`` session. A handshake that *we* began ends with a session that both
 sides have, so it becomes current at once; one that the *peer* began ends with a session of which we do not know whether
@@ -40,10 +40,10 @@ from typing import Final, TypeAlias
 from . import messages
 from .cookie import Gate, Stamper
 from .messages import CookieReply, Handshake, Initiation, Response
-from .noise import KEY, Identity, Initiator, RandomBytes, ReceivedInitiation, TransportKeys
+from .noise import KEY, Initiator, RandomBytes, ReceivedInitiation, StaticKeys, TransportKeys
 from .session import REJECT_AFTER_TIME, Session
 
-__all__ = ["HELD", "STAGED", "Endpoint", "Limits", "Machine", "Peer", "Timestamps"]
+__all__ = ["HELD", "STAGED", "Endpoint", "Limits", "Peer", "Timestamps", "WireguardMachine"]
 
 Endpoint: TypeAlias = tuple[str, int]
 Datagram: TypeAlias = tuple[Endpoint, bytes]
@@ -211,7 +211,7 @@ class Peer:
         return min(self.repeat_at, self.keepalive_at, self.heard_until, self.persistent_at, expires)
 
 
-class Machine:
+class WireguardMachine:
     """See the module's docstring.
 
     :param identity: our own key pair.
@@ -222,7 +222,7 @@ class Machine:
 
     def __init__(
         self,
-        identity: Identity,
+        identity: StaticKeys,
         timestamps: Timestamps,
         random: RandomBytes,
         *,
@@ -333,7 +333,7 @@ class Machine:
         if not holders:
             del self._holders[peer.public_key]
 
-    def set_identity(self, identity: Identity, now: float) -> None:
+    def set_identity(self, identity: StaticKeys, now: float) -> None:
         """Have another key pair from now on, be it a former one again.
 
         Sessions that another key of ours agreed on only receive until there are new ones, or until two handshakes have

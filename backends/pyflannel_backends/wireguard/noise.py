@@ -31,11 +31,11 @@ __all__ = [
     "CHAIN",
     "KEY",
     "PROLOGUE",
-    "Identity",
     "Initiator",
     "ProvedInitiation",
     "RandomBytes",
     "ReceivedInitiation",
+    "StaticKeys",
     "TransportKeys",
     "kdf",
     "mixed",
@@ -89,7 +89,7 @@ def _open(key: bytes, sealed: bytes, state: bytes) -> bytes | None:
         return None
 
 
-class Identity:
+class StaticKeys:
     """A node's static key pair.
 
     :param private: 32 bytes.
@@ -160,10 +160,10 @@ class Initiator:
     __slots__ = ("_chain", "_ephemeral", "_hash", "_identity", "_psk", "message")
 
     def __init__(
-        self, identity: Identity, remote: bytes, psk: bytes, *, index: int, timestamp: bytes, ephemeral: bytes
+        self, identity: StaticKeys, remote: bytes, psk: bytes, *, index: int, timestamp: bytes, ephemeral: bytes
     ) -> None:
         self._identity, self._psk = identity, psk
-        self._ephemeral = Identity(ephemeral)
+        self._ephemeral = StaticKeys(ephemeral)
         public = self._ephemeral.public
         first, second = self._ephemeral.shared(remote), identity.shared(remote)
         if first is None or second is None:
@@ -195,13 +195,13 @@ class ReceivedInitiation:
 
     __slots__ = ("_chain", "_hash", "_identity", "_message", "static")
 
-    def __init__(self, identity: Identity, message: Initiation, static: bytes, state: bytes, chain: bytes) -> None:
+    def __init__(self, identity: StaticKeys, message: Initiation, static: bytes, state: bytes, chain: bytes) -> None:
         self._identity, self._message = identity, message
         self._hash, self._chain = state, chain
         self.static = static
 
     @classmethod
-    def read(cls, identity: Identity, message: Initiation) -> ReceivedInitiation | None:
+    def read(cls, identity: StaticKeys, message: Initiation) -> ReceivedInitiation | None:
         """``None`` if the message was not made for us."""
         secret = identity.shared(message.ephemeral)
         if secret is None:
@@ -245,7 +245,7 @@ class ProvedInitiation:
         :param index: our name for the session to be.
         :param ephemeral: 32 random bytes.
         """
-        ours = Identity(ephemeral)
+        ours = StaticKeys(ephemeral)
         first, second = ours.shared(self._message.ephemeral), ours.shared(self._static)
         if first is None or second is None:
             return None

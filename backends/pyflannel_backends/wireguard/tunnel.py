@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from pyflannel_backends.userspace.control import WorkerConfig
     from pyflannel_backends.userspace.table import PeerId
 
-    from .machine import Endpoint, Machine, Peer
+    from .machine import Endpoint, Peer, WireguardMachine
     from .noise import TransportCipher
     from .session import Session
 
@@ -92,7 +92,7 @@ class Tunnel(UnderlayPort):
 
     def __init__(
         self,
-        machine: Machine,
+        machine: WireguardMachine,
         sockets: Sequence[OpenSocket],
         mtu: int,
         *,

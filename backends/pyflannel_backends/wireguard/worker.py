@@ -29,8 +29,8 @@ from pyflannel_backends.userspace.table import PeerId
 from pyflannel_backends.userspace.worker import work
 
 from . import keys, messages
-from .machine import Endpoint, Limits, Machine, Peer, Timestamps
-from .noise import Identity
+from .machine import Endpoint, Limits, Peer, Timestamps, WireguardMachine
+from .noise import StaticKeys
 from .tunnel import Tunnel
 
 __all__ = ["KeyedTunnel", "ReservedTimestamps", "WireguardConfig"]
@@ -115,7 +115,7 @@ class KeyedTunnel(Tunnel):
         self._key_seen = self._look()
         found, held = keys.use(self._key_file)
         held.close()  # nothing is sent yet
-        identity = Identity(found.private_key.reveal())
+        identity = StaticKeys(found.private_key.reveal())
         self._is_open = False
         self._held: BinaryIO | None = None
         self._watch: _DirectoryWatch | None = None
@@ -126,7 +126,7 @@ class KeyedTunnel(Tunnel):
         self._reserved = ReservedTimestamps(Path(config.timestamp_file))
         self._timestamps = Timestamps(time.time_ns, self._reserved.read(), self._reserved.reserve)
         limits = Limits(**config.limits)  # type: ignore[arg-type] # messages are counted in whole numbers
-        machine = Machine(identity, self._timestamps, os.urandom, mtu=config.mtu, limits=limits)
+        machine = WireguardMachine(identity, self._timestamps, os.urandom, mtu=config.mtu, limits=limits)
         sockets = [functools.partial(UdpSocket, *place, offload=config.offload) for place in config.listen]
         super().__init__(machine, sockets, config.mtu, psk=psk, keepalive=config.keepalive)
 
@@ -197,7 +197,7 @@ class KeyedTunnel(Tunnel):
             self._key_trouble = str(error)
             return
         self._key_seen, self._key_trouble = seen, ""
-        identity = Identity(found.private_key.reveal())
+        identity = StaticKeys(found.private_key.reveal())
         if identity.public != self.machine.public_key:
             self.machine.set_identity(identity, now)
             self._flush()

@@ -14,7 +14,7 @@ from pyflannel.membership.calls import CloseWatch, Keep
 from pyflannel.membership.place import Place
 from pyflannel.membership.records import creation
 from pyflannel.membership.slot import Generation
-from pyflannel.membership.state import KeeperState, Session
+from pyflannel.membership.state import KeeperState, StoreSession
 from pyflannel.store import Record, Snapshot
 
 __all__ = ["begin", "begin_generation", "confirm", "drop_watch", "rejoin", "settle_on"]
@@ -47,7 +47,7 @@ def rejoin(state: KeeperState, error: PyflannelError | None) -> None:
         state.troubles["join"] = error
 
 
-def drop_watch(state: KeeperState, session: Session) -> None:
+def drop_watch(state: KeeperState, session: StoreSession) -> None:
     """End a session's watch, if it has one."""
     if session.watch is not None:
         state.orders.append(CloseWatch(session.watch))
@@ -81,7 +81,7 @@ def begin(state: KeeperState, place: Place, held: Record, snapshot: Snapshot, re
     """We hold a lease: a session begins, and a generation."""
     settle_on(state, place)
     state.candidate = None
-    session = state.session = Session(held.key, snapshot.revision, state.now)
+    session = state.session = StoreSession(held.key, snapshot.revision, state.now)
     if held.key not in {record.key for record in snapshot.leases}:
         confirm(state, session)
     state.troubles.pop("join", None)
@@ -90,6 +90,6 @@ def begin(state: KeeperState, place: Place, held: Record, snapshot: Snapshot, re
     begin_generation(state, {key: record for key, record in records.items() if key != held.key})
 
 
-def confirm(state: KeeperState, session: Session) -> None:
+def confirm(state: KeeperState, session: StoreSession) -> None:
     """Ask for our lease again before long, unless the watch has told of it by then."""
     session.confirm_at = state.now + CONFIRM_INTERVAL

@@ -28,7 +28,7 @@ from pyflannel.planning.judging import said
 from pyflannel.small.retry import Backoff
 from pyflannel.store import Record
 
-__all__ = ["Job", "KeeperOptions", "KeeperState", "Pause", "Pending", "Session"]
+__all__ = ["Job", "KeeperOptions", "KeeperState", "Pause", "Pending", "StoreSession"]
 
 LATEST_FOLLOW: Final = 60.0
 """The longest pause in seconds before a document or an underlay that could not be followed is looked at again."""
@@ -104,7 +104,7 @@ class Pause:
 
 
 @dataclass(slots=True)
-class Session:
+class StoreSession:
     """What ends with a session."""
 
     key: str
@@ -176,7 +176,7 @@ class KeeperState:
     """What is to be in force as soon as we have joined it."""
 
     # What we hold, and what others are told
-    session: Session | None = None
+    session: StoreSession | None = None
     watches: int = 0
     """How many watches were opened; each has a number of its own."""
     held: Record | None = None

@@ -17,7 +17,7 @@ from pyflannel.membership.following import look_again
 from pyflannel.membership.naming import Myself
 from pyflannel.membership.records import creation, is_anothers, readable
 from pyflannel.membership.session import rejoin
-from pyflannel.membership.state import KeeperState, Session
+from pyflannel.membership.state import KeeperState, StoreSession
 from pyflannel.membership.twins import look_for_twin, speaks_again
 from pyflannel.network.lease import Lease
 from pyflannel.network.marks import NO_MARKS
@@ -32,7 +32,7 @@ STEADY_AFTER: Final = 30.0
 """Seconds that a watch must have lasted for its end not to count as a failure in a row."""
 
 
-def failed(state: KeeperState, session: Session, error: PyflannelError) -> None:
+def failed(state: KeeperState, session: StoreSession, error: PyflannelError) -> None:
     """The watch is gone, or could not be opened; it resumes where it broke off as long as the store knows the place."""
     if isinstance(error, HistoryGoneError):
         rejoin(state, None)
@@ -63,7 +63,7 @@ def watch(state: KeeperState) -> Steps[None]:
         state.troubles.pop("watch", None)
 
 
-def take_in(state: KeeperState, session: Session, batch: Batch) -> None:
+def take_in(state: KeeperState, session: StoreSession, batch: Batch) -> None:
     """A watch has told of these changes."""
     session.revision = batch.revision
     state.pauses["watch"].backoff.reset()
@@ -95,7 +95,7 @@ def _claimed_by_another(state: KeeperState, lease: Lease, mine: Lease) -> bool:
     return is_anothers(lease, mine)
 
 
-def own_changed(state: KeeperState, session: Session, record: Record | None) -> None:
+def own_changed(state: KeeperState, session: StoreSession, record: Record | None) -> None:
     """The watch told of our record: written by us, or deleted, expired, or written by somebody else."""
     if session is not state.session:
         return

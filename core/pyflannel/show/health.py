@@ -33,7 +33,7 @@ from pyflannel.show.readiness import readiness
 from pyflannel.show.view import Window
 from pyflannel.small.server import MAX_CONNECTIONS, SocketServer
 
-__all__ = ["STUCK_AFTER", "HealthServer", "Response", "answers"]
+__all__ = ["STUCK_AFTER", "HealthServer", "HttpResponse", "answers"]
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ _HEADERS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
+class HttpResponse:
     """What to say to a request."""
 
     status: HTTPStatus
@@ -61,7 +61,7 @@ class Response:
     content_type: str = "text/plain; charset=utf-8"
 
     @classmethod
-    def text(cls, status: HTTPStatus, text: str) -> Response:
+    def text(cls, status: HTTPStatus, text: str) -> HttpResponse:
         """A line of plain text."""
         return cls(status, f"{text}\n".encode())
 
@@ -77,41 +77,41 @@ class Response:
         return "\r\n".join([*lines, "", ""]).encode("latin-1") + (b"" if head_only else self.body)
 
 
-def answers(window: Window) -> Callable[[str], Response]:
+def answers(window: Window) -> Callable[[str], HttpResponse]:
     """What the daemon says about itself, by path."""
     reachability = Reachability()
 
-    def healthz() -> Response:
-        return Response(HTTPStatus.OK, b"flanneld is running")
+    def healthz() -> HttpResponse:
+        return HttpResponse(HTTPStatus.OK, b"flanneld is running")
 
-    def livez() -> Response:
+    def livez() -> HttpResponse:
         age = window.clock() - window.beat
         if age < STUCK_AFTER:
-            return Response.text(HTTPStatus.OK, f"ok: the loop turned {age:.1f} s ago")
-        return Response.text(HTTPStatus.SERVICE_UNAVAILABLE, f"stuck: the loop has not turned for {age:.0f} s")
+            return HttpResponse.text(HTTPStatus.OK, f"ok: the loop turned {age:.1f} s ago")
+        return HttpResponse.text(HTTPStatus.SERVICE_UNAVAILABLE, f"stuck: the loop has not turned for {age:.0f} s")
 
-    def readyz() -> Response:
+    def readyz() -> HttpResponse:
         ready, message = readiness(window.view, window.clock())
-        return Response.text(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, message)
+        return HttpResponse.text(HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE, message)
 
-    def numbers() -> Response:
+    def numbers() -> HttpResponse:
         try:
-            return Response(HTTPStatus.OK, metrics.render(window), metrics.CONTENT_TYPE)
+            return HttpResponse(HTTPStatus.OK, metrics.render(window), metrics.CONTENT_TYPE)
         except metrics.MissingPackageError as error:
-            return Response.text(HTTPStatus.NOT_IMPLEMENTED, str(error))
+            return HttpResponse.text(HTTPStatus.NOT_IMPLEMENTED, str(error))
 
-    def overview() -> Response:
+    def overview() -> HttpResponse:
         view, now = window.detailed(), window.clock()
         status = document(view, now, time.time())
         text = page.render(status, readiness(view, now), time.time(), reachability.look(status))
-        return Response(HTTPStatus.OK, text.encode(), "text/html; charset=utf-8")
+        return HttpResponse(HTTPStatus.OK, text.encode(), "text/html; charset=utf-8")
 
     routes = {"/": overview, "/healthz": healthz, "/livez": livez, "/metrics": numbers, "/readyz": readyz}
 
-    def answer(path: str) -> Response:
+    def answer(path: str) -> HttpResponse:
         route = routes.get(path)
         if route is None:
-            return Response.text(HTTPStatus.NOT_FOUND, f"nothing here; there are {' '.join(routes)}")
+            return HttpResponse.text(HTTPStatus.NOT_FOUND, f"nothing here; there are {' '.join(routes)}")
         return route()
 
     return answer
@@ -124,7 +124,7 @@ class HealthServer:
     :raises ConfigError: it can't listen there.
     """
 
-    def __init__(self, address: IPAddress, port: int, answer: Callable[[str], Response]) -> None:
+    def __init__(self, address: IPAddress, port: int, answer: Callable[[str], HttpResponse]) -> None:
         self._answer = answer
         listener = _listen(address, port)
         self.port: int = listener.getsockname()[1]
@@ -137,20 +137,22 @@ class HealthServer:
     def _respond(self, received: bytes) -> bytes | None:
         """The whole answer to a whole request, or ``None`` while it is incomplete."""
         if len(received) > MAX_REQUEST:
-            return Response.text(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "request too large").encode()
+            return HttpResponse.text(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "request too large").encode()
         if b"\r\n\r\n" not in received and b"\n\n" not in received:
             return None
         words = received.split(b"\n", 1)[0].decode("latin-1").split()
         if len(words) != 3 or not words[2].startswith("HTTP/1.") or not words[1].startswith("/"):
-            return Response.text(HTTPStatus.BAD_REQUEST, "not an HTTP/1 request").encode()
+            return HttpResponse.text(HTTPStatus.BAD_REQUEST, "not an HTTP/1 request").encode()
         method, target, _ = words
         if method not in ("GET", "HEAD"):
-            return Response.text(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD").encode()
+            return HttpResponse.text(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD").encode()
         try:
             response = self._answer(target.partition("?")[0])
         except Exception as error:
             log.exception("the health port can't answer %r", target)
-            response = Response.text(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}; see the daemon's log")
+            response = HttpResponse.text(
+                HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}; see the daemon's log"
+            )
         return response.encode(head_only=method == "HEAD")
 
 

@@ -28,7 +28,7 @@ from pyflannel.planning.judging import backend_types, placement_problem, type_pr
 from pyflannel.plugins import load_backend, open_store
 from pyflannel.store import Record, Snapshot, Store, StoreLocation, Watch
 
-__all__ = ["Inspection", "Problem", "Server", "Severity", "check", "examine"]
+__all__ = ["Inspection", "Problem", "ServerAnswer", "Severity", "check", "examine"]
 
 PROBE_TTL: Final = 10.0
 """Seconds that the record lives which tries the right to write; the least that every store grants."""
@@ -60,7 +60,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class ServerAnswer:
     """One server: ``seconds`` of its answer, or the ``error``."""
 
     name: str
@@ -73,7 +73,7 @@ class Inspection:
     """All that was found. ``latencies``: call to least, median and most seconds. ``ends_first`` is in seconds."""
 
     store: str
-    endpoints: list[Server] = field(default_factory=list)
+    endpoints: list[ServerAnswer] = field(default_factory=list)
     latencies: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     leases: int = 0
     reservations: int = 0
@@ -267,7 +267,7 @@ def _each(location: StoreLocation) -> Sequence[tuple[str, ...]]:
     return [(host,) for host in location.hosts] or [()]
 
 
-def _ask(location: StoreLocation, clock: Callable[[], float]) -> Server:
+def _ask(location: StoreLocation, clock: Callable[[], float]) -> ServerAnswer:
     """One call to one server alone."""
     name = location.hosts[0] if location.hosts else str(location)
     with open_store(location) as store:
@@ -275,9 +275,9 @@ def _ask(location: StoreLocation, clock: Callable[[], float]) -> Server:
             store.read_config()  # connects, and imports the client
             begin = clock()
             store.read_config()
-            return Server(name, clock() - begin)
+            return ServerAnswer(name, clock() - begin)
         except StoreError as error:
-            return Server(name, error=str(error))
+            return ServerAnswer(name, error=str(error))
 
 
 def _look(store: Store, report: Inspection, clock: Callable[[], float]) -> Snapshot:

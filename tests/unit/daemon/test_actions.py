@@ -72,7 +72,7 @@ class TracedTwin(TwinPort):
             if isinstance(write.new, WireguardDevice) and write.new.private_key is not None:
                 if self.broken:
                     self.fail_next(write.key, 5)
-                self.trace.events.append(f"kernel {keys.Identity.of(write.new.private_key.reveal()).public_key}")
+                self.trace.events.append(f"kernel {keys.KeyPair.of(write.new.private_key.reveal()).public_key}")
         return super().apply(writes)
 
 
@@ -119,7 +119,7 @@ class Daemon:
         data: Any = Lease.from_record(record.key, record.value).attributes.backend_data
         assert in_file is not None
         assert device.private_key is not None
-        return {in_file.public_key, keys.Identity.of(device.private_key.reveal()).public_key, data["PublicKey"]}
+        return {in_file.public_key, keys.KeyPair.of(device.private_key.reveal()).public_key, data["PublicKey"]}
 
     def close(self) -> None:
         self.running.close()
@@ -203,7 +203,7 @@ def test_a_start_after_a_crash_in_the_middle_goes_on_with_the_new_key(
     (old,) = first.keys()
     twin = dict(first.twin.wireguard)
     first.close()
-    new = keys.Identity.new()
+    new = keys.KeyPair.new()
     keys.replace(tmp_path / "state" / keys.FILE_NAME, new)
     (tmp_path / "run").rename(tmp_path / "old-run")
     keys._identities.clear()
@@ -224,7 +224,7 @@ def test_a_peer_with_a_new_key_takes_over_its_subnet(daemon: Daemon) -> None:
 
     daemon.until(lambda: [peer.public_key for peer in peers()] == [PEER_KEY])
     daemon.twin.writes.clear()
-    successor = keys.Identity.new().public_key
+    successor = keys.KeyPair.new().public_key
     FileStore.update(daemon.store, record, json.dumps({**other, "BackendData": {"PublicKey": successor}}), 60.0)
     daemon.until(lambda: [peer.public_key for peer in peers()] == [successor])
     writes: list[Write] = [write for write in daemon.twin.writes if write.key[0] is Kind.WIREGUARD_PEER]

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyflannel.errors import ConfigError, ExitCode
-from pyflannel.show.health import HealthServer, Response
+from pyflannel.show.health import HealthServer, HttpResponse
 from pyflannel.small import server as server_module
 
 
-def answer(path: str) -> Response:
+def answer(path: str) -> HttpResponse:
     if path == "/broken":
         raise RuntimeError("secret detail")
-    return Response.text(HTTPStatus.OK, f"you asked for {path}")
+    return HttpResponse.text(HTTPStatus.OK, f"you asked for {path}")
 
 
 @pytest.fixture(params=["127.0.0.1", "::1"])
@@ -84,7 +84,7 @@ def test_a_request_that_does_not_end_is_cut_off(server: HealthServer) -> None:
 
 def test_a_large_answer_reaches_a_slow_reader() -> None:
     body = bytes(range(256)) * 8_000  # more than the buffers of both sides hold
-    server = HealthServer(ip_address("127.0.0.1"), 0, lambda _: Response(HTTPStatus.OK, body))
+    server = HealthServer(ip_address("127.0.0.1"), 0, lambda _: HttpResponse(HTTPStatus.OK, body))
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as channel:
         channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         channel.sendall(b"GET / HTTP/1.1\r\n\r\n")

@@ -5,8 +5,8 @@ backend. What is simulated is what is around them: a store with the weaknesses o
 (:mod:`~pyflannel.testing.simulation.stores`), a network that loses and delays, kernels in memory, and time, which
 stands still while something happens and jumps over what is empty. All of it follows from one seed::
 
-    outcome = run(draw_plan(17))
-    assert outcome.violation is None, shrink(outcome).report()
+    ending = run(draw_plan(17))
+    assert ending.violation is None, shrink(ending).report()
 
 After every step a judge looks whether what must hold does hold (:data:`INVARIANTS`). :func:`shrink` finds the shortest
 history that still fails.
@@ -28,7 +28,7 @@ from pyflannel.testing.simulation.faults import FAULTS, Fault
 from pyflannel.testing.simulation.judge import INVARIANTS, PROMISE, Violation
 from pyflannel.testing.simulation.plane import MemoryBackend, SecretBackend, Table
 from pyflannel.testing.simulation.planning import DOCUMENTS, draw_plan
-from pyflannel.testing.simulation.running import Outcome, run, shrink
+from pyflannel.testing.simulation.running import Ending, run, shrink
 from pyflannel.testing.simulation.stores import (
     MODELS,
     ConsulModel,
@@ -47,6 +47,7 @@ __all__ = [
     "MODELS",
     "PROMISE",
     "ConsulModel",
+    "Ending",
     "EtcdModel",
     "Expired",
     "Fault",
@@ -64,3 +65,6 @@ __all__ = [
     "run",
     "shrink",
 ]
+
+Outcome = Ending
+"""What :class:`Ending` was called; an outcome is an action's (:class:`pyflannel.backend.Outcome`)."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 from pyflannel.small.interpreter import module_command
 from pyflannel.testing.simulation.planning import DOCUMENTS, draw_plan
-from pyflannel.testing.simulation.running import Outcome, run, shrink
+from pyflannel.testing.simulation.running import Ending, run, shrink
 from pyflannel.testing.simulation.stores import MODELS
 
 
@@ -29,16 +29,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for seed in _seeds(options.seeds):
         if options.seconds and time.perf_counter() - begin > options.seconds:
             break
-        outcome = run(draw_plan(seed, options.store or sorted(MODELS), DOCUMENTS))
-        simulated += outcome.seconds
-        slowest = max(slowest, outcome.slowest)
-        totals.update(seeds=1, steps=outcome.steps, faults=len(outcome.plan.faults))
-        totals[f"on {outcome.plan.store}"] += 1
+        ending = run(draw_plan(seed, options.store or sorted(MODELS), DOCUMENTS))
+        simulated += ending.seconds
+        slowest = max(slowest, ending.slowest)
+        totals.update(seeds=1, steps=ending.steps, faults=len(ending.plan.faults))
+        totals[f"on {ending.plan.store}"] += 1
         if options.digests:
-            print(seed, outcome.digest)
-        if outcome.violation is not None:
+            print(seed, ending.digest)
+        if ending.violation is not None:
             failed.append(seed)
-            _tell(seed, outcome, options.patience)
+            _tell(seed, ending, options.patience)
             if len(failed) >= options.most:
                 break
         if options.progress and totals["seeds"] % options.progress == 0:
@@ -47,10 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _tell(seed: int, outcome: Outcome, patience: float) -> None:
-    print(f"\nSEED {seed}: {outcome.violation}", flush=True)
-    shortest = shrink(outcome, patience=patience)
-    left = f"{len(shortest.plan.faults)} of {len(outcome.plan.faults)} faults"
+def _tell(seed: int, ending: Ending, patience: float) -> None:
+    print(f"\nSEED {seed}: {ending.violation}", flush=True)
+    shortest = shrink(ending, patience=patience)
+    left = f"{len(shortest.plan.faults)} of {len(ending.plan.faults)} faults"
     print(f"the shortest history found ({left}):\n{shortest.report()}\n", flush=True)
 
 

@@ -18,7 +18,7 @@ from pyflannel.network.change import NetworkChange, Phase, read
 from pyflannel.network.document import NetworkConfig
 from pyflannel.store import CONFIG_KEY
 from pyflannel.storetools.change import Drive, NodeStanding, abandon, note, standings
-from pyflannel.testing.simulation.judge import Judge, Scene
+from pyflannel.testing.simulation.judge import Evidence, Judge
 
 __all__ = ["BACKENDS", "Changed", "begin"]
 
@@ -31,7 +31,7 @@ PAUSE: Final = 1.0
 OPERATOR: Final = "operator"
 
 
-class Changed(Scene, Protocol):
+class Changed(Evidence, Protocol):
     """Whose network is changed."""
 
     judge: Judge

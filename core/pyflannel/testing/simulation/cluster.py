@@ -17,7 +17,7 @@ from pyflannel.testing.simulation import faults
 from pyflannel.testing.simulation.agenda import Agenda
 from pyflannel.testing.simulation.faults import Fault
 from pyflannel.testing.simulation.judge import PROMISE, Judge
-from pyflannel.testing.simulation.node import SimulatedNode, Surroundings
+from pyflannel.testing.simulation.node import Shared, SimulatedNode
 from pyflannel.testing.simulation.plane import Table
 from pyflannel.testing.simulation.stores import KubernetesModel, StoreModel
 
@@ -82,7 +82,7 @@ class SimulatedCluster:
         self.lines: deque[str] = deque(maxlen=REMEMBERED)
         self._digest = sha256()
         self._folder = folder
-        self._around = Surroundings(self.agenda, self.model, plan.seed, plan.ttl, plan.margin, make_backend, self.note)
+        self._around = Shared(self.agenda, self.model, plan.seed, plan.ttl, plan.margin, make_backend, self.note)
         self._store_due = float("inf")
         self._told = 0
         self._hosts = 0

@@ -18,10 +18,10 @@ from pyflannel.kernel.model import Key, Kind
 from pyflannel.network.lease import LeaseAttributes
 from pyflannel.store import CONFIG_KEY
 from pyflannel.testing.simulation import changing
-from pyflannel.testing.simulation.judge import Judge, Scene
+from pyflannel.testing.simulation.judge import Evidence, Judge
 from pyflannel.testing.simulation.node import SimulatedNode
 
-__all__ = ["FAULTS", "HOSTILE", "Fault", "Kindred", "Stage", "apply"]
+__all__ = ["FAULTS", "HOSTILE", "Fault", "Kindred", "Target", "apply"]
 
 HOSTILE: Final = "hostile"
 """The beginning of the node ids of leases that nobody has."""
@@ -48,7 +48,7 @@ class Fault:
         return f"{self.at:9.1f} s  {self.kind:<12} node {self.node}  for {self.lasts:.1f} s  ({self.draw})"
 
 
-class Stage(Scene, Protocol):
+class Target(Evidence, Protocol):
     """What faults are done to."""
 
     judge: Judge
@@ -81,7 +81,7 @@ class Stage(Scene, Protocol):
         """The copy is switched off."""
 
 
-Apply: TypeAlias = Callable[[Stage, SimulatedNode, Fault, random.Random], None]
+Apply: TypeAlias = Callable[[Target, SimulatedNode, Fault, random.Random], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +93,14 @@ class Kindred:
     longest: float
 
 
-def apply(cluster: Stage, fault: Fault) -> None:
+def apply(cluster: Target, fault: Fault) -> None:
     """Let it happen."""
     node = cluster.nodes[fault.node % len(cluster.nodes)]
     cluster.note(node.name, f"fault: {fault.kind} for {fault.lasts:.1f} s")
     FAULTS[fault.kind].apply(cluster, node, fault, random.Random(fault.draw))  # noqa: S311 - a simulation
 
 
-def _later(cluster: Stage, fault: Fault, undo: Callable[[], None]) -> None:
+def _later(cluster: Target, fault: Fault, undo: Callable[[], None]) -> None:
     def end() -> None:
         undo()
         cluster.states_changed()
@@ -111,7 +111,7 @@ def _later(cluster: Stage, fault: Fault, undo: Callable[[], None]) -> None:
 # The wire and the store
 
 
-def _cut(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
+def _cut(cluster: Target, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
     node.wire.cut += 1
     node.notice_break(0.5 + rng.random() * 30)
 
@@ -122,7 +122,7 @@ def _cut(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) 
     _later(cluster, fault, mend)
 
 
-def _lossy(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
+def _lossy(cluster: Target, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
     node.wire.lossy += 1
 
     def mend() -> None:
@@ -131,7 +131,7 @@ def _lossy(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random
     _later(cluster, fault, mend)
 
 
-def _slow(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
+def _slow(cluster: Target, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
     node.wire.slow += 1
 
     def mend() -> None:
@@ -140,7 +140,7 @@ def _slow(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random)
     _later(cluster, fault, mend)
 
 
-def _hang(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
+def _hang(cluster: Target, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
     node.wire.hanging += 1
 
     def mend() -> None:
@@ -151,11 +151,11 @@ def _hang(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random)
     _later(cluster, fault, mend)
 
 
-def _outage(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
+def _outage(cluster: Target, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
     cluster.store_down(fault.lasts, rng)
 
 
-def _misfortune(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
+def _misfortune(cluster: Target, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
     names = cluster.model.misfortunes
     if names:
         down = getattr(cluster.model, rng.choice(names))(rng)
@@ -167,20 +167,20 @@ def _misfortune(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.R
 # Daemons
 
 
-def _crash(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
+def _crash(cluster: Target, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
     node.crash()
     life = node.life
     _later(cluster, fault, lambda: node.boot() if node.life == life and not node.gone else None)
 
 
-def _reboot(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
+def _reboot(cluster: Target, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
     node.crash()
     node.wipe_kernel()
     cluster.judge.disturb(node)
     _crash(cluster, node, fault, rng)
 
 
-def _freeze(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
+def _freeze(cluster: Target, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
     if not node.running:
         return
     node.freeze()
@@ -188,17 +188,17 @@ def _freeze(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Rando
     _later(cluster, fault, lambda: node.thaw() if node.life == life else None)
 
 
-def _replace(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
+def _replace(cluster: Target, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
     cluster.replace(node)
 
 
-def _clone(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
+def _clone(cluster: Target, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
     clone = cluster.clone(node, rng.random() < 0.3)
     if clone is not None:
         _later(cluster, fault, lambda: cluster.dismiss(clone))
 
 
-def _unpublished(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
+def _unpublished(cluster: Target, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
     node.unpublished += 1
 
     def mend() -> None:
@@ -210,12 +210,12 @@ def _unpublished(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.
 # The underlay and the kernel
 
 
-def _readdress(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
+def _readdress(cluster: Target, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
     cluster.judge.disturb(node)
     node.move_to(node.host + (100 if node.address == node.host else 0))
 
 
-def _link_down(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
+def _link_down(cluster: Target, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
     if not node.up:
         return
     cluster.judge.disturb(node)
@@ -240,7 +240,7 @@ def _ours(node: SimulatedNode) -> list[Key]:
     return sorted(found, key=str)
 
 
-def _delete(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
+def _delete(cluster: Target, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
     found = _ours(node)
     cluster.judge.disturb(node)
     for key in rng.sample(found, min(len(found), rng.choice((1, 1, 2, 20)))):
@@ -248,21 +248,21 @@ def _delete(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Rando
     node.disturbed()
 
 
-def _refuse(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
+def _refuse(cluster: Target, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
     kind = rng.choice((Kind.LINK, Kind.ADDRESS, Kind.NEIGHBOUR, Kind.FDB, Kind.ROUTE))
     cluster.judge.disturb(node)
     node.kernel.fail_next(kind, rng.choice((errno.ENOBUFS, errno.EBUSY, errno.EINVAL)), rng.choice((1, 2, 5)))
     _delete(cluster, node, fault, rng)
 
 
-def _deaf(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
+def _deaf(cluster: Target, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
     _delete(cluster, node, fault, rng)
     node.kernel.lose_notifications()
     node.kernel.interrupt_dumps(rng.choice((0, 1, 3)))
     node.disturbed()
 
 
-def _plane(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
+def _plane(cluster: Target, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
     cluster.judge.disturb(node)
     if rng.random() < 0.5:
         node.table.kill()
@@ -280,7 +280,7 @@ def _plane(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random
 # What others write into the store
 
 
-def _hostile(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
+def _hostile(cluster: Target, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
     """A lease that nobody has: in the overlay or outside, huge or tiny, readable or not."""
     key, value = _bad_lease(cluster, node, rng)
     if key in cluster.model.records():
@@ -297,7 +297,7 @@ def _hostile(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Rand
     _later(cluster, fault, mend)
 
 
-def _bad_lease(cluster: Stage, node: SimulatedNode, rng: random.Random) -> tuple[str, str]:
+def _bad_lease(cluster: Target, node: SimulatedNode, rng: random.Random) -> tuple[str, str]:
     """A lease with one thing wrong in it, or with none: who has to look at what is wrong looks at each alone."""
     wrong = rng.choice(("key", "key", "address", "address", "mac", "type", "text", "nothing"))
     key = _bad_key(cluster, node, rng) if wrong == "key" else _good_key(cluster, rng)
@@ -314,13 +314,13 @@ def _bad_lease(cluster: Stage, node: SimulatedNode, rng: random.Random) -> tuple
     return key, rng.choice(("{", "[]", '{"PublicIP": 7}')) if wrong == "text" else attributes.to_json()
 
 
-def _good_key(cluster: Stage, rng: random.Random) -> str:
+def _good_key(cluster: Target, rng: random.Random) -> str:
     families = [family for family in (cluster.network.ipv4, cluster.network.ipv6) if family is not None]
     subnets = [family.subnet(rng.randrange(family.size)) for family in families]
     return "&".join(f"{subnet.network_address}-{subnet.prefixlen}" for subnet in subnets)
 
 
-def _bad_key(cluster: Stage, node: SimulatedNode, rng: random.Random) -> str:
+def _bad_key(cluster: Target, node: SimulatedNode, rng: random.Random) -> str:
     """Outside the network, all of it or more, across others, within a living node's, or nothing that can be read."""
     keys = ["198.51.100.0-24", "0.0.0.0-0", "10.0.0.0-8", "10.5.0.0-22", "224.0.0.0-8", "10.5.0.1-24", "nonsense"]
     lease = node.state.lease
@@ -330,7 +330,7 @@ def _bad_key(cluster: Stage, node: SimulatedNode, rng: random.Random) -> str:
     return rng.choice(keys)
 
 
-def _rob(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
+def _rob(cluster: Target, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
     """Somebody deletes a living node's lease."""
     lease = node.state.lease
     if lease is None or cluster.model.assigns_subnets:
@@ -342,7 +342,7 @@ def _rob(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) 
         cluster.store_changed()
 
 
-def _scribble(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
+def _scribble(cluster: Target, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
     """Somebody writes into a living node's lease: rubbish, or fields that this version does not know."""
     lease = node.state.lease
     record = cluster.model.records().get(lease.key) if lease is not None else None
@@ -355,7 +355,7 @@ def _scribble(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Ran
     cluster.store_changed()
 
 
-def _document(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
+def _document(cluster: Target, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
     """The network document is written anew, with the same meaning or as something that can't be read."""
     if cluster.change:  # whoever takes a change out of the document is told, and nobody follows
         return
@@ -375,7 +375,7 @@ def _document(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Ran
         _later(cluster, fault, mend)
 
 
-def _change(cluster: Stage, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
+def _change(cluster: Target, node: SimulatedNode, fault: Fault, rng: random.Random) -> None:
     """The network is changed to another backend while it runs."""
     changing.begin(cluster, fault.lasts, rng)
 

@@ -39,7 +39,7 @@ from pyflannel.testing.simulation.paths import way
 from pyflannel.testing.simulation.plane import SECRET_DEVICE, SecretBackend
 from pyflannel.testing.simulation.stores import Expired, StoreModel
 
-__all__ = ["INVARIANTS", "PROMISE", "Judge", "Scene", "Violation"]
+__all__ = ["INVARIANTS", "PROMISE", "Evidence", "Judge", "Violation"]
 
 PROMISE: Final = 120.0
 """Seconds within which all is as it should be again, once nothing hinders it."""
@@ -93,7 +93,7 @@ class Violation(AssertionError):  # noqa: N818 - it is a verdict
         self.name = name
 
 
-class Scene(Protocol):
+class Evidence(Protocol):
     """What the judge looks at."""
 
     agenda: Agenda
@@ -115,7 +115,7 @@ class Scene(Protocol):
 class Judge:
     """Holds one history against the invariants."""
 
-    def __init__(self, cluster: Scene) -> None:
+    def __init__(self, cluster: Evidence) -> None:
         self._cluster = cluster
         self.store_troubled_until = 0.0
         self.slowest = 0.0

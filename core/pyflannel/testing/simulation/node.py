@@ -50,7 +50,7 @@ from pyflannel.testing.simulation.agenda import Agenda
 from pyflannel.testing.simulation.plane import Table
 from pyflannel.testing.simulation.stores import SimulatedStore, StoreModel
 
-__all__ = ["FOREIGN", "SimulatedNode", "Surroundings", "Wire"]
+__all__ = ["FOREIGN", "Shared", "SimulatedNode", "Wire"]
 
 LATENCY: Final = 0.002
 """Seconds that a request takes on average."""
@@ -82,7 +82,7 @@ class Wire:
 
 
 @dataclass(slots=True)
-class Surroundings:
+class Shared:
     """What all nodes of a cluster share.
 
     :param make_backend: makes the backend that a document asks for, with a node's table.
@@ -124,7 +124,7 @@ class SimulatedNode:
     """
 
     def __init__(
-        self, around: Surroundings, host: int, node_id: str, folder: Path, name: str = "", hardware: str = ""
+        self, around: Shared, host: int, node_id: str, folder: Path, name: str = "", hardware: str = ""
     ) -> None:
         self.around, self.host, self.node_id = around, host, node_id
         self.name = name or node_id

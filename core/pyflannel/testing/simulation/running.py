@@ -24,7 +24,7 @@ from pyflannel.testing.simulation.judge import Violation
 from pyflannel.testing.simulation.plane import MemoryBackend, SecretBackend, Table
 from pyflannel.testing.simulation.stores import MODELS, KubernetesModel, StoreModel
 
-__all__ = ["MakeBackend", "MakeModel", "Outcome", "run", "shrink"]
+__all__ = ["Ending", "MakeBackend", "MakeModel", "run", "shrink"]
 
 MakeModel: TypeAlias = Callable[[Plan, random.Random], StoreModel]
 """Makes the store of a plan."""
@@ -37,7 +37,7 @@ POOLS: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Ending:
     """How a plan has ended.
 
     :param violation: what did not hold, if something did not.
@@ -102,8 +102,8 @@ def standard_backend(network: NetworkConfig, table: Table) -> Backend[Any]:
 _load = cache(load_backend)
 
 
-def run(plan: Plan, make_model: MakeModel = standard_model, make_backend: MakeBackend = standard_backend) -> Outcome:
-    """Let a plan happen in a cluster of its own; whatever goes wrong is in the outcome."""
+def run(plan: Plan, make_model: MakeModel = standard_model, make_backend: MakeBackend = standard_backend) -> Ending:
+    """Let a plan happen in a cluster of its own; whatever goes wrong is in the ending."""
     begin = time.perf_counter()
     with _quiet(), TemporaryDirectory(prefix="pyflannel-simulation-", dir=_memory()) as folder:
         cluster = SimulatedCluster(plan, Path(folder), lambda rng: make_model(plan, rng), make_backend)
@@ -117,7 +117,7 @@ def run(plan: Plan, make_model: MakeModel = standard_model, make_backend: MakeBa
             violation.__cause__ = error
         finally:
             cluster.close()
-    return Outcome(
+    return Ending(
         plan,
         violation,
         tuple(cluster.lines),
@@ -146,11 +146,11 @@ def _quiet() -> Iterator[None]:
 
 
 def shrink(
-    outcome: Outcome,
+    outcome: Ending,
     make_model: MakeModel = standard_model,
     make_backend: MakeBackend = standard_backend,
     patience: float = 120.0,
-) -> Outcome:
+) -> Ending:
     """The outcome of the shortest plan found that violates the same invariant as ``outcome``'s.
 
     Leaves out faults, half of them, a quarter, single ones, as long as it still fails.
@@ -174,8 +174,8 @@ def shrink(
 
 
 def _shorter(
-    best: Outcome, size: int, name: str, make_model: MakeModel, make_backend: MakeBackend, until: float
-) -> Outcome | None:
+    best: Ending, size: int, name: str, make_model: MakeModel, make_backend: MakeBackend, until: float
+) -> Ending | None:
     faults = best.plan.faults
     for start in range(0, len(faults), size):
         if time.perf_counter() > until:

@@ -33,9 +33,9 @@ from pyflannel_backends.userspace.packet import parse
 from pyflannel_backends.userspace.ports import Endpoint, UdpSocket
 from pyflannel_backends.userspace.table import Peer as Lease
 from pyflannel_backends.userspace.table import PeerTable
-from pyflannel_backends.wireguard.machine import Machine, Timestamps
+from pyflannel_backends.wireguard.machine import Timestamps, WireguardMachine
 from pyflannel_backends.wireguard.messages import OVERHEAD, TransportHeader
-from pyflannel_backends.wireguard.noise import Identity, TransportKeys
+from pyflannel_backends.wireguard.noise import StaticKeys, TransportKeys
 from pyflannel_backends.wireguard.session import REJECT_AFTER_MESSAGES, Session, nonce
 from pyflannel_backends.wireguard.tunnel import Tunnel, padded
 
@@ -63,7 +63,7 @@ class Node:
         self.peer.setblocking(False)
         self.offset = clock
         timestamps = Timestamps(lambda: WALL, 0, lambda timestamp: None)
-        machine = Machine(Identity(b"i" * 32), timestamps, lambda size: bytes(size), mtu=MTU)
+        machine = WireguardMachine(StaticKeys(b"i" * 32), timestamps, lambda size: bytes(size), mtu=MTU)
         self.tunnel = Tunnel(machine, [lambda: UdpSocket(host, 0, offload=True)], MTU, clock=self.now)
         (self.inlet,) = self.tunnel.open()
         with socket.socket(fileno=socket.dup(self.inlet.fileno())) as same:
@@ -415,7 +415,7 @@ def test_a_key_of_ours_that_changes_ends_what_the_fast_path_sends(twins: Twins) 
         for _ in range(2):
             node.out(header, packet)
         assert len(node.sent()) == 2 * len(wire)
-        node.tunnel.machine.set_identity(Identity(b"n" * 32), node.now())
+        node.tunnel.machine.set_identity(StaticKeys(b"n" * 32), node.now())
         node.out(header, packet)
         assert {data[0] for data in node.sent()} == {1}
 

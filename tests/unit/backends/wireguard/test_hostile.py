@@ -13,7 +13,7 @@ from tests.unit.backends.wireguard.world import Host, World
 
 from pyflannel_backends.wireguard.cookie import Stamper
 from pyflannel_backends.wireguard.messages import Initiation, Response
-from pyflannel_backends.wireguard.noise import Identity, Initiator
+from pyflannel_backends.wireguard.noise import Initiator, StaticKeys
 
 pytestmark = pytest.mark.usefixtures("path")
 
@@ -81,7 +81,7 @@ def test_genuine_messages_with_a_bit_flipped_or_cut_or_extended(which: int, data
 def test_whole_handshakes_by_somebody_unknown(secret: bytes, index: int) -> None:
     """A stranger who knows our public key makes a perfect initiation."""
     _, _, second, _ = shared()
-    stranger = Identity(secret.ljust(32, b"s"))
+    stranger = StaticKeys(secret.ljust(32, b"s"))
     made = Initiator(
         stranger, second.public_key, bytes(32), index=index, timestamp=b"\xff" * 12, ephemeral=secret.ljust(32, b"e")
     )
@@ -93,7 +93,7 @@ def test_an_initiation_that_claims_a_peers_key(secret: bytes) -> None:
     """Its static key is the peer's, but whoever made it does not hold it: the timestamp can't be right."""
     _, first, second, _ = shared()
 
-    class Claims(Identity):
+    class Claims(StaticKeys):
         __slots__ = ()
 
     liar = Claims(secret)

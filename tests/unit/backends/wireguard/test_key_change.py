@@ -38,7 +38,7 @@ def tunnel(tmp_path: Path) -> Iterator[KeyedTunnel]:
 
 
 def renewed(tunnel: KeyedTunnel, path: Path) -> bytes:
-    new = keys.Identity.new()
+    new = keys.KeyPair.new()
     keys.replace(path, new)
     public = keys.decode(new.public_key)
     assert public is not None
@@ -98,7 +98,7 @@ def test_who_exchanges_the_key_waits_until_it_is_taken(
     path = tmp_path / "key"
     (watch,) = tunnel.open()
     monkeypatch.setattr(keys, "sleep", lambda _: watch.receive(memoryview(bytearray(1))))
-    before, new = keys.identity(path), keys.Identity.new()
+    before, new = keys.identity(path), keys.KeyPair.new()
     assert keys.exchange(path, new) == before
     assert tunnel.machine.public_key == keys.decode(new.public_key)
 
@@ -111,7 +111,7 @@ def test_a_key_that_a_worker_does_not_take_is_taken_back(
     tunnel.open()
     before = keys.load(path)
     with pytest.raises(ConfigError, match="still used the former key"):
-        keys.exchange(path, keys.Identity.new())
+        keys.exchange(path, keys.KeyPair.new())
     assert keys.load(path) == keys.identity(path) == before
 
 
@@ -120,7 +120,7 @@ def test_nobody_waits_for_a_worker_without_a_device(tunnel: KeyedTunnel, tmp_pat
     path = tmp_path / "key"
     tunnel.open()
     tunnel.close()
-    new = keys.Identity.new()
+    new = keys.KeyPair.new()
     keys.exchange(path, new)
     tunnel.open()
     assert tunnel.machine.public_key == keys.decode(new.public_key)

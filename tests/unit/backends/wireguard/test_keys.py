@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pyflannel.errors import ConfigError
 from pyflannel_backends.wireguard import keys
-from pyflannel_backends.wireguard.keys import Identity
+from pyflannel_backends.wireguard.keys import KeyPair
 
 
 def written(path: Path, content: bytes, mode: int = 0o600) -> Path:
@@ -24,18 +24,18 @@ def written(path: Path, content: bytes, mode: int = 0o600) -> Path:
 
 
 def test_the_public_key_is_that_of_rfc_7748() -> None:
-    alice = Identity.of(bytes.fromhex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a"))
+    alice = KeyPair.of(bytes.fromhex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a"))
     public = bytes.fromhex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a")
     assert alice.public_key == b64encode(public).decode()
 
 
 @given(st.binary(min_size=32, max_size=32))
 def test_private_keys_are_clamped_as_the_kernel_clamps_them(raw: bytes) -> None:
-    found = Identity.of(raw)
+    found = KeyPair.of(raw)
     key = found.private_key.reveal()
     assert key[0] & 7 == 0
     assert key[31] & 0xC0 == 0x40
-    assert Identity.of(key) == found, "and clamping again changes nothing"
+    assert KeyPair.of(key) == found, "and clamping again changes nothing"
 
 
 @given(st.binary(max_size=40))
@@ -65,7 +65,7 @@ def test_it_is_made_once_for_its_owner_only_and_kept(tmp_path: Path) -> None:
 
 def test_two_that_make_it_in_one_moment_have_one_key(tmp_path: Path) -> None:
     path = tmp_path / "key"
-    found: list[Identity] = []
+    found: list[KeyPair] = []
     barrier = threading.Barrier(8)
 
     def make() -> None:
@@ -83,7 +83,7 @@ def test_two_that_make_it_in_one_moment_have_one_key(tmp_path: Path) -> None:
 
 def test_one_that_is_there_is_not_made_anew(tmp_path: Path) -> None:
     path = tmp_path / "key"
-    first, second = Identity.new(), Identity.new()
+    first, second = KeyPair.new(), KeyPair.new()
     keys.create(path, first)
     keys.create(path, second)
     assert keys.load(path) == first
@@ -93,7 +93,7 @@ def test_one_that_is_there_is_not_made_anew(tmp_path: Path) -> None:
 
 def test_flanneld_s_key_file_is_taken(tmp_path: Path) -> None:
     """Mode 0400, and no newline at its end."""
-    private = Identity.new()
+    private = KeyPair.new()
     path = written(tmp_path / "wgkey", b64encode(private.private_key.reveal()), 0o400)
     assert keys.load(path) == private
 
@@ -145,7 +145,7 @@ def test_a_key_that_can_t_be_installed_leaves_the_old_one_and_nothing_else(
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ConfigError, match="No space left"):
-        keys.replace(path, Identity.new())
+        keys.replace(path, KeyPair.new())
     monkeypatch.undo()
     assert keys.load(path) == keys.identity(path) == before
     assert os.listdir(tmp_path) == ["key"]

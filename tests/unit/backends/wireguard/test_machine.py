@@ -8,7 +8,7 @@ from tests.unit.backends.wireguard.world import Host, World
 from pyflannel_backends.wireguard import messages
 from pyflannel_backends.wireguard.machine import HELD, STAGED, Limits, Timestamps
 from pyflannel_backends.wireguard.messages import INITIATION, RESPONSE, TRANSPORT, kind
-from pyflannel_backends.wireguard.noise import Identity
+from pyflannel_backends.wireguard.noise import StaticKeys
 
 PACKET = b"\x45" + bytes(range(99))
 PADDED = PACKET + bytes(12)
@@ -395,7 +395,7 @@ def test_peers_are_followed_to_where_they_authenticate_from() -> None:
 
 def change_key(host: Host, private: bytes) -> None:
     host.private = private
-    host.machine.set_identity(Identity(private), host.world.now)
+    host.machine.set_identity(StaticKeys(private), host.world.now)
     host.flush()
 
 
@@ -555,7 +555,7 @@ def test_keys_are_not_in_any_text() -> None:
     pending = first.machine.peers[second.name].pending
     world.settle()
     session = first.machine.peers[second.name].current
-    shown = (first.machine, first.machine.peers[second.name], session, pending, Identity(first.private))
+    shown = (first.machine, first.machine.peers[second.name], session, pending, StaticKeys(first.private))
     for text in map(repr, shown):
         assert "Z" * 8 not in text
         assert repr(first.private)[2:-1] not in text

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from pyflannel_backends.wireguard import noise
 from pyflannel_backends.wireguard.cookie import hchacha20, xchacha20poly1305
-from pyflannel_backends.wireguard.noise import CHAIN, PROLOGUE, Identity, kdf
+from pyflannel_backends.wireguard.noise import CHAIN, PROLOGUE, StaticKeys, kdf
 from pyflannel_backends.wireguard.session import nonce
 
 LADIES = (
@@ -46,15 +46,15 @@ def test_blake2s() -> None:
 )
 def test_x25519(scalar: str, point: str, product: str) -> None:
     """RFC 7748, section 5.2."""
-    shared = Identity(bytes.fromhex(scalar)).shared(bytes.fromhex(point))
+    shared = StaticKeys(bytes.fromhex(scalar)).shared(bytes.fromhex(point))
     assert shared is not None
     assert shared.hex() == product
 
 
 def test_x25519_exchange() -> None:
     """RFC 7748, section 6.1."""
-    alice = Identity(bytes.fromhex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a"))
-    bob = Identity(bytes.fromhex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb"))
+    alice = StaticKeys(bytes.fromhex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a"))
+    bob = StaticKeys(bytes.fromhex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb"))
     assert alice.public.hex() == "8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"
     assert bob.public.hex() == "de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f"
     secret = bytes.fromhex("4a5d9d5ba4ce2de1728e3bf480350f25e07e21c947d19e3376f09b3c1e161742")
@@ -63,7 +63,7 @@ def test_x25519_exchange() -> None:
 
 @pytest.mark.parametrize("point", [bytes(32), b"\x01" + bytes(31)])
 def test_x25519_has_no_secret_with_a_degenerate_point(point: bytes) -> None:
-    assert Identity(bytes(range(32))).shared(point) is None
+    assert StaticKeys(bytes(range(32))).shared(point) is None
 
 
 def test_chacha20poly1305() -> None:

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from tests.unit.backends.wireguard.world import WALL
 
 from pyflannel_backends.userspace.ports import Endpoint, Inlet, UdpSocket
-from pyflannel_backends.wireguard.machine import Machine, Timestamps
+from pyflannel_backends.wireguard.machine import Timestamps, WireguardMachine
 from pyflannel_backends.wireguard.messages import OVERHEAD, TRANSPORT, TransportHeader, kind
-from pyflannel_backends.wireguard.noise import Identity
+from pyflannel_backends.wireguard.noise import StaticKeys
 from pyflannel_backends.wireguard.session import REJECT_AFTER_MESSAGES, nonce
 from pyflannel_backends.wireguard.tunnel import Tunnel, padded
 
@@ -68,13 +68,13 @@ class Node:
 
     def __init__(self, number: int, clock: list[float], ipv6: bool = False) -> None:
         self.random = random.Random(number)
-        self.identity = Identity(self.random.randbytes(32))
+        self.identity = StaticKeys(self.random.randbytes(32))
         self.id = b64encode(self.identity.public).decode()
         self.endpoint: Endpoint = (f"2001:db8::{number}" if ipv6 else f"192.0.2.{number}", 51820)
         self.socket = MemorySocket(self.endpoint)
         self.socket.overhead = 48 if ipv6 else 28
         timestamps = Timestamps(lambda: WALL + int(clock[0] * 1e9), 0, lambda timestamp: None)
-        machine = Machine(self.identity, timestamps, self.random.randbytes, mtu=MTU)
+        machine = WireguardMachine(self.identity, timestamps, self.random.randbytes, mtu=MTU)
         self.tunnel = Tunnel(machine, [lambda: cast(UdpSocket, self.socket)], MTU, psk=PSK, clock=lambda: clock[0])
         (self.inlet,) = self.tunnel.open()
         self.buffer = memoryview(bytearray(1 << 16))
@@ -258,7 +258,7 @@ def test_a_peer_that_changed_its_key_is_the_same_peer() -> None:
     former, one, two = pair.one.id, pair.one, pair.two
     one.send([packet(100, 1)], two)
     (before,) = one.take()
-    one.identity = Identity(one.random.randbytes(32))
+    one.identity = StaticKeys(one.random.randbytes(32))
     one.tunnel.machine.set_identity(one.identity, pair.clock[0])
     one.id = b64encode(one.identity.public).decode()
     two.know(one)

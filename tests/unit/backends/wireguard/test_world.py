@@ -15,7 +15,7 @@ from tests.unit.backends.wireguard.world import Host, World
 
 from pyflannel_backends.wireguard.machine import Limits
 from pyflannel_backends.wireguard.messages import TRANSPORT, kind, parse_transport
-from pyflannel_backends.wireguard.noise import Identity
+from pyflannel_backends.wireguard.noise import StaticKeys
 
 sides = st.sampled_from([0, 1])
 
@@ -93,7 +93,7 @@ class BadNetwork(RuleBasedStateMachine):
     def rotate_key(self, side: int) -> None:
         host = self._host(side)
         host.private = host.random.randbytes(32)
-        host.machine.set_identity(Identity(host.private), self.world.now)
+        host.machine.set_identity(StaticKeys(host.private), self.world.now)
         host.flush()
         self._host(1 - side).know(host)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from pyflannel_backends.wireguard.machine import Endpoint, Limits, Machine, Timestamps
+from pyflannel_backends.wireguard.machine import Endpoint, Limits, Timestamps, WireguardMachine
 from pyflannel_backends.wireguard.messages import TRANSPORT, kind
-from pyflannel_backends.wireguard.noise import Identity
+from pyflannel_backends.wireguard.noise import StaticKeys
 
 WALL = 1_700_000_000 * 10**9
 
@@ -29,8 +29,8 @@ class Host:
 
     def restart(self) -> None:
         """As after a crash: only the key and the reserved timestamp are left."""
-        self.machine = Machine(
-            Identity(self.private),
+        self.machine = WireguardMachine(
+            StaticKeys(self.private),
             Timestamps(self._wall, self.reserved, self._reserve),
             self.random.randbytes,
             mtu=1420,

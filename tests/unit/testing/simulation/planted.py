@@ -21,7 +21,7 @@ from pyflannel.membership import machine as machines
 from pyflannel.membership import obtaining, publishing, renewal, session, watching
 from pyflannel.membership.machine import LeaseMachine
 from pyflannel.membership.slot import Slot
-from pyflannel.membership.state import KeeperState, Pause, Session
+from pyflannel.membership.state import KeeperState, Pause, StoreSession
 from pyflannel.network.change import LEASE_KEY, Phase
 from pyflannel.planning import judging
 from pyflannel.planning import overlay as overlays
@@ -206,7 +206,7 @@ def _(patch: pytest.MonkeyPatch) -> None:
 @bug("never opens a watch again that was open for long")
 def _(patch: pytest.MonkeyPatch) -> None:
     def make(right: Any) -> Any:
-        def failed(state: KeeperState, session: Session, error: Any) -> None:
+        def failed(state: KeeperState, session: StoreSession, error: Any) -> None:
             right(state, session, error)
             if state.session is session and state.now - session.watch_opened > 600:
                 state.pauses["watch"].at = None

@@ -14,6 +14,7 @@ from tests.unit.testing.simulation.planted import BUGS, swap
 
 from pyflannel.errors import HistoryGoneError, StoreUnavailableError
 from pyflannel.planning.overlay import Overlay
+from pyflannel.testing import simulation
 from pyflannel.testing.simulation import (
     DOCUMENTS,
     FAULTS,
@@ -255,3 +256,7 @@ def test_a_node_of_the_file_model_sees_late_what_others_write_but_not_under_the_
     assert len(store.snapshot().leases) == 1
     model.advance(3.0)
     assert [change.key for change in store.told(revision).changes] == ["10.5.1.0-24"]
+
+
+def test_an_ending_has_its_former_name_too() -> None:
+    assert simulation.Outcome is simulation.Ending
