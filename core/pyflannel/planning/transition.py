@@ -175,7 +175,26 @@ class Transition(Backend[None]):
             return DesiredState(former)
         if not self._receives[0]:
             return DesiredState(following)
-        return DesiredState(_merged(former, following, prefer_second=self.change.phase is Phase.RETIRE))
+        merged = list(_merged(former, following, prefer_second=self.change.phase is Phase.RETIRE))
+        return DesiredState([*merged, *self._routes_to_try_by(former, following)])
+
+    def _routes_to_try_by(self, former: _Objects, following: _Objects) -> Iterator[Route]:
+        """Routes by which the new settings are tried where both have the whole network behind their device.
+
+        The kernel sends an IPv6 packet by the device that it is told only if a route leads there. These come behind all
+        that lead to the same place: no packet takes them that is not told to. Should what comes before them vanish, it
+        is as good to be sent by the new settings, unless these alone don't encrypt.
+        """
+        if self.change.phase is not Phase.PREPARE or (
+            self.former.backend.capabilities.encrypts and not self.following.backend.capabilities.encrypts
+        ):
+            return
+        taken = {item.key: item for item in former if isinstance(item, Route)}
+        for item in following:
+            if isinstance(item, Route) and item.destination.version == 6 and item.link is not None:
+                known = taken.get(item.key)
+                if known is not None and known.link != item.link:
+                    yield replace(item, metric=_last_metric((*former, *following), item) + 1)
 
     def trouble(self, node: Node) -> str:
         """What keeps this node from having the new settings beside the former ones; empty if nothing does."""
@@ -477,6 +496,14 @@ def _covering(around: Iterable[KernelObject], subnet: IPNetwork) -> Route | None
         and subnet.subnet_of(item.destination)  # type: ignore[arg-type]
     ]
     return min(routes, key=lambda route: (-route.destination.prefixlen, route.effective_metric), default=None)
+
+
+def _last_metric(objects: Iterable[KernelObject], like: Route) -> int:
+    """The worst one of all routes to the same place."""
+    places = (item for item in objects if isinstance(item, Route))
+    return max(
+        item.effective_metric for item in places if (item.destination, item.table) == (like.destination, like.table)
+    )
 
 
 def _leads_to(around: Iterable[KernelObject], plan: _Objects, subnets: Subnets) -> bool:

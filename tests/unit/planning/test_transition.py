@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 from tests.unit.membership.modelled import made
 
-from pyflannel.backend import Backend, DesiredState, Lease, LeaseAttributes, Link, Node, Route, Subnets, Underlay
+from pyflannel.backend import (
+    Backend,
+    Capabilities,
+    DesiredState,
+    GenericInfo,
+    Lease,
+    LeaseAttributes,
+    Link,
+    Node,
+    Route,
+    Subnets,
+    Underlay,
+)
 from pyflannel.errors import ConfigError, PeerRejected, PluginError
 from pyflannel.network.change import LEASE_KEY, NetworkChange, NodeProgress, Phase, Step
 from pyflannel.network.document import NetworkConfig
@@ -43,6 +55,10 @@ def side(version: int, kind: str, **options: Any) -> Side:
     document = json.dumps({"Type": kind, **options})
     network = NetworkConfig.from_json(f'{{{RANGES[version]}, "Backend": {document}}}')
     return Side(made(network), network)
+
+
+def userspace(version: int, **options: Any) -> Side:
+    return side(version, "wireguard", Implementation="userspace", **options)
 
 
 def place(version: int, former: Side, state: Path) -> Node:
@@ -137,6 +153,50 @@ def test_what_finds_the_peer_by_the_destination_can_be_tried_before_the_switch(p
     assert ways == (((address, new),) if new.startswith(("flannel-wg", "flannel0")) else ())
     assert not world.transition(Phase.SWITCH, Step.PREPARED).standing(world.node, world.lease(Step.PREPARED)).ways
     assert not world.transition(Phase.PREPARE).standing(world.node, world.lease(told=False)).ways
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_it_can_be_tried_too_where_both_have_the_whole_network_behind_their_device(
+    version: int, tmp_path: Path
+) -> None:
+    """In IPv6 this takes a route: behind all others, even the one that lets nothing out, and only until the switch."""
+    ports = {"ListenPort": 51900, "ListenPortV6": 51901}
+    world = World(version, userspace(version), userspace(version, **ports), tmp_path)
+    new = {4: "flannel-wg51900", 6: "flannel-w651901"}[version]
+    (way,) = world.transition(Phase.PREPARE).standing(world.node, world.lease()).ways
+    assert way == (THEIRS[version].each[0].network_address, new)
+    routes = [item for item in world.transition(Phase.PREPARE).plan_node(world.node) if isinstance(item, Route)]
+    by_new = [item for item in routes if item.link == new]
+    assert len(by_new) == (1 if version == 6 else 0)
+    assert all(item == max(routes, key=lambda route: route.effective_metric) for item in by_new)
+    for phase in (Phase.SWITCH, Phase.RETIRE, Phase.BACK):
+        planned = world.transition(phase, Step.SWITCHED).plan_node(world.node)
+        assert not {*by_new} & {*planned}
+
+
+def test_what_is_encrypted_gets_no_way_out_that_does_not(tmp_path: Path) -> None:
+    secret = userspace(6)
+    for former, route in ((secret, False), (side(6, "gre"), True)):
+        world = World(6, former, Side(Plain(), secret.network), tmp_path)
+        plan = world.transition(Phase.PREPARE).plan_node(world.node)
+        assert any(isinstance(item, Route) and item.link == Plain.name for item in plan) is route
+
+
+class Plain(Backend[None]):
+    """A device for the whole network that encrypts nothing."""
+
+    name = "plain"
+    capabilities = Capabilities(ipv6=True)
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def mtu(self, underlay: Underlay) -> int:
+        return 1400
+
+    def plan_node(self, node: Node) -> DesiredState:
+        assert node.network.ipv6 is not None
+        return DesiredState([Link(self.name, GenericInfo("xfrm"), 1400), Route(node.network.ipv6.network, self.name)])
 
 
 def test_what_both_need_to_receive_is_there_until_the_former_one_goes(pair: tuple[World, str, str]) -> None:
