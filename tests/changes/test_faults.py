@@ -1,6 +1,6 @@
 """Faults while a network changes: daemons killed at random, the store away, and changes given up, on every store.
 
-What is quick is in ``tests/integration/test_network_change.py``. ``make test-change`` runs these.
+What a change does in its ordinary course is in ``test_ways.py``. ``make test-change`` runs these.
 """
 
 from __future__ import annotations
