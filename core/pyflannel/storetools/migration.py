@@ -1,13 +1,8 @@
 """Moving an overlay from one store to another while its nodes go on forwarding.
 
 For as long as the move takes, nodes of both stores must see each other. So this is a mirror: it brings two stores to
-the same content, again and again, from what both hold at the moment; a change only says that it is time to look. Each
-lease has a *home*, the store that its node works on, and is copied from there to the other one. The home is found
-without a mark in the text, which stays exactly as it is:
-
-* a copy lives :data:`HANDICAP` seconds less than its original, so the copy of a node that renews in one place is the
-  one that expires first, and the first renewal by a node of what was a copy shows: it outlives what we wrote;
-* what we did not write at the other place (another version, another handle, a later expiry) its node did: it has moved.
+the same content, again and again, from what both hold at the moment; a change only says that it is time to look. Which
+way each lease goes is decided in :mod:`~pyflannel.storetools.homes`.
 
 Nothing is kept but in memory, since all of it follows from the stores. A run that was killed at any point is taken up
 by the next one.
@@ -22,40 +17,30 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Final
 
-from pyflannel.errors import ConfigError, ConflictError, MalformedError, StoreError, StoreUnavailableError
+from pyflannel.errors import ConfigError, ConflictError, StoreError, StoreUnavailableError
 from pyflannel.network.document import NetworkConfig
-from pyflannel.network.lease import JSON, Lease
-from pyflannel.network.ranges import Ranges
+from pyflannel.network.lease import JSON
 from pyflannel.store import Record, Snapshot, Store, Watch
+from pyflannel.storetools.homes import (
+    HANDICAP,
+    SOURCE,
+    TARGET,
+    Decision,
+    Known,
+    Move,
+    Seen,
+    contradictions,
+    ends_early,
+    owner,
+    readable,
+    settle,
+)
 
-__all__ = [
-    "SOURCE",
-    "TARGET",
-    "Decision",
-    "Done",
-    "Known",
-    "Migration",
-    "Move",
-    "Seen",
-    "contradictions",
-    "settle",
-]
+__all__ = ["Done", "Migration"]
 
 log = logging.getLogger(__name__)
-
-SOURCE, TARGET = 0, 1
-
-HANDICAP: Final = 5.0
-"""Seconds that a copy lives less than its original."""
-
-TOLERANCE: Final = 2.5
-"""Seconds by which two readings of one expiry may differ: stores count in whole seconds, and calls take time."""
-
-LAG: Final = 0.1
-"""The share of its original's remaining life that a copy may lack before it is renewed."""
 
 LOOK_INTERVAL, _REST = 30.0, 50
 """Seconds at most between two looks, and how many times as long as a look the rest after it is where that is less: a
@@ -74,198 +59,12 @@ _LIFE: Final = 24 * 3600.0
 """What is taken for the life of a lease whose store tells nothing at all: flannel's."""
 
 
-class Move(Enum):
-    """What one lease needs at the store that is not its home."""
-
-    NOTHING = "nothing"
-    COPY = "copy"
-    UPDATE = "update"
-    RENEW = "renew"
-    DELETE = "delete"
-    CONTRADICTION = "contradiction"
-
-
 _LISTED: Final = {
     Move.COPY: "copied",
     Move.UPDATE: "updated",
     Move.RENEW: "renewed",
     Move.DELETE: "deleted",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A record as one store holds it.
-
-    :param expires_at: on the migration's clock; ``None`` for a reservation.
-    :param left: the seconds until then.
-    :param exact: whether the store tells the remaining life, rather than a limit to it.
-    """
-
-    record: Record
-    expires_at: float | None = None
-    left: float = 0.0
-    exact: bool = True
-
-    @property
-    def slack(self) -> float:
-        """Seconds by which a copy of this one may end earlier than it has to."""
-        return max(2 * (HANDICAP + TOLERANCE), LAG * self.left)
-
-    def later_than(self, other: Seen) -> bool:
-        """Whether this one expires later by more than readings differ."""
-        return (
-            self.expires_at is not None
-            and other.expires_at is not None
-            and self.expires_at > other.expires_at + TOLERANCE
-        )
-
-    def touched(self, noted: Seen | None) -> bool:
-        """Whether somebody wrote or renewed it since it was ``noted``."""
-        if noted is None or (self.record.version, self.record.handle) != (noted.record.version, noted.record.handle):
-            return True
-        return self.exact and self.later_than(noted)
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What is remembered of one lease: its home, whether that is certain, and both sides as last left."""
-
-    home: int
-    certain: bool
-    noted: tuple[Seen | None, Seen | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """Where a lease is at home, and what the other store needs."""
-
-    home: int
-    certain: bool
-    step: Move
-
-
-def settle(seen: tuple[Seen | None, Seen | None], known: Known | None) -> Decision | None:
-    """Judge one lease from what the two stores hold; ``None`` if neither holds it.
-
-    :param seen: as the source and the target hold it.
-    """
-    source, target = seen
-    if source is None or target is None:
-        return _one_sided(seen, known)
-    if known is None:
-        home, certain = _first_home(source, target)
-    else:
-        home, certain = _next_home((source, target), known)
-    original, copy = (source, target) if home == SOURCE else (target, source)
-    if not _same_node(original.record, copy.record):
-        return Decision(home, certain, Move.CONTRADICTION)
-    return Decision(home, certain, _step(original, copy))
-
-
-def _one_sided(seen: tuple[Seen | None, Seen | None], known: Known | None) -> Decision | None:
-    """It is in one store alone: new there, or gone from the other."""
-    side = TARGET if seen[SOURCE] is None else SOURCE
-    here = seen[side]
-    if here is None:
-        return None
-    if known is not None and known.certain and known.home != side and not here.touched(known.noted[side]):
-        return Decision(known.home, True, Move.DELETE)
-    return Decision(side, True, Move.COPY)
-
-
-def _first_home(source: Seen, target: Seen) -> tuple[int, bool]:
-    """Both stores have it and nothing is remembered."""
-    if source.exact and target.exact:
-        if target.later_than(source):
-            return TARGET, True
-        return SOURCE, source.later_than(target)
-    if source.record.value != target.record.value:
-        return SOURCE, False  # if the node has moved, it writes its own text again as soon as it sees this
-    # A home is never renewed by us. If this is the wrong guess, the node's next renewal at the other place shows it,
-    # and if there is no node, the lease ends.
-    return (SOURCE, False) if target.exact else (TARGET, False)
-
-
-def _next_home(seen: tuple[Seen, Seen], known: Known) -> tuple[int, bool]:
-    """Where the node has shown itself since the last look."""
-    away = 1 - known.home
-    if not seen[away].touched(known.noted[away]):
-        return known.home, known.certain or seen[known.home].touched(known.noted[known.home])
-    exact = seen[SOURCE].exact and seen[TARGET].exact
-    if exact and seen[known.home].touched(known.noted[known.home]) and seen[known.home].later_than(seen[away]):
-        return known.home, True
-    return away, True
-
-
-def _step(original: Seen, copy: Seen) -> Move:
-    if original.record.value != copy.record.value or (original.record.permanent and not copy.record.permanent):
-        return Move.UPDATE
-    if original.expires_at is None or copy.expires_at is None:
-        return Move.NOTHING  # a reservation at the other place stays one: whoever made it may want it
-    return Move.RENEW if original.expires_at - copy.expires_at > original.slack else Move.NOTHING
-
-
-def _same_node(one: Record, other: Record) -> bool:
-    if one.value == other.value:
-        return True
-    try:
-        mine, theirs = (Lease.from_record(record.key, record.value).attributes for record in (one, other))
-    except MalformedError:
-        return False
-    return mine.same_node(theirs)
-
-
-# Before anything is written
-
-
-def contradictions(source: Snapshot, target: Snapshot) -> tuple[list[str], list[Record]]:
-    """Why the target can't take what the source holds, and its records that stand in the way.
-
-    Another node's lease on the same key or on overlapping addresses, or another subnet of a node that the source knows.
-    A record of the target that the source holds too is judged by its key alone.
-    """
-    wanted = {record.key: lease for record in source.leases if (lease := _readable(record)) is not None}
-    originals = {record.key: record for record in source.leases}
-    ranges = Ranges()
-    for key, lease in wanted.items():
-        ranges.add(lease.subnets, key)
-    nodes = {lease.attributes.node_id: key for key, lease in wanted.items() if lease.attributes.node_id is not None}
-    present = {record.key for record in target.leases}
-    reasons, in_the_way = [], []
-    for record in sorted(target.leases, key=lambda record: record.key):
-        reason = ""
-        found = _readable(record)
-        if record.key in wanted:
-            if not _same_node(originals[record.key], record):
-                reason = f"{record.key} is {_owner(record)} there, and {_owner(originals[record.key])} in the source"
-        elif found is not None:
-            overlapping = sorted(ranges.overlapping(found.subnets))
-            held = nodes.get(found.attributes.node_id or "")
-            if overlapping:
-                reason = f"{record.key} of {_owner(record)} overlaps {overlapping[0]} of the source"
-            elif held is not None and held not in present:
-                reason = f"{_owner(record)} has {record.key} there, and {held} in the source"
-        if reason:
-            reasons.append(reason)
-            in_the_way.append(record)
-    return reasons, in_the_way
-
-
-def _owner(record: Record) -> str:
-    lease = _readable(record)
-    if lease is None:
-        return "no lease"
-    attributes = lease.attributes
-    address = attributes.public_ip or attributes.public_ipv6
-    return f"node {attributes.node_id!r} at {address}" if attributes.node_id else f"the node at {address}"
-
-
-def _readable(record: Record) -> Lease | None:
-    try:
-        return Lease.from_record(record.key, record.value)
-    except MalformedError:
-        return None
 
 
 @dataclass(slots=True)
@@ -336,7 +135,7 @@ class Migration:
         :raises ConflictError: the target holds another network, or leases that contradict; names them.
         """
         source, target = (store.snapshot() for store in self.stores)
-        done = Done(left_behind=[record.key for record in source.leases if _readable(record) is None])
+        done = Done(left_behind=[record.key for record in source.leases if readable(record) is None])
         if source.config is None:
             raise ConfigError(f"{self.stores[SOURCE].location} holds no network config, so there is nothing to move")
         wanted = NetworkConfig.from_json(source.config.value, f"network config in {self.stores[SOURCE].location}")
@@ -409,7 +208,7 @@ class Migration:
         seen = (self._see(SOURCE, records[SOURCE]), self._see(TARGET, records[TARGET]))
         for key in sorted({*records[SOURCE], *records[TARGET], *self.known}):
             both = seen[SOURCE].get(key), seen[TARGET].get(key)
-            if any(each is not None and _readable(each.record) is None for each in both):
+            if any(each is not None and readable(each.record) is None for each in both):
                 self._once(f"{key}: not a lease, left where it is")
             else:
                 self._tend(key, both, done, sides, dry)
@@ -440,7 +239,7 @@ class Migration:
             self.known.pop(key, None)
             return
         if decision.step is Move.CONTRADICTION:
-            holders = " and ".join(_owner(each.record) for each in seen if each is not None)
+            holders = " and ".join(owner(each.record) for each in seen if each is not None)
             self._once(f"{key}: {holders} both hold it, one in each store; left alone. Stop one of them")
             return
         if before is not None and before.home == SOURCE and decision.home == TARGET and decision.certain:
@@ -594,7 +393,7 @@ class Migration:
         seen = (self._see(SOURCE, records[SOURCE]), self._see(TARGET, records[TARGET]))
         for key, original in sorted(seen[SOURCE].items()):
             copy = seen[TARGET].get(key)
-            if _readable(original.record) is None:
+            if readable(original.record) is None:
                 continue
             if copy is None:
                 problems.append(f"{key} is missing")
@@ -602,7 +401,7 @@ class Migration:
                 problems.append(f"{key} has another text")
             elif original.record.permanent and not copy.record.permanent:
                 problems.append(f"{key} is a reservation in the source alone")
-            elif _ends_early(original, copy):
+            elif ends_early(original, copy):
                 problems.append(f"{key} ends much earlier than in the source")
         return problems
 
@@ -637,12 +436,6 @@ class _Bell:
         if self._watch is not None:
             self._watch.close()
             self._watch = None
-
-
-def _ends_early(original: Seen, copy: Seen) -> bool:
-    if original.expires_at is None or copy.expires_at is None:
-        return False
-    return original.exact and copy.exact and original.expires_at - copy.expires_at > original.slack + HANDICAP
 
 
 def _same_document(one: str | None, other: str | None) -> bool:

@@ -18,20 +18,19 @@ from tests.waiting import until
 from pyflannel.errors import ConfigError, ConflictError, StoreUnavailableError
 from pyflannel.plugins import load_store
 from pyflannel.store import Record, Snapshot, Store, StoreLocation
-from pyflannel.storetools.migration import (
+from pyflannel.storetools.homes import (
     HANDICAP,
     SOURCE,
     TARGET,
     TOLERANCE,
     Decision,
-    Done,
     Known,
-    Migration,
     Move,
     Seen,
     contradictions,
     settle,
 )
+from pyflannel.storetools.migration import Done, Migration
 
 KEY = "10.5.1.0-24"
 DAY = 86400.0
