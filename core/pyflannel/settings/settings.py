@@ -4,7 +4,7 @@ Each source is first read into :class:`Given` values that know where they came f
 highest source wins: flags over environment (``PYFLANNEL_X`` over ``FLANNELD_X``) over the file over the default. The
 outcome is one frozen :class:`Settings`. All but :func:`load` and :meth:`Settings.read_seed` is free of I/O.
 
-Three settings are made of several: the store (``--store``, or flannel's ``--etcd-*`` and ``--kube-*``), the network
+Three settings are made of several: the store (:mod:`~pyflannel.settings.store_location`), the network
 document that seeds an empty store (``--network`` and its family, or the file's ``[network]`` table), and the log level
 (``--log-level`` or ``-v``). There, too, the higher source wins, and two that contradict each other within one source
 are an error.
@@ -16,13 +16,11 @@ import difflib
 import importlib
 import json
 import logging
-import posixpath
 import re
 import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -35,7 +33,9 @@ from pyflannel.network.document import KEYS as NETWORK_KEYS
 from pyflannel.network.document import NetworkConfig, NetworkSeed, with_backend
 from pyflannel.network.lease import DEFAULT_MARGIN, JSON, IPAddress
 from pyflannel.settings import flanneld
+from pyflannel.settings.given import Given, GivenValues, Level, nearest
 from pyflannel.settings.options import BY_NAME, OPTIONS, Option
+from pyflannel.settings.store_location import store_location
 from pyflannel.small.text import cut
 from pyflannel.store import StoreLocation, hide_credentials
 
@@ -138,27 +138,6 @@ class Loaded(NamedTuple):
 
     settings: Settings
     warnings: tuple[str, ...]
-
-
-class Level(IntEnum):
-    """The sources, weakest first; the daemon that runs is one for commands that look at it."""
-
-    DAEMON = 0
-    FILE = 1
-    ENVIRONMENT = 2
-    FLAG = 3
-
-
-class Given(NamedTuple):
-    """A value and where it came from: ``origin`` begins every message about it."""
-
-    value: Any
-    level: Level
-    origin: str
-    texts: tuple[str, ...] = ()
-
-
-GivenValues: TypeAlias = Mapping[str, Given]
 
 
 def load(
@@ -276,7 +255,7 @@ def _from_document(document: Mapping[str, Any], path: Path) -> dict[str, Given]:
         origin = f"config file {path}: key {key!r}"
         option = known.get(key)
         if option is None:
-            raise ConfigError(f"config file {path}: unknown key {key!r}{_nearest(key, known)}")
+            raise ConfigError(f"config file {path}: unknown key {key!r}{nearest(key, known)}")
         if option.table and isinstance(value, dict):
             given[key] = Given(value, Level.FILE, f"config file {path}: table [{key}]")
         elif option.repeatable and isinstance(value, list):
@@ -296,12 +275,6 @@ def _toml_text(option: Option, value: Any, origin: str) -> str:
         shown = "its value" if option.secret else json.dumps(value, default=str)
         raise ConfigError(f"{origin}: {shown} must be {expected}")
     return json.dumps(value) if isinstance(value, bool) else str(value)
-
-
-def _nearest(key: str, known: Mapping[str, Any] | Sequence[str]) -> str:
-    folded = {name.lower().replace("_", "-"): name for name in known}
-    near = difflib.get_close_matches(key.lower().replace("_", "-"), folded, 1)
-    return f"; did you mean {folded[near[0]]!r}?" if near else f"; known are: {', '.join(sorted(known))}"
 
 
 # Putting them together -----------------------------------------------------------------------------------------------
@@ -347,7 +320,7 @@ def _settings(given: GivenValues, daemon: bool, warnings: list[str]) -> Settings
             return given[name].value
         return BY_NAME[name].default
 
-    store = _store(given, warnings)
+    store = store_location(given, warnings)
     document, source = _network_document(given)
     in_kubernetes = store.scheme == "kubernetes"
     warnings += _ignored(given, in_kubernetes)
@@ -483,7 +456,7 @@ def _network_table(table: Given) -> dict[str, JSON]:
     document = {}
     for key, value in table.value.items():
         if key.lower() not in names:
-            raise ConfigError(f"{table.origin}: unknown key {key!r}{_nearest(key, NETWORK_KEYS)}")
+            raise ConfigError(f"{table.origin}: unknown key {key!r}{nearest(key, NETWORK_KEYS)}")
         try:
             json.dumps(value)
         except TypeError:
@@ -496,193 +469,3 @@ def _set_backend_key(document: dict[str, JSON], key: str, value: JSON) -> None:
     backend = document.get("Backend", {})
     if isinstance(backend, dict):  # else the document's validation names the fault
         document["Backend"] = {name: old for name, old in backend.items() if name.lower() != key.lower()} | {key: value}
-
-
-# The store -----------------------------------------------------------------------------------------------------------
-
-_ETCD_OPTIONS: Final = {
-    "etcd-cafile": "cafile",
-    "etcd-certfile": "certfile",
-    "etcd-keyfile": "keyfile",
-    "etcd-username": "username",
-    "etcd-password": "password",
-    "etcd-password-file": "password_file",
-}
-
-
-def _store(given: GivenValues, warnings: list[str]) -> StoreLocation:
-    location = _kubernetes_store(given) or _etcd_or_other_store(given, warnings)
-    return _with_kubernetes(location, given) if location.scheme == "kubernetes" else location
-
-
-def _kubernetes_store(given: GivenValues) -> StoreLocation | None:
-    """The store that ``--kube-subnet-mgr`` means, if it is given; flanneld looks at no ``--etcd-`` flag then."""
-    switch = given.get("kube-subnet-mgr")
-    if switch is None or not switch.value:
-        return None
-    others = [item for name, item in given.items() if name == "store" or name.startswith("etcd-")]
-    if switch.level is not Level.FILE:  # which flanneld has none of
-        others = [item for item in others if item is given.get("store")]
-    rival = max(others, key=lambda item: item.level, default=None)
-    if rival is None or rival.level < switch.level:
-        return StoreLocation("kubernetes")
-    location = _etcd_or_other_store(given, [])
-    if location.scheme != "kubernetes" and rival.level == switch.level:
-        raise ConfigError(f"{switch.origin} means store kubernetes://, but {rival.origin} another; keep one of them")
-    return location
-
-
-_KUBERNETES_OPTIONS: Final = {
-    "kubeconfig-file": "kubeconfig",
-    "kube-annotation-prefix": "annotation_prefix",
-    "set-node-network-unavailable": "set_network_unavailable",
-    "net-config-path": "net_config",
-}
-
-
-def _with_kubernetes(location: StoreLocation, given: GivenValues) -> StoreLocation:
-    """The location with what flannel's flags say; a store's own option wins over a flag of a weaker source."""
-    store = given.get("store")
-    level = store.level if store is not None else Level.FILE
-    options, hosts, path = dict(location.options), location.hosts, location.path
-    for name, key in _KUBERNETES_OPTIONS.items():
-        if name in given and (key not in options or given[name].level >= level):
-            value = given[name].value
-            options[key] = json.dumps(value) if isinstance(value, bool) else str(value)
-    url = given.get("kube-api-url")
-    if url is not None and (not hosts or url.level >= level):
-        try:
-            server = StoreLocation.parse(url.value if "://" in url.value else f"https://{url.value}")
-        except ConfigError as error:
-            raise ConfigError(f"{url.origin}: {error}") from None
-        if server.scheme not in {"http", "https"} or len(server.hosts) != 1 or server.options:
-            raise ConfigError(
-                f"{url.origin}: {hide_credentials(url.value)!r} must be a URL such as https://192.0.2.1:6443"
-            )
-        host = server.hosts[0]
-        if not re.search(r":[0-9]+$", host):
-            host += ":443" if server.scheme == "https" else ":80"
-        hosts, path = (host,), server.path.rstrip("/")
-        options["tls"] = json.dumps(server.scheme == "https")
-    return StoreLocation("kubernetes", hosts, path, options, location.shown)
-
-
-def _etcd_or_other_store(given: GivenValues, warnings: list[str]) -> StoreLocation:
-    store = given.get("store")
-    etcd = _etcd_flags(given, warnings)
-    if not etcd:
-        return _store_location(store) if store is not None else StoreLocation.parse(BY_NAME["store"].default)
-    strongest = max(etcd.values(), key=lambda item: item.level)
-    if store is None:
-        return _with_etcd(StoreLocation("etcd"), None, etcd)
-    location = _store_location(store)
-    if location.scheme == "etcd":
-        return _with_etcd(location, store, etcd)
-    if strongest.level == store.level:
-        raise ConfigError(
-            f"{strongest.origin} means the etcd store, but {store.origin} is {location}; keep one of them"
-        )
-    return location if store.level > strongest.level else _with_etcd(StoreLocation("etcd"), None, etcd)
-
-
-def _etcd_flags(given: GivenValues, warnings: list[str]) -> dict[str, Given]:
-    """flannel's etcd flags, without those that flanneld does not look at beside the others."""
-    etcd = {name: item for name, item in given.items() if name.startswith("etcd-")}
-    endpoints = etcd.get("etcd-endpoints")
-    spoken = endpoints.value if endpoints is not None else BY_NAME["etcd-endpoints"].default
-    if "store" not in given and all(endpoint.startswith("http://") for endpoint in spoken):
-        for name in ("etcd-cafile", "etcd-certfile", "etcd-keyfile"):
-            if name in etcd:
-                warnings.append(f"{etcd[name].origin}: ignored: with endpoints of http:// there is no TLS")
-                etcd[name] = etcd[name]._replace(value=None)
-    if "store" not in given and "etcd-password-file" not in etcd:
-        for name, other in (("etcd-username", "etcd-password"), ("etcd-password", "etcd-username")):
-            if name in etcd and other not in etcd:
-                warnings.append(f"{etcd[name].origin}: ignored without --{other}: nobody logs in to etcd")
-                etcd[name] = etcd[name]._replace(value=None)
-    return etcd
-
-
-def _store_location(store: Given) -> StoreLocation:
-    try:
-        if isinstance(store.value, dict):
-            return _store_table(store.value)
-        return StoreLocation.parse(store.value)
-    except ConfigError as error:
-        raise ConfigError(f"{store.origin}: {error}") from None
-
-
-def _store_table(table: Mapping[str, Any]) -> StoreLocation:
-    """``url`` and the driver's options, or ``scheme``, ``hosts``, ``path`` and the driver's options."""
-    options = {}
-    for key, value in table.items():
-        if key in {"url", "scheme", "hosts", "path"}:
-            continue
-        if type(value) not in (str, bool, int, float):
-            raise ConfigError(f"{key} must be a string, a number, true or false")
-        options[key] = json.dumps(value) if isinstance(value, bool) else str(value)
-    if "url" in table:
-        for key in ("scheme", "hosts", "path"):
-            if key in table:
-                raise ConfigError(f"url and {key} say the same twice; keep one of them")
-        return StoreLocation.parse(_string(table, "url"), options)
-    if "scheme" not in table:
-        raise ConfigError("url is missing, such as url = 'file:///var/lib/pyflannel' (or scheme, hosts and path)")
-    hosts = table.get("hosts", [])
-    if not isinstance(hosts, list) or not all(isinstance(host, str) and host for host in hosts):
-        raise ConfigError("hosts must be a list of strings such as 192.0.2.10:2379")
-    path = _string(table, "path") if "path" in table else ""
-    return StoreLocation(_string(table, "scheme"), tuple(hosts), path and "/" + path.lstrip("/"), options)
-
-
-def _string(table: Mapping[str, Any], key: str) -> str:
-    value = table[key]
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"{key} must be a string")
-    return value
-
-
-def _with_etcd(location: StoreLocation, store: Given | None, etcd: GivenValues) -> StoreLocation:
-    """``location`` with what flannel's etcd flags say; where both speak, the higher source wins."""
-    hosts, path, options = location.hosts, location.path, dict(location.options)
-
-    def merge(name: str, mine: Any, theirs: Any) -> Any:
-        """What holds: ``mine`` from the store's location or ``theirs`` from the flag ``name``."""
-        flag = etcd[name]
-        if store is None or mine in ((), "", None, ("", "")) or mine == theirs or flag.level > store.level:
-            return theirs
-        if flag.level == store.level:
-            raise ConfigError(f"{flag.origin} contradicts {store.origin}; keep one of them")
-        return mine
-
-    if "etcd-endpoints" in etcd or not hosts:
-        flag = etcd.get("etcd-endpoints")
-        endpoints = flag.value if flag is not None else BY_NAME["etcd-endpoints"].default
-        theirs, tls = _endpoint_hosts(endpoints, flag.origin if flag is not None else "etcd")
-        chosen = merge("etcd-endpoints", hosts, theirs) if flag is not None else theirs
-        if chosen == theirs and tls:
-            options["tls"] = "true"
-        hosts = chosen
-    if "etcd-prefix" in etcd:
-        path, written = merge("etcd-prefix", (path, options.pop("prefix", "")), _key_prefix(etcd["etcd-prefix"].value))
-        options |= {"prefix": written} if written else {}
-    for name, key in _ETCD_OPTIONS.items():
-        if name in etcd and etcd[name].value is not None:
-            options[key] = merge(name, options.get(key), str(etcd[name].value))
-    if not path and "prefix" not in options:
-        path = BY_NAME["etcd-prefix"].default
-    return StoreLocation("etcd", hosts, path, options)
-
-
-def _key_prefix(text: str) -> tuple[str, str]:
-    """``--etcd-prefix`` as a location's path or, where a path can't say it, as the driver's option."""
-    cleaned = "/" + posixpath.normpath(text).lstrip("/")  # as Go's path.Join
-    return (cleaned, "") if text.startswith("/") and cleaned != "/" else ("", text)
-
-
-def _endpoint_hosts(endpoints: Sequence[str], origin: str) -> tuple[tuple[str, ...], bool]:
-    """The hosts of ``http(s)://host:port`` texts, and whether they ask for TLS."""
-    schemes = {endpoint.partition("://")[0] for endpoint in endpoints if "://" in endpoint}
-    if len(schemes) > 1:
-        raise ConfigError(f"{origin}: http and https endpoints can't be mixed")
-    return tuple(endpoint.rpartition("://")[2].rstrip("/") for endpoint in endpoints), schemes == {"https"}
