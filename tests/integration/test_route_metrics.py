@@ -85,7 +85,7 @@ def test_somebody_s_route_that_comes_before_ours_is_named_and_left_alone(lab: La
     node.ip([f"route add {far} via 192.0.2.99 dev {UPLINK} proto static"])
     try:
         until(lambda: far in str(node.daemon.status()["diversions"]), lambda: str(node.daemon.status()))
-        assert "takes packets of the overlay away" in str(node.daemon.status()["message"])
+        assert "diverts the overlay's packets" in str(node.daemon.status()["message"])
         assert len(routes(node, far)) == 2
     finally:
         node.ip([f"route del {far} via 192.0.2.99"])

@@ -84,7 +84,7 @@ def test_it_answers_again(daemon: Daemon, harm: Callable[[Path], None]) -> None:
     path = directory(daemon)
     harm(path)
     daemon.wait_status(lambda status: bool(status["ready"]), "asked again", 60)
-    until(lambda: "it is there again" in daemon.log(), daemon.log)
+    until(lambda: "was restored" in daemon.log(), daemon.log)
     with pytest.raises(ActionFailed, match="no action 'turn'"):
         request(path, "vxlan", "turn")
     second = another(daemon, "second")
@@ -97,7 +97,7 @@ def test_it_answers_again(daemon: Daemon, harm: Callable[[Path], None]) -> None:
 def test_what_is_in_the_way_is_named_and_waited_for(daemon: Daemon) -> None:
     path = directory(daemon)
     as_a_file(path)
-    until(lambda: "nobody can ask this daemon anything" in daemon.log(), daemon.log)
+    until(lambda: "this daemon can't be asked for its status" in daemon.log(), daemon.log)
     path.unlink()
     daemon.wait_status(lambda status: bool(status["ready"]), "asked again", 60)
 

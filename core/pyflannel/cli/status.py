@@ -62,7 +62,7 @@ def _summary(document: JSON, now: datetime) -> Iterator[str]:
     if document["repaired"]:
         yield f"Repaired:  {document['repaired']} objects that something else had changed"
     for route in document.get("diversions", ()):
-        yield f"Diverted:  {route} takes packets of the overlay away"
+        yield f"Diverted:  {route} diverts the overlay's packets"
     if document["firewall"]["port"] or document["firewall"]["errors"]:
         yield f"Firewall:  {_firewall(document['firewall'])}"
     for name, count in sorted(document["data_plane"].items()):

@@ -157,7 +157,7 @@ class Actions:
             with exclusive(backend, asked.action, BUSY_PATIENCE), self._stage.calling(backend, asked.action):
                 outcome = guarded(backend.name, asked.action, lambda: backend.act(asked.action, node))
             if not isinstance(outcome, Outcome):
-                raise PluginError(f"backend {backend.name!r} answered {asked.action} with what is no Outcome")
+                raise PluginError(f"backend {backend.name!r} answered {asked.action} with something that is no Outcome")
         except PyflannelError as error:
             asked.answer.put(error)
             return

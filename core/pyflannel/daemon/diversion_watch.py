@@ -35,7 +35,7 @@ class DiversionWatch:
     def __init__(self, port: KernelPort, tracker: Tracker, now: float) -> None:
         self._port, self._tracker = port, tracker
         self.found: tuple[ForeignRoute | ForeignPolicy, ...] = ()
-        """What takes packets of the overlay away."""
+        """What diverts the overlay's packets."""
         self.due: float | None = None
         self._seen = now - PAUSE
 
@@ -70,5 +70,5 @@ class DiversionWatch:
         for each in found:
             if each not in self.found:
                 what = "a route" if isinstance(each, ForeignRoute) else "an IPsec policy"
-                log.warning("%s that is not ours takes packets of the overlay away: %s", what, each)
+                log.warning("%s that is not ours diverts the overlay's packets: %s", what, each)
         self.found = found

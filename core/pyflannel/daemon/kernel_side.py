@@ -97,7 +97,7 @@ class KernelSide:
             self.repaired += len(done.repaired)
             first, others = done.repaired[0], len(done.repaired) - 1
             log.warning(
-                "put right what something else had changed: %s%s",
+                "repaired what something else had changed: %s%s",
                 first.new or f"no {first.old}",
                 f" and {others} more" if others else "",
             )

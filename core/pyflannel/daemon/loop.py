@@ -341,9 +341,7 @@ class Loop:
         before, unguarded = self._account.unguarded, rules.unguarded(overlay, self.settings)
         self._account.unguarded = unguarded
         if unguarded not in ("", before):
-            log.warning(
-                "nothing holds back packets that a route of somebody else takes past the encryption: %s", unguarded
-            )
+            log.warning("nothing stops packets that a foreign route takes past the encryption: %s", unguarded)
 
     # The stage of actions
 

@@ -238,10 +238,10 @@ class _Owner:
             self.stop()
         except (DaemonError, OSError, RuntimeError, MemoryError) as error:  # no room, no descriptor, no thread
             if str(error) != self._run_dir_trouble:
-                log.warning("nobody can ask this daemon anything: %s", error)
+                log.warning("this daemon can't be asked for its status: %s", error)
             self._run_dir_trouble = str(error)
         else:
-            log.warning("%s was removed, or something in it: it is there again", self._settings.run_dir)
+            log.warning("%s, or something in it, had been removed, and was restored", self._settings.run_dir)
             self._run_dir_trouble = ""
 
     def _end(self, starting: threading.Thread) -> list[str]:

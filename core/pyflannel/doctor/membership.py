@@ -339,7 +339,7 @@ def _drop(settings: Settings, key: str) -> str:
 
 
 def diversions(facts: Facts) -> Iterator[Finding]:
-    """Routes of others that take packets of the overlay away, as the daemon sees them."""
+    """Routes of others that divert the overlay's packets, as the daemon sees them."""
     if facts.status is None:
         yield skipped("routes of others", f"not known: {facts.problems['status']}")
         return

@@ -109,7 +109,7 @@ class FirewallKeeper:
                 scarce = lacking(error)
                 told = (scarce or f"internal error: {type(error).__name__}: {error}",)
                 if told != self.state.errors:
-                    text = "the firewall's thread has stumbled and begins anew: %s"
+                    text = "the firewall's thread met an error and starts over: %s"
                     log.error(text, told[0], exc_info=None if scarce else error)
                 self._tell(replace(self.state, in_place=False, errors=told))
                 self._anew = True
@@ -200,7 +200,7 @@ class FirewallKeeper:
             monitor.watch(self._firewall.watched)
         if state.repaired != before.repaired:
             self._repairs.append(time.monotonic())
-            log.warning("wrote firewall rules anew after somebody else had changed the firewall")
+            log.warning("restored the firewall rules after something else had changed the firewall")
         late, self._seen_to = self._seen_to != self._heard, self._heard
         if late and state == self.state:
             self._changed()

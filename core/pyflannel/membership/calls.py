@@ -305,7 +305,7 @@ def judged(call: Call, result: Any, scheme: str) -> Any:
         result = PluginError(f"{who} answered {call.name} with another thing, of type {type(result).__name__}")
     scarce = lacking(result)
     if scarce is not None:
-        return KernelError(f"{who} did not get through {call.name}: {scarce}")
+        return KernelError(f"{who} could not finish {call.name}: {scarce}")
     if not isinstance(result, PyflannelError):
         result = PluginError(f"{who} failed in {call.name}: {type(result).__name__}: {result}")
     if call.lane is Lane.STORE and isinstance(result, PluginError | LeaseError):

@@ -202,7 +202,9 @@ class LeaseKeeper:
             except Exception as error:  # our own fault; it must not end renewals for good
                 scarce = lacking(error)
                 trouble = scarce or f"an error inside the lease keeper: {type(error).__name__}: {error}"
-                log.error("the lease keeper has stumbled and goes on: %s", trouble, exc_info=None if scarce else error)
+                log.error(
+                    "the lease keeper met an error and carries on: %s", trouble, exc_info=None if scarce else error
+                )
                 self._slot.report(replace(self._slot.state, trouble=trouble))
                 self._not_before = self._clock() + STUMBLE_PAUSE
         for watcher in list(self._watches.values()):

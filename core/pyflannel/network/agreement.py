@@ -29,7 +29,7 @@ def ranges_apart(old: NetworkConfig, new: NetworkConfig) -> str:
     added = [version for version in new.versions if version not in old.versions]
     relaid = [family for family in old.families if new.family(family.network.version) not in (None, family)]
     if added and relaid:
-        return f"it adds IPv{added[0]} and lays the other subnets out anew at the same time"
+        return f"it adds IPv{added[0]} and changes the layout of the other subnets at the same time"
     return ""
 
 

@@ -87,7 +87,7 @@ def trouble(view: View, now: float) -> str:
 
 
 def diverted(view: View) -> str:
-    """Who else takes packets of the overlay away; empty if nobody does."""
+    """Who else diverts the overlay's packets; empty if nobody does."""
     if not view.diversions:
         return ""
     past = ""
@@ -100,7 +100,7 @@ def diverted(view: View) -> str:
         what, mend = "an IPsec policy", f"if nobody needs it, 'ip {first.replace('policy', 'policy delete', 1)}'"
     if first.endswith(" proto kernel"):  # it comes and goes with an address
         mend = "that device has an address in it; 'pyflannel doctor' says what mends it"
-    return f"{what} that is not ours takes packets of the overlay away{past}: {first}{others}; {mend}"
+    return f"{what} that is not ours diverts the overlay's packets{past}: {first}{others}; {mend}"
 
 
 def hanging(view: View, now: float) -> str:

@@ -39,7 +39,7 @@ def guarded(name: str, what: str, call: Callable[[], T], kind: str = "backend") 
     except BaseException as error:  # a plugin may raise anything
         scarce = lacking(error)
         if scarce is not None:
-            raise KernelError(f"{kind} {name!r} did not get through {what}: {scarce}") from error
+            raise KernelError(f"{kind} {name!r} could not finish {what}: {scarce}") from error
         reason = f"{type(error).__name__}: {_text(error)}".removesuffix(": ")
         failed = PluginError(f"{kind} {name!r} failed in {what}: {reason}")
         if _traced.get((kind, name, what)) != reason:

@@ -1,4 +1,4 @@
-"""Who else takes packets of the overlay away is named, with what mends it."""
+"""Who else diverts the overlay's packets is named, with what mends it."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def view(*found: str, encrypts: bool = True) -> View:
     ("found", "words"),
     [
         ((), ""),
-        (("10.5.2.0/24 dev eth1",), "a route that is not ours takes packets of the overlay away past the encryption"),
+        (("10.5.2.0/24 dev eth1",), "a route that is not ours diverts the overlay's packets past the encryption"),
         (("10.5.2.0/24 dev eth1",), "'ip route delete 10.5.2.0/24 dev eth1'"),
-        ((POLICY,), "an IPsec policy that is not ours takes packets of the overlay away past the encryption"),
+        ((POLICY,), "an IPsec policy that is not ours diverts the overlay's packets past the encryption"),
         ((POLICY, "10.5.2.0/24 dev eth1"), f"(and 1 more); if nobody needs it, '{DELETE}'"),
     ],
 )
@@ -53,7 +53,7 @@ def test_status_says_so(found: tuple[str, ...], words: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "exits", "words"),
     [
-        ({"encrypts": False}, "", "away: 10.5.2.0/24"),
+        ({"encrypts": False}, "", "packets: 10.5.2.0/24"),
         ({"firewall": FirewallState("nftables", True)}, "dropped", "encryption, where our rules drop them: 10.5"),
         (
             {"firewall": FirewallState("nftables")},
