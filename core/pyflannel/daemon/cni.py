@@ -112,7 +112,7 @@ def _is_flannels(path: Path) -> bool:
 def _read(path: Path) -> dict[str, Any]:
     """A file's JSON object; empty if it is none."""
     with suppress(OSError, ValueError, RecursionError):
-        document = json.loads(files.read(path))
+        document = json.loads(files.read_own(path))
         if isinstance(document, dict):
             return document
     return {}

@@ -83,7 +83,7 @@ class ReversePath:
 
     def _kept(self) -> dict[str, str]:
         try:
-            kept = json.loads(self._file.read_text())
+            kept = json.loads(files.read_own(self._file))
         except (OSError, ValueError):
             return {}
         usable = isinstance(kept, dict)

@@ -69,8 +69,7 @@ class Previous(NamedTuple):
 def read_previous(path: Path) -> Previous:
     """The subnets that an earlier run wrote into ``path``. Never raises: a damaged file is one that says nothing."""
     try:
-        with path.open("rb") as file:
-            text = file.read(_READ_LIMIT).decode()
+        text = files.read_own(path, _READ_LIMIT).decode()
     except OSError as error:
         return Previous(None, f"{path}: {error.strerror}")
     except UnicodeDecodeError:

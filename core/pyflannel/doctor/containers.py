@@ -11,6 +11,7 @@ from pyflannel.daemon import cni
 from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
 from pyflannel.network.lease import Subnets
+from pyflannel.small import files
 from pyflannel.store import Unassigned
 
 __all__ = ["announcement", "assigned", "cni_network", "cni_plugins"]
@@ -102,7 +103,7 @@ def cni_plugins(facts: Facts) -> Iterator[Finding]:
 
 def _subnets(path: Path) -> list[str]:
     try:
-        document: dict[str, Any] = json.loads(path.read_text())
+        document: dict[str, Any] = json.loads(files.read_own(path))
         return [each[0]["subnet"] for each in document["plugins"][0]["ipam"]["ranges"]]
     except (OSError, ValueError, LookupError, TypeError):
         return []

@@ -22,6 +22,7 @@ from pyflannel.network.change import read
 from pyflannel.network.lease import Lease
 from pyflannel.settings.settings import Settings
 from pyflannel.show.status import State
+from pyflannel.small import files
 from pyflannel.store import Record
 from pyflannel.version import VERSION
 
@@ -403,7 +404,7 @@ def subnet_file(facts: Facts) -> Iterator[Finding]:
         yield skipped("subnet.env", "no node can have this MTU: see 'underlay MTU'")
         return
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = files.read_own(path).decode(errors="replace")
     except OSError as error:
         meaning = "container runtimes can't learn this node's subnet"
         yield failed("subnet.env", f"{path}: {error.strerror}", meaning, "pyflannel status")

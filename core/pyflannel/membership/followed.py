@@ -20,7 +20,7 @@ _NAME: Final = "network.json"
 def read(state_dir: Path) -> str:
     """The document; empty if there is none that can be read."""
     try:
-        text = files.read(state_dir / _NAME).decode()
+        text = files.read_own(state_dir / _NAME).decode()
     except (OSError, UnicodeDecodeError):
         return ""
     return text if len(text) <= MAX_DOCUMENT else ""

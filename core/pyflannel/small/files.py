@@ -7,11 +7,15 @@ processor that has slept.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
 
-__all__ = ["create", "read", "replace"]
+__all__ = ["create", "read", "read_own", "replace"]
+
+OWN_LIMIT = 1 << 20
+"""Bytes that are read of a file at most."""
 
 _PIECE = 4096
 _FILE_MODE = 0o644
@@ -29,6 +33,25 @@ def read(path: str | os.PathLike[str]) -> bytes:
         while piece := os.read(descriptor, _PIECE):
             content += piece
         return content
+    finally:
+        os.close(descriptor)
+
+
+def read_own(path: str | os.PathLike[str], limit: int = OWN_LIMIT) -> bytes:
+    """The beginning of a file of a few lines, in a directory in which others may put anything.
+
+    A named pipe in its place would keep whoever reads it waiting, and a device may have no end.
+
+    :raises OSError: it can't be opened or read, or it is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return os.read(descriptor, limit)
     finally:
         os.close(descriptor)
 

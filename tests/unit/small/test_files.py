@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pyflannel.daemon import cni, subnet_env
+from pyflannel.daemon.reverse_path import ReversePath
+from pyflannel.membership import followed
 from pyflannel.small import files as smallfile
 
 
@@ -32,3 +37,40 @@ def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
     smallfile.create(path, "ours")
     assert not victim.exists()
     assert (path.read_text(), path.is_symlink(), path.stat().st_mode & 0o777) == ("ours", False, 0o600)
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def endless(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("plant", [pipe, endless])
+def test_what_never_ends_is_not_waited_for(tmp_path: Path, plant: Callable[[Path], None]) -> None:
+    """A thread that reads it would never come back."""
+    path = tmp_path / "file"
+    plant(path)
+    with pytest.raises(OSError, match="not a regular file"):
+        smallfile.read_own(path)
+
+
+@pytest.mark.parametrize("plant", [pipe, endless])
+def test_nothing_of_the_daemon_s_waits_for_it(tmp_path: Path, plant: Callable[[Path], None]) -> None:
+    plant(tmp_path / "00-first.conf")
+    assert cni.write(tmp_path / "10-ours.conflist", "{}")
+    for name in ("subnet.env", "network.json", "rp_filter.json"):
+        plant(tmp_path / name)
+    assert subnet_env.read_previous(tmp_path / "subnet.env").subnets is None
+    assert followed.read(tmp_path) == ""
+    ReversePath(tmp_path).restore()
+
+
+def test_a_long_file_is_read_up_to_the_limit(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 5000)
+    assert smallfile.read_own(path, 100) == b"x" * 100
+    assert smallfile.read_own(path) == b"x" * 5000
+    with pytest.raises(IsADirectoryError):
+        smallfile.read_own(tmp_path)
