@@ -197,11 +197,14 @@ def read_member(node: Mapping[str, Any], names: Annotations, *, keep: bool = Fal
 
 
 def _key(cidrs: list[str]) -> tuple[str, tuple[int, ...], str]:
-    """The key that pod CIDRs make, the families in it, and what is wrong with them. The first of each family counts."""
+    """The key that pod CIDRs make, the families in it, and what is wrong with them. The first of each family counts.
+
+    Bits behind the prefix, which the API server takes in what somebody writes by hand, are dropped as flanneld does.
+    """
     found: dict[int, IPv4Network | IPv6Network] = {}
     for text in cidrs:
         try:
-            network = ip_network(text)
+            network = ip_network(text, strict=False)
         except ValueError as error:
             return "", (), f"pod CIDR {text!r}: {error}"
         found.setdefault(network.version, network)

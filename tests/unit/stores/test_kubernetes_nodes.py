@@ -107,6 +107,7 @@ def test_a_value_comes_back_as_it_was_written(texts: dict[str, str], data: Any) 
         ({"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.2.0.0/25"]}, "10.2.0.0-25", (4,)),
         ({"podCIDRs": ["fd00:1::/64", "10.2.0.0/25"]}, "10.2.0.0-25&fd00:1::-64", (4, 6)),
         ({"podCIDRs": ["10.2.0.0/24", "10.3.0.0/24"]}, "10.2.0.0-24", (4,)),
+        ({"podCIDRs": ["10.2.0.1/24", "fd00:1::1/64"]}, "10.2.0.0-24&fd00:1::-64", (4, 6)),
     ],
 )
 def test_pod_cidrs_make_the_key(spec: dict[str, Any], key: str, versions: tuple[int, ...]) -> None:
@@ -115,9 +116,9 @@ def test_pod_cidrs_make_the_key(spec: dict[str, Any], key: str, versions: tuple[
 
 
 def test_a_pod_cidr_that_is_none_is_a_problem_with_a_name() -> None:
-    member = read_member({"metadata": {"name": "a", "uid": "u"}, "spec": {"podCIDRs": ["10.2.0.1/24"]}}, NAMES)
+    member = read_member({"metadata": {"name": "a", "uid": "u"}, "spec": {"podCIDRs": ["10.2.0.1/33"]}}, NAMES)
     assert member.key == ""
-    assert "10.2.0.1/24" in member.problem
+    assert "10.2.0.1/33" in member.problem
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.none() | st.tuples(st.sampled_from("kl"), st.sampled_from("12")))))
