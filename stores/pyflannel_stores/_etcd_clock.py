@@ -46,12 +46,14 @@ def ask(access: Access, endpoints: Iterable[MemberAddress], deadline: Deadline) 
 
 def _date(access: Access, endpoint: MemberAddress, deadline: Deadline) -> float:
     """:raises ValueError: what came back is no dated answer."""
+    context = tls_context(access) if access.cafile is not None else None
     with ExitStack() as stack:
         connection = stack.enter_context(
             socket.create_connection((endpoint.host, endpoint.port), deadline.left or None)
         )
-        if access.cafile is not None:
-            wrapped = tls_context(access).wrap_socket(connection, server_hostname=endpoint.host)
+        if context is not None:
+            connection.getpeername()  # of one that is gone already, wrap_socket would leave a descriptor behind
+            wrapped = context.wrap_socket(connection, server_hostname=endpoint.host)
             connection = stack.enter_context(wrapped)
         request = f"GET /version HTTP/1.1\r\nHost: {endpoint}\r\nConnection: close\r\n\r\n"
         connection.sendall(request.encode("ascii"))

@@ -57,6 +57,7 @@ def tls_context(access: Access) -> ssl.SSLContext:
 
 def _greet(access: Access, endpoint: MemberAddress, context: ssl.SSLContext, raw: socket.socket) -> str | None:
     try:
+        raw.getpeername()  # of one that is gone already, wrap_socket would leave a descriptor behind
         with context.wrap_socket(raw, server_hostname=endpoint.host) as tls:
             if access.cafile is None:
                 return "it speaks TLS and we don't; add cafile, or tls=true"

@@ -414,15 +414,16 @@ def connect(access: Access, timeout: float) -> http.client.HTTPConnection:
     connection = http.client.HTTPConnection(*address, timeout=timeout)
     connection.auto_open = 0  # which would connect without TLS
     try:
+        tls = access.tls() if endpoint.tls else None  # takes a while, in which a server may hang up
         if proxy is not None:
             connection.set_tunnel(endpoint.host, endpoint.port)
         _resolve(*address, timeout, name)
         connection.connect()
         connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if endpoint.tls:
-            connection.sock.getpeername()  # of one that is gone already, wrap_socket would leave a descriptor behind
+        if tls is not None:
             wanted = access.server_name or endpoint.host
-            connection.sock = access.tls().wrap_socket(connection.sock, server_hostname=wanted)
+            connection.sock.getpeername()  # of one that is gone already, wrap_socket would leave a descriptor behind
+            connection.sock = tls.wrap_socket(connection.sock, server_hostname=wanted)
     except (OSError, http.client.HTTPException, ValueError) as error:
         connection.close()
         raise unanswered(name, error) from error
