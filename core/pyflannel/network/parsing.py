@@ -27,6 +27,10 @@ def json_object(text: str, source: str) -> dict[str, Any]:
     """
     if len(text) > MAX_DOCUMENT:
         raise ConfigError(f"{source}: it has more than {MAX_DOCUMENT} characters, which no network config needs")
+    if not text.strip():
+        raise ConfigError(f"{source}: it is empty; a network config is a JSON object")
+    if text.startswith("\ufeff"):
+        raise ConfigError(f"{source}: it begins with a byte order mark, which JSON has not; save it without one")
     try:
         document = json.loads(
             text, parse_constant=_no_constant, parse_int=_whole_number, object_pairs_hook=_last_of_each

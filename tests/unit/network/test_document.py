@@ -184,6 +184,15 @@ def test_a_family_that_is_off_may_be_written_in_the_other_s_addresses() -> None:
         NetworkConfig.from_json(json.dumps({"Network": "10.1.0.0/16", "EnableIPv6": True, **unused}))
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("", "it is empty"), (" \n", "it is empty"), ('\ufeff{"Network": "10.1.0.0/16"}', "byte order mark")],
+)
+def test_what_an_editor_leaves_is_named(text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        NetworkConfig.from_json(text)
+
+
 def test_a_number_of_thousands_of_digits_is_refused_in_words_of_ours() -> None:
     with pytest.raises(ConfigError, match="not valid JSON: a number of 5000 digits"):
         NetworkConfig.from_json(f'{{"Network": "10.1.0.0/16", "X": {"9" * 5000}}}')
