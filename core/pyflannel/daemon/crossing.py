@@ -24,7 +24,8 @@ __all__ = ["GRACE", "Crossing", "as_far", "own_progress"]
 
 GRACE = 2.0
 """Seconds from when the last peer has said that it sends by the new settings until none of what it sent by the former
-ones is on its way any more."""
+ones is on its way any more. On the way back: from when this node sends by the former ones until what it sent by the new
+ones has arrived."""
 
 
 AT_ONCE = 500
@@ -52,6 +53,7 @@ class Crossing:
         """Peers of which it is not known yet whether packets get to them by the new settings."""
         self._troubles: dict[str, str] = {}
         self._switched_since: float | None = None
+        self._back_since: float | None = None
 
     def see(self, keys: Iterable[str]) -> None:
         """These peers have come, changed or gone."""
@@ -99,8 +101,21 @@ class Crossing:
             self._switched_since = now
         return now - self._switched_since >= GRACE
 
+    def _returned(self, now: float, in_place: Callable[[], bool]) -> bool:
+        """Whether this node sends by the former settings again, and nothing that it sent by the new ones is on its way:
+        until then the peers have to receive it.
+        """
+        if self.transition.change.phase is not Phase.BACK:
+            return False
+        if self._back_since is None and in_place():
+            self._back_since = now
+        return self._back_since is not None and now - self._back_since >= GRACE
+
     def due(self, now: float) -> float:
-        """When :meth:`graced` or the trials may answer otherwise, though nothing else happens; infinite if never."""
+        """When one of the others or the trials may answer otherwise, though nothing else happens; infinite if never."""
+        if self._back_since is not None:
+            end = self._back_since + GRACE
+            return end if end > now else math.inf
         if self._trials is not None and self.transition.change.phase is Phase.PREPARE:
             return self._trials.due(now)
         if self._switched_since is None or self.transition.graced:
@@ -121,7 +136,7 @@ class Crossing:
             change.phase,
             in_place=True,
             all_new=not self._by_former,
-            graced=self.transition.graced,
+            graced=self.transition.graced or self._returned(at, in_place),
             now=now,
         )
         self._untried = set(self._trials.waiting(at)) if self._trials is not None else set()

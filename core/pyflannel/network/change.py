@@ -14,7 +14,8 @@ SWITCH   sends to each peer by the new settings as soon as that peer receives th
          to all
 RETIRE   sends by the new settings; stops receiving on the former when every peer it knows of has switched, and a
          grace for what is still on its way has passed; says ``retired``
-BACK     sends by the former settings again (everybody still receives there); says ``reverted``
+BACK     sends by the former settings again (everybody still receives there); says ``reverted`` when it has done so to
+         all for as long as that grace
 ======== =====================================================================================================
 
 The document moves on from PREPARE, SWITCH and RETIRE when every node has said so, and then holds the new settings only
@@ -319,7 +320,9 @@ def due_step(phase: Phase, *, in_place: bool, all_new: bool, graced: bool, now: 
     """What a node's lease should say.
 
     :param in_place: the kernel holds all that follows from the phase.
-    :param all_new: every peer is sent to by the new settings; ``graced``: see :func:`receives`.
+    :param all_new: every peer is sent to by the new settings.
+    :param graced: nothing sent by the settings that go is on its way any more: by the peers (see :func:`receives`), or,
+        in BACK, by this node.
     :param now: what the lease says.
     """
     if not in_place:
@@ -330,7 +333,7 @@ def due_step(phase: Phase, *, in_place: bool, all_new: bool, graced: bool, now: 
         return Step.SWITCHED if all_new else Step.PREPARED if now in (None, Step.REVERTED) else now
     if phase is Phase.RETIRE:
         return Step.RETIRED if graced else now or Step.SWITCHED
-    return Step.REVERTED
+    return Step.REVERTED if graced else now
 
 
 def finished(change: NetworkChange, steps: Mapping[str, Step | None], without: Collection[str] = ()) -> tuple[str, ...]:

@@ -192,8 +192,20 @@ def test_a_peer_that_changes_comes_and_goes_is_seen() -> None:
 
 
 def test_back_is_who_sends_by_the_former_settings_again() -> None:
-    assert step(crossing(Phase.BACK, lease(2, Step.SWITCHED)), Step.SWITCHED) is Step.REVERTED
-    assert step(crossing(Phase.BACK, lease(2, Step.SWITCHED)), Step.SWITCHED, in_place=False) is Step.SWITCHED
+    """And nothing that it sent by the new ones can be on its way any more, which the peers receive until then."""
+    made = crossing(Phase.BACK, lease(2, Step.SWITCHED))
+
+    def said(at: float, in_place: bool = True) -> Step | None:
+        return made.progress(Step.SWITCHED, lambda: in_place, "", at).step
+
+    assert said(50.0, in_place=False) is Step.SWITCHED
+    assert made.due(50.0) == math.inf
+    assert said(100.0) is Step.SWITCHED
+    assert made.due(100.0) == 100.0 + GRACE
+    assert said(100.0 + GRACE / 2) is Step.SWITCHED
+    assert said(100.0 + GRACE, in_place=False) is Step.SWITCHED
+    assert said(100.0 + GRACE) is Step.REVERTED
+    assert made.due(100.0 + GRACE) == math.inf
 
 
 def test_what_is_said_is_kept_where_nothing_new_is_due() -> None:
