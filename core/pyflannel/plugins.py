@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pyflannel.backend import Backend
     from pyflannel.store import Store, StoreLocation
 
-__all__ = ["BACKENDS", "STORES", "Plugin", "installed", "load_backend", "load_store", "open_store"]
+__all__ = ["BACKENDS", "STORES", "Plugin", "installed", "load_backend", "load_store", "open_store", "unlike"]
 
 BACKENDS: Final = "pyflannel.backends"
 """The entry point group of backends; a name is a ``Backend.Type``."""
@@ -259,6 +259,9 @@ def _import(entry: metadata.EntryPoint, who: str, usable: Sequence[metadata.Entr
 def _keeps_contract(plugin: Any, base: type[T], attribute: str, api: int, name: str, who: str) -> type[T]:
     if not isinstance(plugin, type) or not issubclass(plugin, base):
         raise PluginError(f"{who} is not a subclass of {base.__module__}.{base.__qualname__}")
+    problem = unlike(plugin, base)
+    if problem:
+        raise PluginError(f"{who} can't be used: {problem}")
     built_for = getattr(plugin, "api_version", None)
     if built_for != api:
         if not isinstance(built_for, int):
@@ -275,3 +278,24 @@ def _keeps_contract(plugin: Any, base: type[T], attribute: str, api: int, name: 
     if missing:
         raise PluginError(f"{who} is incomplete: it lacks {missing}")
     return plugin
+
+
+def unlike(plugin: type[Any], base: type[Any]) -> str:
+    """Which member of a plugin's class is of another kind than its contract says; empty if none.
+
+    Methods are called, and must not have to be awaited; all else is read from the class, before there is an object.
+    """
+    unset = {name for name, kind in base.__annotations__.items() if str(kind).startswith("ClassVar")}
+    for name, member in {**dict.fromkeys(unset), **vars(base)}.items():
+        own = inspect.getattr_static(plugin, name, None)
+        if name.startswith("_"):
+            continue
+        if inspect.isfunction(member):
+            called = own.__func__ if isinstance(own, staticmethod | classmethod) else own
+            if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
+                return f"its {name} is asynchronous, and nobody would await it; make it an ordinary function"
+            if not callable(called):
+                return f"its {name} is of type {type(own).__name__}, and must be a function"
+        elif isinstance(own, property | functools.cached_property) and not isinstance(member, property):
+            return f"its {name} is a property, and must be a plain value of the class"
+    return ""

@@ -64,6 +64,36 @@ CONFIG_KEY: Final = "config"
 """The key of the network document in a :class:`Change`; no lease has it."""
 
 
+def _check(item: object, name: str, kinds: tuple[type, ...]) -> None:
+    """Refuse a field of another type. What it holds may be a secret, and is not shown."""
+    value = getattr(item, name)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        allowed = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise TypeError(f"{type(item).__name__}: {name} is of type {type(value).__name__}: must be {allowed}")
+
+
+def _check_all(item: object, name: str, kind: type) -> None:
+    """Refuse a tuple that holds something else."""
+    for each in getattr(item, name):
+        if not isinstance(each, kind):
+            raise TypeError(f"{type(item).__name__}: {name} hold a {type(each).__name__}: must be {kind.__name__}")
+
+
+_TIMES: Final = (float, type(None), int)
+_USUAL: Final = (str, str, str, str, bool, int)
+
+_FIELDS: Final[Mapping[str, tuple[type, ...]]] = {
+    "key": (str,),
+    "value": (str,),
+    "version": (str,),
+    "permanent": (bool,),
+    "ttl": _TIMES,
+    "handle": (str,),
+    "created": (int,),
+}
+"""Those of a record, and their types."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """A key, its text, and what the driver needs to change it safely.
@@ -87,6 +117,13 @@ class Record:
     handle: str = ""
     created: int = 0
 
+    def __post_init__(self) -> None:
+        # There may be ten thousands of them: one look at all that is right.
+        texts = type(self.key), type(self.value), type(self.version), type(self.handle)
+        if (*texts, type(self.permanent), type(self.created)) != _USUAL or type(self.ttl) not in _TIMES:
+            for name, kinds in _FIELDS.items():
+                _check(self, name, kinds)
+
 
 @dataclass(frozen=True, slots=True)
 class Unassigned:
@@ -103,6 +140,12 @@ class Snapshot:
     config: Record | None
     leases: tuple[Record, ...]
 
+    def __post_init__(self) -> None:
+        _check(self, "revision", (str,))
+        _check(self, "config", (Record, type(None)))
+        _check(self, "leases", (tuple,))
+        _check_all(self, "leases", Record)
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -110,6 +153,12 @@ class Change:
 
     key: str
     record: Record | None
+
+    def __post_init__(self) -> None:
+        _check(self, "key", (str,))
+        _check(self, "record", (Record, type(None)))
+        if self.record is not None and self.record.key != self.key:
+            raise ValueError(f"Change: key is {self.key!r} and the record's is {self.record.key!r}: must be equal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +171,11 @@ class Batch:
 
     revision: str
     changes: tuple[Change, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check(self, "revision", (str,))
+        _check(self, "changes", (tuple,))
+        _check_all(self, "changes", Change)
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,10 @@ def test_an_unknown_name_lists_what_is_installed() -> None:
         (GOOD + "    api_version = 'one'", "api_version must be a whole number"),
         (GOOD.replace("{name}", "other"), "calls itself 'other' (name), its entry point 'acme'; they must be equal"),
         (GOOD.replace("def mtu", "def mut"), "is incomplete: it lacks mtu"),
+        (GOOD.replace("def mtu", "async def mtu"), "its mtu is asynchronous, and nobody would await it"),
+        (GOOD + "    async def plan_node(self, node):\n        yield node", "its plan_node is asynchronous"),
+        (GOOD + "    describe = None", "its describe is of type NoneType, and must be a function"),
+        (GOOD.replace("name = ", "name = property(str) #"), "its name is a property, and must be a plain value"),
     ],
 )
 def test_a_broken_plugin_is_reported_and_harms_nobody_else(site: Site, code: str, reason: str) -> None:

@@ -35,11 +35,14 @@ KITS = (
 PAGE = (ROOT / "docs" / "plugins" / "stability.md").read_text(encoding="utf-8")
 
 SHOWN = {
-    "does not load": ["unit/test_plugins.py::test_a_broken_plugin_is_reported_and_harms_nobody_else"],
+    "does not load, or has methods to be awaited": [
+        "unit/test_plugins.py::test_a_broken_plugin_is_reported_and_harms_nobody_else"
+    ],
     "raises for one peer, or plans what is not its own for it": [
         "unit/planning/test_isolation.py::test_nonsense_for_one_peer_costs_that_peer",
         "unit/daemon/test_loop.py::test_a_call_that_fails_for_a_while",
     ],
+    "plans without an end": ["unit/planning/test_isolation.py::test_nonsense_for_one_peer_costs_that_peer"],
     "raises for the node": [
         "unit/planning/test_isolation.py::test_nonsense_for_the_node_is_an_error_and_nothing_is_planned",
         "integration/test_isolation.py::test_it_is_named_and_the_lease_is_renewed",
@@ -56,6 +59,14 @@ SHOWN = {
     "has a data plane that raises": [
         "unit/planning/test_feed.py::test_a_call_that_fails_is_made_up_for",
         "integration/test_isolation.py::test_it_is_named_and_the_lease_is_renewed",
+    ],
+    "is a store that answers other values than its contract says": [
+        "plugins/test_bad_stores.py::test_it_is_named_and_the_daemon_goes_on",
+        "unit/membership/test_keeper.py::test_what_a_driver_raises_is_named_and_ends_nothing",
+    ],
+    "is a store whose watch tells without a pause, or can't be closed": [
+        "plugins/test_bad_stores.py::test_a_lease_is_renewed_and_the_daemon_ends_when_it_is_told_to",
+        "unit/membership/test_keeper.py::test_a_watch_without_a_pause_is_read_no_further_than_it_is_taken_in",
     ],
     "is missing after a change of the network config": [
         "unit/membership/test_keeper.py::test_a_backend_that_is_missing_after_a_change_leaves_the_network_in_force",

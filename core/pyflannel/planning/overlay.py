@@ -23,6 +23,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from pyflannel.backend import Backend, Node
 from pyflannel.errors import MalformedError, PeerRejected, PyflannelError
 from pyflannel.kernel.model import GenericInfo, KernelObject, Key, Link, Sysctl
+from pyflannel.kernel.model.desired import listed
 from pyflannel.kernel.packed import Plan, unpack
 from pyflannel.network.change import in_force
 from pyflannel.network.document import NetworkConfig
@@ -396,7 +397,7 @@ class Overlay:
 
     def _planned(self, what: str, call: Callable[[], Iterable[KernelObject]], subnets: Iterable[IPNetwork]) -> Plan:
         name, within = self.backend.name, tuple(subnets)
-        return guarded(name, what, lambda: kept(examined(name, tuple(call()), self.node, within, self._links)))
+        return guarded(name, what, lambda: kept(examined(name, listed(call()), self.node, within, self._links)))
 
     def _read(self, key: str, value: str) -> Lease:
         return in_force(Lease.from_record(key, value), self.last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import random
 import threading
 import time
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from tests.unit.membership.modelled import DOCUMENT, TWO_FAMILIES, Saying, agreed, foreign, made, underlay
@@ -18,7 +20,7 @@ from tests.waiting import PATIENCE, until
 from pyflannel.backend import Backend, Published
 from pyflannel.errors import PluginError
 from pyflannel.membership import machine
-from pyflannel.membership.keeper import KeeperOptions, LeaseKeeper
+from pyflannel.membership.keeper import AHEAD, KeeperOptions, LeaseKeeper, _Watcher
 from pyflannel.membership.slot import Generation, LeaseState, Slot
 from pyflannel.network.document import NetworkConfig, NetworkSeed
 from pyflannel.network.lease import Subnets
@@ -296,6 +298,41 @@ def test_what_a_driver_raises_is_named_and_ends_nothing(
         keeper.until(lambda: not keeper.state.trouble)
         keeper.renewed()
         keeper.until(lambda: "10.5.200.0-24" in keeper.slot.records())
+
+
+class Endless(Watch):
+    """Tells without a pause that nothing has changed."""
+
+    def __init__(self) -> None:
+        self.told = 0
+        self.closed = False
+
+    def __next__(self) -> Batch:
+        if self.closed:
+            raise StopIteration
+        self.told += 1
+        return Batch("1")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_watch_without_a_pause_is_read_no_further_than_it_is_taken_in() -> None:
+    inbox: queue.SimpleQueue[Callable[[Any, float], None]] = queue.SimpleQueue()
+    machine, watch = Mock(), Endless()
+    watcher = _Watcher(7, watch, "endless", inbox)
+    watcher.start()
+    until(lambda: inbox.qsize() >= AHEAD)
+    for _ in range(AHEAD):
+        inbox.get(timeout=PATIENCE)(machine, 1.0)
+    until(lambda: inbox.qsize() >= AHEAD)
+    machine.batch.assert_called_with(7, Batch("1"), 1.0)
+    assert inbox.qsize() == AHEAD
+    assert watch.told <= 2 * AHEAD + 1
+    watcher.close()
+    until(lambda: watch.closed)
+    while not machine.broke.called:
+        inbox.get(timeout=PATIENCE)(machine, 1.0)
 
 
 def test_a_store_that_hangs_is_named_and_given_up_for_another(

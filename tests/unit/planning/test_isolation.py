@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv4Network, ip_interface, ip_network
+from itertools import repeat
 from typing import Any
 
 import pytest
@@ -91,6 +92,11 @@ NONSENSE: dict[str, tuple[Any, str]] = {
     "a number": (7, "TypeError"),
     "texts": (["route"], "is no kernel object"),
     "a class": ([Route], "is no kernel object"),
+    "no end": (
+        lambda: repeat(Route(ip_network("10.5.2.0/24"), "eth0", GATEWAY)),
+        "come to an end?",
+    ),
+    "a state without an end": (lambda: DesiredState(repeat(Sysctl("net/ipv4/ip_forward", "1"))), "come to an end?"),
     "raises": (fails, "ZeroDivisionError: oops"),
     "exits": (leaves, "SystemExit: 3"),
     "a MAC of letters": (

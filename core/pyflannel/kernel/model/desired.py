@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TypeAlias
+from itertools import islice
+from typing import Final, TypeAlias
 
 from pyflannel.kernel.model.entries import Address, FdbEntry, Neighbour, Qdisc, Sysctl
 from pyflannel.kernel.model.keys import Key
@@ -12,7 +13,7 @@ from pyflannel.kernel.model.links import Link
 from pyflannel.kernel.model.routes import Route, Rule
 from pyflannel.kernel.model.tunnels import WireguardDevice, WireguardPeer, XfrmPolicy
 
-__all__ = ["DesiredState", "KernelObject"]
+__all__ = ["DesiredState", "KernelObject", "listed"]
 
 KernelObject: TypeAlias = (
     Link
@@ -31,16 +32,31 @@ KernelObject: TypeAlias = (
 """Whatever a plan may hold."""
 
 
+MOST_OBJECTS: Final = 1 << 20
+"""More than any node can need: what goes on beyond that has no end."""
+
+
+def listed(objects: Iterable[KernelObject]) -> tuple[KernelObject, ...]:
+    """All of a plan's objects.
+
+    :raises ValueError: there is no end of them.
+    """
+    found = tuple(islice(objects, MOST_OBJECTS + 1))
+    if len(found) > MOST_OBJECTS:
+        raise ValueError(f"more than {MOST_OBJECTS} objects: does what yields them come to an end?")
+    return found
+
+
 class DesiredState:
     """A set of kernel objects in which every key occurs once. Immutable; compares by content.
 
-    :raises ValueError: two different objects have one key.
+    :raises ValueError: two different objects have one key, or there is no end of them.
     """
 
     __slots__ = ("_by_key", "_objects")
 
     def __init__(self, objects: Iterable[KernelObject] = ()) -> None:
-        self._objects = tuple(objects)
+        self._objects = listed(objects)
         self._by_key: dict[Key, KernelObject] | None = None
         if len(set(map(type, self._objects))) < len(self._objects):  # or no two can have one key
             self._objects = tuple(self._keyed().values())
