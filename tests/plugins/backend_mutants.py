@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, ip_network
 from pathlib import Path
+from random import random
 from typing import Any, ClassVar
 
 from hypothesis import Phase, settings
@@ -58,6 +59,9 @@ settings.load_profile("mutants")
 
 from pyflannel.testing.backends import BackendPlanning  # noqa: E402
 
+EVERYWHERE = tuple(name.removeprefix("test_") for name in dir(BackendPlanning) if name.startswith("test_"))
+"""For what everything else rests on."""
+
 _calls.GRACE = 0.5
 _planner.LIMIT = 1.0
 
@@ -80,6 +84,7 @@ JSON = "what_is_published_is_json"
 ACTIONS = "actions_can_be_taken_back"
 USUAL = "usual_leases_are_planned_alike"
 FACE = "it_states_its_api_version_name_and_families"
+ELSEWHERE = "another_process_plans_the_same"
 
 
 def breaks(*tests: str) -> Callable[[type[Backend[Any]]], type[Backend[Any]]]:
@@ -147,6 +152,10 @@ class Sound(Backend[Any]):
         return port
 
 
+def with_metric(plan: DesiredState, metric: int) -> DesiredState:
+    return DesiredState(replace(item, metric=metric) for item in plan if isinstance(item, Route))
+
+
 def plus(plan: DesiredState, *more: Any) -> DesiredState:
     return DesiredState([*plan, *more])
 
@@ -203,6 +212,30 @@ class RefusesItsDefaults(Sound):
 
     def __init__(self, options: Any) -> None:
         raise RuntimeError("no")
+
+
+@breaks(FACE, *EVERYWHERE)
+class ToBeAwaited(Sound):
+    async def plan_peer(self, node: Node, peer: Lease) -> DesiredState:  # type: ignore[override]
+        return super().plan_peer(node, peer)
+
+
+@breaks(FACE, *EVERYWHERE)
+class NamedByItsObjects(Sound):
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        raise RuntimeError("no name yet")
+
+
+@breaks(FACE, *EVERYWHERE)
+class ClaimsByADict(Sound):
+    capabilities = {"ipv4": True}  # type: ignore[assignment] # noqa: RUF012
+
+
+@breaks("it_describes_itself_in_texts")
+class DescribesNothing(Sound):
+    def describe(self, node: Node) -> Mapping[str, str]:
+        return None  # type: ignore[return-value]
 
 
 @breaks("it_describes_itself_in_texts")
@@ -322,6 +355,36 @@ class StartsAThread(Sound):
         return super().plan_node(node)
 
 
+@breaks(PURE, ELSEWHERE)
+class Rolls(Sound):
+    """By a function that was imported before anybody watched."""
+
+    def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
+        return with_metric(super().plan_peer(node, peer), 1 + int(random() * 9999))
+
+
+@breaks(ELSEWHERE)
+class HashesTexts(Sound):
+    """Which gives the same for as long as the process lasts."""
+
+    def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
+        return with_metric(super().plan_peer(node, peer), 1 + hash(peer.key) % 9999)
+
+
+@breaks(PURE, HOSTILE)
+class RewritesThePeer(Sound):
+    def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
+        object.__setattr__(peer.attributes, "node_id", "somebody else")
+        return super().plan_peer(node, peer)
+
+
+@breaks(PURE)
+class RewritesTheNode(Sound):
+    def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
+        object.__setattr__(node.underlay, "interface", "eth7")
+        return super().plan_peer(node, peer)
+
+
 @breaks(PURE, HOSTILE)
 class Scribbles(Sound):
     def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
@@ -355,6 +418,32 @@ class Hangs(Sound):
 
 
 # peers
+
+
+@breaks(HOSTILE, *EVERYWHERE)
+class Exits(Sound):
+    def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
+        sys.exit(3)
+
+
+@breaks(HOSTILE, *EVERYWHERE)
+class Interrupts(Sound):
+    """Which must not end the tests."""
+
+    def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
+        raise KeyboardInterrupt
+
+
+@breaks(HOSTILE, *EVERYWHERE)
+class NeverReturns(Sound):
+    def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
+        return self.plan_peer(node, peer)
+
+
+@breaks(STATE, *EVERYWHERE)
+class YieldsItsPlan(Sound):
+    def plan_peer(self, node: Node, peer: Lease) -> DesiredState:  # type: ignore[misc]
+        yield from super().plan_peer(node, peer)
 
 
 @breaks(HOSTILE)
@@ -423,6 +512,19 @@ class Unprintable(Sound):
         return Published({"Port": self.options.port, "Address": IPv4Address("192.0.2.1")})
 
 
+@breaks(JSON, *EVERYWHERE)
+class PublishesADict(Sound):
+    def publish(self, node: Node) -> Published:
+        return {"Port": self.options.port}  # type: ignore[return-value]
+
+
+@breaks(ACTIONS)
+class DoesNotSayWhatItDid(Sound):
+    def act(self, action: str, node: Node) -> Change:
+        super().act(action, node)
+        return None  # type: ignore[return-value]
+
+
 @breaks(JSON, ACTIONS)
 class Fickle(Sound):
     def publish(self, node: Node) -> Published:
@@ -468,9 +570,7 @@ class PlansAList(Sound):
 @breaks(OURS, HOSTILE, ROUTED)
 class RoutesTheWorld(Sound):
     def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
-        return plus(
-            super().plan_peer(node, peer), Route(ip_network("10.0.0.0/8"), DEVICE, metric=hash(peer.key) % 9999)
-        )
+        return plus(super().plan_peer(node, peer), Route(ip_network("10.0.0.0/8"), DEVICE, metric=len(peer.key)))
 
 
 @breaks(OURS, HOSTILE, ROUTED)
@@ -502,7 +602,8 @@ class Multicasts(Sound):
 @breaks(OURS, HOSTILE, ROUTED)
 class ForwardsToAnother(Sound):
     def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
-        mac = f"02:00:00:00:00:{hash(peer.key) % 256:02x}"
+        assert peer.subnets.ipv4 is not None
+        mac = f"02:00:00:00:00:{peer.subnets.ipv4.network_address.packed[2]:02x}"
         return plus(super().plan_peer(node, peer), FdbEntry(DEVICE, mac, IPv4Address("203.0.113.9")))
 
 
@@ -574,6 +675,20 @@ class Collides(Sound):
         return plus(super().plan_peer(node, peer), Sysctl(f"net/ipv4/conf/{DEVICE}/rp_filter", "0"))
 
 
+@breaks(APART)
+class ShortensNames(Sound):
+    """To the fifteen bytes that a link's name may have, and the peers differ in the sixteenth."""
+
+    def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
+        return plus(super().plan_peer(node, peer), Link(f"mutant-to-{peer.key}"[:15], TunInfo(), 1280))
+
+
+@breaks(USUAL)
+class SaysUsualInAList(Sound):
+    def usual(self, node: Node) -> Mapping[int, UsualData]:
+        return [4]  # type: ignore[return-value]
+
+
 @breaks(USUAL)
 class KnowsNoExceptions(Sound):
     """Says that plans differ in addresses alone, and they differ in what peers are behind, too."""
@@ -608,6 +723,15 @@ class LargerThanTheUnderlay(Sound):
         return DesiredState(
             replace(item, mtu=1280) if isinstance(item, Link) else item for item in super().plan_node(node)
         )
+
+
+@breaks(MTU)
+class LessThanNothing(Sound):
+    def mtu(self, underlay: Underlay) -> int:
+        return -1
+
+    def plan_node(self, node: Node) -> DesiredState:
+        return Sound(self.options).plan_node(node)
 
 
 @breaks(MTU)

@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
-from tests.unit.testing.memory_store import SERVERS, TICK, MemoryStore, MemoryWatch
+from tests.unit.testing.memory_store import SERVERS, TICK, MemoryStore, MemoryWatch, Row
 
 from pyflannel.errors import ConflictError, HistoryGoneError, StoreUnavailableError
 from pyflannel.store import CONFIG_KEY, Batch, Change, Record, Snapshot, Store, StoreLocation, StoreTime, Watch
@@ -95,6 +97,19 @@ class OldVersion(MemoryStore):
     api_version = 0
 
 
+@breaks("the_driver_states_its_api_version_and_scheme", *EVERYWHERE)
+class ToBeAwaited(MemoryStore):
+    async def snapshot(self) -> Snapshot:  # type: ignore[override]
+        return super().snapshot()
+
+
+@breaks("the_driver_states_its_api_version_and_scheme")
+class ClocksByItsObjects(MemoryStore):
+    @property
+    def node_clocks(self) -> bool:  # type: ignore[override]
+        return False
+
+
 @breaks("the_driver_states_its_api_version_and_scheme")
 class SecretThatIsNoOption(MemoryStore):
     secret_options = frozenset({"token"})
@@ -148,6 +163,24 @@ class TidiesTheConfig(MemoryStore):
         return super().write_config(json.dumps(kept) if "Expires" in value else value, expected)
 
 
+@breaks("the_config_is_written_only_over_what_is_expected")
+class NamesTheConfigOtherwise(MemoryStore):
+    def read_config(self) -> Record | None:
+        found = super().read_config()
+        return found and replace(found, key="network")
+
+
+@breaks(
+    "the_config_is_written_only_over_what_is_expected",
+    "a_watch_does_not_repeat_the_snapshot",
+    "an_outage_is_said_and_survived",
+)
+class CountsTheConfigAmongLeases(MemoryStore):
+    def snapshot(self) -> Snapshot:
+        found = super().snapshot()
+        return found if found.config is None else replace(found, leases=(*found.leases, found.config))
+
+
 @breaks("a_config_change_is_seen_by_a_watch")
 class HidesTheConfigFromWatches(MemoryStore):
     def since(self, revision: int) -> list[tuple[int, Change]]:
@@ -155,6 +188,25 @@ class HidesTheConfigFromWatches(MemoryStore):
 
 
 # records
+
+
+@breaks("a_created_record_is_there", *EVERYWHERE)
+class SpeaksInBytes(MemoryStore):
+    def show(self, row: Row) -> Record:
+        return replace(super().show(row), value=row.record.value.encode())  # type: ignore[arg-type]
+
+
+@breaks("a_created_record_is_there", *EVERYWHERE)
+class NumbersItsVersions(MemoryStore):
+    def version(self, key: str, value: str) -> str:
+        return self.server.revision + 1  # type: ignore[return-value]
+
+
+@breaks("a_created_record_is_there", *EVERYWHERE)
+class ShowsOneTwice(MemoryStore):
+    def snapshot(self) -> Snapshot:
+        found = super().snapshot()
+        return replace(found, leases=(*found.leases, *found.leases[:1]))
 
 
 @breaks("a_created_record_is_there", *EVERYWHERE)
@@ -230,6 +282,24 @@ class MissesWhatIsGone(MemoryStore):
         with self.reached():
             self.check(record)
             self.drop(record.key)
+
+
+@breaks("delete_is_a_compare_and_swap_and_repeatable", "a_record_created_anew_is_another_one")
+class ForgivesAStaleDelete(MemoryStore):
+    """Nothing is deleted, and nobody is told."""
+
+    def delete(self, record: Record) -> None:
+        with suppress(ConflictError):
+            super().delete(record)
+
+
+@breaks("delete_is_a_compare_and_swap_and_repeatable", *EVERYWHERE)
+class SaysThatItDeleted(MemoryStore):
+    """With which the daemon, which takes nothing for an answer here, can't go on."""
+
+    def delete(self, record: Record) -> None:
+        super().delete(record)
+        return True  # type: ignore[return-value]
 
 
 @breaks("the_rest_is_untouched", "a_slow_reader_catches_up", "no_gap_between_snapshot_and_watch_while_others_write")
@@ -335,6 +405,12 @@ class TakesItsTimeToRenew(MemoryStore):
         return renewed
 
 
+@breaks("what_is_renewed_or_reserved_stays_and_nobody_notices", *EVERYWHERE)
+class ExitsInsteadOfRenewing(MemoryStore):
+    def renew(self, record: Record, ttl: float) -> Record:
+        sys.exit(3)
+
+
 @breaks("what_is_renewed_or_reserved_stays_and_nobody_notices")
 class RenewsAloud(MemoryStore):
     def renew(self, record: Record, ttl: float) -> Record:
@@ -360,6 +436,18 @@ class UpdatesTheValueAlone(MemoryStore):
             updated = self.put(record.key, value, None if record.permanent else ttl)
             self.server.rows[record.key].ends = ends
             return updated
+
+
+@breaks("time_to_live_of_records")
+class HasLivedForLong(MemoryStore):
+    def show(self, row: Row) -> Record:
+        return row.record if row.ends is None else replace(row.record, ttl=-5.0)
+
+
+@breaks("time_to_live_of_records")
+class TellsPairs(MemoryStore):
+    def time_to_live(self, records: Iterable[Record]) -> Mapping[str, float | None]:
+        return list(super().time_to_live(records).items())  # type: ignore[return-value]
 
 
 @breaks("time_to_live_of_records")
@@ -476,6 +564,68 @@ class DropsWhatNobodyReads(MemoryStore):
             return replace(batch, changes=batch.changes[-10:])
 
     stream = Stream
+
+
+@breaks("each_batch_says_where_to_go_on", "a_watch_resumes_from_a_revision", "an_outage_is_said_and_survived")
+class StepsBack(MemoryStore):
+    """Every other batch has the revision of the one before."""
+
+    class Stream(MemoryWatch):
+        def __next__(self) -> Batch:
+            batch = super().__next__()
+            before = getattr(self, "before", "")
+            self.before = "" if before else batch.revision
+            return replace(batch, revision=before) if before else batch
+
+    stream = Stream
+
+
+@breaks("each_batch_says_where_to_go_on", "a_watch_resumes_from_a_revision", "an_outage_is_said_and_survived")
+class StaysAtTheBeginning(MemoryStore):
+    class Stream(MemoryWatch):
+        def __init__(self, store: MemoryStore, revision: int) -> None:
+            super().__init__(store, revision)
+            self.first = str(revision)
+
+        def __next__(self) -> Batch:
+            return replace(super().__next__(), revision=self.first)
+
+    stream = Stream
+
+
+@breaks("a_watch_with_nothing_to_tell_waits")
+class Chatters(MemoryStore):
+    """Empty batches without end."""
+
+    class Stream(MemoryWatch):
+        def __next__(self) -> Batch:
+            if self.closed.is_set():
+                raise StopIteration
+            with self.store.server.changed:
+                self.store.expire()
+                news = self.store.server.up and self.store.since(self.revision)
+            return super().__next__() if news else Batch(str(self.revision))
+
+    stream = Stream
+
+
+@breaks("a_watch_with_nothing_to_tell_waits", *EVERYWHERE)
+class EndsInSilence(MemoryStore):
+    class Stream(MemoryWatch):
+        def __next__(self) -> Batch:
+            if not self.store.server.log:
+                raise StopIteration
+            return super().__next__()
+
+    stream = Stream
+
+
+@breaks("a_watch_does_not_repeat_the_snapshot", *EVERYWHERE)
+class YieldsItsBatches(MemoryStore):
+    """A generator can't be closed from another thread while it runs."""
+
+    def watch(self, revision: str) -> Watch:  # type: ignore[misc]
+        yield from super().watch(revision)
 
 
 @breaks("a_watch_leaves_nothing_behind")

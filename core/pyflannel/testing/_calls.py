@@ -13,20 +13,21 @@ and one that takes too long does not pass there either.
 from __future__ import annotations
 
 import functools
+import inspect
 import queue
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
-from pyflannel.store import CALL_TIMEOUT, Store, StoreLocation, Watch
+from pyflannel.store import CALL_TIMEOUT, Record, Snapshot, Store, StoreLocation, StoreTime, Watch
 
-__all__ = ["GRACE", "Caller", "OverdueError", "Starvation", "close_watch", "once", "supervised"]
+__all__ = ["GRACE", "Caller", "OverdueError", "Starvation", "checked_answer", "close_watch", "once", "supervised"]
 
 T = TypeVar("T")
 
@@ -112,6 +113,12 @@ class Caller:
             raise OverdueError(f"{self.name}: {what} has not come back after {took:.1f} s; {clause}\n{where}")
         if took > limit + GRACE:
             raise OverdueError(f"{self.name}: {what} took {took:.1f} s; {clause}")
+        error = answer.exception()
+        if error is not None and not isinstance(error, Exception):  # which would end the tests
+            raise AssertionError(
+                f"{self.name}: {what} raised {type(error).__name__}, which ends a program; a plugin raises errors of "
+                "pyflannel.errors"
+            ) from error
         return answer.result()
 
     @property
@@ -161,6 +168,17 @@ def _watched(answer: Future[Any], began: float, longest: float) -> tuple[float, 
     return ends[0] - began - starved.look(), True
 
 
+def checked_answer(who: str, call: str, answer: Any, kinds: tuple[type, ...], contract: str) -> Any:
+    """What a call has answered, if it is what its contract says."""
+    if inspect.iscoroutine(answer):
+        answer.close()  # or Python warns of it in some test to come
+    wanted = " or ".join("None" if kind is _NONE else kind.__name__ for kind in kinds)
+    assert isinstance(answer, kinds), (
+        f"{who}: {call}() answered a {type(answer).__name__}, not {wanted}: {contract}.{call}"
+    )
+    return answer
+
+
 def once(name: str, what: str, call: Callable[[], T], limit: float, clause: str) -> T:
     """Make a single call from a thread of its own, as :class:`Caller` does."""
     caller = Caller(name)
@@ -177,7 +195,19 @@ _IN_TIME: Final = (
 _CONSTRUCTOR: Final = "constructing validates the location and may not touch the network: pyflannel.store.Store"
 _CLOSES: Final = "close() may come from any thread, at any time, and ends what waits: pyflannel.store, 'Threads'"
 
-_CALLS: Final = ("read_config", "write_config", "snapshot", "create", "update", "renew", "delete", "watch", "clock")
+_NONE: Final = type(None)
+_ANSWERS: Final[Mapping[str, tuple[type, ...]]] = {
+    "read_config": (Record, _NONE),
+    "write_config": (Record,),
+    "snapshot": (Snapshot,),
+    "create": (Record,),
+    "update": (Record,),
+    "renew": (Record,),
+    "delete": (_NONE,),
+    "watch": (Watch,),
+    "clock": (StoreTime, _NONE),
+}
+"""The calls of a store, and what they answer."""
 
 
 class _Supervision:
@@ -196,14 +226,16 @@ class _Supervision:
 
     def _supervise(self, name: str, method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         what = f"{name}({', '.join([repr(value)[:60] for value in arguments])})"
-        return self.__caller(what, lambda: method(*arguments, **named), self.allowed, _IN_TIME)
+        answer = self.__caller(what, lambda: method(*arguments, **named), self.allowed, _IN_TIME)
+        return checked_answer(type(self).__name__, name, answer, _ANSWERS[name], "pyflannel.store.Store")
 
     def time_to_live(self, records: Any) -> Any:
         """May cost a call for each record."""
         records = list(records)
         method = super().time_to_live  # type: ignore[misc]
         limit = self.allowed * max(1, len(records))
-        return self.__caller("time_to_live()", lambda: method(records), limit, _IN_TIME)
+        answer = self.__caller("time_to_live()", lambda: method(records), limit, _IN_TIME)
+        return checked_answer(type(self).__name__, "time_to_live", answer, (Mapping,), "pyflannel.store.Store")
 
     def close(self) -> None:
         """From a thread of its own, for a call may be waiting."""
@@ -229,7 +261,7 @@ def supervised(kind: type[Store], allowed: float = CALL_TIMEOUT) -> type[Store]:
 
     :param allowed: seconds that a call may take.
     """
-    calls = {name: _method(name, getattr(kind, name)) for name in _CALLS}
+    calls = {name: _method(name, getattr(kind, name)) for name in _ANSWERS}
     return type(kind.__name__, (_Supervision, kind), {**calls, "allowed": allowed, "__module__": kind.__module__})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable
 
 from pyflannel.errors import HistoryGoneError, StoreError, StoreUnavailableError
@@ -34,7 +35,11 @@ def facts(record: Record) -> tuple[str, str, bool]:
 def contents(snapshot: Snapshot) -> dict[str, tuple[str, str, bool]]:
     """Key to value, version and permanence, the network document included."""
     records = snapshot.leases if snapshot.config is None else (snapshot.config, *snapshot.leases)
-    return {record.key: facts(record) for record in records}
+    found = {record.key: facts(record) for record in records}
+    if len(found) < len(records):
+        twice = [key for key, times in Counter(record.key for record in records).items() if times > 1]
+        raise AssertionError(f"the snapshot holds more than one record of: {', '.join(twice)}")
+    return found
 
 
 class Follower:
@@ -80,6 +85,7 @@ class Follower:
             while not self._closed.is_set():
                 try:
                     self._follow()
+                    assert self._closed.is_set(), "the watch ended (StopIteration), and nobody had closed it"
                     return
                 except (StoreUnavailableError, HistoryGoneError) as error:
                     self.interruptions.append(error)
@@ -94,7 +100,6 @@ class Follower:
                 if change.record is None:
                     self.state.pop(change.key, None)
                 else:
-                    assert change.record.key == change.key
                     self.state[change.key] = facts(change.record)
             self.revision = batch.revision
 

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 from pyflannel.backend import Backend, Capabilities, DesiredState, Lease, Node, Outcome, Published, Underlay, UsualData
 from pyflannel.errors import PeerRejected
-from pyflannel.testing._calls import Caller, OverdueError
+from pyflannel.testing._calls import Caller, OverdueError, checked_answer
 from pyflannel.testing._purity import watched
 
 __all__ = ["Planner"]
@@ -24,6 +24,13 @@ LIMIT = 7.5
 _CLAUSE: Final = "planning is a function of values that returns at once: pyflannel.backend"
 _callers: list[Caller] = []
 _overdue: dict[tuple[type[Backend[Any]], str], str] = {}
+
+
+_CONTRACT: Final = "pyflannel.backend.Backend"
+
+
+def _checked(kind: type[Backend[Any]], call: str, answer: Any, *kinds: type) -> Any:
+    return checked_answer(kind.__name__, call, answer, kinds, _CONTRACT)
 
 
 def _ask(kind: type[Backend[Any]], what: str, call: Callable[[], T]) -> T:
@@ -72,15 +79,18 @@ class Planner:
 
     def plan_node(self, node: Node) -> DesiredState:
         """See :meth:`Backend.plan_node`."""
-        return _ask(self.kind, "plan_node", lambda: self._backend.plan_node(node))
+        answer = _ask(self.kind, "plan_node", lambda: self._backend.plan_node(node))
+        return _checked(self.kind, "plan_node", answer, DesiredState)  # type: ignore[no-any-return]
 
     def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
         """See :meth:`Backend.plan_peer`."""
-        return _ask(self.kind, "plan_peer", lambda: self._backend.plan_peer(node, peer))
+        answer = _ask(self.kind, "plan_peer", lambda: self._backend.plan_peer(node, peer))
+        return _checked(self.kind, "plan_peer", answer, DesiredState)  # type: ignore[no-any-return]
 
     def usual(self, node: Node) -> Mapping[int, UsualData]:
         """See :meth:`Backend.usual`."""
-        return _ask(self.kind, "usual", lambda: self._backend.usual(node))
+        answer = _ask(self.kind, "usual", lambda: self._backend.usual(node))
+        return _checked(self.kind, "usual", answer, Mapping)  # type: ignore[no-any-return]
 
     def judge(self, node: Node, peer: Lease) -> DesiredState | str:
         """The plan for a peer, or the reason why there is none; any other exception is the test's failure."""
@@ -91,19 +101,23 @@ class Planner:
 
     def mtu(self, underlay: Underlay) -> int:
         """See :meth:`Backend.mtu`."""
-        return _ask(self.kind, "mtu", lambda: self._backend.mtu(underlay))
+        answer = _ask(self.kind, "mtu", lambda: self._backend.mtu(underlay))
+        return _checked(self.kind, "mtu", answer, int)  # type: ignore[no-any-return]
 
     def publish(self, node: Node) -> Published:
         """See :meth:`Backend.publish`."""
-        return _ask(self.kind, "publish", lambda: self._backend.publish(node))
+        answer = _ask(self.kind, "publish", lambda: self._backend.publish(node))
+        return _checked(self.kind, "publish", answer, Published)  # type: ignore[no-any-return]
 
     def describe(self, node: Node) -> Mapping[str, str]:
         """See :meth:`Backend.describe`."""
-        return _ask(self.kind, "describe", lambda: self._backend.describe(node))
+        answer = _ask(self.kind, "describe", lambda: self._backend.describe(node))
+        return _checked(self.kind, "describe", answer, Mapping)  # type: ignore[no-any-return]
 
     def act(self, action: str, node: Node) -> Outcome:
         """See :meth:`Backend.act`."""
-        return _ask(self.kind, f"act({action!r})", lambda: self._backend.act(action, node))
+        answer = _ask(self.kind, f"act({action!r})", lambda: self._backend.act(action, node))
+        return _checked(self.kind, "act", answer, Outcome)  # type: ignore[no-any-return]
 
     def watch(self, node: Node, peers: tuple[Lease, ...]) -> tuple[tuple[Any, ...], list[str]]:
         """All that it plans, and what it did to the world meanwhile."""
@@ -111,10 +125,12 @@ class Planner:
 
         def plan() -> tuple[DesiredState, int, list[str]]:
             with watched() as done:
-                own, mtu = self._backend.plan_node(node), self._backend.mtu(node.underlay)
+                own = _checked(self.kind, "plan_node", self._backend.plan_node(node), DesiredState)
+                mtu = _checked(self.kind, "mtu", self._backend.mtu(node.underlay), int)
                 for peer in peers:
                     try:
-                        with_peers.append((peer.key, self._backend.plan_peer(node, peer)))
+                        plan = self._backend.plan_peer(node, peer)
+                        with_peers.append((peer.key, _checked(self.kind, "plan_peer", plan, DesiredState)))
                     except PeerRejected as rejected:
                         with_peers.append((peer.key, str(rejected)))
                 return own, mtu, list(done)

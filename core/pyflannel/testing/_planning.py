@@ -17,24 +17,22 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pyflannel.backend import API_VERSION, DesiredState, Lease, Node, parse_options
+from pyflannel.backend import API_VERSION, Backend, Capabilities, DesiredState, Lease, Node, parse_options
 from pyflannel.errors import ConfigError
 from pyflannel.kernel.model import KernelObject, Link, Route
 from pyflannel.kernel.packed import unpack
-from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON
 from pyflannel.planning.spread import kept
 from pyflannel.planning.usual import usual_plans
+from pyflannel.plugins import unlike
+from pyflannel.testing._elsewhere import planned_elsewhere, planned_here, reachable_by_name
 from pyflannel.testing._plan_checks import check_object
 from pyflannel.testing._planner import Planner
 from pyflannel.testing._scenes import (
     Scene,
     accepted_type,
-    build,
-    document,
+    example,
     hostile,
-    lease_of,
-    make_node,
     option_fields,
     scenes,
 )
@@ -76,12 +74,7 @@ class BackendPlanning(Subject):
 
     def example(self, state: Path, versions: Sequence[int], options: Mapping[str, JSON], mtu: int = 1500) -> Scene:
         """A network of three nodes, the same every time."""
-        network = NetworkConfig.from_json(json.dumps(document(self.kind, options, versions)))
-        backend = build(self.kind, network)
-        nodes = tuple(make_node(network, number, state, mtu) for number in (1, 2, 3))
-        for node in nodes:
-            node.state_dir.mkdir(parents=True, exist_ok=True)
-        return Scene(backend, nodes, tuple(lease_of(backend, node) for node in nodes))
+        return example(self.kind, state, versions, options, mtu)
 
     # the face
 
@@ -94,7 +87,10 @@ class BackendPlanning(Subject):
         assert kind.api_version == API_VERSION, f"api_version is {kind.api_version!r}"
         assert isinstance(kind.name, str), f"name is {kind.name!r}"
         assert kind.name, "name is empty"
+        assert isinstance(kind.capabilities, Capabilities), f"capabilities are {kind.capabilities!r}"
         assert self.versions, "capabilities claim no address family"
+        problem = unlike(kind, Backend)
+        assert not problem, f"{kind.__name__}: {problem}"
 
     @clause("pyflannel.backend.option", "each option has a key, a default, a meaning, and a number has bounds")
     def test_options_are_a_complete_table(self) -> None:
@@ -159,7 +155,7 @@ class BackendPlanning(Subject):
         """Same arguments, same result, however often, in any order, from another object; the world is left alone."""
         scene = self.scene(data, state)
         node, peers = scene.nodes[0], scene.leases[1:]
-        before = copy.deepcopy(peers)
+        before = copy.deepcopy((node, peers))
         scene.backend.again().watch(
             node, peers
         )  # what Python imports for the first question is not the planner's doing
@@ -169,8 +165,18 @@ class BackendPlanning(Subject):
             again, done = backend.watch(node, peers if turn % 2 else peers[::-1])
             assert not done, f"planning must not touch the world, but asked for turn {turn} it did: {done[:5]}"
             assert again == planned, f"asked for turn {turn}, with the same arguments, it plans something else"
-        assert peers == before, "planning changed a lease that it was given"
+        assert (node, peers) == before, "planning changed the node or a lease that it was given"
         assert scene.backend.options == scene.backend.again().options, "planning changed its options"
+
+    @clause("pyflannel.backend.Backend", "a process that starts anew plans the same")
+    def test_another_process_plans_the_same(self, state: Path) -> None:
+        """Nothing in a plan is by a text's hash, the order of a set, or an object's place in memory."""
+        if not reachable_by_name(self.kind):
+            pytest.skip(f"{self.kind.__qualname__} is no class of a module, which another process could import")
+        options = self.variants[0]
+        here = planned_here(self.kind, self.versions, options, state)
+        there = planned_elsewhere(self.kind, self.versions, options, state)
+        assert there == here, "a restart would take out of the kernel what was there before, while packets flow"
 
     @clause("pyflannel.backend.Backend.usual", "plans of usual leases differ in nothing but addresses")
     @_PROPERTY

@@ -25,7 +25,18 @@ from pyflannel.network.lease import JSON, Lease, LeaseAttributes, Subnets
 from pyflannel.network.underlay import Underlay, UnderlayRoute
 from pyflannel.testing._planner import Planner
 
-__all__ = ["Scene", "accepted_type", "build", "document", "hostile", "lease_of", "make_node", "option_fields", "scenes"]
+__all__ = [
+    "Scene",
+    "accepted_type",
+    "build",
+    "document",
+    "example",
+    "hostile",
+    "lease_of",
+    "make_node",
+    "option_fields",
+    "scenes",
+]
 
 ROUTES = (
     UnderlayRoute(ip_network("192.0.2.0/24")),
@@ -75,6 +86,18 @@ def build(kind: type[Backend[Any]], network: NetworkConfig) -> Planner:
     options, unknown = parse_options(kind.Options, network.backend_options)
     assert not unknown, f"unknown options: {unknown}"
     return Planner(kind, options)
+
+
+def example(
+    kind: type[Backend[Any]], state: Path, versions: Sequence[int], options: Mapping[str, JSON], mtu: int = 1500
+) -> Scene:
+    """A network of three nodes, the same every time."""
+    network = NetworkConfig.from_json(json.dumps(document(kind, options, versions)))
+    backend = build(kind, network)
+    nodes = tuple(make_node(network, number, state, mtu) for number in (1, 2, 3))
+    for node in nodes:
+        node.state_dir.mkdir(parents=True, exist_ok=True)
+    return Scene(backend, nodes, tuple(lease_of(backend, node) for node in nodes))
 
 
 def make_node(network: NetworkConfig, number: int, state: Path, mtu: int = 1500) -> Node:

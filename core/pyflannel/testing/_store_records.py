@@ -15,6 +15,7 @@ from typing import Final
 import pytest
 
 from pyflannel.errors import ConfigError, ConflictError, StoreError
+from pyflannel.plugins import unlike
 from pyflannel.store import API_VERSION, CONFIG_KEY, Store, StoreLocation, StoreTime
 from pyflannel.testing import _store_workers as workers
 from pyflannel.testing import _waiting as waiting
@@ -44,6 +45,8 @@ class StoreRecords(StoreSubject):
         assert store.api_version == API_VERSION
         assert store.scheme == location.scheme
         assert store.secret_options <= store.options.keys()
+        problem = unlike(self.store_class, Store)
+        assert not problem, f"{self.store_class.__name__}: {problem}"
 
     @clause("pyflannel.store.Store", "constructing a driver validates the location and may not touch the network")
     def test_constructing_touches_no_server(self, location: StoreLocation) -> None:
@@ -97,6 +100,7 @@ class StoreRecords(StoreSubject):
             store.write_config(CONFIG, first)
         found = store.read_config()
         assert found is not None
+        assert found.key == CONFIG_KEY
         assert same_value(found.value, changed)
         assert facts(found) == facts(second)
         assert store.snapshot().config == found
@@ -332,7 +336,8 @@ class StoreRecords(StoreSubject):
         assert left[reserved.key] is None
         seconds = left[leased.key]
         assert seconds is None or 0 < seconds <= 3600
-        assert leased.ttl is None or 0 < leased.ttl <= 3600
+        for record in (leased, reserved, *store.snapshot().leases):
+            assert record.ttl is None or 0 < record.ttl <= 3600, f"ttl of {record.key}, which has at most an hour"
 
     # the clock
 

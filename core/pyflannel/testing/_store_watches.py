@@ -33,6 +33,12 @@ __all__ = ["StoreWatches"]
 SLOW_WATCH: Final = 0.25
 """Seconds from a change to its batch from which on the summary warns: so long other nodes send to where nobody is."""
 
+IDLE: Final = 0.5
+"""Seconds for which a watch is looked at that has nothing to tell."""
+
+MOST_IDLE_BATCHES: Final = 50
+"""Batches that none has in that time."""
+
 
 def _open_files() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
@@ -92,6 +98,54 @@ class StoreWatches(StoreSubject):
                     seen = [change.key for change in resumed.changes if change.key != brief.key]
                     assert sorted(seen) == sorted([gone.key, changed.key, new.key])
                     assert seen.index(changed.key) < seen.index(new.key)
+
+    @clause(
+        "pyflannel.store.Batch", "a watch goes on after each batch's revision with what came next, and nothing else"
+    )
+    def test_each_batch_says_where_to_go_on(self, store: Store, opening: Opening) -> None:
+        """The last ones, too: revisions don't go back, nor do they run ahead of what was told."""
+        keys = [f"10.5.{number}.0-24" for number in range(6)]
+        told: dict[str, int] = {}
+        with Reader(store.watch(store.snapshot().revision)) as read, opening.open() as other:
+            for key in keys:
+                other.create(key, VALUE, 3600.0)
+                batch = read(key)
+                while not batch.changes:
+                    batch = read(key)
+                told[batch.revision] = keys.index(key) + 1
+        last = self._create_last(opening)
+        for revision, count in told.items():
+            seen: list[str] = []
+            with Reader(store.watch(revision)) as again:
+                while last not in seen:
+                    seen += [change.key for change in again(last).changes]
+            assert seen == [*keys[count:], last], (
+                f"a watch from revision {revision} on, which came with {keys[count - 1]}"
+            )
+
+    @staticmethod
+    def _create_last(opening: Opening) -> str:
+        with opening.open() as other:
+            return other.create("10.5.99.0-24", VALUE, 3600.0).key
+
+    @clause("pyflannel.store.Watch", "where nothing changes, iterating waits")
+    def test_a_watch_with_nothing_to_tell_waits(self, store: Store) -> None:
+        """It may tell now and then that the revision has moved on. One that goes on and on costs a CPU."""
+        watch = store.watch(store.snapshot().revision)
+        batches: list[str] = []
+
+        def follow() -> None:
+            with suppress(StopIteration):
+                while len(batches) < MOST_IDLE_BATCHES:
+                    batches.append(next(watch).revision)
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        thread.join(IDLE)
+        waits = thread.is_alive()
+        close_watch(watch)
+        assert len(batches) < MOST_IDLE_BATCHES, f"{len(batches)} batches within {IDLE:g} s, and nothing had changed"
+        assert waits, "the watch ended, and nobody had closed it"
 
     @clause(
         "pyflannel.store.Store.watch",
