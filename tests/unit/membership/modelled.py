@@ -42,6 +42,7 @@ TWO_FAMILIES = (
     '"Backend": {"Type": "alloc"}}'
 )
 HANGS = "hangs"
+UNAVAILABLE = StoreUnavailableError("out of reach")
 
 
 def agreed(document: str, change: str = "00000000000000a1") -> str:
@@ -366,6 +367,13 @@ def together(nodes: Sequence[Node], seconds: float) -> None:
         last = [type(call).__name__ for node in nodes for _, call in node.calls[-20:]]
         raise AssertionError(f"it never comes to rest: {last}")
     store.now = end
+
+
+def on_store(document: str = DOCUMENT, **options: Any) -> Node:
+    """A node on a store that has a document."""
+    node = Node(**options)
+    node.store.config_is(document)
+    return node
 
 
 class Saying(Backend[Any]):

@@ -1,0 +1,453 @@
+"""The lease keeper's machine and what it follows: the underlay, the document, a change of the network."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import IPv4Address, IPv4Network
+from itertools import product
+from typing import Any
+
+import pytest
+from tests.unit.membership.modelled import (
+    DOCUMENT,
+    TWO_FAMILIES,
+    Node,
+    agreed,
+    foreign,
+    on_store,
+    underlay,
+)
+
+from pyflannel.errors import (
+    ConfigError,
+    PluginError,
+)
+from pyflannel.membership.calls import (
+    Create,
+    OpenWatch,
+)
+from pyflannel.network.change import LEASE_KEY, NetworkChange, NodeProgress, Phase, Step, read
+from pyflannel.network.document import NetworkConfig, NetworkSeed
+from pyflannel.network.lease import Lease, LeaseAttributes
+from pyflannel.planning.transition import Transition
+
+# What a network runs whose document doesn't say -----------------------------------------------------------------------
+
+
+def test_a_document_without_a_backend_follows_the_leases_of_others() -> None:
+    """flanneld runs udp then, and its leases have no type."""
+    node = on_store()
+    node.store.put("10.5.9.0-24", LeaseAttributes(IPv4Address("192.0.2.9")).to_json(), 3600.0)
+    node.start()
+    assert node.joined.backend.name == "udp"
+    assert "udp is what the network runs" in node.joined.node.network.assumption
+    node.store.config_is(DOCUMENT.replace("}", ', "Comment": "another text"}'))
+    node.run(5)
+    assert node.joined.backend.name == "udp"
+    assert node.joined.number > 1
+
+
+def test_a_document_without_a_backend_is_vxlan_where_nobody_says_otherwise() -> None:
+    node = on_store()
+    node.store.put("10.5.9.0-24", LeaseAttributes(IPv4Address("192.0.2.9")).to_json())  # a reservation
+    node.start()
+    assert node.joined.backend.name == "vxlan"
+    assert "vxlan is assumed" in node.joined.node.network.assumption
+
+
+# The underlay and the document ----------------------------------------------------------------------------------------
+
+
+def test_a_new_public_address_keeps_the_subnet() -> None:
+    node = Node().start()
+    before = node.joined
+    node.machine.move(underlay(9), node.now)
+    node.run(0)
+    after = node.joined
+    assert (after.number, after.node.underlay) == (2, underlay(9))
+    assert after.lease.subnets == before.lease.subnets
+    assert after.backend is before.backend
+    assert node.record is not None
+    assert "192.0.2.9" in node.record.value
+
+
+def test_an_underlay_that_comes_later_is_waited_for() -> None:
+    node = Node()
+    node.machine.start(None, 0.0)
+    assert node.run(100).generation is None
+    node.machine.move(underlay(), node.now)
+    assert node.run(0).generation is not None
+
+
+def test_a_node_that_loses_an_address_family_keeps_its_lease_and_recovers() -> None:
+    node = on_store(TWO_FAMILIES).start()
+    before = node.joined
+    node.machine.move(underlay(ipv6=False), node.now)
+    node.run(500)
+    assert "no usable IPv6 address" in node.state.trouble
+    assert node.state.valid(node.now)
+    assert node.record is not None
+    node.store.put("10.5.0.240-28&fd00:5:0:99::-64", foreign(7, "node-7"))
+    node.run(1)
+    assert len(node.slot.records()) == 1, "peers are still followed"
+    node.machine.move(underlay(), node.now)
+    node.run(0)
+    assert node.state.trouble == ""
+    assert node.joined.lease == before.lease
+
+
+def test_a_lease_of_an_earlier_run_is_renewed_although_an_address_family_is_missing_at_the_start() -> None:
+    first = on_store(TWO_FAMILIES).start()
+    key = first.joined.lease.key
+    second = Node(store=first.store).start(underlay(ipv6=False)).run(500)
+    assert second.generation is None
+    assert second.record is not None
+    second.machine.move(underlay(), second.now)
+    assert second.run(1).joined.lease.key == key
+
+
+def test_a_lost_family_outlives_a_new_session() -> None:
+    node = on_store(TWO_FAMILIES).start()
+    node.machine.move(underlay(ipv6=False), node.now)
+    node.store.compact()
+    node.run(300)
+    assert "no usable IPv6 address" in node.state.trouble
+    assert node.joined.number == 2
+    assert node.record is not None
+
+
+def test_another_network_document_begins_a_new_session() -> None:
+    node = Node().start()
+    old = node.joined
+    node.store.config_is(agreed('{"Network": "10.6.0.0/16"}'))
+    new = node.run(0).joined
+    assert IPv4Network("10.6.0.0/16").supernet_of(new.node.subnets.ipv4 or IPv4Network("0.0.0.0/0"))
+    assert old.lease.key not in node.store.kept, "a lease that no longer fits is given back"
+    told = [change.key for change in node.store.history if change.record is None or change.key == new.lease.key]
+    assert told == [new.lease.key, old.lease.key], "the new one first: peers never see this node without a lease"
+    assert new.backend is not old.backend
+
+
+APART = [
+    ('{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}', "host-gw"),
+    ('{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": 7}}', "VNI"),
+    ('{"Network": "10.6.0.0/16"}', "does not contain the present one"),
+    ('{"Network": "10.5.0.0/17"}', "does not contain the present one"),
+    ('{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}', "IPv4 off"),
+]
+
+
+@pytest.mark.parametrize(("document", "named"), APART, ids=[named for _, named in APART])
+def test_a_document_that_was_merely_written_keeps_the_one_in_force(document: str, named: str) -> None:
+    """What two nodes have to agree on is not followed by each at its own time: they would be cut off in between."""
+    node = Node().start().run(10)
+    before = node.joined
+    node.store.config_is(document)
+    node.run(150)
+    assert named in node.state.trouble
+    assert "network change" in node.state.trouble
+    assert node.state.refused == node.state.trouble
+    assert node.joined is before
+    assert node.state.valid(node.now), "and the lease is renewed"
+    node.store.config_is(DOCUMENT)
+    assert node.run(1).state.trouble == node.state.refused == ""
+
+
+def test_a_document_without_the_note_of_the_last_change_is_merely_written_too() -> None:
+    node = on_store(agreed(DOCUMENT)).start().run(10)
+    node.store.config_is('{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}')
+    node.run(5)
+    assert "host-gw" in node.state.trouble
+    assert node.joined.backend.name == "vxlan"
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        '{"Network": "10.5.0.0/16", "SubnetLen": 26}',
+        '{"Network": "10.4.0.0/15"}',
+        '{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}',
+        '{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "MTU": 1400}}',
+        '{"Network": "10.5.0.0/16", "EnableNFTables": true}',
+    ],
+    ids=["shorter leases", "larger network", "IPv6 added", "a local option", "the firewall"],
+)
+def test_what_needs_no_agreement_is_followed_at_once(document: str) -> None:
+    node = Node().start().run(10)
+    before = node.joined
+    node.store.config_is(document)
+    after = node.run(5).joined
+    assert node.state.trouble == ""
+    assert after.number > before.number
+    assert after.node.network == NetworkConfig.from_json(document)
+    assert after.node.subnets.ipv4 == before.node.subnets.ipv4, "containers keep their addresses"
+
+
+@pytest.mark.parametrize("again", ["history goes", "lease goes", "nothing more"])
+def test_an_invalid_new_document_is_reported_and_the_old_one_kept(again: str) -> None:
+    node = Node().start()
+    node.store.config_is('{"Network": "10.6.0.0/99"}')
+    node.run(1)
+    if again == "history goes":
+        node.store.compact()
+    if again == "lease goes" and node.record is not None:
+        node.store.delete(node.record)
+    node.run(300)
+    assert "Network" in node.state.trouble
+    assert node.state.valid(node.now)
+    node.store.put("10.5.200.0-24", foreign(7, "node-7"))
+    node.run(1)
+    assert list(node.slot.records()) == ["10.5.200.0-24"], "peers are still followed"
+    node.machine.move(underlay(3), node.now)
+    assert node.run(0).joined.node.underlay == underlay(3), "and so is the underlay"
+    node.store.config_is(DOCUMENT)
+    assert node.run(1).state.trouble == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "document", "named"),
+    [
+        ({"backend": "vxlan"}, '{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}', "its backend is host-gw"),
+        ({"seed": NetworkSeed(DOCUMENT, "f", True)}, '{"Network": "10.7.0.0/16"}', "something else than f"),
+    ],
+)
+def test_what_the_node_insists_on_outlives_another_document(given: dict[str, Any], document: str, named: str) -> None:
+    node = Node(given=given).start()
+    node.store.config_is(document)
+    node.run(300)
+    assert named in node.state.trouble
+    assert node.record is not None
+    assert node.joined.number == 1
+
+
+def test_without_a_document_we_wait_and_say_so() -> None:
+    node = Node(given={"seed": None}).start().run(60)
+    assert "no network config" in node.state.trouble
+    node.store.config_is(DOCUMENT)
+    node.until(lambda: node.generation)
+    assert node.state.trouble == ""
+
+
+@pytest.mark.parametrize(
+    ("document", "given", "error"),
+    [
+        ('{"Network": "10.5.0.0"}', {}, ConfigError),
+        ('{"Network": "10.5.0.0/16", "Backend": {"Type": "nonsense"}}', {}, PluginError),
+        ('{"Network": "10.5.0.0/16", "Backend": {"VNI": "x"}}', {}, ConfigError),
+        ('{"Network": "10.5.0.0/16"}', {"backend": "host-gw"}, ConfigError),
+        ('{"Network": "10.5.0.0/16"}', {"seed": NetworkSeed('{"Network": "10.7.0.0/16"}', "f", True)}, ConfigError),
+    ],
+)
+def test_what_can_never_work_is_fatal_at_the_start(document: str, given: dict[str, Any], error: type) -> None:
+    node = on_store(document, given=given).start()
+    assert isinstance(node.state.fatal, error)
+    assert node.machine.over
+    assert node.machine.due is None
+
+
+# A change of the network ----------------------------------------------------------------------------------------------
+
+CHANGE_ID = "00000000000000a1"
+HOST_GW: dict[str, Any] = {"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}
+
+
+def changing(phase: Phase, target: dict[str, Any] | None = None) -> str:
+    return read(DOCUMENT).with_change(NetworkChange(CHANGE_ID, phase, HOST_GW if target is None else target))
+
+
+def said(node: Node) -> NodeProgress | None:
+    assert node.record is not None
+    return NodeProgress.from_json(Lease.from_record(node.record.key, node.record.value).attributes.extra.get(LEASE_KEY))
+
+
+def test_a_node_goes_through_a_change_in_one_session() -> None:
+    node = Node().start().run(10)
+    key, document = node.joined.lease.key, read(DOCUMENT)
+    for phase, step in (
+        (Phase.PREPARE, Step.PREPARED),
+        (Phase.SWITCH, Step.SWITCHED),
+        (Phase.RETIRE, Step.RETIRED),
+    ):
+        node.store.config_is(changing(phase))
+        planner = node.run(1).joined.backend
+        assert isinstance(planner, Transition)
+        assert (planner.former.name, planner.following.name, planner.change.phase) == ("vxlan", "host-gw", phase)
+        node.machine.reached(NodeProgress(CHANGE_ID, step), node.now)
+        node.run(1)
+        assert said(node) == NodeProgress(CHANGE_ID, step, "host-gw")
+        record = node.record
+        assert record is not None
+        assert Lease.from_record(record.key, record.value).attributes.backend_type == "vxlan", "as flanneld reads it"
+    node.store.config_is(document.ended(NetworkChange(CHANGE_ID, Phase.RETIRE, HOST_GW), ""))
+    after = node.run(1).joined
+    assert (after.backend.name, after.last, after.lease.key) == ("host-gw", CHANGE_ID, key)
+    assert said(node) == NodeProgress(CHANGE_ID, Step.DONE)
+    assert node.state.trouble == ""
+    assert node.count(OpenWatch) == 1, "peers and renewals went on in one session"
+
+
+def test_a_change_that_is_given_up_leaves_what_was() -> None:
+    node = on_store().start().run(10)
+    before = node.joined.backend
+    node.store.config_is(changing(Phase.SWITCH))
+    node.run(1)
+    node.store.config_is(read(DOCUMENT).ended(NetworkChange(CHANGE_ID, Phase.BACK, HOST_GW), ""))
+    assert node.run(1).joined.backend is before, "the backend that ran all along"
+    assert said(node) is None
+    assert node.joined.last == ""
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ({"Network": "10.5.0.0/16", "Backend": {"Type": "nonsense"}}, "nonsense"),
+        ({"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": "x"}}, "VNI"),
+        ({"Network": "10.6.0.0/16", "Backend": {"Type": "host-gw"}}, "other networks"),
+        ({"Backend": {"Type": "host-gw"}}, "Network"),
+    ],
+)
+def test_what_a_node_can_not_have_is_said_in_its_lease_and_changes_nothing(target: dict[str, Any], says: str) -> None:
+    node = Node().start().run(10)
+    node.store.config_is(changing(Phase.PREPARE, target))
+    node.run(90)
+    told = said(node)
+    assert told is not None
+    assert says in told.trouble
+    assert (told.step, told.backend_type) == (None, None)
+    assert node.joined.backend.name == "vxlan"
+    assert node.state.valid(node.now)
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+@pytest.mark.parametrize("flag", ["vxlan", "host-gw", "udp"])
+def test_a_node_that_was_started_with_a_backend_takes_part(phase: Phase, flag: str) -> None:
+    """Also if it starts in the middle, with the former backend, the new one, or one of long ago."""
+    running = Node(given={"backend": "vxlan"}).start().run(10)
+    running.store.config_is(changing(phase))
+    running.run(5)
+    late = Node(store=running.store, host=2, given={"backend": flag}).start().run(5)
+    for node in (running, late):
+        assert isinstance(node.joined.backend, Transition)
+        assert said(node) == NodeProgress(CHANGE_ID, None, "host-gw")
+        assert node.state.trouble == ""
+    assert ("--backend udp" in late.joined.overruled) == (flag == "udp")
+    assert running.joined.overruled == ""
+
+
+def test_what_a_change_has_led_to_counts_more_than_the_flag_and_what_was_merely_written_does_not() -> None:
+    node = Node(given={"backend": "vxlan"}).start().run(10)
+    for document in (
+        changing(Phase.RETIRE),
+        read(DOCUMENT).ended(NetworkChange(CHANGE_ID, Phase.RETIRE, HOST_GW), ""),
+    ):
+        node.store.config_is(document)
+        node.run(5)
+    again = Node(store=node.store, given={"backend": "vxlan"}, previous=node.joined.lease.subnets).start().run(1)
+    for each in (node, again):
+        assert each.joined.backend.name == "host-gw"
+        assert "--backend vxlan" in each.joined.overruled
+        assert each.state.trouble == ""
+    node.store.config_is(json.dumps(HOST_GW))
+    assert again.run(5).joined.backend.name == "host-gw", "what is in force stays"
+    refused = Node(store=node.store, host=2, given={"backend": "vxlan"}).start().run(1)
+    assert refused.generation is None
+    assert isinstance(refused.state.fatal, ConfigError)
+    assert "--backend is 'vxlan'" in str(refused.state.fatal)
+
+
+# A document written behind everybody's back, and a node that starts then ----------------------------------------------
+
+VXLAN_2: dict[str, Any] = {"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": 2}}
+ELSEWHERE: dict[str, Any] = {"Network": "10.6.0.0/16", "Backend": {"Type": "vxlan"}}
+NO_BACKEND: dict[str, Any] = {"Network": "10.5.0.0/16", "Backend": {"Type": "nonsense"}}
+
+
+def restarted(node: Node, **options: Any) -> Node:
+    given = {"followed": node.followed, **options}
+    return Node(store=node.store, given=given, previous=node.joined.lease.subnets).start().run(5)
+
+
+@pytest.mark.parametrize("written", [*map(json.dumps, (HOST_GW, VXLAN_2, ELSEWHERE, NO_BACKEND, {})), "{"])
+def test_a_node_that_starts_does_not_cut_itself_off_from_all_others(written: str) -> None:
+    one = Node().start().run(5)
+    Node(store=one.store, host=2).start().run(5)
+    one.store.config_is(written)
+    again = restarted(one)
+    assert again.joined.backend.name == "vxlan"
+    assert again.joined.node.network == one.joined.node.network
+    assert again.joined.lease.key == one.joined.lease.key
+    assert again.state.trouble != "", "it says so"
+    again.store.config_is(read(DOCUMENT).text)
+    assert again.run(70).state.trouble == ""
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [*product([HOST_GW, VXLAN_2], ["alone", "forced", "moved", "nobody knows"]), (VXLAN_2, "some are there")],
+)
+def test_a_node_that_starts_follows_the_document_otherwise(written: dict[str, Any], why: str) -> None:
+    one = Node().start().run(5)
+    if why != "alone":
+        Node(store=one.store, host=2).start().run(5)
+    document = read(json.dumps(written))
+    if why == "some are there":
+        one.store.config_is(document.text)
+        Node(store=one.store, host=3).start().run(5)
+    elif why == "moved":
+        one.store.config_is(document.ended(NetworkChange(CHANGE_ID, Phase.RETIRE, written), ""))
+    else:
+        one.store.config_is(document.forced(CHANGE_ID, "") if why == "forced" else document.text)
+    again = restarted(one, **({"followed": "{"} if why == "nobody knows" else {}))
+    assert again.joined.backend.name == written["Backend"]["Type"]
+    assert again.state.trouble == ""
+
+
+def test_what_was_forced_is_followed_at_the_next_start_and_not_before() -> None:
+    one = Node().start().run(5)
+    two = Node(store=one.store, host=2).start().run(5)
+    one.store.config_is(read(json.dumps(HOST_GW)).forced(CHANGE_ID, ""))
+    for node in (one, two):
+        assert node.run(5).joined.backend.name == "vxlan"
+        assert "config set --force" in node.state.trouble
+        assert restarted(node).joined.backend.name == "host-gw"
+
+
+def test_a_node_that_is_bound_to_a_file_says_so_before_the_change() -> None:
+    bound = NetworkSeed(json.dumps({**json.loads(DOCUMENT), "Backend": {"Type": "vxlan"}}), "net-conf.json", True)
+    node = Node(given={"seed": bound}).start().run(10)
+    node.store.config_is(changing(Phase.PREPARE))
+    node.run(5)
+    told = said(node)
+    assert told is not None
+    assert "--net-config-path" in told.trouble
+    assert node.joined.backend.name == "vxlan"
+
+
+def test_a_restart_in_the_middle_goes_on_from_what_the_lease_says() -> None:
+    node = Node().start().run(10)
+    node.store.config_is(changing(Phase.SWITCH))
+    node.run(1)
+    node.machine.reached(NodeProgress(CHANGE_ID, Step.SWITCHED), node.now)
+    node.run(1)
+    again = Node(store=node.store, previous=node.joined.lease.subnets).start().run(1)
+    assert isinstance(again.joined.backend, Transition)
+    assert said(again) == NodeProgress(CHANGE_ID, Step.SWITCHED, "host-gw")
+
+
+def test_a_new_node_tells_both_sides_in_its_first_lease() -> None:
+    """Whoever sees it at all knows how to receive from it."""
+    node = on_store(changing(Phase.SWITCH)).start().run(1)
+    created = [call for _, call in node.calls if isinstance(call, Create)]
+    assert len(created) == 1
+    progress = json.loads(created[0].value)[LEASE_KEY]
+    assert progress == {"Id": CHANGE_ID, "BackendType": "host-gw"}
+
+
+def test_a_change_that_somebody_cut_out_of_the_document_is_named() -> None:
+    node = Node().start().run(10)
+    node.store.config_is(changing(Phase.SWITCH))
+    node.run(1)
+    node.store.config_is(DOCUMENT)
+    node.run(5)
+    assert "has been taken out" in node.state.trouble
+    assert isinstance(node.joined.backend, Transition)
