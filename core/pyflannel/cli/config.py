@@ -20,7 +20,7 @@ from typing import Final
 import click
 
 from pyflannel.cli.flags import FlagGroup, flags, settings
-from pyflannel.errors import ConfigError, MalformedError, PluginError, StoreError
+from pyflannel.errors import ConfigError, MalformedError, PluginError, PyflannelError, StoreError
 from pyflannel.network.change import read
 from pyflannel.network.document import NetworkConfig, with_backend
 from pyflannel.network.lease import JSON, Lease, Subnets
@@ -140,8 +140,16 @@ def _check(text: str, file: str) -> NetworkConfig:
         log.warning("the options of backend %r are not checked: %s", network.backend_type, error)
     else:
         from pyflannel.backend import parse_options
+        from pyflannel.planning.guard import guarded, not_carried
 
-        _, unknown_options = parse_options(backend.Options, network.backend_options, source)
+        options, unknown_options = parse_options(backend.Options, network.backend_options, source)
+        reason = not_carried(backend, network)
+        if reason:
+            raise ConfigError(f"{source}: {reason}")
+        try:
+            guarded(backend.name, "making it", lambda: backend(options))
+        except PyflannelError as error:  # a file of a node's own need not be here
+            log.warning("%s: a daemon on this machine would refuse it: %s", source, error)
         unknown += [f"Backend.{key}" for key in unknown_options]
     for key in unknown:
         log.warning("%s: unknown key %s (kept; a newer flannel may know it)", source, key)

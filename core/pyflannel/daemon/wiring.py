@@ -36,7 +36,7 @@ from pyflannel.membership.nodeid import identify, read_marks
 from pyflannel.membership.slot import Slot
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.marks import Marks
-from pyflannel.planning.guard import Bounded, guarded
+from pyflannel.planning.guard import Bounded, guarded, not_carried
 from pyflannel.plugins import distribution, load_backend, load_store
 from pyflannel.settings.settings import Settings
 from pyflannel.show.document import document
@@ -348,10 +348,7 @@ def make_backend(network: NetworkConfig) -> Backend[Any]:
     options, unknown = parse_options(kind.Options, network.backend_options)
     for key in (*network.unknown_keys, *(f"Backend.{key}" for key in unknown)):
         log.warning("network config: key %s is not known here and ignored", key)
-    for version, able in ((4, kind.capabilities.ipv4), (6, kind.capabilities.ipv6)):
-        if version in network.versions and not able:
-            raise PluginError(
-                f"backend {kind.name!r} can't carry IPv{version}, which the network config switches on; "
-                f"use another backend, or set EnableIPv{version} to false"
-            )
+    reason = not_carried(kind, network)
+    if reason:
+        raise PluginError(reason)
     return guarded(kind.name, "making it", lambda: kind(options))

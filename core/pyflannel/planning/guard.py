@@ -38,6 +38,7 @@ from pyflannel.kernel.model import (
     WireguardPeer,
     XfrmPolicy,
 )
+from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import IPNetwork
 from pyflannel.small.guarded import guarded
 
@@ -50,6 +51,7 @@ __all__ = [
     "examined",
     "exclusive",
     "guarded",
+    "not_carried",
 ]
 
 PUBLISH_TIMEOUT: Final = 60.0
@@ -178,6 +180,17 @@ def checked_mtu(name: str, mtu: Any) -> int:
     if type(mtu) is not int or not 68 <= mtu <= 65535:
         raise PluginError(f"backend {name!r} says that the MTU is {mtu!r}: must be a number between 68 and 65535")
     return mtu
+
+
+def not_carried(kind: type[Backend[Any]], network: NetworkConfig) -> str:
+    """Why a backend can't carry all families of a network; empty if it can."""
+    for version, able in ((4, kind.capabilities.ipv4), (6, kind.capabilities.ipv6)):
+        if version in network.versions and not able:
+            return (
+                f"backend {kind.name!r} can't carry IPv{version}, which the network config switches on; "
+                f"use another backend, or set EnableIPv{version} to false"
+            )
+    return ""
 
 
 class Bounded:

@@ -24,6 +24,7 @@ from pyflannel.errors import ConfigError, HistoryGoneError, MalformedError, Plug
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, Lease
 from pyflannel.network.ranges import Ranges
+from pyflannel.planning.guard import not_carried
 from pyflannel.planning.judging import backend_types, placement_problem, type_problem
 from pyflannel.plugins import load_backend, open_store
 from pyflannel.store import Record, Snapshot, Store, StoreLocation, Watch
@@ -168,6 +169,9 @@ def _examine_document(text: str, leases: Sequence[Record]) -> tuple[NetworkConfi
     try:
         backend = load_backend(network.backend_type)
         unknown += [f"Backend.{key}" for key in parse_options(backend.Options, network.backend_options)[1]]
+        reason = not_carried(backend, network)
+        if reason:
+            found.append(Problem(Severity.ERROR, reason, "correct the document: pyflannel config set FILE"))
     except PluginError as error:
         fix = "install it on every node; its options and leases are not checked here"
         found.append(Problem(Severity.WARNING, f"backend {network.backend_type!r} can't be loaded here: {error}", fix))

@@ -52,6 +52,10 @@ def test_flags_may_stand_at_every_level(pyflannel: CommandLine) -> None:
         ("{", "standard input: not valid JSON"),
         ('{"Network": "10.1.0.0/30"}', "standard input: Network is "),
         ('{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan", "VNI": "x"}}', 'standard input: Backend.VNI is "x"'),
+        (
+            '{"Network": "10.1.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00::/48", "Backend": {"Type": "ipip"}}',
+            "standard input: backend 'ipip' can't carry IPv6",
+        ),
     ],
 )
 def test_an_invalid_document_is_refused(pyflannel: CommandLine, command: str, document: str, fault: str) -> None:
@@ -69,6 +73,15 @@ def test_unknown_keys_are_kept_and_told(pyflannel: CommandLine) -> None:
     assert "unknown key Backend.Shiny" in result.err
     assert "Vni" not in result.err
     assert stored(pyflannel) == json.loads(document)
+
+
+@pytest.mark.parametrize(("key", "value"), [("PSK", "short"), ("Mode", "none")])
+def test_what_the_backend_itself_would_refuse_is_told(pyflannel: CommandLine, key: str, value: str) -> None:
+    backend = json.dumps({"Type": "wireguard", "Implementation": "userspace", key: value})
+    result = pyflannel("config", "validate", "-", stdin=f'{{"Network": "10.1.0.0/16", "Backend": {backend}}}')
+    assert result.code == 0
+    assert "a daemon on this machine would refuse it" in result.err
+    assert f"Backend.{key}" in result.err
 
 
 def test_a_backend_that_is_not_installed_is_told(pyflannel: CommandLine) -> None:
