@@ -187,7 +187,7 @@ def _backend_option(text: str) -> tuple[str, JSON]:
         raise ConfigError(f"--backend-option {text!r}: must be KEY=VALUE, such as VNI=7")
     try:
         return key, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return key, value
 
 

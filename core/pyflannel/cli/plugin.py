@@ -175,7 +175,7 @@ def _attribute(text: str) -> tuple[str, JSON]:
         raise ConfigError(f"--set {text!r}: must be NAME=JSON, such as racers=8")
     try:
         return key, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ConfigError(f"--set {key}: {value!r} is not JSON; true, 8 and '\"text\"' are") from None
 
 

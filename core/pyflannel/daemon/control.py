@@ -56,7 +56,7 @@ class ControlServer(LocalServer):
         try:
             asked = json.loads(line)
             backend, action = asked["backend"], asked["action"]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return {"failed": "that is no request", "exit_code": ExitCode.USAGE}
         try:
             return {"done": self._act(str(backend), str(action))}

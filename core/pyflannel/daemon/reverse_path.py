@@ -84,7 +84,7 @@ class ReversePath:
     def _kept(self) -> dict[str, str]:
         try:
             kept = json.loads(files.read_own(self._file))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         usable = isinstance(kept, dict)
         return {str(link): str(value) for link, value in kept.items() if "/" not in link} if usable else {}

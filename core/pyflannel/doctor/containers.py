@@ -105,5 +105,5 @@ def _subnets(path: Path) -> list[str]:
     try:
         document: dict[str, Any] = json.loads(files.read_own(path))
         return [each[0]["subnet"] for each in document["plugins"][0]["ipam"]["ranges"]]
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return []

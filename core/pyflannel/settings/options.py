@@ -205,7 +205,7 @@ def _assignment(text: str) -> tuple[str, JSON]:
         raise ValueError("must be KEY=VALUE, such as VNI=5")
     try:
         return key, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return key, value
 
 

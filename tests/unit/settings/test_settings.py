@@ -484,7 +484,14 @@ def test_a_named_file_must_exist(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "fault"), [(b"a = ", "not valid TOML"), (b"\xff", "is not UTF-8"), (None, "Is a directory")]
+    ("content", "fault"),
+    [
+        (b"a = ", "not valid TOML"),
+        (b"a = " + b"[" * 100_000, "not valid TOML"),
+        (b"\xff", "is not UTF-8"),
+        (None, "Is a directory"),
+    ],
+    ids=["cut off", "thousands of brackets", "not text", "a directory"],
 )
 def test_a_file_that_cant_be_read_is_an_error(tmp_path: Path, content: bytes | None, fault: str) -> None:
     path = tmp_path / "a.toml"
@@ -494,6 +501,13 @@ def test_a_file_that_cant_be_read_is_an_error(tmp_path: Path, content: bytes | N
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=f"config file {re.escape(str(path))}: {fault}"):
         load({"config": str(path)}, {})
+
+
+def test_an_option_of_thousands_of_brackets_is_a_text() -> None:
+    deep = "[" * 100_000
+    seed = settings({"network": "10.1.0.0/16", "backend": "vxlan", "backend-option": [f"Name={deep}"]}).read_seed()
+    assert seed is not None
+    assert json.loads(seed.document)["Backend"]["Name"] == deep
 
 
 def test_a_password_in_a_file_that_others_can_read_is_told(tmp_path: Path) -> None:
