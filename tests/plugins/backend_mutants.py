@@ -184,6 +184,7 @@ class OldVersion(Sound):
     GOOD_PEERS,
     JSON,
     USUAL,
+    ELSEWHERE,
 )
 class CarriesNothing(Sound):
     """Nor does it come to the other tests: there is no network to try it in."""
@@ -206,6 +207,7 @@ class CarriesNothing(Sound):
     ACTIONS,
     "it_describes_itself_in_texts",
     USUAL,
+    ELSEWHERE,
 )
 class RefusesItsDefaults(Sound):
     """And so can't be tried in any other way."""
@@ -408,7 +410,7 @@ class FollowsTheOrder(Sound):
         return DesiredState(replace(item, metric=metric) for item in plan if isinstance(item, Route))
 
 
-@breaks(PURE, HOSTILE, ROUTED, OURS, APART, GOOD_PEERS, SERVED, STATE)
+@breaks(PURE, HOSTILE, ROUTED, OURS, APART, GOOD_PEERS, SERVED, STATE, ELSEWHERE)
 class Hangs(Sound):
     """Nothing that asks for a peer can pass."""
 
@@ -504,6 +506,7 @@ class BelievesThatAllAreOnLink(Sound):
     ACTIONS,
     "it_describes_itself_in_texts",
     USUAL,
+    ELSEWHERE,
 )
 class Unprintable(Sound):
     """No lease can be written with it, so that there are no peers either."""
@@ -561,7 +564,7 @@ class ActsInSilence(Sound):
 # only what is ours
 
 
-@breaks(STATE, OURS, HOSTILE, ROUTED, SERVED, APART)
+@breaks(STATE, *EVERYWHERE)
 class PlansAList(Sound):
     def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
         return list(super().plan_peer(node, peer))  # type: ignore[return-value]

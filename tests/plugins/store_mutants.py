@@ -491,6 +491,7 @@ class ClockThatNeverComes(MemoryStore):
     "no_gap_between_snapshot_and_watch_while_others_write",
     "odd_keys_come_back",
     "odd_values_come_back",
+    "each_batch_says_where_to_go_on",
 )
 class Backwards(MemoryStore):
     class Stream(MemoryWatch):
@@ -509,6 +510,7 @@ class Backwards(MemoryStore):
     "a_watch_resumes_from_a_revision",
     "an_outage_is_said_and_survived",
     "what_is_renewed_or_reserved_stays_and_nobody_notices",
+    "each_batch_says_where_to_go_on",
 )
 class BeginsAtTheBeginning(MemoryStore):
     def watch(self, revision: str) -> Watch:
@@ -520,6 +522,7 @@ class BeginsAtTheBeginning(MemoryStore):
     "another_objects_revision_is_resumed_or_refused",
     "lost_history_is_said_when_iterating",
     "no_gap_between_snapshot_and_watch_while_others_write",
+    "each_batch_says_where_to_go_on",
 )
 class ResumesFromNow(MemoryStore):
     def watch(self, revision: str) -> Watch:
