@@ -8,6 +8,9 @@ adapter to its server:
 * it changes a record only if nobody else has (compare-and-swap on ``Record.version``);
 * it says exactly which of "refused", "unreachable" and "somebody else was first" happened.
 
+What it answers with are frozen values, which refuse fields of another type when they are made (``TypeError``): a
+mistake shows in the driver, and not behind it.
+
 Some systems decide themselves which subnet a node has, such as Kubernetes. A driver for one says so with
 ``assigns_subnets``, and answers :meth:`Store.assigned`: the core then takes what it is given. Records are permanent
 there, and ``create`` and ``delete`` refuse (``StoreDeniedError``); so does ``write_config`` of any driver with a
