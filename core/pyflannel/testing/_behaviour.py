@@ -302,7 +302,9 @@ class BackendBehaviour(Subject):
         node.daemon.stop()
         node.detach_containers()
         node.run(pyflannel_command("cleanup", "--run-dir", str(node.daemon.run_directory)), timeout=_live.PATIENCE)
-        eventually(lambda: everything(node) == overlay.pristine[node.name], lambda: _difference(overlay, node), 10.0)
+        eventually(
+            lambda: everything(node) == overlay.pristine[node.name], lambda: _difference(overlay, node), _live.PATIENCE
+        )
         node.daemon.start()
         node.daemon.wait_ready(peers=2, timeout=_live.PATIENCE)
         node.attach_containers()
