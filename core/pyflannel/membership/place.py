@@ -15,6 +15,7 @@ from pyflannel.network.agreement import options_apart, ranges_apart
 from pyflannel.network.change import Written
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.underlay import Underlay
+from pyflannel.planning.judging import own_public_problem
 from pyflannel.planning.transition import Side, Transition
 
 __all__ = ["Place", "backends_apart", "check_agreed", "check_underlay"]
@@ -67,7 +68,7 @@ def backends_apart(old: Side, new: Side) -> str:
 def check_underlay(network: NetworkConfig, underlay: Underlay, backend: Backend[Any]) -> None:
     """See whether a network can run over an underlay.
 
-    :raises UnderlayError: it lacks an address of one of the network's families.
+    :raises UnderlayError: it lacks an address of one of the network's families, or has one that no peer would use.
     :raises ConfigError: the backend can't do with the public address that it has.
     """
     for version in network.versions:
@@ -76,6 +77,12 @@ def check_underlay(network: NetworkConfig, underlay: Underlay, backend: Backend[
             raise UnderlayError(
                 f"the network uses IPv{version}, but interface {underlay.interface} has no usable IPv{version} "
                 f"address; add one, choose another interface with --iface, or set EnableIPv{version} to false"
+            )
+        problem = own_public_problem(network, underlay, version)
+        if problem:
+            raise UnderlayError(
+                f"{problem}, so other nodes would skip this one; set --public-ip{'' if version == 4 else 'v6'} to an "
+                "address by which they reach it, choose another interface with --iface, or another network"
             )
         if public != local and backend.capabilities.interface_public_ip:
             raise ConfigError(

@@ -14,8 +14,18 @@ from pyflannel.backend import Node, Published
 from pyflannel.errors import MalformedError
 from pyflannel.network.document import FamilyConfig, NetworkConfig
 from pyflannel.network.lease import IPAddress, IPNetwork, Lease, LeaseAttributes
+from pyflannel.network.underlay import Underlay
 
-__all__ = ["backend_types", "no_hosts", "nowhere", "own_problem", "placement_problem", "said", "type_problem"]
+__all__ = [
+    "backend_types",
+    "no_hosts",
+    "nowhere",
+    "own_problem",
+    "own_public_problem",
+    "placement_problem",
+    "said",
+    "type_problem",
+]
 
 
 class Stored(Protocol):
@@ -62,6 +72,21 @@ def own_problem(node: Node, lease: Lease) -> str:
             return f"{_public_name(version)} {public} is no address that a node can have: {no_host}"
     if lease.subnets.overlaps(node.subnets):
         return f"overlaps this node's own subnet {node.subnets}"
+    return ""
+
+
+def own_public_problem(network: NetworkConfig, underlay: Underlay, version: int) -> str:
+    """Why every other node would skip a lease with this underlay's public address; empty if none would."""
+    family, public = network.family(version), underlay.public(version)
+    if family is None or public is None:
+        return ""
+    # An address that the interface has is one, whatever other routes lead there.
+    edges = _no_hosts(underlay, version) if public != underlay.local(version) else ()
+    unusable = _unusable(public) or next((why for each, why in edges if each == public), "")
+    if unusable:
+        return f"{_public_name(version)} {public} is no address that a node can have: {unusable}"
+    if public in family.network and family.index_range(ip_network(public)):
+        return f"{_public_name(version)} {public} lies in subnets that the overlay {family.network} may lease"
     return ""
 
 
@@ -142,7 +167,11 @@ def _no_host(node: Node, address: IPAddress) -> str:
 
 def no_hosts(node: Node, version: int) -> Iterator[tuple[IPAddress, str]]:
     """The addresses on our underlay's links that no node can have, and why."""
-    for route in node.underlay.routes:
+    return _no_hosts(node.underlay, version)
+
+
+def _no_hosts(underlay: Underlay, version: int) -> Iterator[tuple[IPAddress, str]]:
+    for route in underlay.routes:
         network = route.destination
         if route.gateway is not None or network.version != version or network.num_addresses <= 2:
             continue

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pyflannel.backend import Node
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import Lease, LeaseAttributes, Subnets
 from pyflannel.network.underlay import Underlay, UnderlayRoute
-from pyflannel.planning.judging import own_problem, placement_problem
+from pyflannel.planning.judging import own_problem, own_public_problem, placement_problem
 
 
 def network(**document: Any) -> NetworkConfig:
@@ -71,6 +72,31 @@ def test_an_address_that_leads_nowhere_is_refused_with_the_reason(address: dict[
 )
 def test_an_address_that_no_other_node_here_can_have_is_refused(address: dict[str, str], why: str) -> None:
     assert why in own_problem(node(), lease(**address))
+
+
+@pytest.mark.parametrize(
+    ("public", "why"),
+    [
+        ("192.0.2.1", ""),
+        ("203.0.113.1", ""),
+        ("0.0.0.0", "means this network"),
+        ("127.0.0.1", "loopback"),
+        ("224.0.0.5", "multicast"),
+        ("192.0.2.255", "broadcast address of 192.0.2.0/24"),
+        ("10.5.9.9", "lies in subnets that the overlay 10.5.0.0/16 may lease"),
+        ("10.5.0.9", ""),  # the first subnet is nobody's
+        ("2001:db8::1", ""),
+        ("fe80::1", "link-local"),
+        ("2001:db8::", "network address of 2001:db8::/64"),
+        ("fd00:5:0:9::1", "lies in subnets that the overlay fd00:5::/48 may lease"),
+    ],
+)
+def test_a_public_address_of_our_own_that_peers_would_skip_is_known(public: str, why: str) -> None:
+    address = ip_address(public)
+    of_family = {"public_ipv4": address} if address.version == 4 else {"public_ipv6": address}
+    underlay = replace(node().underlay, **of_family)
+    problem = own_public_problem(BOTH, underlay, address.version)
+    assert (why in problem) if why else problem == ""
 
 
 def test_an_underlay_inside_the_overlay_s_range_works_where_no_subnet_can_be_leased() -> None:
