@@ -148,6 +148,53 @@ ROWS = {
         "ip link delete cni0",
     ),
     "our rules are flushed, the check of sources with them": Row("nft flush ruleset", ":"),
+    "a policy rule that forbids the overlay": Row(
+        "ip rule add to {peer} prohibit priority 100",
+        "ip rule delete priority 100",
+        "peer overlay",
+        "nowhere (prohibit)",
+        "ip rule",
+        ("--peer", "10.244."),
+    ),
+    "a policy rule for what containers send": Row(
+        "ip rule add from {own} to {peer} blackhole priority 100",
+        "ip rule delete priority 100",
+        "container packets",
+        "cni0 send to {there} goes nowhere (blackhole)",
+        "ip rule",
+        ("--peer", "10.244."),
+    ),
+    "no way to a peer's address": Row(
+        "ip route add unreachable 192.0.2.2",
+        "ip route delete unreachable 192.0.2.2",
+        "peer underlay",
+        "nowhere",
+        "ip route get {at}",
+        ("--peer", "10.244."),
+    ),
+    "a bridge that is down": Row(
+        "sysctl -qw net.ipv6.conf.cni0.keep_addr_on_down=1; ip link set cni0 down",
+        "ip link set cni0 up",
+        "container bridge",
+        "cni0 is down",
+        "ip link set cni0 up",
+        mend=True,
+    ),
+    "a bridge without an address of one family": Row(
+        "ip addr delete {gateway} dev cni0",
+        "ip addr add {gateway} dev cni0",
+        "container bridge",
+        "none of this node's {own}",
+        "ip link delete cni0",
+    ),
+    "IPv6 is switched off on the underlay": Row(
+        "sysctl -qw net.ipv6.conf.eth0.disable_ipv6=1",
+        "sysctl -qw net.ipv6.conf.eth0.disable_ipv6=0; ip addr add 2001:db8::1/64 dev eth0 nodad; "
+        "ip -6 route add default via 2001:db8::fe dev eth0",
+        "underlay",
+        "IPv6 is off there",
+        "sysctl -w net.ipv6.conf.eth0.disable_ipv6=0",
+    ),
 }
 
 
@@ -158,6 +205,13 @@ def test_what_happens_on_a_node_is_named(lab: Lab, doctor: Doctor, name: str) ->
     near, half = theirs.subnets()
     address = theirs.network_address + 99
     words = {"peer": theirs, "half": half, "near": near, "address": address, "inside": f"{address}/{theirs.prefixlen}"}
+    own = ip_network(str(node.daemon.status()["lease"]["subnets"][0]))
+    words |= {
+        "at": lab.nodes[1].ipv4.ip,
+        "own": own,
+        "gateway": f"{own.network_address + 1}/{own.prefixlen}",
+        "there": theirs.network_address + 1,
+    }
     try:
         node.run(["sh", "-ec", row.do.format(**words)])
         if row.check:
@@ -167,7 +221,8 @@ def test_what_happens_on_a_node_is_named(lab: Lab, doctor: Doctor, name: str) ->
                 row.says.format(**words) in finding["message"] and row.fix.format(**words) in finding["fix"]
                 for finding in told
             ), told
-            if "cni0" in row.says:
+            assert "leases" not in doctor.trouble(), "no peer's lease is to blame"
+            if row.fix == "ip link delete cni0":
                 assert "ip route delete" not in json.dumps(doctor.trouble()), "the bridge's own route stays"
             if row.mend:
                 mend(node, told[0]["fix"])
@@ -563,6 +618,13 @@ STARTS = {
         ":",
         ("--public-ip", "203.0.113.77"),
         "peers know it as 203.0.113.77, which another machine translates to 192.0.2.1",
+    ),
+    "a public address that no node can have": Start(
+        ":",
+        ":",
+        ("--public-ip", "224.0.0.5"),
+        "PublicIP 224.0.0.5 is no address that a node can have: a multicast address",
+        fix="systemctl edit pyflannel",
     ),
     "no interface matches but the containers' bridge": Start(
         ":",

@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, TypeAlias, TypeVar
 
-from pyflannel.doctor import containers, data_plane, firewall, membership, node, wireguard
+from pyflannel.doctor import containers, data_plane, firewall, membership, node, ways, wireguard
 from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
 from pyflannel.doctor.probes import Target, checksum_errors, judge, probe_peers, targets
 from pyflannel.errors import KernelError
-from pyflannel.kernel.inventory import read_inventory
-from pyflannel.network.lease import IPAddress
+from pyflannel.kernel.inventory import Question
 
 __all__ = ["GROUPS", "MAX_PROBED", "examine", "spread"]
 
@@ -94,21 +93,15 @@ def _probe(facts: Facts, peers: Sequence[str]) -> Iterator[Finding]:
         yield skipped("peers", str(error))
         return
     port = getattr(facts.overlay.backend.options, "port", None)
-    astray = _astray(facts, [target for target, reach in zip(found, reached, strict=True) if reach.overlay is None])
+    ours = frozenset(link.name for link in facts.links) | {target.interface for target in found}
+    silent = [target for target, reach in zip(found, reached, strict=True) if reach.overlay is None]
+    astray = ways.astray([Question(target.gateway) for target in silent], ours)
+    below = ways.astray([Question(target.underlay) for target in silent], None)
     for target, heard in zip(found, reached, strict=True):
-        reach = replace(heard, astray=astray.get(target.gateway, ""))
+        reach = replace(heard, astray=astray.get(target.gateway, ""), no_way=below.get(target.underlay, ""))
         yield from judge(target, reach, facts.overlay.node.underlay.interface, port)
+    yield from ways.of_containers(facts, [target for target in found if target.gateway not in astray], ours)
     yield from _counter(before, checksum_errors())
-
-
-def _astray(facts: Facts, silent: Sequence[Target]) -> dict[IPAddress, str]:
-    """By which device the kernel sends to peers that don't answer, where that is none of the overlay's."""
-    ours = {link.name for link in facts.links} | {target.interface for target in silent}
-    try:
-        ways = read_inventory(towards=[target.gateway for target in silent]).ways if silent else ()
-    except KernelError:
-        return {}
-    return {address: way.interface for address, way in ways if way.interface not in ours}
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:

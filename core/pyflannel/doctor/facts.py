@@ -22,6 +22,7 @@ from pyflannel.kernel.model import KernelObject, Key, Link
 from pyflannel.kernel.port import Scope
 from pyflannel.membership.naming import Myself, state_directory
 from pyflannel.membership.nodeid import identify, read_marks
+from pyflannel.membership.place import check_underlay
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, Lease
 from pyflannel.network.underlay import Inventory, Selection, Underlay, keep_or_choose
@@ -335,6 +336,10 @@ def _overlay(
 ) -> Overlay:
     """The desired state as the daemon plans it."""
     ours, given = _need(lease, problems, "lease"), _given_id(settings)
+    # Planned for what can't carry the network, every peer would look wrong.
+    check_underlay(
+        _need(network, problems, "network"), _need(underlay, problems, "underlay"), _need(backend, problems, "backend")
+    )
     name = str(status["node_id"]) if status is not None else ours.attributes.node_id or given
     node = Node(
         name,

@@ -291,7 +291,8 @@ def device(facts: Facts) -> Iterator[Finding]:
             return
     for wanted in facts.links:
         actual = (facts.kernel or {}).get(wanted.key)
-        if isinstance(actual, Link) and wanted.mac is not None and actual.mac != wanted.mac:
+        same = isinstance(actual, Link) and actual.info.kind == wanted.info.kind  # else it is somebody else's
+        if same and isinstance(actual, Link) and wanted.mac is not None and actual.mac != wanted.mac:
             meaning = "the kernel drops what peers send: it is addressed to another MAC"
             text = f"{wanted.name} has MAC {actual.mac}, this node's is {wanted.mac}"
             yield failed("device and lease", text, meaning, f"ip link set {wanted.name} address {wanted.mac}")
@@ -433,9 +434,19 @@ def bridges(facts: Facts) -> Iterator[Finding]:
     if not found:
         yield skipped("container bridge", f"no {' or '.join(BRIDGES)} here; other names are not looked at")
     for bridge in found:
-        inside = any(address in subnet for address in bridge.addresses for subnet in subnets)
+        lacking = [subnet for subnet in subnets if not any(address in subnet for address in bridge.addresses)]
         addresses = ", ".join(map(str, bridge.addresses)) or "no address"
-        if not inside:
+        if not bridge.up:
+            meaning = "containers on this bridge reach nobody, and nobody them"
+            yield failed("container bridge", f"{bridge.name} is down", meaning, f"ip link set {bridge.name} up")
+        elif lacking and len(lacking) < len(subnets):
+            yield warned(
+                "container bridge",
+                f"{bridge.name} has {addresses}, and none of this node's {', '.join(map(str, lacking))}",
+                f"its containers reach no other node by IPv{lacking[0].version}",
+                _mend(bridge.name),
+            )
+        elif lacking:
             yield warned(
                 "container bridge",
                 f"{bridge.name} has {addresses}, this node's subnet is {facts.lease.subnets}",

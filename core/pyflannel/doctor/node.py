@@ -14,6 +14,7 @@ from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
 from pyflannel.kernel.model import KernelObject, Link, XfrmPolicy
 from pyflannel.kernel.refusal import module_of
 from pyflannel.network.underlay import LOOPBACK
+from pyflannel.planning.judging import own_public_problem
 
 __all__ = [
     "advertisements",
@@ -42,6 +43,12 @@ def sysctl(path: str, root: Path = Path("/proc/sys")) -> int | None:
         return int((root / path).read_text(encoding="ascii"))
     except (OSError, ValueError):
         return None
+
+
+def set_sysctl(path: str, value: int) -> str:
+    """The command that sets a kernel parameter; a dot in a name, as in ``flannel.1``, is a slash to it."""
+    named = ".".join(part.replace(".", "/") for part in path.split("/"))
+    return f"sysctl -w {named}={value}"
 
 
 def capabilities(text: str) -> frozenset[str]:
@@ -147,12 +154,19 @@ def underlay(facts: Facts) -> Iterator[Finding]:
         return
     for version in facts.network.versions if facts.network is not None else ():
         if found.local(version) is None:
+            switch = f"net/ipv6/conf/{found.interface}/disable_ipv6"
+            off = version == 6 and sysctl(switch) == 1
             yield failed(
                 "underlay",
-                f"{found.interface} has no usable IPv{version} address",
+                f"{found.interface} has no usable IPv{version} address" + (": IPv6 is off there" if off else ""),
                 f"the network has IPv{version} subnets, which travel between addresses of this family",
-                f"ip address show dev {found.interface}",
+                f"{set_sysctl(switch, 0)}   # then its address" if off else f"ip address show dev {found.interface}",
             )
+            return
+        problem = own_public_problem(facts.network, found, version) if facts.network is not None else ""
+        if problem:
+            meaning = "every other node skips the lease of this one: no packet comes from there, and none gets there"
+            yield failed("underlay", problem, meaning, "systemctl edit pyflannel   # another --public-ip or --iface")
             return
     why, others = _chosen(facts)
     known_as = "".join(
@@ -218,7 +232,7 @@ def forwarding(facts: Facts) -> Iterator[Finding]:
                 check,
                 f"{off[0].replace('/', '.')} is 0",
                 "packets between containers and the overlay end here",
-                " && ".join(f"sysctl -w {path.replace('/', '.')}=1" for path in off),
+                " && ".join(set_sysctl(path, 1) for path in off),
             )
         else:
             yield passed(check, "on")
@@ -248,6 +262,8 @@ def advertisements(facts: Facts) -> Iterator[Finding]:
     """Whether a node that forwards IPv6 still hears the router it has its routes from."""
     if facts.network is None or facts.network.ipv6 is None or facts.underlay is None or facts.inventory is None:
         return
+    if facts.underlay.ipv6 is None:
+        return
     name = facts.underlay.interface
     deaf = sysctl(f"net/ipv6/conf/{name}/accept_ra") == 1 and sysctl("net/ipv6/conf/all/forwarding") == 1
     if deaf and facts.inventory.default_route(6) is None:
@@ -255,7 +271,7 @@ def advertisements(facts: Facts) -> Iterator[Finding]:
             "router advertisements",
             f"{name} takes none (accept_ra is 1 while IPv6 forwarding is on), and there is no IPv6 default route",
             "where routes come by advertisement, this node has lost the way out, maybe to its store and its peers",
-            f"sysctl -w net.ipv6.conf.{name}.accept_ra=2",
+            set_sysctl(f"net/ipv6/conf/{name}/accept_ra", 2),
         )
     else:
         yield passed("router advertisements", f"{name} loses no route by them")
@@ -275,7 +291,7 @@ def return_path_filter(facts: Facts) -> Iterator[Finding]:
             f"strict on {', '.join(strict)}",
             "a packet is dropped without a word if its answer would leave through another interface, as on a node with "
             "several underlay interfaces; loose (2) is enough against spoofing",
-            " && ".join(f"sysctl -w net.ipv4.conf.{name}.rp_filter=2" for name in strict),
+            " && ".join(set_sysctl(f"net/ipv4/conf/{name}/rp_filter", 2) for name in strict),
         )
     else:
         yield passed("rp_filter", "not strict on the overlay's way")

@@ -56,7 +56,8 @@ class Reach:
     :param largest: the largest packet that came through whole; ``underlay_largest`` the same below.
     :param checksummed: whether UDP with a checksum arrives, over the overlay if that answers at all, else at the
         public address; ``unchecked`` the same without a checksum.
-    :param astray: the device by which the kernel sends what should go into the overlay, if that is another one.
+    :param astray: where the kernel sends what should go into the overlay, if that is elsewhere: by a device, nowhere.
+    :param no_way: the same of packets to the node itself, if they go nowhere.
 
     ``None`` stands for what was not tried.
     """
@@ -70,6 +71,7 @@ class Reach:
     checksummed: bool | None = None
     unchecked: bool | None = None
     astray: str = ""
+    no_way: str = ""
 
 
 def targets(facts: Facts) -> Iterator[Target]:
@@ -183,6 +185,13 @@ def _underlay(target: Target, reach: Reach) -> Finding:
         return passed("peer underlay", f"{target.name}: is there, but does not answer pings")
     if reach.overlay is not None:
         return passed("peer underlay", f"{target.name}: answers nothing itself, but the overlay behind it does")
+    if reach.no_way:
+        return failed(
+            "peer underlay",
+            f"{target.name}: this node sends packets to {target.underlay} {reach.no_way}",
+            "a route or a policy rule of somebody else's on this node stops them, or there is no route to that node",
+            f"ip route get {target.underlay}; ip route; ip rule   # shows it",
+        )
     return failed(
         "peer underlay",
         f"{target.name}: no answer to pings, TCP or UDP",
@@ -196,9 +205,9 @@ def _unreachable(target: Target, reach: Reach, interface: str, port: int | None)
     if reach.astray:
         return failed(
             "peer overlay",
-            f"{target.name}: this node sends packets to {target.gateway} by {reach.astray}",
-            "a route of somebody else's on this node takes them away from the overlay",
-            f"ip route get {target.gateway}   # shows it; see also 'routes of others'",
+            f"{target.name}: this node sends packets to {target.gateway} {reach.astray}",
+            "a route or a policy rule of somebody else's on this node takes them away from the overlay",
+            f"ip route get {target.gateway}; ip rule   # shows it; see also 'routes of others'",
         )
     if target.device is None:
         return warned(

@@ -6,23 +6,26 @@ tentative and deprecated addresses) is left out.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from socket import AF_INET, AF_INET6
+from typing import Final, NamedTuple
 
 from pyflannel.kernel import wire
 from pyflannel.kernel.links import LinkRow, LinkTable, encode_address_dump, encode_link_query, parse_link
-from pyflannel.kernel.model import OWNER, ROUTE_PROTOCOL
+from pyflannel.kernel.model import DISCARDING, OWNER, ROUTE_PROTOCOL, ROUTE_TYPES
 from pyflannel.kernel.netns import call_in
 from pyflannel.kernel.rtnl import messages
 from pyflannel.kernel.rtsocket import Refused, RequestSocket
 from pyflannel.network.lease import IPAddress
 from pyflannel.network.underlay import Interface, InterfaceRoute, Inventory, Way
 
-__all__ = ["read_cards", "read_inventory"]
+__all__ = ["Question", "ask_ways", "read_cards", "read_inventory"]
 
 _RTPROT_RA = 9
 _RT_SCOPE_UNIVERSE = 0
@@ -32,6 +35,10 @@ _IFA_F_DADFAILED = 0x08
 _IFA_F_TEMPORARY = 0x01
 _NO_MAC = "00:00:00:00:00:00"
 _CABLES = frozenset({"veth", "macvlan"})
+_ERRORS: Final = {errno.EACCES: "prohibit", errno.EINVAL: "blackhole", errno.ENETUNREACH: "unreachable"}
+"""What the types of IPv4's routes and rules that lead nowhere come out as."""
+
+_NOWHERE: Final = {number: name for name, number in ROUTE_TYPES.items() if name in DISCARDING}
 _UNUSABLE = _IFA_F_TENTATIVE | _IFA_F_DADFAILED | _IFA_F_TEMPORARY
 
 
@@ -109,6 +116,41 @@ def _way(requests: RequestSocket, address: IPAddress, links: LinkTable) -> Way |
     row = wire.parse_route(answer.datagram, answer.start, answer.end)
     name = links.name(row.link)
     return Way(name, row.source) if name is not None else None
+
+
+class Question(NamedTuple):
+    """How would the kernel send to ``address``? With an ``entrance``: what came by that link, from ``source``."""
+
+    address: IPAddress
+    source: IPAddress | None = None
+    entrance: str = ""
+
+
+def ask_ways(questions: Sequence[Question]) -> list[Way | str]:
+    """The kernel's answers, or why it would send nowhere: the type of the route or rule, or its error.
+
+    A question with an entrance that is not there is asked without.
+
+    :raises KernelError: it can't be asked.
+    """
+    requests = RequestSocket()
+    try:
+        links = _links(requests)
+        return [_answer(requests, links, question) for question in questions]
+    finally:
+        requests.close()
+
+
+def _answer(requests: RequestSocket, links: LinkTable, question: Question) -> Way | str:
+    entrance = next((row.index for row in links.by_index.values() if row.name == question.entrance), 0)
+    answer = requests.ask(wire.encode_route_query(question.address, question.source, entrance))
+    if isinstance(answer, Refused):
+        return _ERRORS.get(answer.number, os.strerror(answer.number).lower())
+    row = wire.parse_route(answer.datagram, answer.start, answer.end)
+    name = links.name(row.link)
+    if row.kind in _NOWHERE or name is None:  # IPv6's answer is such a route, IPv4's an error
+        return _NOWHERE.get(row.kind, "no device")
+    return Way(name, row.source)
 
 
 def _links(requests: RequestSocket) -> LinkTable:

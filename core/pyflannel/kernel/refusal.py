@@ -53,6 +53,9 @@ _MODULES = {
 }
 """The names of modules that are not those of their kinds of devices."""
 
+_IPV6_OFF = "IPv6 is disabled"
+NO_IPV6 = "'sysctl -w net.ipv6.conf.all.disable_ipv6=0' switches it on, or set EnableIPv6 to false"
+
 NO_MASTER = "what it is to be a part of is not there (any more)"
 
 _MAC_LENGTH = len("xx:xx:xx:xx:xx:xx")
@@ -70,7 +73,7 @@ _ADVICE = {
     errno.EOPNOTSUPP: "this kernel lacks the feature: load or build the module (modprobe vxlan, modprobe tun)",
     errno.EAFNOSUPPORT: "this address family is switched off in the kernel (ipv6.disable=1?)",
     errno.EBUSY: "the device is in use by another process",
-    errno.EADDRINUSE: "another socket has the UDP port: 'ss -lnup'",
+    errno.EADDRINUSE: "another socket or tunnel device has the UDP port: 'ss -lnup'; 'ip -d link show type vxlan'",
     errno.EROFS: "/proc/sys is read-only here: set it on the host, or mount it writable",
     errno.ENOENT: "this kernel or namespace does not have it",
 }
@@ -84,7 +87,7 @@ def refusal(write: Write, number: int, text: str = "", advice: str = "") -> Kern
     if item.key[0] in (Kind.SYSCTL, Kind.WIREGUARD):
         verb = "set"
     reason = f"{text} ({os.strerror(number)})" if text else os.strerror(number)
-    advice = advice or _special_advice(item, number) or _ADVICE.get(number, "")
+    advice = advice or (NO_IPV6 if _IPV6_OFF in text else _special_advice(item, number) or _ADVICE.get(number, ""))
     return KernelError(f"can't {verb} {item}: {reason}" + (f"; {advice}" if advice else ""))
 
 

@@ -95,6 +95,8 @@ _RT_SCOPE_LINK = 253
 _RT_SCOPE_NOWHERE = 255
 RTNH_F_ONLINK: Final = 4
 RTA_DST: Final = 1
+_RTA_SRC = 2
+_RTA_IIF = 3
 RTA_OIF: Final = 4
 RTA_GATEWAY: Final = 5
 RTA_PRIORITY: Final = 6
@@ -424,11 +426,20 @@ def encode_route_dump(family: int, protocol: int = 0, link: int = 0, table: int 
     return message(RTM_GETROUTE, NLM_F_DUMP, body)
 
 
-def encode_route_query(address: IPAddress) -> bytes:
-    """``RTM_GETROUTE``: how would a packet to ``address`` be sent, by rules and all tables?"""
+def encode_route_query(address: IPAddress, source: IPAddress | None = None, entrance: int = 0) -> bytes:
+    """``RTM_GETROUTE``: how would a packet to ``address`` be sent, by rules and all tables?
+
+    :param source: its source address; ``entrance`` is the index of the link that it came by, 0: from this node itself.
+    """
     family = AF_INET if address.version == 4 else AF_INET6
-    body = _ROUTE.pack(family, address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
-    return message(RTM_GETROUTE, 0, body + _address_attribute(RTA_DST, address))
+    bits = address.max_prefixlen
+    body = _ROUTE.pack(family, bits, bits if source is not None else 0, 0, 0, 0, 0, 0, 0)
+    body += _address_attribute(RTA_DST, address)
+    if source is not None:
+        body += _address_attribute(_RTA_SRC, source)
+    if entrance:
+        body += _ATTRIBUTE_U32.pack(8, _RTA_IIF, entrance)
+    return message(RTM_GETROUTE, 0, body)
 
 
 def parse_route(datagram: bytes, start: int, end: int) -> RouteRow:

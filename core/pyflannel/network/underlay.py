@@ -238,7 +238,16 @@ def _made(inventory: Inventory, selection: Selection, choice: _Choice, used: Seq
     )
     ipv4, ipv6 = _first(IPv4Address, order), _first(IPv6Address, order)
     if ipv4 is None and ipv6 is None:
-        raise UnderlayError(f"underlay interface {interface.name} has no usable address; add one, or use --iface")
+        moved = next(
+            (
+                f"{address} is on {each.name} now: --iface {each.name}"
+                for address in used
+                for each in inventory.interfaces
+                if address in each.addresses
+            ),
+            "add one, or use --iface",
+        )
+        raise UnderlayError(f"underlay interface {interface.name} has no usable address; {moved}")
     made = Underlay(
         interface=interface.name,
         mtu=_mtu(inventory, interface),

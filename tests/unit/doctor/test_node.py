@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.doctor.node import availability, capabilities, sysctl
+from pyflannel.doctor.node import availability, capabilities, set_sysctl, sysctl
 
 
 @pytest.mark.parametrize(
@@ -60,6 +60,18 @@ def test_what_is_built_in_is_found_in_any_of_three_places(tmp_path: Path) -> Non
     put(tmp_path, "d/boot/config-6.1", "# CONFIG_VXLAN is not set\nCONFIG_VXLAN=m\n")
     found = [availability("vxlan", "6.1", tmp_path / root) for root in "abcd"]
     assert found == ["built in", "built in", "built in", ""]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("net/ipv4/ip_forward", "net.ipv4.ip_forward"),
+        ("net/ipv4/conf/flannel.1/rp_filter", "net.ipv4.conf.flannel/1.rp_filter"),
+        ("net/ipv4/conf/eth0.100/forwarding", "net.ipv4.conf.eth0/100.forwarding"),
+    ],
+)
+def test_a_device_with_a_dot_in_its_name_is_written_as_sysctl_reads_it(path: str, name: str) -> None:
+    assert set_sysctl(path, 1) == f"sysctl -w {name}=1"
 
 
 def test_a_parameter_that_is_not_there_is_none(tmp_path: Path) -> None:

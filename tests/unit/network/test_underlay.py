@@ -150,6 +150,15 @@ def test_the_address_that_matched_is_the_one() -> None:
     assert "10.64.0.1 matches" in found.why
 
 
+def test_an_address_that_has_moved_is_said_to_be_where_it_is() -> None:
+    """As when an interface becomes a port of a bridge."""
+    before = choose(HERE, Selection(iface=("eth0",)))
+    bridge = Interface("br0", 1500, True, ETH0.addresses)
+    after = Inventory((replace(ETH0, addresses=()), bridge), ROUTES)
+    with pytest.raises(UnderlayError, match=r"eth0 has no usable address; 192\.0\.2\.1 is on br0 now: --iface br0"):
+        keep_or_choose(after, Selection(iface=("eth0",)), before)
+
+
 def test_a_pattern_looks_at_ipv4_addresses_before_names_and_at_ipv6_ones_last() -> None:
     """As flanneld does, which looks at all interfaces' addresses first."""
     eth0 = Interface("eth0", 1500, True, (ip_address("10.0.2.15"), ip_address("2001:db8::e")))

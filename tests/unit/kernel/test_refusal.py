@@ -1,0 +1,27 @@
+"""What a refused write means, where the kernel's own number says something else."""
+
+from __future__ import annotations
+
+import errno
+from ipaddress import ip_address, ip_interface
+
+import pytest
+
+from pyflannel.kernel.model import Address, KernelObject, Neighbour
+from pyflannel.kernel.port import Write
+from pyflannel.kernel.refusal import refusal
+
+DEVICE = "flannel-v6.1"
+
+
+@pytest.mark.parametrize(
+    ("item", "number"),
+    [
+        (Address(DEVICE, ip_interface("fd00::1/128")), errno.EACCES),
+        (Neighbour(DEVICE, ip_address("fd00::2"), "02:00:00:00:00:01"), errno.EINVAL),
+    ],
+)
+def test_where_ipv6_is_off_that_is_the_reason_and_not_a_lack_of_rights(item: KernelObject, number: int) -> None:
+    said = str(refusal(Write(None, item), number, "ipv6: IPv6 is disabled on this device"))
+    assert "sysctl -w net.ipv6.conf.all.disable_ipv6=0" in said
+    assert "root" not in said
