@@ -387,18 +387,21 @@ def _told(given: GivenValues, store: StoreLocation) -> dict[str, JSON]:
 
 
 def _beneath(told: Mapping[str, JSON], given: GivenValues) -> dict[str, Given]:
-    """What another process was told, without its store if ``given`` says which one is meant."""
+    """What another process was told, without its store if ``given`` says that another one is meant."""
 
     def is_store(name: str) -> bool:
         return name in _WHICH_STORE | _KUBERNETES or name.startswith("etcd-")
 
-    elsewhere = bool(_WHICH_STORE & given.keys())
+    def said(name: str) -> list[str]:
+        text = told.get(name, [])
+        return [str(each) for each in text] if isinstance(text, list) else [str(text)]
+
+    elsewhere = any(list(given[name].texts) != said(name) for name in _WHICH_STORE & given.keys())
     found = {}
-    for name, text in told.items():
+    for name in told:
         option = BY_NAME.get(name)
         if option is not None and name not in given and not (elsewhere and is_store(name)):
-            texts = [str(each) for each in text] if isinstance(text, list) else [str(text)]
-            found[name] = _read(option, texts, Level.DAEMON, f"the daemon's flag {option.flag}")
+            found[name] = _read(option, said(name), Level.DAEMON, f"the daemon's flag {option.flag}")
     return found
 
 

@@ -554,6 +554,15 @@ def test_what_is_given_here_wins_over_what_the_daemon_was_told() -> None:
     assert resolve({"store": "file:///ours"}, {}, beneath=told).settings.store.path == "/ours"
 
 
+def test_who_names_the_daemon_s_own_store_again_means_all_that_the_daemon_was_told_of_it() -> None:
+    told = {"kube-subnet-mgr": "true", "kube-annotation-prefix": "example.com"}
+    again = resolve({"kube-subnet-mgr": "true"}, {}, beneath=told).settings.store
+    assert again.options == {"annotation_prefix": "example.com"}
+    told = {"store": "etcd://192.0.2.1:2379/x", "etcd-cafile": "/ca"}
+    assert resolve({"store": told["store"]}, {}, beneath=told).settings.store.options == {"cafile": "/ca"}
+    assert resolve({"store": "etcd://192.0.2.2:2379/x"}, {}, beneath=told).settings.store.options == {}
+
+
 def test_the_networks_secrets_are_not_told() -> None:
     flags = {"network": "10.5.0.0/16", "backend": "wireguard", "backend-option": ("PSK=hunter2",)}
     assert "hunter2" not in json.dumps(resolve(flags, {}).settings.told)
