@@ -13,8 +13,8 @@ __all__ = ["Given", "GivenValues", "Level", "nearest"]
 class Level(IntEnum):
     """The sources, weakest first; the daemon that runs is one for commands that look at it."""
 
-    DAEMON = 0
-    FILE = 1
+    FILE = 0
+    DAEMON = 1
     ENVIRONMENT = 2
     FLAG = 3
 

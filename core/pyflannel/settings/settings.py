@@ -190,7 +190,7 @@ def resolve(
         if option.table and option.name in given and isinstance(given[option.name].value, dict):
             given[f"[{option.name}]"] = given[option.name]
         given[option.name] = stronger
-    given = {**_beneath(beneath or {}, given), **given}
+    given = _with_told(beneath or {}, given)
     settings = _settings(given, daemon, warnings)
     # What is ignored the daemon says; to another command it would be noise.
     said = (*_warnings(given, environ), *(dict.fromkeys(warnings) if daemon else ()))
@@ -386,23 +386,46 @@ def _told(given: GivenValues, store: StoreLocation) -> dict[str, JSON]:
     return told
 
 
-def _beneath(told: Mapping[str, JSON], given: GivenValues) -> dict[str, Given]:
-    """What another process was told, without its store if ``given`` says that another one is meant."""
+def _with_told(told: Mapping[str, JSON], given: GivenValues) -> dict[str, Given]:
+    """The values with what another process was told: it has read the file, too, so only what is given here is stronger.
 
-    def is_store(name: str) -> bool:
-        return name in _WHICH_STORE | _KUBERNETES or name.startswith("etcd-")
+    Of its store the file's word counts where it is the same one, because secrets are not told.
+    """
+    here = {name: item for name, item in given.items() if item.level is not Level.FILE}
+    file = {name: item for name, item in given.items() if item.level is Level.FILE}
+    found = _told_values(told, here)
+    of_store = [name for name in found if _is_store(name)]
+    if all(name in file and _says(file[name], told[name]) for name in of_store):
+        found = {name: item for name, item in found.items() if name not in of_store}
+    else:
+        file = {name: item for name, item in file.items() if not _is_store(name) or BY_NAME[name].secret}
+    return {**file, **found, **here}
 
-    def said(name: str) -> list[str]:
-        text = told.get(name, [])
-        return [str(each) for each in text] if isinstance(text, list) else [str(text)]
 
-    elsewhere = any(list(given[name].texts) != said(name) for name in _WHICH_STORE & given.keys())
+def _told_values(told: Mapping[str, JSON], here: GivenValues) -> dict[str, Given]:
+    """What another process was told, without its store if ``here`` says that another one is meant."""
+    elsewhere = any(not _says(here[name], told.get(name)) for name in _WHICH_STORE & here.keys())
     found = {}
-    for name in told:
+    for name, text in told.items():
         option = BY_NAME.get(name)
-        if option is not None and name not in given and not (elsewhere and is_store(name)):
-            found[name] = _read(option, said(name), Level.DAEMON, f"the daemon's flag {option.flag}")
+        if option is not None and name not in here and not (elsewhere and _is_store(name)):
+            found[name] = _read(option, _told_texts(text), Level.DAEMON, f"the daemon's flag {option.flag}")
     return found
+
+
+def _is_store(name: str) -> bool:
+    return name in _WHICH_STORE | _KUBERNETES or name.startswith("etcd-")
+
+
+def _says(item: Given, told: JSON) -> bool:
+    """Whether a value is what was told; a table of a store is told as its URL."""
+    if isinstance(item.value, dict):
+        return str(told).partition("?")[0] == str(store_location({"store": item}, []))
+    return list(item.texts) == _told_texts(told)
+
+
+def _told_texts(told: JSON) -> list[str]:
+    return [str(each) for each in told] if isinstance(told, list) else [str(told)]
 
 
 def _renew_margin(given: GivenValues, ttl: float) -> float:

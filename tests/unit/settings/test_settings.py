@@ -554,6 +554,26 @@ def test_what_is_given_here_wins_over_what_the_daemon_was_told() -> None:
     assert resolve({"store": "file:///ours"}, {}, beneath=told).settings.store.path == "/ours"
 
 
+FILE_STORE = {"store": {"url": "etcd://192.0.2.1:2379/x", "cafile": "/ca", "password_file": "/pw"}}
+
+
+def test_what_the_daemon_was_told_counts_for_more_than_the_file_that_it_has_read() -> None:
+    file = {**FILE_STORE, "subnet-file": "/file", "iface": ["eth0"]}
+    told = resolve({"etcd-endpoints": "http://192.0.2.9:2379", "subnet-file": "/flag"}, {}, file).settings.told
+    again = resolve({}, {}, file, beneath=json.loads(json.dumps(told))).settings
+    assert (again.store.hosts, again.subnet_file, again.iface) == (("192.0.2.9:2379",), Path("/flag"), ("eth0",))
+    assert resolve({"subnet-file": "/here"}, {}, file, beneath=told).settings.subnet_file == Path("/here")
+
+
+@pytest.mark.parametrize("flag", [{}, {"store": "file:///flags"}])
+def test_of_the_same_store_the_file_is_read_with_its_secrets(flag: dict[str, str]) -> None:
+    """They are not told; a store that a flag named instead is."""
+    told = resolve(flag, {}, FILE_STORE).settings.told
+    again = resolve({}, {}, FILE_STORE, beneath=told).settings.store
+    assert str(again) == flag.get("store", "etcd://192.0.2.1:2379/x")
+    assert again.options == ({} if flag else {"cafile": "/ca", "password_file": "/pw"})
+
+
 def test_who_names_the_daemon_s_own_store_again_means_all_that_the_daemon_was_told_of_it() -> None:
     told = {"kube-subnet-mgr": "true", "kube-annotation-prefix": "example.com"}
     again = resolve({"kube-subnet-mgr": "true"}, {}, beneath=told).settings.store
