@@ -9,6 +9,7 @@ from dataclasses import fields, is_dataclass
 
 from pyflannel.errors import KernelError
 from pyflannel.kernel.model import (
+    Address,
     FdbEntry,
     GenericInfo,
     KernelObject,
@@ -99,6 +100,10 @@ def _special_advice(item: KernelObject, number: int) -> str:
         return (
             f"this kernel has no queueing discipline {item.kind}: load its module ('modprobe sch_{item.kind}'), "
             "or plan another one"
+        )
+    if isinstance(item, Address) and item.interface.version == 6 and number == errno.EINVAL:
+        return (
+            f"IPv6 needs an MTU of 1280 on {item.link}: raise Backend.MTU or the underlay's, or set EnableIPv6 to false"
         )
     if isinstance(item, Rule) and number in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
         return f"this kernel has no policy rules for IPv{item.version} (CONFIG_IP_MULTIPLE_TABLES)"

@@ -14,6 +14,12 @@ from pyflannel.kernel.refusal import refusal
 DEVICE = "flannel-v6.1"
 
 
+def test_where_ipv6_has_no_room_that_is_said() -> None:
+    """The kernel's word for it is "Invalid argument"."""
+    item = Address(DEVICE, ip_interface("fd00::1/128"))
+    assert "MTU of 1280 on flannel-v6.1" in str(refusal(Write(None, item), errno.EINVAL))
+
+
 @pytest.mark.parametrize(
     ("item", "number"),
     [
