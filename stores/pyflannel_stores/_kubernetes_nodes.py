@@ -17,10 +17,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Any, Final
 
-from pyflannel.errors import ConfigError
+from pyflannel.errors import ConfigError, StoreDeniedError
 from pyflannel.store import Change, Record
 
 __all__ = [
@@ -90,12 +90,14 @@ class Annotations:
 
         An operator's overwrite stands for the address that the node has found. ``backend_type`` is written where the
         value has none, as flannel does.
+
+        :raises StoreDeniedError: an overwrite is no address of its family, with which no peer could do anything.
         """
         document = json.loads(value)
         wanted: dict[str, str | None] = {self.managed: "true"}
         for key, name in _PUBLIC.items():
             address = document.get(key)
-            wanted[self._names[name]] = (self.overwrite(key, annotations) or address) if address else None
+            wanted[self._names[name]] = (self._overwritten(key, annotations) or address) if address else None
         for key, name in _TEXT.items():
             wanted[self._names[name]] = document.get(key)
         wanted[self._names["backend-type"]] = document.get("BackendType") or backend_type
@@ -118,6 +120,21 @@ class Annotations:
     def overwrite(self, key: str, annotations: Mapping[str, str]) -> str:
         """What an operator wants in place of the address that the node has found; empty if nothing."""
         return next((text for name in self._operators[key] if (text := annotations.get(name))), "")
+
+    def _overwritten(self, key: str, annotations: Mapping[str, str]) -> str:
+        text = self.overwrite(key, annotations)
+        version = 4 if key == "PublicIP" else 6
+        kind: type[IPv4Address | IPv6Address] = IPv4Address if version == 4 else IPv6Address
+        try:
+            if text:
+                kind(text)
+            return text
+        except ValueError:
+            name = next(name for name in self._operators[key] if annotations.get(name))
+            raise StoreDeniedError(
+                f"annotation {name} of this Node is {text!r}, which is no IPv{version} address: correct it, or "
+                f"'kubectl annotate node NAME {name}-'"
+            ) from None
 
     def chosen(self, annotations: Mapping[str, str]) -> tuple[str, ...]:
         """The addresses that an operator has chosen among this node's own."""

@@ -190,6 +190,12 @@ def test_our_own_overwrite_is_followed_live(kube: Kubernetes, lab: Lab) -> None:
         wanted = other or str(node.ipv4.ip)
         until(lambda wanted=wanted: kube.annotations("n1")["public-ip"] == wanted, wanted)  # type: ignore[misc]
     assert node.daemon.status()["state"] == "ready"
+    kube.annotate("n1", public_ip_overwrite="198.51.100.300")
+    node.daemon.wait_status(lambda status: "public-ip-overwrite" in status["message"], "told that it is no address")
+    assert kube.annotations("n1")["public-ip"] == "198.51.100.8"
+    kube.annotate("n1", public_ip_overwrite=None)
+    until(lambda: kube.annotations("n1")["public-ip"] == str(node.ipv4.ip), "its own address again")
+    node.daemon.wait_ready()
 
 
 @pytest.mark.parametrize(("kind", "address"), [("ipv4", "198.51.100.9"), ("ipv6", "2001:db8:9::9")])

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyflannel.errors import StoreDeniedError
 from pyflannel.store import Record
 from pyflannel_stores._kubernetes_http import ChunkedLines
 from pyflannel_stores._kubernetes_nodes import Annotations, ClusterNodes, Sieve, read_member
@@ -119,6 +120,23 @@ def test_a_pod_cidr_that_is_none_is_a_problem_with_a_name() -> None:
     member = read_member({"metadata": {"name": "a", "uid": "u"}, "spec": {"podCIDRs": ["10.2.0.1/33"]}}, NAMES)
     assert member.key == ""
     assert "10.2.0.1/33" in member.problem
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("public-ip-overwrite", "198.51.100.300"),
+        ("public-ip-overwrite", "2001:db8::7"),
+        ("public-ip-overwrite", "node7.example.com"),
+        ("public-ipv6-overwrite", "198.51.100.7"),
+        ("public-ipv6-overwrite", "2001:db8::7/64"),
+    ],
+)
+def test_an_overwrite_that_is_no_address_of_its_family_is_not_written(name: str, text: str) -> None:
+    """Every peer would skip a node with it."""
+    value = '{"PublicIP":"192.0.2.1","PublicIPv6":"2001:db8::1","BackendType":"vxlan"}'
+    with pytest.raises(StoreDeniedError, match=f"annotation {NAMES.prefix}{name} of this Node is '{text}'"):
+        NAMES.wanted(value, {f"{NAMES.prefix}{name}": text}, "vxlan")
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.none() | st.tuples(st.sampled_from("kl"), st.sampled_from("12")))))
