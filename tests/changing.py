@@ -203,10 +203,14 @@ class Pings:
     def note(self, what: str) -> None:
         """Something has come to its end."""
         self._noted.append((what, [ping.replies for ping in self.all]))
+        print(f"{what}: {sum(self._noted[-1][1])} answers so far", flush=True)
 
     def account(self) -> None:
         """None may be lost."""
         losses = [ping.stop() for ping in self.all]
+        print(
+            f"{len(self.all)} pings: {sum(loss.sent for loss in losses)} sent, {sum(loss.lost for loss in losses)} lost"
+        )
         lost = [
             (ping.source.name, ping.address, loss.lost, loss.longest_gap, self._when(number))
             for number, (ping, loss) in enumerate(zip(self.all, losses, strict=True))
@@ -303,16 +307,21 @@ def _connected(source: Any, words: Sequence[str], log: Path) -> Process:
 
 
 def go_round(
-    backends: Iterable[Document], store: str, versions: Sequence[int], streams: bool = True, interval: float = 0.01
+    backends: Iterable[Document],
+    store: str,
+    versions: Sequence[int],
+    streams: bool = True,
+    interval: float = 0.01,
+    nodes: int = 3,
 ) -> None:
-    """Change the network of three nodes from each of these backends to the next, and lose nothing.
+    """Change the network of these nodes from each of these backends to the next, and lose nothing.
 
     :param streams: whether TCP streams go on meanwhile. ``interval``: seconds between two pings of a pair.
     """
     first, *following = backends
     more = DUAL if len(versions) > 1 else {}
     with ExitStack() as stack:
-        made = stack.enter_context(overlay(network(first, **more), kind=store))
+        made = stack.enter_context(overlay(network(first, **more), nodes, store))
         flows = stack.enter_context(streaming(made.lab, versions)) if streams else None
         pings = stack.enter_context(pinging(made.lab, versions, interval=interval))
         for backend in following:

@@ -52,17 +52,20 @@ OVERHEAD: Final = 28
 
 @dataclass(frozen=True, slots=True)
 class UdpOptions:
-    """The keys of ``Backend`` in the network document; all but ``Port`` are ours."""
+    """The keys of ``Backend`` in the network document; all but ``Port`` are ours.
+
+    ``Workers`` and ``Offload`` concern a node alone, but no queue of a device ends without what waits in it: they are
+    changed along with the port, so that another device is there before the former one goes.
+    """
 
     port: int = option("Port", PORT, "UDP port of all nodes", minimum=1, maximum=65535)
-    offload: bool = option("Offload", True, "use the kernel's segmentation offloads; needs numpy", local=True)
+    offload: bool = option("Offload", True, "use the kernel's segmentation offloads; needs numpy")
     workers: int | None = option(
         "Workers",
         None,
         "processes that move packets; by default one, and more from four cores on",
         minimum=1,
         maximum=64,
-        local=True,
     )
     realtime: bool = option(
         "Realtime",
