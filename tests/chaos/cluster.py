@@ -268,7 +268,8 @@ class Cluster:
             elif "failed" in told:
                 self.say(f"on the store's side: {told['failed']}")
             elif "again" in told:
-                self.say(f"member {told['again']} of the store had ended, and is started again")
+                how = " with an empty disk" if told["emptied"] else ""
+                self.say(f"member {told['again']} of the store had ended, and is started again{how}")
 
     def _hear_pings(self) -> None:
         for told in self.pings.all():

@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import select
+import shutil
 import subprocess
 import sys
 import threading
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pyflannel.errors import ConflictError, PyflannelError, StoreUnavailableError
-from pyflannel.lab.servers.consul import ConsulCluster
+from pyflannel.lab.servers.consul import ConsulCluster, ConsulServer
 from pyflannel.lab.servers.etcd import EtcdCluster
 from pyflannel.plugins import load_store
 from pyflannel.store import CALL_TIMEOUT, CONFIG_KEY, Record, StoreLocation
@@ -38,6 +39,9 @@ __all__ = ["PREFIX"]
 PREFIX: Final = "coreos.com/network"
 AGAIN: Final = 2.0
 """Seconds until a member that has died is started again."""
+IN_VAIN: Final = 5
+"""Starts in a row after which a server of Consul gets an empty disk. One that was killed may find a gap in its Raft log
+("log not found"), and never starts with it again; whoever operates it would do the same."""
 
 SIZES: Final = {"etcd": "640m", "consul": "128m", "file": "2m"}
 """Of the file system under the store. Each member of etcd has two files of 64 MB from the beginning."""
@@ -185,6 +189,9 @@ class StoreSide:
         self.members: list[Any] = []
         self.held: set[int] = set()
         self._died: dict[int, float] = {}
+        self._starts: dict[int, int] = {}
+        """How often in a row a member was started and soon died."""
+        self._launched: dict[int, float] = {}
         self._lock: int | None = None
         self._document = 0
         """The number of the newest document that is to be written: who waits to write an older one gives up."""
@@ -248,11 +255,23 @@ class StoreSide:
         for number, member in enumerate(self.members):
             if member.running or number in self.held:
                 self._died.pop(number, None)
+                if time.monotonic() - self._launched.get(number, 0.0) > 2 * AGAIN:
+                    self._starts.pop(number, None)
             elif time.monotonic() - self._died.setdefault(number, time.monotonic()) > AGAIN:
                 self._died.pop(number)
-                assert self.cluster is not None
-                self.cluster.launch(member)
-                tell(again=number, at=time.monotonic())
+                self._start_again(number, member)
+
+    def _start_again(self, number: int, member: Any) -> None:
+        assert self.cluster is not None
+        self._starts[number] = self._starts.get(number, 0) + 1
+        emptied = isinstance(member, ConsulServer) and self._starts[number] > IN_VAIN
+        if emptied:
+            for name in ("raft", "serf"):
+                shutil.rmtree(member.directory / "data" / name, ignore_errors=True)
+            self._starts.pop(number)
+        self.cluster.launch(member)
+        self._launched[number] = time.monotonic()
+        tell(again=number, emptied=emptied, at=time.monotonic())
 
     def do_kill(self, members: Sequence[int]) -> None:
         for number in members:
