@@ -76,3 +76,20 @@ def test_a_change_is_given_up_in_each_phase(store: str, phase: str) -> None:
         assert "another change is under way" in made.refused("--backend", "wireguard")
         assert made.change("--abort", node=1)[-1]["phase"] == "back"
         made.run_on("vxlan")
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_a_node_that_is_down_is_waited_for_until_its_lease_ends_and_follows_when_it_is_back(store: str) -> None:
+    """Nobody has to leave it behind; its daemon still has the flag for the backend that the network had."""
+    with overlay(network(VXLAN), kind=store, without=[2]) as made, pinging(made.lab, only=(0, 1)):
+        late = made.nodes[2].start_daemon(made.store, "vxlan", arguments=["--lease-ttl", "20"])
+        late.wait_ready(peers=2, timeout=PATIENCE)
+        late.kill()
+        assert made.change("--backend", "wireguard")[-1]["over"]
+        for node in made.nodes[:2]:
+            node.daemon.wait_status(lambda it: it["ready"] and not it["peers"][1:], "two nodes", PATIENCE)
+        late.start()
+        made.run_on("wireguard")
+        made.nodes[2].attach_containers()
+        with pinging(made.lab):
+            pass
