@@ -118,13 +118,16 @@ class Labels:
     def __init__(self, requests: RequestSocket, inside: Callable[[Callable[[], Any]], Any]) -> None:
         self._requests = requests
         self._inside = inside
+        self._size = 0
 
     def read(self) -> list[LabelRow]:
         """All labels that have a route, whoever's it is.
 
         :raises KernelError: the kernel can't be read.
         """
-        if not self._inside(_size):
+        with suppress(OSError):  # no descriptor: it is what it was
+            self._size = self._inside(_size)
+        if not self._size:
             return []  # nothing can be there; and a kernel without MPLS would show all other routes in its place
         answers = self._requests.dump(encode_label_dump(), _NOTHING_THERE)
         rows = (parse_label(answer.datagram, answer.start, answer.end) for answer in answers)

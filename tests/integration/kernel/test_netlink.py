@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.starving import without_descriptors
 
 from pyflannel.errors import KernelError
 from pyflannel.kernel import wire
@@ -392,3 +393,14 @@ def test_an_old_route_goes_after_the_new_one_to_its_destination_is_there(namespa
     assert kinds == [wire.RTM_NEWROUTE, wire.RTM_DELROUTE]
     assert namespace.port.poll().resync, "had it been gone already, the new one would be"
     assert {key for key in namespace.dump() if key[0] is Kind.ROUTE} == {new.key}
+
+
+def test_what_is_there_can_be_read_without_a_descriptor_to_spare() -> None:
+    """All sockets stand, and a file that can't be opened keeps nothing else from being read."""
+    port = NetlinkPort()
+    try:
+        before = port.dump(Scope())
+        with without_descriptors():
+            assert port.dump(Scope()) == before
+    finally:
+        port.close()
