@@ -70,7 +70,7 @@ class UdpOptions:
     realtime: bool = option(
         "Realtime",
         True,
-        "packets go before ordinary programs on a busy machine; needs CAP_SYS_NICE, and a CPU that no worker has",
+        "packets go before programs that they would wait for; needs CAP_SYS_NICE, and a CPU that no worker has",
         local=True,
     )
     any_source_port: bool = option(

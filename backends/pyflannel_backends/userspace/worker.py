@@ -95,7 +95,7 @@ class Worker:
         self._links = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         self._links.bind((0, _RTMGRP_LINK))
         self._watch(self._links, self._links_changed)
-        self._precedence = Precedence(config.realtime, time.monotonic)
+        self._precedence = Precedence(config.realtime)
         now = time.monotonic()
         self._needed_at = now
         self._next_tick = now + _TICK
@@ -128,7 +128,7 @@ class Worker:
         self._listener.close()
 
     def _hurry(self) -> None:
-        """Look for answers while the machine is busy: see :mod:`precedence <.precedence>`."""
+        """Look for answers, and do not sleep, while others compete: see :mod:`precedence <.precedence>`."""
         if self._fast_path is not None:
             self._fast_path.look_for_answers(self._precedence.is_held)
 

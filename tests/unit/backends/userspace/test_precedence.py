@@ -1,4 +1,4 @@
-"""Before ordinary programs while the machine is busy, and only then."""
+"""Before ordinary programs while it has to wait for them, and only then."""
 
 from __future__ import annotations
 
@@ -7,114 +7,137 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel_backends.userspace.precedence import Precedence, idle_seconds
+from pyflannel_backends.userspace.precedence import Load, Precedence, read_load
 
 
 class Machine:
-    """Time, how much of it processors were idle, and what was asked of the scheduler."""
+    """A machine of two processors, and what was asked of its scheduler."""
 
-    def __init__(self, processors: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("os.cpu_count", lambda: processors)
-        self.now, self.idle = 100.0, 5000.0
+    def __init__(self) -> None:
+        self.load = Load(100.0, 3.0, 1.0, 50.0)
         self.asked: list[bool] = []
         self.grants = True
-        self.fails = False
+        self.is_readable = True
 
     def take(self, first: bool) -> bool:
         self.asked.append(first)
         return first and self.grants
 
-    def idle_seconds(self) -> float:
-        if self.fails:
+    def read(self) -> Load:
+        if not self.is_readable:
             raise OSError("no descriptor is left")
-        return self.idle
+        return self.load
 
     def made(self, wanted: bool = True) -> Precedence:
-        return Precedence(wanted, lambda: self.now, self.idle_seconds, self.take)
+        held = Precedence(wanted, self.read, self.take)
+        held.look()
+        return held
 
-    def second(self, idle: float) -> None:
-        """A second in which so many processors were idle."""
-        self.now += 1
-        self.idle += idle
+    def second(self, ran: float, waited: float, idle: float) -> None:
+        before = self.load
+        self.load = Load(before.now + 1, before.ran + ran, before.waited + waited, before.idle + idle)
 
 
 @pytest.mark.parametrize(
-    ("processors", "busy", "calm"), [(2, 0.4, 0.6), (4, 0.4, 0.6), (64, 6.3, 6.5)], ids=["two", "four", "sixty-four"]
+    ("ran", "waited", "idle", "taken"),
+    [
+        (0.0, 0.0, 2.0, False),
+        (0.4, 0.22, 0.0, False),  # a stream whose programs and workers share two processors with nobody
+        (0.23, 0.31, 0.0, False),
+        (0.13, 0.45, 0.0, True),
+        (0.1, 0.61, 0.0, True),
+        (0.001, 0.14, 0.0, True),  # pings beside many others
+        (0.0001, 0.0009, 1.9, False),  # a few packets: nothing to win
+    ],
 )
-def test_it_is_held_while_the_machine_is_busy(
-    processors: int, busy: float, calm: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    machine = Machine(processors, monkeypatch)
+def test_it_is_taken_by_who_waits_for_most_of_its_time(ran: float, waited: float, idle: float, taken: bool) -> None:
+    machine = Machine()
     held = machine.made()
-    assert held.is_held
+    machine.second(ran, waited, idle)
+    assert held.look() is taken
+    assert machine.asked == [True] * taken
+
+
+def test_it_is_given_up_when_a_processor_is_idle() -> None:
+    machine = Machine()
+    held = machine.made()
+    machine.second(0.1, 0.5, 0.0)
+    assert held.look()
+    machine.second(0.7, 0.0, 0.4)
+    assert held.look()
+    machine.second(0.7, 0.0, 0.6)
+    assert not held.look()
+    machine.second(0.1, 0.5, 0.0)
+    assert held.look()
+    assert machine.asked == [True, False, True]
+
+
+def test_it_is_found_out_afresh_every_minute() -> None:
+    machine = Machine()
+    held = machine.made()
+    machine.second(0.1, 0.5, 0.0)
     seen = [held.look()]
-    for idle in (busy, calm, calm, calm, calm, busy, calm, calm, busy, calm, calm, calm):
-        machine.second(idle)
+    for _ in range(60):
+        machine.second(0.7, 0.0, 0.0)
         seen.append(held.look())
-    assert seen == [True, True, True, True, False, False, True, True, True, True, True, True, False]
-    assert machine.asked == [True, False, True, False]
+    assert seen == [True] * 60 + [False]
+    machine.second(0.1, 0.5, 0.0)
+    assert held.look()
 
 
-def test_who_does_not_want_it_never_asks(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = Machine(2, monkeypatch)
+def test_who_does_not_want_it_never_asks() -> None:
+    machine = Machine()
     held = machine.made(wanted=False)
-    for _ in range(3):
-        machine.second(0.0)
-        assert not held.look()
+    machine.second(0.1, 0.9, 0.0)
+    assert not held.look()
     assert machine.asked == []
 
 
-def test_without_the_right_it_is_not_held_and_asked_for_again_only_when_the_machine_is_busy(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    machine = Machine(2, monkeypatch)
+def test_without_the_right_it_is_not_held() -> None:
+    machine = Machine()
     machine.grants = False
     held = machine.made()
-    assert not held.is_held
-    for idle in (2.0, 2.0, 2.0, 2.0, 2.0):
-        held.look()
-        machine.second(idle)
-    assert machine.asked == [True]
-    machine.second(-6.0)
+    machine.second(0.1, 0.9, 0.0)
     assert not held.look()
-    assert machine.asked == [True, True]
 
 
-def test_what_can_not_be_read_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = Machine(2, monkeypatch)
+def test_what_can_not_be_read_changes_nothing() -> None:
+    machine = Machine()
     held = machine.made()
-    machine.fails = True
-    for _ in range(5):
-        machine.second(2.0)
-        assert held.look()
-    machine.fails = False
-    for _ in range(4):
-        machine.second(2.0)
-        held.look()
-    assert not held.is_held
+    machine.second(0.1, 0.9, 0.0)
+    assert held.look()
+    machine.is_readable = False
+    machine.second(0.0, 0.0, 2.0)
+    assert held.look()
+    machine.is_readable = True
+    machine.second(0.0, 0.0, 2.0)
+    assert held.look()
+    machine.second(0.0, 0.0, 2.0)
+    assert not held.look()
 
 
-def test_the_kernel_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a child, which may not get its priority back."""
-    machine = Machine(2, monkeypatch)
+def test_the_kernel_is_asked() -> None:
+    """In a child, since the scheduling of the tests is not this test's."""
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
-        held = Precedence(True, lambda: machine.now, machine.idle_seconds)
-        policies = [os.sched_getscheduler(0)]
-        for _ in range(4):
+        machine = Machine()
+        held = Precedence(True, machine.read)
+        policies = []
+        for seconds in ((0.1, 0.9, 0.0), (0.1, 0.9, 0.0), (0.0, 0.0, 2.0)):
+            machine.second(*seconds)
             held.look()
-            machine.second(2.0)
-        policies.append(os.sched_getscheduler(0))
+            policies.append(os.sched_getscheduler(0))
         os.write(writer, repr(policies).encode())
         os._exit(0)
     os.waitpid(child, 0)
     first = os.SCHED_RR if os.geteuid() == 0 else os.SCHED_OTHER
-    assert os.read(reader, 100).decode() == repr([first, os.SCHED_OTHER])
+    assert os.read(reader, 100).decode() == repr([os.SCHED_OTHER, first, os.SCHED_OTHER])
     os.close(reader)
     os.close(writer)
 
 
-def test_idle_seconds(tmp_path: Path) -> None:
+def test_what_the_kernel_says(tmp_path: Path) -> None:
+    (tmp_path / "schedstat").write_text("2500000000 1250000000 77\n")
     (tmp_path / "uptime").write_text("35.50 61.25\n")
-    assert idle_seconds(tmp_path / "uptime") == 61.25
-    assert idle_seconds() > 0
+    assert read_load(tmp_path / "schedstat", tmp_path / "uptime") == Load(35.5, 2.5, 1.25, 61.25)
+    assert read_load().ran > 0
