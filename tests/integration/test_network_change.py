@@ -106,17 +106,28 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(idle: Overlay) -> N
     assert idle.document() == before
 
 
-def test_it_is_too_late_to_go_back_when_the_former_settings_go(idle: Overlay) -> None:
+def test_going_back_when_the_former_settings_go_takes_a_change_of_its_own(idle: Overlay) -> None:
     document = {
         **idle.document(),
         "Change": {"Id": "00000000000000a1", "Phase": "retire", "To": network(WIREGUARD)},
     }
     words = pyflannel_command("config", "set", "--force", "-", "--store", idle.store)
     idle.nodes[0].run(words, input=json.dumps(document))
-    assert "come to its end" in idle.refused("--abort")
-    idle.change()
-    idle.change("--backend", "vxlan")
+    asked = [word for word in idle.command("--abort") if word != "--yes"]
+    assert "--yes says that this is wanted" in idle.nodes[0].run(asked, check=False, timeout=PATIENCE).stderr
+    assert idle.phase() == "retire"
+    told = idle.change("--abort")
+    assert told[0]["changes"][0] == "backend wireguard -> vxlan"
+    assert [bool(each.get("over")) for each in told].count(True) == 2
     idle.run_on("vxlan")
+
+
+def test_nobody_loses_a_packet_who_goes_back_that_late() -> None:
+    with overlay(network(VXLAN), nodes=2) as made, pinging(made.lab):
+        with made.driven("--backend", "udp"):
+            made.come_to("retire")
+        assert made.change("--abort")[0]["changes"][0] == "backend udp -> vxlan"
+        made.run_on("vxlan")
 
 
 def test_nothing_leaves_in_plain_text_after_a_change_to_wireguard() -> None:

@@ -27,7 +27,7 @@ import click
 from pyflannel.cli.change_shown import Shown, outlook
 from pyflannel.cli.flags import FlagGroup, flags, settings
 from pyflannel.errors import ConfigError, ExitCode, PluginError, PyflannelError, StoreUnavailableError
-from pyflannel.network.change import NetworkChange, Written
+from pyflannel.network.change import NetworkChange, Phase, Written
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, Subnets
 from pyflannel.plugins import load_backend, open_store
@@ -109,7 +109,8 @@ def change(
 
     Every node prepares the new settings, then all send by them, then the former ones go. Interrupt it at any time: the
     nodes stay where they are, and it goes on when it is run again, from any machine that reaches the store; with no
-    options, or with the same. --abort goes back.
+    options, or with the same. --abort goes back; once the former settings are being taken away, it goes to the end
+    first and then changes back.
     """
     from pyflannel.storetools import change as driving
 
@@ -126,6 +127,13 @@ def change(
         nodes = driving.standings(present, snapshot.leases, under_way.id if under_way else "")
         keys = _named(without, nodes)
         shown = Shown(as_json)
+        if abort and under_way is not None and under_way.phase is Phase.RETIRE:
+            back = _back(under_way, written, present)
+            _show_plans(shown, (back,), nodes, keys, {})
+            _refuse(back, nodes, keys)
+            _confirm(back, yes, as_json)
+            _drive(driving.Drive(store, under_way.id, _now, keys), shown)
+            return _go_through(store, (back,), keys, shown)
         if abort:
             return _drive(driving.Drive(store, driving.abandon(store, record, _at()), _now, keys), shown)
         if under_way is not None:
@@ -144,10 +152,7 @@ def change(
             return ExitCode.OK
         for plan in plans:
             _refuse(plan, nodes, keys)
-            if plan.uncovers and not yes:
-                if as_json or not sys.stdin.isatty():
-                    raise ConfigError(f"{plan.uncovers}; --yes says that this is wanted")
-                click.confirm(f"{plan.uncovers}. Go on?", abort=True)
+            _confirm(plan, yes, as_json)
         return _go_through(store, plans, keys, shown, record)
 
 
@@ -157,6 +162,12 @@ def _left(store: Store, wanted: _Wanted) -> Sequence[_Plan]:
         return ()
     _, written, present = _reading(store)
     return _planned(written, present, wanted)
+
+
+def _back(under_way: NetworkChange, written: Written, present: NetworkConfig) -> _Plan:
+    """The change that leads back from one whose nodes are taking the former settings away, once it is at its end."""
+    ahead = NetworkConfig.from_json(json.dumps(under_way.target), "the new network config")
+    return _judged(ahead, present, written.settings)
 
 
 def _go_through(
@@ -413,6 +424,18 @@ def _refuse(plan: _Plan, nodes: Sequence[NodeStanding], without: Sequence[str]) 
             f"{names}: flanneld runs there, which can't take part; run pyflannel there first, or leave it behind "
             "with --without: it is cut off then"
         )
+
+
+def _confirm(plan: _Plan, yes: bool, as_json: bool) -> None:
+    """Have an end of encryption confirmed.
+
+    :raises ConfigError: nobody can be asked.
+    """
+    if not plan.uncovers or yes:
+        return
+    if as_json or not sys.stdin.isatty():
+        raise ConfigError(f"{plan.uncovers}; --yes says that this is wanted")
+    click.confirm(f"{plan.uncovers}. Go on?", abort=True)
 
 
 def _show_plans(
