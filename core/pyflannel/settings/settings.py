@@ -205,6 +205,8 @@ def _reason(error: OSError | UnicodeDecodeError) -> str:
 
 
 def _parse_toml(text: str, path: Path) -> dict[str, Any]:
+    if text.startswith("\ufeff"):
+        raise ConfigError(f"config file {path}: begins with a byte order mark; save it without one")
     toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         document: dict[str, Any] = toml.loads(text)

@@ -487,11 +487,12 @@ def test_a_named_file_must_exist(tmp_path: Path) -> None:
     ("content", "fault"),
     [
         (b"a = ", "not valid TOML"),
+        (b"\xef\xbb\xbfbackend = 'vxlan'", "begins with a byte order mark"),
         (b"a = " + b"[" * 100_000, "not valid TOML"),
         (b"\xff", "is not UTF-8"),
         (None, "Is a directory"),
     ],
-    ids=["cut off", "thousands of brackets", "not text", "a directory"],
+    ids=["cut off", "byte order mark", "thousands of brackets", "not text", "a directory"],
 )
 def test_a_file_that_cant_be_read_is_an_error(tmp_path: Path, content: bytes | None, fault: str) -> None:
     path = tmp_path / "a.toml"
