@@ -141,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if scarce is not None:
             return _fail(scarce, ExitCode.KERNEL)
         if isinstance(error, OSError) and error.errno in UNWRITABLE and error.filename is None:
+            _give_up(sys.stdout)
             return _fail(f"the output can't be written: {error.strerror}; make room for it", ExitCode.KERNEL)
         _print_traceback()
         return _fail(
