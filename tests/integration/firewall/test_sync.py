@@ -135,7 +135,7 @@ LATIN_1 = "$(printf 'B\\374ro')"
     [
         f"iptables-nft -A INPUT -m comment --comment {LATIN_1} -j ACCEPT; iptables-nft -S",
         f"ip6tables-legacy -t nat -A OUTPUT -m comment --comment {LATIN_1} -j ACCEPT; ip6tables-legacy -t nat -S",
-        f'nft add table ip x; nft add chain ip x c; nft "add rule ip x c accept comment \\"{LATIN_1}\\""; nft list table x',
+        f'nft add table x; nft add chain x c; nft "add rule x c accept comment \\"{LATIN_1}\\""; nft list table x',
     ],
     ids=["iptables-nft", "ip6tables-legacy", "nft"],
 )
