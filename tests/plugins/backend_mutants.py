@@ -300,7 +300,7 @@ class NeverTheSame(Sound):
 # purity
 
 
-@breaks(PURE, ACTIONS)
+@breaks(PURE, ACTIONS, ELSEWHERE)
 class Counting(Sound):
     calls = 0
 
@@ -312,7 +312,7 @@ class Counting(Sound):
         )
 
 
-@breaks(PURE, ACTIONS)
+@breaks(PURE, ACTIONS, ELSEWHERE)
 class OtherAtTheThirdCall(Sound):
     """The object is asked for this node twice in peace."""
 
@@ -395,7 +395,7 @@ class Scribbles(Sound):
         return super().plan_peer(node, peer)
 
 
-@breaks(PURE)
+@breaks(PURE, ELSEWHERE)
 class FollowsTheOrder(Sound):
     """Who was asked for first gets the better metric."""
 
@@ -570,7 +570,7 @@ class PlansAList(Sound):
         return list(super().plan_peer(node, peer))  # type: ignore[return-value]
 
 
-@breaks(OURS, HOSTILE, ROUTED)
+@breaks(OURS, HOSTILE, ROUTED, APART)
 class RoutesTheWorld(Sound):
     def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
         return plus(super().plan_peer(node, peer), Route(ip_network("10.0.0.0/8"), DEVICE, metric=len(peer.key)))
