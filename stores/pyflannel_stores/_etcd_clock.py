@@ -19,6 +19,7 @@ from pyflannel.store import StoreTime
 from pyflannel_stores._deadline import Deadline
 from pyflannel_stores._etcd_access import Access, MemberAddress
 from pyflannel_stores._etcd_refusal import tls_context
+from pyflannel_stores._tls import wrapped
 
 __all__ = ["ask"]
 
@@ -52,9 +53,7 @@ def _date(access: Access, endpoint: MemberAddress, deadline: Deadline) -> float:
             socket.create_connection((endpoint.host, endpoint.port), deadline.left or None)
         )
         if context is not None:
-            connection.getpeername()  # of one that is gone already, wrap_socket would leave a descriptor behind
-            wrapped = context.wrap_socket(connection, server_hostname=endpoint.host)
-            connection = stack.enter_context(wrapped)
+            connection = stack.enter_context(wrapped(connection, context, endpoint.host))
         request = f"GET /version HTTP/1.1\r\nHost: {endpoint}\r\nConnection: close\r\n\r\n"
         connection.sendall(request.encode("ascii"))
         head = _head(connection, deadline)

@@ -12,6 +12,7 @@ import ssl
 from typing import Final
 
 from pyflannel_stores._etcd_access import Access, MemberAddress
+from pyflannel_stores._tls import wrapped
 
 __all__ = ["refusal", "tls_context"]
 
@@ -57,8 +58,7 @@ def tls_context(access: Access) -> ssl.SSLContext:
 
 def _greet(access: Access, endpoint: MemberAddress, context: ssl.SSLContext, raw: socket.socket) -> str | None:
     try:
-        raw.getpeername()  # of one that is gone already, wrap_socket would leave a descriptor behind
-        with context.wrap_socket(raw, server_hostname=endpoint.host) as tls:
+        with wrapped(raw, context, endpoint.host) as tls:
             if access.cafile is None:
                 return "it speaks TLS and we don't; add cafile, or tls=true"
             # With TLS 1.3 a server turns a client's certificate down after the handshake, in its first answer.

@@ -28,6 +28,7 @@ from pyflannel.store import hide_credentials
 from pyflannel_stores._bounds import LARGEST_ANSWER, whole
 from pyflannel_stores._deadline import Deadline
 from pyflannel_stores._kubernetes_access import Access, ApiServer
+from pyflannel_stores._tls import wrapped
 
 __all__ = ["Api", "ChunkedLines", "Deadline", "Gone", "NotFound", "Overtaken", "Stream", "refusal"]
 
@@ -421,9 +422,7 @@ def connect(access: Access, timeout: float) -> http.client.HTTPConnection:
         connection.connect()
         connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if tls is not None:
-            wanted = access.server_name or endpoint.host
-            connection.sock.getpeername()  # of one that is gone already, wrap_socket would leave a descriptor behind
-            connection.sock = tls.wrap_socket(connection.sock, server_hostname=wanted)
+            connection.sock = wrapped(connection.sock, tls, access.server_name or endpoint.host)
     except (OSError, http.client.HTTPException, ValueError) as error:
         connection.close()
         raise unanswered(name, error) from error

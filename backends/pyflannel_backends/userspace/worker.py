@@ -127,8 +127,8 @@ class Worker:
         self._dissolve()
         self._listener.close()
 
-    def _hurry(self) -> None:
-        """Look for answers, and do not sleep, while others compete: see :mod:`precedence <.precedence>`."""
+    def _look_for_answers(self) -> None:
+        """Have the fast path do so while others compete: see :mod:`precedence <.precedence>`."""
         if self._fast_path is not None:
             self._fast_path.look_for_answers(self._precedence.is_held)
 
@@ -176,7 +176,7 @@ class Worker:
         self._fast_path = self._underlay.fast_path(forwarder.device_side(self._epoll.fileno(), tun.fileno()))
         forwarder.attach(self._fast_path)
         self._poll = self._wait if self._fast_path is None else self._fast_path.poll
-        self._hurry()
+        self._look_for_answers()
 
     def _tune(self) -> None:
         """Take other values of the configuration, between two packets: what waits goes on waiting where it is."""
@@ -335,7 +335,7 @@ class Worker:
             self._forwarder.forget_path_mtus()
             self._forget_at = now + _PATH_MTU_LIFETIME
         self._precedence.look()
-        self._hurry()
+        self._look_for_answers()
         self._count()
         self._say(
             {

@@ -15,7 +15,7 @@ from pyflannel.kernel.tracker import Tracker
 from pyflannel.planning.diversion import diverting, leftovers
 from pyflannel.planning.overlay import Overlay
 
-__all__ = ["DiversionWatch"]
+__all__ = ["CHECK_INTERVAL", "DiversionWatch"]
 
 log = logging.getLogger(__name__)
 

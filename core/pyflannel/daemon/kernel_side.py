@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Final
 
-from pyflannel.daemon.diversion_watch import DiversionWatch
+from pyflannel.daemon.diversion_watch import CHECK_INTERVAL, DiversionWatch
 from pyflannel.daemon.underlay_watch import UnderlayWatch
 from pyflannel.errors import KernelError
 from pyflannel.kernel.port import KernelPort, Notice
@@ -22,9 +21,6 @@ from pyflannel.show.measures import Measures
 __all__ = ["KernelSide"]
 
 log = logging.getLogger(__name__)
-
-CHECK_INTERVAL: Final = 1.0
-"""Seconds between two tries at an unreadable kernel."""
 
 
 class KernelSide:

@@ -63,7 +63,8 @@ def read_inventory(netns: Path | None = None, towards: Iterable[IPAddress] = ())
         routes = tuple(
             route for family in (AF_INET, AF_INET6) for route in _routes(requests, family, links, advertised)
         )
-        ways = tuple((address, way) for address in towards if (way := _way(requests, address, links)) is not None)
+        asked = ((address, _answer(requests, links, Question(address))) for address in towards)
+        ways = tuple((address, way) for address, way in asked if isinstance(way, Way))
     finally:
         requests.close()
     return Inventory(
@@ -106,16 +107,6 @@ def _takes_advertisements(link: str, netns: Path | None) -> bool:
 
 def _interface(row: LinkRow, found: _Addresses) -> Interface:
     return Interface(row.name, row.mtu, row.up, tuple(found.usable), frozenset(found.hosts), frozenset(found.fading))
-
-
-def _way(requests: RequestSocket, address: IPAddress, links: LinkTable) -> Way | None:
-    """How the kernel would send to an address; ``None`` if it would not."""
-    answer = requests.ask(wire.encode_route_query(address))
-    if isinstance(answer, Refused):
-        return None
-    row = wire.parse_route(answer.datagram, answer.start, answer.end)
-    name = links.name(row.link)
-    return Way(name, row.source) if name is not None else None
 
 
 class Question(NamedTuple):

@@ -53,6 +53,17 @@ def test_what_can_be_reached_is_asked_of_the_kernel_with_its_rules(netns: Path, 
     assert (found.interface, str(found.ipv4)) == ("eth1", "198.51.100.77")
 
 
+@pytest.mark.parametrize("kind", ["unreachable", "prohibit", "blackhole"])
+@pytest.mark.parametrize(
+    ("address", "network"), [("203.0.113.9", "203.0.113.0/24"), ("2001:db8:9::9", "2001:db8:9::/48")]
+)
+def test_a_route_that_leads_nowhere_is_no_way(netns: Path, ip: Ip, kind: str, address: str, network: str) -> None:
+    """Whether the kernel answers with such a route or with an error."""
+    ip("link", "set", "lo", "up")
+    ip("route", "add", kind, network)
+    assert read_inventory(netns, (ip_address(address),)).ways == ()
+
+
 def test_a_vpn_and_a_virtual_address_change_nothing(netns: Path, ip: Ip) -> None:
     current = choose(read_inventory(netns), Selection())
     assert (current.interface, str(current.ipv4)) == ("eth0", "192.0.2.1")

@@ -71,7 +71,9 @@ class Bench:
             "joins_udp": True,
             **changes,
         }
-        return FastPath(**arguments)
+        path = FastPath(**arguments)
+        path.look_for_answers(True)
+        return path
 
     def learn_route(self, destination: bytes, peer: str, mtu: int) -> None:
         self.path.learn_route(destination, peer, mtu, (peer, self.edges.number))
