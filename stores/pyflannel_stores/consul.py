@@ -32,7 +32,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeAlias
 from weakref import WeakSet
 
 from pyflannel.errors import (
@@ -79,6 +79,9 @@ _BUDGET: Final = CALL_TIMEOUT - 0.5
 
 _RESERVE: Final = 1.2
 """Seconds of them that are kept for finding out what became of a write."""
+
+_LATE: Final = 10.0
+"""Seconds for which a request without an answer may still be done: servers without a leader hold it for 7."""
 
 # A query that blocks for long keeps servers idle and finds out late that one is frozen. Answering it costs a server
 # time in proportion to the leases, and so it is asked the less often the more there are.
@@ -129,7 +132,7 @@ class ConsulStore(Store):
         # Sessions of ours that must not live on: by id, and by name where creating one got no answer (then the id
         # that is wanted, or ""). They are ended before anything else is asked of Consul.
         self._doomed: set[str] = set()
-        self._lost: dict[str, str] = {}
+        self._lost: dict[str, _Doubtful] = {}
 
     def addresses(self) -> Addresses:
         """Connections of one's own to the servers; a thread needs its own."""
@@ -380,7 +383,7 @@ class ConsulStore(Store):
                 session = self._consul.call(share, create)
         finally:
             if self._consul.doubtful:
-                self._lost[name] = session
+                self._lost[name] = _Doubtful(session, time.monotonic() + _LATE)
         return session
 
     def _renew_session(self, record: Record, deadline: Deadline) -> tuple[Record, float | None]:
@@ -423,13 +426,14 @@ class ConsulStore(Store):
 
     def _end_doomed(self, deadline: Deadline) -> None:
         if self._lost:
+            lost, now = self._lost, time.monotonic()
 
             def unwanted(client: Any) -> set[str]:
                 pairs = [(each["ID"], each["Name"]) for each in client.session.list(consistency="consistent")[1]]
-                return {session for session, name in pairs if self._lost.get(name, session) != session}
+                return {session for session, name in pairs if name in lost and lost[name].session != session}
 
             self._doomed |= self._consul.call(deadline, unwanted)
-            self._lost.clear()
+            self._lost = {name: each for name, each in lost.items() if each.until > now}
         for session in sorted(self._doomed):
             self._consul.call(deadline, partial(_destroy, session))
             self._doomed.discard(session)
@@ -590,6 +594,13 @@ class _Ours:
             return False
         # A session is nobody else's. Without one, it is the version that shows a write.
         return self.expected is None or self.expected.handle != self.session or not _same(found, self.expected)
+
+
+class _Doubtful(NamedTuple):
+    """A creation of sessions without an answer: the one that is used, if any, and until when others may come of it."""
+
+    session: str
+    until: float
 
 
 def _destroy(session: str, client: Any) -> None:
