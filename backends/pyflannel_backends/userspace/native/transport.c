@@ -41,6 +41,42 @@ find(void *library, const char *name, void *function, size_t size)
 
 #define FIND(library, name, member) find(library, name, &crypto.member, sizeof crypto.member)
 
+/* OpenSSL's code for AVX-512 leaves the upper halves of vector registers in use (3.0 does), and while they are, processors
+ * take a fifth of a microsecond for each change between the newer instructions and those of SSE that all else is made of:
+ * a quarter of the time for a message. */
+#if defined(__x86_64__)
+static int has_vectors;
+
+__attribute__((target("avx"))) static void
+clear_upper_halves(void)
+{
+    __builtin_ia32_vzeroupper();
+}
+
+static void
+find_vectors(void)
+{
+    has_vectors = __builtin_cpu_supports("avx");
+}
+
+static void
+rest_vectors(void)
+{
+    if (has_vectors)
+        clear_upper_halves();
+}
+#else
+static void
+find_vectors(void)
+{
+}
+
+static void
+rest_vectors(void)
+{
+}
+#endif
+
 static EVP_CIPHER_CTX *
 make_context(const unsigned char *key, int direction)
 {
@@ -67,17 +103,32 @@ find_cipher(void)
     if (context == NULL)
         return 0;
     crypto.free(context);
+    find_vectors();
     return 1;
+}
+
+static int
+update(EVP_CIPHER_CTX *context, unsigned char *data, size_t size)
+{
+    int written, done = size == 0 || crypto.update(context, data, &written, data, (int)size) == 1;
+    rest_vectors();
+    return done;
+}
+
+static int
+finish(EVP_CIPHER_CTX *context)
+{
+    unsigned char nothing[16];
+    int written, done = crypto.finish(context, nothing, &written) == 1;
+    rest_vectors();
+    return done;
 }
 
 /* Encrypt in place, and write the tag behind it. */
 static int
 encrypt(EVP_CIPHER_CTX *context, unsigned char *data, size_t size)
 {
-    unsigned char nothing[16];
-    int written;
-    return (size == 0 || crypto.update(context, data, &written, data, (int)size) == 1) &&
-           crypto.finish(context, nothing, &written) == 1 &&
+    return update(context, data, size) && finish(context) &&
            crypto.control(context, EVP_CTRL_AEAD_GET_TAG, TAG, data + size) == 1;
 }
 
@@ -85,11 +136,8 @@ encrypt(EVP_CIPHER_CTX *context, unsigned char *data, size_t size)
 static int
 decrypt(EVP_CIPHER_CTX *context, unsigned char *data, size_t size)
 {
-    unsigned char nothing[16];
-    int written;
-    if (crypto.control(context, EVP_CTRL_AEAD_SET_TAG, TAG, data + size) == 1 &&
-        (size == 0 || crypto.update(context, data, &written, data, (int)size) == 1) &&
-        crypto.finish(context, nothing, &written) == 1)
+    if (crypto.control(context, EVP_CTRL_AEAD_SET_TAG, TAG, data + size) == 1 && update(context, data, size) &&
+        finish(context))
         return 1;
     crypto.wipe(data, size);
     return 0;
