@@ -213,7 +213,7 @@ def test_kill_9_keeps_forwarding_and_the_next_start_converges(lab: Lab) -> None:
     with lab.containers[0].ping(lab.containers[1].address()) as ping:
         ping.wait_replies(3)
         node.daemon.kill()
-        node.run(["sh", "-ec", "ip route flush proto 241; ip route add 10.244.99.0/24 dev flannel.42 proto 241"])
+        node.run(["sh", "-ec", "ip route flush proto 241; ip route add 10.244.251.0/24 dev flannel.42 proto 241"])
         node.daemon.start()
         node.daemon.wait_ready(peers=2)
         ping.wait_replies(5)
