@@ -34,7 +34,7 @@ DEVELOPMENT = {
     "test": TEST,
     "examples": EXAMPLES,
     "bench": ["matplotlib>=3.6"],
-    "dev": [*TEST, *EXAMPLES, "mypy==2.4.*", "ruff==0.17.*", "tox>=4.30"],
+    "dev": [*TEST, *EXAMPLES, "mypy==2.4.*", "ruff==0.17.*", "tox>=4.30", "tox-uv>=1.28"],
 }
 
 # Optional: without a compiler, Python does the same, and without OpenSSL's headers it does what is encrypted. Of the
