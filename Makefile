@@ -15,7 +15,10 @@ demo: ## an overlay of three nodes on this machine, from the first packet to the
 test: ## every check there is: lint, types, unit and integration tests, the package (what tox.ini runs by default)
 	@tools/bootstrap test
 	@rm -rf .tox/junit; mkdir -p .tox; chmod 755 .tox  # tests run it as another user too
-	@status=0; $(VENV)/tox run || status=$$?; $(VENV)/python tools/summary.py .tox/junit || status=1; exit $$status
+	@status=0; \
+	$(VENV)/tox run-parallel --parallel 2 --parallel-no-spinner --skip-env integration || status=$$?; \
+	$(VENV)/tox run -e integration || status=$$?; \
+	$(VENV)/python tools/summary.py .tox/junit || status=1; exit $$status
 
 test-plugins: ## the plugin kit itself and what third parties make with it: examples, scaffold, tutorial (minutes)
 	@tools/bootstrap test
