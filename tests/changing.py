@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 import subprocess
 from collections import Counter
@@ -152,6 +153,16 @@ class Overlay:
         """Put a document into the store, whatever is there."""
         words = pyflannel_command("config", "set", "--force", "-", "--store", self.store)
         self.nodes[0].run(words, input=json.dumps(document), timeout=PATIENCE)
+
+    def overheard(self, version: int = 4) -> tuple[list[bytes], list[bytes]]:
+        """What leaves the nodes while each container pings each other one, and those of it that can be read."""
+        pattern = os.urandom(8)
+        captures = [node.capture() for node in self.nodes]
+        for source, target in itertools.permutations(self.lab.containers, 2):
+            words = ["ping", "-c3", "-i0.2", "-p", pattern.hex(), target.address(version)]
+            source.run(words, timeout=PATIENCE)
+        frames = [frame for capture in captures for frame in capture.stop()]
+        return frames, [frame for frame in frames if pattern in frame]
 
     def all_are(self, step: str) -> None:
         """Wait until every node says that it is so far."""

@@ -321,7 +321,10 @@ class Backend(ABC, Generic[O]):
         self.options = options
 
     def publish(self, node: Node) -> Published:
-        """What our own lease should carry for peers to reach us."""
+        """What our own lease should carry for peers to reach us.
+
+        Called before anything is planned for this node with these options; so plans may follow from what it makes.
+        """
         return Published()
 
     def describe(self, node: Node) -> Mapping[str, str]:

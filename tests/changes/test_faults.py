@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 from tests.changing import STORES, USERSPACE, VXLAN, Overlay, network, options, overlay, pinging
 from tests.waiting import PATIENCE, until
 
+from pyflannel.errors import ExitCode
 from pyflannel.lab.topology import UPLINK
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
@@ -19,6 +22,9 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
 KILLS = 50
 MINUTE = 6000
 """Answers to one of our pings in a minute."""
+
+STEPS = ("", "prepared", "switched", "retired")
+"""What a node says in the course of a change."""
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -42,22 +48,69 @@ def test_daemons_are_killed_at_random_moments(seed: int) -> None:
                 break
 
 
-def cut_off(made: Overlay, is_cut_off: bool) -> None:
-    """Take the store's servers off the network, or put them back."""
+Away = Callable[[Overlay], AbstractContextManager[None]]
+
+
+@contextmanager
+def cut_off(made: Overlay) -> Iterator[None]:
+    """The store's servers have no network."""
     for server in made.lab.servers:
-        server.ip([f"link set {UPLINK} {'down' if is_cut_off else 'up'}"])
+        server.ip([f"link set {UPLINK} down"])
+    yield
+    for server in made.lab.servers:
+        server.ip([f"link set {UPLINK} up"])
+
+
+@contextmanager
+def moved(made: Overlay) -> Iterator[None]:
+    """The file store's directory has another name."""
+    place = made.path("")
+    elsewhere = place.rename(place.with_name("elsewhere"))
+    yield
+    elsewhere.rename(place)
+
+
+@contextmanager
+def covered(made: Overlay) -> Iterator[None]:
+    """An empty file system lies over it, as the mount point does where one is not mounted."""
+    place = made.store.removeprefix("file://")
+    made.nodes[0].run(["mount", "-t", "tmpfs", "empty", place])
+    yield
+    assert not [*made.path("").iterdir()], "nobody began another store there"
+    made.nodes[0].run(["umount", "--lazy", place])
+
+
+def through_a_minute_without(away: Away, store: str, step: str) -> None:
+    """The store is away when one node is at least so far, and the change can't be over."""
+    so_far = STEPS[STEPS.index(step) :]
+    with overlay(network(VXLAN), kind=store) as made, pinging(made.lab) as pings:
+        last = made.nodes[2].daemon
+        with made.driven("--backend", "host-gw") as process:
+            last.wait_status(
+                lambda it: it["change"] is not None and it["change"]["step"] in so_far, f"as far as {step}", PATIENCE
+            )
+            last.pause()
+            with away(made):
+                last.resume()
+                pings.all[0].wait_replies(MINUTE, 3 * PATIENCE)
+                for node in made.nodes:
+                    status = node.daemon.wait_status(lambda it: not it["store"]["connected"], "no store", PATIENCE)
+                    assert status["ready"]
+                    assert status["change"] is not None
+                assert process.running
+            until(lambda: not process.running, "the change is over", 3 * PATIENCE)
+        assert process.returncode == ExitCode.OK
+        made.run_on("host-gw")
 
 
 @pytest.mark.parametrize("store", STORES[1:])
-def test_the_store_is_away_for_a_minute_in_the_middle(store: str) -> None:
-    with overlay(network(VXLAN), kind=store) as made, pinging(made.lab) as pings:
-        with made.driven("--backend", "host-gw") as process:
-            made.come_to("prepare", "switch", "retire")
-            cut_off(made, True)
-            pings.all[0].wait_replies(MINUTE, 3 * PATIENCE)
-            cut_off(made, False)
-            until(lambda: not process.running, "the change is over", 3 * PATIENCE)
-        made.run_on("host-gw")
+def test_the_store_s_servers_are_away_for_a_minute_in_the_middle(store: str) -> None:
+    through_a_minute_without(cut_off, store, "")
+
+
+@pytest.mark.parametrize(("away", "step"), [(moved, "prepared"), (covered, "switched")])
+def test_the_store_s_directory_is_away_for_a_minute_in_the_middle(away: Away, step: str) -> None:
+    through_a_minute_without(away, "file", step)
 
 
 @pytest.mark.parametrize("store", STORES)

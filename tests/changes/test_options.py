@@ -1,5 +1,5 @@
-"""Other options and ranges, where that takes more than the quick tests have: every process replaced, WireGuard on other
-ports in both families, and a node that comes when the ranges are others."""
+"""Other options, ranges and MTUs, where that takes more than the quick tests have: every process replaced, WireGuard on
+other ports in both families, a node that comes when the ranges are others, and what containers are told of the MTU."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 from ipaddress import IPv4Network
 
 import pytest
-from tests.changing import DUAL, UDP, USERSPACE, VXLAN, network, overlay, pinging
+from tests.changing import DUAL, UDP, USERSPACE, VXLAN, Overlay, network, overlay, pinging
 from tests.integration.asking import workers
 from tests.waiting import PATIENCE, until
 
-from pyflannel.lab import Node
+from pyflannel.lab import Container, Node
+from pyflannel.lab.sandbox import Process
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
@@ -69,19 +70,69 @@ def test_nodes_keep_their_subnets_and_who_comes_later_leases_by_the_new_bounds()
         assert [node.daemon.status()["lease"]["subnets"] for node in made.nodes[:2]] == before
 
 
-@pytest.mark.parametrize("version", [4, 6])
-def test_containers_that_exist_learn_the_smaller_mtu_from_their_own_node(version: int) -> None:
-    """At the first packet that is too large for the new settings, and not by waiting for an answer that never comes."""
-    with overlay(network(VXLAN, **DUAL), nodes=2) as made:
-        source, target = made.lab.containers
-        header = {4: 28, 6: 48}[version]
-        whole = ["ping", f"-{version}", "-c1", "-W5", "-M", "do", target.address(version)]
-        assert source.run([*whole, "-s", str(1420 + 1 - header)], check=False).returncode == 0
-        with pinging(made.lab, (4, 6)):
-            made.change("--backend", "wireguard")
-            made.run_on("wireguard")
-        told = source.run([*whole, "-s", str(1420 + 1 - header)], check=False)
-        assert told.returncode == 1
-        assert "mtu" in told.stdout + told.stderr
-        assert "1420" in told.stdout + told.stderr
-        assert source.run([*whole, "-s", str(1420 - header)], check=False).returncode == 0
+SMALLER = 1420
+"""WireGuard's MTU, on an underlay of 1500 bytes."""
+
+
+def sends(source: Container, target: Container, version: int, size: int) -> tuple[bool, str]:
+    """Whether one packet of this size, which nobody may take apart, is answered, and what is said of it."""
+    header = {4: 28, 6: 48}[version]
+    words = ["ping", f"-{version}", "-c1", "-W5", "-M", "do", "-s", str(size - header), target.address(version)]
+    done = source.run(words, check=False)
+    return done.returncode == 0, done.stdout + done.stderr
+
+
+def learns(source: Container, target: Container, version: int) -> None:
+    """Its own node tells it at the first packet that is too large; it waits for no answer that never comes."""
+    arrived, said = sends(source, target, version, SMALLER + 1)
+    assert not arrived
+    assert "mtu" in said
+    assert str(SMALLER) in said
+    arrived, said = sends(source, target, version, SMALLER)
+    assert arrived, said
+
+
+def told(made: Overlay, process: Process) -> set[int]:
+    """The MTUs that nodes told containers that started, as long as the change went on."""
+    found = set()
+
+    def is_over() -> bool:
+        seen = [node.daemon.container_network().mtu for node in made.nodes]
+        if made.phase():
+            found.update(seen)
+        return not process.running
+
+    until(is_over, "the change is over", PATIENCE)
+    return found
+
+
+def test_the_smaller_mtu_holds_for_containers_that_start_and_those_that_exist_learn_it() -> None:
+    """The former from the beginning of a change to its end, whichever way it goes; the latter when packets go by it."""
+    with overlay(network(VXLAN, **DUAL), nodes=2) as made, pinging(made.lab, (4, 6)):
+        (first, second), (one, two) = (node.daemon for node in made.nodes), made.lab.containers
+        larger = first.container_network().mtu
+        assert larger > SMALLER
+        second.pause()
+        with made.driven("--backend", "wireguard") as process:
+            until(lambda: first.container_network().mtu == SMALLER, "subnet.env has the smaller MTU", PATIENCE)
+            assert made.phase() == "prepare"
+            for version in (4, 6):
+                arrived, said = sends(one, two, version, SMALLER + 1)
+                assert arrived, f"something goes by the new way already: {said}"
+            second.resume()
+            second.wait_status(lambda it: it["change"] is not None and it["change"]["step"] != "", "prepared", PATIENCE)
+            assert second.container_network().mtu == SMALLER
+            second.pause()
+            first.wait_status(lambda it: it["change"]["step"] in ("switched", "retired"), "it has switched", PATIENCE)
+            for version in (4, 6):
+                learns(one, two, version)
+            second.resume()
+            assert told(made, process) == {SMALLER}
+        made.run_on("wireguard")
+        for version in (4, 6):
+            learns(two, one, version)
+        with made.driven("--backend", "vxlan") as process:
+            assert told(made, process) == {SMALLER}
+        made.run_on("vxlan")
+        for daemon in (first, second):
+            until(lambda daemon=daemon: daemon.container_network().mtu == larger, "the larger MTU", PATIENCE)  # type: ignore[misc]

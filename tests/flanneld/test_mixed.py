@@ -159,3 +159,23 @@ def test_a_change_of_the_network_names_the_node_that_can_t_take_part() -> None:
                 assert all(flanneld.node.ipv4.ip.compressed in said for flanneld in made.flannelds), said
             assert done.returncode
         assert made.etcd.get(f"{PREFIX}/config") == before
+
+
+def test_a_document_that_somebody_writes_while_nodes_run_parts_nobody() -> None:
+    """flanneld looks at it when it starts; ours says what differs wherever one looks, and stays with its peers."""
+    with mixed(NETWORKS["vxlan"]) as made:
+        node = made.lab.nodes[1]
+        with made.pinging(None, "while another document is in the store"):
+            made.etcd.put(f"{PREFIX}/config", json.dumps({"Network": "10.244.0.0/16", **NETWORKS["host-gw"]}))
+            for _ in range(2):
+                status = node.daemon.wait_status(
+                    lambda it: "host-gw" in it["message"] and "network change" in it["message"], "it says so", PATIENCE
+                )
+                assert status["ready"]
+                assert status["backend"]["name"] == "vxlan"
+                code, body = get(node, "/readyz")
+                assert code == 200
+                assert "network change" in body
+                node.daemon.restart()
+                node.daemon.wait_ready(peers=2, timeout=PATIENCE)
+        assert "network change" in node.daemon.log()

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.changing import HOST_GW, UDP, USERSPACE, VXLAN, Document, go_round, tour
 
 from pyflannel.lab.servers.etcd import find_etcd
 
@@ -90,6 +91,19 @@ def test_the_lab_runs_on_the_backend(visible: Path) -> None:
     done = run(sys.executable, "-m", "pyflannel", "lab", *words)
     assert done.returncode == 0, done.stdout
     assert done.stdout.splitlines()[-1] == "PASSED: 3 nodes on macvlan, 6 of 6 container pairs reached"
+
+
+MACVLAN: Document = {"Type": "macvlan"}
+
+
+@pytest.mark.parametrize(
+    ("versions", "ours"), [((4, 6), [VXLAN, HOST_GW, USERSPACE]), ((4,), [UDP])], ids=["two families", "udp"]
+)
+def test_a_running_network_changes_to_the_backend_from_each_of_ours_and_back(
+    visible: Path, versions: tuple[int, ...], ours: list[Document]
+) -> None:
+    """It takes part without a line for that."""
+    go_round(tour([*ours, MACVLAN], apart=[ours]), "file", versions)
 
 
 def test_the_lab_runs_on_backend_and_store(visible: Path) -> None:

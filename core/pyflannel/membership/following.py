@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pyflannel.errors import ConfigError, PyflannelError
-from pyflannel.membership.calls import Load, Steps, TakeSnapshot
+from pyflannel.membership.calls import Load, Publish, Steps, TakeSnapshot
 from pyflannel.membership.place import Place, check_agreed, check_underlay
 from pyflannel.membership.session import begin_generation, rejoin, settle_on
 from pyflannel.membership.state import KeeperState
@@ -51,7 +51,32 @@ def place_for(
         check_agreed(state.place, written, known, state.store)
     following, trouble = yield from _following(state, written.change, known, underlay)
     overruled = _overruled(state, known.network, following)
-    return Place(document, known.network, known.backend, underlay, written, following, trouble, overruled)
+    place = Place(document, known.network, known.backend, underlay, written, following, trouble, overruled)
+    return (yield from _introduced(state, place))
+
+
+def _introduced(state: KeeperState, place: Place) -> Steps[Place]:
+    """The same place, once backends that are new to a running node have said what its lease should carry.
+
+    What they plan may follow from what they make for that, such as a key; so they are asked before anybody plans. Who
+    joins asks them on the way to its lease.
+
+    :raises PyflannelError: the backend that is to hold at once can't say it.
+    """
+    lease, present = state.lease_state.lease, state.place
+    if lease is None or present is None or place.network.families != present.network.families:
+        return place
+    known = (present.backend, present.following.backend if present.following is not None else None)
+    node = state.node(place, lease.subnets, lease.attributes)
+    if not any(place.backend is each for each in known):
+        yield Publish(place.backend, node)
+    following = place.following
+    if following is not None and not any(following.backend is each for each in known):
+        try:
+            yield Publish(following.backend, following.node(node))
+        except PyflannelError as error:
+            return replace(place, following=None, trouble=str(error))
+    return place
 
 
 def _known(state: KeeperState, settings: Mapping[str, JSON]) -> Side | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from tests.changing import HOST_GW, UDP, VXLAN, Document, go_round, tour
+from tests.changing import DUAL, HOST_GW, UDP, VXLAN, Document, go_round, network, options, overlay, pinging, tour
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(0)]
 
@@ -29,3 +29,46 @@ def test_from_every_tunnel_to_every_other(versions: Sequence[int], tunnels: Sequ
 def test_between_a_process_and_a_tunnel_of_the_kernel() -> None:
     """Ten pings a second: of a hundred a second from each of six, such a machine answers not all without a change."""
     go_round([UDP, IPIP, UDP], "file", (4,), streams=False, interval=SELDOM)
+
+
+KERNEL: Document = {"Type": "wireguard", "Implementation": "kernel"}
+SHUT: Document = {
+    **KERNEL,
+    "ListenPort": 51900,
+    "ListenPortV6": 51901,
+    "PSK": "TsP23gTYx8hFJfOWzQsgEyKdhvFzNzq4aIXPnAq3G0I=",
+}
+PROCESS: Document = {**KERNEL, "Implementation": "userspace", "ListenPort": 51910, "ListenPortV6": 51911}
+IPSEC: Document = {"Type": "ipsec", "PSK": "0123456789abcdef" * 6}
+SECRET = ("wireguard", "ipsec")
+
+
+@pytest.mark.parametrize(
+    ("versions", "backends"),
+    [
+        ((4,), [VXLAN, KERNEL, VXLAN]),
+        ((4, 6), [KERNEL, SHUT, PROCESS, KERNEL]),
+        ((4,), [GRE, KERNEL, GRE]),
+        ((4,), [VXLAN, IPSEC, VXLAN]),
+        ((4,), [KERNEL, IPSEC, KERNEL]),
+    ],
+    ids=["wireguard", "other wireguards", "wireguard and gre", "ipsec", "wireguard and ipsec"],
+)
+def test_to_encryption_in_the_kernel_and_back(versions: Sequence[int], backends: Sequence[Document]) -> None:
+    """After each change packets can be read on the underlay, or none of them can.
+
+    Two nodes, and ten pings a second from each: the machine is emulated.
+    """
+    first, *following = backends
+    with (
+        overlay(network(first, **(DUAL if len(versions) > 1 else {})), nodes=2) as made,
+        pinging(made.lab, versions, interval=SELDOM) as pings,
+    ):
+        for backend in following:
+            made.change(*options(backend))
+            made.run_on(str(backend["Type"]))
+            for version in versions:
+                frames, readable = made.overheard(version)
+                assert frames
+                assert bool(readable) is (backend["Type"] not in SECRET)
+            pings.note(str(backend))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from itertools import product
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from tests.unit.membership.modelled import (
     DOCUMENT,
+    HANGS,
     TWO_FAMILIES,
     Node,
     agreed,
@@ -20,11 +22,14 @@ from tests.unit.membership.modelled import (
 
 from pyflannel.errors import (
     ConfigError,
+    KernelError,
     PluginError,
 )
 from pyflannel.membership.calls import (
+    Call,
     Create,
     OpenWatch,
+    Publish,
 )
 from pyflannel.network.change import LEASE_KEY, NetworkChange, NodeProgress, Phase, Step, read
 from pyflannel.network.document import NetworkConfig, NetworkSeed
@@ -284,6 +289,35 @@ def test_a_node_goes_through_a_change_in_one_session() -> None:
     assert said(node) == NodeProgress(CHANGE_ID, Step.DONE)
     assert node.state.trouble == ""
     assert node.count(OpenWatch) == 1, "peers and renewals went on in one session"
+
+
+def asks(call: Call) -> bool:
+    """Whether it asks the new backend what our lease should carry."""
+    return isinstance(call, Publish) and call.backend.name == "host-gw"
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["a change", "what one has led to"])
+@pytest.mark.parametrize("answer", [HANGS, KernelError("no space for a key")], ids=["it takes its time", "it fails"])
+def test_nothing_is_planned_by_a_backend_before_it_has_published(answer: Any, moved: bool) -> None:
+    """A plan may follow from what it makes for that, as that of WireGuard in the kernel does from a key."""
+    node, document = on_store().start().run(10), read(DOCUMENT)
+    wrong = [True]
+    node.fault = lambda call: answer if asks(call) and wrong[0] else None
+    change = NetworkChange(CHANGE_ID, Phase.PREPARE, HOST_GW)
+    node.store.config_is(document.ended(replace(change, phase=Phase.RETIRE), "") if moved else changing(Phase.PREPARE))
+    node.run(50)
+    assert node.joined.backend.name == "vxlan"
+    asked = sum(asks(call) for _, call in node.calls)
+    assert asked == 1 if answer == HANGS else asked > 1
+    if answer != HANGS:
+        told = said(node)
+        assert node.state.trouble if moved else told is not None and "no space for a key" in told.trouble
+    wrong[0] = False
+    node.let_go()
+    backend = node.run(90).joined.backend
+    assert isinstance(backend, Transition) is not moved
+    assert "host-gw" in (backend.name, backend.following.name if isinstance(backend, Transition) else "")
+    assert node.state.trouble == ""
 
 
 def test_a_change_that_is_given_up_leaves_what_was() -> None:

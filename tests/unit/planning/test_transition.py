@@ -107,6 +107,7 @@ class World:
         return routes[0].link if routes else None
 
 
+PSK = "0123456789abcdef" * 6
 PAIRS = [
     (4, ("vxlan", {}), ("host-gw", {}), "flannel.1", "eth0"),
     (6, ("vxlan", {}), ("host-gw", {}), "flannel-v6.1", "eth0"),
@@ -115,12 +116,15 @@ PAIRS = [
     (6, ("vxlan", {}), ("wireguard", {"Implementation": "userspace"}), "flannel-v6.1", "flannel-wg-v6"),
     (4, ("udp", {}), ("wireguard", {"Implementation": "userspace"}), "flannel0", "flannel-wg"),
     (4, ("wireguard", {"Implementation": "kernel"}), ("udp", {}), "flannel-wg", "flannel0"),
+    (4, ("vxlan", {}), ("ipsec", {"PSK": PSK}), "flannel.1", "flannel-ipsec"),
+    (6, ("gre", {}), ("ipsec", {"PSK": PSK}), "flannel-v6.gre", "flannel-ipsec"),
+    (4, ("ipsec", {"PSK": PSK}), ("wireguard", {"Implementation": "kernel"}), "flannel-ipsec", "flannel-wg"),
     (4, ("vxlan", {}), ("vxlan", {"VNI": 2}), "flannel.1", "flannel.2"),
     (4, ("vxlan", {}), ("vxlan", {"DirectRouting": True}), "flannel.1", "eth0"),
 ]
 
 
-@pytest.fixture(params=PAIRS, ids=lambda pair: f"IPv{pair[0]} {pair[1][0]} {pair[2][0]} {pair[2][1]}")
+@pytest.fixture(params=PAIRS, ids=lambda pair: f"IPv{pair[0]} {pair[1][0]} {pair[2][0]} {sorted(pair[2][1])}")
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[World, str, str]:
     version, (former, options), (following, others), old, new = request.param
     return World(version, side(version, former, **options), side(version, following, **others), tmp_path), old, new
@@ -150,7 +154,7 @@ def test_what_finds_the_peer_by_the_destination_can_be_tried_before_the_switch(p
     world, _, new = pair
     ways = world.transition(Phase.PREPARE).standing(world.node, world.lease()).ways
     address = THEIRS[world.version].each[0].network_address
-    assert ways == (((address, new),) if new.startswith(("flannel-wg", "flannel0")) else ())
+    assert ways == (((address, new),) if new.startswith(("flannel-wg", "flannel-ipsec", "flannel0")) else ())
     assert not world.transition(Phase.SWITCH, Step.PREPARED).standing(world.node, world.lease(Step.PREPARED)).ways
     assert not world.transition(Phase.PREPARE).standing(world.node, world.lease(told=False)).ways
 
