@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.kernels.guest import Guest
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 
 
 @pytest.mark.parametrize("families", ["one family", "two families"])

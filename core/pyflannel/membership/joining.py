@@ -15,7 +15,7 @@ from pyflannel.errors import ConfigError, ConflictError, PyflannelError, StoreEr
 from pyflannel.membership import publishing, renewal
 from pyflannel.membership.allocation import Adopt, Existing, Identity, decide
 from pyflannel.membership.assigned import ask_assigned, take_assigned
-from pyflannel.membership.calls import Reaches, Renew, Steps, TakeSnapshot, WriteConfig
+from pyflannel.membership.calls import Publish, Reaches, Renew, Steps, TakeSnapshot, WriteConfig
 from pyflannel.membership.following import look_again, place_for
 from pyflannel.membership.obtaining import obtain
 from pyflannel.membership.place import Place, backends_apart, check_underlay
@@ -160,9 +160,9 @@ def _followed_last(
     if place is not None:
         if not (ranges_apart(last.network, place.network) or backends_apart(last.side, place.side)):
             return None
-        if (yield _reaches(state, place, leases)):
+        if (yield from _reaches(state, place, leases)):
             return None
-    return last if (yield _reaches(state, last, leases)) else None
+    return last if (yield from _reaches(state, last, leases)) else None
 
 
 def _leads_away(state: KeeperState, document: str) -> bool:
@@ -175,12 +175,17 @@ def _leads_away(state: KeeperState, document: str) -> bool:
     return followed.change is not None or now.change is not None or now.last not in ("", followed.last)
 
 
-def _reaches(state: KeeperState, place: Place, leases: Sequence[Record]) -> Reaches:
+def _reaches(state: KeeperState, place: Place, leases: Sequence[Record]) -> Steps[bool]:
+    """Whether a backend plans for any lease of others; asked when it has made what its plans may follow from."""
     subnets = state.last_subnets
     if subnets is None or not place.network.contains(place.network.used(subnets)):
         four, six = place.network.ipv4, place.network.ipv6
         subnets = Subnets(four.subnet_min if four else None, six.subnet_min if six else None)
-    return Reaches(place.side, state.node(place, subnets, LeaseAttributes()), leases, place.last)
+    node = state.node(place, subnets, LeaseAttributes())
+    with suppress(PyflannelError):
+        yield Publish(place.backend, node)
+    found: bool = yield Reaches(place.side, node, leases, place.last)
+    return found
 
 
 def _moved_if_possible(place: Place, underlay: Underlay) -> Place:

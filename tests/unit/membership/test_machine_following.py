@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -433,6 +434,21 @@ def test_a_node_that_starts_follows_the_document_otherwise(written: dict[str, An
         one.store.config_is(document.forced(CHANGE_ID, "") if why == "forced" else document.text)
     again = restarted(one, **({"followed": "{"} if why == "nobody knows" else {}))
     assert again.joined.backend.name == written["Backend"]["Type"]
+    assert again.state.trouble == ""
+
+
+def test_whom_a_node_reaches_is_found_out_when_it_has_what_its_plans_follow_from(tmp_path: Path) -> None:
+    """It has no key for WireGuard yet, without which it could plan for nobody."""
+    wireguard = json.dumps({**HOST_GW, "Backend": {"Type": "wireguard", "Implementation": "userspace"}})
+    places = [{"state_dir": tmp_path / str(number)} for number in range(3)]
+    for place in places:
+        place["state_dir"].mkdir()
+    one = Node(given=places[0]).start().run(5)
+    Node(store=one.store, host=2, given=places[1]).start().run(5)
+    one.store.config_is(wireguard)
+    Node(store=one.store, host=3, given=places[2]).start().run(5)
+    again = restarted(one, **places[0])
+    assert again.joined.backend.name == "wireguard"
     assert again.state.trouble == ""
 
 
