@@ -39,6 +39,7 @@ SHUT: Document = {
     "PSK": "TsP23gTYx8hFJfOWzQsgEyKdhvFzNzq4aIXPnAq3G0I=",
 }
 PROCESS: Document = {**KERNEL, "Implementation": "userspace", "ListenPort": 51910, "ListenPortV6": 51911}
+USUAL: Document = {**KERNEL, "ListenPort": 51820, "ListenPortV6": 51821}
 IPSEC: Document = {"Type": "ipsec", "PSK": "0123456789abcdef" * 6}
 SECRET = ("wireguard", "ipsec")
 
@@ -47,7 +48,7 @@ SECRET = ("wireguard", "ipsec")
     ("versions", "backends"),
     [
         ((4,), [VXLAN, KERNEL, VXLAN]),
-        ((4, 6), [KERNEL, SHUT, PROCESS, KERNEL]),
+        ((4, 6), [KERNEL, SHUT, PROCESS, USUAL]),
         ((4,), [GRE, KERNEL, GRE]),
         ((4,), [VXLAN, IPSEC, VXLAN]),
         ((4,), [KERNEL, IPSEC, KERNEL]),
