@@ -16,14 +16,19 @@ import importlib
 import inspect
 import logging
 import os
+import re
+import sys
+import threading
+import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass, is_dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from pyflannel.errors import KernelError, PluginError
+from pyflannel.small.entry_points import entry_points
 from pyflannel.small.guarded import guarded
 from pyflannel.small.scarcity import lacking
 
@@ -41,6 +46,12 @@ STORES: Final = "pyflannel.stores"
 
 _OURS: Final = "pyflannel"
 _KINDS: Final = {BACKENDS: "backend", STORES: "store"}
+
+IMPORT_TIMEOUT = 30.0
+"""Seconds that a command waits for a plugin's module; the daemon has a limit of its own."""
+
+_is_reference: Final = re.compile(r"[\w.]+\s*:\s*[\w.]+\s*(\[.*\])?").fullmatch
+"""Of an entry point that can name a class (PyPA's specification of entry points)."""
 
 T = TypeVar("T")
 
@@ -189,7 +200,7 @@ def _entries(group: str, name: str) -> Sequence[metadata.EntryPoint]:
 
 def _entry_points(group: str) -> Sequence[metadata.EntryPoint]:
     """All of ``group``, sorted; one that is seen twice (a source tree and its installation) counts once."""
-    unique = {(entry.name, entry.value): entry for entry in reversed(tuple(metadata.entry_points(group=group)))}
+    unique = {(entry.name, entry.value): entry for entry in reversed(entry_points(group))}
     named = Counter(entry.name for entry in unique.values())
 
     def order(entry: metadata.EntryPoint) -> tuple[str, bool, str]:
@@ -200,12 +211,20 @@ def _entry_points(group: str) -> Sequence[metadata.EntryPoint]:
 
 
 def _distribution(entry: metadata.EntryPoint) -> str:
-    return str(entry.dist.name) if entry.dist is not None else "unknown"
+    return _about(entry)[0]
 
 
 def _describe(entry: metadata.EntryPoint, problem: str) -> Plugin:
-    version = str(entry.dist.version) if entry.dist is not None else ""
-    return Plugin(entry.group, entry.name, _distribution(entry), version, entry.value, problem)
+    return Plugin(entry.group, entry.name, *_about(entry), entry.value, problem)
+
+
+def _about(entry: metadata.EntryPoint) -> tuple[str, str]:
+    """Name and version of its distribution, as far as that says so."""
+    dist = entry.dist
+    try:
+        return (str(dist.name or "unknown"), str(dist.version or "")) if dist is not None else ("unknown", "")
+    except (ValueError, KeyError, TypeError):  # of a METADATA that can't be read
+        return "unknown", ""
 
 
 def _shadowed(entry: metadata.EntryPoint, entries: Iterable[metadata.EntryPoint]) -> str:
@@ -245,15 +264,63 @@ def _import(entry: metadata.EntryPoint, who: str, usable: Sequence[metadata.Entr
     """What ``entry`` points to; ``usable`` are all of its group that any name can mean."""
     from stevedore import DriverManager
 
+    if not _is_reference(entry.value):
+        raise PluginError(f"{who} names no class: the entry point must be of the form module:Class")
+
     def failed(_manager: object, _entry: metadata.EntryPoint, error: BaseException) -> NoReturn:
         raise PluginError(f"{who} does not load: {type(error).__name__}: {error}") from error
 
+    def load() -> Any:
+        try:
+            return DriverManager(entry.group, entry.name, on_load_failure_callback=failed).driver
+        except (PluginError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # which stevedore lets through
+            failed(None, entry, error)
+
     # Where stevedore puts them itself, from a file in the home directory that may be stale, and all that there are.
     DriverManager.ENTRY_POINT_CACHE[entry.group] = list(usable)
-    try:
-        return DriverManager(entry.group, entry.name, on_load_failure_callback=failed).driver
-    except (AssertionError, SystemExit) as error:  # which stevedore lets through
-        failed(None, entry, error)
+    if threading.current_thread() is not threading.main_thread():
+        return load()  # the daemon's, which counts the seconds
+    with redirect_stdout(sys.stderr):  # what a module says is no part of what a command prints
+        return _in_time(who, load)
+
+
+_importing: Final[dict[str, threading.Thread]] = {}
+
+
+def _in_time(who: str, load: Callable[[], T]) -> T:
+    """What ``load`` answers in a thread of its own; one that does not come back is left behind, and waited for once.
+
+    :raises PluginError: it has not come back within :data:`IMPORT_TIMEOUT`; says where it stands.
+    """
+    answers: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            answers.append(load())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = _importing.get(who)
+    if thread is None or not thread.is_alive():
+        thread = _importing[who] = threading.Thread(target=run, name=f"import of {who}", daemon=True)
+        thread.start()
+        thread.join(IMPORT_TIMEOUT)
+    if thread.is_alive():
+        raise PluginError(f"{who} does not load: its import has not ended after {IMPORT_TIMEOUT:g} s{_where(thread)}")
+    for error in errors:
+        raise error
+    return answers[0]
+
+
+def _where(thread: threading.Thread) -> str:
+    """In which line of whose code a thread stands."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    stack = traceback.extract_stack(frame) if frame is not None else ()
+    own = [each for each in stack if not each.filename.startswith("<")]
+    return f"; it stands in {own[-1].filename}, line {own[-1].lineno}" if own else ""
 
 
 def _keeps_contract(plugin: Any, base: type[T], attribute: str, api: int, name: str, who: str) -> type[T]:
@@ -298,4 +365,27 @@ def unlike(plugin: type[Any], base: type[Any]) -> str:
                 return f"its {name} is of type {type(own).__name__}, and must be a function"
         elif isinstance(own, property | functools.cached_property) and not isinstance(member, property):
             return f"its {name} is a property, and must be a plain value of the class"
+        elif wanted := _unfit(own, member):
+            return f"its {name} is {_short(own)}, and must be {wanted}"
     return ""
+
+
+def _unfit(own: Any, default: Any) -> str:
+    """What an attribute of a class must be, if it can't stand where its contract has this default; else empty."""
+    if isinstance(default, bool):
+        return "" if isinstance(own, bool) else "True or False"
+    if isinstance(default, Mapping):
+        fits = isinstance(own, Mapping) and all(isinstance(each, str) for pair in own.items() for each in pair)
+        return "" if fits else "a mapping of texts to texts"
+    if isinstance(default, frozenset):
+        fits = isinstance(own, Set) and all(isinstance(each, str) for each in own)
+        return "" if fits else "a frozenset of texts"
+    if isinstance(default, type):
+        return "" if isinstance(own, type) and is_dataclass(own) else "a dataclass"
+    if is_dataclass(default):
+        return "" if isinstance(own, type(default)) else f"a {type(default).__name__}"
+    return ""
+
+
+def _short(value: Any) -> str:
+    return f"the class {value.__qualname__}" if isinstance(value, type) else f"of type {type(value).__name__}"

@@ -11,6 +11,7 @@ import pytest
 
 from pyflannel.backend import DesiredState, Lease, LeaseAttributes, NetworkConfig, Node, Route, Subnets, Underlay
 from pyflannel.errors import ExitCode
+from pyflannel.version import VERSION
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -45,6 +46,13 @@ def test_the_backend_in_the_readme_plans_a_route() -> None:
         [Route(IPv4Network("10.0.2.0/24"), "eth0", gateway=IPv4Address("192.0.2.2"))]
     )
     assert backend.mtu(node.underlay) == 1500
+
+
+def test_changelog_and_debian_package_are_about_the_version_that_is_next() -> None:
+    changes = re.findall(r"^## \[([^]]+)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert changes[0] == VERSION
+    packaged = (ROOT / "contrib" / "debian" / "changelog").read_text(encoding="utf-8")
+    assert packaged.startswith(f"pyflannel ({VERSION}) ")
 
 
 def test_every_exit_code_is_documented() -> None:

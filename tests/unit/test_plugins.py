@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -106,6 +107,7 @@ def test_an_unknown_name_lists_what_is_installed() -> None:
         ("def broken(:", "SyntaxError"),
         ("assert False, 'not here'", "AssertionError: not here"),
         ("raise SystemExit(3)", "SystemExit: 3"),
+        ("class Gone(BaseException):\n    pass\nraise Gone('away')", "Gone: away"),
         ("Other = 1", "AttributeError"),
         ("Plan = 1", "is not a subclass of pyflannel.backend.Backend"),
         ("from pyflannel.store import Store as Plan", "is not a subclass of pyflannel.backend.Backend"),
@@ -118,6 +120,14 @@ def test_an_unknown_name_lists_what_is_installed() -> None:
         (GOOD + "    async def plan_node(self, node):\n        yield node", "its plan_node is asynchronous"),
         (GOOD + "    describe = None", "its describe is of type NoneType, and must be a function"),
         (GOOD.replace("name = ", "name = property(str) #"), "its name is a property, and must be a plain value"),
+        (GOOD + "    capabilities = {'ipv4': True}", "its capabilities is of type dict, and must be a Capabilities"),
+        (GOOD + "    Options = dict", "its Options is the class dict, and must be a dataclass"),
+        (GOOD + "    Options = {}", "its Options is of type dict, and must be a dataclass"),
+        (GOOD + "    actions = ['renew']", "its actions is of type list, and must be a mapping of texts to texts"),
+        (
+            GOOD + "    actions = {'renew': None}",
+            "its actions is of type dict, and must be a mapping of texts to texts",
+        ),
     ],
 )
 def test_a_broken_plugin_is_reported_and_harms_nobody_else(site: Site, code: str, reason: str) -> None:
@@ -128,6 +138,70 @@ def test_a_broken_plugin_is_reported_and_harms_nobody_else(site: Site, code: str
     assert reason in str(caught.value)
     assert problem("acme") == str(caught.value)
     assert load_backend("vxlan").name == "vxlan"
+
+
+@pytest.mark.parametrize("target", ["", "???", "acme_net_module", "acme_net_module:", ":Plan", "acme-net:Plan"])
+def test_an_entry_point_that_names_no_class_is_told_from_a_module_that_fails(site: Site, target: str) -> None:
+    site.install("acme-net", "acme", GOOD)
+    (site.path / "acme_net-1.2.dist-info" / "entry_points.txt").write_text(f"[{BACKENDS}]\nacme = {target}\n")
+    with pytest.raises(PluginError) as caught:
+        load_backend("acme")
+    who = f"backend 'acme' of acme-net ({target})"
+    assert str(caught.value) == f"{who} names no class: the entry point must be of the form module:Class"
+    assert problem("acme") == str(caught.value)
+
+
+def test_an_import_that_does_not_end_is_left_behind_and_costs_one_thread(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    site.install("acme-net", "acme", f"open({str(gate)!r}).close()\n{GOOD}")
+    monkeypatch.setattr("pyflannel.plugins.IMPORT_TIMEOUT", 0.1)
+    with pytest.raises(PluginError) as caught:
+        load_backend("acme")
+    for said in (str(caught.value), problem("acme")):
+        assert "(acme_net_module:Plan) does not load: its import has not ended after 0.1 s; it stands in " in said
+        assert said.endswith("acme_net_module.py, line 1")
+    assert load_backend("vxlan").name == "vxlan"
+    (left,) = [thread for thread in threading.enumerate() if thread.name.startswith("import of backend 'acme'")]
+    gate.write_text("")
+    left.join()
+    assert load_backend("acme").name == "acme"
+
+
+def test_what_a_module_prints_is_no_output_of_ours(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+    site.install("acme-net", "acme", f"print('here I am')\n{GOOD}")
+    load_backend("acme")
+    assert capsys.readouterr() == ("", "here I am\n")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("entry_points.txt", b"\xff\xfe"),
+        ("entry_points.txt", f"[{BACKENDS}]\nacme\n".encode()),
+        ("METADATA", b"Name: \xff"),
+        ("METADATA", b""),
+    ],
+)
+def test_a_distribution_that_can_not_be_read_keeps_nobody_from_being_found(
+    site: Site, file: str, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor itself, as far as it can be read."""
+    site.install("acme-net", "acme", GOOD)
+    site.install("other-net", "other", GOOD)
+    (site.path / "acme_net-1.2.dist-info" / file).write_bytes(content)
+    found = {plugin.name: (plugin.distribution, plugin.loads) for plugin in installed(BACKENDS)}
+    assert found["vxlan"] == ("pyflannel", True)
+    assert found["other"] == ("other-net", True)
+    assert load_backend("other").name == "other"
+    if file == "METADATA":
+        assert found["acme"] == ("unknown", True)
+    else:
+        assert "acme" not in found
+        told = f"the entry points of acme-net in {site.path} can't be read; install it anew, or remove it"
+        assert caplog.text.count(told) == 1
 
 
 def test_a_duplicate_of_ours_is_reported_and_not_used(site: Site, caplog: pytest.LogCaptureFixture) -> None:
@@ -168,6 +242,26 @@ def test_a_stores_scheme_must_be_its_entry_points_name(site: Site) -> None:
     site.install("acme-net", "acme", "from pyflannel.store import Store\nclass Plan(Store):\n    scheme = 'x'", STORES)
     with pytest.raises(PluginError, match=r"store 'acme' .* calls itself 'x' \(scheme\)"):
         load_store("acme")
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("options = ['poll']", "its options is of type list, and must be a mapping of texts to texts"),
+        ("secret_options = 'token'", "its secret_options is of type str, and must be a frozenset of texts"),
+        (
+            "secret_options = frozenset({7})",
+            "its secret_options is of type frozenset, and must be a frozenset of texts",
+        ),
+        ("node_clocks = 'no'", "its node_clocks is of type str, and must be True or False"),
+    ],
+)
+def test_what_a_store_says_of_itself_has_the_contracts_types(site: Site, said: str, reason: str) -> None:
+    head = "from pyflannel_stores.file import FileStore\nclass Plan(FileStore):\n    scheme = 'acme'\n"
+    site.install("acme-net", "acme", f"{head}    {said}\n", STORES)
+    with pytest.raises(PluginError) as caught:
+        load_store("acme")
+    assert str(caught.value) == f"store 'acme' of acme-net (acme_net_module:Plan) can't be used: {reason}"
 
 
 STRAY = """\

@@ -38,6 +38,11 @@ SHOWN = {
     "does not load, or has methods to be awaited": [
         "unit/test_plugins.py::test_a_broken_plugin_is_reported_and_harms_nobody_else"
     ],
+    "does not come back from its import, or prints there": [
+        "unit/test_plugins.py::test_an_import_that_does_not_end_is_left_behind_and_costs_one_thread",
+        "unit/test_plugins.py::test_what_a_module_prints_is_no_output_of_ours",
+        "unit/membership/test_keeper.py::test_a_lease_is_renewed_although_the_next_backend_never_loads",
+    ],
     "raises for one peer, or plans what is not its own for it": [
         "unit/planning/test_isolation.py::test_nonsense_for_one_peer_costs_that_peer",
         "unit/daemon/test_loop.py::test_a_call_that_fails_for_a_while",

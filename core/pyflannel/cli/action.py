@@ -5,13 +5,12 @@ The backend is loaded here for its list of actions only; the daemon does the wor
 
 from __future__ import annotations
 
-from importlib import metadata
-
 import click
 
 from pyflannel.cli.flags import FlagCommand, flags, settings
 from pyflannel.daemon.control import request
 from pyflannel.plugins import BACKENDS, load_backend
+from pyflannel.small.entry_points import entry_points
 from pyflannel.small.text import inert
 
 __all__ = ["actions"]
@@ -22,7 +21,7 @@ def actions(name: str) -> click.Group | None:
 
     :raises PluginError: it does not load.
     """
-    if not any(entry.name == name for entry in metadata.entry_points(group=BACKENDS)):
+    if not entry_points(BACKENDS, name):
         return None
     kind = load_backend(name)
     if not kind.actions:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 from pyflannel.errors import ConfigError
 from pyflannel.plugins import BACKENDS, STORES
+from pyflannel.small.entry_points import entry_points
 from pyflannel.version import VERSION
 
 __all__ = ["KINDS", "LONGEST_NAME", "check_name", "write_project"]
@@ -52,7 +52,7 @@ def check_name(kind: str, name: str) -> None:
             f"{name!r} can't name a {kind}: must be lower-case letters and digits, in words joined by '-', "
             f"beginning with a letter, at most {LONGEST_NAME} characters (such as 'acme' or 'acme-gre')"
         )
-    for entry in metadata.entry_points(group=KINDS[kind], name=name):
+    for entry in entry_points(KINDS[kind], name):
         owner = entry.dist.name if entry.dist is not None else "another distribution"
         raise ConfigError(f"{kind} {name!r} is in {owner} already; choose another name")
 
