@@ -117,6 +117,19 @@ def test_plugin_test_ends_with_9_where_the_contract_is_broken(backend: Site, tmp
     assert "FAILED: backend acme-gw: " in said
 
 
+def test_plugin_test_names_a_plugin_that_ends_the_process(backend: Site, tmp_path: Path) -> None:
+    (source,) = backend.project.glob("src/*/__init__.py")
+    package = tmp_path / "site" / source.parent.name
+    package.mkdir(parents=True)
+    leaving = source.read_text().replace("return underlay.mtu", "__import__('os')._exit(5)")
+    assert leaving != source.read_text()
+    (package / "__init__.py").write_text(leaving)
+    said = backend.python_m(
+        "pyflannel", "plugin-test", "acme-gw", "--no-lab", env={"PYTHONPATH": str(tmp_path / "site")}, code=7
+    )
+    assert "backend 'acme-gw': the kit ended before it could report, with exit code 5" in said
+
+
 def test_plugin_test_says_what_it_can_not_run(backend: Site, tmp_path: Path) -> None:
     said = backend.python_m("pyflannel", "plugin-test", "no-such", code=7)
     assert "no backend and no store 'no-such' is installed" in said

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Final
@@ -17,13 +17,22 @@ from typing import Any, Final
 import click
 
 from pyflannel.cli.flags import FlagCommand
-from pyflannel.errors import ConfigError, ExitCode, PluginError
+from pyflannel.errors import ConfigError, ExitCode, PluginError, PyflannelError, StoreUnavailableError
+from pyflannel.lab.serve import has_server
+from pyflannel.lab.served import url_of, why_not
 from pyflannel.network.lease import JSON
+from pyflannel.small.entry_points import entry_points
 from pyflannel.small.interpreter import module_command
 
 __all__ = ["plugin", "plugin_test"]
 
 KINDS: Final = click.Choice(["backend", "store"])
+
+_END_TIMEOUT: Final = 60.0
+"""Seconds after which a server that does not end is killed."""
+
+_UNSERVED: Final[Mapping[int, type[PyflannelError]]] = {ExitCode.CONFIG: ConfigError, ExitCode.PLUGIN: PluginError}
+"""What the end of a server's process with this exit code is; all else is a store that is not there."""
 
 
 @click.group("plugin")
@@ -117,7 +126,10 @@ def plugin_test(
         if done.returncode < 0:
             raise PluginError(f"{found} {name!r}: pytest was ended by signal {-done.returncode}")
         if not report.exists():
-            raise PluginError(f"{found} {name!r}: the kit could not be run; pytest's message is above")
+            raise PluginError(
+                f"{found} {name!r}: the kit ended before it could report, with exit code {done.returncode}; pytest's "
+                "message is above, or the plugin has ended the process (os._exit)"
+            )
         counts = _counts(report)
     return _verdict(f"{found} {name}", counts, done.returncode == 0)
 
@@ -132,10 +144,10 @@ def _need_pytest() -> None:
 
 def _kind_of(name: str, kind: str | None) -> str:
     """Whether ``name`` is a backend or a store; loads it, so that a broken one is told at once."""
-    from pyflannel.plugins import BACKENDS, STORES, installed, load_backend, load_store
+    from pyflannel.plugins import BACKENDS, STORES, load_backend, load_store
 
     groups = {"backend": BACKENDS, "store": STORES}
-    kinds = [kind] if kind else [each for each, group in groups.items() if _has(installed(group), name)]
+    kinds = [kind] if kind else [each for each, group in groups.items() if entry_points(group, name)]
     if len(kinds) > 1:
         raise ConfigError(f"{name!r} is a backend and a store: say which with --kind")
     if not kinds:
@@ -144,22 +156,56 @@ def _kind_of(name: str, kind: str | None) -> str:
     return kinds[0]
 
 
-def _has(plugins: Any, name: str) -> bool:
-    return any(plugin.name == name for plugin in plugins)
-
-
 @contextmanager
 def _place(name: str, url: str | None, work: str) -> Iterator[str]:
     """The URL of places for single tests, with ``{}`` for what differs; on the store's own server if any."""
-    from pyflannel.lab.serve import has_server, serving
-
     if url is not None:
         yield _with_mark(url)
     elif has_server(name):
-        with serving(name, Path(work, "server"), ["127.0.0.1"]) as served:
+        with _serving(name, Path(work)) as served:
             yield _with_mark(served)
     else:
         yield f"{name}://{work}/{{}}"
+
+
+@contextmanager
+def _serving(name: str, work: Path) -> Iterator[str]:
+    """The URL of the store's own server, whose code has a process of its own, as in a lab.
+
+    :raises PyflannelError: it does not come up; says what it said last.
+    """
+    words = module_command("pyflannel.lab.serve", name, str(work / "server"), "127.0.0.1")
+    log = work / "server.log"
+    with (
+        log.open("w", encoding="utf-8") as errors,
+        subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,  # Ctrl-C is ours: it ends with its standard input
+        ) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with process.stdin:
+            url = url_of(process.stdout, log, process.kill)
+            if url:
+                yield url
+        status = _ended(process)
+        if status or not url:
+            told = "did not end well" if url else "did not come up"
+            kind = _UNSERVED.get(status, StoreUnavailableError)
+            raise kind(f"the server of store {name!r} {told}: {why_not(log)}")
+
+
+def _ended(process: subprocess.Popen[str]) -> int:
+    try:
+        return process.wait(_END_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def _with_mark(url: str) -> str:

@@ -31,6 +31,7 @@ from pyflannel.lab import topology
 from pyflannel.lab.daemon import Daemon, DaemonOptions
 from pyflannel.lab.measure import Capture, Matrix, Ping, Throughput, measure_row, measure_throughput
 from pyflannel.lab.sandbox import LAB_DIRECTORY, Namespace, Sandbox
+from pyflannel.lab.served import url_of, why_not
 from pyflannel.lab.topology import BRIDGE, UPLINK, ContainerNetwork, Host
 from pyflannel.small.interpreter import module_command
 
@@ -40,8 +41,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _WORKERS: Final = 32
-_SERVER_LINES: Final = 8
-"""Of what a store's server said before it failed."""
 """Commands run side by side; they mostly wait for the kernel."""
 
 
@@ -309,13 +308,12 @@ class Lab:
                 stderr=said,
             )
         assert process.proxy.stdout is not None
-        url = process.proxy.stdout.readline().strip()
+        url = url_of(process.proxy.stdout, self.outside(log), process.kill)
         if not url:
             with process.proxy:
                 process.proxy.communicate()
-            reason = "\n".join(self.outside(log).read_text(errors="replace").splitlines()[-_SERVER_LINES:])
-            raise StoreUnavailableError(f"no {scheme} servers in the lab: {reason or 'they said nothing'}")
-        return url
+            raise StoreUnavailableError(f"no {scheme} servers in the lab: {why_not(self.outside(log))}")
+        return url.replace("{}", "lab")
 
     def shell(self, name: str, lines: Iterable[str]) -> None:
         """Run lines of iproute2 in the namespace ``name``, in one batch.

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Final
 
 from pyflannel.errors import ConfigError, LeaseError, PyflannelError
@@ -24,6 +23,7 @@ from pyflannel.lab.measure import Matrix, Throughput
 from pyflannel.lab.serve import has_server, schemes
 from pyflannel.lab.servers import GROUP
 from pyflannel.network.lease import JSON
+from pyflannel.small.entry_points import entry_points
 
 __all__ = ["ChangedNetwork", "NodeReport", "Report", "Shortfall", "TrialNetwork", "try_out"]
 
@@ -195,7 +195,7 @@ def _check_place(store: str) -> None:
     scheme, separator, rest = store.partition("://")
     offers = f"a lab offers 'file', {', '.join(map(repr, schemes()))}, or the URL of a store in files, such as file://"
     if not separator:
-        if not metadata.entry_points(group="pyflannel.stores", name=scheme):
+        if not entry_points("pyflannel.stores", scheme):
             raise ConfigError(f"--store {store}: no such store is installed (see: pyflannel plugins); {offers}")
         raise ConfigError(
             f"--store {store}: the store is installed, but its distribution brings no server for the lab: it needs an "

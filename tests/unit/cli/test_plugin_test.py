@@ -1,11 +1,15 @@
-"""What pyflannel plugin-test refuses before it runs anything."""
+"""What pyflannel plugin-test refuses before it runs anything, and the server that it starts for a store."""
 
 from __future__ import annotations
 
-import pytest
+import os
+from pathlib import Path
 
-from pyflannel.cli.plugin import _fitting
-from pyflannel.errors import ConfigError
+import pytest
+from tests.sites import install
+
+from pyflannel.cli.plugin import _fitting, _serving
+from pyflannel.errors import ConfigError, PluginError, PyflannelError, StoreUnavailableError
 from pyflannel.network.lease import JSON
 
 
@@ -31,3 +35,68 @@ def test_an_attribute_that_the_kit_has_not(kind: str, key: str, value: JSON, rea
 )
 def test_an_attribute_that_it_has(kind: str, key: str, value: JSON) -> None:
     assert _fitting(kind, key, value) == value
+
+
+SERVE = """\
+import os
+from contextlib import contextmanager
+from pyflannel.errors import ConfigError, StoreUnavailableError
+
+@contextmanager
+def serve(directory, addresses):
+    print("starting")
+"""
+
+
+def site(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A distribution that starts a server in this way; returns an empty directory."""
+    for name in ("site", "work"):
+        (folder / name).mkdir()
+    about = folder / "site" / "acme_kv-1.dist-info"
+    about.mkdir()
+    (folder / "site" / "acme_kv.py").write_text(SERVE + code)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-kv\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[pyflannel.lab.servers]\nacme = acme_kv:serve\n")
+    install(monkeypatch, folder / "site")
+    return folder / "work"
+
+
+def test_a_store_s_server_has_a_process_that_ends_with_the_tests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = site("    yield f'{addresses[0]}:{os.getpid()}'\n    (directory / 'ended').touch()\n", tmp_path, monkeypatch)
+    with _serving("acme", work) as url:
+        assert url.startswith("acme://127.0.0.1:")
+        process = Path("/proc", url.rpartition(":")[2])
+        assert process.exists()
+        assert os.stat(process) != os.stat("/proc/self")
+    assert not process.exists()
+    assert (work / "server" / "ended").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "said"),
+    [
+        ("    raise ConfigError('no acmed here')\n    yield", ConfigError, "did not come up: starting\nno acmed here"),
+        (
+            "    raise StoreUnavailableError('deaf')\n    yield",
+            StoreUnavailableError,
+            "did not come up: starting\ndeaf",
+        ),
+        ("    yield 7", PluginError, "did not come up: starting\nlab server 'acme' gives 7: must be"),
+        ("    os._exit(5)\n    yield", StoreUnavailableError, "the server of store 'acme' did not come up"),
+        (
+            "    yield '127.0.0.1:7'\n    1 / 0",
+            PluginError,
+            "did not end well: starting\nlab server",
+        ),
+    ],
+)
+def test_a_store_s_server_that_fails_is_told_with_what_it_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, kind: type[PyflannelError], said: str
+) -> None:
+    work = site(code, tmp_path, monkeypatch)
+    with pytest.raises(kind) as failed, _serving("acme", work):
+        pass
+    assert type(failed.value) is kind
+    assert said in str(failed.value)

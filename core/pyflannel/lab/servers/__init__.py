@@ -8,7 +8,7 @@ A distribution that has a store says with an entry point, under the store's sche
 ``pyflannel lab --store acme`` then runs on it, and so does ``pyflannel plugin-test acme``. What the entry point names
 is a :data:`Serve`: it is called with a directory and addresses, and returns a context manager. Entering starts the
 servers, waits until they answer, and gives the URL of the store, or its host part alone (``192.0.2.9:5432``, several
-joined by commas). Leaving ends them, and no process of theirs is left.
+joined by commas); after two minutes it is given up. Leaving ends them, and no process of theirs is left.
 
 ``plugin-test`` wants another empty place for each test: ``{}`` in the URL becomes its name, and where there is none it
 is added to the path.
@@ -19,8 +19,8 @@ is added to the path.
   ``plugin-test`` it is ``127.0.0.1``, where others listen, too (:func:`free_ports`).
 * A *Unix socket* below the directory can be reached from every node, since a lab's nodes share their files: give a URL
   without hosts then.
-* It may *print* whatever it likes: standard output and error go to a log, whose end is shown if it fails. Standard
-  input is at its end.
+* It has a process of its own, and may *print* whatever it likes: standard output and error go to a log, whose end is
+  shown if it fails. Standard input is at its end.
 * It runs with the rights of the lab's user, often root in a user namespace. A server that refuses root can be started
   by ``unshare --user --map-user=1 --map-group=1``, as what is then another user to itself alone.
 * A :class:`~pyflannel.errors.PyflannelError` says what is missing (a program that is not installed: ``ConfigError``) or
