@@ -48,6 +48,7 @@ WITH_A_LEASE = {
         "class Endless(Watch):\n    closed = False\n\n    def __next__(self):\n        if self.closed:\n"
         "            raise StopIteration\n        return Batch('1')\n\n    def close(self):\n        self.closed = True"
     ),
+    "a watch that is none": "def watch(self, revision):\n        return None",
     "a watch that is a generator": "def watch(self, revision):\n        yield from super().watch(revision)",
     "a delete that answers": "def delete(self, record):\n        super().delete(record)\n        return True",
 }
@@ -107,3 +108,4 @@ def test_a_lease_is_renewed_and_the_daemon_ends_when_it_is_told_to(
             PATIENCE,
         )
     assert daemon.stop(PATIENCE) == 0
+    assert "Traceback" not in daemon.log()

@@ -283,7 +283,12 @@ class LeaseKeeper:
         self._inbox.put(lambda machine, now: machine.done(number, result, now))
 
     def _open_watch(self, thread: _StoreThread, store: Store, number: int, revision: str) -> None:
-        watch = store.watch(revision)
+        watch: Any = store.watch(revision)
+        if not isinstance(watch, Watch):
+            kind = type(watch).__name__
+            raise PluginError(
+                f"store {self._scheme!r} answered watch with another thing, of type {kind}: must be a Watch"
+            )
         if thread.closed:  # it took so long that nobody waits for it any more
             watch.close()
             return
@@ -424,4 +429,4 @@ class _Watcher:
 
     def _close(self) -> None:
         with suppress(PyflannelError):  # nobody listens to it any more
-            guarded(self._scheme, "close of a watch", self._watch.close, kind="store")
+            guarded(self._scheme, "close of a watch", lambda: self._watch.close(), kind="store")

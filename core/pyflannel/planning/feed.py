@@ -322,7 +322,7 @@ class Feed:
         """The data plane's totals."""
         plane = self.plane
         try:
-            return {} if plane is None else self._call("counters", lambda: dict(plane.counters()))
+            return {} if plane is None else self._call("counters", lambda: _numbers(plane.counters()))
         except PyflannelError:
             return {}  # the rest of the status document does not depend on it; the trouble is noted
 
@@ -365,3 +365,14 @@ class Feed:
 
 def _texts(told: Mapping[Any, Any]) -> dict[str, str]:
     return {str(key): str(text) for key, text in told.items()}
+
+
+def _numbers(told: Mapping[Any, Any]) -> dict[str, int]:
+    """What is counted; status and metrics are made of it, and would fail as a whole for something else.
+
+    :raises TypeError: it is no numbers.
+    """
+    for name, count in told.items():
+        if type(count) is not int:
+            raise TypeError(f"{name!s} is of type {type(count).__name__}: must be a whole number")
+    return {str(name): count for name, count in told.items()}

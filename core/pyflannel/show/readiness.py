@@ -29,7 +29,7 @@ def summary(view: View, now: float) -> tuple[State, str]:
 def _on_the_way(view: View, now: float) -> tuple[State, str] | None:
     """What keeps the node from having an overlay at all."""
     wrong = trouble(view, now)
-    if view.backend is None:
+    if view.backend is None or view.lease.lease is None:  # a backend may be told of a moment before its lease
         return (State.WAITING, wrong) if wrong else (State.STARTING, "looking for underlay, store and lease")
     if not view.lease.valid(now):
         return State.WAITING, f"the lease has expired; {wrong or 'renewing it'}"

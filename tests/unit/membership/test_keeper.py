@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import random
 import threading
@@ -298,6 +299,37 @@ def test_what_a_driver_raises_is_named_and_ends_nothing(
         keeper.until(lambda: not keeper.state.trouble)
         keeper.renewed()
         keeper.until(lambda: "10.5.200.0-24" in keeper.slot.records())
+
+
+class Watchless(FileStore):
+    """What its watches are to be is the test's to say."""
+
+    answer: Any = None
+
+    def watch(self, revision: str) -> Watch:
+        watch: Watch = Watchless.answer
+        return watch
+
+
+@pytest.mark.parametrize("answer", [None, iter(())], ids=["nothing", "an iterator"])
+def test_what_is_no_watch_is_named_and_costs_no_lease(
+    tmp_path: Path, outside: Store, answer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Watchless, "answer", answer)
+    with keeping(tmp_path, kind=Watchless, ttl=1.5, margin=1.0) as keeper:
+        keeper.joined()
+        kind = type(answer).__name__
+        keeper.until(lambda: f"answered watch with another thing, of type {kind}: must be" in keeper.state.trouble)
+        for _ in range(2):
+            keeper.renewed()
+
+
+def test_a_watch_that_can_not_be_closed_is_left_behind(caplog: pytest.LogCaptureFixture) -> None:
+    inbox: queue.SimpleQueue[Callable[[Any, float], None]] = queue.SimpleQueue()
+    watcher = _Watcher(7, object(), "odd", inbox)  # type: ignore[arg-type] # it has no close()
+    caplog.set_level(logging.DEBUG)
+    watcher.close()
+    until(lambda: "store 'odd' failed in close of a watch: AttributeError" in caplog.text)
 
 
 class Endless(Watch):

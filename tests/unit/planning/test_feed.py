@@ -220,6 +220,18 @@ def test_a_call_that_fails_is_made_up_for(call: str, error: BaseException, times
     feed.stop()
 
 
+@pytest.mark.parametrize("counted", [{"calls": "many"}, {"calls": None}, {"calls": True}, {"calls": 1.5}, ["calls"]])
+def test_what_is_counted_and_is_no_number_is_named_and_left_out(counted: Any) -> None:
+    """Status and metrics as a whole would fail for it."""
+    backend, overlay, feed = fed(lease(2))
+    backend.newest.counters = lambda: counted  # type: ignore[method-assign]
+    assert feed.counters() == {}
+    assert "backend 'own' failed in counters of its data plane: " in feed.trouble
+    del backend.newest.counters
+    feed.tend(overlay, 10.0)
+    assert (feed.counters(), feed.trouble) == ({"calls": 1}, "")
+
+
 def test_one_peer_that_the_data_plane_does_not_take_is_one_peer_and_is_tried_ever_less_often() -> None:
     backend = Own()
     backend.refuses = "10.5.3.0/24"
