@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pyflannel.daemon.diversion_watch import CHECK_INTERVAL, DiversionWatch
 from pyflannel.daemon.underlay_watch import UnderlayWatch
 from pyflannel.errors import KernelError
+from pyflannel.kernel.model import Kind
 from pyflannel.kernel.port import KernelPort, Notice
 from pyflannel.kernel.tracker import Tracker
 from pyflannel.network.underlay import Inventory
@@ -100,8 +101,9 @@ class KernelSide:
 
     @property
     def refusals(self) -> list[str]:
-        """What the kernel does not take, and why."""
-        return [str(failure.error) for failure in self.tracker.failures.values()]
+        """What the kernel does not take, and why; links first, for what is on one that fails does so, too."""
+        failures = self.tracker.failures
+        return [str(failures[key].error) for key in sorted(failures, key=lambda key: key[0] is not Kind.LINK)]
 
     @property
     def due(self) -> list[float]:

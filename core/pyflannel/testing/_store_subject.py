@@ -96,7 +96,7 @@ class StoreSubject(Judged):
         )
 
     def stop_server(self) -> None:
-        """Make the server unreachable, keeping its data."""
+        """Make the server unreachable, keeping its data: end it. A frozen one does later what it was asked."""
         pytest.skip(f"{type(self).__name__} has no stop_server()")
 
     def start_server(self) -> None:

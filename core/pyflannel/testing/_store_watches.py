@@ -351,7 +351,10 @@ class StoreWatches(StoreSubject):
                 self.start_server()
             eventually(lambda: self._answers(store), "the store answers again")
             expected = {config.key: facts(config), kept.key: facts(kept)}
-            assert contents(store.snapshot()) == expected
+            assert contents(store.snapshot()) == expected, (
+                "what was asked for during the outage has taken effect: where stop_server() merely freezes the server, "
+                "which then does it all when it goes on, let it end the server"
+            )
             with opening.open() as other:
                 new = other.create("10.5.1.0-24", VALUE, 3600.0)
             expected[new.key] = facts(new)

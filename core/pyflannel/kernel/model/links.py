@@ -94,6 +94,7 @@ class GenericInfo:
 
     :param kind: as after ``type`` in ``ip-link(8)``.
     :param underlay: the interface that it sits on (``IFLA_LINK``, ``ip link add link``); ``None``: not our business.
+        Tunnels such as vxlan and gre sit on none: their packets go where the route to the remote end leads.
     :param data: attributes of its kind and their values, under the names that ``linux/if_link.h`` and pyroute2 have
         for them: ``(("IFLA_MACVLAN_MODE", "bridge"),)``. What is not named is the kernel's choice. A device that
         differs in what is named is made anew. A value may be a tuple of such pairs again, as the other end of a veth
