@@ -158,7 +158,10 @@ class StoreWatches(StoreSubject):
         with Follower(store, Snapshot(revision, None, ())) as follower:
             follower.until(lambda: follower.state.get(KEY) == facts(record), "the change since")
             refusals = [type(error) for error in follower.interruptions]
-            assert refusals == ([] if self.keeps_history else [HistoryGoneError])
+            assert refusals == ([] if self.keeps_history else [HistoryGoneError]), (
+                f"keeps_history is {self.keeps_history}: where the server keeps no history, and only there, another "
+                "object's revision is refused; say which it is in the kit's class, or --set keeps_history=true"
+            )
 
     @clause("pyflannel.store.Snapshot", "watch(revision) goes on without a gap, whoever writes meanwhile")
     def test_no_gap_between_snapshot_and_watch_while_others_write(
