@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
 from hypothesis import settings
-from tests.waiting import crowd
+from tests.waiting import SLOWNESS, crowd
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell; programs would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -26,6 +26,18 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
     if seconds:
         item.add_marker(pytest.mark.timeout(seconds * crowd()), append=False)
     return (yield)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _slow_machine() -> Iterator[None]:
+    """The kits wait longer, and ping less often, in a machine that takes its time for everything."""
+    with pytest.MonkeyPatch.context() as patch:
+        if SLOWNESS > 1:
+            from pyflannel.testing import _live as live
+
+            for name in ("PATIENCE", "PACE", "ENDING"):
+                patch.setattr(live, name, getattr(live, name) * SLOWNESS)
+        yield
 
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")

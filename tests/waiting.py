@@ -13,10 +13,13 @@ from typing import Final, TypeVar
 
 import pytest
 
-__all__ = ["PATIENCE", "crowd", "until"]
+__all__ = ["PATIENCE", "SLOWNESS", "crowd", "until"]
 
-PATIENCE: Final = 60.0 * float(os.environ.get("PYFLANNEL_SLOWNESS", 1))
-"""Seconds, on an idle machine; as many times as many on a slow one (:mod:`tests.kernels.guest`)."""
+SLOWNESS: Final = float(os.environ.get("PYFLANNEL_SLOWNESS", 1))
+"""How many times as long as usual everything takes in this machine (:mod:`tests.kernels.guest`)."""
+
+PATIENCE: Final = 60.0 * SLOWNESS
+"""Seconds, on an idle machine; as many times as many on a slow one."""
 
 T = TypeVar("T")
 

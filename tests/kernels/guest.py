@@ -174,7 +174,7 @@ class Cloud(Kernel):
             *("-smp", "2", "-m", "1024M"),
             *("-object", "memory-backend-memfd,id=memory,size=1024M,share=on"),
             *("-L", str(share / "qemu"), "-L", str(share / "seabios")),
-            *("-kernel", str(kernel), "-initrd", str(_INITRAMFS), "-append", "console=ttyS0 quiet panic=-1"),
+            *("-kernel", str(kernel), "-initrd", str(_INITRAMFS), "-append", f"console=ttyS0 quiet panic=-1 {_LIGHT}"),
             *("-chardev", "file,id=console,path=/proc/self/fd/2", "-serial", "chardev:console"),
             *("-device", "virtio-serial-pci", "-chardev", "stdio,id=terminal,signal=off"),
             *("-device", "virtserialport,chardev=terminal"),
@@ -193,6 +193,12 @@ class Cloud(Kernel):
         wait = "while [ ! -S /run/files ]; do kill -0 $!; sleep 0.02; done"
         return ["sh", "-ec", f"{shlex.join(server)} 2>/run/files.log & {wait}; exec {shlex.join(words)}"]
 
+
+_LIGHT: Final = (
+    "mitigations=off randomize_kstack_offset=off init_on_alloc=0 audit=0 nowatchdog rcupdate.rcu_expedited=1"
+)
+"""What spares an emulated processor work that nobody is protected by there: a quarter to a third of all it does. Its
+clock is left alone: how fast the processor's own counter runs can't be found out on a busy machine."""
 
 KERNELS: Final[Mapping[str, type[Kernel]]] = {kernel.name: kernel for kernel in (UserMode, Cloud)}
 

@@ -55,6 +55,7 @@ def test_labels_from_node_to_node(with_tunnels: Guest) -> None:
     assert all(f"test_packets_carry_the_label[{version}] PASSED" in report for version in (4, 6))
 
 
-@pytest.mark.parametrize("backend", ["vxlan", "host-gw", "ipip", "gre"])
-def test_two_nodes_under_emulation(cloud: Guest, backend: str) -> None:
-    load_tunnels(cloud).pytest(f"tests/kernels/inside/test_smoke.py::test_two_nodes[{backend}]")
+def test_two_nodes_under_emulation(cloud: Guest) -> None:
+    """Each backend in one run: pytest takes as long to start there as a backend to be tried."""
+    said = load_tunnels(cloud).pytest("tests/kernels/inside/test_smoke.py", timeout=180)
+    assert "4 passed" in said

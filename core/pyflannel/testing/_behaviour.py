@@ -147,10 +147,10 @@ class BackendBehaviour(Subject):
         before, lease = overlay.dump(node, sysctls), node.daemon.status()["lease"]["key"]
         if self.carries_traffic and self.keeps_forwarding:
             one, two = overlay.lab.containers[:2]
-            with one.ping(two.address(overlay.versions[0])) as ping:
-                ping.wait_replies(5)
+            with one.ping(two.address(overlay.versions[0]), _live.PACE) as ping:
+                ping.wait_replies(5, _live.PATIENCE)
                 self._restart(node)
-                ping.wait_replies(5)
+                ping.wait_replies(5, _live.PATIENCE)
                 assert ping.stop().lost == 0, "packets were lost while the daemon was restarted"
         else:
             self._restart(node)
@@ -246,18 +246,18 @@ class BackendBehaviour(Subject):
         pairs = [(one, two) for one in overlay.lab.containers for two in overlay.lab.containers if one is not two]
         with ExitStack() as stack:
             pings = [
-                stack.enter_context(one.ping(two.address(version), 0.02))
+                stack.enter_context(one.ping(two.address(version), _live.PACE))
                 for one, two in pairs
                 for version in overlay.versions
             ]
             for ping in pings:
-                ping.wait_replies(5)
+                ping.wait_replies(5, _live.PATIENCE)
             refused = overlay.go_over(partner, {})
             if not refused:
                 left = overlay.left()
                 refused = overlay.go_over(overlay.kind.name, overlay.options)
             for ping in pings:
-                ping.wait_replies(5)
+                ping.wait_replies(5, _live.PATIENCE)
             lost = [(ping.source.name, ping.address, ping.stop().lost) for ping in pings]
         return Trip(refused, tuple(each for each in lost if each[2]), before, left)
 

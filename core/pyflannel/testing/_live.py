@@ -30,6 +30,9 @@ __all__ = [
 PATIENCE = 60.0
 """Seconds after which the kit takes a thing for not happening at all. Nothing is judged by how long it took."""
 
+PACE = 0.02
+"""Seconds between two pings of those from which none may be lost. A machine that is emulated can't answer so many."""
+
 ENDING = 20.0
 """Seconds after which what is left of a data plane that was told to end is taken for left behind."""
 

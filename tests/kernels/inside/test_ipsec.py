@@ -21,14 +21,6 @@ ESP = 50
 PATIENCE = 300.0
 
 
-@pytest.fixture(scope="module", autouse=True)
-def patience() -> Iterator[None]:
-    """The kit's, for a machine that is emulated."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pyflannel.testing._live.PATIENCE", PATIENCE)
-        yield
-
-
 class TestIpsec(BackendBehaviour):
     backend = "ipsec"
     variants = ({"PSK": PSK}, {"PSK": PSK, "UDPEncap": True, "ESPProposal": "aes256-sha256-modp2048"})
