@@ -19,14 +19,9 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
-import threading
-import time
-import uuid
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
@@ -35,16 +30,11 @@ from weakref import WeakSet
 from pyflannel.errors import (
     ConfigError,
     ConflictError,
-    HistoryGoneError,
     StoreDeniedError,
-    StoreError,
     StoreUnavailableError,
 )
 from pyflannel.store import (
     CALL_TIMEOUT,
-    CONFIG_KEY,
-    Batch,
-    Change,
     Record,
     Snapshot,
     Store,
@@ -55,31 +45,23 @@ from pyflannel.store import (
 )
 from pyflannel_stores import _kubernetes_document as documents
 from pyflannel_stores._deadline import Deadline
+from pyflannel_stores._kubernetes_listing import Listing, split_list
+from pyflannel_stores._kubernetes_location import find_access, flag
+from pyflannel_stores._kubernetes_watch import History, KubernetesWatch, State
 
 if TYPE_CHECKING:
-    from pyflannel_stores._kubernetes_access import Access
     from pyflannel_stores._kubernetes_http import Stream
-    from pyflannel_stores._kubernetes_nodes import ClusterNodes, Member, Sieve
+    from pyflannel_stores._kubernetes_nodes import Member
 
 __all__ = ["KubernetesStore"]
 
 _NODES: Final = "/api/v1/nodes"
 _PAGE: Final = 500
 _BUDGET: Final = CALL_TIMEOUT - 0.5
-_LISTING_LIVES: Final = 60.0
-"""Seconds after which a listing that was broken off is begun anew."""
-
 _WATCH_LONGEST: Final = 600
 _WATCH_IDLE: Final = 150.0
 """Seconds: bookmarks come about once a minute."""
 
-_PATIENCE: Final = 2.0
-"""Seconds between two looks at the network document while nothing comes from the API server."""
-
-_BREATH: Final = 0.05
-"""Seconds of rest after events that were none of ours and came in quick succession: many are read at once then."""
-
-_REMEMBERED: Final = 4
 _UP, _DOWN = "FlannelIsUp", "PyflannelIsNotReady"
 
 
@@ -111,16 +93,16 @@ class KubernetesStore(Store):
         from pyflannel_stores import _kubernetes_http as http  # and ssl with it: for those alone who use it
         from pyflannel_stores import _kubernetes_nodes as nodes
 
-        self._http, self._nodes = http, nodes
-        self._access = _find_access(location)
+        self.http, self._nodes = http, nodes
+        self._access = find_access(location)
         self._names = nodes.Annotations(location.options.get("annotation_prefix") or nodes.DEFAULT_PREFIX)
-        self._condition_wanted = _flag(location, "set_network_unavailable", True)
+        self._condition_wanted = flag(location, "set_network_unavailable", True)
         self._own = location.options.get("node") or os.environ.get("NODE_NAME") or None
         self._pod = (os.environ.get("POD_NAMESPACE"), os.environ.get("POD_NAME"))
         self._document = self._place_of_document(location)
         self._api = http.Api(self._access)
-        self._history = _History()
-        self._listing: _Listing | None = None
+        self._history = History()
+        self._listing: Listing | None = None
         self._announced: bool | None = None
         self._asked: dict[str, str] = {}
         """The addresses that our lease is to say, and what was written for them: an operator's overwrite, or they."""
@@ -167,10 +149,10 @@ class KubernetesStore(Store):
         while not listing.complete:
             try:
                 self._read_pages(listing, deadline)
-            except self._http.Gone:  # pages took too long: the list they belong to is not kept any more
+            except self.http.Gone:  # pages took too long: the list they belong to is not kept any more
                 listing = self._listing = self._new_listing(own)
         self._listing = None
-        state = _State(listing.version, listing.cluster, config, listing.sieve)
+        state = State(listing.version, listing.cluster, config, listing.sieve)
         return Snapshot(self._history.add(state), config, tuple(listing.cluster.records()))
 
     def watch(self, revision: str) -> Watch:
@@ -211,7 +193,7 @@ class KubernetesStore(Store):
         deadline = Deadline(_BUDGET)
         try:
             member = self._member(self._read_own(deadline))
-        except self._http.NotFound:
+        except self.http.NotFound:
             return Unassigned(
                 f"Kubernetes has no Node {self._own!r}: has the kubelet registered it, and is NODE_NAME its name?"
             )
@@ -249,7 +231,7 @@ class KubernetesStore(Store):
     def announced(self) -> bool | None:
         try:
             found, _ = self._nodes.condition_of(self._read_own(Deadline(_BUDGET)))
-        except self._http.NotFound:
+        except self.http.NotFound:
             return None
         return {"True": False, "False": True}.get(found)
 
@@ -263,7 +245,7 @@ class KubernetesStore(Store):
 
     # For watches
 
-    def open_stream(self, version: str, deadline: Deadline) -> Stream:
+    def open_stream(self, version: str) -> Stream:
         """Follow all Nodes from a resource version on."""
         longest = random.randint(_WATCH_LONGEST // 2, _WATCH_LONGEST)  # noqa: S311 - load, not secrets
         query = {
@@ -272,13 +254,13 @@ class KubernetesStore(Store):
             "resourceVersion": version,
             "timeoutSeconds": str(longest),
         }
-        return self._http.Stream(self._access, _NODES, query, _WATCH_IDLE, deadline)
+        return self.http.Stream(self._access, _NODES, query, _WATCH_IDLE, Deadline(_BUDGET))
 
-    def state(self, revision: str) -> _State | None:
+    def state(self, revision: str) -> State | None:
         """What was known at a revision."""
         return self._history.get(revision)
 
-    def advance(self, revision: str, state: _State) -> str:
+    def advance(self, revision: str, state: State) -> str:
         """A watch knows more now; returns the revision that stands for it."""
         return self._history.advance(revision, state)
 
@@ -335,7 +317,7 @@ class KubernetesStore(Store):
         if self._own is None and namespace and pod:
             try:
                 answer = self._answer(deadline, "GET", f"/api/v1/namespaces/{namespace}/pods/{pod}")
-            except self._http.NotFound:
+            except self.http.NotFound:
                 raise StoreDeniedError(
                     f"{self.location}: there is no pod {namespace}/{pod}; do POD_NAMESPACE and POD_NAME name this pod? "
                     "Or set NODE_NAME"
@@ -356,7 +338,7 @@ class KubernetesStore(Store):
     def _read_own_or_conflict(self, deadline: Deadline) -> Mapping[str, Any]:
         try:
             return self._read_own(deadline)
-        except self._http.NotFound:
+        except self.http.NotFound:
             raise ConflictError(f"{self.location}: Node {self._own} was deleted") from None
 
     def _member(self, node: Mapping[str, Any]) -> Member:
@@ -365,16 +347,16 @@ class KubernetesStore(Store):
         except (KeyError, TypeError, AttributeError):
             raise self._garbage() from None
 
-    def _new_listing(self, own: str | None) -> _Listing:
-        return _Listing(self._nodes.ClusterNodes(own), self._nodes.Sieve())
+    def _new_listing(self, own: str | None) -> Listing:
+        return Listing(self._nodes.ClusterNodes(own), self._nodes.Sieve())
 
-    def _read_pages(self, listing: _Listing, deadline: Deadline) -> None:
+    def _read_pages(self, listing: Listing, deadline: Deadline) -> None:
         """Go on with a list to its end. The API server makes the next page while one is read as JSON."""
         with ThreadPoolExecutor(1) as ahead:
             page = self._page(listing.rest, deadline)
             while not listing.complete:
                 try:
-                    metadata, items = _split_list(page, listing.sieve)
+                    metadata, items = split_list(page, listing.sieve)
                     version, rest = str(metadata["resourceVersion"]), str(metadata.get("continue") or "")
                     following = ahead.submit(self._page, rest, deadline) if rest else None
                     for node in items:
@@ -482,9 +464,9 @@ class KubernetesStore(Store):
                 body={**patch, "metadata": metadata},
                 kind="application/strategic-merge-patch+json",
             )
-        except self._http.Overtaken:
+        except self.http.Overtaken:
             return None
-        except self._http.NotFound:
+        except self.http.NotFound:
             raise ConflictError(f"{self.location}: Node {self._own} was deleted") from None
         version = str((written.get("metadata") or {}).get("resourceVersion", ""))
         if version.isdigit():
@@ -493,221 +475,6 @@ class KubernetesStore(Store):
 
     def _refuse(self, reason: str) -> NoReturn:
         raise StoreDeniedError(f"{self.location}: {reason}")
-
-
-class KubernetesWatch(Watch):
-    """Changes of Nodes, and of the document's file."""
-
-    def __init__(self, store: KubernetesStore, revision: str) -> None:
-        self._store = store
-        self._revision = revision
-        before = store.state(revision)
-        self._state = before.copy() if before is not None else None
-        self._stream: Stream | None = None
-        self._idle_at = self._looked_at = 0.0
-        self._closed = threading.Event()
-        self._lock = threading.Lock()
-        self._reading = threading.Lock()
-
-    def __next__(self) -> Batch:
-        with self._reading:
-            try:
-                while not self._closed.is_set():
-                    batch = self._follow()
-                    if batch is not None:
-                        return batch
-            except Exception:
-                self._let_go()
-                if not self._closed.is_set():
-                    raise
-            self._let_go()
-        raise StopIteration
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed.set()
-            if self._stream is not None:
-                self._stream.close()
-        if self._reading.acquire(blocking=False):  # else whoever reads lets go of it
-            self._let_go()
-            self._reading.release()
-
-    def _follow(self) -> Batch | None:
-        state = self._state
-        if state is None:
-            raise HistoryGoneError(
-                f"{self._store.location}: revision {self._revision!r} is not known here (any more); take a new snapshot"
-            )
-        http = self._store._http
-        version = state.version
-        try:
-            if self._stream is None:
-                self._open(state)
-            assert self._stream is not None
-            lines = self._stream.lines(_PATIENCE)
-            changes = () if lines is None else self._taken_in(state, lines)
-            if not changes:
-                self._rest()
-        except http.Gone as error:
-            raise HistoryGoneError(f"{error}; take a new snapshot") from None
-        except http.NotFound as error:
-            raise StoreUnavailableError(str(error)) from None
-        if lines is None:  # the server ends every watch at some time
-            self._let_go()
-        changes += self._document_changes(state)
-        if not changes and state.version == version:
-            return None
-        self._revision = self._store.advance(self._revision, state)
-        return Batch(self._revision, changes) if changes else None
-
-    def _taken_in(self, state: _State, lines: Iterator[bytes]) -> tuple[Change, ...]:
-        """What these lines change. What came before trouble is told first: opened anew, the watch meets it again."""
-        changes: list[Change] = []
-        try:
-            for change in self._changes(state, lines):
-                changes.append(change)
-        except Exception:
-            if not changes:
-                raise
-            self._let_go()
-        return tuple(changes)
-
-    def _rest(self) -> None:
-        """Nothing of what came was ours: if that happens all the time, let some more come before looking again."""
-        now = time.monotonic()
-        if now - self._idle_at < _BREATH / 2:
-            self._closed.wait(_BREATH)
-            now = time.monotonic()
-        self._idle_at = now
-
-    def _open(self, state: _State) -> None:
-        stream = self._store.open_stream(state.version, Deadline(_BUDGET))
-        with self._lock:
-            self._stream = stream
-            if self._closed.is_set():
-                stream.close()
-
-    def _let_go(self) -> None:
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            stream.release()
-
-    def _changes(self, state: _State, lines: Iterator[bytes]) -> Iterator[Change]:
-        for line in lines:
-            if self._concerns_own(line):
-                yield from self._event(state, line)
-            elif (version := state.sieve.unchanged(line)) is not None:
-                state.version = version
-            elif line:
-                yield from self._event(state, line)
-                state.sieve.learn()
-
-    def _concerns_own(self, line: bytes) -> bool:
-        """Whether an event may be our own Node's, of which more is looked at."""
-        own = self._store.own
-        return own is not None and f'"name":"{own}"'.encode() in line[:400]
-
-    def _event(self, state: _State, line: bytes) -> Iterator[Change]:
-        try:
-            event = json.loads(line)
-            kind, node = event["type"], event["object"]
-            if kind == "ERROR":
-                raise self._store._http.refusal(int(node.get("code", 500)), json.dumps(node).encode(), "")
-            version, name = str(node["metadata"]["resourceVersion"]), node["metadata"].get("name", "")
-            if kind == "DELETED":
-                state.sieve.forget(name)
-                yield from state.cluster.put(name, None)
-            elif kind in ("ADDED", "MODIFIED") and not self._store.outdated(name, version):
-                yield from state.cluster.put(*self._store.take_in(node))
-            state.version = version
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise StoreUnavailableError(
-                f"{self._store.location}: the API server sends something else than events of Nodes"
-            ) from None
-
-    def _document_changes(self, state: _State) -> tuple[Change, ...]:
-        now = time.monotonic()
-        if now - self._looked_at < self._store.document_interval:
-            return ()
-        self._looked_at = now
-        try:
-            config = self._store.read_document()
-        except StoreError:
-            return ()  # a file that is being replaced, or a server that is busy; what it said holds
-        if config == state.config:
-            return ()
-        state.config = config
-        return (Change(CONFIG_KEY, config),)
-
-
-@dataclass(slots=True)
-class _State:
-    """All leases, and the document, as of a resource version."""
-
-    version: str
-    cluster: ClusterNodes
-    config: Record
-    sieve: Sieve
-
-    def copy(self) -> _State:
-        """The same, to go on from."""
-        return _State(self.version, self.cluster.copy(), self.config, self.sieve.copy())
-
-
-class _History:
-    """What was known at the revisions that were handed out last. For any thread."""
-
-    def __init__(self) -> None:
-        self._states: OrderedDict[str, _State] = OrderedDict()
-        self._lock = threading.Lock()
-        self._name = uuid.uuid4().hex[:12]
-        self._number = 0
-
-    def add(self, state: _State) -> str:
-        """Keep a state of its own and return its revision."""
-        with self._lock:
-            return self._enter(state)
-
-    def advance(self, before: str, state: _State) -> str:
-        """``state`` has gone on from revision ``before``, which is forgotten if it was this very state."""
-        with self._lock:
-            if self._states.get(before) is state:
-                del self._states[before]
-            return self._enter(state)
-
-    def get(self, revision: str) -> _State | None:
-        """The state at a revision, if it is still kept."""
-        with self._lock:
-            return self._states.get(revision)
-
-    def _enter(self, state: _State) -> str:
-        self._number += 1
-        revision = f"{self._name}.{self._number}.{state.version}"
-        self._states[revision] = state
-        while len(self._states) > _REMEMBERED:
-            self._states.popitem(last=False)
-        return revision
-
-
-@dataclass(slots=True)
-class _Listing:
-    """A list of all Nodes, as far as it has been read."""
-
-    cluster: ClusterNodes
-    sieve: Sieve
-    version: str = ""
-    rest: str = ""
-    complete: bool = False
-    since: float = field(default_factory=time.monotonic)
-
-    @property
-    def stale(self) -> bool:
-        """Whether it is too old to go on with."""
-        return time.monotonic() - self.since > _LISTING_LIVES
-
-    def put(self, name: str, record: Record | None) -> None:
-        """Take in a Node."""
-        self.cluster.put(name, record)
 
 
 def _missing_reason(member: Member, missing: Sequence[int]) -> str:
@@ -727,78 +494,3 @@ def _missing_reason(member: Member, missing: Sequence[int]) -> str:
 
 def _same_version(one: str, other: str) -> bool:
     return one.split(".")[:2] == other.split(".")[:2]
-
-
-_LIST_HEAD: Final = re.compile(rb'\{"kind":"NodeList","apiVersion":"v1","metadata":(\{[^{}]*\}),"items":\[')
-
-
-def _split_list(text: bytes, sieve: Sieve) -> tuple[Mapping[str, Any], Iterator[Any]]:
-    """Metadata and items of a list. One item after the other: read at once they would take ten times the memory."""
-    head = _LIST_HEAD.match(text)
-    if head is None:
-        answer = json.loads(text)
-        return answer["metadata"], iter(answer["items"] or ())
-    return json.loads(head[1]), _items(text, head.end(), sieve)
-
-
-def _items(text: bytes, at: int, sieve: Sieve) -> Iterator[Any]:
-    while (cut := sieve.cut_out(text, at)) is not None:
-        part, at = cut
-        yield json.loads(part.decode())
-    yield from json.loads(b'{"items":[' + text[at:])["items"]  # the last one; all, of a server that writes otherwise
-
-
-def _find_access(location: StoreLocation) -> Access:
-    """How to reach the API server: by the URL's address and options, a kubeconfig, or as a pod does."""
-    from pyflannel_stores import _kubernetes_access as access
-
-    options, where = location.options, str(location)
-    files = {name: Path(options[name]) for name in ("token_file", "cafile", "certfile", "keyfile") if name in options}
-    if (files.get("certfile") is None) != (files.get("keyfile") is None):
-        raise ConfigError(f"store {location}: certfile and keyfile go together")
-    kubeconfig = options.get("kubeconfig") or (None if location.hosts else os.environ.get("KUBECONFIG"))
-    pod = None if location.hosts or options.get("kubeconfig") else access.in_cluster(os.environ, where)
-    if pod is not None:
-        found = pod
-    elif kubeconfig:
-        found = access.from_kubeconfig(Path(kubeconfig), options.get("context"), where)
-    elif location.hosts:
-        found = access.Access(_endpoint(location), where)
-    else:
-        raise ConfigError(
-            f"store {location}: where is the API server? This is no pod (no KUBERNETES_SERVICE_HOST): give a "
-            "kubeconfig (--kubeconfig-file, or the option kubeconfig), or its address (kubernetes://192.0.2.1:6443)"
-        )
-    if location.hosts:
-        found.endpoint = _endpoint(location)
-    found.token_file = files.get("token_file", found.token_file)
-    found.ca_file, found.ca_data = files.get("cafile", found.ca_file), None if "cafile" in files else found.ca_data
-    if "certfile" in files:
-        found.cert_file, found.key_file, found.cert_data, found.key_data = (
-            files["certfile"],
-            files["keyfile"],
-            None,
-            None,
-        )
-    return found
-
-
-def _endpoint(location: StoreLocation) -> Any:
-    from pyflannel_stores._kubernetes_access import parse_endpoint
-
-    if len(location.hosts) > 1:
-        raise ConfigError(f"store {location}: one address alone; put a load balancer in front of several API servers")
-    scheme = "https" if _flag(location, "tls", True) else "http"
-    host = location.hosts[0]
-    if not re.search(r":[0-9]+$", host):
-        host += ":6443"
-    return parse_endpoint(f"{scheme}://{host}{location.path}", f"store {location}")
-
-
-def _flag(location: StoreLocation, name: str, default: bool) -> bool:
-    text = location.options.get(name)
-    if text is None:
-        return default
-    if text.lower() not in ("true", "false"):
-        raise ConfigError(f"store {location}: {name}={text}: expected true or false")
-    return text.lower() == "true"

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pyflannel.errors import StoreDeniedError
 from pyflannel.store import Record
 from pyflannel_stores._kubernetes_http import ChunkedLines
+from pyflannel_stores._kubernetes_listing import split_list
 from pyflannel_stores._kubernetes_nodes import Annotations, ClusterNodes, Sieve, read_member
-from pyflannel_stores.kubernetes import _split_list
 
 NAMES = Annotations()
 
@@ -184,7 +184,7 @@ def test_what_is_not_chunked_is_refused(raw: bytes) -> None:
 def test_a_list_is_taken_apart_item_by_item(indent: int | None, count: int) -> None:
     items = [node(f"n{number}") for number in range(count)]
     document = {"kind": "NodeList", "apiVersion": "v1", "metadata": {"resourceVersion": "7"}, "items": items}
-    metadata, found = _split_list(json.dumps(document, indent=indent, separators=(",", ":")).encode(), Sieve())
+    metadata, found = split_list(json.dumps(document, indent=indent, separators=(",", ":")).encode(), Sieve())
     assert metadata == {"resourceVersion": "7"}
     assert [read_member(each, NAMES, keep=True) for each in found] == [
         read_member(each, NAMES, keep=True) for each in items
@@ -198,7 +198,7 @@ def test_a_list_as_api_servers_write_it_is_read_like_any_other(notes: list[dict[
         del item["kind"], item["apiVersion"]  # which API servers leave out in lists
     document = {"kind": "NodeList", "apiVersion": "v1", "metadata": {"resourceVersion": "7"}, "items": items}
     sieve = Sieve()
-    _, listed = _split_list(json.dumps(document, separators=(",", ":")).encode(), sieve)
+    _, listed = split_list(json.dumps(document, separators=(",", ":")).encode(), sieve)
     found = list(listed)
     assert [{**item, "status": 0, "metadata": {**item["metadata"], "managedFields": 0}} for item in found] == [
         {**item, "status": 0, "metadata": {**item["metadata"], "managedFields": 0}} for item in items
