@@ -41,6 +41,7 @@ __all__ = [
     "PeerRejected",
     "PluginError",
     "PyflannelError",
+    "StoreAbsentError",
     "StoreDeniedError",
     "StoreError",
     "StoreUnavailableError",
@@ -94,6 +95,10 @@ class StoreError(PyflannelError):
 
 class StoreUnavailableError(StoreError):
     """The store did not answer, or not in time. The call may or may not have taken effect; retry after reading back."""
+
+
+class StoreAbsentError(StoreUnavailableError):
+    """There is no store in this place, and whoever asks must not make one (:meth:`Store.expect_existing`)."""
 
 
 class StoreDeniedError(StoreError):

@@ -102,13 +102,17 @@ def load_store(scheme: str) -> type[Store]:
     return store
 
 
-def open_store(location: StoreLocation) -> Store:
+def open_store(location: StoreLocation, *, existing: bool = False) -> Store:
     """The store at ``location``, for who calls it directly: what it raises is named as its plugin's.
 
+    :param existing: for who only looks, or has no use for a new one: no store is made where there is none.
     :raises PluginError: there is no such driver, it can't be used, or raises what its contract does not know.
     """
     kind = _contained(load_store(location.scheme))
-    return guarded(location.scheme, "its constructor", lambda: kind(location), "store")
+    store = guarded(location.scheme, "its constructor", lambda: kind(location), "store")
+    if existing:
+        store.expect_existing()
+    return store
 
 
 @functools.cache

@@ -252,6 +252,14 @@ class Store(ABC):
         location.check_options(self.options, self.secret_options)
         self.location = location
 
+    def expect_existing(self) -> None:  # noqa: B027 - most stores are there, or do not answer
+        """Make no store where there is none: whoever only looks has a wrong address then. Said before the first call.
+
+        Calls for a place without a store raise :class:`~pyflannel.errors.StoreAbsentError` from then on, and reading
+        leaves no trace in one that is there. Only a driver that makes its place by itself (a directory, a database)
+        needs a method of its own.
+        """
+
     @abstractmethod
     def read_config(self) -> Record | None:
         """The network document, or ``None`` if there is none."""

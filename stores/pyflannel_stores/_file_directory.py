@@ -34,7 +34,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from pyflannel.errors import StoreDeniedError, StoreError, StoreUnavailableError
+from pyflannel.errors import StoreAbsentError, StoreDeniedError, StoreError, StoreUnavailableError
 from pyflannel.store import CONFIG_KEY, Record
 from pyflannel_stores._file_format import MAX_FILE, decode, encode, file_name, key_of
 
@@ -126,8 +126,13 @@ class Directory:
         self._lock = os.path.join(self._work, "lock")
         self._gate = os.path.join(self._work, "gate")
         self._create = create
+        self._existing = False
         self._seen = False
         self._strange: set[str] = set()
+
+    def expect_existing(self) -> None:
+        """Make no layout, and leave no trace by reading."""
+        self._create, self._existing = False, True
 
     def path(self, key: str) -> str:
         """The file of a key.
@@ -149,8 +154,17 @@ class Directory:
         try:
             found = os.stat(self.subnets)
         except OSError as error:
+            if self._existing and not self._seen and error.errno == errno.ENOENT:
+                raise self._absent() from None
             raise failure("find", self.subnets, error) from None
         return found.st_dev, found.st_ino
+
+    def _absent(self) -> StoreError:
+        what = "is no store: nothing named 'subnets' is in it" if os.path.isdir(self.root) else "does not exist"
+        return StoreAbsentError(
+            f"file store: the directory {self.root} {what}; correct --store, or let 'pyflannel config set' or a first "
+            "daemon make a store there"
+        )
 
     def require(self, identity: tuple[int, int] | None) -> None:
         """See that it still is the directory of this :meth:`identity`: what was not found there may only have moved.
@@ -160,14 +174,15 @@ class Directory:
         if self.identity() != identity:
             raise StoreUnavailableError(f"file store: {self.root} was replaced by another directory")
 
-    def prepare(self) -> None:
+    def prepare(self, reading: bool = False) -> None:
         """Make the layout where it is missing, if we may; afterwards only see that it is still there."""
         if self._seen or not self._create:
             self.identity()
         else:
             self._make(self.root)
             self._make(self.subnets)
-        self._make(self._work)
+        if not (reading and self._existing):
+            self._make(self._work)
         self._seen = True
 
     def _make(self, path: str) -> None:
@@ -192,6 +207,11 @@ class Directory:
 
         :raises StoreUnavailableError: it can't be had in time.
         """
+        if shared and self._existing:
+            self.prepare(reading=True)
+            if not (os.path.exists(self._gate) and os.path.exists(self._lock)):  # nobody has written with a lock yet
+                yield
+                return
         descriptor = self._acquire(fcntl.LOCK_SH if shared else fcntl.LOCK_EX, time.monotonic() + timeout)
         try:
             yield
@@ -200,7 +220,7 @@ class Directory:
 
     def _acquire(self, kind: int, deadline: float) -> int:
         while True:
-            self.prepare()
+            self.prepare(reading=kind == fcntl.LOCK_SH)
             gate = self._lock_file(self._gate, kind, deadline)
             try:
                 descriptor = self._lock_file(self._lock, kind, deadline)
@@ -410,7 +430,7 @@ class Directory:
         bring back what somebody has been told is gone. Failing does no harm: an expired record counts as absent
         wherever it is met, and whoever meets it tries again.
         """
-        left = [stored for stored in expired if self._unchanged(stored)]
+        left = [] if self._existing else [stored for stored in expired if self._unchanged(stored)]
         if left:
             with contextlib.suppress(StoreError), self.locked(timeout=timeout):
                 self.remove(stored.key for stored in left if self._unchanged(stored))

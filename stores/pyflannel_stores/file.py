@@ -61,9 +61,13 @@ class FileStore(Store):
             self._history_made = History()
         return self._history_made
 
+    def expect_existing(self) -> None:
+        """Make no directory, no lock and no ``.work`` by reading, and remove nothing that has expired."""
+        self._directory.expect_existing()
+
     def read_config(self) -> Record | None:
         """The network document as ``config.json`` holds it."""
-        self._directory.prepare()
+        self._directory.prepare(reading=True)
         stored = self._directory.load(CONFIG_KEY)
         return stored.record(self._clock()) if stored else None
 

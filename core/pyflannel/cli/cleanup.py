@@ -19,7 +19,7 @@ from pyflannel.errors import KernelError, MalformedError
 from pyflannel.kernel.model import KernelObject, Link
 from pyflannel.kernel.port import Scope, Write
 from pyflannel.membership.naming import Myself
-from pyflannel.membership.nodeid import identify, read_marks
+from pyflannel.membership.nodeid import known_id, read_marks
 from pyflannel.network.lease import Lease
 from pyflannel.plugins import open_store
 from pyflannel.settings.settings import Settings
@@ -101,8 +101,8 @@ def _release(wanted: Settings, dry_run: bool) -> Iterator[str]:
     """Delete the leases that are this machine's and give their keys; reservations belong to who made them."""
     from pyflannel.kernel.inventory import read_cards
 
-    me = Myself(identify(wanted.state_dir, wanted.node_id), read_marks(read_cards()))
-    with open_store(wanted.store) as store:
+    me = Myself(known_id(wanted.state_dir, wanted.node_id), read_marks(read_cards()))
+    with open_store(wanted.store, existing=True) as store:
         for record in _own(store, me):
             if record.permanent:
                 click.echo(f"kept lease {inert(record.key)}: it is a reservation")

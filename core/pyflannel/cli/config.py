@@ -48,7 +48,7 @@ def config() -> None:
 @click.pass_context
 def get(ctx: click.Context) -> None:
     """Print the document as it is stored."""
-    with _open_store(ctx) as store:
+    with _open_store(ctx, existing=True) as store:
         record = store.read_config()
     if record is None:
         raise StoreError(f"{store.location} holds no network config; write one with: pyflannel config set FILE")
@@ -113,9 +113,8 @@ def _noted(text: str, snapshot: Snapshot, forced: bool) -> str:
         return text
 
 
-def _open_store(ctx: click.Context) -> Store:
-    location = settings(ctx).store
-    return open_store(location)
+def _open_store(ctx: click.Context, existing: bool = False) -> Store:
+    return open_store(settings(ctx).store, existing=existing)
 
 
 def _read(file: str) -> str:

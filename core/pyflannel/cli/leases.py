@@ -26,7 +26,7 @@ def leases(ctx: click.Context, as_json: bool) -> None:
     A record that can't be read as a lease is listed below the others with the reason; the daemon skips it.
     """
     location = settings(ctx).store
-    with open_store(location) as store:
+    with open_store(location, existing=True) as store:
         snapshot = store.snapshot()
         expiries = store.time_to_live(snapshot.leases)
     read, malformed = _read(snapshot.leases)

@@ -120,7 +120,7 @@ def change(
     location = settings(ctx).store
     if abort and (wanted or dry_run):
         raise click.UsageError("--abort goes with no change and no --dry-run", ctx)
-    with open_store(location) as store:
+    with open_store(location, existing=True) as store:
         snapshot = store.snapshot()
         record, written, present = driving.reading(snapshot, store.location)
         under_way = written.change

@@ -15,7 +15,7 @@ from pyflannel.cli.output import duration, show_json
 from pyflannel.errors import ConfigError, ExitCode
 from pyflannel.plugins import open_store
 from pyflannel.small.text import cut, inert
-from pyflannel.store import Store, StoreLocation
+from pyflannel.store import StoreLocation
 
 if TYPE_CHECKING:
     from pyflannel.storetools.check import Inspection
@@ -67,7 +67,8 @@ def migrate(
     if str(locations[0]) == str(locations[1]):
         raise ConfigError(f"--from and --to are both {locations[0]}; give two stores")
     with ExitStack() as stack:
-        old, new = (stack.enter_context(_open(location)) for location in locations)
+        old = stack.enter_context(open_store(locations[0], existing=True))
+        new = stack.enter_context(open_store(locations[1], existing=dry_run))
         migration = Migration(old, new, time.monotonic, lambda line: click.echo(inert(line), err=True))
         done = migration.copy(force=force, dry=dry_run)
         if follow:
@@ -189,7 +190,3 @@ def _show(report: Inspection) -> None:
 
 def _location(url: str) -> StoreLocation:
     return StoreLocation.parse(url)
-
-
-def _open(location: StoreLocation) -> Store:
-    return open_store(location)

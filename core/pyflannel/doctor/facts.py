@@ -7,7 +7,6 @@ missing carries the reason in :attr:`Facts.problems`, under the fact's name.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from pyflannel.errors import ConfigError, LeaseError, MalformedError, PyflannelE
 from pyflannel.kernel.model import KernelObject, Key, Link
 from pyflannel.kernel.port import Scope
 from pyflannel.membership.naming import Myself, state_directory
-from pyflannel.membership.nodeid import identify, read_marks
+from pyflannel.membership.nodeid import known_id, read_marks
 from pyflannel.membership.place import check_underlay
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON, Lease
@@ -203,9 +202,7 @@ def _underlay(settings: Settings, status: Mapping[str, JSON] | None, inventory: 
 
 
 def _ask(settings: Settings, status: Mapping[str, JSON] | None) -> StoreFacts:
-    if settings.store.scheme == "file" and not Path(settings.store.path).exists():
-        raise StoreError(f"{settings.store}: there is no such directory yet")  # to ask would make it
-    with open_store(settings.store) as store:
+    with open_store(settings.store, existing=True) as store:
         begin = time.monotonic()
         snapshot = store.snapshot()
         seconds = time.monotonic() - begin
@@ -229,7 +226,7 @@ def _assigned(store: Store, snapshot: Snapshot) -> Record | Unassigned | None:
 
 def _clock(settings: Settings, _: StoreFacts) -> ClockFacts:
     """Ask a store that has answered already."""
-    with open_store(settings.store) as store:
+    with open_store(settings.store, existing=True) as store:
         before = time.time()
         said = store.clock()
         return ClockFacts(said, before, time.time(), store.node_clocks)
@@ -265,23 +262,7 @@ def _mtu(backend: Backend[Any] | None, underlay: Underlay | None, problems: Mapp
 
 
 def _node_id(settings: Settings, status: Mapping[str, JSON] | None) -> str:
-    return str(status["node_id"]) if status is not None else _given_id(settings)
-
-
-def _given_id(settings: Settings) -> str:
-    """The node id that this machine has by its settings and files; empty if it has none yet."""
-    known = settings.node_id is not None or (settings.state_dir / "node-id").exists() or _has_machine_id()
-    if not known:
-        return ""  # identify() would make one up and keep it; a node without one holds no lease
-    return identify(settings.state_dir, settings.node_id)
-
-
-def _has_machine_id() -> bool:
-    try:
-        text = Path("/etc/machine-id").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
-    return re.fullmatch("[0-9a-f]{32}", text.strip()) is not None
+    return str(status["node_id"]) if status is not None else known_id(settings.state_dir, settings.node_id)
 
 
 def _cards() -> frozenset[str]:
@@ -293,7 +274,9 @@ def _cards() -> frozenset[str]:
 def _myself(settings: Settings, underlay: Underlay | None, cards: frozenset[str] | None) -> Myself:
     addresses = {underlay.public_ipv4, underlay.public_ipv6} if underlay is not None else set()
     return Myself(
-        _given_id(settings), read_marks(cards or ()), frozenset(address for address in addresses if address is not None)
+        known_id(settings.state_dir, settings.node_id),
+        read_marks(cards or ()),
+        frozenset(address for address in addresses if address is not None),
     )
 
 
@@ -335,7 +318,7 @@ def _overlay(
     problems: Mapping[str, PyflannelError],
 ) -> Overlay:
     """The desired state as the daemon plans it."""
-    ours, given = _need(lease, problems, "lease"), _given_id(settings)
+    ours, given = _need(lease, problems, "lease"), known_id(settings.state_dir, settings.node_id)
     # Planned for what can't carry the network, every peer would look wrong.
     check_underlay(
         _need(network, problems, "network"), _need(underlay, problems, "underlay"), _need(backend, problems, "backend")

@@ -20,10 +20,13 @@ from pyflannel.network.marks import MOST_CARDS, Marks
 from pyflannel.small import files
 from pyflannel.small.digest import hmac_sha256
 
-__all__ = ["APPLICATION_ID", "identify", "machine_specific", "read_marks"]
+__all__ = ["APPLICATION_ID", "identify", "known_id", "machine_specific", "read_marks"]
 
 APPLICATION_ID: Final = uuid.UUID("8d1d7f0c-3c5e-4f5e-9a57-5a7b4d1c2e90")
 """What makes our hash of the machine id differ from every other program's."""
+
+_FILE: Final = "node-id"
+"""Where a random id is kept, below the state directory."""
 
 
 def identify(state_dir: Path, given: str | None = None, machine_id: Path = Path("/etc/machine-id")) -> str:
@@ -31,15 +34,28 @@ def identify(state_dir: Path, given: str | None = None, machine_id: Path = Path(
 
     :raises ConfigError: there is no machine id, and ``state_dir`` can't keep a random one.
     """
-    if given is not None:
-        return given
+    said = given if given is not None else _from_machine(machine_id)
+    return _kept(state_dir / _FILE, machine_id) if said is None else said
+
+
+def known_id(state_dir: Path, given: str | None = None, machine_id: Path = Path("/etc/machine-id")) -> str:
+    """The same for whoever only looks: empty where there is none yet, and none is made. Such a node holds no lease.
+
+    :raises ConfigError: there is one in ``state_dir`` that can't be read.
+    """
+    said = given if given is not None else _from_machine(machine_id)
+    if said is not None:
+        return said
+    path = state_dir / _FILE
+    return _kept(path, machine_id) if os.path.exists(path) else ""  # noqa: PTH110 - for whom it is unreadable, too
+
+
+def _from_machine(machine_id: Path) -> str | None:
     try:
         text = machine_id.read_text(encoding="ascii", errors="replace").strip()
     except OSError:  # containers and images often have none
-        text = ""
-    if re.fullmatch("[0-9a-f]{32}", text):
-        return str(machine_specific(uuid.UUID(text)))
-    return _kept(state_dir / "node-id", machine_id)
+        return None
+    return str(machine_specific(uuid.UUID(text))) if re.fullmatch("[0-9a-f]{32}", text) else None
 
 
 def machine_specific(machine: uuid.UUID, application: uuid.UUID = APPLICATION_ID) -> uuid.UUID:
@@ -89,15 +105,8 @@ def _namespace(path: Path) -> int:
 
 def _kept(path: Path, machine_id: Path) -> str:
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = path.with_name(f"{path.name}.{os.getpid()}")
-        files.create(fresh, f"{uuid.uuid4()}\n")
-        try:
-            os.link(fresh, path)  # the first one wins, whole
-        except FileExistsError:
-            pass
-        finally:
-            fresh.unlink()
+        if not path.exists():
+            _keep(path)
         text = path.read_text(encoding="ascii", errors="replace").strip()
     except OSError as error:
         raise ConfigError(
@@ -107,3 +116,16 @@ def _kept(path: Path, machine_id: Path) -> str:
     if not text:
         raise ConfigError(f"{path} is empty; delete it, or use --node-id")
     return text
+
+
+def _keep(path: Path) -> None:
+    """Put a random id there; of several who do, the first one wins, whole."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    files.create(fresh, f"{uuid.uuid4()}\n")
+    try:
+        os.link(fresh, path)
+    except FileExistsError:
+        pass
+    finally:
+        fresh.unlink()

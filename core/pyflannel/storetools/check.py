@@ -250,8 +250,8 @@ def check(
     :raises ConfigError: the location is wrong; no server was asked.
     """
     report = Inspection(str(location))
-    with open_store(location) as store:
-        report.endpoints = [_ask(replace(location, hosts=hosts), clock) for hosts in _each(location)]
+    with open_store(location, existing=not write) as store:
+        report.endpoints = [_ask(replace(location, hosts=hosts), not write, clock) for hosts in _each(location)]
         for endpoint in report.endpoints:
             if endpoint.error and len(report.endpoints) > 1:  # what a single one minds is said below
                 fix = "see whether the server runs, is healthy, and lets this node in"
@@ -271,10 +271,10 @@ def _each(location: StoreLocation) -> Sequence[tuple[str, ...]]:
     return [(host,) for host in location.hosts] or [()]
 
 
-def _ask(location: StoreLocation, clock: Callable[[], float]) -> ServerAnswer:
+def _ask(location: StoreLocation, existing: bool, clock: Callable[[], float]) -> ServerAnswer:
     """One call to one server alone."""
     name = location.hosts[0] if location.hosts else str(location)
-    with open_store(location) as store:
+    with open_store(location, existing=existing) as store:
         try:
             store.read_config()  # connects, and imports the client
             begin = clock()

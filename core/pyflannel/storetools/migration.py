@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from pyflannel.errors import ConfigError, ConflictError, StoreError, StoreUnavailableError
+from pyflannel.errors import ConfigError, ConflictError, StoreAbsentError, StoreError, StoreUnavailableError
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON
 from pyflannel.store import Record, Snapshot, Store, Watch
@@ -134,7 +134,7 @@ class Migration:
         :raises ConfigError: the source holds no network, or an invalid one.
         :raises ConflictError: the target holds another network, or leases that contradict; names them.
         """
-        source, target = (store.snapshot() for store in self.stores)
+        source, target = self._snapshots(dry)
         done = Done(left_behind=[record.key for record in source.leases if readable(record) is None])
         if source.config is None:
             raise ConfigError(f"{self.stores[SOURCE].location} holds no network config, so there is nothing to move")
@@ -152,6 +152,16 @@ class Migration:
             if not dry:
                 self.stores[TARGET].delete(record)
         return done
+
+    def _snapshots(self, dry: bool) -> tuple[Snapshot, Snapshot]:
+        """Both stores; a target that has yet to be made is empty to whoever makes nothing."""
+        source = self.stores[SOURCE].snapshot()
+        try:
+            return source, self.stores[TARGET].snapshot()
+        except StoreAbsentError:
+            if not dry:
+                raise
+            return source, Snapshot("", None, ())
 
     def _check_document(self, wanted: NetworkConfig, target: Snapshot, force: bool) -> None:
         where = self.stores[TARGET].location
@@ -198,7 +208,7 @@ class Migration:
         document_wins: int | None = None,
     ) -> None:
         """Compare the two stores and write what is missing or old in either of ``sides``."""
-        snapshots = (self.stores[SOURCE].snapshot(), self.stores[TARGET].snapshot())
+        snapshots = self._snapshots(dry)
         self._look_at_document(snapshots, done, sides, dry, document_wins)
         self.revisions = (snapshots[SOURCE].revision, snapshots[TARGET].revision)
         records = tuple({record.key: record for record in snapshot.leases} for snapshot in snapshots)

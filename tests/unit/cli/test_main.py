@@ -55,7 +55,7 @@ def test_every_command_has_help(name: str) -> None:
         (["--public-ip", "x"], 3, "flag --public-ip: 'x' must be an IPv4 address"),
         (["leases", "--config", "/no/such/file"], 3, "flag --config: /no/such/file does not exist"),
         (["leases", "-kube-subnet-mgr"], 3, "where is the API server?"),
-        (["config", "get"], 4, "holds no network config"),
+        (["config", "get"], 4, "does not exist; correct --store"),
         (["leases", "--store", "nosuch://x"], 7, "no store 'nosuch' is installed"),
         (["status"], 8, "no daemon answers"),
     ],
@@ -153,6 +153,7 @@ def test_of_two_sources_the_stronger_holds(pyflannel: CommandLine, stronger: str
     words, environ = ["leases", "--json"], {}
     for source in (stronger, weaker):
         url = f"file://{pyflannel.directory}/{source}"
+        (pyflannel.directory / source / "subnets").mkdir(parents=True)
         if source == "flag":
             words += ["-store", url]
         elif source == "file":

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pyflannel.errors import ConfigError
-from pyflannel.membership.nodeid import identify, machine_specific, read_marks
+from pyflannel.membership.nodeid import identify, known_id, machine_specific, read_marks
 from pyflannel.network.marks import Kinship
 
 MACHINE = "3d1219c7c4c5404aaa1f6d2a48adfda4"
@@ -70,6 +70,16 @@ def test_nowhere_to_keep_it_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "node-id").write_text("")
     with pytest.raises(ConfigError, match="is empty"):
         identify(tmp_path, machine_id=tmp_path / "none")
+
+
+def test_who_only_looks_makes_none_up(tmp_path: Path) -> None:
+    none, state = tmp_path / "none", tmp_path / "state"
+    assert known_id(state, machine_id=none) == ""
+    assert not state.exists()
+    assert known_id(state, "n1", none) == "n1"
+    assert identify(state, machine_id=none) == known_id(state, machine_id=none)
+    none.write_text("0123456789abcdef" * 2)
+    assert known_id(state, machine_id=none) == identify(state, machine_id=none)
 
 
 def machine(root: Path, boot: str = "boot", product: str = "", tree: str = "") -> Path:
