@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import signal
 from collections.abc import Callable, Iterator
@@ -50,6 +51,23 @@ def test_before_there_is_an_underlay(node: Node) -> None:
     daemon.wait_status(lambda status: status["state"] == "waiting" and status["underlay"] is None, "without underlay")
     assert daemon.stop(LIMIT) == 0
     assert "stopping; forwarding goes on" in daemon.log()
+
+
+def test_while_nft_hangs(node: Node) -> None:
+    """Nothing but the firewall's rules waits for it, and it ends with the daemon."""
+    place = node.directory / "hanging"
+    outside = node.lab.outside(place)
+    outside.mkdir()
+    (outside / "nft").write_text(f"#!/bin/sh\necho $$ >>{place}/pids\nsleep 3600\n")
+    (outside / "nft").chmod(0o755)
+    write_document(node.lab, "vxlan")
+    daemon = node.start_daemon(
+        node.lab.file_store, "vxlan", wrapper=("env", f"PATH={place}:{os.environ.get('PATH', os.defpath)}")
+    )
+    until((outside / "pids").exists, daemon.log)
+    daemon.wait_ready()
+    assert daemon.stop(LIMIT) == 0
+    assert "left behind" not in daemon.log()
 
 
 @pytest.mark.parametrize(

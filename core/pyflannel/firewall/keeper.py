@@ -4,6 +4,8 @@ A thread of its own, because a check may start a program, and iptables may wait 
 daemon's loop, and what a check needs is imported beside the loop's start. What the loop wants is a frozen value put
 into a slot; what it learns is one taken out.
 
+A program may hang, too. The state then says so, and nothing else waits for it but our rules.
+
 Somebody who removes our rules as fast as we write them gets at most :data:`BURST` answers in :data:`BURST_TIME`
 seconds; after that only the resync period's, and the state says so. What the loop wants is done at once in any case.
 """
@@ -13,10 +15,12 @@ from __future__ import annotations
 import logging
 import select
 import selectors
+import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -40,6 +44,14 @@ PAUSE: Final = 0.2
 STUMBLE_PAUSE: Final = 5.0
 """Seconds until the thread begins anew after something that it was not prepared for."""
 
+SLOW: Final = 5.0
+"""Seconds after which a check counts as one that hangs."""
+
+HANGING: Final = f"nft or iptables has hung for more than {SLOW:g} s; no rules can be checked or written meanwhile"
+
+JOIN: Final = 0.5
+"""Seconds that a program may go on when the daemon stops."""
+
 BURST: Final = 20
 BURST_TIME: Final = 20.0
 
@@ -53,7 +65,9 @@ class FirewallKeeper:
     """
 
     def __init__(self, make: Callable[[], Firewall], resync: float, changed: Callable[[], None]) -> None:
-        self.state = FirewallState()
+        self._known = FirewallState()
+        self._since: float | None = None
+        """When the work began that is under way."""
         self._make = make
         self._resync = resync
         self._changed = changed
@@ -79,6 +93,14 @@ class FirewallKeeper:
         self._wake.set()
 
     @property
+    def state(self) -> FirewallState:
+        """How the rules stand, as the last check found it; and that the present one hangs, if it does."""
+        known, since = self._known, self._since
+        if since is None or time.monotonic() - since < SLOW:
+            return known
+        return replace(known, in_place=False, errors=(*known.errors, HANGING))
+
+    @property
     def settled(self) -> bool:
         """Whether what was wanted last is in place, or nothing here could carry it."""
         if self._seen_to != self._asked:
@@ -95,23 +117,28 @@ class FirewallKeeper:
         """End the thread, waiting so many seconds at most; the rules stay. Whether it has ended."""
         self._stopping = True
         self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout)
+        deadline = time.monotonic() + timeout
+        while self._thread.is_alive() and (left := deadline - time.monotonic()) > 0:
+            self._thread.join(min(left, JOIN))
+            programs = sys.modules.get(f"{__package__}.programs")
+            if programs is not None:  # else none was started
+                programs.interrupt()  # again and again, for a check may start several
         return not self._thread.is_alive()
 
     def _run(self) -> None:
         while not self._stopping:
             try:
                 if not self._made:
-                    self._firewall, self._made = self._make(), True
+                    with self._at_work():
+                        self._firewall, self._made = self._make(), True
                 self._listen()
             except Exception as error:  # no descriptor even to import something, or a fault; the daemon goes on
                 scarce = lacking(error)
                 told = (scarce or f"internal error: {type(error).__name__}: {error}",)
-                if told != self.state.errors:
+                if told != self._known.errors:
                     text = "the firewall's thread met an error and starts over: %s"
                     log.error(text, told[0], exc_info=None if scarce else error)
-                self._tell(replace(self.state, in_place=False, errors=told))
+                self._tell(replace(self._known, in_place=False, errors=told))
                 self._anew = True
                 self._pause()
 
@@ -174,9 +201,9 @@ class FirewallKeeper:
     def _soon(self, now: float) -> float:
         """When the next check may be."""
         if len(self._repairs) == BURST and self._repairs[0] > now - BURST_TIME:
-            if self.state.in_place:
+            if self._known.in_place:
                 error = f"something else removes our rules again and again; the next try is in {self._resync:g} s"
-                self._tell(replace(self.state, in_place=False, errors=(error,)))
+                self._tell(replace(self._known, in_place=False, errors=(error,)))
             return now + self._resync
         return max(now, self._not_before)
 
@@ -188,6 +215,19 @@ class FirewallKeeper:
         return legacy or monitor is None or not self._firewall.state.in_place
 
     def _check(self, monitor: Monitor | None) -> None:
+        with self._at_work():
+            self._look_and_write(monitor)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Programs are run meanwhile, of which one may hang."""
+        self._since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since = None
+
+    def _look_and_write(self, monitor: Monitor | None) -> None:
         before = self._firewall.state
         if monitor is not None:
             monitor.changed()  # what happened up to now is seen by the look that follows
@@ -202,13 +242,13 @@ class FirewallKeeper:
             self._repairs.append(time.monotonic())
             log.warning("restored the firewall rules after something else had changed the firewall")
         late, self._seen_to = self._seen_to != self._heard, self._heard
-        if late and state == self.state:
+        if late and state == self._known:
             self._changed()
         self._tell(state)
 
     def _tell(self, state: FirewallState) -> None:
-        if state != self.state:
-            self.state = state
+        if state != self._known:
+            self._known = state
             self._changed()
 
 

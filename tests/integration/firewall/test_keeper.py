@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from ipaddress import IPv4Network
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -13,7 +15,8 @@ from tests.integration.firewall.conftest import Host
 from tests.waiting import until
 
 from pyflannel.firewall import keeper as keeping
-from pyflannel.firewall.keeper import FirewallKeeper
+from pyflannel.firewall import programs
+from pyflannel.firewall.keeper import HANGING, FirewallKeeper
 from pyflannel.firewall.model import Mode, plan
 from pyflannel.firewall.state import FirewallState
 from pyflannel.firewall.sync import Firewall, find_tools
@@ -134,3 +137,58 @@ def test_a_reload_moves_the_rules_to_where_the_host_s_are_now(host: Host, keeper
     until(lambda: keeper.state.port == "nftables" and keeper.state.in_place)
     assert "FLANNEL" not in host.sh("iptables-legacy-save")
     assert keeper.state.repaired == 0, "nobody had changed our rules"
+
+
+@pytest.fixture
+def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that makes nft, and what it starts, hang for as long as it is there."""
+    switch, real = tmp_path / "hang", programs.find("nft")
+    fake = tmp_path / "nft"
+    fake.write_text(f'#!/bin/sh\n[ -e {switch} ] && {{ echo $$ >>{tmp_path}/pids; sleep 3600; }}\nexec {real} "$@"\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return switch
+
+
+def test_a_program_that_hangs_is_told_of_and_ends_with_the_keeper(
+    host: Host, hanging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It, and what it has started; nobody has to wait for it."""
+    monkeypatch.setattr(keeping, "SLOW", 0.2)
+    hanging.touch()
+    made = FirewallKeeper(lambda: Firewall(find_tools(), Mode.AUTO), NEVER, lambda: None)
+    host.do(made.start)
+    made.want(RULES)
+    until(lambda: HANGING in made.state.errors)
+    assert (made.state.in_place, made.settled) == (False, False)
+    assert made.stop(60)
+    hung = set((hanging.parent / "pids").read_text().split())
+    until(lambda: not hung & sessions())
+
+
+def sessions() -> set[str]:
+    """Those of all processes that live: a program of ours has one of its own."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has gone
+            state, _, _, session, *_ = path.read_text().rpartition(")")[2].split()
+            if state != "Z":
+                found.add(session)
+    return found
+
+
+def test_a_program_that_hung_once_is_run_again(host: Host, hanging: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "SLOW", 0.2)
+    hanging.touch()
+    made = FirewallKeeper(lambda: Firewall(find_tools(), Mode.AUTO), 0.1, lambda: None)
+    host.do(made.start)
+    try:
+        made.want(RULES)
+        until(lambda: HANGING in made.state.errors)
+        hanging.unlink()
+        programs.interrupt()  # as after 30 s
+        until(lambda: made.state.in_place)
+        assert made.state.errors == ()
+        assert there(host)
+    finally:
+        assert made.stop(10)
