@@ -62,11 +62,17 @@ def test_links_without_such_routes_stay_as_they_are(network: tuple[str | None, t
         assert accepted(node) == "1"
 
 
-def test_a_device_that_does_not_forward_is_repaired() -> None:
+def test_what_somebody_switches_off_on_a_device_is_put_right() -> None:
+    """Forwarding; IPv6, and with it all that was on the device; its carrier."""
     with Lab(nodes=1) as lab:
         (node,) = lab.nodes
-        node.start_daemon(lab.file_store, "vxlan", "10.244.0.0/16")
+        node.start_daemon(lab.file_store, "vxlan", "10.244.0.0/16", ["--ipv6-network", "fd00:10::/48"])
         node.daemon.wait_ready()
-        switch = "/proc/sys/net/ipv4/conf/flannel.1/forwarding"
-        node.run(["sh", "-c", f"echo 0 >{switch}"])
-        until(lambda: node.run(["cat", switch]).stdout.strip() == "1", "put right")
+        for path, off in (("ipv4/conf/flannel.1/forwarding", "0"), ("ipv6/conf/flannel-v6.1/disable_ipv6", "1")):
+            switch = f"/proc/sys/net/{path}"
+            on = node.run(["cat", switch]).stdout.strip()
+            node.run(["sh", "-c", f"echo {off} >{switch}"])
+            until(lambda switch=switch, on=on: node.run(["cat", switch]).stdout.strip() == on, f"{path} put right")  # type: ignore[misc]
+        until(lambda: "fd00:10:" in node.run(["ip", "address", "show", "flannel-v6.1"]).stdout, "the address is back")
+        node.ip(["link set flannel.1 protodown on"])
+        until(lambda: "protodown" not in node.run(["ip", "link", "show", "flannel.1"]).stdout, "the carrier is back")

@@ -138,7 +138,7 @@ def test_a_lost_store_and_a_lost_lease_are_told_apart(lab: Lab) -> None:
     report = examine(node, "--no-probes", then=empty)
     assert (report.verdicts("store"), report.verdicts("lease")) == ({"fail"}, {"skip"})
     assert node.run(["ls", "/run/lab/empty"], check=False).returncode != 0, "looking makes nothing"
-    node.run(["mkdir", "/run/lab/empty"])
+    node.run(["mkdir", "-p", "/run/lab/empty/subnets"])
     report = examine(node, "--no-probes", then=empty)
     assert [report.verdicts(check) for check in ("store", "network config", "lease")] == [{"pass"}, {"fail"}, {"fail"}]
 

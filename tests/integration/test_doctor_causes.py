@@ -116,6 +116,25 @@ ROWS = {
         mend=True,
     ),
     "our own device does not forward": Row("sysctl -qw net.ipv4.conf.flannel/1.forwarding=0", ":"),
+    "our own device in somebody's bridge": Row(
+        "ip link add br9 type bridge; ip link set br9 up; ip link set flannel.1 master br9", "ip link delete br9"
+    ),
+    "our own device's carrier is switched off": Row("ip link set flannel.1 protodown on", ":"),
+    "IPv6 is switched off on our own device": Row("sysctl -qw net.ipv6.conf.flannel-v6/1.disable_ipv6=1", ":"),
+    "a queue of somebody's on our own device": Row(
+        "tc qdisc replace dev flannel.1 root pfifo limit 5",
+        "tc qdisc delete dev flannel.1 root",
+        "device filters",
+        "flannel.1 has a queueing discipline of somebody's (pfifo)",
+        "tc qdisc show dev flannel.1",
+    ),
+    "a filter of somebody's on our own device": Row(
+        "nft 'add table netdev x; add chain netdev x y {{ type filter hook ingress device flannel.1 priority 0; }}'",
+        "nft delete table netdev x",
+        "device filters",
+        "flannel.1 has nft's chain netdev x y",
+        "nft list chains",
+    ),
     "a router's advertisements are not heard": Row(
         "sysctl -qw net.ipv6.conf.eth0.accept_ra=1; ip -6 route delete default",
         "ip -6 route add default via 2001:db8::fe dev eth0",
@@ -296,7 +315,7 @@ LEASES = {
     "the copy of a machine that is known": Planted(
         FREE,
         {"PublicIP": "192.0.2.9", "NodeID": "n1-copy", "Machine": ELSEWHERE, "TwinOf": "n1"},
-        "goes by another id",
+        "uses another id",
         "node id",
         "systemd-machine-id-setup",
     ),
@@ -513,7 +532,7 @@ def endless(node: Node) -> Iterator[None]:
 def test_what_doctor_is_pointed_at_is_named(lab: Lab, doctor: Doctor, name: str) -> None:
     words, check, says, fix = STORES[name]
     node = lab.nodes[0]
-    node.run(["mkdir", "-p", "/run/lab/empty"])
+    node.run(["mkdir", "-p", "/run/lab/empty/subnets"])
     with endless(node):
         (finding,) = doctor.trouble("--no-probes", *words)[check]
     assert says in finding["message"]

@@ -14,6 +14,7 @@ from pyflannel.daemon.underlay_watch import UnderlayWatch
 from pyflannel.errors import KernelError
 from pyflannel.kernel.model import Kind
 from pyflannel.kernel.port import KernelPort, Notice
+from pyflannel.kernel.refusal import changed
 from pyflannel.kernel.tracker import Tracker
 from pyflannel.network.underlay import Inventory
 from pyflannel.settings.settings import Settings
@@ -95,7 +96,7 @@ class KernelSide:
             first, others = done.repaired[0], len(done.repaired) - 1
             log.warning(
                 "repaired what something else had changed: %s%s",
-                first.new or f"no {first.old}",
+                changed(first),
                 f" and {others} more" if others else "",
             )
 

@@ -30,6 +30,7 @@ GROUPS: Final[Mapping[str, Sequence[Check]]] = {
         node.forwarding,
         node.advertisements,
         node.return_path_filter,
+        node.interception,
         node.bridge_filter,
     ),
     "membership": (

@@ -57,9 +57,8 @@ def own_rules(facts: Facts) -> Iterator[Finding]:
         yield failed(
             "own rules",
             f"not as they should be: {', '.join(missing)}",
-            "what others drop of the overlay's packets is lost, what leaves the overlay keeps its inner address, "
-            "others speak in the name of its containers, or what is routed past the encryption leaves. A running "
-            "daemon repairs this within seconds",
+            "the overlay's packets may be dropped by others' rules, leave the overlay with their inner addresses, be "
+            "forged from outside, or leave unencrypted. A running daemon repairs this within seconds",
             f"pyflannel status; {_RESTART}",
         )
     else:
@@ -84,7 +83,7 @@ def sources(facts: Facts) -> Iterator[Finding]:
         yield warned(
             "sources",
             f"not checked: {told}",
-            "whoever reaches this node's underlay can send to its containers in the name of any other container",
+            "whoever reaches this node's underlay can send its containers packets with any other container's address",
             f"systemctl edit pyflannel   # drop {told}; then: {_RESTART}",
         )
 
@@ -102,8 +101,8 @@ def exits(facts: Facts) -> Iterator[Finding]:
     yield warned(
         "exits",
         f"not checked: {told}",
-        "a route that somebody adds takes packets to other nodes' containers out in plaintext until somebody reads of "
-        "it here",
+        "if somebody adds a route past the encryption, packets to other nodes' containers leave in plaintext until "
+        "somebody notices",
         f"systemctl edit pyflannel   # drop {told}; then: {_RESTART}"
         if facts.overlay.exits
         else "a rule of your own, by the devices that this backend uses",
@@ -134,7 +133,7 @@ def foreign_drops(facts: Facts) -> Iterator[Finding]:
             yield failed(
                 "foreign drops",
                 f"{drop} drops the overlay's packets",
-                "an accept elsewhere does not help: each chain of a hook has its own say",
+                "an accept elsewhere does not help: every chain of a hook decides for itself",
                 _command(drop.system, drop.table, drop.chain, networks),
             )
     if not drops:

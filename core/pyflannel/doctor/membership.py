@@ -46,9 +46,7 @@ def daemon(facts: Facts) -> Iterator[Finding]:
     """Whether a daemon answers, and what it says of itself."""
     status = facts.status
     if status is None:
-        meaning = (
-            "what is in the kernel goes on working, but nobody renews the lease, follows peers or repairs anything"
-        )
+        meaning = "what is in the kernel keeps working, but nobody renews the lease, follows peers or repairs anything"
         text, fix, lock = (
             str(facts.problems["status"]),
             "systemctl start pyflannel",
@@ -77,7 +75,7 @@ def daemon(facts: Facts) -> Iterator[Finding]:
             _RESTART,
         )
     for warning in status.get("warnings", ()):
-        meaning = "the node goes on without it; who gave it may have meant something else"
+        meaning = "the node works without it, but not as whoever set it may have expected"
         yield warned("settings", warning, meaning, "systemctl edit pyflannel   # or where else it was given")
 
 
@@ -87,7 +85,7 @@ def daemon(facts: Facts) -> Iterator[Finding]:
 def store(facts: Facts) -> Iterator[Finding]:
     """Whether the store answers this command, and how quickly."""
     if facts.store is None:
-        meaning = "forwarding goes on, but new peers stay unknown, and this node's lease ends if the store stays away"
+        meaning = "forwarding continues, but new peers stay unknown, and this node's lease expires if that lasts"
         problem, fix = facts.problems["store"], "pyflannel leases   # asks the store, too"
         if facts.settings.store.scheme == "kubernetes" and isinstance(problem, StoreDeniedError):
             fix = "kubectl auth can-i list nodes --as ACCOUNT; kubectl apply -k contrib/kubernetes/base   # its rights"
@@ -107,7 +105,7 @@ def clock(facts: Facts) -> Iterator[Finding]:
         return
     said, decides = facts.clock.said, facts.clock.decides
     if said is None:
-        yield skipped("clock", f"{facts.settings.store.scheme} tells no time")
+        yield skipped("clock", f"the {facts.settings.store.scheme} store does not tell the time")
         return
     ahead = facts.clock.before - said.latest if said.latest is not None else -math.inf
     behind = said.earliest - facts.clock.after
@@ -118,12 +116,12 @@ def clock(facts: Facts) -> Iterator[Finding]:
     which = f"{ahead:.0f} s ahead of" if ahead > behind else f"{behind:.0f} s behind"
     text, fix = f"this node's is {which} {said.source}", "chronyc tracking   # or: timedatectl timesync-status"
     if decides:
-        meaning = "one of the two is wrong, and leases end by these clocks: at another time than their nodes believe"
+        meaning = "one of the two is wrong, and leases expire by these clocks: not when their nodes expect it"
         yield failed("clock", text, meaning, fix)
     else:
         meaning = (
-            "one of the two is wrong. Leases are not hurt, the store counts their time itself; but certificates are "
-            "judged by these clocks, and the logs of two nodes don't match"
+            "one of the two is wrong. Leases are not affected, because the store counts their time itself; but "
+            "certificates are judged by these clocks, and the logs of two nodes won't match"
         )
         yield warned("clock", text, meaning, fix)
 
@@ -140,18 +138,18 @@ def network(facts: Facts) -> Iterator[Finding]:
     if wanted is not None and wanted.lower() != facts.backend.name:
         text, fix = f"--backend is {wanted}, the network's is {facts.backend.name}", "drop --backend"
         if _has_gone_over(facts):
-            yield warned("network config", text, "the network has gone over, and the daemon follows it", fix)
+            yield warned("network config", text, "the network has been changed, and the daemon follows it", fix)
         else:
             yield failed("network config", text, "the daemon refuses to start with these settings", fix)
         return
     asked = (facts.problems.get(name) for name in ("overlay", "mtu"))
     broken = next((error for error in asked if isinstance(error, PluginError)), None)
     if broken is not None:
-        meaning = "the daemon asks the backend the same, and is held up by it, too"
+        meaning = "the daemon asks the backend for the same, and is held up in the same way"
         yield failed("network config", str(broken), meaning, "pyflannel plugins   # which package it is from")
         return
     if facts.network.assumption:
-        meaning = "a node that asks at another time may assume something else, and flanneld takes it for udp"
+        meaning = "a node that starts later may assume something else, and flanneld assumes udp"
         yield warned(
             "network config", facts.network.assumption, meaning, "pyflannel config get | pyflannel config set -"
         )
@@ -171,13 +169,13 @@ def _unusable(facts: Facts, error: PyflannelError) -> Finding:
     """About a network config that this node does not go by."""
     status, fix = facts.status, "pyflannel config get; pyflannel plugins"
     if facts.store is not None and facts.store.snapshot.config is None:
-        meaning = "no node can join; where others have, this one looks in another place than they"
+        meaning = "no node can join; if others have joined, this node looks in a different place than they do"
         fix = "pyflannel config set -   # or give this node the others' --store or --etcd-prefix"
     elif status is not None and status["lease"] is not None:
-        meaning = "nodes go on with the one in force; those that start from now on would not reach them"
+        meaning = "nodes keep the one in force; nodes that start from now on would not reach them"
         fix = "pyflannel config set -   # the earlier one again; then: pyflannel network change"
     else:
-        meaning = "no node can join with it, or none of this installation"
+        meaning = "no node can join with it, or none with what is installed here"
     return failed("network config", str(error), meaning, fix)
 
 
@@ -195,7 +193,7 @@ def lease(facts: Facts) -> Iterator[Finding]:
         return
     if facts.record is None or facts.lease is None:
         reason = facts.problems.get("record") or facts.problems["lease"]
-        meaning = "other nodes don't know this node, and its subnet may be given to another one"
+        meaning = "other nodes don't know this node, and its subnet may be given to another node"
         yield failed("lease", str(reason), meaning, "pyflannel status")
         return
     believed = facts.status["lease"] if facts.status is not None else None
@@ -224,7 +222,7 @@ def node_id(facts: Facts) -> Iterator[Finding]:
         yield warned("node id", text, meaning, _new_id(facts.settings))
     elif copy is not None:
         text = f"another machine has this one's node id {me.node_id!r}: that of lease {copy.key} at {_where(copy)}"
-        meaning = "it goes by another id, and both work. Was it copied from this one? It should have an id of its own"
+        meaning = "it uses another id, and both work. Was it copied from this one? It should have an id of its own"
         yield warned("node id", text, meaning, f"{_NEW_MACHINE_ID}   # on {_where(copy)}")
     else:
         yield passed("node id", f"{me.node_id or 'none yet'}, and no other machine's")
@@ -254,7 +252,7 @@ def _expiry(facts: Facts) -> Iterator[Finding]:
     assert facts.store is not None
     ttl = facts.store.ttl.get(facts.record.key, facts.record.ttl)
     if ttl is None:
-        yield passed("lease", f"{facts.lease.subnets}; the store does not tell its expiry")
+        yield passed("lease", f"{facts.lease.subnets}; the store does not say when it expires")
     elif facts.status is not None and ttl < facts.settings.renew_margin * 0.9:
         meaning = f"it should have been renewed {facts.settings.renew_margin:.0f} s before its end"
         text = f"{facts.lease.subnets} expires in {ttl:.0f} s"
@@ -313,7 +311,7 @@ def objects(facts: Facts) -> Iterator[Finding]:
             "kernel objects",
             f"{len(wrong)} of {len(desired)}: {'; '.join(wrong[:_SHOWN])}{more}",
             "packets to these peers, or all packets, go nowhere. A running daemon repairs this within a second, unless "
-            "the kernel refuses",
+            "the kernel refuses to",
             "pyflannel status   # then: " + _RESTART,
         )
     else:
@@ -348,7 +346,7 @@ def diversions(facts: Facts) -> Iterator[Finding]:
     found = facts.status.get("diversions") or []
     for route in found[:_SHOWN]:
         if route.startswith("xfrm policy "):
-            meaning = "packets to these addresses are encrypted for somebody else, or dropped, before they come to ours"
+            meaning = "packets to these addresses are encrypted for somebody else, or dropped, before they reach ours"
             remedy = f"ip {route.replace('policy', 'policy delete', 1)}"
             yield failed("IPsec policies of others", f"{route} comes before ours", meaning, remedy)
             continue
@@ -379,7 +377,7 @@ def _connected(facts: Facts, route: str) -> Finding | None:
     return failed(
         "routes of others",
         f"{interface.name} has {addresses[0]}, an address of {network}, which is another node's subnet now",
-        "this node keeps packets for that node; where the subnet was its own earlier, its containers still use it",
+        "this node keeps packets for that node; if the subnet was once its own, its containers still use it",
         fix,
     )
 
@@ -437,7 +435,7 @@ def bridges(facts: Facts) -> Iterator[Finding]:
         lacking = [subnet for subnet in subnets if not any(address in subnet for address in bridge.addresses)]
         addresses = ", ".join(map(str, bridge.addresses)) or "no address"
         if not bridge.up:
-            meaning = "containers on this bridge reach nobody, and nobody them"
+            meaning = "containers on this bridge reach nobody, and nobody reaches them"
             yield failed("container bridge", f"{bridge.name} is down", meaning, f"ip link set {bridge.name} up")
         elif lacking and len(lacking) < len(subnets):
             yield warned(

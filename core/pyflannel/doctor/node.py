@@ -5,12 +5,16 @@ from __future__ import annotations
 import gzip
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
+from pyflannel.errors import KernelError
+from pyflannel.firewall import programs
+from pyflannel.firewall.nftables import Nft
+from pyflannel.kernel.interception import read_interception
 from pyflannel.kernel.model import KernelObject, Link, XfrmPolicy
 from pyflannel.kernel.refusal import module_of
 from pyflannel.network.underlay import LOOPBACK
@@ -20,6 +24,7 @@ __all__ = [
     "advertisements",
     "bridge_filter",
     "forwarding",
+    "interception",
     "kernel_features",
     "return_path_filter",
     "rights",
@@ -270,7 +275,7 @@ def advertisements(facts: Facts) -> Iterator[Finding]:
         yield failed(
             "router advertisements",
             f"{name} takes none (accept_ra is 1 while IPv6 forwarding is on), and there is no IPv6 default route",
-            "where routes come by advertisement, this node has lost the way out, maybe to its store and its peers",
+            "if this node gets its routes by advertisement, it has lost its way out, maybe to the store and peers",
             set_sysctl(f"net/ipv6/conf/{name}/accept_ra", 2),
         )
     else:
@@ -289,12 +294,45 @@ def return_path_filter(facts: Facts) -> Iterator[Finding]:
         yield warned(
             "rp_filter",
             f"strict on {', '.join(strict)}",
-            "a packet is dropped without a word if its answer would leave through another interface, as on a node with "
+            "a packet is silently dropped if the reply to it would leave through another interface, as on a node with "
             "several underlay interfaces; loose (2) is enough against spoofing",
             " && ".join(set_sysctl(f"net/ipv4/conf/{name}/rp_filter", 2) for name in strict),
         )
     else:
         yield passed("rp_filter", "not strict on the overlay's way")
+
+
+def interception(facts: Facts) -> Iterator[Finding]:
+    """Whether somebody's program or filter sees the packets of the overlay's devices before the kernel does."""
+    check, names = "device filters", [link.name for link in facts.links]
+    if not names:
+        return
+    try:
+        there = read_interception()
+    except KernelError as error:
+        yield skipped(check, str(error))
+        return
+    chains = _device_chains()
+    told = {name: (*there.get(name, ()), *(f"nft's chain {chain}" for chain in chains.get(name, ()))) for name in names}
+    found = {name: words for name, words in told.items() if words}
+    for name, words in found.items():
+        yield warned(
+            check,
+            f"{name} has {' and '.join(words)}",
+            "the overlay's packets meet it first: what it drops is lost, and what it holds back is late",
+            f"tc filter show dev {name} ingress; tc qdisc show dev {name}; ip link show {name}; nft list chains",
+        )
+    if not found:
+        yield passed(check, f"none on {', '.join(names)}")
+
+
+def _device_chains() -> Mapping[str, tuple[str, ...]]:
+    """As nft tells; nothing where it can't, which the checks of the firewall say."""
+    nft = programs.find("nft")
+    try:
+        return Nft(nft).device_chains() if nft is not None else {}
+    except KernelError:
+        return {}
 
 
 def bridge_filter(facts: Facts) -> Iterator[Finding]:
@@ -304,8 +342,8 @@ def bridge_filter(facts: Facts) -> Iterator[Finding]:
         yield warned(
             "bridge-nf-call-iptables",
             "br_netfilter is not loaded: bridged packets don't meet iptables",
-            "where kube-proxy works with iptables or nftables, a pod gets no answer from a service whose pod is on the "
-            "same node: the answer comes by the bridge, past the rules that would give it the service's address back",
+            "with kube-proxy on iptables or nftables, a pod gets no answer from a service whose pod is on the same "
+            "node: the answer takes the bridge, past the rules that would put the service's address back into it",
             "modprobe br_netfilter && echo br_netfilter >/etc/modules-load.d/kubernetes.conf",
         )
     elif value is None:
@@ -316,6 +354,6 @@ def bridge_filter(facts: Facts) -> Iterator[Finding]:
         yield warned(
             "bridge-nf-call-iptables",
             "1, and our forward rules are off",
-            "packets between two containers of this node pass the FORWARD chain, too, and what it drops is lost",
+            "packets between two containers on this node go through the FORWARD chain, too, and may be dropped there",
             "start the daemon with --iptables-forward-rules, or: sysctl -w net.bridge.bridge-nf-call-iptables=0",
         )

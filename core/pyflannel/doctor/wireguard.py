@@ -59,7 +59,7 @@ def judge(link: str, peers: list[WireguardPeer], last: dict[str, float], now: fl
         yield warned(
             _CHECK,
             f"{link}: {len(never)} of {len(peers)} peers have never shaken hands: {shown}{more}",
-            "if a packet was sent there, none came through: the UDP port is blocked, the peer has another key than its "
+            "if packets were sent there, none got through: the UDP port is blocked, the peer has another key than its "
             "lease says, or another PSK",
             f"wg show {link}",
         )

@@ -11,6 +11,8 @@ other one left. There is no forward chain in them: its accepts would end that on
 from __future__ import annotations
 
 import json
+import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -335,6 +337,9 @@ def _rule(verb: str, chain: ChainId, body: Any, comment: str, handle: int | None
 # The program ---------------------------------------------------------------------------------------------------------
 
 
+_DEVICES: Final = re.compile(r" hook \w+ devices?(?: =)? \{?([^{}]*?)\}? priority ")
+
+
 class Nft:
     """The ``nft`` program at ``path``, in the network namespace of this process."""
 
@@ -348,6 +353,24 @@ class Nft:
         :raises KernelError: nft can't list it.
         """
         return parse(self._run([self._path, "-j", "-t", "list", "ruleset"]))
+
+    def device_chains(self) -> Mapping[str, tuple[str, ...]]:
+        """Each device that has chains of its own, which see its packets before any other does, and their names.
+
+        :raises KernelError: nft can't list them.
+        """
+        found: dict[str, list[str]] = defaultdict(list)
+        table = chain = ""
+        for line in self._run([self._path, "list", "chains"]).splitlines():  # nft 1.0 leaves devices out of its JSON
+            words = line.split()
+            if words[:1] == ["table"]:
+                table = " ".join(words[1:3])
+            elif words[:1] == ["chain"]:
+                chain = words[1]
+            elif (devices := _DEVICES.search(line)) is not None:
+                for device in devices[1].replace('"', "").split(","):
+                    found[device.strip()].append(f"{table} {chain}")
+        return {device: tuple(chains) for device, chains in found.items()}
 
     def write(self, commands: Sequence[Command]) -> None:
         """Carry out all of it, or nothing.

@@ -59,6 +59,7 @@ _IFLA_TXQLEN = 13
 _IFLA_LINKINFO = 18
 _IFLA_IFALIAS = 20
 _IFLA_GROUP = 27
+_IFLA_PROTO_DOWN = 39
 _IFLA_PERM_ADDRESS = 54
 _IFLA_INFO_KIND = 1
 _IFLA_INFO_DATA = 2
@@ -88,6 +89,8 @@ class LinkRow:
     lasting_mac: str = ""
     """The address that a network card was made with, whatever it has now."""
     master: int = 0
+    held_down: bool = False
+    """Whether somebody has switched its carrier off (``ip link set protodown on``)."""
 
     @property
     def attributes(self) -> dict[int, bytes]:
@@ -108,10 +111,11 @@ def parse_link(datagram: bytes, start: int, end: int) -> LinkRow | None:
     found = wire.attributes(datagram, start + 16, end)
     info = found.get(_IFLA_LINKINFO, b"")
     mac = found.get(_IFLA_ADDRESS, b"")
+    held_down = found.get(_IFLA_PROTO_DOWN, b"\0") != b"\0"
     return LinkRow(
         index=index,
         name=_text(found.get(_IFLA_IFNAME, b"")),
-        up=bool(flags & IFF_UP),
+        up=bool(flags & IFF_UP) and not held_down,
         mtu=_U32.unpack(found[_IFLA_MTU])[0] if _IFLA_MTU in found else 0,
         mac=mac.hex(":"),
         alias=_text(found.get(_IFLA_IFALIAS, b"")),
@@ -119,6 +123,7 @@ def parse_link(datagram: bytes, start: int, end: int) -> LinkRow | None:
         message=datagram[start - 16 : end],
         lasting_mac=found.get(_IFLA_PERM_ADDRESS, b"").hex(":"),
         master=_U32.unpack(found[_IFLA_MASTER])[0] if _IFLA_MASTER in found else 0,
+        held_down=held_down,
     )
 
 
@@ -196,20 +201,20 @@ class LinkTable:
         info = self._info(row)
         wanted = self._generic.get(row.name)
         any_mac = isinstance(info, TunInfo) or (wanted is not None and wanted.mac is None)
-        mac = None if any_mac or not row.mac else row.mac
-        link = Link(row.name, info, row.mtu, mac, row.up, row.alias == OWNER)
-        return link if wanted is None else self._placed(link, wanted, row)
+        return Link(
+            name=row.name,
+            info=info,
+            mtu=row.mtu,
+            mac=None if any_mac or not row.mac else row.mac,
+            up=row.up,
+            marked=row.alias == OWNER,
+            master=None if wanted is not None and wanted.master is None else self._master(row),
+            group=None if wanted is None or wanted.group is None else _group(row),
+        )
 
-    def _placed(self, link: Link, wanted: Link, row: LinkRow) -> Link:
-        """With what it is a part of, as far as the wanted one says something about that."""
-        if wanted.master is None and wanted.group is None:
-            return link
-        if wanted.master is not None:
-            link = replace(link, master=(self.name(row.master) or "?") if row.master else "")
-        if wanted.group is not None:
-            group = row.attributes.get(_IFLA_GROUP)
-            link = replace(link, group=_U32.unpack(group)[0] if group else 0)
-        return link
+    def _master(self, row: LinkRow) -> str:
+        """The name of what a link is a part of; empty: of nothing."""
+        return (self.name(row.master) or "?") if row.master else ""
 
     def _info(self, row: LinkRow) -> LinkInfo:
         wanted = self._generic.get(row.name)
@@ -239,6 +244,8 @@ class LinkTable:
             return ForeignInfo("vxlan external")
         if local is None or "IFLA_VXLAN_GROUP" in data or "IFLA_VXLAN_GROUP6" in data:
             return ForeignInfo("vxlan with a group or remote, or without a local address")
+        if data.get("IFLA_VXLAN_TTL") or data.get("IFLA_VXLAN_DF"):  # a router may drop what has them
+            return ForeignInfo("vxlan with a TTL or DF of its own")
         return VxlanInfo(
             vni=data["IFLA_VXLAN_ID"],
             port=data["IFLA_VXLAN_PORT"],
@@ -247,6 +254,11 @@ class LinkTable:
             gbp="IFLA_VXLAN_GBP" in data,
             learning=bool(data.get("IFLA_VXLAN_LEARNING")),
         )
+
+
+def _group(row: LinkRow) -> int:
+    group = row.attributes.get(_IFLA_GROUP)
+    return _U32.unpack(group)[0] if group else 0
 
 
 def _decoded(message: bytes) -> Any:
@@ -386,11 +398,12 @@ def _encode_creation(link: Link, more: list[tuple[str, Any]]) -> bytes:
     return _encode(messages().link, wire.RTM_NEWLINK, wire.NLM_F_CREATE | wire.NLM_F_EXCL, {}, attrs)
 
 
-def encode_link(actual: Link, wanted: Link, index: int, master: int = 0) -> bytes:
+def encode_link(actual: Link, wanted: Link, index: int, master: int = 0, held_down: bool = False) -> bytes:
     """``RTM_NEWLINK`` that gives a link the MTU, MAC, queue, mark, place and state it lacks, and repeats none that it
     has: setting a MAC address, even to what it is, costs the link its neighbours.
 
     :param master: the index of the wanted master; 0 for none.
+    :param held_down: its carrier is switched off.
     """
     attrs: list[tuple[str, Any]] = []
     if actual.mtu != wanted.mtu:
@@ -405,6 +418,8 @@ def encode_link(actual: Link, wanted: Link, index: int, master: int = 0) -> byte
         attrs.append(("IFLA_MASTER", master))
     if wanted.group is not None and actual.group != wanted.group:
         attrs.append(("IFLA_GROUP", wanted.group))
+    if wanted.up and held_down:
+        attrs.append(("IFLA_PROTO_DOWN", 0))
     fields = {"index": index, "flags": IFF_UP if wanted.up else 0, "change": IFF_UP}
     return _encode(messages().link, wire.RTM_NEWLINK, 0, fields, attrs)
 

@@ -65,11 +65,12 @@ than an entry of ours has: it differs from every entry that can be wanted, and i
 class Scope:
     """The names we want to have, whether or not they carry our mark yet.
 
-    ``generic`` are the links among them of which not all is ours to say, with a kind that the port knows nothing about
-    (:class:`~pyflannel.kernel.model.GenericInfo`), a master or a group: of such a device is reported what the wanted
-    one says something about, its MAC address included. ``wireguard`` are the WireGuard devices among them whose keys
-    and peers are ours to set; those of any other are somebody's own, and are not reported. ``xfrm`` says that there are
-    IPsec policies among what we want; they are looked at where an xfrm interface of ours was left behind, too.
+    ``generic`` are the links among them of which not all is ours to say: those of a kind that the port knows nothing
+    about (:class:`~pyflannel.kernel.model.GenericInfo`), with any master, or with a group. Of such a device is reported
+    what the wanted one says something about, its MAC address included. ``wireguard`` are the WireGuard devices among
+    them whose keys and peers are ours to set; those of any other are somebody's own, and are not reported. ``xfrm``
+    says that there are IPsec policies among what we want; they are looked at where an xfrm interface of ours was left
+    behind, too.
     """
 
     links: frozenset[str] = frozenset()
@@ -117,7 +118,7 @@ class Scope:
 
 
 def _leaves_something_open(link: Link) -> bool:
-    return isinstance(link.info, GenericInfo) or link.master is not None or link.group is not None
+    return isinstance(link.info, GenericInfo) or link.master is None or link.group is not None
 
 
 @dataclass(frozen=True, slots=True)

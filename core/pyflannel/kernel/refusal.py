@@ -21,11 +21,12 @@ from pyflannel.kernel.model import (
     Rule,
     VxlanInfo,
 )
-from pyflannel.kernel.port import Write
+from pyflannel.kernel.port import SEVERAL, Write
 
 __all__ = [
     "NO_MASTER",
     "NO_WIREGUARD",
+    "changed",
     "check_link_layer",
     "check_way",
     "foreign_label",
@@ -55,7 +56,6 @@ _MODULES = {
 """The names of modules that are not those of their kinds of devices."""
 
 _IPV6_OFF = "IPv6 is disabled"
-NO_IPV6 = "'sysctl -w net.ipv6.conf.all.disable_ipv6=0' switches it on, or set EnableIPv6 to false"
 
 NO_MASTER = "what it is to be a part of is not there (any more)"
 
@@ -88,8 +88,15 @@ def refusal(write: Write, number: int, text: str = "", advice: str = "") -> Kern
     if item.key[0] in (Kind.SYSCTL, Kind.WIREGUARD):
         verb = "set"
     reason = f"{text} ({os.strerror(number)})" if text else os.strerror(number)
-    advice = advice or (NO_IPV6 if _IPV6_OFF in text else _special_advice(item, number) or _ADVICE.get(number, ""))
+    if not advice and _IPV6_OFF in text:
+        advice = _ipv6_is_off(item)
+    advice = advice or _special_advice(item, number) or _ADVICE.get(number, "")
     return KernelError(f"can't {verb} {item}: {reason}" + (f"; {advice}" if advice else ""))
+
+
+def _ipv6_is_off(item: KernelObject) -> str:
+    where = str(getattr(item, "link", None) or "all").replace(".", "/")  # as sysctl wants a dot in a name
+    return f"'sysctl -w net.ipv6.conf.{where}.disable_ipv6=0' switches it on, or set EnableIPv6 to false"
 
 
 def _special_advice(item: KernelObject, number: int) -> str:
@@ -182,18 +189,34 @@ def check_way(write: Write, item: FdbEntry, link: Link | None) -> None:
 
 def not_kept(wanted: KernelObject, actual: KernelObject) -> KernelError:
     """The error for an object that the kernel has taken, and keeps in another way (it rounds, or has a limit)."""
-    kept = ", ".join(_differences(wanted, actual))
+    kept = ", ".join(f"{name} {want!r} as {have!r}" for name, want, have in _differences(wanted, actual))
     return KernelError(f"can't set {wanted}: the kernel keeps {kept}; ask for what it keeps, or see what else sets it")
 
 
-def _differences(wanted: object, actual: object) -> Iterator[str]:
-    """The fields that differ, those of their values first."""
+def changed(write: Write) -> str:
+    """What somebody had done to the object of a write that puts it right."""
+    if write.new is None:
+        return f"{write.old} was added"
+    if write.old is None:
+        return f"{write.new} was gone"
+    found = (f"{name} {_said(have)}" for name, _, have in _differences(write.new, write.old))
+    return f"{write.new} had {', '.join(found)}"
+
+
+def _said(value: object) -> str:
+    if value is SEVERAL:
+        return "several"
+    return repr(value) if isinstance(value, str) else str(value)
+
+
+def _differences(wanted: object, actual: object) -> Iterator[tuple[str, object, object]]:
+    """The fields that differ, with both values, those of their values first."""
     for each in fields(wanted):  # type: ignore[arg-type] # all of the model's are dataclasses
         want, have = getattr(wanted, each.name), getattr(actual, each.name)
         if want != have and is_dataclass(want) and type(want) is type(have):
             yield from _differences(want, have)
         elif want != have:
-            yield f"{each.name} {want!r} as {have!r}"
+            yield each.name, want, have
 
 
 def foreign_link(write: Write, link: Link) -> KernelError:

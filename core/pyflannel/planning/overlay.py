@@ -16,13 +16,13 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from pyflannel.backend import Backend, Node
 from pyflannel.errors import MalformedError, PeerRejected, PyflannelError
-from pyflannel.kernel.model import GenericInfo, KernelObject, Key, Link, Sysctl
+from pyflannel.kernel.model import Address, GenericInfo, KernelObject, Key, Link, Sysctl
 from pyflannel.kernel.model.desired import listed
 from pyflannel.kernel.packed import Plan, unpack
 from pyflannel.network.change import in_force
@@ -128,7 +128,7 @@ class Overlay:
         """Whether one of ``exits`` encrypts by IPsec."""
         self._of_two_types = isinstance(backend, Transition)  # which judges them itself
         self._untyped = bool(guarded(backend.name, "capabilities", lambda: backend.capabilities.untyped_leases))
-        self.own_objects = (*planned, *self._extras, *self._link_switches())
+        self.own_objects = (*planned, *self._extras, *self._link_switches(planned))
         """What the node needs for itself: what the backend plans, ``extras``, and that its devices forward."""
         self._peers: dict[str, Peer] = {}
         self._ranges = Ranges()
@@ -165,11 +165,15 @@ class Overlay:
         hidden = guarded(backend.name, "capabilities", lambda: backend.capabilities.encrypts)
         return self._links if tunnelled and hidden else frozenset()
 
-    def _link_switches(self) -> Iterator[Sysctl]:
-        """A device may forward nothing although the node does; of IPv6 only the node's own switch counts."""
+    def _link_switches(self, planned: Sequence[KernelObject]) -> Iterator[Sysctl]:
+        """A device may forward nothing although the node does; of IPv6 only the node's own switch counts, but it may be
+        off on a device."""
         if self.node.network.ipv4 is not None:
             for link in sorted(self._links):
                 yield Sysctl(f"net/ipv4/conf/{link}/forwarding", "1", optional=True)
+        addressed = {item.link for item in planned if isinstance(item, Address) and item.interface.version == 6}
+        for link in sorted(self._links & addressed):
+            yield Sysctl(f"net/ipv6/conf/{link}/disable_ipv6", "0", optional=True)
 
     @property
     def peers(self) -> Mapping[str, Peer]:

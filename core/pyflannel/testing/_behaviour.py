@@ -137,6 +137,21 @@ class BackendBehaviour(Subject):
         if self.carries_traffic:
             eventually(overlay.reachable, "containers reach each other after the repairs", _live.PATIENCE)
 
+    @clause("pyflannel.backend.Link", "master: a device that somebody puts into a bridge or VRF does not stay there")
+    def test_a_device_leaves_a_foreign_master(self, overlay: LiveOverlay) -> None:
+        """The bridge would take all packets that arrive; a VRF would route them by its own table."""
+        node = overlay.nodes[0]
+        before, links = overlay.dump(node, overlay.sysctls(node)), overlay.free_links(node)
+        if not links:
+            not_applicable("the plan holds no device, or says that each may be in any bridge")
+        for name in links:
+            with overlay.enslaved(node, name) as master:
+                if not master:
+                    not_applicable(f"neither a bridge nor a VRF takes {name}, or this kernel has none")
+                overlay.settled(node, lambda now: now == before, f"{name} has left {master}")
+        if self.carries_traffic:
+            eventually(overlay.reachable, "containers reach each other after that", _live.PATIENCE)
+
     @clause(
         "pyflannel.backend.Backend",
         "a restart of the daemon finds everything as it should be, and loses no packet",

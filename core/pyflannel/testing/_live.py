@@ -142,10 +142,33 @@ class LiveOverlay:
     def _note_links(self) -> None:
         """Note which links of each node have whatever MAC address the kernel gives them."""
         for node in self.nodes:
-            items = [
-                item["object"].split() for item in node.daemon.status()["objects"]["list"] if item["kind"] == "link"
-            ]
-            self.any_mac[node.name] = [words[1] for words in items if "address" not in words]
+            self.any_mac[node.name] = [words[1] for words in _links(node) if "address" not in words]
+
+    def free_links(self, node: LabNode) -> list[str]:
+        """The planned links that are to be part of no other device."""
+        return [words[1] for words in _links(node) if "master" not in words]
+
+    @contextlib.contextmanager
+    def enslaved(self, node: LabNode, name: str) -> Iterator[str]:
+        """Put a link into a bridge of nobody's, or, where that takes none of its kind, into a VRF.
+
+        Yields the name of what took it; empty if nothing does.
+        """
+
+        def ip(*words: str) -> bool:
+            return node.run(["ip", "link", *words], check=False).returncode == 0
+
+        for kind in (["bridge"], ["vrf", "table", "77"]):
+            master = f"kit-{kind[0]}"
+            if not ip("add", master, "type", *kind):
+                continue
+            try:
+                if ip("set", name, "master", master):
+                    yield master
+                    return
+            finally:
+                ip("delete", master)
+        yield ""
 
     def dump(self, node: LabNode, sysctls: Sequence[str] = ()) -> list[tuple[str, str]]:
         """Kind and text of every kernel object of ours in a node."""
@@ -194,6 +217,11 @@ class LiveOverlay:
         owner = {json.loads(file.read_text()).get("NodeID"): file for file in subnets.glob("*.json")}
         owner[node.name].unlink()
         return owner[node.name].stem
+
+
+def _links(node: LabNode) -> list[list[str]]:
+    """The words in which status shows each planned link."""
+    return [item["object"].split() for item in node.daemon.status()["objects"]["list"] if item["kind"] == "link"]
 
 
 def data_planes(node: LabNode, others: Iterable[int]) -> list[str]:

@@ -17,6 +17,7 @@ from pyflannel.firewall import nfnetlink, programs
 from pyflannel.firewall.choose import Tools
 from pyflannel.firewall.iptables import Variant
 from pyflannel.firewall.model import NO_RULES, Mode, Rules, plan
+from pyflannel.firewall.nftables import Nft
 from pyflannel.firewall.sync import Firewall, find_tools
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import Subnets
@@ -483,3 +484,17 @@ def test_chains_made_for_our_own_rules_do_not_keep_us_in_iptables(host: Host) ->
     assert port_of(host, firewall(Mode.IPTABLES)) == "iptables-nft"
     assert port_of(host, firewall(Mode.AUTO)) == "nftables"
     assert host.sh("nft list tables") == "table ip flannel-ipv4\ntable ip6 flannel-ipv6\n"
+
+
+def test_chains_of_a_device_are_told_by_their_device(host: Host) -> None:
+    host.sh("ip link add d0 type veth peer name d1")
+    host.sh("nft 'add table netdev one; add chain netdev one two { type filter hook ingress device d0 priority 0; }'")
+    both = "type filter hook ingress devices = { d0, d1 } priority 9;"
+    host.sh(f"nft 'add table netdev two; add chain netdev two many {{ {both} }}'")
+    host.sh("nft 'add table inet three; add chain inet three four { type filter hook forward priority 0; }'")
+    nft = find_tools().nft
+    assert nft is not None
+    assert host.do(Nft(nft).device_chains) == {
+        "d0": ("netdev one two", "netdev two many"),
+        "d1": ("netdev two many",),
+    }

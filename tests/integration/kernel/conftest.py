@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from tests import iproute
+from tests.integration.kernel.objects import Family
 
 from pyflannel.errors import KernelError
 from pyflannel.kernel.model import (
@@ -368,3 +369,8 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     twin = TwinWorld()
     yield twin
     twin.port.close()
+
+
+@pytest.fixture(params=[4, 6], ids=["ipv4", "ipv6"])
+def family(request: pytest.FixtureRequest) -> Family:
+    return Family(request.param)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.integration.kernel.conftest import NamespaceWorld
+from tests.integration.kernel.objects import Family
 from tests.starving import without_descriptors
 
 from pyflannel.errors import KernelError
@@ -404,3 +406,20 @@ def test_what_is_there_can_be_read_without_a_descriptor_to_spare() -> None:
             assert port.dump(Scope()) == before
     finally:
         port.close()
+
+
+@pytest.mark.parametrize(
+    "change", [("protodown", "on"), ("type", "vxlan", "ttl", "1"), ("type", "vxlan", "df", "set")], ids=" ".join
+)
+def test_a_way_to_silence_a_device_is_told_and_put_right(namespace: NamespaceWorld, change: tuple[str, ...]) -> None:
+    """Its carrier, and what a router on the way may drop."""
+    plan: list[Link | Address] = [Family(4).link, Family(4).address]
+    namespace.become(plan)
+    namespace.quiet()
+    namespace.ip("link", "set", "flannel.1", *change)
+    namespace.until(lambda notice: notice.changes.get(plan[0].key, plan[0]) != plan[0])
+    assert namespace.become(plan) > 0
+    found = namespace.dump()
+    assert [found[item.key] for item in plan] == plan
+    assert namespace.become(plan) == 0
+    assert " ttl 1 " not in namespace.ip("-d", "link", "show", "flannel.1")

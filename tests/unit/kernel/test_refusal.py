@@ -29,5 +29,5 @@ def test_where_ipv6_has_no_room_that_is_said() -> None:
 )
 def test_where_ipv6_is_off_that_is_the_reason_and_not_a_lack_of_rights(item: KernelObject, number: int) -> None:
     said = str(refusal(Write(None, item), number, "ipv6: IPv6 is disabled on this device"))
-    assert "sysctl -w net.ipv6.conf.all.disable_ipv6=0" in said
+    assert "sysctl -w net.ipv6.conf.flannel-v6/1.disable_ipv6=0" in said
     assert "root" not in said

@@ -142,7 +142,7 @@ class Link:
     :data:`OWNER`): a device of the right kind that flanneld left unmarked is adopted by marking it.
 
     :param master: the name of the device that this one is a part of: a bridge, a VRF (``ip link set master``). Empty:
-        of none; ``None``: not our business.
+        of none, for a bridge takes all packets that its members get; ``None``: not our business.
     :param group: its number (``ip link set group``); the kernel's default is 0. ``None``: not our business.
     """
 
@@ -152,7 +152,7 @@ class Link:
     mac: str | None = None
     up: bool = True
     marked: bool = True
-    master: str | None = None
+    master: str | None = ""
     group: int | None = None
 
     def __post_init__(self) -> None:
@@ -174,7 +174,7 @@ class Link:
     def __str__(self) -> str:
         words = ["link", self.name, "type", self.info.kind, "mtu", str(self.mtu)]
         words += ["address", self.mac] if self.mac else []
-        words += ["master", self.master] if self.master else []
+        words += ["master", "any" if self.master is None else self.master] if self.master != "" else []
         words += ["group", str(self.group)] if self.group is not None else []
         return " ".join(words)
 

@@ -15,6 +15,7 @@ from struct import Struct
 
 from pyflannel.kernel import qdiscs
 from pyflannel.kernel.links import (
+    LinkRow,
     can_become,
     encode_link,
     encode_link_deletion,
@@ -99,16 +100,16 @@ class Devices:
                 raise not_kept(wanted, replace(wanted, info=actual.info))
         elif isinstance(wanted.info, VxlanInfo) and actual.info != wanted.info:
             self._batches.demand(write, encode_vxlan_change(wanted.info, row.index))
-        self._place(write, actual, wanted, row.index)
+        self._place(write, actual, wanted, row)
         self._settle(write, wanted, row.index)
 
-    def _place(self, write: Write, actual: Link, wanted: Link, index: int) -> None:
+    def _place(self, write: Write, actual: Link, wanted: Link, row: LinkRow) -> None:
         """Give a device all that can be set in place."""
         master = self._picture.table.index(wanted.master) if wanted.master else 0
         if master is None:
             raise refusal(write, errno.ENODEV, f"no interface {wanted.master}", NO_MASTER)
         joins = bool(master) and actual.master != wanted.master
-        refused = self._batches.one(encode_link(actual, wanted, index, master))
+        refused = self._batches.one(encode_link(actual, wanted, row.index, master, row.held_down))
         if refused is not None:
             raise no_member(write, wanted) if joins and refused.number == errno.EOPNOTSUPP else refusal(write, *refused)
 
@@ -136,12 +137,15 @@ class Devices:
         for row in self._picture.table.by_index.values():
             if row.kind == "vxlan":
                 other = self._picture.table.link(row).info
-                if isinstance(other, VxlanInfo) and (other.vni, other.port) == (info.vni, info.port):
+                if isinstance(other, VxlanInfo) and _is_rival(other, info):
                     return (
                         f"{row.name} has VNI {info.vni} on UDP port {info.port} already: choose another VNI or Port, "
                         f"or, if nobody needs that device, 'ip link delete {row.name}'"
                     )
-        return "another device has the VNI: 'ip -d link show type vxlan' lists them"
+        return (
+            "a device that was moved to another network namespace has the VNI: 'ip netns' lists these; find it with "
+            "'ip -n NAME -d link show type vxlan', and delete it there"
+        )
 
     def _create_tun(self, write: Write, name: str, info: TunInfo) -> None:
         flags = _IFF_TUN | _IFF_NO_PI | _IFF_TUN_EXCL
@@ -183,6 +187,11 @@ class Devices:
         kept = next((row.seen(item.link, write.new) for row in self._dumps.qdisc_rows() if row.link == index), None)
         if kept != item:
             raise not_kept(item, kept or Qdisc(item.link, "the kernel's choice"))
+
+
+def _is_rival(one: VxlanInfo, other: VxlanInfo) -> bool:
+    """Whether the kernel takes one of two VXLAN devices only."""
+    return (one.vni, one.port, one.local.version) == (other.vni, other.port, other.local.version)
 
 
 def _made_as(wanted: Link) -> Link:

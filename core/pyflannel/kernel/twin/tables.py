@@ -121,7 +121,7 @@ class Tables:
         """Of a generic device, what the wanted one says something about."""
         wanted = self._scope.generic.get(link.name)
         have = link.info
-        master = None if wanted is None or wanted.master is None else link.master or ""
+        master = None if wanted is not None and wanted.master is None else link.master or ""
         link = replace(link, master=master, group=None if wanted is None or wanted.group is None else link.group or 0)
         if not isinstance(have, GenericInfo):
             return link if wanted is None or wanted.mac else replace(link, mac=None)
