@@ -87,10 +87,10 @@ class Followed(Protocol):
     """What a watch needs of its store."""
 
     location: StoreLocation
+
     @property
     def http(self) -> Any:
         """The module that speaks HTTP, with its errors."""
-
 
     @property
     def own(self) -> str | None:
