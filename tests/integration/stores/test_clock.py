@@ -23,6 +23,7 @@ from tests.servers import etcd as etcd_servers
 from tests.servers.authority import Authority
 from tests.servers.consul import consul
 from tests.servers.etcd import add_user, ctl_arguments, enable_auth, etcd, tls_arguments
+from tests.waiting import until
 
 from pyflannel.errors import StoreUnavailableError
 from pyflannel.lab.servers.consul import ConsulCluster, ConsulTLS
@@ -39,6 +40,13 @@ needs_consul = pytest.mark.skipif(consul_servers.MISSING is not None, reason=str
 def open_store(url: str, **options: object) -> Store:
     location = StoreLocation.parse(url, {name: str(value) for name, value in options.items()})
     return load_store(location.scheme)(location)
+
+
+def answers(store: Store) -> bool:
+    try:
+        return store.read_config() is None
+    except StoreUnavailableError:
+        return False
 
 
 def tells_the_time(store: Store, source: str) -> None:
@@ -82,7 +90,7 @@ def test_etcd_with_client_certificates_and_users(tmp_path: Path) -> None:
         add_user(cluster, "node", "secret", "/x/", *words)
         enable_auth(cluster, *words)
         with closing(open_store(f"etcd://{cluster.hosts}/x", **files, username="node", password="secret")) as store:
-            assert store.read_config() is None
+            until(lambda: answers(store))  # gRPC and the user's hash may be slow, the first time
             tells_the_time(store, cluster.hosts)
         with (
             closing(open_store(f"etcd://{cluster.hosts}/x", cafile=authority.cafile)) as store,
