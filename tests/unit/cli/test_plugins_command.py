@@ -41,4 +41,6 @@ def test_the_daemon_names_the_broken_one_if_it_is_asked_for(pyflannel: CommandLi
     result = pyflannel("leases", "--store", "acme://x", environ=install_broken(tmp_path))
     assert result.code == 7
     assert "store 'acme' of acme (acme_missing:Store) does not load" in result.err
-    assert pyflannel("leases", environ={"PYTHONPATH": str(tmp_path)}).code == 0
+    store = tmp_path / "store"
+    store.mkdir()
+    assert pyflannel("leases", "--store", f"file://{store}", environ={"PYTHONPATH": str(tmp_path)}).code == 0
