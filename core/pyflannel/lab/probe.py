@@ -32,6 +32,11 @@ GRACE = 1.0
 RETRY = 0.25
 """Seconds between requests of ``reach`` to an address that has not answered."""
 
+BUFFER = 4 << 20
+"""Bytes for answers that wait for this process to get its turn, which on a busy machine may take a second."""
+
+_ICMP_FILTER = 1  # of linux/icmp.h and linux/icmpv6.h: a bit for each type, set for those that are not wanted
+_SO_RCVBUFFORCE = 33
 _ETH_P_ALL = 3
 _LINKTYPE_ETHERNET = 1
 _SNAPLEN = 262144
@@ -45,9 +50,14 @@ class Echo:
         if version == 4:
             self.socket = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
             self._request, self._reply = 8, 0
+            level, types = 255, 1  # SOL_RAW; words of 32 types
         else:
             self.socket = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
             self._request, self._reply = 128, 129
+            level, types = socket.IPPROTO_ICMPV6, 8
+        words = [0xFFFFFFFF & ~(1 << self._reply >> 32 * word) for word in range(types)]
+        self.socket.setsockopt(level, _ICMP_FILTER, struct.pack(f"={types}I", *words))
+        make_room(self.socket)
         self.socket.setblocking(False)
         self._token = time.monotonic_ns() ^ id(self)
 
@@ -78,6 +88,14 @@ class Echo:
             token, sequence = struct.unpack_from("!QQ", packet, 8)
             if token == self._token & 0xFFFFFFFFFFFFFFFF:
                 yield str(sender[0]), sequence
+
+
+def make_room(receiving: socket.socket) -> None:
+    """Let a socket keep what comes while this process waits for its turn."""
+    try:
+        receiving.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER)
+    except PermissionError:  # not the machine's root
+        receiving.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
 
 
 def checksum(data: bytes) -> int:
@@ -175,6 +193,7 @@ def capture(interface: str) -> None:
     output.write(struct.pack("=IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, _SNAPLEN, _LINKTYPE_ETHERNET))
     output.flush()
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL)) as packets:
+        make_room(packets)
         packets.bind((interface, _ETH_P_ALL))
         packets.setblocking(False)
         sys.stderr.write("ready\n")
