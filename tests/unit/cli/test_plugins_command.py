@@ -42,5 +42,5 @@ def test_the_daemon_names_the_broken_one_if_it_is_asked_for(pyflannel: CommandLi
     assert result.code == 7
     assert "store 'acme' of acme (acme_missing:Store) does not load" in result.err
     store = tmp_path / "store"
-    store.mkdir()
+    (store / "subnets").mkdir(parents=True)
     assert pyflannel("leases", "--store", f"file://{store}", environ={"PYTHONPATH": str(tmp_path)}).code == 0
