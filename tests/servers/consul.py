@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 import threading
 import urllib.request
@@ -17,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from tests.servers.memory import in_memory
 
 from pyflannel.lab.servers.consul import ConsulCluster, ConsulServer, find_consul
 
@@ -27,9 +28,8 @@ MISSING = None if find_consul() else "Consul is not there: run tools/fetch-consu
 @contextmanager
 def consul(size: int = 1, **options: Any) -> Iterator[ConsulCluster]:
     """A healthy cluster on data in memory, gone without a trace afterwards."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with (
-        TemporaryDirectory(prefix="pyflannel-consul-", dir=memory) as data,
+        TemporaryDirectory(prefix="pyflannel-consul-", dir=in_memory()) as data,
         ConsulCluster(Path(data), size, **options) as cluster,
     ):
         yield cluster

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tests.servers.authority import Authority, Certificate
+from tests.servers.memory import in_memory
 
 from pyflannel.lab.servers.etcd import EtcdCluster, find_etcd
 from pyflannel_stores._etcd_loader import load_etcd3
@@ -28,9 +29,8 @@ MISSING = None if find_etcd() else "etcd is not installed: apt-get install etcd-
 @contextmanager
 def etcd(members: int = 1, **options: Any) -> Iterator[EtcdCluster]:
     """A healthy cluster on data in memory, gone without a trace afterwards."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with (
-        TemporaryDirectory(prefix="pyflannel-etcd-", dir=memory) as data,
+        TemporaryDirectory(prefix="pyflannel-etcd-", dir=in_memory()) as data,
         EtcdCluster(Path(data), members, **options) as it,
     ):
         yield it

@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tests.servers.authority import Authority
+from tests.servers.memory import in_memory
 
 from pyflannel.errors import StoreUnavailableError
 from pyflannel.kernel.netns import call_in
@@ -318,8 +319,7 @@ class Kubernetes(Cluster):
 @contextmanager
 def kubernetes(**options: Any) -> Iterator[Kubernetes]:
     """A ready API server on data in memory, gone without a trace afterwards."""
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with TemporaryDirectory(prefix="pyflannel-kube-", dir=memory) as data, Kubernetes(Path(data), **options) as it:
+    with TemporaryDirectory(prefix="pyflannel-kube-", dir=in_memory()) as data, Kubernetes(Path(data), **options) as it:
         yield it
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import ClassVar
@@ -130,8 +129,7 @@ class StoreSubject(Judged):
     @classmethod
     def pool(cls) -> Iterator[ProcessPoolExecutor]:
         """Other processes, shared by the tests of a class. As many tasks as ``racers`` start at one line."""
-        spawn = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(cls.racers, spawn, workers.join, (spawn.Barrier(cls.racers),))
+        pool = workers.processes(cls.racers)
         try:
             yield pool
         finally:

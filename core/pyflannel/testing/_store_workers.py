@@ -1,4 +1,4 @@
-"""What the store kit's other processes do. Spawned processes import this module, so it leaves pytest out.
+"""What the store kit's other processes do. They import this module, so it leaves pytest out.
 
 Each function is one node's part: it opens a store of its own, as a daemon on another host would. One that fails lets
 nobody wait for it at the line, and :func:`results` tells its error rather than that of those it let down.
@@ -7,6 +7,7 @@ nobody wait for it at the line, and :func:`results` tells its error rather than 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ __all__ = [
     "dismiss",
     "hammer",
     "join",
+    "processes",
     "race",
     "results",
     "win_after_expiry",
@@ -44,6 +46,17 @@ TIMEOUT = 600.0
 """Seconds until a worker gives up what never comes. A busy machine takes its time to start 32 of them."""
 
 _barrier: Barrier | None = None
+
+
+def processes(number: int) -> ProcessPoolExecutor:
+    """So many processes, which can start together. They are forks of one that has nothing but this module.
+
+    So they begin without anything of this process, as other nodes would, and cost little where a server and its tests
+    share a processor or two.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return ProcessPoolExecutor(number, context, join, (context.Barrier(number),))
 
 
 def join(barrier: Barrier) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from tests.servers.memory import in_memory
 
 from pyflannel.store import Store, StoreLocation
 from pyflannel.testing.stores import Opening, StoreConformance
@@ -21,9 +23,11 @@ class TestInotify(StoreConformance):
     options = "watch=inotify"
 
     @pytest.fixture
-    def location(self, tmp_path: Path) -> StoreLocation:
-        self.root = tmp_path / "store"
-        return StoreLocation.parse(f"file://{self.root}?{self.options}")
+    def location(self, tmp_path: Path) -> Iterator[StoreLocation]:
+        """In memory where that is possible, as other stores' servers are; ``test_file_disk`` is about disks."""
+        with TemporaryDirectory(prefix="pyflannel-file-", dir=in_memory() or tmp_path) as directory:
+            self.root = Path(directory, "store")
+            yield StoreLocation.parse(f"file://{self.root}?{self.options}")
 
     def stop_server(self) -> None:
         self.root.rename(self.root.with_name("away"))

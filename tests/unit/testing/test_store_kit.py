@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -12,7 +11,7 @@ import pytest
 
 from pyflannel.errors import StoreDeniedError, StoreError, StoreUnavailableError
 from pyflannel.store import Record, StoreLocation, StoreTime
-from pyflannel.testing._store_workers import join
+from pyflannel.testing._store_workers import processes
 from pyflannel.testing.stores import Opening, StoreConformance
 from pyflannel_stores.file import FileStore
 
@@ -108,8 +107,7 @@ class Picky(FileStore):
 
 @pytest.fixture
 def pool() -> Iterator[ProcessPoolExecutor]:
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(Kit.racers, spawn, join, (spawn.Barrier(Kit.racers),)) as pool:
+    with processes(Kit.racers) as pool:
         yield pool
 
 
