@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import logging
 import random
 import signal
 import sys
@@ -18,7 +17,6 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,7 +27,7 @@ from pyflannel.cli.flags import FlagGroup, flags, settings
 from pyflannel.errors import ConfigError, ExitCode, PluginError, PyflannelError, StoreUnavailableError
 from pyflannel.network.change import NetworkChange, Phase, Written
 from pyflannel.network.document import NetworkConfig
-from pyflannel.network.lease import JSON, Subnets
+from pyflannel.network.lease import JSON
 from pyflannel.plugins import load_backend, open_store
 from pyflannel.small.retry import Backoff
 from pyflannel.small.text import inert
@@ -40,8 +38,6 @@ if TYPE_CHECKING:
     from pyflannel.storetools.change import Drive, NodeStanding
 
 __all__ = ["network"]
-
-log = logging.getLogger(__name__)
 
 _LOOK_INTERVAL: Final = 0.5
 """Seconds between two looks at the store while nodes are on their way."""
@@ -302,6 +298,7 @@ class _Plan:
 
     :param together: nodes have to go through it together, in phases.
     :param differs: what changes, in words. ``refusal``: why it can't be done; ``uncovers``: that it ends encryption.
+    :param untried: why nodes alone can tell whether they can have both settings at a time.
     """
 
     target: Mapping[str, JSON]
@@ -309,6 +306,7 @@ class _Plan:
     differs: tuple[str, ...]
     refusal: str = ""
     uncovers: str = ""
+    untried: str = ""
 
 
 def _planned(written: Written, present: NetworkConfig, wanted: _Wanted) -> tuple[_Plan, ...]:
@@ -351,7 +349,7 @@ def _judged(present: NetworkConfig, new: NetworkConfig, target: Mapping[str, JSO
     differs = [f"backend {former.name} -> {following.name}"] if former.name != following.name else []
     differs += [f"{former.name}: another {', '.join(apart)}"] if apart else []
     renumbers = ranges_apart(present, new)
-    refusal = ""
+    refusal = untried = ""
     if renumbers:
         refusal = (
             f"{renumbers}: nodes would lose their subnets and containers their addresses. Add what is new, or move "
@@ -359,7 +357,7 @@ def _judged(present: NetworkConfig, new: NetworkConfig, target: Mapping[str, JSO
             "start the daemon, and start its containers anew"
         )
     elif together:
-        refusal = _clash(former, following)
+        refusal, untried = _tried_out(former, following)
     was, will = (side.backend.capabilities.encrypts for side in (former, following))
     return _Plan(
         target,
@@ -369,11 +367,14 @@ def _judged(present: NetworkConfig, new: NetworkConfig, target: Mapping[str, JSO
         f"{following.name} does not encrypt: from then on packets can be read on the underlay"
         if was and not will
         else "",
+        untried,
     )
 
 
 def _mtu(former: Side, following: Side) -> Iterator[str]:
-    before, after = (side.mtu(_sample_underlay()) for side in (former, following))
+    from pyflannel.planning.rehearsal import sample_underlay
+
+    before, after = (side.mtu(sample_underlay()) for side in (former, following))
     if before == after:
         return
     yield f"MTU of containers, with an underlay of 1500 bytes: {before} -> {after}"
@@ -386,32 +387,15 @@ def _mtu(former: Side, following: Side) -> Iterator[str]:
         yield "containers that exist keep theirs, which is smaller than need be, until they are started anew"
 
 
-def _sample_underlay() -> Any:
-    from pyflannel.network.underlay import Underlay
+def _tried_out(former: Side, following: Side) -> tuple[str, str]:
+    """Why no node could go from one setting to the other, and why that can't be told here; both empty if it could."""
+    from pyflannel.planning.rehearsal import obstacle
 
-    four, six = ip_address("192.0.2.1"), ip_address("2001:db8::1")
-    return Underlay("eth0", 1500, four, six, public_ipv4=four, public_ipv6=six)  # type: ignore[arg-type]
-
-
-def _clash(former: Side, following: Side) -> str:
-    """Why no node could have both settings at a time, as far as that can be seen from here."""
-    from pyflannel.backend import Node
-    from pyflannel.planning import transition
-
-    network = former.network
-    subnets = Subnets(
-        network.ipv4.subnet_min if network.ipv4 else None, network.ipv6.subnet_min if network.ipv6 else None
-    )
     with tempfile.TemporaryDirectory() as directory:
-        node = Node("sample", network, _sample_underlay(), subnets, Path(directory))
         try:
-            plans = [side.plan_node(node) for side in (former, following)]
-        except PyflannelError as error:  # only a node with its files can tell, and will
-            log.debug("not tried out here: %s", error)
-            return ""
-        return transition.clash(former, following, *plans) or next(
-            (transition.unroutable(side) for side in (former, following) if transition.leaves_routes(side, node)), ""
-        )
+            return obstacle(former, following, Path(directory)), ""
+        except PyflannelError as error:
+            return "", str(error)
 
 
 def _refuse(plan: _Plan, nodes: Sequence[NodeStanding], without: Sequence[str]) -> None:
@@ -448,6 +432,7 @@ def _show_plans(
     together = any(plan.together for plan in plans)
     unable = unable if together else {}
     refusal = next(filter(None, (plan.refusal for plan in plans)), "")
+    untried = next(filter(None, (plan.untried for plan in plans)), "")
     document = {
         "changes": [text for plan in plans for text in plan.differs],
         "together": together,
@@ -456,6 +441,7 @@ def _show_plans(
         "without": list(without),
         "refused": refusal or None,
         "uncovers": next(filter(None, (plan.uncovers for plan in plans)), None),
+        "untried": untried or None,
     }
     lines = []
     for number, plan in enumerate(plans):
@@ -464,6 +450,8 @@ def _show_plans(
         lines += [] if plan.together else ["each node follows by itself, at once"]
     lines.append(f"{len(nodes)} nodes: {', '.join(inert(node.name) for node in nodes) or 'none'}")
     lines += [f"  {inert(name)}: {reason}" for name, reason in unable.items()]
+    if untried:
+        lines.append(f"whether a node can have both at a time shows when they prepare, not here: {inert(untried)}")
     lines += [f"refused: {refusal}"] if refusal else []
     shown.plan(document, lines)
 

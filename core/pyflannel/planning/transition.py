@@ -6,28 +6,29 @@ route, which the kernel replaces in one step. Where a backend routes the whole n
 subnet gets a route of its own there. Backends know nothing of this, so that those of third parties take part as they
 are.
 
-What both plan under one key must be the same; a device's MTU is the smaller one. Anything else is a *clash*: the node
-then goes on with the former backend alone, and says why.
+Where both can't be on one node (:mod:`pyflannel.planning.clashes`) the node goes on with the former backend alone, and
+says why.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from ipaddress import IPv6Address, IPv6Network
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 from pyflannel.backend import Backend, Capabilities, DesiredState, Node
 from pyflannel.errors import PeerRejected, PluginError, PyflannelError
-from pyflannel.kernel.model import KernelObject, Key, Link, Route, WireguardPeer
+from pyflannel.kernel.model import KernelObject, Key, Link, Route
 from pyflannel.network.change import NetworkChange, Phase, Sides, Step, receives, sends_new, sides
 from pyflannel.network.document import NetworkConfig
-from pyflannel.network.lease import IPAddress, IPNetwork, Lease, LeaseAttributes, Subnets
+from pyflannel.network.lease import IPAddress, IPNetwork, Lease, Subnets
 from pyflannel.network.underlay import Underlay
+from pyflannel.planning.clashes import clash, clashing, softened
 from pyflannel.planning.guard import checked_mtu, guarded
 from pyflannel.planning.judging import type_problem
 
-__all__ = ["Part", "Side", "Standing", "Transition", "clash", "encrypts", "leaves_routes", "unroutable"]
+__all__ = ["Part", "Side", "Standing", "Transition", "encrypts", "leads_to", "unroutable"]
 
 _Objects = tuple[KernelObject, ...]
 
@@ -237,7 +238,7 @@ class Transition(Backend[None]):
             following = self.following.plan_node(node)
         except PyflannelError as error:
             return former, (), str(error)
-        found = clash(self.former, self.following, former, following) if former else ""
+        found = clash(self.former.backend, self.following.backend, former, following) if former else ""
         return former, () if found else following, found
 
     # A peer
@@ -270,7 +271,7 @@ class Transition(Backend[None]):
         if trouble:
             following, not_next = None, trouble
         if former is not None and following is not None:
-            found = _clash(former, following)
+            found = clashing(former, following)
             if found:
                 following, not_next = None, found
         return _Ways(former, following, (not_former, not_next), told, by_next)
@@ -319,7 +320,7 @@ class Transition(Backend[None]):
     def _unrouted(self, node: Node, peer: Lease, ways: _Ways) -> str:
         former, following, _ = self._node_plans(node)
         for side, around, plan in ((self.former, former, ways.former), (self.following, following, ways.next)):
-            if plan is not None and not _leads_to(around, plan, peer.subnets):
+            if plan is not None and not leads_to(around, plan, peer.subnets):
                 return unroutable(side)
         return ""
 
@@ -361,79 +362,12 @@ def encrypts(backend: Backend[Any]) -> bool:
 # Two plans at a time
 
 
-_SOFT: Final[Mapping[type, str]] = {Link: "mtu", WireguardPeer: "keepalive"}
-"""What two plans may differ in, for either value does for both."""
-
-
-_ANOTHER_NAME: Final = (
-    "change an option along with it that gives the device another name (vxlan: VNI; wireguard: ListenPort, with IPv6 "
-    "ListenPortV6, too; udp: Port), or go by way of another backend"
-)
-
-
-def clash(former: Side, following: Side, one: Iterable[KernelObject], other: Iterable[KernelObject]) -> str:
-    """Why two settings can't be on one node at a time, and what to do; empty if they can.
-
-    :param one: what the former backend plans for a node, ``other``: what the new one does.
-    """
-    found = _clash(one, other)
-    if found:
-        return found
-    same = type(former.backend) is type(following.backend)
-    if same and type(former.backend).start is not Backend.start and _same_device(one, other):
-        return (
-            f"backend {former.name} moves the packets of one device by one process, which can't have both settings; "
-            f"{_ANOTHER_NAME}"
-        )
-    shared = {} if same else _ports(former).items() & _ports(following).items()
-    for port, _ in sorted(shared):
-        return f"both {former.name} and {following.name} use UDP port {port}; give the new one another port"
-    return ""
-
-
 def unroutable(side: Side) -> str:
     """What to say of a backend that leaves the routes to others."""
     return (
         f"backend {side.name} plans no routes to peers, so nothing can be switched from one way to the other; stop the "
         "daemons, write the new document with 'pyflannel config set --force', and start them"
     )
-
-
-def leaves_routes(side: Side, node: Node) -> bool:
-    """Whether a backend plans no routes, as far as that can be seen without a peer's own data."""
-    try:
-        around = side.plan_node(node)
-        plan = side.plan_peer(node, _sample_peer(side, node))
-    except PyflannelError:
-        return False
-    return not _leads_to(around, plan, node.subnets)
-
-
-def _sample_peer(side: Side, node: Node) -> Lease:
-    underlay = node.underlay
-    return Lease(node.subnets, LeaseAttributes(underlay.public_ipv4, underlay.public_ipv6, side.name))
-
-
-def _clash(one: Iterable[KernelObject], other: Iterable[KernelObject]) -> str:
-    there = {item.key: item for item in one}
-    for item in other:
-        known = there.get(item.key)
-        if known is None or known == item or isinstance(item, Route) or _softened(known, item) is not None:
-            continue
-        if isinstance(item, Link):
-            return f"both settings make a device {item.name}, and not the same one; {_ANOTHER_NAME}"
-        return f"both settings need the same thing in two ways, {known} and {item}; {_ANOTHER_NAME}"
-    return ""
-
-
-def _softened(one: KernelObject, other: KernelObject) -> KernelObject | None:
-    """What does for both; ``None`` if nothing does."""
-    name = _SOFT.get(type(one))
-    if name is None or type(one) is not type(other):
-        return None
-    least = min(getattr(one, name), getattr(other, name))
-    first, second = replace(one, **{name: least}), replace(other, **{name: least})
-    return first if first == second else None
 
 
 def _merged(one: Iterable[KernelObject], other: Iterable[KernelObject], prefer_second: bool) -> Iterator[KernelObject]:
@@ -446,22 +380,8 @@ def _merged(one: Iterable[KernelObject], other: Iterable[KernelObject], prefer_s
         elif isinstance(item, Route):
             found[item.key] = item if second and prefer_second else known
         else:
-            found[item.key] = _softened(known, item) or known
+            found[item.key] = softened(known, item) or known
     yield from found.values()
-
-
-def _same_device(one: Iterable[KernelObject], other: Iterable[KernelObject]) -> bool:
-    names = {item.name for item in one if isinstance(item, Link)}
-    return any(isinstance(item, Link) and item.name in names for item in other)
-
-
-def _ports(side: Side) -> dict[int, str]:
-    """The UDP ports that a backend's options name, each with the option's key."""
-    options = side.backend.options
-    if not hasattr(options, "__dataclass_fields__"):
-        return {}
-    named = [(str(item.metadata.get("key", "")), getattr(options, item.name)) for item in fields(options)]
-    return {value: "" for key, value in named if "port" in key.lower() and type(value) is int and value}
 
 
 def _own_routes(around: Iterable[KernelObject], plan: _Objects, subnets: Subnets) -> Iterator[Route]:
@@ -506,6 +426,7 @@ def _last_metric(objects: Iterable[KernelObject], like: Route) -> int:
     )
 
 
-def _leads_to(around: Iterable[KernelObject], plan: _Objects, subnets: Subnets) -> bool:
+def leads_to(around: Iterable[KernelObject], plan: Iterable[KernelObject], subnets: Subnets) -> bool:
+    """Whether a plan has routes to all of these subnets; ``around`` is what the node has whoever its peers are."""
     there = {item.destination for item in plan if isinstance(item, Route)}
     return all(subnet in there or _covering(around, subnet) is not None for subnet in subnets.each)

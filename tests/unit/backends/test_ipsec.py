@@ -29,7 +29,7 @@ from pyflannel.backend import (
     parse_options,
 )
 from pyflannel.errors import ConfigError, PeerRejected
-from pyflannel.planning.transition import Side, clash
+from pyflannel.planning.clashes import clash
 from pyflannel.testing.backends import BackendPlanning
 from pyflannel_backends.ipsec import DEVICE, IF_ID, IpsecBackend, IpsecOptions
 from pyflannel_backends.ipsec.connections import Tunnel, connecting, established, troubles
@@ -250,7 +250,7 @@ def test_a_slow_look_postpones_the_next_one_by_seconds_and_not_by_minutes() -> N
 @pytest.mark.parametrize("changed", [{"PSK": PSK[::-1]}, {"UDPEncap": True}, {"ESPProposal": "aes256-sha512-modp4096"}])
 def test_a_running_network_does_not_change_to_other_options(changed: dict[str, JSON]) -> None:
     """One charon can't have both, and two can't have one port."""
-    one, other = (Side(backend(**options), NETWORK) for options in ({}, changed))
+    one, other = (backend(**options) for options in ({}, changed))
     refused = clash(one, other, one.plan_node(NODE), other.plan_node(NODE))
     assert "backend ipsec moves the packets of one device by one process" in refused
     assert "go by way of another backend" in refused

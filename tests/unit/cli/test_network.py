@@ -8,9 +8,11 @@ import pty
 import sys
 from dataclasses import replace
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.sites import install
 from tests.unit.cli.conftest import CommandLine
 
 from pyflannel.cli.change_shown import Shown
@@ -88,6 +90,24 @@ def test_an_end_of_encryption_is_confirmed_or_refused(pyflannel: CommandLine, wo
     for backend, yes in (("vxlan", ["--yes"]), ("wireguard", [])):
         assert pyflannel("network", "change", "--backend", backend, *yes, *words).code == ExitCode.OK
         assert json.loads(pyflannel("config", "get").out)["Backend"] == {"Type": backend}
+
+
+def test_a_third_party_s_backend_that_needs_what_ours_needs_is_refused_beforehand(
+    pyflannel: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a dry run as well. What else they may both need: tests/unit/planning/test_clashes.py."""
+    install(monkeypatch, Path(__file__).parents[2] / "plugins" / "site")
+    document = json.dumps({"Network": "10.1.0.0/16", "Backend": {"Type": "taking", "Takes": "device"}})
+    assert pyflannel("config", "set", "--force", "-", stdin=document).code == 0
+    words = ["network", "change", "--json", "--backend", "wireguard", "--backend-option", "Implementation=kernel"]
+    told = pyflannel(*words, "--dry-run")
+    assert (told.code, told.err) == (0, "")
+    says = "both settings make a device flannel-wg"
+    assert says in json.loads(told.out)["refused"]
+    assert json.loads(told.out)["untried"] is None
+    done = pyflannel(*words, "--yes")
+    assert done.code == ExitCode.CONFIG
+    assert says in done.err
 
 
 STANDING = [

@@ -27,8 +27,10 @@ from pyflannel.errors import ConfigError, PeerRejected, PluginError
 from pyflannel.network.change import LEASE_KEY, NetworkChange, NodeProgress, Phase, Step
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.underlay import UnderlayRoute
+from pyflannel.planning.clashes import clash
 from pyflannel.planning.overlay import Overlay
-from pyflannel.planning.transition import Side, Transition, clash, encrypts, leaves_routes, unroutable
+from pyflannel.planning.rehearsal import obstacle
+from pyflannel.planning.transition import Side, Transition, encrypts, unroutable
 
 ID = "00000000000000a1"
 WIREGUARD = {"Type": "wireguard", "Implementation": "userspace"}
@@ -203,6 +205,12 @@ class Plain(Backend[None]):
         return DesiredState([Link(self.name, GenericInfo("xfrm"), 1400), Route(node.network.ipv6.network, self.name)])
 
 
+def test_nothing_speaks_against_what_can_be_done(pair: tuple[World, str, str], tmp_path: Path) -> None:
+    world, _, _ = pair
+    assert obstacle(world.former, world.following, tmp_path) == ""
+    assert obstacle(world.following, world.former, tmp_path) == ""
+
+
 def test_what_both_need_to_receive_is_there_until_the_former_one_goes(pair: tuple[World, str, str]) -> None:
     world, _, _ = pair
     plans = [set(each.plan_node(each.node(world.node))) for each in (world.former, world.following)]
@@ -300,6 +308,7 @@ def test_two_that_need_one_thing_clash_and_the_former_goes_on(
     options = {**following[1], **({"Implementation": "userspace"} if following[0] == "wireguard" else {})}
     world = World(4, side(4, former[0], **former[1]), side(4, following[0], **options), tmp_path)
     transition = world.transition(Phase.PREPARE)
+    assert says in obstacle(world.former, world.following, tmp_path)
     assert says in transition.trouble(world.node)
     assert transition.plan_node(world.node) == DesiredState(world.former.plan_node(world.node))
     assert says in transition.standing(world.node, world.lease()).trouble
@@ -311,15 +320,15 @@ def test_two_that_need_one_thing_clash_and_the_former_goes_on(
 def test_two_vxlans_may_share_a_port(tmp_path: Path) -> None:
     world = World(4, side(4, "vxlan"), side(4, "vxlan", VNI=2), tmp_path)
     plans = [each.plan_node(world.node) for each in (world.former, world.following)]
-    assert clash(world.former, world.following, *plans) == ""
+    assert clash(world.former.backend, world.following.backend, *plans) == ""
 
 
 @pytest.mark.parametrize("kind", ["extension", "alloc"])
 def test_a_backend_that_leaves_routes_to_others_has_nothing_to_switch(kind: str, tmp_path: Path) -> None:
     world = World(4, side(4, "vxlan"), side(4, kind), tmp_path)
     assert world.transition(Phase.PREPARE).standing(world.node, world.lease()).trouble == unroutable(world.following)
-    assert leaves_routes(world.following, world.node)
-    assert not any(leaves_routes(side(4, each), world.node) for each in ("vxlan", "host-gw", "udp"))
+    assert obstacle(world.former, world.following, tmp_path) == unroutable(world.following)
+    assert obstacle(world.following, world.former, tmp_path) == unroutable(world.following)
 
 
 class Failing(Backend[None]):
