@@ -58,7 +58,12 @@ def test_a_larger_network_and_another_backend_leave_containers_their_addresses()
     with overlay(network(VXLAN)) as made, pinging(made.lab):
         before = [node.daemon.status()["lease"]["subnets"] for node in made.nodes]
         told = made.change("--backend", "host-gw", "--network", "10.244.0.0/15", "--subnet-len", "26")
-        assert told[0]["changes"][:2] == ["network 10.244.0.0/16 -> 10.244.0.0/15", "backend vxlan -> host-gw"]
+        assert told[0]["changes"][:4] == [
+            "network 10.244.0.0/16 -> 10.244.0.0/15",
+            "subnets that are leased from now on: /24 -> /26",
+            "subnets may be leased from 10.244.1.0 to 10.244.255.0 -> 10.244.0.64 to 10.245.255.192",
+            "backend vxlan -> host-gw",
+        ]
         made.run_on("host-gw")
         assert [node.daemon.status()["lease"]["subnets"] for node in made.nodes] == before
         assert made.document()["Network"] == "10.244.0.0/15"

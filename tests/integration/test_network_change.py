@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tests.changing import USERSPACE, VXLAN, WIREGUARD, Document, Overlay, network, overlay, pinging
@@ -73,6 +74,7 @@ def test_a_daemon_s_backend_counts_less_than_a_change_and_that_is_said() -> None
         (["--backend-option", "Port=4789"], "another name (vxlan: VNI"),
         (["--backend", "udp", "--backend-option", "Port=8472"], "UDP port 8472"),
         (["--backend", "nonsense"], "nonsense"),
+        (["--backend", "wireguard", "--backend-option", "Mode=ipv6"], "but EnableIPv6 is false"),
         (["--backend-option", "Vni"], "KEY=VALUE"),
         (["--backend-option", "VNJ=2"], "did you mean 'VNI'"),
         (["--backend-option", "VNI=two"], "whole number"),
@@ -102,6 +104,46 @@ def test_a_dry_run_says_what_would_happen_and_writes_nothing(idle: Overlay) -> N
     assert told["together"]
     assert told["nodes"] == ["n1"]
     assert idle.document() == before
+
+
+def test_a_node_that_can_not_have_the_new_backend_keeps_nobody_from_going_back(tmp_path: Path) -> None:
+    """Here one whose environment asks for what there is not."""
+    with overlay(network(VXLAN), nodes=2, without=[1]) as made:
+        unable = ["env", "WIREGUARD_IMPLEMENTATION=none"]
+        late = made.nodes[1].start_daemon(made.store, "vxlan", wrapper=unable)
+        late.wait_ready(peers=1, timeout=PATIENCE)
+        made.nodes[1].attach_containers()
+        with pinging(made.lab):
+            log = tmp_path / "told"
+            with log.open("w") as output:
+                process = made.nodes[0].start(made.command("--backend", "wireguard"), stdout=output)
+            until(lambda: "WIREGUARD_IMPLEMENTATION is 'none'" in log.read_text(), "what keeps it is told", PATIENCE)
+            assert made.phase() == "prepare"
+            process.stop()
+            assert made.change("--abort", node=1)[-1]["phase"] == "back"
+            made.run_on("vxlan")
+
+
+def test_a_node_that_can_not_follow_is_named_and_keeps_nobody_from_going_back() -> None:
+    """It has no address of the family that the network gets, and goes on as it was until it has one."""
+    with overlay(network(VXLAN), nodes=2) as made, pinging(made.lab):
+        late = made.nodes[1]
+        late.run(["sysctl", "-q", "-w", "net.ipv6.conf.eth0.disable_ipv6=1"])
+        late.daemon.wait_status(lambda it: not it["underlay"]["ipv6"], "it has seen that", PATIENCE)
+        words = made.command("--enable-ipv6", "true", "--ipv6-network", "fd00:244::/48")
+        done = made.nodes[0].run(words, check=False, timeout=2 * PATIENCE)
+        assert done.returncode == ExitCode.CHECK_FAILED
+        assert "n2 (the network uses IPv6, but interface eth0 has no usable IPv6 address" in done.stderr
+        nodes = {node["node_id"]: node for node in json.loads(done.stdout.splitlines()[-1])["nodes"]}
+        assert nodes["n1"]["step"] == "done"
+        assert "no usable IPv6 address" in nodes["n2"]["trouble"]
+        with made.driven("--backend", "host-gw"):
+            made.come_to("prepare")
+        assert made.change("--abort")[-1]["phase"] == "back"
+        late.run(["sysctl", "-q", "-w", "net.ipv6.conf.eth0.disable_ipv6=0"])
+        late.ip(["address add 2001:db8::2/64 dev eth0 nodad"])
+        late.daemon.wait_status(lambda it: len(it["lease"]["subnets"]) == 2, "it follows", PATIENCE)
+        made.run_on("vxlan")
 
 
 def test_going_back_when_the_former_settings_go_takes_a_change_of_its_own(idle: Overlay) -> None:

@@ -26,7 +26,7 @@ from pyflannel.cli.change_shown import Shown, outlook
 from pyflannel.cli.flags import FlagGroup, flags, settings
 from pyflannel.errors import ConfigError, ExitCode, PluginError, PyflannelError, StoreUnavailableError
 from pyflannel.network.change import NetworkChange, Phase, Written
-from pyflannel.network.document import NetworkConfig
+from pyflannel.network.document import FamilyConfig, NetworkConfig
 from pyflannel.network.lease import JSON
 from pyflannel.plugins import load_backend, open_store
 from pyflannel.small.retry import Backoff
@@ -35,7 +35,7 @@ from pyflannel.small.text import inert
 if TYPE_CHECKING:
     from pyflannel.planning.transition import Side
     from pyflannel.store import Record, Store
-    from pyflannel.storetools.change import Drive, NodeStanding
+    from pyflannel.storetools.change import Drive, NodeStanding, Progress
 
 __all__ = ["network"]
 
@@ -45,6 +45,9 @@ _LOOK_INTERVAL: Final = 0.5
 _FOLLOW_PATIENCE: Final = 150.0
 """Seconds to wait for the last nodes to say that they have followed, when the change itself is over: a kubelet takes a
 minute and more to mount another ConfigMap."""
+
+_TROUBLED_PATIENCE: Final = 15.0
+"""The same where all of them have said what keeps them."""
 
 _RANGES: Final = {
     "network": "Network",
@@ -114,6 +117,8 @@ def change(
         backend, backend_option, {_RANGES[name]: value for name, value in ranges.items() if value is not None}
     )
     location = settings(ctx).store
+    if backend is not None and not backend.strip():
+        raise click.UsageError("--backend names none: say which one, such as --backend wireguard", ctx)
     if abort and (wanted or dry_run):
         raise click.UsageError("--abort goes with no change and no --dry-run", ctx)
     with open_store(location, existing=True) as store:
@@ -341,11 +346,7 @@ def _judged(present: NetworkConfig, new: NetworkConfig, target: Mapping[str, JSO
     former, following = (Side(make_backend(each), each) for each in (present, new))
     apart = () if former.name != following.name else options_apart(former.backend.options, following.backend.options)
     together = former.name != following.name or bool(apart)
-    ranges = [
-        f"network {before.network if before else 'none'} -> {after.network if after else 'none'}"
-        for version in (4, 6)
-        if (before := present.family(version)) != (after := new.family(version))
-    ]
+    ranges = [text for version in (4, 6) for text in _laid_out(present.family(version), new.family(version))]
     differs = [f"backend {former.name} -> {following.name}"] if former.name != following.name else []
     differs += [f"{former.name}: another {', '.join(apart)}"] if apart else []
     renumbers = ranges_apart(present, new)
@@ -369,6 +370,21 @@ def _judged(present: NetworkConfig, new: NetworkConfig, target: Mapping[str, JSO
         else "",
         untried,
     )
+
+
+def _laid_out(before: FamilyConfig[Any] | None, after: FamilyConfig[Any] | None) -> Iterator[str]:
+    """What becomes of the subnets of one address family."""
+    if before is None or after is None:
+        if before is not after:
+            yield f"network {before.network if before else 'none'} -> {after.network if after else 'none'}"
+        return
+    if before.network != after.network:
+        yield f"network {before.network} -> {after.network}"
+    if before.subnet_len != after.subnet_len:
+        yield f"subnets that are leased from now on: /{before.subnet_len} -> /{after.subnet_len}"
+    bounds = [f"{each.subnet_min.network_address} to {each.subnet_max.network_address}" for each in (before, after)]
+    if bounds[0] != bounds[1]:
+        yield f"subnets may be leased from {bounds[0]} -> {bounds[1]}"
 
 
 def _mtu(former: Side, following: Side) -> Iterator[str]:
@@ -398,16 +414,22 @@ def _tried_out(former: Side, following: Side) -> tuple[str, str]:
             return "", str(error)
 
 
-def _refuse(plan: _Plan, nodes: Sequence[NodeStanding], without: Sequence[str]) -> None:
-    if plan.refusal:
-        raise ConfigError(plan.refusal)
+def _refusal(plan: _Plan, nodes: Sequence[NodeStanding], without: Sequence[str]) -> str:
+    """Why a change is not begun; empty if it may be."""
     foreign = [node for node in nodes if node.flanneld and node.key not in without]
-    if plan.together and foreign:
-        names = ", ".join(node.name for node in foreign)
-        raise ConfigError(
-            f"{names}: flanneld runs there, which can't take part; run pyflannel there first, or leave it behind "
-            "with --without: it is cut off then"
-        )
+    if plan.refusal or not plan.together or not foreign:
+        return plan.refusal
+    names = ", ".join(node.name for node in foreign)
+    return (
+        f"{names}: flanneld runs there, which can't take part; run pyflannel there first, or leave it behind "
+        "with --without: it is cut off then"
+    )
+
+
+def _refuse(plan: _Plan, nodes: Sequence[NodeStanding], without: Sequence[str]) -> None:
+    refusal = _refusal(plan, nodes, without)
+    if refusal:
+        raise ConfigError(refusal)
 
 
 def _confirm(plan: _Plan, yes: bool, as_json: bool) -> None:
@@ -431,7 +453,8 @@ def _show_plans(
 ) -> None:
     together = any(plan.together for plan in plans)
     unable = unable if together else {}
-    refusal = next(filter(None, (plan.refusal for plan in plans)), "")
+    refusal = next(filter(None, (_refusal(plan, nodes, without) for plan in plans)), "")
+    uncovers = next(filter(None, (plan.uncovers for plan in plans)), "")
     untried = next(filter(None, (plan.untried for plan in plans)), "")
     document = {
         "changes": [text for plan in plans for text in plan.differs],
@@ -440,7 +463,7 @@ def _show_plans(
         "unable": dict(unable),
         "without": list(without),
         "refused": refusal or None,
-        "uncovers": next(filter(None, (plan.uncovers for plan in plans)), None),
+        "uncovers": uncovers or None,
         "untried": untried or None,
     }
     lines = []
@@ -452,17 +475,36 @@ def _show_plans(
     lines += [f"  {inert(name)}: {reason}" for name, reason in unable.items()]
     if untried:
         lines.append(f"whether a node can have both at a time shows when they prepare, not here: {inert(untried)}")
-    lines += [f"refused: {refusal}"] if refusal else []
+    lines += [uncovers] if uncovers else []
+    lines += [f"refused: {inert(refusal)}"] if refusal else []
     shown.plan(document, lines)
 
 
+class _NotFollowedError(PyflannelError):
+    """The change is over, and some nodes have not followed."""
+
+    exit_code = ExitCode.CHECK_FAILED
+
+
+def _told_late(progress: Progress) -> str:
+    names = ", ".join(f"{node.name} ({node.trouble or 'it says nothing of it'})" for node in progress.late)
+    return (
+        f"the network config has changed, but not all nodes have followed yet: {names}. Each follows as soon as it "
+        "can: 'pyflannel status' there says what keeps it"
+    )
+
+
 def _drive(drive: Drive, shown: Shown) -> int:
-    """Go on until the change is over, or until somebody interrupts this."""
+    """Go on until the change is over, or until somebody interrupts this.
+
+    :raises PyflannelError: it is, and there are nodes that have not followed in time.
+    """
     with shown:
-        return _drive_on(drive, shown)
+        _drive_on(drive, shown)
+    return ExitCode.OK
 
 
-def _drive_on(drive: Drive, shown: Shown) -> int:
+def _drive_on(drive: Drive, shown: Shown) -> None:
     over_since: float | None = None
     backoff = Backoff(random.Random(), _LOOK_INTERVAL)  # noqa: S311 - pauses need no secrecy
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nodes stay where they are
@@ -477,6 +519,9 @@ def _drive_on(drive: Drive, shown: Shown) -> int:
         shown.progress(progress)
         if progress.over:
             over_since = over_since or time.monotonic()
-            if not progress.waiting or time.monotonic() - over_since > _FOLLOW_PATIENCE:
-                return ExitCode.OK
+            if not progress.waiting:
+                return
+            stuck = all(node.trouble for node in progress.late)
+            if time.monotonic() - over_since > (_TROUBLED_PATIENCE if stuck else _FOLLOW_PATIENCE):
+                raise _NotFollowedError(_told_late(progress))
         time.sleep(_LOOK_INTERVAL)

@@ -155,7 +155,8 @@ def look_again(state: KeeperState, only_if_needed: bool = False) -> None:
     place = state.place
     if place is not None and (place.document, place.underlay) == (state.document, state.underlay):
         state.pauses["follow"].clear()
-        state.troubles.pop("follow", None)
+        if state.troubles.pop("follow", None) is not None:
+            state.pauses["publish"].at = state.now  # for our lease may say it
     elif place is not None and not (only_if_needed and "follow" in state.troubles):
         state.pauses["follow"].clear()
         state.pauses["follow"].at = state.now

@@ -395,6 +395,8 @@ class LeaseMachine:
         else:
             state.troubles[duty] = error
             state.pauses[duty].put_off(state.now)
+            if duty == "follow" and session is not None:
+                state.pauses["publish"].at = state.now  # who waits for us is told why
 
     def _fatal(self, error: PyflannelError) -> bool:
         """Whether only another configuration helps."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pyflannel.backend import Node, Published
-from pyflannel.errors import ConflictError, PyflannelError
+from pyflannel.errors import ConfigError, ConflictError, PyflannelError
 from pyflannel.membership.calls import Announce, Publish, Renew, Steps, Update
 from pyflannel.membership.place import Place
 from pyflannel.membership.records import readable
 from pyflannel.membership.state import KeeperState
-from pyflannel.network.change import LEASE_KEY, NodeProgress, Step
+from pyflannel.network.change import LEASE_KEY, NodeProgress, Step, read, step_apart
 from pyflannel.network.lease import DEFAULT_MARGIN, MARGIN_KEY, LeaseAttributes, Subnets
 
 __all__ = ["announce", "our_attributes", "publish", "settle_requests"]
@@ -54,6 +54,9 @@ def our_attributes(
 
 def _progress(state: KeeperState, place: Place, node: Node, before: LeaseAttributes) -> Steps[NodeProgress | None]:
     """What our lease should say of the change that is under way, or of the last one."""
+    apart = _refused(state, place)
+    if apart is not None:
+        return apart
     change = place.written.change
     if change is None:
         return NodeProgress(place.last, Step.DONE) if place.last else None
@@ -62,13 +65,33 @@ def _progress(state: KeeperState, place: Place, node: Node, before: LeaseAttribu
         said = NodeProgress.from_json(before.extra.get(LEASE_KEY))
         known = NodeProgress(change.id, said.step if said is not None and said.id == change.id else None)
     if place.following is None:
-        return NodeProgress(change.id, trouble=place.trouble)
+        return NodeProgress(change.id, step_apart(change.phase), trouble=place.trouble)
     following = place.following
     try:
         theirs: Published = yield Publish(following.backend, following.node(node))
     except PyflannelError as error:
-        return NodeProgress(change.id, trouble=str(error))
+        return NodeProgress(change.id, step_apart(change.phase), trouble=str(error))
     return replace(known, backend_type=following.name, data=theirs.data, v6_data=theirs.v6_data)
+
+
+def _refused(state: KeeperState, place: Place) -> NodeProgress | None:
+    """What to say of a change in which this node can't take part, since it does not even follow the document as it is.
+
+    Else those who wait for it would take it for one that is down.
+    """
+    trouble = state.troubles.get("follow")
+    if trouble is None or state.document == place.document:
+        return None
+    try:
+        written = read(state.document)
+    except ConfigError:
+        return None
+    change = written.change
+    if change is not None and (place.written.change is None or place.written.change.id != change.id):
+        return NodeProgress(change.id, step_apart(change.phase), trouble=str(trouble))
+    if change is None and written.moved and written.last != place.written.last:
+        return NodeProgress(written.last, trouble=str(trouble))
+    return None
 
 
 def publish(state: KeeperState) -> Steps[None]:

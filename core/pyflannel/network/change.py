@@ -35,6 +35,7 @@ from typing import Final
 from pyflannel.errors import ConfigError
 from pyflannel.network.lease import JSON, Lease
 from pyflannel.network.parsing import json_object
+from pyflannel.small.text import inert
 
 __all__ = [
     "DOCUMENT_KEY",
@@ -55,6 +56,7 @@ __all__ = [
     "receives",
     "sends_new",
     "sides",
+    "step_apart",
 ]
 
 DOCUMENT_KEY: Final = "Change"
@@ -159,8 +161,13 @@ class NetworkChange:
             raise ConfigError(
                 f"{source}: {DOCUMENT_KEY}.Phase is {value.get('Phase')!r:.60}: must be one of {known}"
             ) from None
-        began, since = (str(value.get(name, ""))[:40] for name in ("Began", "Since"))
+        began, since = (_moment(value.get(name)) for name in ("Began", "Since"))
         return cls(identity, phase, target, began, tuple(without), since)
+
+
+def _moment(value: JSON) -> str:
+    """A time as it is shown to people; empty if what stands there is no such text."""
+    return inert(value[:40]) if isinstance(value, str) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +280,7 @@ class NodeProgress:
         """What stands under :data:`LEASE_KEY`; ``None`` if nothing that can be read does."""
         if not isinstance(value, dict) or not isinstance(value.get("Id"), str):
             return None
-        kind, step = value.get("BackendType"), value.get("Step")
+        kind, step, trouble = value.get("BackendType"), value.get("Step"), value.get("Trouble")
         try:
             known = None if step is None else Step(step)
         except ValueError:
@@ -284,7 +291,7 @@ class NodeProgress:
             kind if isinstance(kind, str) else None,
             value.get("BackendData"),
             value.get("BackendV6Data"),
-            str(value.get("Trouble", ""))[:200],
+            trouble[:200] if isinstance(trouble, str) else "",
         )
 
 
@@ -334,6 +341,11 @@ def due_step(phase: Phase, *, in_place: bool, all_new: bool, graced: bool, now: 
     if phase is Phase.RETIRE:
         return Step.RETIRED if graced else now or Step.SWITCHED
     return Step.REVERTED if graced else now
+
+
+def step_apart(phase: Phase) -> Step | None:
+    """What a node's lease should say that can't have the new settings: it sends by the former ones, whatever comes."""
+    return Step.REVERTED if phase is Phase.BACK else None
 
 
 def finished(change: NetworkChange, steps: Mapping[str, Step | None], without: Collection[str] = ()) -> tuple[str, ...]:

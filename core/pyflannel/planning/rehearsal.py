@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pyflannel.backend import Node
-from pyflannel.errors import PyflannelError
+from pyflannel.errors import ConfigError, PluginError, PyflannelError
 from pyflannel.kernel.model import KernelObject
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import IPNetwork, Lease, LeaseAttributes, Subnets
@@ -37,8 +37,12 @@ def obstacle(former: Side, following: Side, directory: Path) -> str:
     :param directory: an empty one, for what the backends keep.
     :raises PyflannelError: a backend plans nothing for a node like this; nodes themselves will find out.
     """
-    plans = [_Rehearsed(side, former.network, directory) for side in (former, following)]
-    one, other = plans
+    one = _Rehearsed(former, former.network, directory)
+    try:
+        other = _Rehearsed(following, former.network, directory)
+    except ConfigError as error:  # a plan follows from nothing but the config, and what the backend itself has made
+        return str(error)
+    plans = (one, other)
     found = clash(former.backend, following.backend, one.for_node, other.for_node)
     found = found or clashing([*one.for_node, *one.for_peer], [*other.for_node, *other.for_peer])
     return found or next((unroutable(plan.side) for plan in plans if not plan.leads_to_peer), "")
@@ -73,7 +77,14 @@ class _Rehearsed:
             return self.side.plan_peer(self._here, Lease(self._there.subnets, attributes))
 
     def _publish(self, node: Node) -> Any:
-        return guarded(self.side.name, "publish", lambda: self.side.backend.publish(self.side.node(node)))
+        """What the backend publishes.
+
+        :raises PluginError: it can't say it, which may be this machine's fault.
+        """
+        try:
+            return guarded(self.side.name, "publish", lambda: self.side.backend.publish(self.side.node(node)))
+        except ConfigError as error:
+            raise PluginError(str(error)) from error
 
     @property
     def leads_to_peer(self) -> bool:

@@ -85,6 +85,11 @@ class Progress:
     over: bool = False
     away: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def late(self) -> tuple[NodeStanding, ...]:
+        """The nodes that are waited for."""
+        return tuple(node for node in self.nodes if node.key in self.waiting)
+
     def to_json(self) -> JSON:
         """For programs."""
         return {

@@ -53,6 +53,7 @@ def test_a_dry_run_names_who_can_not_take_part(pyflannel: CommandLine, as_json: 
     assert "down, for 30 min or longer" in told.out
     assert "1450 -> 1420" in told.out
     assert "larger UDP packets with DF" in told.out
+    assert "192.0.2.2: flanneld runs there, which can't take part; run pyflannel there first" in told.out
     refused = pyflannel("network", "change", "--backend", "wireguard")
     assert "flanneld runs there" in refused.err
     assert json.loads(pyflannel("config", "get").out) == json.loads(DOCUMENT)
@@ -78,11 +79,31 @@ def test_ranges_and_backend_go_one_after_the_other(
     assert "network" in two if first.startswith("backend") else "backend" in two
 
 
+def test_no_change_is_begun_or_gone_on_with_by_an_empty_name(pyflannel: CommandLine) -> None:
+    """As a variable of a script is that was not set."""
+    assert pyflannel("config", "set", "-", stdin=DOCUMENT).code == 0
+    told = pyflannel("network", "change", "--backend", "")
+    assert told.code == ExitCode.USAGE
+    assert "--backend names none" in told.err
+
+
+def test_what_becomes_of_subnets_is_said(pyflannel: CommandLine) -> None:
+    assert pyflannel("config", "set", "-", stdin=DOCUMENT).code == 0
+    words = ["--subnet-len", "26", "--subnet-max", "10.1.9.0"]
+    told = pyflannel("network", "change", *words, "--dry-run", "--json")
+    assert json.loads(told.out)["changes"] == [
+        "subnets that are leased from now on: /24 -> /26",
+        "subnets may be leased from 10.1.1.0 to 10.1.255.0 -> 10.1.0.64 to 10.1.9.0",
+    ]
+
+
 @pytest.mark.parametrize("words", [[], ["--json"]], ids=["text", "json"])
 def test_an_end_of_encryption_is_confirmed_or_refused(pyflannel: CommandLine, words: list[str]) -> None:
     """And the other way round nobody is asked: with no nodes, the change is over at once."""
     document = json.dumps({"Network": "10.1.0.0/16", "Backend": {"Type": "wireguard"}})
     assert pyflannel("config", "set", "-", stdin=document).code == 0
+    told = pyflannel("network", "change", "--backend", "vxlan", "--dry-run", *words)
+    assert "vxlan does not encrypt: from then on packets can be read" in told.out
     refused = pyflannel("network", "change", "--backend", "vxlan", *words)
     assert refused.code == ExitCode.CONFIG
     assert "--yes says that this is wanted" in refused.err

@@ -351,6 +351,37 @@ def test_what_a_node_can_not_have_is_said_in_its_lease_and_changes_nothing(targe
     assert (told.step, told.backend_type) == (None, None)
     assert node.joined.backend.name == "vxlan"
     assert node.state.valid(node.now)
+    node.store.config_is(changing(Phase.BACK, target))
+    node.run(90)
+    told = said(node)
+    assert told is not None
+    assert told.step is Step.REVERTED, "or the others wait for it for ever"
+
+
+def test_a_node_that_does_not_even_follow_the_document_as_it_is_says_why() -> None:
+    """Or whoever waits for it takes it for one that is down, and no way leads back."""
+    node = on_store(TWO_FAMILIES.replace("alloc", "vxlan").replace('"EnableIPv6": true, ', "")).start().run(10)
+    node.machine.move(underlay(ipv6=False), node.now)
+    widened = agreed(TWO_FAMILIES.replace("alloc", "vxlan"))
+    node.store.config_is(widened)
+    node.run(5)
+    told = said(node)
+    assert told is not None
+    assert (told.id, told.step) == (CHANGE_ID, None)
+    assert "no usable IPv6 address" in told.trouble
+    target = {**read(widened).settings, "Backend": {"Type": "host-gw"}}
+    other = "00000000000000b2"
+    for phase, step in ((Phase.PREPARE, None), (Phase.SWITCH, None), (Phase.BACK, Step.REVERTED)):
+        node.store.config_is(read(widened).with_change(NetworkChange(other, phase, target)))
+        node.run(5)
+        told = said(node)
+        assert told is not None
+        assert (told.id, told.step, told.backend_type) == (other, step, None)
+        assert "no usable IPv6 address" in told.trouble
+        assert node.joined.backend.name == "vxlan"
+    node.store.config_is(node.machine._state.in_force.document)
+    node.run(5)
+    assert said(node) is None, "it follows what there is"
 
 
 @pytest.mark.parametrize("phase", list(Phase))
