@@ -81,6 +81,11 @@ class Shown:
         else:
             click.echo(inert(f"{error}; trying again"), err=True)
 
+    def interrupted(self) -> None:
+        """Nobody drives it any more."""
+        told = "interrupted: nodes stay where they are. 'pyflannel network change' goes on, with --abort it goes back"
+        click.echo(f"\n{told}", err=True)
+
     def _draw(self, progress: Progress) -> None:
         from rich.console import Console
         from rich.live import Live

@@ -499,8 +499,12 @@ def _drive(drive: Drive, shown: Shown) -> int:
 
     :raises PyflannelError: it is, and there are nodes that have not followed in time.
     """
-    with shown:
-        _drive_on(drive, shown)
+    try:
+        with shown:
+            _drive_on(drive, shown)
+    except KeyboardInterrupt:
+        shown.interrupted()
+        raise
     return ExitCode.OK
 
 

@@ -207,5 +207,6 @@ def _go_over(state: KeeperState, place: Place, candidate: Place) -> bool:
         begin_generation(state, None)
         state.pauses["publish"].at = state.now
     if candidate.trouble:
+        state.troubles.pop("follow", None)  # of another document
         state.pauses["follow"].put_off(state.now)
     return bool(candidate.trouble)

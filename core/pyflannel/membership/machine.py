@@ -424,12 +424,21 @@ class LeaseMachine:
         errors = [state.troubles[name] for name in order if name in state.troubles]
         claims = [error for error in errors if isinstance(error, LeaseError)]
         error = next(iter(claims or errors), None)
+        apart = _apart(state)
         refused = state.troubles.get("follow")
         state.slot.report(
             replace(
                 state.lease_state,
-                trouble="" if error is None else str(error),
+                trouble=apart if error is None else str(error),
                 conflict=bool(claims),
                 refused=str(refused) if isinstance(refused, (ConfigError, PluginError)) else "",
             )
         )
+
+
+def _apart(state: KeeperState) -> str:
+    """That the others are in a change that this node can't have its part in; empty if it has, or there is none."""
+    place = state.place
+    if place is None or place.written.change is None or not place.trouble:
+        return ""
+    return f"the network is being changed, and this node can't have the new settings: {place.trouble}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
+import signal
 import sys
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -156,6 +158,29 @@ def test_lines_tell_since_when_a_node_has_been_gone(capsys: pytest.CaptureFixtur
     with Shown(as_json=False) as shown:
         shown.progress(GONE)
     assert ": has not answered, and has been gone since 2026-01-01T11:00:00Z" in capsys.readouterr().out
+
+
+def test_the_pages_name_what_programs_are_told(pyflannel: CommandLine) -> None:
+    page = (Path(__file__).parents[3] / "docs/reference/command-line.md").read_text(encoding="utf-8")
+    named = {*re.findall(r"`(\w+)(?:\[\])?`", page.partition("## network")[2].partition("## store")[0])}
+    assert pyflannel("config", "set", "-", stdin=DOCUMENT).code == 0
+    plan = json.loads(pyflannel("network", "change", "--backend", "host-gw", "--dry-run", "--json").out)
+    progress = PROGRESS.to_json()
+    assert {*plan, *progress, *progress["nodes"][0]} <= named
+
+
+def test_whoever_interrupts_is_told_how_to_go_on(pyflannel: CommandLine) -> None:
+    assert pyflannel("config", "set", "-", stdin=DOCUMENT).code == 0
+    with FileStore(StoreLocation.parse(pyflannel.store)) as store:
+        add(store, 1, "still", Marks("run"), 86400)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with pyflannel.popen(["network", "change", "--backend", "host-gw"]) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            next(line for line in process.stdout if "preparing" in line)
+            process.send_signal(number)
+            assert "'pyflannel network change' goes on, with --abort it goes back" in process.stderr.read()
+            assert process.wait() == 130
 
 
 def test_programs_are_told_the_same(capsys: pytest.CaptureFixture[str]) -> None:

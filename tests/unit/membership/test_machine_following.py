@@ -351,11 +351,25 @@ def test_what_a_node_can_not_have_is_said_in_its_lease_and_changes_nothing(targe
     assert (told.step, told.backend_type) == (None, None)
     assert node.joined.backend.name == "vxlan"
     assert node.state.valid(node.now)
+    assert node.state.trouble.startswith("the network is being changed, and this node can't have the new settings: ")
+    assert says in node.state.trouble
     node.store.config_is(changing(Phase.BACK, target))
     node.run(90)
     told = said(node)
     assert told is not None
     assert told.step is Step.REVERTED, "or the others wait for it for ever"
+
+
+def test_what_was_wrong_with_an_earlier_document_is_said_no_longer() -> None:
+    node = Node().start().run(10)
+    node.store.config_is(json.dumps({**read(DOCUMENT).settings, "Change": "none"}))
+    assert "must be an object" in node.run(5).state.trouble
+    node.store.config_is(changing(Phase.PREPARE, {"Network": "10.6.0.0/16", "Backend": {"Type": "host-gw"}}))
+    assert "other networks" in node.run(5).state.trouble
+    node.store.config_is(DOCUMENT)
+    assert node.run(5).state.trouble != ""  # a change that somebody took out
+    node.store.config_is(read(DOCUMENT).ended(NetworkChange(CHANGE_ID, Phase.BACK, HOST_GW), ""))
+    assert node.run(5).state.trouble == ""
 
 
 def test_a_node_that_does_not_even_follow_the_document_as_it_is_says_why() -> None:
