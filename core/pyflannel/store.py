@@ -273,7 +273,11 @@ class Store(ABC):
 
     @abstractmethod
     def snapshot(self) -> Snapshot:
-        """Everything, in one round trip where the server can: never a call per lease."""
+        """Everything, in one round trip where the server can: never a call per lease.
+
+        What was written before the call, by anybody, is in it: a daemon that starts takes away what leads to nodes that
+        are not.
+        """
 
     @abstractmethod
     def create(self, key: str, value: str, ttl: float | None) -> Record:

@@ -571,7 +571,7 @@ class KubernetesModel(StoreModel):
         return self._given.get(node)
 
     def open(self, node: str) -> SimulatedStore:
-        """A driver, whose lists may come from a cache that lags behind."""
+        """A driver, whose later lists may be old."""
         return _KubernetesStore(self, node)
 
     def compact(self, rng: random.Random) -> float:
@@ -590,10 +590,17 @@ class _KubernetesStore(SimulatedStore):
     def __init__(self, model: KubernetesModel, node: str) -> None:
         super().__init__(model, node)
         self._cluster = model
+        self._listed = False
 
     def snapshot(self) -> Snapshot:
-        """From the API server's cache, which may be some seconds old: what it says is of one moment all the same."""
-        number, records = self.model._state_at(self.model.now - self.model.rng.choice((0.0, 0.0, 1.0, 3.0)))
+        """What there is, the first time, since the driver asks for the most recent state.
+
+        A list that goes on where another call left off may be some seconds old: what it says is of one moment all the
+        same.
+        """
+        age = self.model.rng.choice((0.0, 0.0, 1.0, 3.0)) if self._listed else 0.0
+        self._listed = True
+        number, records = self.model._state_at(self.model.now - age)
         return self._shown(max(number, self.model._oldest), records) if number >= self.model._oldest else self._now()
 
     def _now(self) -> Snapshot:

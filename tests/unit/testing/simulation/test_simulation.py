@@ -13,6 +13,7 @@ import pytest
 from tests.unit.testing.simulation.planted import BUGS, swap
 
 from pyflannel.errors import HistoryGoneError, StoreUnavailableError
+from pyflannel.network.lease import Subnets
 from pyflannel.planning.overlay import Overlay
 from pyflannel.testing import simulation
 from pyflannel.testing.simulation import (
@@ -23,6 +24,7 @@ from pyflannel.testing.simulation import (
     EtcdModel,
     Fault,
     FileModel,
+    KubernetesModel,
     Plan,
     StoreModel,
     draw_plan,
@@ -175,6 +177,14 @@ def test_a_kernel_that_refuses_long_after_the_fault_is_tried_again() -> None:
     assert run(replace(plan, faults=kept, calm=plan.calm[:2])).violation is None
 
 
+def test_a_daemon_that_starts_has_the_nodes_that_have_just_come() -> None:
+    """Its predecessor led to a node that came 0.8 s before."""
+    plan = draw_plan(6000389, stores=["kubernetes"])
+    kept = tuple(fault for fault in plan.faults if fault.draw in (379072604, 903220282))
+    assert [fault.kind for fault in kept] == ["cut", "crash"]
+    assert run(replace(plan, faults=kept, calm=plan.calm[:1])).violation is None
+
+
 @pytest.mark.parametrize("store", ["consul", "etcd", "file"])
 def test_a_node_whose_subnet_went_to_another_one_while_it_was_frozen_is_started_anew(store: str) -> None:
     """Of three subnets all are leased; the node that joins gets the one whose lease ends first (seed 1100133)."""
@@ -256,6 +266,18 @@ def test_a_node_of_the_file_model_sees_late_what_others_write_but_not_under_the_
     assert len(store.snapshot().leases) == 1
     model.advance(3.0)
     assert [change.key for change in store.told(revision).changes] == ["10.5.1.0-24"]
+
+
+def test_a_driver_of_the_kubernetes_model_is_first_told_what_there_is_and_may_go_on_with_an_old_list_later() -> None:
+    """The driver asks for the most recent state, and goes on with a list that takes longer than a call."""
+    model = KubernetesModel(random.Random(1), [Subnets.from_key("10.5.1.0-24"), Subnets.from_key("10.5.2.0-24")])
+    model.admit("one")
+    model.advance(10.0)
+    model.admit("other")
+    for _ in range(20):
+        assert len(model.open("one").snapshot().leases) == 2
+    store = model.open("one")
+    assert {len(store.snapshot().leases) for _ in range(20)} == {1, 2}
 
 
 def test_an_ending_has_its_former_name_too() -> None:
