@@ -24,7 +24,7 @@ import click
 
 from pyflannel.cli.change_shown import Shown, outlook
 from pyflannel.cli.flags import FlagGroup, flags, settings
-from pyflannel.errors import ConfigError, ExitCode, PluginError, PyflannelError, StoreUnavailableError
+from pyflannel.errors import ConfigError, ConflictError, ExitCode, PluginError, PyflannelError, StoreUnavailableError
 from pyflannel.network.change import NetworkChange, Phase, Written
 from pyflannel.network.document import FamilyConfig, NetworkConfig
 from pyflannel.network.lease import JSON
@@ -128,15 +128,8 @@ def change(
         nodes = driving.standings(present, snapshot.leases, under_way.id if under_way else "")
         keys = _named(without, nodes)
         shown = Shown(as_json)
-        if abort and under_way is not None and under_way.phase is Phase.RETIRE:
-            back = _back(under_way, written, present)
-            _show_plans(shown, (back,), nodes, keys, {})
-            _refuse(back, nodes, keys)
-            _confirm(back, yes, as_json)
-            _drive(driving.Drive(store, under_way.id, _now, keys), shown)
-            return _go_through(store, (back,), keys, shown)
         if abort:
-            return _drive(driving.Drive(store, driving.abandon(store, record, _at()), _now, keys), shown)
+            return _abort(store, keys, shown, yes)
         if under_way is not None:
             _check_same(under_way, written, wanted)
             _drive(driving.Drive(store, under_way.id, _now, keys), shown)
@@ -155,6 +148,29 @@ def change(
             _refuse(plan, nodes, keys)
             _confirm(plan, yes, as_json)
         return _go_through(store, plans, keys, shown, record)
+
+
+def _abort(store: Store, without: Sequence[str], shown: Shown, yes: bool) -> int:
+    """Turn round the change that is under way, or come to its end and change back."""
+    from pyflannel.storetools import change as driving
+
+    while True:
+        record, written, present = _reading(store)
+        under_way = written.change
+        if under_way is not None and under_way.phase is Phase.RETIRE:
+            break
+        try:
+            identity = driving.abandon(store, record, _at())
+        except ConflictError:  # whoever drives it has just moved it on
+            continue
+        return _drive(driving.Drive(store, identity, _now, without), shown)
+    nodes = driving.standings(present, store.snapshot().leases, under_way.id)
+    back = _back(under_way, written, present)
+    _show_plans(shown, (back,), nodes, without, {})
+    _refuse(back, nodes, without)
+    _confirm(back, yes, shown.as_json)
+    _drive(driving.Drive(store, under_way.id, _now, without), shown)
+    return _go_through(store, (back,), without, shown)
 
 
 def _left(store: Store, wanted: _Wanted) -> Sequence[_Plan]:
@@ -182,7 +198,13 @@ def _go_through(
 
     for plan in plans:
         record = record if record is not None else _reading(store)[0]
-        identity = driving.begin(store, record, plan.target, plan.together, without, _at())
+        try:
+            identity = driving.begin(store, record, plan.target, plan.together, without, _at())
+        except ConflictError:
+            raise ConfigError(
+                "somebody else has changed the network config meanwhile, perhaps by another 'pyflannel network "
+                "change': this change was not begun; look at 'pyflannel config get', and try again"
+            ) from None
         _drive(driving.Drive(store, identity, _now, without), shown)
         record = None
     return ExitCode.OK

@@ -130,7 +130,7 @@ class Crossing:
         """
         change = self.transition.change
         if not self.complete:
-            return NodeProgress(change.id, now, trouble=trouble[:200])
+            return NodeProgress(change.id, now, trouble=trouble)
         trouble = trouble or next(iter(self._troubles.values()), "") or self._unreached(at)
         step = due_step(
             change.phase,
@@ -144,7 +144,7 @@ class Crossing:
             step = now if now is Step.PREPARED else None
         if step != now and not in_place():
             step = now
-        return NodeProgress(change.id, step, trouble=trouble[:200])
+        return NodeProgress(change.id, step, trouble=trouble)
 
     def _unreached(self, now: float) -> str:
         """What to say of a peer that answers by the former settings and not by the new ones."""

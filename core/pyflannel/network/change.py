@@ -247,6 +247,10 @@ def _read_note(note: JSON) -> tuple[str, Ending | None]:
         return "", None
 
 
+LONGEST_TROUBLE: Final = 400
+"""Characters of what a lease says that keeps its node."""
+
+
 @dataclass(frozen=True, slots=True)
 class NodeProgress:
     """What one node's lease says of a change.
@@ -262,6 +266,10 @@ class NodeProgress:
     data: JSON = None
     v6_data: JSON = None
     trouble: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.trouble) > LONGEST_TROUBLE:
+            object.__setattr__(self, "trouble", f"{self.trouble[: LONGEST_TROUBLE - 3]}...")
 
     def to_json(self) -> JSON:
         """What stands under :data:`LEASE_KEY`."""
@@ -291,7 +299,7 @@ class NodeProgress:
             kind if isinstance(kind, str) else None,
             value.get("BackendData"),
             value.get("BackendV6Data"),
-            trouble[:200] if isinstance(trouble, str) else "",
+            trouble if isinstance(trouble, str) else "",
         )
 
 

@@ -18,10 +18,12 @@ from tests.sites import install
 from tests.unit.cli.conftest import CommandLine
 
 from pyflannel.cli.change_shown import Shown
-from pyflannel.errors import ExitCode
+from pyflannel.cli.network import _abort, _go_through, _Plan
+from pyflannel.errors import ConfigError, ExitCode
+from pyflannel.network.change import Ending, NetworkChange, Phase, read
 from pyflannel.network.lease import LeaseAttributes
 from pyflannel.network.marks import Marks
-from pyflannel.store import Store, StoreLocation
+from pyflannel.store import Record, Store, StoreLocation
 from pyflannel.storetools.change import NodeStanding, Progress
 from pyflannel_stores.file import FileStore
 
@@ -131,6 +133,45 @@ def test_a_third_party_s_backend_that_needs_what_ours_needs_is_refused_beforehan
     done = pyflannel(*words, "--yes")
     assert done.code == ExitCode.CONFIG
     assert says in done.err
+
+
+class Overtaken(FileStore):
+    """A store in which somebody else is quicker, once."""
+
+    quicker = ""
+
+    def write_config(self, text: str, expected: Record | None) -> Record:
+        if self.quicker:
+            quicker, self.quicker = self.quicker, ""
+            super().write_config(quicker, expected)
+        return super().write_config(text, expected)
+
+
+CHANGING = NetworkChange("00000000000000a1", Phase.PREPARE, {"Network": "10.1.0.0/16", "Backend": {"Type": "host-gw"}})
+
+
+def test_who_goes_back_and_who_drives_on_write_at_the_same_time(tmp_path: Path) -> None:
+    store = Overtaken(StoreLocation.parse(f"file://{tmp_path}/store"))
+    with store:
+        store.write_config(read(DOCUMENT).with_change(CHANGING), None)
+        store.quicker = read(DOCUMENT).with_change(CHANGING.at(Phase.SWITCH))
+        _abort(store, (), Shown(as_json=True), yes=True)
+        record = store.read_config()
+    assert record is not None
+    assert (read(record.value).settings, read(record.value).outcome) == (json.loads(DOCUMENT), Ending.BACK)
+
+
+def test_of_two_changes_that_begin_at_once_the_second_is_refused(tmp_path: Path) -> None:
+    store = Overtaken(StoreLocation.parse(f"file://{tmp_path}/store"))
+    with store:
+        written = store.write_config(DOCUMENT, None)
+        store.quicker = read(DOCUMENT).with_change(CHANGING)
+        plan = _Plan({"Network": "10.1.0.0/16", "Backend": {"Type": "udp"}}, True, ())
+        with pytest.raises(ConfigError, match="somebody else has changed the network config meanwhile"):
+            _go_through(store, (plan,), (), Shown(as_json=True), written)
+        record = store.read_config()
+    assert record is not None
+    assert read(record.value).change == CHANGING
 
 
 STANDING = [

@@ -149,3 +149,16 @@ def test_a_document_that_can_t_be_taken_apart_is_refused_as_one_that_can_t_be_fo
     with pytest.raises(ConfigError) as followed:
         NetworkConfig.from_json(text, "the store")
     assert str(apart.value) == str(followed.value)
+
+
+@pytest.mark.parametrize(("said", "read"), [("x" * 500, f"{'x' * 397}..."), (None, ""), (7, ""), (["x"], "")])
+def test_what_keeps_a_node_is_a_text_that_ends(said: object, read: str) -> None:
+    progress = NodeProgress.from_json({"Id": ID, "Trouble": said})
+    assert progress is not None
+    assert progress.trouble == read
+
+
+def test_when_a_change_was_begun_is_shown_as_it_is() -> None:
+    """Whoever wrote it."""
+    change = NetworkChange.from_json({"Id": ID, "Phase": "back", "To": {}, "Began": "\x1b[31m", "Since": {}}, "it")
+    assert (change.began, change.since) == ("\\x1b[31m", "")
