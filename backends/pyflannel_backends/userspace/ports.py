@@ -191,6 +191,7 @@ class TunQueue:
     """
 
     def __init__(self, name: str, *, offload: bool) -> None:
+        self._name = name
         self._fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             self._attach(name)
@@ -203,7 +204,7 @@ class TunQueue:
     def _attach(self, name: str) -> None:
         """Attach without ever making a device: that one would lack the core's mark and die with us."""
         try:
-            socket.if_nametoindex(name)
+            self._index = socket.if_nametoindex(name)
             flags = _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_MULTI_QUEUE
             fcntl.ioctl(self._fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
             answer = fcntl.ioctl(self._fd, _TUNGETIFF, bytes(40))
@@ -224,6 +225,17 @@ class TunQueue:
                 continue
             return level != 0, bool(level & _TUN_F_USO4)
         raise AssertionError("unreachable: level 0 returns or raises")
+
+    @property
+    def displaced(self) -> bool:
+        """Whether another device has the name now: this one was moved to another network namespace, or renamed.
+
+        Its descriptor works on as if nothing had happened.
+        """
+        try:
+            return socket.if_nametoindex(self._name) != self._index
+        except OSError:
+            return False  # no device is better than this one
 
     def fileno(self) -> int:
         """For polling."""

@@ -2,11 +2,12 @@
 
 It is started by the daemon with one end of a socket pair as the descriptor that its first argument names, but doesn't
 need the daemon to live: it forwards with the table it has, and whoever connects to its Unix socket next feeds it from
-then on. It attaches to the TUN device when the device is there, and again when it was deleted and made anew. Without a
-daemon *and* without a device there is nothing left to do, and it ends; so deleting the device is all that a cleanup
-needs. It waits ten seconds for its first device, and two for another one: by the time that one comes, peers may have
-forgotten what was agreed with them. Without a daemon it also ends when another worker has its socket's place: no daemon
-will find it again, and it would get a share of the packets and forward them with a table that nobody renews.
+then on. It attaches to the TUN device when the device is there, and again when it was deleted and made anew, or when
+another one has its name. Without a daemon *and* without a device there is nothing left to do, and it ends; so deleting
+the device is all that a cleanup needs. It waits ten seconds for its first device, and two for another one: by the time
+that one comes, peers may have forgotten what was agreed with them. Without a daemon it also ends when another worker
+has its socket's place: no daemon will find it again, and it would get a share of the packets and forward them with a
+table that nobody renews.
 
 One loop, one thread: whatever is ready is handled in turn.
 """
@@ -210,12 +211,12 @@ class Worker:
 
     def _dissolve(self) -> None:
         """Let go of the device and the sockets."""
-        if self._forwarder is None:
+        if self._tun is None:
             return
-        assert self._tun is not None
-        self._stop_forwarding(self._tun)
+        if self._forwarder is not None:
+            self._stop_forwarding(self._tun)
+            self._underlay.close()
         self._tun.close()
-        self._underlay.close()
         self._tun, self._inlets = None, ()
 
     def _stop_forwarding(self, tun: TunQueue) -> None:
@@ -319,7 +320,10 @@ class Worker:
         with contextlib.suppress(OSError):  # nothing left to read, or more than fits: either way look at the device
             while self._links.recv(1 << 16):
                 pass
-        self._assemble()
+        if self._tun is not None and self._tun.displaced:
+            self._reattach(f"another device has the name {self._config.device}")
+        else:
+            self._assemble()
 
     def _tick(self) -> None:
         now = time.monotonic()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.backends.udp.conftest import MakeOverlay, Node, Overlay
+from tests.integration.backends.udp.conftest import MakeOverlay, Node, Overlay, run
 from tests.integration.backends.udp.transfer import MEBIBYTE, Transfer
 from tests.waiting import until
 
@@ -247,6 +247,20 @@ def test_a_device_that_was_deleted_and_made_anew_is_attached_to_again(either_ove
     first.make_device()
     until(first.ping, "a ping through the new device")
     until(lambda: first.tell("check") == {}, "check to be content")
+    assert first.workers() == workers
+
+
+def test_a_device_that_was_moved_away_is_left_for_the_one_that_has_its_name(
+    either_overlay: Overlay, request: pytest.FixtureRequest
+) -> None:
+    """Its descriptor still works, in another network namespace."""
+    first, _ = either_overlay.nodes
+    workers, elsewhere = first.workers(), f"{first.namespace}-elsewhere"
+    run("ip", "netns", "add", elsewhere)
+    request.addfinalizer(lambda: run("ip", "netns", "del", elsewhere))
+    first.ip("link", "set", "flannel0", "netns", elsewhere)
+    first.make_device()
+    until(first.ping, "a ping through the new device")
     assert first.workers() == workers
 
 
