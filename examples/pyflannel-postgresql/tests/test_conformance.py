@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import psycopg
 import pytest
 from pyflannel_postgresql import PostgresqlStore
 from pyflannel_postgresql.lab import Postgresql, find_postgresql
 
-from pyflannel.errors import ConfigError, StoreDeniedError, StoreUnavailableError
-from pyflannel.store import Store, StoreLocation
+from pyflannel.errors import ConfigError, StoreAbsentError, StoreDeniedError, StoreUnavailableError
+from pyflannel.store import Record, Store, StoreLocation
 from pyflannel.testing.stores import KEY, VALUE, StoreConformance
 
 
@@ -62,6 +62,96 @@ def test_networks_share_a_database_and_nothing_else(server: Postgresql) -> None:
         assert other.snapshot().leases == ()
         other.create(KEY, VALUE, None)
         assert len(one.snapshot().leases) == 1
+
+
+@pytest.fixture
+def database(server: Postgresql) -> str:
+    """The location of a database in which pyflannel has never been, without a network's name."""
+    name = f"d{uuid.uuid4().hex}"
+    with psycopg.connect(server.url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return server.url.replace("/pyflannel?", f"/{name}/NETWORK?")
+
+
+def tables(database: str) -> list[tuple[object, ...]]:
+    """All rows of ours, and those of the catalogue that tell of tables."""
+    with psycopg.connect(database.replace("/NETWORK", "")) as connection:
+        there = connection.execute(
+            "SELECT tablename FROM pg_tables WHERE schemaname = 'pyflannel' ORDER BY 1"
+        ).fetchall()
+        rows = [connection.execute(f"SELECT * FROM pyflannel.{name} ORDER BY 1, 2").fetchall() for (name,) in there]
+    return [*there, *(row for found in rows for row in found)]
+
+
+def looking(database: str, network: str) -> PostgresqlStore:
+    store = PostgresqlStore(StoreLocation.parse(database.replace("NETWORK", network)))
+    store.expect_existing()
+    return store
+
+
+LOOKS: dict[str, Callable[[Store], object]] = {
+    "read_config": lambda store: store.read_config(),
+    "snapshot": lambda store: store.snapshot(),
+    "time_to_live": lambda store: store.time_to_live(()),
+    "clock": lambda store: store.clock(),
+    "delete": lambda store: store.delete(Record(KEY, VALUE, "1", False, 60.0)),
+    "watch": lambda store: next(store.watch("1.1")),
+}
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_who_only_looks_at_a_database_without_a_store_makes_none(database: str, name: str) -> None:
+    with looking(database, "a") as store:
+        for _ in range(2):
+            with pytest.raises(StoreAbsentError, match="config set"):
+                LOOKS[name](store)
+    assert tables(database) == []
+
+
+@pytest.mark.parametrize("name", LOOKS.keys() - {"clock"})
+def test_who_only_looks_at_a_network_that_is_not_there_makes_none(database: str, name: str) -> None:
+    with PostgresqlStore(StoreLocation.parse(database.replace("NETWORK", "a"))) as store:
+        store.create(KEY, VALUE, None)
+    before = tables(database)
+    with looking(database, "b") as store, pytest.raises(StoreAbsentError, match="no network 'b'"):
+        LOOKS[name](store)
+    assert tables(database) == before
+
+
+def test_who_only_looks_sees_what_is_there_and_leaves_no_trace(database: str) -> None:
+    """Not even of what has expired."""
+    with PostgresqlStore(StoreLocation.parse(database.replace("NETWORK", "a"))) as store:
+        store.write_config("{}", None)
+        store.create(KEY, VALUE, None)
+        store.create(KEY.replace("-", "0-"), VALUE, 0.001)
+    before = tables(database)
+    with looking(database, "a") as store:
+        assert [record.key for record in store.snapshot().leases] == [KEY]
+        assert store.read_config() is not None
+        assert tables(database) == before
+        store.create("10.9.9.0-24", VALUE, None)  # and may write, if it wants to
+        assert len(store.snapshot().leases) == 2
+
+
+def test_who_only_looks_needs_no_right_to_write(database: str) -> None:
+    with PostgresqlStore(StoreLocation.parse(database.replace("NETWORK", "a"))) as store:
+        store.create(KEY, VALUE, None)
+    with psycopg.connect(database.replace("/NETWORK", ""), autocommit=True) as connection:
+        role = f"r{uuid.uuid4().hex}"
+        connection.execute(f"CREATE ROLE {role} LOGIN")
+        connection.execute(f"GRANT USAGE ON SCHEMA pyflannel TO {role}")
+        connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA pyflannel TO {role}")
+    with looking(database.replace("user=postgres", f"user={role}"), "a") as store:
+        assert len(store.snapshot().leases) == 1
+
+
+def test_a_store_that_comes_later_is_seen(database: str) -> None:
+    with looking(database, "a") as store:
+        with pytest.raises(StoreAbsentError):
+            store.snapshot()
+        with PostgresqlStore(StoreLocation.parse(database.replace("NETWORK", "a"))) as maker:
+            maker.create(KEY, VALUE, None)
+        assert len(store.snapshot().leases) == 1
 
 
 def test_a_frozen_server_is_unavailable_in_time(server: Postgresql) -> None:

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Final
 
 import psycopg
 
-from pyflannel.errors import ConfigError, ConflictError, StoreDeniedError, StoreUnavailableError
+from pyflannel.errors import ConfigError, ConflictError, StoreAbsentError, StoreDeniedError, StoreUnavailableError
 from pyflannel.store import CONFIG_KEY, Batch, Change, Record, Snapshot, Store, StoreLocation, StoreTime, Watch
 from pyflannel_postgresql.sql import SCHEMA, SCHEMA_LOCK, Statements
 
@@ -67,10 +67,16 @@ class PostgresqlStore(Store):
         self._link = _Link(self._parameters, str(location))
         self._sql = Statements(network or "default")
         self._watches: set[_Watch] = set()
+        self._existing = False
+
+    def expect_existing(self) -> None:
+        """Make neither tables nor the network's row, and read in transactions that can't write."""
+        self._existing = True
+        self._link.expect_existing()
 
     def read_config(self) -> Record | None:
         """The row of the network document."""
-        with self._link.transaction(self._sql) as cursor:
+        with self._link.reading(self._sql) as cursor:
             return self._sql.read(cursor, CONFIG_KEY)
 
     def write_config(self, value: str, expected: Record | None) -> Record:
@@ -81,7 +87,7 @@ class PostgresqlStore(Store):
 
     def snapshot(self) -> Snapshot:
         """All rows and the revision, in one transaction."""
-        with self._link.transaction(self._sql) as cursor:
+        with self._link.reading(self._sql) as cursor:
             records = self._sql.read_all(cursor)
             revision = self._sql.revision(cursor)
         config = next((record for record in records if record.key == CONFIG_KEY), None)
@@ -129,13 +135,16 @@ class PostgresqlStore(Store):
 
     def watch(self, revision: str) -> Watch:
         """The changes after ``revision``, on a connection of its own."""
-        watch = _Watch(_Link(self._parameters, str(self.location)), self._sql, revision, self._watches.discard)
+        link = _Link(self._parameters, str(self.location))
+        if self._existing:
+            link.expect_existing()
+        watch = _Watch(link, self._sql, revision, self._watches.discard)
         self._watches.add(watch)
         return watch
 
     def time_to_live(self, records: Iterable[Record]) -> Mapping[str, float | None]:
         """As the server's clock has it, in one question for all."""
-        with self._link.transaction(self._sql) as cursor:
+        with self._link.reading(self._sql) as cursor:
             left = {record.key: record.ttl for record in self._sql.read_all(cursor)}
         return {record.key: left.get(record.key) for record in records}
 
@@ -185,12 +194,18 @@ class _Link:
         self._parameters, self._name = dict(parameters), name
         self._lock = threading.Lock()
         self._connection: Connection | None = None
+        self._existing = False
+
+    def expect_existing(self) -> None:
+        """See :meth:`PostgresqlStore.expect_existing`."""
+        self._existing = True
 
     @contextmanager
     def connected(self) -> Iterator[Connection]:
         """The connection, which is broken off if this takes longer than :data:`DEADLINE`.
 
         :raises StoreUnavailableError: there is none, or it broke.
+        :raises StoreAbsentError: the database has no tables of ours, and none are to be made.
         :raises StoreDeniedError: the server refused.
         """
         with self._lock:
@@ -203,6 +218,9 @@ class _Link:
             except psycopg.OperationalError as error:
                 self._drop()
                 raise self._failure(error, asked) from error
+            except StoreAbsentError:
+                self._drop()  # the next call looks for the tables again
+                raise
             except psycopg.Error as error:
                 self._drop()
                 raise StoreDeniedError(f"{self._name}: {error}") from error
@@ -211,8 +229,33 @@ class _Link:
     def transaction(self, sql: Statements) -> Iterator[Cursor]:
         """A transaction that no other one of the network overlaps; what has expired is gone in it."""
         with self.connected() as connection, connection.transaction(), connection.cursor() as cursor:
-            sql.begin(cursor)
+            if not sql.lock(cursor):
+                if self._existing:
+                    raise self._absent(f"no network {sql.network!r}")
+                sql.found(cursor)
+            sql.expire(cursor)
             yield cursor
+
+    @contextmanager
+    def reading(self, sql: Statements) -> Iterator[Cursor]:
+        """A transaction that sees what is there. Of one who expects a store it writes nothing, and needs no right to:
+        there it sees one moment, without waiting for others, and leaves out what has expired.
+        """
+        if not self._existing:
+            with self.transaction(sql) as cursor:
+                yield cursor
+            return
+        with self.connected() as connection, connection.transaction(), connection.cursor() as cursor:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            if not sql.exists(cursor):
+                raise self._absent(f"no network {sql.network!r}")
+            yield cursor
+
+    def _absent(self, what: str) -> StoreAbsentError:
+        return StoreAbsentError(
+            f"{self._name}: the database holds {what}; correct --store, or let 'pyflannel config set' or a first "
+            "daemon make one there"
+        )
 
     def _failure(self, error: psycopg.OperationalError, asked: bool) -> StoreUnavailableError | StoreDeniedError:
         text = str(error).strip().replace("\n", "; ")
@@ -227,8 +270,13 @@ class _Link:
             return self._connection
         self._connection = connection = psycopg.connect(**self._parameters, autocommit=True)
         with _deadline(connection), connection.transaction():
-            connection.execute("SELECT pg_advisory_xact_lock(%s)", [SCHEMA_LOCK])
-            connection.execute(SCHEMA)
+            if self._existing:
+                row = connection.execute("SELECT to_regclass('pyflannel.networks')").fetchone()
+                if row == (None,):
+                    raise self._absent("nothing of pyflannel's")
+            else:
+                connection.execute("SELECT pg_advisory_xact_lock(%s)", [SCHEMA_LOCK])
+                connection.execute(SCHEMA)
         return connection
 
     def _drop(self) -> None:

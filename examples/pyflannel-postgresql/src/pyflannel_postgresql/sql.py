@@ -33,7 +33,8 @@ CREATE TABLE IF NOT EXISTS pyflannel.changes (
     PRIMARY KEY (network, revision));
 """
 
-_COLUMNS: Final = """key, value, version, extract(epoch FROM expires - clock_timestamp())::float8"""
+_COLUMNS: Final = "key, value, version, extract(epoch FROM expires - clock_timestamp())::float8"
+_THERE: Final = "(expires IS NULL OR expires > clock_timestamp())"
 
 
 class Statements:
@@ -42,15 +43,26 @@ class Statements:
     def __init__(self, network: str) -> None:
         self.network = network
 
-    def begin(self, cursor: Cursor) -> None:
-        """Wait for our turn, and remove what has expired by the server's clock."""
+    def lock(self, cursor: Cursor) -> bool:
+        """Wait for our turn; whether there is such a network."""
         lock = "SELECT 1 FROM pyflannel.networks WHERE network = %s FOR UPDATE"
-        if cursor.execute(lock, [self.network]).fetchone() is None:
-            cursor.execute(
-                "INSERT INTO pyflannel.networks VALUES (%s, %s, 0, 0) ON CONFLICT DO NOTHING",
-                [self.network, uuid.uuid4().hex],
-            )
-            cursor.execute(lock, [self.network])
+        return cursor.execute(lock, [self.network]).fetchone() is not None
+
+    def exists(self, cursor: Cursor) -> bool:
+        """Whether there is such a network, without waiting for anybody."""
+        query = "SELECT 1 FROM pyflannel.networks WHERE network = %s"
+        return cursor.execute(query, [self.network]).fetchone() is not None
+
+    def found(self, cursor: Cursor) -> None:
+        """Make the network, if nobody else has meanwhile, and wait for our turn."""
+        cursor.execute(
+            "INSERT INTO pyflannel.networks VALUES (%s, %s, 0, 0) ON CONFLICT DO NOTHING",
+            [self.network, uuid.uuid4().hex],
+        )
+        self.lock(cursor)
+
+    def expire(self, cursor: Cursor) -> None:
+        """Remove what has expired by the server's clock."""
         expired = cursor.execute(
             "SELECT key FROM pyflannel.records WHERE network = %s AND expires <= clock_timestamp() ORDER BY expires",
             [self.network],
@@ -61,7 +73,7 @@ class Statements:
     def read(self, cursor: Cursor, key: str) -> Record | None:
         """One record."""
         row = cursor.execute(
-            f"SELECT {_COLUMNS} FROM pyflannel.records WHERE network = %s AND key = %s",  # noqa: S608 - our columns
+            f"SELECT {_COLUMNS} FROM pyflannel.records WHERE network = %s AND key = %s AND {_THERE}",  # noqa: S608 - ours
             [self.network, key],
         ).fetchone()
         return None if row is None else _record(*row)
@@ -69,7 +81,7 @@ class Statements:
     def read_all(self, cursor: Cursor) -> list[Record]:
         """All records."""
         rows = cursor.execute(
-            f"SELECT {_COLUMNS} FROM pyflannel.records WHERE network = %s ORDER BY key",  # noqa: S608 - our columns
+            f"SELECT {_COLUMNS} FROM pyflannel.records WHERE network = %s AND {_THERE} ORDER BY key",  # noqa: S608 - ours
             [self.network],
         )
         return [_record(*row) for row in rows]
