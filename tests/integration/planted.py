@@ -43,6 +43,10 @@ class Planted(Backend):
     name = "planted"
     actions = {"turn": "turn around"}
 
+    def __init__(self, options):
+        hang("constructor")
+        super().__init__(options)
+
     def mtu(self, underlay):
         return underlay.mtu
 
@@ -55,6 +59,7 @@ class Planted(Backend):
         return DesiredState()
 
     def plan_node(self, node):
+        hang("plan_node")
         threading.Thread(target=hang, args=["thread"], name="of a plugin", daemon=False).start()
         return DesiredState()
 
@@ -80,8 +85,8 @@ class Plane(DataPlane):
         hang("stop")
 """
 )
-"""A backend that hangs while it is imported, in ``publish``, ``plan_peer`` or ``act``, in ``stop`` of its data plane,
-or in a ``thread`` that it leaves behind.
+"""A backend that hangs while it is imported, in its ``constructor``, in ``publish``, ``plan_node``,
+``plan_peer`` or ``act``, in ``stop`` of its data plane, or in a ``thread`` that it leaves behind.
 """
 
 STORE = (
@@ -98,6 +103,7 @@ class Planted(FileStore):
 
     def snapshot(self):
         self.serves = True
+        hang("snapshot")
         return super().snapshot()
 
     def close(self):
@@ -114,8 +120,8 @@ class Planted(FileStore):
         return super().update(record, value, ttl)
 """
 )
-"""A file store that hangs while it is imported, in its ``constructor``, in ``renew`` or ``update``, or in ``close`` if
-it has served.
+"""A file store that hangs while it is imported, in its ``constructor``, in ``snapshot``, ``renew`` or ``update``, or
+in ``close`` if it has served.
 """
 
 

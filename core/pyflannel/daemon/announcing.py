@@ -7,6 +7,7 @@ with what passes by itself, such as a restart.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from typing import Final
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 
 UNREADY_AFTER: Final = 30.0
 """Seconds without an overlay after which the store is told so: a restart passes unnoticed."""
+
+_AGE: Final = re.compile(r"(?<= for )\d+ s\b")
+"""How long something has lasted. What only grows older has been said."""
 
 _CARRIES: Final = (State.READY, State.DEGRADED)
 
@@ -69,6 +73,8 @@ class Announcements:
             self._notifier.ready()
         self._notifier.status(f"{state.value}: {message}")
         last_state, last_message = self._last
+        if _AGE.sub("", message) == _AGE.sub("", last_message):
+            message = last_message
         if state in (State.WAITING, State.DEGRADED, State.CONFLICT) and message != last_message:
             self.last_error = (time.time(), message)
         if (state, message) != self._last and state not in (State.STARTING, State.STOPPING):

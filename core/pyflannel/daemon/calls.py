@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from pyflannel.backend import Backend
-from pyflannel.show.view import PluginCall, PluginName, Window
+from pyflannel.show.view import PluginName, Window
+from pyflannel.small.guarded import PluginCall
 
 __all__ = ["Calls"]
 
@@ -28,7 +29,7 @@ class Calls:
     @contextmanager
     def calling(self, backend: Backend[Any], what: str) -> Iterator[None]:
         """Let the view say that the backend has been called."""
-        self.now = PluginCall(f"backend {backend.name!r} has not come back from {what}", self._clock())
+        self.now = PluginCall(backend.name, what, self._clock())
         self._window.put(replace(self._window.last, call=self.now, backend=self.backend))
         try:
             yield

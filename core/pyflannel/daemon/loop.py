@@ -51,7 +51,7 @@ from pyflannel.show.readiness import summary
 from pyflannel.show.view import PluginName, View, Window
 from pyflannel.small.wake import Wake
 
-__all__ = ["BEAT_INTERVAL", "RELOADABLE", "Keeper", "Loop"]
+__all__ = ["BEAT_INTERVAL", "RELOADABLE", "Keeper", "Loop", "first_window"]
 
 log = logging.getLogger(__name__)
 
@@ -81,10 +81,27 @@ class Keeper(Protocol):
         """This node is so far in a change of the network."""
 
 
+def first_window(
+    node_id: str,
+    store: PluginName,
+    location: str,
+    slot: Slot,
+    wake: Callable[[], None],
+    clock: Callable[[], float] = time.monotonic,
+) -> Window:
+    """What is shown of a daemon that starts, and where its loop will put its views.
+
+    :param store: the plugin, ``location`` its address. ``wake``: makes the loop turn.
+    """
+    view = View(node_id=node_id, started=time.time(), store=store, store_location=location)
+    return Window(view, clock, wake, lambda: slot.state)
+
+
 class Loop:
     """See the module's docstring. :meth:`run` and :meth:`turn` belong to one thread; :meth:`stop`, :meth:`reload`,
     ``actions.ask`` and ``window`` are for any.
 
+    :param window: where it puts its views; the loop goes by its clock.
     :param read_settings: for a reload: reads the settings anew, and sets up logging as they say.
     :param plugin: what is known of an installed plugin, by ``backend`` or ``store`` and its name.
     :param open_pinger: for trying ways to peers; ``None`` where there is no network to try.
@@ -94,8 +111,7 @@ class Loop:
     def __init__(
         self,
         settings: Settings,
-        node_id: str,
-        store_location: str,
+        window: Window,
         slot: Slot,
         keeper: Keeper,
         port: KernelPort,
@@ -106,7 +122,6 @@ class Loop:
         measures: Measures,
         wake: Wake,
         plugin: Callable[[str, str], PluginName],
-        clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
         open_pinger: Callable[[], Pinger] | None = None,
         reverse_path: ReversePath | None = None,
@@ -114,28 +129,21 @@ class Loop:
         self.settings = settings
         self._open_pinger = open_pinger
         self.slot, self.keeper, self.firewall = slot, keeper, firewall
-        self.clock = clock
+        self.window, self.clock = window, window.clock
         self.measures = measures
         self._rng = rng or random.Random()  # noqa: S311 - pauses need no secrecy
-        self.tracker = Tracker(port, clock, self._rng)
-        view = View(
-            node_id=node_id,
-            started=time.time(),
-            store=plugin("store", settings.store.scheme),
-            store_location=store_location,
-        )
-        self.window = Window(view, clock, wake.set, lambda: slot.state)
+        self.tracker = Tracker(port, self.clock, self._rng)
         self.actions = Actions(self, wake.set)
         self.joined: Joined | None = None
         self._plugin = plugin
-        self._calls = Calls(self.window, clock)
+        self._calls = Calls(self.window, self.clock)
         self.calling = self._calls.calling
         port.progress = self._calls.beat
         self._port, self._wake = port, wake
         self._read_settings = read_settings
-        self.kernel_side = KernelSide(settings, port, self.tracker, read_inventory, measures, clock)
-        self.store_side = StoreSide(slot, self._calls, clock, self._rng)
-        self._announcements = Announcements(notifier, lambda ready: keeper.announce(ready), clock())
+        self.kernel_side = KernelSide(settings, port, self.tracker, read_inventory, measures, self.clock)
+        self.store_side = StoreSide(slot, self._calls, self.clock, self._rng)
+        self._announcements = Announcements(notifier, lambda ready: keeper.announce(ready), self.clock())
         self._files = NodeFiles(self._calls)
         self._account = Account(
             self.window,
@@ -147,7 +155,7 @@ class Loop:
             self._announcements,
             self._calls,
             measures,
-            clock,
+            self.clock,
         )
         self._stopping = self._reload_wanted = False
         self._memory = memory.Tidying()

@@ -19,13 +19,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pyflannel.backend import Backend, parse_options
 from pyflannel.daemon import memory, runlock, subnet_env
 from pyflannel.daemon.control import ControlServer
-from pyflannel.daemon.loop import Loop
+from pyflannel.daemon.loop import Loop, first_window
 from pyflannel.daemon.notify import Notifier
 from pyflannel.errors import DaemonError, ExitCode, KernelError, PluginError, PyflannelError
 from pyflannel.firewall.keeper import FirewallKeeper
@@ -42,14 +43,16 @@ from pyflannel.settings.settings import Settings
 from pyflannel.show.document import document
 from pyflannel.show.measures import Measures
 from pyflannel.show.status import Status, StatusServer
-from pyflannel.show.view import PluginName
+from pyflannel.show.view import PluginName, Window
+from pyflannel.small.guarded import HangingCall, PluginCall
 from pyflannel.small.server import LocalServer
 from pyflannel.small.signals import Bell, heard
+from pyflannel.small.strangers import strangers
 from pyflannel.small.wake import Wake
 
 if TYPE_CHECKING:
     from pyflannel.firewall.sync import Firewall
-    from pyflannel.store import Store, StoreLocation
+    from pyflannel.store import Store
 
 __all__ = ["STOP_PATIENCE", "make_backend", "run"]
 
@@ -88,6 +91,7 @@ class _Owner:
         self._wake = Wake()
         self._stop_wanted = self._reload_wanted = False
         self._failure: BaseException | None = None
+        self._window: Window | None = None
         self._loop: Loop | None = None
         self._lock: runlock.RunLock | None = None
         self._sockets: tuple[LocalServer, ...] = ()
@@ -134,13 +138,15 @@ class _Owner:
         from pyflannel.small.ping import Echoes
 
         settings, measures, loop_wake = self._settings, Measures(), Wake()
-        scheme = settings.store.scheme
-        store_class: type[Store] = Bounded()(scheme, "making it", lambda: _tried(settings.store), kind="store")
         rng = random.Random()  # noqa: S311 - jitter and the choice of a subnet need no secrecy
         node_id = identify(settings.state_dir, settings.node_id)
+        slot = Slot(loop_wake.set)
+        plugin = PluginName(settings.store.scheme, *distribution("store", settings.store.scheme))
+        window = self._window = first_window(node_id, plugin, str(settings.store), slot, loop_wake.set)
+        self._show(window)
+        store_class = self._store_class(window)
         port = NetlinkPort()
         stack.callback(port.close)
-        slot = Slot(loop_wake.set)
         keeper = LeaseKeeper(
             settings.store,
             lambda: store_class(settings.store),
@@ -156,8 +162,7 @@ class _Owner:
         firewall = FirewallKeeper(lambda: _make_firewall(settings.firewall), settings.iptables_resync, loop_wake.set)
         loop = Loop(
             settings,
-            node_id,
-            str(settings.store),
+            window,
             slot,
             keeper,
             port,
@@ -178,11 +183,31 @@ class _Owner:
         thread.start()
         self._loop = loop
         self._ends.append((_LOOP, lambda timeout: _end_loop(loop, thread, timeout)))
-        self._serve(loop)
+        hearing = ControlServer(settings.run_dir, loop.actions.ask)
+        self._ends.append(("the control socket", hearing.close))
+        self._sockets += (hearing,)
 
-    def _serve(self, loop: Loop) -> None:
-        """Open the ways in which others ask."""
-        settings, window = self._settings, loop.window
+    def _store_class(self, window: Window) -> type[Store]:
+        """The store's driver, which takes the location that is wanted. One that hangs is shown."""
+        location, calls = self._settings.store, Bounded()
+
+        def call(what: str, function: Callable[[], Any]) -> Any:
+            under_way = PluginCall(location.scheme, what, window.clock(), "store")
+            window.put(replace(window.last, call=under_way))
+            self._wake.set()  # the owner says in the log if it hangs
+            try:
+                return calls(location.scheme, what, function, kind="store")
+            finally:
+                window.put(replace(window.last, call=None))
+                self._wake.set()
+
+        driver: type[Store] = call("its import", lambda: load_store(location.scheme))
+        call("its constructor", lambda: driver(location).close())
+        return driver
+
+    def _show(self, window: Window) -> None:
+        """Open the ways in which others look at the daemon."""
+        settings = self._settings
         if settings.healthz_port:
             from pyflannel.show.health import HealthServer, answers
 
@@ -195,9 +220,7 @@ class _Owner:
 
         answering = StatusServer(settings.run_dir, status)
         self._ends.append(("the status socket", answering.close))
-        hearing = ControlServer(settings.run_dir, loop.actions.ask)
-        self._ends.append(("the control socket", hearing.close))
-        self._sockets = answering, hearing
+        self._sockets = (answering,)
 
     def _run(self, loop: Loop) -> None:
         try:
@@ -212,11 +235,17 @@ class _Owner:
         with selectors.PollSelector() as selector:  # poll(2) takes no descriptor, of which there may be none
             selector.register(self._wake, selectors.EVENT_READ)
             selector.register(bell, selectors.EVENT_READ)
+            hanging = HangingCall()
             while not self._stop_wanted:
+                patience = LOOK_INTERVAL
+                if self._window is not None:
+                    hangs_at = hanging.look(self._window.last.call, self._window.clock())
+                    if hangs_at is not None:
+                        patience = min(patience, max(0.0, hangs_at - self._window.clock()))
                 if self._reload_wanted and self._loop is not None:
                     self._reload_wanted = False
                     self._loop.reload()
-                if not selector.select(LOOK_INTERVAL):
+                if not selector.select(patience):
                     self._look_after_run_dir()
                 bell.drain()
                 self._wake.drain()
@@ -250,18 +279,13 @@ class _Owner:
         if self._loop is not None:
             self._loop.actions.end()
         starting.join(STOP_PATIENCE / 2)
-        if starting.is_alive():
-            return [f"the start with store {self._settings.store.scheme!r}"]
-        hung = []
+        hung = [f"the start with store {self._settings.store.scheme!r}"] if starting.is_alive() else []
         while self._ends:
             name, end = self._ends.pop()
             left = max(0.1, deadline - time.monotonic())
             if not end(left / 2 if self._ends else left):
                 hung.append(self._in_what(name))
-        for thread in _strangers():
-            thread.join(max(0.1, deadline - time.monotonic()))
-            if thread.is_alive():
-                hung.append(f"the thread {thread.name!r}")
+        hung += [f"the thread {name!r}" for name in strangers(max(0.1, deadline - time.monotonic()))]
         return hung
 
     def _in_what(self, name: str) -> str:
@@ -281,18 +305,6 @@ class _Owner:
             with suppress(OSError, ValueError):
                 stream.flush()
         os._exit(code)
-
-
-def _tried(location: StoreLocation) -> type[Store]:
-    """The driver for a store, which takes this location."""
-    driver = load_store(location.scheme)
-    driver(location).close()
-    return driver
-
-
-def _strangers() -> list[threading.Thread]:
-    """Threads of plugins for which the interpreter would wait when it exits."""
-    return [each for each in threading.enumerate() if not each.daemon and each is not threading.main_thread()]
 
 
 def _end_loop(loop: Loop, thread: threading.Thread, timeout: float) -> bool:
@@ -351,4 +363,4 @@ def make_backend(network: NetworkConfig) -> Backend[Any]:
     reason = not_carried(kind, network)
     if reason:
         raise PluginError(reason)
-    return guarded(kind.name, "making it", lambda: kind(options))
+    return guarded(kind.name, "its constructor", lambda: kind(options))

@@ -31,6 +31,7 @@ from pyflannel.planning.overlay import Overlay
 from pyflannel.plugins import load_backend, open_store
 from pyflannel.settings.settings import Settings
 from pyflannel.show.status import query
+from pyflannel.small.guarded import named_if_it_hangs
 from pyflannel.store import Record, Snapshot, Store, StoreTime, Unassigned
 
 __all__ = ["ClockFacts", "Facts", "StoreFacts", "gather", "told_to_daemon"]
@@ -133,7 +134,13 @@ def gather(settings: Settings) -> Facts:
         return answer
 
     def of_backend(what: str, call: Callable[[], T]) -> T:
-        answer: T = backend_calls(_need(network, problems, "network").backend_type, what, call)
+        name = _need(network, problems, "network").backend_type
+
+        def named() -> T:
+            with named_if_it_hangs(name, what):
+                return call()
+
+        answer: T = backend_calls(name, what, named)
         return answer
 
     status = attempt("status", lambda: query(settings.run_dir))

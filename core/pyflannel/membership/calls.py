@@ -64,7 +64,7 @@ class OpenStore:
     """Make the store's driver anew, and close the one before if there was one."""
 
     lane: ClassVar[Lane] = Lane.STORE
-    name: ClassVar[str] = "open"
+    name: ClassVar[str] = "its constructor"
     answer: ClassVar[tuple[type, ...]] = (type(None),)
 
 

@@ -248,10 +248,10 @@ class LeaseKeeper:
                 self._keep(document)
             case Do(number, Publish() | Load() | Reaches() as call):
                 self._ask_backend(number, call)
-            case Do(number, OpenStore()):
+            case Do(number, OpenStore() as call):
                 self._close_store()
                 self._store = _StoreThread(self._scheme, self._open_store, self._answer)
-                self._store.put(number, lambda _: None, "open")
+                self._store.put(number, lambda _: None, call.name)
             case Do(number, OpenWatch(watch, revision)):
                 thread = self._store_thread
                 thread.put(number, lambda store: self._open_watch(thread, store, watch, revision), "watch")

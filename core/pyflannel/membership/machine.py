@@ -41,6 +41,7 @@ from pyflannel.errors import (
     LeaseError,
     PluginError,
     PyflannelError,
+    StoreError,
     StoreUnavailableError,
 )
 from pyflannel.membership import joining, renewal, watching
@@ -51,8 +52,11 @@ from pyflannel.membership.calls import (
     Do,
     GiveUp,
     Lane,
+    Load,
     OpenStore,
     Order,
+    Publish,
+    Reaches,
     Renew,
     Steps,
     Update,
@@ -67,12 +71,13 @@ from pyflannel.network.change import NodeProgress
 from pyflannel.network.lease import Subnets
 from pyflannel.network.marks import NO_MARKS, Marks
 from pyflannel.network.underlay import Underlay
+from pyflannel.small.guarded import PluginCall
 from pyflannel.store import CALL_TIMEOUT, Batch
 
 __all__ = ["LeaseMachine"]
 
 NAMED_AFTER: Final = CALL_TIMEOUT + 1.0
-"""Seconds after which a call to the store is one that hangs, and said to be; the contract allows CALL_TIMEOUT."""
+"""Seconds after which a call is one that hangs, and said to be; the contract allows a store CALL_TIMEOUT."""
 
 GIVEN_UP_AFTER: Final = 3 * CALL_TIMEOUT
 """Seconds after which a store that hangs is given up for a new one."""
@@ -219,7 +224,7 @@ class LeaseMachine:
         state = self._state
         if state.over:
             return None
-        times = [pending.named_at for lane, pending in state.pending.items() if lane is Lane.STORE]
+        times = [pending.named_at for pending in state.pending.values()]
         times += [at for duty in _DUTIES if self._wanted(duty) and (at := state.pauses[duty].at) is not None]
         first = self._first_call_at()
         if first is not None and Lane.STORE not in state.pending:
@@ -352,17 +357,22 @@ class LeaseMachine:
             pause.put_off(state.now)
 
     def _look_at_hanging(self) -> None:
-        """Name a store that does not come back from a call, and after a longer while give it up."""
+        """Name plugins that do not come back from a call; a store is given up after a longer while."""
         state = self._state
-        pending = state.pending.get(Lane.STORE)
-        if pending is None or state.now < pending.named_at:
-            return
-        waited = state.now - pending.since
-        named = StoreUnavailableError(
-            f"store {state.store} has not come back from {pending.call.name} for {waited:.0f} s"
-        )
-        state.troubles["hanging store"] = named
-        pending.named_at = state.now + CALL_TIMEOUT
+        for lane, pending in list(state.pending.items()):
+            if state.now < pending.named_at:
+                continue
+            call = PluginCall(_asked(pending.call, state.scheme), pending.call.name, pending.since, _kind(lane))
+            pending.named_at = state.now + CALL_TIMEOUT
+            if lane is Lane.STORE:
+                named = StoreUnavailableError(call.hanging(state.now))
+                state.troubles["hanging store"] = named
+                self._give_up_if_it_is_time(pending, named)
+            else:
+                state.troubles[f"hanging {lane.value}"] = PluginError(call.hanging(state.now))
+
+    def _give_up_if_it_is_time(self, pending: Pending, named: StoreUnavailableError) -> None:
+        state = self._state
         give_up_at = pending.since + GIVEN_UP_AFTER
         if state.now < give_up_at:
             pending.named_at = min(pending.named_at, give_up_at)
@@ -420,7 +430,8 @@ class LeaseMachine:
     def _report(self) -> None:
         """Say how things stand: another's claim first, then what keeps us from the store, then the rest."""
         state = self._state
-        order = ("hanging store", "open", "join", "renew", "watch", "follow", "publish", "announce")
+        hanging = (f"hanging {lane.value}" for lane in Lane)
+        order = (*hanging, "open", "join", "renew", "watch", "follow", "publish", "announce")
         errors = [state.troubles[name] for name in order if name in state.troubles]
         claims = [error for error in errors if isinstance(error, LeaseError)]
         error = next(iter(claims or errors), None)
@@ -430,6 +441,7 @@ class LeaseMachine:
             replace(
                 state.lease_state,
                 trouble=apart if error is None else str(error),
+                connected=not any(isinstance(each, StoreError | BrokenStoreError) for each in errors),
                 conflict=bool(claims),
                 refused=str(refused) if isinstance(refused, (ConfigError, PluginError)) else "",
             )
@@ -442,3 +454,16 @@ def _apart(state: KeeperState) -> str:
     if place is None or place.written.change is None or not place.trouble:
         return ""
     return f"the network is being changed, and this node can't have the new settings: {place.trouble}"
+
+
+def _asked(call: Call, scheme: str) -> str:
+    """The name of the plugin that a call is made to."""
+    if isinstance(call, Load):
+        return call.network.backend_type
+    if isinstance(call, Publish):
+        return call.backend.name
+    return call.side.name if isinstance(call, Reaches) else scheme
+
+
+def _kind(lane: Lane) -> str:
+    return "store" if lane is Lane.STORE else "backend"

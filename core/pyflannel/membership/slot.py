@@ -24,7 +24,8 @@ __all__ = ["Drained", "Generation", "LeaseState", "Slot"]
 class LeaseState:
     """How our lease and our view of the store stand; replaced as a whole.
 
-    Times are on the keeper's clock. ``trouble`` is empty while all is well; ``conflict`` says that the trouble is
+    Times are on the keeper's clock. ``trouble`` is empty while all is well, ``connected`` while none of it is the
+    store's; ``conflict`` says that the trouble is
     another node's claim, which nobody but an operator (or time) resolves. ``fatal`` is set when nothing will help but
     another configuration, only ever before the first generation. ``published`` is the number of the newest request to
     publish that was carried out (:meth:`pyflannel.membership.keeper.LeaseKeeper.publish`), ``publish_error`` how it
@@ -38,6 +39,7 @@ class LeaseState:
     expires_at: float | None = None
     renewed_at: float | None = None
     trouble: str = ""
+    connected: bool = True
     conflict: bool = False
     fatal: PyflannelError | None = None
     published: int = 0

@@ -40,7 +40,7 @@ from pyflannel.kernel.model import (
 )
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import IPNetwork
-from pyflannel.small.guarded import guarded
+from pyflannel.small.guarded import PluginCall, guarded
 
 __all__ = [
     "PUBLISH_TIMEOUT",
@@ -221,8 +221,8 @@ class Bounded:
             self._call.join(self._timeout)
         call = self._call
         if call.is_alive():
-            waited = time.monotonic() - call.began
-            raise PluginError(f"{call.kind} {call.plugin!r} has not come back from {call.what} for {waited:.0f} s")
+            under_way = PluginCall(call.plugin, call.what, call.began, call.kind)
+            raise PluginError(under_way.hanging(time.monotonic()))
         if call.error is not None:
             raise call.error
         return call.answer

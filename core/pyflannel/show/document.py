@@ -40,7 +40,7 @@ def document(view: View, now: float, wall: float) -> Status:
         node_id=view.node_id,
         backend=_backend(view, details),
         store=status.StoreStatus(
-            view.store_location, not view.lease.trouble, view.store.distribution, view.store.version
+            view.store_location, view.lease.connected, view.store.distribution, view.store.version
         ),
         network=str(network.ipv4.network) if network is not None and network.ipv4 else None,
         ipv6_network=str(network.ipv6.network) if network is not None and network.ipv6 else None,

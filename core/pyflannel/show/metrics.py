@@ -113,7 +113,7 @@ def _summary(view: View, details: Details, now: float, beat: float) -> Iterator[
     yield _gauge("state", "1 for the daemon's state, else 0.", [({"state": s.value}, s is state) for s in State])
     yield _gauge("start_time_seconds", "When the daemon started, in Unix time.", [({}, view.started)])
     yield _gauge("loop_age_seconds", "Since the loop's last sign of life.", [({}, now - beat)])
-    yield _gauge("store_connected", "Whether the last call of the store went well.", [({}, not view.lease.trouble)])
+    yield _gauge("store_connected", "Whether the last call of the store went well.", [({}, view.lease.connected)])
     text = "Whether another machine has this one's node id, as a copy and its original have."
     yield _gauge("node_id_shared", text, [({}, bool(view.lease.twin))])
     expires_at = view.lease.expires_at

@@ -6,15 +6,11 @@ the loop, which wrote the view, stands still.
 
 from __future__ import annotations
 
-from typing import Final
-
 from pyflannel.show.status import State
 from pyflannel.show.view import View
+from pyflannel.small.guarded import PATIENCE
 
-__all__ = ["PLUGIN_PATIENCE", "diverted", "hanging", "readiness", "summary", "trouble"]
-
-PLUGIN_PATIENCE: Final = 5.0
-"""Seconds after which a backend's call is taken for one that hangs."""
+__all__ = ["diverted", "hanging", "readiness", "summary", "trouble"]
 
 
 def summary(view: View, now: float) -> tuple[State, str]:
@@ -106,6 +102,7 @@ def diverted(view: View) -> str:
 def hanging(view: View, now: float) -> str:
     """Which plugin the loop waits for, if it does so for long."""
     call = view.call
-    if call is None or now - call.since < PLUGIN_PATIENCE:
+    if call is None or now - call.since < PATIENCE:
         return ""
-    return f"{call.text} for {now - call.since:.0f} s; repairs wait for it, the lease is renewed"
+    waits = "the start waits" if view.lease.lease is None else "repairs wait"
+    return f"{call.hanging(now)}; {waits} for it" + (", the lease is renewed" if view.lease.lease is not None else "")

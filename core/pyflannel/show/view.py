@@ -21,8 +21,9 @@ from pyflannel.network.underlay import Underlay
 from pyflannel.planning.overlay import Peer
 from pyflannel.show.measures import Measures
 from pyflannel.show.status import ChangeStatus
+from pyflannel.small.guarded import PluginCall
 
-__all__ = ["DETAILS_PATIENCE", "Details", "PluginCall", "PluginName", "View", "Window"]
+__all__ = ["DETAILS_PATIENCE", "Details", "PluginName", "View", "Window"]
 
 DETAILS_PATIENCE: Final = 3.0
 """Seconds that somebody who asks for details waits for the loop's next turn."""
@@ -35,14 +36,6 @@ class PluginName:
     name: str
     distribution: str = ""
     version: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class PluginCall:
-    """A plugin's call that the loop is in, as the beginning of a sentence, and since when on the daemon's clock."""
-
-    text: str
-    since: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +75,7 @@ class View:
     :param settings: what this daemon was told, as flags without their dashes, but for secrets. ``warnings``: what of
         it is ignored, or no good idea.
     :param overruled: a setting of this node that counts less than the network config, and what to do.
+    :param call: a plugin's call that the loop is in, or the start before there is a loop.
     :param settled: the overlay holds all leases of the store.
     """
 

@@ -1,25 +1,64 @@
-"""A call into a plugin: whatever it raises ends that call alone, and is named as the plugin's."""
+"""A call into a plugin: whatever it raises ends that call alone, and is named as the plugin's; and so is one that does
+not come back.
+
+A call that takes longer than :data:`PATIENCE` is said to hang, in the same words everywhere: ``status`` and readiness
+say them as long as it does, a log has them once, and again when the call has come back after all.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from pyflannel.errors import KernelError, PluginError, PyflannelError
 from pyflannel.small.scarcity import lacking
 
-__all__ = ["guarded"]
+__all__ = ["PATIENCE", "HangingCall", "PluginCall", "guarded", "is_ctrl_c", "named_if_it_hangs", "reason"]
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+PATIENCE: Final = 5.0
+"""Seconds after which a plugin's call is taken for one that hangs."""
+
 LONGEST_REASON: Final = 500
 """Characters of an exception's text that are passed on."""
 
 _traced: dict[tuple[str, str, str], str] = {}
-"""Kind and name of a plugin and the call it failed in, to the reason whose traceback was logged last."""
+"""Kind and name of a plugin and the call it failed in, to the failure whose traceback was logged last."""
+
+
+@dataclass(frozen=True, slots=True)
+class PluginCall:
+    """A plugin's call that is under way.
+
+    :param what: what it is called for. ``since``: when it began, on the clock of whoever looks at it.
+    :param kind: what the plugin is.
+    """
+
+    plugin: str
+    what: str
+    since: float
+    kind: str = "backend"
+
+    @property
+    def text(self) -> str:
+        """The beginning of a sentence."""
+        return f"{self.kind} {self.plugin!r} has not come back from {self.what}"
+
+    def hanging(self, now: float) -> str:
+        """The sentence, with how long that has been."""
+        return f"{self.text} for {now - self.since:.0f} s"
+
+    def returned(self, now: float) -> str:
+        """What is said when it has come back after all."""
+        return f"{self.kind} {self.plugin!r} has come back from {self.what} after {now - self.since:.0f} s"
 
 
 def guarded(name: str, what: str, call: Callable[[], T], kind: str = "backend") -> T:
@@ -30,27 +69,74 @@ def guarded(name: str, what: str, call: Callable[[], T], kind: str = "backend") 
 
     :raises PluginError: it raised something that its contract does not know, ``SystemExit`` included.
     :raises KernelError: it had too little memory, or too few descriptors or threads, which is not a plugin's fault.
-    :raises KeyboardInterrupt: that alone is not a plugin's.
+    :raises KeyboardInterrupt: in the main thread, where it is Ctrl-C; in others it is a plugin's, too.
     """
     try:
         return call()
-    except (PyflannelError, KeyboardInterrupt):
+    except PyflannelError:
         raise
     except BaseException as error:  # a plugin may raise anything
+        if is_ctrl_c(error):
+            raise
         scarce = lacking(error)
         if scarce is not None:
             raise KernelError(f"{kind} {name!r} could not finish {what}: {scarce}") from error
-        reason = f"{type(error).__name__}: {_text(error)}".removesuffix(": ")
-        failed = PluginError(f"{kind} {name!r} failed in {what}: {reason}")
-        if _traced.get((kind, name, what)) != reason:
-            _traced[kind, name, what] = reason
+        failed = PluginError(f"{kind} {name!r} failed in {what}: {reason(error)}")
+        if _traced.get((kind, name, what)) != str(failed):
+            _traced[kind, name, what] = str(failed)
             log.debug("%s", failed, exc_info=error)
         raise failed from error
 
 
-def _text(error: BaseException) -> str:
+def is_ctrl_c(error: BaseException) -> bool:
+    """Whether a person has interrupted us: Python tells the main thread of that, and no other."""
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+
+
+def reason(error: BaseException) -> str:
+    """An exception of a plugin's, in one line or as many as its text has."""
     try:
         text = str(error)
     except BaseException:  # that, too, is a plugin's code
-        return "its text can't be made"
-    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
+        text = "its text can't be made"
+    text = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
+    return f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+class HangingCall:
+    """Says in the log that a call hangs, once, and when it has come back. For one thread, which looks now and then."""
+
+    def __init__(self) -> None:
+        self._named: PluginCall | None = None
+
+    def look(self, call: PluginCall | None, now: float) -> float | None:
+        """The call that is under way now, if one is.
+
+        :returns: when it will hang, if it has not been said to; ``None`` if there is nothing to wait for.
+        """
+        named = self._named
+        if named is not None and named is not call:
+            self._named = None
+            log.warning("%s", named.returned(now))
+        if call is None or call is named:
+            return None
+        if now < call.since + PATIENCE:
+            return call.since + PATIENCE
+        self._named = call
+        log.warning("%s", call.hanging(now))
+        return None
+
+
+@contextmanager
+def named_if_it_hangs(name: str, what: str, kind: str = "backend") -> Iterator[None]:
+    """For commands, which wait as long as whoever started them: a call that hangs is named in the log by then, and
+    again when it has come back."""
+    said, call = HangingCall(), PluginCall(name, what, time.monotonic(), kind)
+    timer = threading.Timer(PATIENCE, lambda: said.look(call, call.since + PATIENCE))
+    timer.name, timer.daemon = f"pyflannel-waiting-for-{what}", True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        said.look(None, time.monotonic())

@@ -16,7 +16,7 @@ from tests.waiting import until
 
 from pyflannel.backend import Backend
 from pyflannel.daemon import subnet_env
-from pyflannel.daemon.loop import Loop
+from pyflannel.daemon.loop import Loop, first_window
 from pyflannel.daemon.notify import Notifier
 from pyflannel.daemon.wiring import make_backend
 from pyflannel.firewall.choose import Tools
@@ -113,8 +113,9 @@ class Running:
         self.firewall = FirewallKeeper(lambda: Firewall(Tools(None, {}), Mode.NONE), 5.0, wake.set)
         self.loop = Loop(
             settings,
-            "node-1",
-            str(settings.store),
+            first_window(
+                "node-1", PluginName(settings.store.scheme), str(settings.store), self.slot, wake.set, self.clock
+            ),
             self.slot,
             self.keeper,
             self.port,
@@ -125,7 +126,6 @@ class Running:
             self.measures,
             wake,
             lambda kind, name: PluginName(name),
-            self.clock,
             rng,
         )
         self.thread = threading.Thread(target=self._run, name="loop under test", daemon=True)

@@ -23,8 +23,8 @@ from pyflannel.kernel.model import Kind
 from pyflannel.membership.slot import Generation
 from pyflannel.network.underlay import Interface, InterfaceRoute, Inventory
 from pyflannel.show.health import STUCK_AFTER, answers
-from pyflannel.show.readiness import PLUGIN_PATIENCE
 from pyflannel.show.status import PeerState, State
+from pyflannel.small.guarded import PATIENCE
 from pyflannel.store import CALL_TIMEOUT, Store
 from pyflannel_stores.file import FileStore
 
@@ -164,9 +164,9 @@ class Point:
     """Said while it fails."""
     hangs: str | None = ""
     """Said while it hangs; ``None``: it has limits of its own, below."""
-    after: float = PLUGIN_PATIENCE
+    after: float = PATIENCE
     error: Callable[[], BaseException] = lambda: ZeroDivisionError("oops")
-    others: tuple[Callable[[], BaseException], ...] = (lambda: SystemExit(3),)
+    others: tuple[Callable[[], BaseException], ...] = (lambda: SystemExit(3), KeyboardInterrupt)
 
 
 def _remove(world: World) -> None:
@@ -186,7 +186,7 @@ POINTS = [
     Point("plan_node", None, f"{BACKEND}failed in plan_node", f"{BACKEND}{GONE} planning"),
     Point("plan_peer", None, f"{BACKEND}failed in plan_peer", f"{BACKEND}{GONE} planning"),
     Point("mtu", None, f"{BACKEND}failed in mtu", f"{BACKEND}{GONE} mtu"),
-    Point("publish", _publish, f"{BACKEND}failed in publish", f"{BACKEND}{GONE} publish", 0.0),
+    Point("publish", _publish, f"{BACKEND}failed in publish", f"{BACKEND}{GONE} publish", CALL_TIMEOUT + 1),
     Point("describe", None, f"{BACKEND}failed in describe", f"{BACKEND}{GONE} describe"),
     Point("start", None, f"{BACKEND}failed in start", f"{BACKEND}{GONE} its data plane"),
     Point("put", None, f"{BACKEND}failed in put", f"{BACKEND}{GONE} its data plane"),
@@ -195,10 +195,10 @@ POINTS = [
     Point("counters", None, f"{BACKEND}failed in counters", f"{BACKEND}{GONE} describe"),
     Point("plane.describe", None, f"{BACKEND}failed in describe", f"{BACKEND}{GONE} describe"),
     Point("plane.renew", World.act, f"{BACKEND}failed in renew", f"{BACKEND}{GONE}"),
-    Point("renew", None, f"{STORE}failed in renew", f"{GONE} renew", CALL_TIMEOUT + 1),
-    Point("create", None, f"{STORE}failed in create", f"{GONE} create", CALL_TIMEOUT + 1),
-    Point("snapshot", None, f"{STORE}failed in snapshot", f"{GONE} snapshot", CALL_TIMEOUT + 1),
-    Point("watch", None, f"{STORE}failed in watch", f"{GONE} watch", CALL_TIMEOUT + 1),
+    Point("renew", None, f"{STORE}failed in renew", f"{STORE}{GONE} renew", CALL_TIMEOUT + 1),
+    Point("create", None, f"{STORE}failed in create", f"{STORE}{GONE} create", CALL_TIMEOUT + 1),
+    Point("snapshot", None, f"{STORE}failed in snapshot", f"{STORE}{GONE} snapshot", CALL_TIMEOUT + 1),
+    Point("watch", None, f"{STORE}failed in watch", f"{STORE}{GONE} watch", CALL_TIMEOUT + 1),
     Point("iterate", None, f"{STORE}failed in watch", None),
     Point("dump", None, "oops", None, error=lambda: KernelError("oops"), others=()),
     Point("apply", None, "oops", None, error=lambda: KernelError("oops"), others=()),
@@ -323,7 +323,7 @@ def test_an_action_that_hangs_is_named(tmp_path: Path) -> None:
         it.faults.hang("act")
         asked = pool.submit(it.act)
         it.daemon.until(lambda: it.faults.failed["act"])
-        it.later(PLUGIN_PATIENCE)
+        it.later(PATIENCE)
         assert f"{BACKEND}{GONE} turn" in answers(it.daemon.loop.window)("/readyz").body.decode()
         it.faults.end()
         assert asked.result() == "turned"

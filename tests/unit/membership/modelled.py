@@ -345,6 +345,12 @@ class Node:
                 return True
         return False
 
+    def come_back(self) -> None:
+        """What hangs has its right answer after all."""
+        hanging, self.hanging = self.hanging, []
+        for order in hanging:
+            self.machine.done(order.number, self._result(order.call), self.now)
+
     def let_go(self) -> None:
         """What hung comes back at last, with an error."""
         hanging, self.hanging = self.hanging, []

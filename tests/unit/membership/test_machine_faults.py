@@ -129,6 +129,7 @@ FAULTS: dict[str, Callable[[], Any]] = {
     "lease": lambda: LeaseError("nonsense"),
     "a bug": lambda: ZeroDivisionError("oops"),
     "sys.exit": lambda: SystemExit(3),
+    "an interrupt": KeyboardInterrupt,
     "junk": lambda: object(),
 }
 
@@ -256,7 +257,8 @@ def test_a_call_that_hangs_is_named_and_the_store_given_up(kind: type) -> None:
     node.run(5.5)
     assert node.state.trouble == ""
     node.run(1)
-    assert node.state.trouble == f"store model://a/b has not come back from {kind.name} for 6 s"  # type: ignore[attr-defined]
+    assert not node.state.connected
+    assert node.state.trouble == f"store 'model' has not come back from {kind.name} for 6 s"  # type: ignore[attr-defined]
     node.run(20)
     assert node.given_up == 1
     node.run(60)
@@ -267,6 +269,24 @@ def test_a_call_that_hangs_is_named_and_the_store_given_up(kind: type) -> None:
     before = node.state
     node.let_go()
     assert node.run(1).state == before, "what comes back later is nobody's any more"
+
+
+@pytest.mark.parametrize(("kind", "said"), [(Publish, "publish"), (Load, "loading")], ids=["publish", "load"])
+def test_a_backend_that_hangs_is_named_and_is_not_the_store(kind: type, said: str) -> None:
+    node = Node()
+    node.fault = once(kind, HANGS)
+    node.start()
+    node.until(lambda: node.hanging)
+    node.run(5.5)
+    assert node.state.trouble == ""
+    node.run(1)
+    assert node.state.trouble == f"backend 'vxlan' has not come back from {said} for 6 s"
+    node.run(100)
+    assert node.state.trouble == f"backend 'vxlan' has not come back from {said} for 106 s"
+    assert node.state.connected
+    node.come_back()
+    node.until(lambda: node.generation)
+    assert node.state.trouble == ""
 
 
 def test_a_call_that_comes_back_late_but_not_too_late_is_taken() -> None:

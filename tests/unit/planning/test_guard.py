@@ -87,6 +87,11 @@ def test_an_operators_interrupt_passes() -> None:
         guarded("odd", "plan_peer", raising(KeyboardInterrupt()))
 
 
+def test_in_another_thread_an_interrupt_is_the_plugins() -> None:
+    with pytest.raises(PluginError, match=r"^backend 'odd' failed in plan_peer: KeyboardInterrupt$"):
+        Bounded(PATIENCE)("odd", "plan_peer", raising(KeyboardInterrupt()))
+
+
 def test_one_reason_has_one_traceback(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, guarded.__module__)
     for text in ("a", "a", "b", "b"):

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from pyflannel.backend import Backend
 from pyflannel.daemon import subnet_env
-from pyflannel.daemon.loop import Loop
+from pyflannel.daemon.loop import Loop, first_window
 from pyflannel.daemon.notify import Notifier
 from pyflannel.daemon.reverse_path import ReversePath
 from pyflannel.errors import (
@@ -211,8 +211,14 @@ class SimulatedNode:
         self._client, self._watches, self._hung, self._queued = None, {}, [], []
         self.loop = Loop(
             self._settings,
-            self.node_id,
-            "simulated://store/",
+            first_window(
+                self.node_id,
+                PluginName("simulated"),
+                "simulated://store/",
+                self.slot,
+                wake.set,
+                lambda: self.around.agenda.now,
+            ),
             self.slot,
             self,
             self.kernel,
@@ -223,7 +229,6 @@ class SimulatedNode:
             Measures(),
             wake,
             lambda kind, name: PluginName(name),
-            lambda: self.around.agenda.now,
             rng,
             reverse_path=ReversePath(self._settings.state_dir, self._folder),  # not this machine's own filters
         )
