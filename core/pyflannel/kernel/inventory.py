@@ -64,7 +64,7 @@ def read_inventory(netns: Path | None = None, towards: Iterable[IPAddress] = ())
             route for family in (AF_INET, AF_INET6) for route in _routes(requests, family, links, advertised)
         )
         asked = ((address, _answer(requests, links, Question(address))) for address in towards)
-        ways = tuple((address, way) for address, way in asked if isinstance(way, Way))
+        ways = tuple((address, way if isinstance(way, Way) else None) for address, way in asked)
     finally:
         requests.close()
     return Inventory(

@@ -34,6 +34,8 @@ A = TypeVar("A", IPv4Address, IPv6Address)
 
 LOOPBACK = "lo"
 
+_KEPT: Final = " (when it was chosen; it is kept for as long as it works)"
+
 MOST_OTHERS: Final = 5
 """How many of those that would have been chosen, too, are named."""
 
@@ -121,13 +123,13 @@ class InterfaceRoute:
 class Inventory:
     """What this node has to choose an underlay from.
 
-    ``ways`` are the kernel's own answers, policy rules included. ``advertised`` are the links where the kernel itself
-    takes routes from a router's advertisements (``accept_ra``), and has some.
+    ``ways`` are the kernel's own answers, policy rules included; ``None``: it sends nowhere. ``advertised`` are the
+    links where the kernel itself takes routes from a router's advertisements (``accept_ra``), and has some.
     """
 
     interfaces: tuple[Interface, ...]
     routes: tuple[InterfaceRoute, ...]
-    ways: tuple[tuple[IPAddress, Way], ...] = ()
+    ways: tuple[tuple[IPAddress, Way | None], ...] = ()
     advertised: frozenset[str] = frozenset()
 
     def without(self, subnets: Sequence[IPNetwork]) -> Inventory:
@@ -202,8 +204,15 @@ def keep_or_choose(
     used = tuple(address for address in (current.ipv4, current.ipv6) if address is not None)
     interface = inventory.interface(current.interface)
     if interface is not None and interface.up and all(_works(interface, address) for address in used):
-        return _made(inventory, selection, _Choice(interface, None, current.why), used)
+        return _made(inventory, selection, _Choice(interface, None, _why_kept(inventory, selection, current)), used)
     return _made(inventory, selection, _choice(inventory, selection), used)
+
+
+def _why_kept(inventory: Inventory, selection: Selection, current: Underlay) -> str:
+    """What speaks for the interface in use at present: what chose it, or something else, or that it works."""
+    reasons = [each.why for each in _candidates(inventory, selection) if each.interface.name == current.interface]
+    chosen = current.why.removesuffix(_KEPT)
+    return chosen if chosen in reasons else next(iter(reasons), f"{chosen}{_KEPT}")
 
 
 def _works(interface: Interface, address: IPAddress) -> bool:
@@ -374,8 +383,9 @@ def _by_name_or_address(interfaces: Iterable[Interface], text: str) -> Iterator[
 
 
 def _towards(inventory: Inventory, address: IPAddress) -> Iterator[_Choice]:
-    way = dict(inventory.ways).get(address)
-    if way is None:
+    asked = dict(inventory.ways)
+    way = asked.get(address)
+    if address not in asked:
         route = inventory.route_to(address)
         way = Way(route.interface, route.source) if route is not None else None
     interface = inventory.interface(way.interface) if way is not None else None

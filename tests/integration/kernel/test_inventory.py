@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pyflannel.errors import UnderlayError
 from pyflannel.kernel.inventory import read_cards, read_inventory
 from pyflannel.network.underlay import Selection, choose, keep_or_choose
 
@@ -61,7 +62,13 @@ def test_a_route_that_leads_nowhere_is_no_way(netns: Path, ip: Ip, kind: str, ad
     """Whether the kernel answers with such a route or with an error."""
     ip("link", "set", "lo", "up")
     ip("route", "add", kind, network)
-    assert read_inventory(netns, (ip_address(address),)).ways == ()
+    target = ip_address(address)
+    inventory = read_inventory(netns, (target,))
+    assert inventory.ways == ((target, None),)
+    if target.version == 4:
+        assert inventory.route_to(target) is not None, "there is a route for everything besides"
+    with pytest.raises(UnderlayError, match=f"--iface-can-reach: no route to {address}"):
+        choose(inventory, Selection(iface_can_reach=target))
 
 
 def test_a_vpn_and_a_virtual_address_change_nothing(netns: Path, ip: Ip) -> None:

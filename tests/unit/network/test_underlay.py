@@ -119,6 +119,20 @@ def test_another_default_route_leaves_an_underlay_that_works(metric: int) -> Non
         assert keep_or_choose(Inventory(gone, (better,)), Selection(), current).interface == "eth1"
 
 
+def test_why_an_underlay_is_kept_is_true_whatever_has_become_of_what_chose_it() -> None:
+    before = Inventory((ETH0, ETH1), (DEFAULT,))
+    elsewhere = InterfaceRoute(ip_network("0.0.0.0/0"), "eth1", ip_address("198.51.100.254"))
+    six = InterfaceRoute(ip_network("::/0"), "eth0", ip_address("2001:db8::fe"))
+    first = choose(before, Selection())
+    kept = keep_or_choose(Inventory((ETH0, ETH1), (elsewhere,)), Selection(), first)
+    assert kept.why == f"{first.why} (when it was chosen; it is kept for as long as it works)"
+    assert keep_or_choose(Inventory((ETH0, ETH1), (elsewhere,)), Selection(), kept).why == kept.why
+    assert kept.others == ("eth1: the default route 0.0.0.0/0 leads through it",)
+    by_six = keep_or_choose(Inventory((ETH0, ETH1), (elsewhere, six)), Selection(), kept)
+    assert by_six.why == "the default route ::/0 leads through it"
+    assert keep_or_choose(before, Selection(), kept).why == first.why
+
+
 @pytest.mark.parametrize(("own", "vip"), [("192.0.2.1", "192.0.2.99"), ("2001:db8::1", "fdaa::1")])
 def test_a_virtual_address_never_takes_the_place_of_a_node_s_own(own: str, vip: str) -> None:
     address, extra = ip_address(own), ip_address(vip)
@@ -230,7 +244,7 @@ def test_what_would_have_been_chosen_too_is_named() -> None:
     matched = choose(two, Selection(iface=("eth1",), iface_regex=(re.compile("^eth"),)))
     assert (matched.interface, matched.others) == ("eth1", ("eth0: its name matches --iface-regex ^eth",))
     kept = keep_or_choose(two, Selection(iface_regex=(re.compile("^10"),)), choose(two, Selection(iface=("eth1",))))
-    assert (kept.interface, kept.why) == ("eth1", "--iface eth1")
+    assert (kept.interface, kept.why) == ("eth1", "its address 10.1.0.1 matches --iface-regex ^10")
     assert kept.others == (r"eth0 10.0.0.1: its address 10.0.0.1 matches --iface-regex ^10",)
     assert choose(two, Selection(iface=("eth0",))).others == ()
 
