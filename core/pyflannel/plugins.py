@@ -22,15 +22,16 @@ import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from dataclasses import dataclass, is_dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from pyflannel.errors import KernelError, PluginError
 from pyflannel.small.entry_points import entry_points
-from pyflannel.small.guarded import guarded
+from pyflannel.small.guarded import guarded, is_ctrl_c, named_if_it_hangs, reason
 from pyflannel.small.scarcity import lacking
+from pyflannel.small.streams import apart
 
 if TYPE_CHECKING:
     from pyflannel.backend import Backend
@@ -103,13 +104,15 @@ def load_store(scheme: str) -> type[Store]:
 
 
 def open_store(location: StoreLocation, *, existing: bool = False) -> Store:
-    """The store at ``location``, for who calls it directly: what it raises is named as its plugin's.
+    """The store at ``location``, for who calls it directly: what it raises is named as its plugin's, and so is a call
+    that hangs.
 
     :param existing: for who only looks, or has no use for a new one: no store is made where there is none.
     :raises PluginError: there is no such driver, it can't be used, or raises what its contract does not know.
     """
     kind = _contained(load_store(location.scheme))
-    store = guarded(location.scheme, "its constructor", lambda: kind(location), "store")
+    with named_if_it_hangs(location.scheme, "its constructor", "store"):
+        store = guarded(location.scheme, "its constructor", lambda: kind(location), "store")
     if existing:
         store.expect_existing()
     return store
@@ -123,7 +126,8 @@ def _contained(kind: type[Store]) -> type[Store]:
     def contained(name: str) -> Callable[..., Any]:
         @functools.wraps(getattr(kind, name))
         def call(store: Store, *arguments: Any, **named: Any) -> Any:
-            return guarded(kind.scheme, name, lambda: getattr(kind, name)(store, *arguments, **named), "store")
+            with named_if_it_hangs(kind.scheme, name, "store"):
+                return guarded(kind.scheme, name, lambda: getattr(kind, name)(store, *arguments, **named), "store")
 
         return call
 
@@ -255,13 +259,18 @@ def _checked(entry: metadata.EntryPoint, entries: Sequence[metadata.EntryPoint])
     kind = _KINDS[entry.group]
     who = f"{kind} {entry.name!r} of {_distribution(entry)} ({entry.value})"
     plugin = _import(entry, who, [each for each in entries if not _shadowed(each, entries)])
-    if entry.group == BACKENDS:
-        from pyflannel.backend import API_VERSION, Backend
+    from pyflannel import backend, store
 
-        return _keeps_contract(plugin, Backend, "name", API_VERSION, entry.name, who)
-    from pyflannel import store
-
-    return _keeps_contract(plugin, store.Store, "scheme", store.API_VERSION, entry.name, who)
+    try:
+        if entry.group == BACKENDS:
+            return _keeps_contract(plugin, backend.Backend, "name", backend.API_VERSION, entry.name, who)
+        return _keeps_contract(plugin, store.Store, "scheme", store.API_VERSION, entry.name, who)
+    except PluginError:
+        raise
+    except BaseException as error:  # of a metaclass or a descriptor of its own
+        if is_ctrl_c(error):
+            raise
+        raise PluginError(f"{who} can't be used: {reason(error)}") from error
 
 
 def _import(entry: metadata.EntryPoint, who: str, usable: Sequence[metadata.EntryPoint]) -> Any:
@@ -272,28 +281,30 @@ def _import(entry: metadata.EntryPoint, who: str, usable: Sequence[metadata.Entr
         raise PluginError(f"{who} names no class: the entry point must be of the form module:Class")
 
     def failed(_manager: object, _entry: metadata.EntryPoint, error: BaseException) -> NoReturn:
-        raise PluginError(f"{who} does not load: {type(error).__name__}: {error}") from error
+        raise PluginError(f"{who} does not load: {reason(error)}") from error
 
     def load() -> Any:
         try:
             return DriverManager(entry.group, entry.name, on_load_failure_callback=failed).driver
-        except (PluginError, KeyboardInterrupt):
+        except PluginError:
             raise
         except BaseException as error:  # which stevedore lets through
+            if is_ctrl_c(error):
+                raise
             failed(None, entry, error)
 
     # Where stevedore puts them itself, from a file in the home directory that may be stale, and all that there are.
     DriverManager.ENTRY_POINT_CACHE[entry.group] = list(usable)
     if threading.current_thread() is not threading.main_thread():
         return load()  # the daemon's, which counts the seconds
-    with redirect_stdout(sys.stderr):  # what a module says is no part of what a command prints
-        return _in_time(who, load)
+    with apart():  # what a module says is no part of what a command prints
+        return _in_time(entry, who, load)
 
 
 _importing: Final[dict[str, threading.Thread]] = {}
 
 
-def _in_time(who: str, load: Callable[[], T]) -> T:
+def _in_time(entry: metadata.EntryPoint, who: str, load: Callable[[], T]) -> T:
     """What ``load`` answers in a thread of its own; one that does not come back is left behind, and waited for once.
 
     :raises PluginError: it has not come back within :data:`IMPORT_TIMEOUT`; says where it stands.
@@ -303,7 +314,8 @@ def _in_time(who: str, load: Callable[[], T]) -> T:
 
     def run() -> None:
         try:
-            answers.append(load())
+            with named_if_it_hangs(entry.name, "its import", _KINDS[entry.group]):
+                answers.append(load())
         except BaseException as error:
             errors.append(error)
 

@@ -17,6 +17,18 @@ from pyflannel.errors import ConflictError, ExitCode, KernelError, PluginError
 from pyflannel.plugins import BACKENDS, STORES, distribution, installed, load_backend, load_store, open_store
 from pyflannel.store import StoreLocation
 
+SLY = """
+from pyflannel.backend import Backend
+
+class Sly(type(Backend)):
+    @property
+    def api_version(cls):
+        1 / 0
+
+class Plan(Backend, metaclass=Sly):
+    name = "acme"
+"""
+
 GOOD = """\
 from pyflannel.backend import Backend
 
@@ -108,6 +120,10 @@ def test_an_unknown_name_lists_what_is_installed() -> None:
         ("assert False, 'not here'", "AssertionError: not here"),
         ("raise SystemExit(3)", "SystemExit: 3"),
         ("class Gone(BaseException):\n    pass\nraise Gone('away')", "Gone: away"),
+        ("raise KeyboardInterrupt", "does not load: KeyboardInterrupt"),
+        ("class Mute(Exception):\n    __str__ = exit\nraise Mute", "Mute: its text can't be made"),
+        ("raise ValueError('x' * 9999)", "does not load: ValueError: xxx"),
+        (SLY, "can't be used: ZeroDivisionError: division by zero"),
         ("Other = 1", "AttributeError"),
         ("Plan = 1", "is not a subclass of pyflannel.backend.Backend"),
         ("from pyflannel.store import Store as Plan", "is not a subclass of pyflannel.backend.Backend"),
@@ -136,6 +152,7 @@ def test_a_broken_plugin_is_reported_and_harms_nobody_else(site: Site, code: str
         load_backend("acme")
     assert str(caught.value).startswith("backend 'acme' of acme-net (acme_net_module:Plan) ")
     assert reason in str(caught.value)
+    assert len(str(caught.value)) < 700
     assert problem("acme") == str(caught.value)
     assert load_backend("vxlan").name == "vxlan"
 

@@ -38,10 +38,27 @@ SHOWN = {
     "does not load, or has methods to be awaited": [
         "unit/test_plugins.py::test_a_broken_plugin_is_reported_and_harms_nobody_else"
     ],
-    "does not come back from its import, or prints there": [
+    "does not come back from a call": [
+        "integration/test_hanging_plugins.py::test_a_daemon_names_the_call_once_and_goes_on_when_it_comes_back",
+        "integration/test_hanging_plugins.py::test_a_command_names_the_call_while_it_waits",
+    ],
+    "does not come back from its import": [
         "unit/test_plugins.py::test_an_import_that_does_not_end_is_left_behind_and_costs_one_thread",
-        "unit/test_plugins.py::test_what_a_module_prints_is_no_output_of_ours",
         "unit/membership/test_keeper.py::test_a_lease_is_renewed_although_the_next_backend_never_loads",
+    ],
+    "prints, or writes to descriptor 1; reads standard input": [
+        "unit/test_plugins.py::test_what_a_module_prints_is_no_output_of_ours",
+        "unit/cli/test_noise.py::test_json_stays_json",
+        "unit/cli/test_noise.py::test_text_stays_what_it_is",
+    ],
+    "raises `SystemExit`, `KeyboardInterrupt`, or whatever else": [
+        "unit/planning/test_guard.py::test_whatever_a_plugin_raises_is_named_and_goes_no_further",
+        "unit/planning/test_guard.py::test_in_another_thread_an_interrupt_is_the_plugins",
+        "unit/daemon/test_loop.py::test_a_call_that_fails_for_a_while",
+    ],
+    "leaves threads behind that are no daemons": [
+        "unit/cli/test_noise.py::test_what_a_plugin_leaves_behind_keeps_no_command_from_its_end",
+        "integration/test_ending.py::test_with_a_backend_that_hangs",
     ],
     "raises for one peer, or plans what is not its own for it": [
         "unit/planning/test_isolation.py::test_nonsense_for_one_peer_costs_that_peer",
@@ -57,7 +74,7 @@ SHOWN = {
         "integration/test_isolation.py::test_it_is_named_and_the_lease_is_renewed",
         "integration/test_systemd_boot.py::test_a_daemon_that_hangs_is_replaced_and_forwarding_goes_on",
     ],
-    "does not come back from `publish`": [
+    "does not come back from `publish` or its constructor": [
         "unit/planning/test_isolation.py::test_a_publish_that_hangs_is_left_behind_and_costs_one_thread",
         "unit/daemon/test_loop.py::test_a_call_that_hangs",
     ],

@@ -12,15 +12,20 @@ import importlib
 import logging
 import os
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Sequence
-from typing import Final, TextIO
+from contextlib import suppress
+from typing import Final
 
 import click
 
 from pyflannel.cli.flags import FlagGroup, flags, settings
 from pyflannel.errors import ExitCode, PyflannelError
 from pyflannel.small.scarcity import lacking
+from pyflannel.small.strangers import strangers
+from pyflannel.small.streams import answers, close_answers, give_up, keep_apart
 from pyflannel.small.text import inert
 from pyflannel.version import VERSION
 
@@ -31,6 +36,9 @@ INTERRUPTED: Final = 130
 
 PIPE_CLOSED: Final = 141
 """128 + SIGPIPE: whoever read our output has seen enough."""
+
+END_PATIENCE: Final = 2.0
+"""Seconds that what a plugin has left behind has to end when the command has."""
 
 UNWRITABLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """What a write to a file fails with that has no room. Files of our own are dealt with by whoever writes them."""
@@ -81,7 +89,7 @@ class LazyGroup(FlagGroup):
         """Run it; a closed pipe is not click's business, which would end with another exit code."""
         try:
             result: object = super().invoke(ctx)
-            sys.stdout.flush()
+            answers().flush()
         except BrokenPipeError:
             raise _PipeClosedError from None
         return result
@@ -120,15 +128,42 @@ def pyflannel(ctx: click.Context) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (default: this process's) and return its exit code."""
     _open_streams()
+    if arguments is not None:
+        return _run(arguments)
+    keep_apart()
+    try:
+        code = _run(None)
+    finally:  # shell completion leaves by itself
+        with suppress(OSError):  # who can't read it has been told
+            close_answers()
+    _end_in_time(code)
+    return code
+
+
+def _end_in_time(code: int) -> None:
+    """Have the process end soon, although a plugin's threads, for which the interpreter waits, or its functions for the
+    process's end may not."""
+
+    def leave() -> None:
+        time.sleep(END_PATIENCE)
+        left = strangers()
+        names = " and ".join(f"the thread {name!r}" for name in left) or "a function for the process's end"
+        _say(f"pyflannel: {names} of a plugin did not end and is left behind")
+        os._exit(code)
+
+    threading.Thread(target=leave, name="pyflannel-end", daemon=True).start()
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         result = pyflannel.main(
             args=None if arguments is None else list(arguments), prog_name="pyflannel", standalone_mode=False
         )
-        sys.stdout.flush()
+        answers().flush()
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except (_PipeClosedError, BrokenPipeError):
-        _give_up(sys.stdout)
+        give_up(answers())
         return PIPE_CLOSED
     except click.ClickException as error:
         return _usage(error)
@@ -141,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if scarce is not None:
             return _fail(scarce, ExitCode.KERNEL)
         if isinstance(error, OSError) and error.errno in UNWRITABLE and error.filename is None:
-            _give_up(sys.stdout)
+            give_up(answers())
             return _fail(f"the output can't be written: {error.strerror}; make room for it", ExitCode.KERNEL)
         _print_traceback()
         return _fail(
@@ -171,14 +206,7 @@ def _say(line: str) -> None:
     try:
         sys.stderr.write(f"{line}\n")
     except OSError:
-        _give_up(sys.stderr)
-
-
-def _give_up(stream: TextIO) -> None:
-    """Let what can't be written go nowhere, so that nothing is left to fail at exit, with an exit code of Python's."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
+        give_up(sys.stderr)
 
 
 def _open_streams() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import click
 
 from pyflannel.cli.flags import FlagCommand, flags, settings
+from pyflannel.cli.output import say
 from pyflannel.daemon.control import request
 from pyflannel.plugins import BACKENDS, load_backend
 from pyflannel.small.entry_points import entry_points
@@ -36,7 +37,7 @@ def _command(backend: str, action: str, text: str) -> click.Command:
     @click.command(action, cls=FlagCommand, params=flags("node"), help=text)
     @click.pass_context
     def command(ctx: click.Context) -> None:
-        click.echo(inert(request(settings(ctx).run_dir, backend, action)))
+        say(inert(request(settings(ctx).run_dir, backend, action)))
 
     found: click.Command = command
     return found

@@ -7,15 +7,16 @@ document per line, each only if something has changed.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from pyflannel.cli.output import say
 from pyflannel.errors import PyflannelError
 from pyflannel.network.lease import JSON
+from pyflannel.small.streams import answers
 from pyflannel.small.text import inert
 
 if TYPE_CHECKING:
@@ -55,10 +56,10 @@ class Shown:
     def plan(self, document: JSON, lines: Sequence[str]) -> None:
         """What is going to happen."""
         if self.as_json:
-            click.echo(json.dumps(document))
+            say(json.dumps(document))
         else:
             for line in lines:
-                click.echo(line)
+                say(line)
 
     def progress(self, progress: Progress) -> None:
         """How far it is, if that is new."""
@@ -67,17 +68,17 @@ class Shown:
             return
         self._said = document
         if self.as_json:
-            click.echo(json.dumps(document))
-        elif sys.stdout.isatty():
+            say(json.dumps(document))
+        elif answers().isatty():
             self._draw(progress)
         else:
             for line in _lines(progress):
-                click.echo(line)
+                say(line)
 
     def trouble(self, error: PyflannelError) -> None:
         """The store can't be reached now."""
         if self.as_json:
-            click.echo(json.dumps({"trouble": str(error)}))
+            say(json.dumps({"trouble": str(error)}))
         else:
             click.echo(inert(f"{error}; trying again"), err=True)
 
@@ -91,7 +92,7 @@ class Shown:
         from rich.live import Live
 
         if self._live is None:
-            self._live = Live(console=Console(), auto_refresh=False)
+            self._live = Live(console=Console(file=answers()), auto_refresh=False)
             self._live.start()
         self._live.update(_table(progress), refresh=True)
 

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 import click
 
 from pyflannel.cli.flags import FlagCommand, flags, settings
+from pyflannel.cli.output import say
 from pyflannel.daemon import cni
 from pyflannel.daemon.runlock import hold
 from pyflannel.errors import KernelError, MalformedError
@@ -43,12 +44,12 @@ def cleanup(ctx: click.Context, dry_run: bool, with_lease: bool) -> None:
     with nullcontext() if dry_run else hold(wanted.run_dir):
         removed = [*_sweep(dry_run), *_sweep_firewall(dry_run), *_sweep_cni(wanted, dry_run)]
         if removed:
-            click.echo("\n".join(f"{verb} {item}" for item in removed))
+            say("\n".join(f"{verb} {item}" for item in removed))
         if with_lease:
             for key in _release(wanted, dry_run):
-                click.echo(f"{verb} lease {inert(key)}")
+                say(f"{verb} lease {inert(key)}")
     if not removed:
-        click.echo("nothing of ours is here")
+        say("nothing of ours is here")
 
 
 def _sweep(dry_run: bool) -> list[KernelObject]:
@@ -105,7 +106,7 @@ def _release(wanted: Settings, dry_run: bool) -> Iterator[str]:
     with open_store(wanted.store, existing=True) as store:
         for record in _own(store, me):
             if record.permanent:
-                click.echo(f"kept lease {inert(record.key)}: it is a reservation")
+                say(f"kept lease {inert(record.key)}: it is a reservation")
                 continue
             if not dry_run:
                 store.delete(record)

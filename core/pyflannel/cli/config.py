@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -20,12 +19,15 @@ from typing import Final
 import click
 
 from pyflannel.cli.flags import FlagGroup, flags, settings
+from pyflannel.cli.output import say
 from pyflannel.errors import ConfigError, MalformedError, PluginError, PyflannelError, StoreError
 from pyflannel.network.change import read
 from pyflannel.network.document import NetworkConfig, with_backend
 from pyflannel.network.lease import JSON, Lease, Subnets
 from pyflannel.planning.judging import backend_types
 from pyflannel.plugins import load_backend, open_store
+from pyflannel.small.guarded import named_if_it_hangs
+from pyflannel.small.streams import answers, given
 from pyflannel.small.text import inert
 from pyflannel.store import Record, Snapshot, Store
 
@@ -54,7 +56,7 @@ def get(ctx: click.Context) -> None:
         raise StoreError(f"{store.location} holds no network config; write one with: pyflannel config set FILE")
     text = record.value.rstrip("\n")
     # As it is for a file or a pipe; a terminal would obey what others may have put there.
-    click.echo("\n".join(map(inert, text.splitlines())) if sys.stdout.isatty() else text)
+    say("\n".join(map(inert, text.splitlines())) if answers().isatty() else text)
 
 
 @config.command("set", params=flags("store"))
@@ -79,7 +81,7 @@ def set_(ctx: click.Context, file: str, force: bool) -> None:
         for warning in _covered(snapshot, network):
             log.warning("%s", warning)
         store.write_config(_noted(text, snapshot, forced=bool(consequences)), snapshot.config)
-    click.echo(f"written to {store.location}")
+    say(f"written to {store.location}")
 
 
 @config.command(params=flags())
@@ -90,8 +92,8 @@ def validate(ctx: click.Context, file: str) -> None:
     settings(ctx)
     network = _check(_read(file), file)
     for family in network.families:
-        click.echo(f"{family.network}: {family.size} subnets of /{family.subnet_len}, from {family.subnet_min}")
-    click.echo(f"backend {network.backend_type}")
+        say(f"{family.network}: {family.size} subnets of /{family.subnet_len}, from {family.subnet_min}")
+    say(f"backend {network.backend_type}")
 
 
 def _noted(text: str, snapshot: Snapshot, forced: bool) -> str:
@@ -120,7 +122,7 @@ def _open_store(ctx: click.Context, existing: bool = False) -> Store:
 def _read(file: str) -> str:
     try:
         if file == _STDIN:
-            return sys.stdin.buffer.read().decode("utf-8")
+            return given().buffer.read().decode("utf-8")
         return Path(file).read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from None
@@ -146,7 +148,8 @@ def _check(text: str, file: str) -> NetworkConfig:
         if reason:
             raise ConfigError(f"{source}: {reason}")
         try:
-            guarded(backend.name, "making it", lambda: backend(options))
+            with named_if_it_hangs(backend.name, "its constructor"):
+                guarded(backend.name, "its constructor", lambda: backend(options))
         except PyflannelError as error:  # a file of a node's own need not be here
             log.warning("%s: a daemon on this machine would refuse it: %s", source, error)
         unknown += [f"Backend.{key}" for key in unknown_options]

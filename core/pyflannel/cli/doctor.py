@@ -8,7 +8,7 @@ from contextlib import suppress
 import click
 
 from pyflannel.cli.flags import FlagCommand, flags, settings
-from pyflannel.cli.output import show_json
+from pyflannel.cli.output import say, show_json
 from pyflannel.errors import ConfigError, ExitCode
 from pyflannel.small.text import inert
 from pyflannel.version import VERSION
@@ -65,10 +65,10 @@ def doctor(ctx: click.Context, as_json: bool, no_probes: bool, peers: tuple[str,
     else:
         for finding in findings:
             if everything or finding.outcome in (Judgement.WARN, Judgement.FAIL):
-                click.echo(f"{finding.outcome.value.upper():<5} {finding.check}: {inert(finding.message)}")
+                say(f"{finding.outcome.value.upper():<5} {finding.check}: {inert(finding.message)}")
                 for label, text in (("means", finding.meaning), ("try", finding.fix)):
                     if text:
-                        click.echo(f"      {label + ':':<6} {inert(text)}")
+                        say(f"      {label + ':':<6} {inert(text)}")
         counts = Counter(finding.outcome for finding in findings)
-        click.echo(", ".join(f"{counts[kind]} {kind.value}" for kind in reversed(Judgement) if counts[kind]))
+        say(", ".join(f"{counts[kind]} {kind.value}" for kind in reversed(Judgement) if counts[kind]))
     return ExitCode.CHECK_FAILED if outcome is Judgement.FAIL else ExitCode.OK

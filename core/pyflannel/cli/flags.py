@@ -11,6 +11,7 @@ import itertools
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Final
 
 import click
@@ -19,6 +20,7 @@ from pyflannel.network.lease import JSON
 from pyflannel.settings import log
 from pyflannel.settings.options import BOOLEAN, OPTIONS, Option
 from pyflannel.settings.settings import Settings, load
+from pyflannel.small.streams import apart
 
 __all__ = ["FlagCommand", "FlagGroup", "flags", "settings"]
 
@@ -54,7 +56,20 @@ class Flag(click.Option):
 
 
 class FlagCommand(click.Command):
-    """A command that takes flags as flannel does."""
+    """A command that takes flags as flannel does.
+
+    :param shares_output: what it starts may write its answer with it, other processes above all; what plugins print is
+        kept out of all others' answers.
+    """
+
+    def __init__(self, *arguments: Any, shares_output: bool = False, **given: Any) -> None:
+        super().__init__(*arguments, **given)
+        self.shares_output = shares_output
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it."""
+        with nullcontext() if self.shares_output else apart(lasting=True):
+            return super().invoke(ctx)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse after rewriting."""
@@ -98,6 +113,9 @@ class FlagGroup(FlagCommand, click.Group):
     """A group that takes flags as flannel does, before and behind its subcommands' names."""
 
     command_class = FlagCommand
+
+    def __init__(self, *arguments: Any, **given: Any) -> None:
+        super().__init__(*arguments, shares_output=True, **given)  # with its commands
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Commands first: there are many options."""

@@ -34,7 +34,7 @@ class _Ended(BaseException):
         self.number = number
 
 
-@click.command("lab", cls=FlagCommand)
+@click.command("lab", cls=FlagCommand, shares_output=True)
 @click.option("--nodes", type=click.IntRange(1, 400), default=3, show_default=True, help="How many nodes.")
 @click.option("--containers", type=click.IntRange(0, 250), default=1, show_default=True, help="Containers per node.")
 @click.option(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import click
 
 from pyflannel.cli.flags import FlagCommand, flags, settings
-from pyflannel.cli.output import duration, show_json, show_table
+from pyflannel.cli.output import duration, say, show_json, show_table
 from pyflannel.errors import MalformedError
 from pyflannel.network.lease import JSON, Lease
 from pyflannel.plugins import open_store
@@ -44,9 +44,9 @@ def leases(ctx: click.Context, as_json: bool) -> None:
         [_row(record, lease, expiries) for record, lease in read],
     )
     if malformed:
-        click.echo("\nNot leases:")
+        say("\nNot leases:")
         for record, reason in malformed:
-            click.echo(f"  {inert(cut(record.key))}: {inert(reason)}")
+            say(f"  {inert(cut(record.key))}: {inert(reason)}")
 
 
 def _read(records: tuple[Record, ...]) -> tuple[list[tuple[Record, Lease]], list[tuple[Record, str]]]:

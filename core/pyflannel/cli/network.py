@@ -10,7 +10,6 @@ import difflib
 import json
 import random
 import signal
-import sys
 import tempfile
 import time
 import typing
@@ -29,7 +28,9 @@ from pyflannel.network.change import NetworkChange, Phase, Written
 from pyflannel.network.document import FamilyConfig, NetworkConfig
 from pyflannel.network.lease import JSON
 from pyflannel.plugins import load_backend, open_store
+from pyflannel.small.guarded import named_if_it_hangs
 from pyflannel.small.retry import Backoff
+from pyflannel.small.streams import given, ours
 from pyflannel.small.text import inert
 
 if TYPE_CHECKING:
@@ -365,7 +366,11 @@ def _judged(present: NetworkConfig, new: NetworkConfig, target: Mapping[str, JSO
     from pyflannel.network.agreement import options_apart, ranges_apart
     from pyflannel.planning.transition import Side
 
-    former, following = (Side(make_backend(each), each) for each in (present, new))
+    def made(network: NetworkConfig) -> Side:
+        with named_if_it_hangs(network.backend_type, "its constructor"):
+            return Side(make_backend(network), network)
+
+    former, following = made(present), made(new)
     apart = () if former.name != following.name else options_apart(former.backend.options, following.backend.options)
     together = former.name != following.name or bool(apart)
     ranges = [text for version in (4, 6) for text in _laid_out(present.family(version), new.family(version))]
@@ -461,9 +466,10 @@ def _confirm(plan: _Plan, yes: bool, as_json: bool) -> None:
     """
     if not plan.uncovers or yes:
         return
-    if as_json or not sys.stdin.isatty():
+    if as_json or not given().isatty():
         raise ConfigError(f"{plan.uncovers}; --yes says that this is wanted")
-    click.confirm(f"{plan.uncovers}. Go on?", abort=True)
+    with ours():
+        click.confirm(f"{plan.uncovers}. Go on?", abort=True)
 
 
 def _show_plans(

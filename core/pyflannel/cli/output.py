@@ -11,14 +11,20 @@ from collections.abc import Sequence
 import click
 
 from pyflannel.network.lease import JSON
+from pyflannel.small.streams import answers
 from pyflannel.small.text import inert
 
-__all__ = ["duration", "show_json", "show_table"]
+__all__ = ["duration", "say", "show_json", "show_table"]
+
+
+def say(line: str) -> None:
+    """A line of the command's answer."""
+    click.echo(line, file=answers())
 
 
 def show_json(document: JSON) -> None:
     """One document, indented."""
-    click.echo(json.dumps(document, indent=2))
+    say(json.dumps(document, indent=2))
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -26,7 +32,7 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = [list(header), *([inert(cell) or "-" for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def duration(seconds: float) -> str:

@@ -40,7 +40,7 @@ def plugin() -> None:
     """Start a plugin of your own."""
 
 
-@plugin.command("new", cls=FlagCommand)
+@plugin.command("new", cls=FlagCommand, shares_output=True)
 @click.argument("kind", type=KINDS)
 @click.argument("name")
 @click.option(
@@ -67,7 +67,7 @@ def new(kind: str, name: str, directory: Path | None) -> None:
     )
 
 
-@click.command("plugin-test", cls=FlagCommand)
+@click.command("plugin-test", cls=FlagCommand, shares_output=True)
 @click.argument("name")
 @click.option("--kind", type=KINDS, help="Which one, if a backend and a store have this name.")
 @click.option(

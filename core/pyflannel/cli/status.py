@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from pyflannel.cli.flags import FlagCommand, flags, settings
-from pyflannel.cli.output import duration, show_json
+from pyflannel.cli.output import duration, say, show_json
 from pyflannel.network.lease import JSON
 from pyflannel.show.status import query
 from pyflannel.small.text import inert
@@ -36,7 +36,7 @@ def status(ctx: click.Context, as_json: bool, everything: bool) -> None:
     now = datetime.now(timezone.utc)
     for lines in (_summary(document, now), _peers(document, everything), _objects(document, now, everything)):
         for line in lines:
-            click.echo(inert(line))
+            say(inert(line))
 
 
 def _summary(document: JSON, now: datetime) -> Iterator[str]:

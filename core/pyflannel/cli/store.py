@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pyflannel.cli.flags import FlagGroup, flags, settings
-from pyflannel.cli.output import duration, show_json
+from pyflannel.cli.output import duration, say, show_json
 from pyflannel.errors import ConfigError, ExitCode
 from pyflannel.plugins import open_store
 from pyflannel.small.text import cut, inert
@@ -107,8 +107,8 @@ def _report(migration: Migration, done: Done, problems: list[str], dry_run: bool
 
 
 def _tell(done: Done, problems: list[str], dry_run: bool, following: str, way: str) -> None:
-    click.echo(f"{'would be written' if dry_run else 'written'} {way}:")
-    click.echo(f"  network config: {done.document}")
+    say(f"{'would be written' if dry_run else 'written'} {way}:")
+    say(f"  network config: {done.document}")
     for name, keys in (
         ("copied", done.copied),
         ("updated", done.updated),
@@ -118,13 +118,13 @@ def _tell(done: Done, problems: list[str], dry_run: bool, following: str, way: s
     ):
         if keys:
             more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-            click.echo(f"  {len(keys)} {name}: {', '.join(inert(cut(key)) for key in keys[:_SHOWN])}{more}")
+            say(f"  {len(keys)} {name}: {', '.join(inert(cut(key)) for key in keys[:_SHOWN])}{more}")
     if not done.changes:
-        click.echo("  nothing: both are alike")
+        say("  nothing: both are alike")
     for problem in problems:
-        click.echo(f"not verified: {inert(problem)}")
+        say(f"not verified: {inert(problem)}")
     if following and not problems:
-        click.echo(f"verified. {following}")
+        say(f"verified. {following}")
 
 
 def _next(new: str, moved: int, leases: int) -> str:
@@ -171,21 +171,21 @@ def check(ctx: click.Context, url: str | None, write: bool, as_json: bool) -> in
 
 
 def _show(report: Inspection) -> None:
-    click.echo(f"store {report.store}")
+    say(f"store {report.store}")
     for endpoint in report.endpoints:
         state = f"answers in {endpoint.seconds * 1000:.1f} ms" if not endpoint.error else "fails, see below"
-        click.echo(f"  {endpoint.name}: {state}")
+        say(f"  {endpoint.name}: {state}")
     for name, latency in report.latencies.items():
         low, middle, high = (f"{1000 * seconds:.1f}" for seconds in latency)
-        click.echo(f"  {name}: {low} / {middle} / {high} ms (min, median, max)")
+        say(f"  {name}: {low} / {middle} / {high} ms (min, median, max)")
     if report.latencies:  # else nothing could be read
-        click.echo(f"  {report.leases} leases, {report.reservations} reservations")
+        say(f"  {report.leases} leases, {report.reservations} reservations")
     if report.ends_first is not None:
-        click.echo(f"  the first lease ends in {duration(report.ends_first)}")
+        say(f"  the first lease ends in {duration(report.ends_first)}")
     for finding in report.findings:
-        click.echo(f"{finding.severity.value}: {inert(cut(finding.what, 2000))}")
-        click.echo(f"  -> {inert(finding.fix)}")
-    click.echo("PASSED" if report.ok else "FAILED")
+        say(f"{finding.severity.value}: {inert(cut(finding.what, 2000))}")
+        say(f"  -> {inert(finding.fix)}")
+    say("PASSED" if report.ok else "FAILED")
 
 
 def _location(url: str) -> StoreLocation:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from pyflannel.cli.flags import FlagCommand
+from pyflannel.cli.output import say
 from pyflannel.version import VERSION
 
 __all__ = ["version"]
@@ -13,4 +14,4 @@ __all__ = ["version"]
 @click.command(cls=FlagCommand)
 def version() -> None:
     """Print the version."""
-    click.echo(f"pyflannel {VERSION}")
+    say(f"pyflannel {VERSION}")
