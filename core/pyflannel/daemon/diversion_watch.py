@@ -1,4 +1,4 @@
-"""Who else has routes in the overlay's address space: looked at again when routes or interfaces have changed.
+"""Who else takes packets of the overlay away: looked at again when routes, rules or interfaces have changed.
 
 What flanneld has left in this network goes; anything else is somebody's, and is named. Two looks have a pause between
 them, as routes come and go all the time.
@@ -7,12 +7,15 @@ them, as routes come and go all the time.
 from __future__ import annotations
 
 import logging
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Final, TypeAlias
 
-from pyflannel.errors import KernelError
-from pyflannel.kernel.port import ForeignLink, ForeignPolicy, ForeignRoute, KernelPort
+from pyflannel.errors import KernelError, MalformedError
+from pyflannel.kernel.model import Link
+from pyflannel.kernel.port import ForeignLink, ForeignPolicy, ForeignRoute, ForeignRule, KernelPort, Surroundings
 from pyflannel.kernel.tracker import Tracker
-from pyflannel.planning.diversion import diverting, leftovers
+from pyflannel.network.lease import Subnets
+from pyflannel.planning.diversion import diverting, leftovers, packets, to_blame
 from pyflannel.planning.overlay import Overlay
 
 __all__ = ["CHECK_INTERVAL", "DiversionWatch"]
@@ -26,6 +29,15 @@ CHECK_INTERVAL: Final = 1.0
 """Seconds between two tries at a kernel that can't be read."""
 
 
+Foreign: TypeAlias = ForeignRoute | ForeignPolicy | ForeignRule
+
+_WHAT: Final[Mapping[type, str]] = {
+    ForeignRoute: "a route",
+    ForeignPolicy: "an IPsec policy",
+    ForeignRule: "a policy rule",
+}
+
+
 class DiversionWatch:
     """See the module's docstring.
 
@@ -34,8 +46,10 @@ class DiversionWatch:
 
     def __init__(self, port: KernelPort, tracker: Tracker, now: float) -> None:
         self._port, self._tracker = port, tracker
-        self.found: tuple[ForeignRoute | ForeignPolicy, ...] = ()
+        self.found: tuple[Foreign, ...] = ()
         """What diverts the overlay's packets."""
+        self.suspects: tuple[ForeignRule, ...] = ()
+        """Others' rules that may; what they do depends on routes and on the containers' bridge, too."""
         self.due: float | None = None
         self._seen = now - PAUSE
 
@@ -62,13 +76,41 @@ class DiversionWatch:
                 for error in self._port.clear(old):
                     log.error("%s", error)
                 routes = diverting(self._port.look_around().routes, overlay.desired, own, network)
+            rules = self._at_fault(around, overlay)
         except KernelError as error:
             log.debug("can't look for routes of others: %s", error)
             self.due = now + CHECK_INTERVAL
             return
-        found: tuple[ForeignRoute | ForeignPolicy, ...] = (*routes, *around.policies)
+        found: tuple[Foreign, ...] = (*routes, *around.policies, *rules)
         for each in found:
             if each not in self.found:
-                what = "a route" if isinstance(each, ForeignRoute) else "an IPsec policy"
+                what = _WHAT[type(each)]
                 log.warning("%s that is not ours diverts the overlay's packets: %s", what, each)
         self.found = found
+
+    def _at_fault(self, around: Surroundings, overlay: Overlay) -> tuple[ForeignRule, ...]:
+        """Others' rules by which packets of the overlay go astray: the kernel is asked where it would send some."""
+        self.suspects = around.rules
+        if not around.rules:
+            return ()
+        own = overlay.node.subnets
+        bridges: dict[int, str] = {
+            subnet.version: each.link.name
+            for subnet in own.each
+            for each in around.links
+            if each.link.up and any(address.ip in subnet for address in each.addresses)
+        }
+        asked = packets(around.rules, _subnets(overlay), own, bridges)
+        answers = self._port.ask_ways([packet.question for packet in asked])
+        devices = (item.name for item in overlay.own_objects if isinstance(item, Link))
+        ours = {overlay.node.underlay.interface, *devices}
+        return to_blame(around.rules, zip(asked, answers, strict=True), ours)
+
+
+def _subnets(overlay: Overlay) -> Iterator[Subnets]:
+    """The peers'; of a key that is none nothing is routed."""
+    for key in overlay.peers:
+        try:
+            yield Subnets.from_key(key)
+        except MalformedError:
+            continue

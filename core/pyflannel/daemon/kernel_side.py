@@ -63,7 +63,8 @@ class KernelSide:
         self.tracker.observe(notice)
         theirs = notice.interfaces - self.tracker.link_names
         # The kernel tells of no IPv4 route that goes with its device.
-        if joined and (notice.diversions or notice.resync or (self.diversions.found and theirs)):
+        doubtful = self.diversions.found or self.diversions.suspects
+        if joined and (notice.diversions or notice.resync or (doubtful and theirs)):
             self.diversions.look_soon(now)
         if notice.resync or theirs:
             self.underlay.look_soon(now)

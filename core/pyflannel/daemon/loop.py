@@ -298,7 +298,10 @@ class Loop:
         overlay = self.joined.overlay if self.joined is not None else None
         self.store_side.take_in(overlay, now)
         if overlay is not None:
-            self.tracker.changed(overlay.drain_changed())
+            changed = overlay.drain_changed()
+            self.tracker.changed(changed)
+            if changed and self.kernel_side.diversions.suspects:
+                self.kernel_side.diversions.look_soon(now)  # perhaps it is this peer's packets that they divert
 
     def _adopt(self, now: float) -> None:
         """Go on with a generation that is on its way in; when it is whole, it holds."""

@@ -11,7 +11,7 @@ from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
 from pyflannel.doctor.probes import Target, checksum_errors, judge, probe_peers, targets
 from pyflannel.errors import KernelError
-from pyflannel.kernel.inventory import Question
+from pyflannel.network.underlay import Question
 
 __all__ = ["GROUPS", "MAX_PROBED", "examine", "spread"]
 

@@ -21,6 +21,7 @@ from pyflannel.kernel.model import KernelObject, Key, Link, Sysctl, WireguardPee
 from pyflannel.network.change import read
 from pyflannel.network.lease import Lease
 from pyflannel.settings.settings import Settings
+from pyflannel.show.readiness import is_rule, leads_nowhere, removal
 from pyflannel.show.status import State
 from pyflannel.small import files
 from pyflannel.store import Record
@@ -339,7 +340,7 @@ def _drop(settings: Settings, key: str) -> str:
 
 
 def diversions(facts: Facts) -> Iterator[Finding]:
-    """Routes of others that divert the overlay's packets, as the daemon sees them."""
+    """Routes, IPsec policies and policy rules of others that divert the overlay's packets, as the daemon sees them."""
     if facts.status is None:
         yield skipped("routes of others", f"not known: {facts.problems['status']}")
         return
@@ -347,17 +348,21 @@ def diversions(facts: Facts) -> Iterator[Finding]:
     for route in found[:_SHOWN]:
         if route.startswith("xfrm policy "):
             meaning = "packets to these addresses are encrypted for somebody else, or dropped, before they reach ours"
-            remedy = f"ip {route.replace('policy', 'policy delete', 1)}"
-            yield failed("IPsec policies of others", f"{route} comes before ours", meaning, remedy)
+            yield failed("IPsec policies of others", f"{route} comes before ours", meaning, removal(route))
+            continue
+        if is_rule(route):
+            lost = "go nowhere" if leads_nowhere(route) else "go another way, in plaintext if the overlay encrypts"
+            meaning = f"packets of the overlay that this rule selects {lost}"
+            yield failed("policy rules of others", f"{route} comes before our routes", meaning, removal(route))
             continue
         connected = _connected(facts, route)
         if connected is not None:
             yield connected
             continue
         meaning = "packets to these addresses leave the overlay: they go nowhere, or in plaintext past the encryption"
-        yield failed("routes of others", f"{route} comes before ours", meaning, f"ip route delete {route}")
+        yield failed("routes of others", f"{route} comes before ours", meaning, removal(route))
     if not found:
-        yield passed("routes of others", "none leads into the overlay")
+        yield passed("routes of others", "none leads into the overlay, and no policy rule diverts its packets")
 
 
 def _connected(facts: Facts, route: str) -> Finding | None:

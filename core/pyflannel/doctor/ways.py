@@ -11,8 +11,9 @@ from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed
 from pyflannel.doctor.probes import Target
 from pyflannel.errors import KernelError
-from pyflannel.kernel.inventory import Question, ask_ways
+from pyflannel.kernel.inventory import ask_ways
 from pyflannel.network.lease import IPAddress, IPNetwork
+from pyflannel.network.underlay import Question
 
 __all__ = ["astray", "of_containers"]
 

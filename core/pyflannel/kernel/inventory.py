@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from socket import AF_INET, AF_INET6
-from typing import Final, NamedTuple
+from typing import Final
 
 from pyflannel.kernel import wire
 from pyflannel.kernel.links import LinkRow, LinkTable, encode_address_dump, encode_link_query, parse_link
@@ -23,9 +23,9 @@ from pyflannel.kernel.netns import call_in
 from pyflannel.kernel.rtnl import messages
 from pyflannel.kernel.rtsocket import Refused, RequestSocket
 from pyflannel.network.lease import IPAddress
-from pyflannel.network.underlay import Interface, InterfaceRoute, Inventory, Way
+from pyflannel.network.underlay import Interface, InterfaceRoute, Inventory, Question, Way
 
-__all__ = ["Question", "ask_ways", "read_cards", "read_inventory"]
+__all__ = ["answer", "ask_ways", "read_cards", "read_inventory"]
 
 _RTPROT_RA = 9
 _RT_SCOPE_UNIVERSE = 0
@@ -63,7 +63,7 @@ def read_inventory(netns: Path | None = None, towards: Iterable[IPAddress] = ())
         routes = tuple(
             route for family in (AF_INET, AF_INET6) for route in _routes(requests, family, links, advertised)
         )
-        asked = ((address, _answer(requests, links, Question(address))) for address in towards)
+        asked = ((address, answer(requests, links, Question(address))) for address in towards)
         ways = tuple((address, way if isinstance(way, Way) else None) for address, way in asked)
     finally:
         requests.close()
@@ -109,14 +109,6 @@ def _interface(row: LinkRow, found: _Addresses) -> Interface:
     return Interface(row.name, row.mtu, row.up, tuple(found.usable), frozenset(found.hosts), frozenset(found.fading))
 
 
-class Question(NamedTuple):
-    """How would the kernel send to ``address``? With an ``entrance``: what came by that link, from ``source``."""
-
-    address: IPAddress
-    source: IPAddress | None = None
-    entrance: str = ""
-
-
 def ask_ways(questions: Sequence[Question]) -> list[Way | str]:
     """The kernel's answers, or why it would send nowhere: the type of the route or rule, or its error.
 
@@ -127,21 +119,22 @@ def ask_ways(questions: Sequence[Question]) -> list[Way | str]:
     requests = RequestSocket()
     try:
         links = _links(requests)
-        return [_answer(requests, links, question) for question in questions]
+        return [answer(requests, links, question) for question in questions]
     finally:
         requests.close()
 
 
-def _answer(requests: RequestSocket, links: LinkTable, question: Question) -> Way | str:
+def answer(requests: RequestSocket, links: LinkTable, question: Question) -> Way | str:
+    """One of :func:`ask_ways`, on a socket that is there; ``links`` are the devices by their indexes."""
     entrance = next((row.index for row in links.by_index.values() if row.name == question.entrance), 0)
-    answer = requests.ask(wire.encode_route_query(question.address, question.source, entrance))
-    if isinstance(answer, Refused):
-        return _ERRORS.get(answer.number, os.strerror(answer.number).lower())
-    row = wire.parse_route(answer.datagram, answer.start, answer.end)
+    said = requests.ask(wire.encode_route_query(question.address, question.source, entrance))
+    if isinstance(said, Refused):
+        return _ERRORS.get(said.number, os.strerror(said.number).lower())
+    row = wire.parse_route(said.datagram, said.start, said.end)
     name = links.name(row.link)
     if row.kind in _NOWHERE or name is None:  # IPv6's answer is such a route, IPv4's an error
         return _NOWHERE.get(row.kind, "no device")
-    return Way(name, row.source)
+    return Way(name, row.source, row.table)
 
 
 def _links(requests: RequestSocket) -> LinkTable:

@@ -32,18 +32,21 @@ from pyflannel.kernel.model import (
     Link,
     Qdisc,
     Route,
+    Rule,
     Sysctl,
     WireguardDevice,
     XfrmPolicy,
 )
 from pyflannel.kernel.packed import plans_of, unpack
 from pyflannel.network.lease import IPNetwork
+from pyflannel.network.underlay import Question, Way
 
 __all__ = [
     "SEVERAL",
     "ForeignLink",
     "ForeignPolicy",
     "ForeignRoute",
+    "ForeignRule",
     "KernelPort",
     "Notice",
     "Scope",
@@ -209,6 +212,7 @@ class Notice:
     interfaces: set[str] = field(default_factory=set)
     resync: bool = False
     diversions: bool = False
+    """Whether something of others' has changed that may take packets of the overlay away."""
 
 
 _RTPROT_KERNEL = 2
@@ -247,13 +251,25 @@ class ForeignPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class ForeignRule:
+    """A policy rule that is not ours, and may take packets between addresses of the overlay away."""
+
+    rule: Rule
+
+    def __str__(self) -> str:
+        return str(self.rule)
+
+
+@dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What others have put into some address ranges: routes that lead into them, devices with addresses in them, and
-    where IPsec policies of ours are followed, others' for packets to there."""
+    """What others have put into some address ranges: routes that lead into them, devices with addresses in them, where
+    IPsec policies of ours are followed, others' for packets to there, and policy rules that may select such packets, in
+    the order in which the kernel asks them."""
 
     routes: tuple[ForeignRoute, ...] = ()
     links: tuple[ForeignLink, ...] = ()
     policies: tuple[ForeignPolicy, ...] = ()
+    rules: tuple[ForeignRule, ...] = ()
 
 
 NOTHING: Final[Mapping[Key, KernelObject]] = MappingProxyType({})
@@ -324,6 +340,13 @@ class KernelPort(ABC):
         """What others have in the spaces of the scope of the last :meth:`dump`. Reads all routes there are.
 
         :raises KernelError: the kernel can't be read.
+        """
+
+    @abstractmethod
+    def ask_ways(self, questions: Sequence[Question]) -> list[Way | str]:
+        """How the kernel would send, by all rules and tables, or why it would send nowhere.
+
+        :raises KernelError: it can't be asked.
         """
 
     @abstractmethod

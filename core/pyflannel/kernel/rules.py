@@ -5,8 +5,8 @@ that says little also fits those that say more. :func:`requests` therefore looks
 before ours that would go in its place, copies are put behind it first. Nor is its word of use that such a rule is there
 already (``NLM_F_EXCL``), which it also gives for one that says more.
 
-Of others' rules we see nothing: a request for a deletion says our protocol number, and no two rules are in each other's
-way.
+Others' rules are never in our way: a request for a deletion says our protocol number. They are only looked at, for
+those that may take packets of the overlay away.
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ from pyflannel.kernel.model import ROUTE_PROTOCOL, RULE_ACTIONS, Rule
 from pyflannel.kernel.wire import NLM_F_CREATE, NLM_F_DUMP, attribute, attributes, message
 from pyflannel.network.lease import IPNetwork
 
-__all__ = ["RTM_DELRULE", "RTM_NEWRULE", "encode_rule_dump", "encoded", "parse_rule", "requests"]
+__all__ = [
+    "RTM_DELRULE",
+    "RTM_NEWRULE",
+    "encode_rule_dump",
+    "encoded",
+    "may_divert",
+    "parse_foreign_rule",
+    "parse_rule",
+    "requests",
+]
 
 RTM_NEWRULE: Final = 32
 RTM_DELRULE: Final = 33
@@ -47,6 +56,9 @@ _NEVER_SAID = frozenset({_FRA_TUN_ID, _FRA_L3MDEV, _FRA_UID_RANGE, _FRA_IP_PROTO
 
 _INVERTED = 0x2
 _LOCAL_TABLE = 255
+_USUAL_TABLES = frozenset({253, 254, 255})
+"""``default``, ``main``, ``local``: where ours are, or are asked anyway."""
+_MAIN_PRIORITY = 32766
 _NONE = 0xFFFFFFFF
 _ALL_BITS = 0xFFFFFFFF
 
@@ -97,18 +109,45 @@ def _said(rule: Rule, protocol: int) -> Iterator[bytes]:
 
 def parse_rule(datagram: bytes, start: int, end: int) -> Rule | None:
     """A rule of ours from the payload of ``RTM_NEWRULE`` or ``RTM_DELRULE``; ``None`` if it is somebody else's."""
+    rule, protocol = _parse(datagram, start, end)
+    return rule if protocol == ROUTE_PROTOCOL else None
+
+
+def parse_foreign_rule(datagram: bytes, start: int, end: int) -> Rule | None:
+    """A rule of somebody else's; ``None`` if it is ours, or says more than a :class:`Rule` can, such as a port."""
+    rule, protocol = _parse(datagram, start, end)
+    return rule if protocol != ROUTE_PROTOCOL else None
+
+
+def may_divert(rule: Rule, spaces: Iterable[IPNetwork]) -> bool:
+    """Whether a rule of somebody else's may take away packets between addresses in ``spaces`` before the main table is
+    asked for them: it ends them, or looks up a table of its own. Such packets have no mark.
+    """
+    if rule.priority >= _MAIN_PRIORITY or (rule.action == "lookup" and rule.table in _USUAL_TABLES):
+        return False
+    near = [space for space in spaces if space.version == rule.version]
+    if rule.inverted:
+        return bool(near)
+    unmarked = rule.mark is None or not rule.mark & rule.mask
+    ends = (end for end in (rule.source, rule.destination) if end is not None)
+    return unmarked and not rule.oif and bool(near) and all(any(end.overlaps(space) for space in near) for end in ends)
+
+
+def _parse(datagram: bytes, start: int, end: int) -> tuple[Rule | None, int]:
+    """A rule, ``None`` if a :class:`Rule` can't say what it does, and who made it."""
     family, to, origin, tos, table, _, _, action, flags = _RULE.unpack_from(datagram, start)
     found = attributes(datagram, start + 12, end)
     priority, name = _number(found, _FRA_PRIORITY, 0), _ACTIONS.get(action)
-    if found.get(_FRA_PROTOCOL, b"\0")[0] != ROUTE_PROTOCOL or not priority or name is None:
-        return None
+    protocol = found.get(_FRA_PROTOCOL, b"\0")[0]
+    if not priority or name is None:
+        return None, protocol
     asked = _number(found, _FRA_TABLE, table) if name == "lookup" else 0
     unusual = bool(tos) or _number(found, _FRA_SUPPRESS_IFGROUP, _NONE) != _NONE or asked == _LOCAL_TABLE
     if unusual or (name == "lookup" and not asked) or not _NEVER_SAID.isdisjoint(found):
-        return None
+        return None, protocol
     mask = _number(found, _FRA_FWMASK, 0)
     suppressed = _number(found, _FRA_SUPPRESS_PREFIXLEN, _NONE)
-    return Rule(
+    rule = Rule(
         version=4 if family == AF_INET else 6,
         priority=priority,
         source=_network(found.get(_FRA_SRC), origin),
@@ -122,6 +161,7 @@ def parse_rule(datagram: bytes, start: int, end: int) -> Rule | None:
         table=asked,
         suppress_prefixlength=suppressed if suppressed != _NONE and name == "lookup" else None,
     )
+    return rule, protocol
 
 
 def _number(found: dict[int, bytes], kind: int, otherwise: int) -> int:

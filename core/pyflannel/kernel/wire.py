@@ -89,6 +89,8 @@ RTPROT_UNSPEC: Final = 0
 RTPROT_REDIRECT: Final = 1
 RTPROT_KERNEL: Final = 2
 RTPROT_RA: Final = 9
+_RTM_F_LOOKUP_TABLE: Final = 0x1000
+"""In a question: say which table the answer is from. IPv6's says so always, and refuses a question with this."""
 RTM_F_CLONED: Final = 0x200
 _RT_SCOPE_UNIVERSE = 0
 _RT_SCOPE_LINK = 253
@@ -433,7 +435,8 @@ def encode_route_query(address: IPAddress, source: IPAddress | None = None, entr
     """
     family = AF_INET if address.version == 4 else AF_INET6
     bits = address.max_prefixlen
-    body = _ROUTE.pack(family, bits, bits if source is not None else 0, 0, 0, 0, 0, 0, 0)
+    flags = _RTM_F_LOOKUP_TABLE if family == AF_INET else 0
+    body = _ROUTE.pack(family, bits, bits if source is not None else 0, 0, 0, 0, 0, 0, flags)
     body += _address_attribute(RTA_DST, address)
     if source is not None:
         body += _address_attribute(_RTA_SRC, source)

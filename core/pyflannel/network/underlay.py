@@ -106,6 +106,16 @@ class Way(NamedTuple):
 
     interface: str
     source: IPAddress | None
+    table: int = 0
+    """The routing table that the answer is from; 0 if that is not known."""
+
+
+class Question(NamedTuple):
+    """How would the kernel send to ``address``? With an ``entrance``: what came by that link, from ``source``."""
+
+    address: IPAddress
+    source: IPAddress | None = None
+    entrance: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,26 +4,34 @@ A route of somebody else's that is more specific than ours, or has a lower metri
 have made a way go another one: nowhere, or out in plaintext past a backend that encrypts. Some of these are what an
 earlier daemon left behind: flanneld's devices, known by their names and by addresses in this network, and its routes,
 known by leading to just the subnet of a lease through just that lease's public address. These are ours to sweep. All
-others are somebody's, and are named. Pure functions.
+others are somebody's, and are named.
+
+A policy rule of somebody else's that is asked before the main table may end such packets or look up another table. What
+becomes of them the kernel alone can say, so it is asked about packets of the overlay that such rules select; whether an
+answer is a rule's doing is judged here. Pure functions.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Final, NamedTuple
 
 from pyflannel.errors import MalformedError
-from pyflannel.kernel.model import MAIN_TABLE, KernelObject, Key, Route
-from pyflannel.kernel.port import ForeignLink, ForeignRoute
+from pyflannel.kernel.model import MAIN_TABLE, KernelObject, Key, Route, Rule
+from pyflannel.kernel.port import ForeignLink, ForeignRoute, ForeignRule
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import IPAddress, IPNetwork, Lease, Subnets
+from pyflannel.network.underlay import Question, Way
 from pyflannel.planning.overlay import Peer
 
-__all__ = ["diverting", "leftovers"]
+__all__ = ["SAMPLE", "Packet", "diverting", "leftovers", "packets", "to_blame"]
 
 _BOOT: Final = 3
 """``RTPROT_BOOT`` (linux/rtnetlink.h): of routes whose maker names no protocol, such as flanneld's."""
+
+SAMPLE: Final = 500
+"""Peers for which one rule is tried; the kernel answers some 50,000 questions a second."""
 
 _FLANNELD: Final = re.compile(r"flannel(\.\d+|-v6\.\d+|-wg(-v6)?|\.ipip|\d+)")
 """The names that flanneld gives its devices."""
@@ -113,3 +121,104 @@ def _gateways(peers: Iterable[Peer]) -> dict[IPNetwork, set[IPAddress]]:
             if address is not None:
                 found.setdefault(subnet, set()).add(address)
     return found
+
+
+class Packet(NamedTuple):
+    """A packet that the overlay has to carry: of this node itself, or of a container by the bridge at ``entrance``."""
+
+    destination: IPAddress
+    source: IPAddress | None = None
+    entrance: str = ""
+
+    @property
+    def question(self) -> Question:
+        """How the kernel would send it."""
+        return Question(self.destination, self.source, self.entrance)
+
+
+def packets(
+    rules: Iterable[ForeignRule], peers: Iterable[Subnets], own: Subnets, bridges: Mapping[int, str]
+) -> list[Packet]:
+    """For each rule of others' packets of the overlay that it selects: to at most :data:`SAMPLE` peers, evenly spread.
+
+    :param bridges: the device that containers' packets come by, by address family, where there is one.
+    """
+    theirs = tuple(peers)
+    found: dict[Packet, None] = {}
+    for foreign in rules:
+        rule = foreign.rule
+        subnets = [subnet for each in theirs for subnet in each.each if subnet.version == rule.version]
+        near = [subnet for subnet in subnets if _may_go_to(rule, subnet)]
+        for subnet in near[:: -(-len(near) // SAMPLE) or 1]:
+            for packet in _between(rule, own, subnet, bridges.get(rule.version, "")):
+                if _selects(rule, packet):
+                    found[packet] = None
+    return list(found)
+
+
+def _between(rule: Rule, own: Subnets, subnet: IPNetwork, bridge: str) -> Iterator[Packet]:
+    """The packets of this node and of a container of it to a peer's subnet."""
+    destination = _one_of(subnet, None if rule.inverted else rule.destination, subnet.network_address + 1)
+    yield Packet(destination)
+    mine = own.of(rule.version)
+    if mine is not None and bridge:
+        # The bridge has the first address, and nobody sends to himself.
+        source = _one_of(mine, None if rule.inverted else rule.source, mine.broadcast_address - 1)
+        yield Packet(destination, source, bridge)
+
+
+def _one_of(subnet: IPNetwork, selected: IPNetwork | None, usual: IPAddress) -> IPAddress:
+    """An address of a subnet that a rule selects, if it selects a part of it."""
+    if selected is None or selected.prefixlen <= subnet.prefixlen or not _leads_into(selected, subnet):
+        return usual
+    return selected.network_address + (1 if selected.prefixlen < selected.max_prefixlen - 1 else 0)
+
+
+def _may_go_to(rule: Rule, subnet: IPNetwork) -> bool:
+    there = rule.destination
+    return rule.inverted or there is None or _leads_into(there, subnet) or _leads_into(subnet, there)
+
+
+def _leads_into(net: IPNetwork, space: IPNetwork) -> bool:
+    return net.prefixlen >= space.prefixlen and _leading(net, space.prefixlen) == _leading(space, space.prefixlen)
+
+
+def _selects(rule: Rule, packet: Packet) -> bool:
+    """As the kernel does (``fib_rule_match`` in ``net/core/fib_rules.c``). Packets of the overlay have no mark; those
+    of the node itself have no source yet, and come by ``lo``.
+    """
+    hit = (
+        (rule.source is None or (packet.source is not None and packet.source in rule.source))
+        and (rule.destination is None or packet.destination in rule.destination)
+        and rule.iif in ("", packet.entrance or "lo")
+        and not rule.oif
+        and (rule.mark is None or not rule.mark & rule.mask)
+    )
+    return hit != rule.inverted
+
+
+def to_blame(
+    rules: Iterable[ForeignRule], answers: Iterable[tuple[Packet, Way | str]], ours: Collection[str]
+) -> tuple[ForeignRule, ...]:
+    """The rules by which packets of the overlay go elsewhere or nowhere, in the order in which the kernel asks them.
+
+    :param answers: what the kernel said of each packet.
+    :param ours: the devices by which such packets may leave.
+    """
+    asked = tuple(rules)
+    found = set()
+    for packet, way in answers:
+        for foreign in asked:
+            rule = foreign.rule
+            if rule.version == packet.destination.version and _selects(rule, packet) and _explains(rule, way, ours):
+                found.add(foreign)
+                break
+    return tuple(foreign for foreign in asked if foreign in found)
+
+
+def _explains(rule: Rule, way: Way | str, ours: Collection[str]) -> bool:
+    """Whether an answer may be a rule's doing. That there is no route (``unreachable``) is not a table's that is looked
+    up: then the next rule is asked."""
+    if isinstance(way, Way):
+        return rule.action == "lookup" and way.table == rule.table and way.interface not in ours
+    return rule.action != "lookup" or way in ("blackhole", "prohibit")

@@ -146,7 +146,7 @@ def _work(view: View, details: Details) -> Iterator[Metric]:
     yield _counter("kernel_writes", "Kernel objects written or deleted.", [({}, measures.written)])
     yield _counter("kernel_refusals", "Writes that the kernel refused.", [({}, measures.refused)])
     yield _counter("drift_repaired", "Objects that others had changed and that were put right.", [({}, view.repaired)])
-    text = "Routes of others that divert the overlay's packets."
+    text = "Routes, IPsec policies and policy rules of others that divert the overlay's packets."
     yield _gauge("diversions", text, [({}, len(view.diversions))])
     text = "Whether packets to the overlay that would leave unencrypted are dropped; none if nothing is encrypted."
     yield _gauge("exits_guarded", text, [({}, view.guarded)] if view.encrypts else [])

@@ -6,11 +6,16 @@ the loop, which wrote the view, stands still.
 
 from __future__ import annotations
 
+from typing import Final
+
 from pyflannel.show.status import State
 from pyflannel.show.view import View
 from pyflannel.small.guarded import PATIENCE
 
-__all__ = ["diverted", "hanging", "readiness", "summary", "trouble"]
+__all__ = ["diverted", "hanging", "is_rule", "leads_nowhere", "readiness", "removal", "summary", "trouble"]
+
+_NOWHERE: Final = frozenset({"blackhole", "unreachable", "prohibit"})
+"""The actions of policy rules that end a packet, as ip(8) has them."""
 
 
 def summary(view: View, now: float) -> tuple[State, str]:
@@ -35,7 +40,8 @@ def _on_the_way(view: View, now: float) -> tuple[State, str] | None:
         return State.WAITING, wrong or view.refused
     if view.plane_trouble:
         return State.WAITING, view.plane_trouble
-    return (State.WAITING, diverted(view)) if view.encrypts and view.diversions else None
+    leaks = view.encrypts and not all(map(leads_nowhere, view.diversions))
+    return (State.WAITING, diverted(view)) if leaks else None
 
 
 def _running(view: View, now: float) -> tuple[State, str]:
@@ -86,17 +92,41 @@ def diverted(view: View) -> str:
     """Who else diverts the overlay's packets; empty if nobody does."""
     if not view.diversions:
         return ""
-    past = ""
-    if view.encrypts:
+    past, first = "", view.diversions[0]
+    leaking = [each for each in view.diversions if not leads_nowhere(each)]
+    if view.encrypts and leaking:
+        first = leaking[0]
         past = f" past the encryption, {'where our rules drop them' if view.guarded else 'in plaintext'}"
     others = f" (and {len(view.diversions) - 1} more)" if len(view.diversions) > 1 else ""
-    first = view.diversions[0]
-    what, mend = "a route", f"if nobody needs it, 'ip route delete {first}'"
-    if first.startswith("xfrm policy "):
-        what, mend = "an IPsec policy", f"if nobody needs it, 'ip {first.replace('policy', 'policy delete', 1)}'"
+    what = "a route"
+    if is_rule(first):
+        what = "a policy rule"
+    elif first.startswith("xfrm policy "):
+        what = "an IPsec policy"
+    mend = f"if nobody needs it, '{removal(first)}'"
     if first.endswith(" proto kernel"):  # it comes and goes with an address
         mend = "that device has an address in it; 'pyflannel doctor' says what mends it"
     return f"{what} that is not ours diverts the overlay's packets{past}: {first}{others}; {mend}"
+
+
+def is_rule(diversion: str) -> bool:
+    """Whether it is a policy rule that diverts packets."""
+    return diversion.startswith("rule ")
+
+
+def leads_nowhere(diversion: str) -> bool:
+    """Whether it is a policy rule by which packets are lost, rather than sent elsewhere."""
+    return is_rule(diversion) and not _NOWHERE.isdisjoint(diversion.split())
+
+
+def removal(diversion: str) -> str:
+    """The command that deletes what diverts packets."""
+    if is_rule(diversion):
+        words, _, family = diversion.removeprefix("rule ").rpartition(" ")
+        return f"ip {'-6 ' if family == '(IPv6)' else ''}rule delete {words}"
+    if diversion.startswith("xfrm policy "):
+        return f"ip {diversion.replace('policy', 'policy delete', 1)}"
+    return f"ip route delete {diversion}"
 
 
 def hanging(view: View, now: float) -> str:

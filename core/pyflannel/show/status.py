@@ -224,10 +224,10 @@ class Status:
 
     ``repaired`` counts the objects that something else changed and that were put right; ``data_plane`` are the
     backend's own counters. ``age`` says how many seconds ago peers, objects and counters were looked at: more than
-    a moment only while the daemon's loop does not come back from a plugin. ``diversions`` are routes of others that
-    take packets of the overlay away. ``settings`` are the flags that the daemon was told, without secrets, and
-    ``warnings`` what of all that it was told it ignores. ``refused`` says why the network config in the store is not
-    the one that this node goes by; empty while it is.
+    a moment only while the daemon's loop does not come back from a plugin. ``diversions`` are routes, IPsec
+    policies and policy rules of others that take packets of the overlay away. ``settings`` are the flags that the
+    daemon was told, without secrets, and ``warnings`` what of all that it was told it ignores. ``refused`` says why the
+    network config in the store is not the one that this node goes by; empty while it is.
     """
 
     version: str

@@ -67,9 +67,9 @@ class View:
     :param troubles: what goes wrong, other than single kernel objects; the most important first.
     :param in_place: the kernel holds all that the node needs for itself. ``refused``: the first reason why it does not
         take something, ``refusals`` how many objects there are of that kind.
-    :param diversions: others' routes that take packets of the overlay away; ``encrypts``: where the backend would have
-        encrypted them. ``unguarded``: why no rule of the firewall holds such packets back; empty if one does, or if
-        nothing is encrypted.
+    :param diversions: others' routes, IPsec policies and policy rules that take packets of the overlay away;
+        ``encrypts``: where the backend would have encrypted them. ``unguarded``: why no rule of the firewall holds such
+        packets back; empty if one does, or if nothing is encrypted.
     :param subnet_file: ``subnet.env`` says what we hold.
     :param change: the change of the network that is under way.
     :param settings: what this daemon was told, as flags without their dashes, but for secrets. ``warnings``: what of

@@ -7,9 +7,11 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest
+from tests.integration.kernel.conftest import NamespaceWorld
 
 from pyflannel.kernel.model import ROUTE_PROTOCOL, Kind, Link, Rule, VxlanInfo
-from pyflannel.kernel.port import Write
+from pyflannel.kernel.port import Scope, Write
+from pyflannel.network.underlay import Question, Way
 
 TABLE = 4711
 
@@ -170,3 +172,71 @@ def test_everything_can_be_deleted_twice(world: Any, version: int) -> None:
     for _ in range(2):
         assert world.port.apply(deletions) == {}
     assert found(world) == {}
+
+
+SPACE: dict[int, Any] = {4: ip_network("10.1.0.0/16"), 6: ip_network("fd00:1::/32")}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("to {inside} prohibit priority 100", True),
+        ("from {inside} to {inside} lookup 100 priority 100", True),
+        ("not fwmark 0xca6c lookup 51820 priority 100", True),
+        ("lookup 100 priority 100", True),
+        ("fwmark 0/0xff lookup 100 priority 100", True),
+        ("to {outside} prohibit priority 100", False),
+        ("from {outside} lookup 100 priority 100", False),
+        ("fwmark 0x200/0xf00 lookup 2004 priority 9", False),
+        ("lookup main suppress_prefixlength 0 priority 100", False),
+        ("oif eth0 lookup 100 priority 100", False),
+        ("prohibit priority 40000", False),
+        ("to {inside} prohibit priority 100 protocol 241", False),
+        ("to {inside} ipproto tcp prohibit priority 100", False),
+        ("l3mdev priority 1000", False),
+    ],
+)
+def test_of_others_rules_those_are_told_that_may_divert_packets(
+    namespace: NamespaceWorld, version: int, words: str, told: bool
+) -> None:
+    """As wg-quick(8), Cilium, VRFs and hosts with several uplinks have them."""
+    namespace.port.dump(Scope(spaces=(SPACE[version],)))
+    assert namespace.port.look_around().rules == ()
+    namespace.quiet()
+    given = words.format(inside=next(SPACE[version].subnets()), outside=network(version, 2)).split()
+    for verb in ("add", "delete"):
+        namespace.ip(f"-{version}", "rule", verb, *given)
+        assert namespace.quiet().diversions == told, "whether to look around"
+        assert len(namespace.port.look_around().rules) == (told and verb == "add")
+
+
+def test_a_change_of_a_table_that_others_rules_look_up_is_told(namespace: NamespaceWorld, version: int) -> None:
+    namespace.port.dump(Scope(spaces=(SPACE[version],)))
+    add = (f"-{version}", "route", "add", "blackhole")
+    namespace.ip(*add, str(SPACE[version]), "table", "100")
+    assert not namespace.quiet().diversions
+    namespace.ip(f"-{version}", "rule", "add", "lookup", "100", "priority", "100")
+    namespace.quiet()
+    namespace.port.look_around()
+    namespace.ip(*add, str(network(version, 2)), "table", "100")
+    assert not namespace.quiet().diversions, "it leads elsewhere"
+    namespace.ip(*add, "default", "table", "100")
+    assert namespace.quiet().diversions
+
+
+def test_the_kernel_is_asked_by_all_rules_and_says_which_table_decides(namespace: NamespaceWorld, version: int) -> None:
+    own, peer = (list(SPACE[version].subnets(new_prefix=SPACE[version].prefixlen + 8))[number] for number in (1, 2))
+    question = Question(peer.network_address + 1)
+    namespace.ip("link", "add", "one", "type", "veth", "peer", "name", "other")
+    namespace.ip("link", "set", "other", "up")
+    namespace.ip("link", "set", "one", "up")
+    namespace.ip("address", "add", f"{own.network_address + 1}/{own.max_prefixlen}", "dev", "one")
+    namespace.port.dump(Scope())
+    namespace.ip(f"-{version}", "route", "add", str(peer), "dev", "one", "table", "100")
+    assert namespace.port.ask_ways([question]) == ["unreachable"]
+    namespace.ip(f"-{version}", "rule", "add", "lookup", "100", "priority", "100")
+    (way,) = namespace.port.ask_ways([question])
+    assert isinstance(way, Way)
+    assert (way.interface, way.table) == ("one", 100)
+    namespace.ip(f"-{version}", "rule", "add", "to", str(peer), "prohibit", "priority", "99")
+    assert namespace.port.ask_ways([question]) == ["prohibit"]

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.kernel.model import ForeignInfo, KernelObject, Key, Link, Route
-from pyflannel.kernel.port import ForeignLink, ForeignRoute
+from pyflannel.kernel.model import ForeignInfo, KernelObject, Key, Link, Route, Rule
+from pyflannel.kernel.port import ForeignLink, ForeignRoute, ForeignRule
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import Subnets
-from pyflannel.planning.diversion import diverting, leftovers
+from pyflannel.network.underlay import Way
+from pyflannel.planning.diversion import SAMPLE, Packet, diverting, leftovers, packets, to_blame
 from pyflannel.planning.overlay import Peer
 
 OWN = {4: Subnets.from_key("10.5.1.0-24"), 6: Subnets.from_key("fd00:5:0:1::-64")}
@@ -154,3 +155,78 @@ def test_flanneld_s_routes_and_devices_are_known(version: int) -> None:
 def test_what_may_be_somebody_else_s_stays(name: str, address: str) -> None:
     device = ForeignLink(Link(name, ForeignInfo("vxlan"), 1450), (ip_interface(address),))
     assert leftovers([foreign("10.5.2.0/24", name)], [device], [], [SPACE[4]]) == ()
+
+
+PEERS = [Subnets(PEER[4], PEER[6]), Subnets.from_key("10.5.3.0-24&fd00:5:0:3::-64")]  # type: ignore[arg-type]
+BOTH = Subnets.from_key("10.5.1.0-24&fd00:5:0:1::-64")
+BRIDGES = {4: "cni0", 6: "cni0"}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(
+    ("changes", "chosen"),
+    [
+        ({}, {"own of both", "containers of both"}),
+        ({"destination": PEER}, {"own of the first", "containers of the first"}),
+        ({"source": {4: OWN[4].each[0], 6: OWN[6].each[0]}}, {"containers of both"}),
+        ({"iif": "cni0"}, {"containers of both"}),
+        ({"iif": "lo"}, {"own of both"}),
+        ({"iif": "eth0"}, set()),
+        ({"destination": PEER, "inverted": True}, {"own of the second", "containers of the second"}),
+        ({"mark": 5, "inverted": True}, {"own of both", "containers of both"}),
+        ({"mark": 5}, set()),
+    ],
+)
+def test_of_the_overlay_s_packets_those_are_tried_that_a_rule_selects(
+    version: int, changes: dict[str, object], chosen: set[str]
+) -> None:
+    said = {name: value[version] if isinstance(value, dict) else value for name, value in changes.items()}
+    rule = ForeignRule(Rule(version, 100, action="prohibit", **said))  # type: ignore[arg-type]
+    expected = set()
+    for name in chosen:
+        who, _, which = name.partition(" of ")
+        for place, peer in enumerate(PEERS):
+            subnet = peer.of(version)
+            assert subnet is not None
+            if which == "both" or which.endswith(("first", "second")[place]):
+                expected.add((who == "containers", subnet.network_address + 1))
+    found = packets([rule], PEERS, BOTH, BRIDGES)
+    assert {(bool(packet.entrance), packet.destination) for packet in found} == expected
+    assert all((packet.source in OWN[version].each[0]) for packet in found if packet.source is not None)
+
+
+@pytest.mark.parametrize("destination", ["10.5.2.77/32", "10.5.2.64/31", "10.5.2.128/26"])
+def test_a_rule_for_a_part_of_a_peer_s_subnet_is_tried_there(destination: str) -> None:
+    rule = Rule(4, 100, destination=ip_network(destination), action="blackhole")
+    (packet,) = packets([ForeignRule(rule)], PEERS, BOTH, {})
+    assert packet.destination in ip_network(destination)
+
+
+def test_many_peers_are_tried_by_an_even_sample() -> None:
+    peers = [Subnets.from_key(f"10.{6 + number // 256}.{number % 256}.0-24") for number in range(5000)]
+    rule = ForeignRule(Rule(4, 100, table=100))
+    tried = [packet.destination for packet in packets([rule], peers, BOTH, {})]
+    assert SAMPLE // 2 < len(tried) <= SAMPLE
+    assert peers[0].each[0].network_address + 1 == tried[0]
+    assert any(address in subnet for peer in peers[-20:] for subnet in peer.each for address in tried)
+
+
+@pytest.mark.parametrize(
+    ("rule", "answer", "blamed"),
+    [
+        (Rule(4, 100, action="prohibit"), "prohibit", True),
+        (Rule(4, 100, action="unreachable"), "unreachable", True),
+        (Rule(4, 100, action="prohibit"), Way("flannel.1", None, 254), False),
+        (Rule(4, 100, action="prohibit", destination=ip_network("10.5.3.0/24")), "prohibit", False),
+        (Rule(6, 100, action="prohibit"), "prohibit", False),
+        (Rule(4, 100, table=100), Way("tun7", None, 100), True),
+        (Rule(4, 100, table=100), Way("flannel.1", None, 100), False),
+        (Rule(4, 100, table=100), Way("tun7", None, 254), False),
+        (Rule(4, 100, table=100), "blackhole", True),
+        (Rule(4, 100, table=100), "unreachable", False),
+    ],
+)
+def test_a_rule_is_to_blame_for_what_the_kernel_does_because_of_it(rule: Rule, answer: Way | str, blamed: bool) -> None:
+    packet = Packet(PEER[4].network_address + 1)
+    foreign = ForeignRule(rule)
+    assert to_blame([foreign], [(packet, answer)], {"flannel.1", "eth0"}) == ((foreign,) if blamed else ())

@@ -11,7 +11,8 @@ import pytest
 
 from pyflannel.doctor.membership import diversions
 from pyflannel.firewall.state import FirewallState
-from pyflannel.kernel.port import ForeignPolicy
+from pyflannel.kernel.model import Rule
+from pyflannel.kernel.port import ForeignPolicy, ForeignRule
 from pyflannel.membership.slot import LeaseState
 from pyflannel.network.lease import Lease, LeaseAttributes, Subnets
 from pyflannel.show.document import document
@@ -21,6 +22,8 @@ from pyflannel.show.view import PluginName, View
 
 POLICY = str(ForeignPolicy(ip_network("10.0.0.0/8"), ip_network("10.5.0.0/16")))
 DELETE = "ip xfrm policy delete src 10.0.0.0/8 dst 10.5.0.0/16 dir out"
+LOST = str(ForeignRule(Rule(4, 100, None, ip_network("10.5.2.0/24"), action="prohibit")))
+LED = str(ForeignRule(Rule(6, 100, mark=5, inverted=True, table=100)))
 
 
 def view(*found: str, encrypts: bool = True) -> View:
@@ -38,6 +41,11 @@ def view(*found: str, encrypts: bool = True) -> View:
     ("found", "words"),
     [
         ((), ""),
+        ((LOST,), f"a policy rule that is not ours diverts the overlay's packets: {LOST}; if nobody needs it, "),
+        ((LOST,), "'ip rule delete from all to 10.5.2.0/24 prohibit priority 100'"),
+        ((LED,), "a policy rule that is not ours diverts the overlay's packets past the encryption"),
+        ((LED,), "'ip -6 rule delete not from all fwmark 0x5 lookup 100 priority 100'"),
+        ((LOST, LED), f"past the encryption, in plaintext: {LED} (and 1 more)"),
         (("10.5.2.0/24 dev eth1",), "a route that is not ours diverts the overlay's packets past the encryption"),
         (("10.5.2.0/24 dev eth1",), "'ip route delete 10.5.2.0/24 dev eth1'"),
         ((POLICY,), "an IPsec policy that is not ours diverts the overlay's packets past the encryption"),
@@ -81,6 +89,9 @@ def test_whether_they_leave_is_told(changes: dict[str, Any], exits: str, words: 
         ({"firewall": FirewallState("nftables", errors=("refused",))}, State.DEGRADED),
         ({"unguarded": "--firewall none"}, State.READY),
         ({"encrypts": False}, State.READY),
+        ({"unguarded": "--firewall none", "diversions": (LED,)}, State.WAITING),
+        ({"unguarded": "--firewall none", "diversions": (LOST,)}, State.DEGRADED),
+        ({"encrypts": False, "diversions": (LED,)}, State.DEGRADED),
     ],
 )
 def test_a_node_that_encrypts_is_ready_when_nothing_can_get_past_it(changes: dict[str, Any], state: State) -> None:

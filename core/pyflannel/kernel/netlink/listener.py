@@ -14,7 +14,7 @@ from typing import Final
 from pyflannel.kernel import mpls, qdiscs, rules, wire
 from pyflannel.kernel.links import address_index, decode_address, parse_link
 from pyflannel.kernel.model import ROUTE_PROTOCOL, Kind, route_key
-from pyflannel.kernel.netlink.picture import Picture, fdb_entry, lies_in, neighbour
+from pyflannel.kernel.netlink.picture import Picture, fdb_entry, lies_in, meets, neighbour
 from pyflannel.kernel.rtsocket import NotificationSocket
 from pyflannel.kernel.xfrm import Xfrm
 
@@ -134,6 +134,10 @@ class Listener:
         elif row.table != wire.RT_TABLE_MAIN:
             if flags & wire.NLM_F_REPLACE:
                 self._picture.pending.changes[route_key(row.destination, row.metric, row.table)] = None
+            if row.table in self._picture.foreign_tables:
+                self._picture.pending.diversions |= any(
+                    meets(row.destination, each) for each in self._picture.scope.spaces
+                )
         else:
             if flags & wire.NLM_F_REPLACE:  # of what it replaced, nothing is told
                 self._picture.pending.changes[self._picture.route(row).key] = None
@@ -156,6 +160,11 @@ class Listener:
         rule = rules.parse_rule(datagram, start, end)
         if rule is not None:
             self._picture.pending.changes[rule.key] = rule if kind == rules.RTM_NEWRULE else None
+            return
+        foreign = rules.parse_foreign_rule(datagram, start, end)
+        if foreign is not None and rules.may_divert(foreign, self._picture.scope.spaces):
+            self._picture.foreign_tables.add(foreign.table)
+        self._picture.pending.diversions |= bool(self._picture.foreign_tables)  # any rule may come before such a one
 
     def _hear_qdisc(self, kind: int, flags: int, datagram: bytes, start: int, end: int) -> None:
         row = qdiscs.parse_qdisc(datagram, start, end)

@@ -30,7 +30,7 @@ from pyflannel.kernel.refusal import foreign_link, refusal
 from pyflannel.kernel.wire import FdbRow, NeighbourRow, RouteRow
 from pyflannel.network.lease import IPNetwork
 
-__all__ = ["KERNEL_MADE", "Picture", "fdb_entry", "lies_in", "neighbour"]
+__all__ = ["KERNEL_MADE", "Picture", "fdb_entry", "lies_in", "meets", "neighbour"]
 
 KERNEL_MADE: Final = frozenset({wire.RTPROT_REDIRECT, wire.RTPROT_KERNEL, wire.RTPROT_RA})
 """Who makes routes that nobody has asked for."""
@@ -53,6 +53,10 @@ class Picture:
         """The links in scope, by index."""
         self.route_links: set[int] = set()
         """The indexes of links that routes of ours lead to."""
+        self.foreign_tables: set[int] = set()
+        """The routing tables that others' rules look up for packets that may be the overlay's, 0 where they end them;
+        empty if there are no such rules.
+        """
         self.pending = Notice()
 
     def take_links(self, table: LinkTable) -> None:
@@ -165,6 +169,11 @@ def neighbour(link: str, row: NeighbourRow) -> Neighbour:
 def fdb_entry(link: str, row: FdbRow) -> FdbEntry:
     """A row as a value; it equals no wanted one where the row says more than that can."""
     return FdbEntry(link, row.mac, row.remote, row.port, row.vni) if row.plain else FdbEntry(link, row.mac, SEVERAL)
+
+
+def meets(one: IPNetwork, other: IPNetwork) -> bool:
+    """Whether two networks have addresses in common."""
+    return lies_in(one, other) or lies_in(other, one)
 
 
 def lies_in(destination: IPNetwork, space: IPNetwork) -> bool:

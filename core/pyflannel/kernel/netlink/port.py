@@ -20,6 +20,7 @@ from typing import Final, TypeVar
 from pyflannel.errors import KernelError
 from pyflannel.kernel import wire
 from pyflannel.kernel.creations import Creations
+from pyflannel.kernel.inventory import answer
 from pyflannel.kernel.links import in_order
 from pyflannel.kernel.model import (
     ROUTE_PROTOCOL,
@@ -65,6 +66,7 @@ from pyflannel.kernel.port import (
 from pyflannel.kernel.rtsocket import NETLINK_GENERIC, NETLINK_XFRM, NotificationSocket, RequestSocket
 from pyflannel.kernel.wireguard import Wireguard
 from pyflannel.kernel.xfrm import POLICY_GROUP, Xfrm, ours
+from pyflannel.network.underlay import Question, Way
 from pyflannel.small.wake import Wake
 
 __all__ = ["NetlinkPort"]
@@ -181,6 +183,9 @@ class NetlinkPort(KernelPort):
 
     def look_around(self) -> Surroundings:
         return look_around(self._picture, self._request, self._xfrm.read())
+
+    def ask_ways(self, questions: Sequence[Question]) -> list[Way | str]:
+        return [answer(self._request, self._picture.table, question) for question in questions]
 
     def clear(self, found: Iterable[ForeignRoute | ForeignLink]) -> tuple[KernelError, ...]:
         errors: dict[Key, KernelError] = {}

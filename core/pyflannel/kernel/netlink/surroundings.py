@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import IPv4Interface, IPv6Interface
 from socket import AF_INET, AF_INET6
 
-from pyflannel.kernel import wire
+from pyflannel.kernel import rules, wire
 from pyflannel.kernel.links import address_index, decode_address, encode_address_dump
 from pyflannel.kernel.model import ROUTE_PROTOCOL
 from pyflannel.kernel.netlink.dumps import UNKNOWN
-from pyflannel.kernel.netlink.picture import Picture, lies_in
-from pyflannel.kernel.port import ForeignLink, ForeignPolicy, ForeignRoute, Surroundings
+from pyflannel.kernel.netlink.picture import Picture, lies_in, meets
+from pyflannel.kernel.port import ForeignLink, ForeignPolicy, ForeignRoute, ForeignRule, Surroundings
 from pyflannel.kernel.rtsocket import RequestSocket
 from pyflannel.kernel.wire import RouteRow
 from pyflannel.kernel.xfrm import PolicyRow
@@ -37,9 +37,21 @@ def look_around(picture: Picture, requests: RequestSocket, rows: Iterable[Policy
     policies = (
         ForeignPolicy(row.source, row.destination)
         for row in rows
-        if row.diverts and row.direction == "out" and any(_meets(row.destination, space) for space in spaces)
+        if row.diverts and row.direction == "out" and any(meets(row.destination, space) for space in spaces)
     )
-    return Surroundings(tuple(routes), tuple(_strangers(picture, requests, spaces)), tuple(policies))
+    strangers = tuple(_strangers(picture, requests, spaces))
+    return Surroundings(tuple(routes), strangers, tuple(policies), tuple(_rules(picture, requests)))
+
+
+def _rules(picture: Picture, requests: RequestSocket) -> Iterator[ForeignRule]:
+    """Others' rules that may divert packets; from now on it is told when a table changes that they look up."""
+    picture.foreign_tables.clear()
+    for family in (AF_INET, AF_INET6):
+        for _, datagram, start, end in requests.dump(rules.encode_rule_dump(family), UNKNOWN):
+            rule = rules.parse_foreign_rule(datagram, start, end)
+            if rule is not None and rules.may_divert(rule, picture.scope.spaces):
+                picture.foreign_tables.add(rule.table)
+                yield ForeignRule(rule)
 
 
 def _is_stray(picture: Picture, row: RouteRow) -> bool:
@@ -62,8 +74,3 @@ def _strangers(picture: Picture, requests: RequestSocket, spaces: Sequence[IPNet
     for index, found in addresses.items():
         if any(address.ip in space for address in found for space in spaces):
             yield ForeignLink(picture.table.link(picture.table.by_index[index]), tuple(found))
-
-
-def _meets(one: IPNetwork, other: IPNetwork) -> bool:
-    """Whether two networks have addresses in common."""
-    return lies_in(one, other) or lies_in(other, one)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pyflannel.errors import KernelError
 from pyflannel.kernel.links import in_order
 from pyflannel.kernel.model import (
+    MAIN_TABLE,
     ROUTE_PROTOCOL,
     Address,
     FdbEntry,
@@ -37,6 +38,8 @@ from pyflannel.kernel.refusal import (
 )
 from pyflannel.kernel.twin.others import Others
 from pyflannel.kernel.twin.ours import Ours
+from pyflannel.network.lease import IPAddress
+from pyflannel.network.underlay import Question, Way
 
 __all__ = ["TwinPort"]
 
@@ -130,6 +133,19 @@ class TwinPort(Ours, Others, KernelPort):
             if near and not self._in_scope(link):
                 links.append(ForeignLink(link, addresses))
         return Surroundings(routes, tuple(links))
+
+    def ask_ways(self, questions: Sequence[Question]) -> list[Way | str]:
+        """By the main table alone: nobody has rules here."""
+        self._require_life()
+        return [self._way(question.address) for question in questions]
+
+    def _way(self, address: IPAddress) -> Way | str:
+        routes = [entry.route for entry in self.routes.values() if entry.route.table == MAIN_TABLE]
+        fitting = [route for route in routes if address in route.destination]
+        best = min(fitting, key=lambda route: (-route.destination.prefixlen, route.effective_metric), default=None)
+        if best is None:
+            return "unreachable"
+        return best.type or "blackhole" if best.link is None else Way(best.link, None, MAIN_TABLE)
 
     def clear(self, found: Iterable[ForeignRoute | ForeignLink]) -> tuple[KernelError, ...]:
         for item in found:
