@@ -35,14 +35,14 @@ KITS = (
 PAGE = (ROOT / "docs" / "plugins" / "stability.md").read_text(encoding="utf-8")
 
 SHOWN = {
-    "does not load, or has methods to be awaited": [
+    "does not load, or has async methods": [
         "unit/test_plugins.py::test_a_broken_plugin_is_reported_and_harms_nobody_else"
     ],
-    "does not come back from a call": [
+    "hangs in a call": [
         "integration/test_hanging_plugins.py::test_a_daemon_names_the_call_once_and_goes_on_when_it_comes_back",
         "integration/test_hanging_plugins.py::test_a_command_names_the_call_while_it_waits",
     ],
-    "does not come back from its import": [
+    "never finishes importing": [
         "unit/test_plugins.py::test_an_import_that_does_not_end_is_left_behind_and_costs_one_thread",
         "unit/membership/test_keeper.py::test_a_lease_is_renewed_although_the_next_backend_never_loads",
     ],
@@ -64,17 +64,17 @@ SHOWN = {
         "unit/planning/test_isolation.py::test_nonsense_for_one_peer_costs_that_peer",
         "unit/daemon/test_loop.py::test_a_call_that_fails_for_a_while",
     ],
-    "plans without an end": ["unit/planning/test_isolation.py::test_nonsense_for_one_peer_costs_that_peer"],
+    "plans endlessly": ["unit/planning/test_isolation.py::test_nonsense_for_one_peer_costs_that_peer"],
     "raises for the node": [
         "unit/planning/test_isolation.py::test_nonsense_for_the_node_is_an_error_and_nothing_is_planned",
         "integration/test_isolation.py::test_it_is_named_and_the_lease_is_renewed",
     ],
-    "does not come back from planning": [
+    "hangs while planning": [
         "unit/daemon/test_loop.py::test_a_call_that_hangs",
         "integration/test_isolation.py::test_it_is_named_and_the_lease_is_renewed",
         "integration/test_systemd_boot.py::test_a_daemon_that_hangs_is_replaced_and_forwarding_goes_on",
     ],
-    "does not come back from `publish` or its constructor": [
+    "hangs in `publish` or its constructor": [
         "unit/planning/test_isolation.py::test_a_publish_that_hangs_is_left_behind_and_costs_one_thread",
         "unit/daemon/test_loop.py::test_a_call_that_hangs",
     ],
@@ -82,11 +82,11 @@ SHOWN = {
         "unit/planning/test_feed.py::test_a_call_that_fails_is_made_up_for",
         "integration/test_isolation.py::test_it_is_named_and_the_lease_is_renewed",
     ],
-    "is a store that answers other values than its contract says": [
+    "is a store that returns values its contract doesn't allow": [
         "plugins/test_bad_stores.py::test_it_is_named_and_the_daemon_goes_on",
         "unit/membership/test_keeper.py::test_what_a_driver_raises_is_named_and_ends_nothing",
     ],
-    "is a store whose watch tells without a pause, or can't be closed": [
+    "is a store whose watch reports changes without pause, or can't be closed": [
         "plugins/test_bad_stores.py::test_a_lease_is_renewed_and_the_daemon_ends_when_it_is_told_to",
         "unit/membership/test_keeper.py::test_a_watch_without_a_pause_is_read_no_further_than_it_is_taken_in",
     ],
