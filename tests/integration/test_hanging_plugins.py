@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 from tests.integration.planted import BACKEND, STORE, plant, switched_on
@@ -14,6 +14,7 @@ from tests.waiting import until
 
 from pyflannel.lab import Lab, Node
 from pyflannel.lab.daemon import pyflannel_command
+from pyflannel.store import StoreLocation
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
@@ -27,6 +28,8 @@ GONE = "has not come back from"
 def lab() -> Iterator[Lab]:
     with Lab(nodes=1, containers=0) as lab:
         write_document(lab, "planted")
+        store = lab.outside(PurePosixPath(StoreLocation.parse(lab.file_store).path))
+        (store / "subnets").mkdir(mode=0o700)  # a store that nobody has used yet is none for commands that only read
         yield lab
 
 
