@@ -101,7 +101,7 @@ class DiversionWatch:
             if each.link.up and any(address.ip in subnet for address in each.addresses)
         }
         asked = packets(around.rules, _subnets(overlay), own, bridges)
-        answers = self._port.ask_ways([packet.question for packet in asked])
+        answers = self._port.ask_ways(asked)
         devices = (item.name for item in overlay.own_objects if isinstance(item, Link))
         ours = {overlay.node.underlay.interface, *devices}
         return to_blame(around.rules, zip(asked, answers, strict=True), ours)

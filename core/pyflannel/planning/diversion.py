@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 from pyflannel.errors import MalformedError
 from pyflannel.kernel.model import MAIN_TABLE, KernelObject, Key, Route, Rule
@@ -25,7 +25,7 @@ from pyflannel.network.lease import IPAddress, IPNetwork, Lease, Subnets
 from pyflannel.network.underlay import Question, Way
 from pyflannel.planning.overlay import Peer
 
-__all__ = ["SAMPLE", "Packet", "diverting", "leftovers", "packets", "to_blame"]
+__all__ = ["SAMPLE", "diverting", "leftovers", "packets", "to_blame"]
 
 _BOOT: Final = 3
 """``RTPROT_BOOT`` (linux/rtnetlink.h): of routes whose maker names no protocol, such as flanneld's."""
@@ -72,9 +72,11 @@ def _wins(foreign: ForeignRoute, wanted: Mapping[tuple[int, int], Mapping[int, i
 
 def _inside(net: IPNetwork, own: Subnets) -> bool:
     subnet = own.of(net.version)
-    if subnet is None or net.prefixlen < subnet.prefixlen:
-        return False
-    return _leading(net, subnet.prefixlen) == _leading(subnet, subnet.prefixlen)
+    return subnet is not None and _leads_into(net, subnet)
+
+
+def _leads_into(net: IPNetwork, space: IPNetwork) -> bool:
+    return net.prefixlen >= space.prefixlen and _leading(net, space.prefixlen) == _leading(space, space.prefixlen)
 
 
 def _leading(net: IPNetwork, length: int) -> int:
@@ -123,28 +125,16 @@ def _gateways(peers: Iterable[Peer]) -> dict[IPNetwork, set[IPAddress]]:
     return found
 
 
-class Packet(NamedTuple):
-    """A packet that the overlay has to carry: of this node itself, or of a container by the bridge at ``entrance``."""
-
-    destination: IPAddress
-    source: IPAddress | None = None
-    entrance: str = ""
-
-    @property
-    def question(self) -> Question:
-        """How the kernel would send it."""
-        return Question(self.destination, self.source, self.entrance)
-
-
 def packets(
     rules: Iterable[ForeignRule], peers: Iterable[Subnets], own: Subnets, bridges: Mapping[int, str]
-) -> list[Packet]:
-    """For each rule of others' packets of the overlay that it selects: to at most :data:`SAMPLE` peers, evenly spread.
+) -> list[Question]:
+    """For each rule of others' packets of the overlay that it selects: to at most :data:`SAMPLE` peers, evenly spread,
+    from this node itself and from a container, as they are asked of the kernel.
 
     :param bridges: the device that containers' packets come by, by address family, where there is one.
     """
     theirs = tuple(peers)
-    found: dict[Packet, None] = {}
+    found: dict[Question, None] = {}
     for foreign in rules:
         rule = foreign.rule
         subnets = [subnet for each in theirs for subnet in each.each if subnet.version == rule.version]
@@ -156,15 +146,15 @@ def packets(
     return list(found)
 
 
-def _between(rule: Rule, own: Subnets, subnet: IPNetwork, bridge: str) -> Iterator[Packet]:
+def _between(rule: Rule, own: Subnets, subnet: IPNetwork, bridge: str) -> Iterator[Question]:
     """The packets of this node and of a container of it to a peer's subnet."""
     destination = _one_of(subnet, None if rule.inverted else rule.destination, subnet.network_address + 1)
-    yield Packet(destination)
+    yield Question(destination)
     mine = own.of(rule.version)
     if mine is not None and bridge:
         # The bridge has the first address, and nobody sends to himself.
         source = _one_of(mine, None if rule.inverted else rule.source, mine.broadcast_address - 1)
-        yield Packet(destination, source, bridge)
+        yield Question(destination, source, bridge)
 
 
 def _one_of(subnet: IPNetwork, selected: IPNetwork | None, usual: IPAddress) -> IPAddress:
@@ -176,20 +166,16 @@ def _one_of(subnet: IPNetwork, selected: IPNetwork | None, usual: IPAddress) -> 
 
 def _may_go_to(rule: Rule, subnet: IPNetwork) -> bool:
     there = rule.destination
-    return rule.inverted or there is None or _leads_into(there, subnet) or _leads_into(subnet, there)
+    return rule.inverted or there is None or there.overlaps(subnet)
 
 
-def _leads_into(net: IPNetwork, space: IPNetwork) -> bool:
-    return net.prefixlen >= space.prefixlen and _leading(net, space.prefixlen) == _leading(space, space.prefixlen)
-
-
-def _selects(rule: Rule, packet: Packet) -> bool:
+def _selects(rule: Rule, packet: Question) -> bool:
     """As the kernel does (``fib_rule_match`` in ``net/core/fib_rules.c``). Packets of the overlay have no mark; those
     of the node itself have no source yet, and come by ``lo``.
     """
     hit = (
         (rule.source is None or (packet.source is not None and packet.source in rule.source))
-        and (rule.destination is None or packet.destination in rule.destination)
+        and (rule.destination is None or packet.address in rule.destination)
         and rule.iif in ("", packet.entrance or "lo")
         and not rule.oif
         and (rule.mark is None or not rule.mark & rule.mask)
@@ -198,7 +184,7 @@ def _selects(rule: Rule, packet: Packet) -> bool:
 
 
 def to_blame(
-    rules: Iterable[ForeignRule], answers: Iterable[tuple[Packet, Way | str]], ours: Collection[str]
+    rules: Iterable[ForeignRule], answers: Iterable[tuple[Question, Way | str]], ours: Collection[str]
 ) -> tuple[ForeignRule, ...]:
     """The rules by which packets of the overlay go elsewhere or nowhere, in the order in which the kernel asks them.
 
@@ -210,7 +196,7 @@ def to_blame(
     for packet, way in answers:
         for foreign in asked:
             rule = foreign.rule
-            if rule.version == packet.destination.version and _selects(rule, packet) and _explains(rule, way, ours):
+            if rule.version == packet.address.version and _selects(rule, packet) and _explains(rule, way, ours):
                 found.add(foreign)
                 break
     return tuple(foreign for foreign in asked if foreign in found)

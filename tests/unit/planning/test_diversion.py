@@ -13,8 +13,8 @@ from pyflannel.kernel.model import ForeignInfo, KernelObject, Key, Link, Route, 
 from pyflannel.kernel.port import ForeignLink, ForeignRoute, ForeignRule
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import Subnets
-from pyflannel.network.underlay import Way
-from pyflannel.planning.diversion import SAMPLE, Packet, diverting, leftovers, packets, to_blame
+from pyflannel.network.underlay import Question, Way
+from pyflannel.planning.diversion import SAMPLE, diverting, leftovers, packets, to_blame
 from pyflannel.planning.overlay import Peer
 
 OWN = {4: Subnets.from_key("10.5.1.0-24"), 6: Subnets.from_key("fd00:5:0:1::-64")}
@@ -191,7 +191,7 @@ def test_of_the_overlay_s_packets_those_are_tried_that_a_rule_selects(
             if which == "both" or which.endswith(("first", "second")[place]):
                 expected.add((who == "containers", subnet.network_address + 1))
     found = packets([rule], PEERS, BOTH, BRIDGES)
-    assert {(bool(packet.entrance), packet.destination) for packet in found} == expected
+    assert {(bool(packet.entrance), packet.address) for packet in found} == expected
     assert all((packet.source in OWN[version].each[0]) for packet in found if packet.source is not None)
 
 
@@ -199,13 +199,13 @@ def test_of_the_overlay_s_packets_those_are_tried_that_a_rule_selects(
 def test_a_rule_for_a_part_of_a_peer_s_subnet_is_tried_there(destination: str) -> None:
     rule = Rule(4, 100, destination=ip_network(destination), action="blackhole")
     (packet,) = packets([ForeignRule(rule)], PEERS, BOTH, {})
-    assert packet.destination in ip_network(destination)
+    assert packet.address in ip_network(destination)
 
 
 def test_many_peers_are_tried_by_an_even_sample() -> None:
     peers = [Subnets.from_key(f"10.{6 + number // 256}.{number % 256}.0-24") for number in range(5000)]
     rule = ForeignRule(Rule(4, 100, table=100))
-    tried = [packet.destination for packet in packets([rule], peers, BOTH, {})]
+    tried = [packet.address for packet in packets([rule], peers, BOTH, {})]
     assert SAMPLE // 2 < len(tried) <= SAMPLE
     assert peers[0].each[0].network_address + 1 == tried[0]
     assert any(address in subnet for peer in peers[-20:] for subnet in peer.each for address in tried)
@@ -227,6 +227,6 @@ def test_many_peers_are_tried_by_an_even_sample() -> None:
     ],
 )
 def test_a_rule_is_to_blame_for_what_the_kernel_does_because_of_it(rule: Rule, answer: Way | str, blamed: bool) -> None:
-    packet = Packet(PEER[4].network_address + 1)
+    packet = Question(PEER[4].network_address + 1)
     foreign = ForeignRule(rule)
     assert to_blame([foreign], [(packet, answer)], {"flannel.1", "eth0"}) == ((foreign,) if blamed else ())
