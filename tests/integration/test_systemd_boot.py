@@ -23,6 +23,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from tests.competing import competitors
 from tests.integration.asking import until
 
 from pyflannel.firewall.sync import LEGACY_DROP_IN
@@ -292,18 +293,6 @@ def test_stopping_leaves_the_overlay_and_starting_again_the_subnet(pair: list[Ma
     assert machine.run("cat /run/flannel/subnet.env") == before
     machine.run("systemctl start pyflannel")
     assert machine.run("cat /run/flannel/subnet.env") == before
-
-
-@contextmanager
-def competitors() -> Iterator[None]:
-    """Programs that always want all processors."""
-    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4 * (os.cpu_count() or 1))]
-    try:
-        yield
-    finally:
-        for program in programs:
-            program.kill()
-            program.wait()
 
 
 def scheduling(machine: Machine) -> set[str]:

@@ -22,6 +22,7 @@ import yaml
 from tests.servers import flanneld, images
 from tests.servers.kubernetes import binary
 from tests.servers.machines import COMMANDS, PAUSE, PROGRAMS, ControlPlane, Machine, Pod, is_ready
+from tests.servers.memory import in_memory
 from tests.waiting import PATIENCE, until
 
 from pyflannel.lab import Lab
@@ -169,7 +170,7 @@ class Cluster:
 def cluster(archives: list[Path]) -> Iterator[Cluster]:
     with ExitStack() as stack:
         lab = stack.enter_context(Lab(nodes=2, containers=0))
-        directory = Path(stack.enter_context(TemporaryDirectory(prefix="pyflannel-cluster-", dir="/dev/shm")))
+        directory = Path(stack.enter_context(TemporaryDirectory(prefix="pyflannel-cluster-", dir=in_memory())))
         place = lab.add_server("kube")
         netns = Path(f"/proc/{lab.sandbox.pid}/root/run/netns/{place.name}")
         options: dict[str, Any] = {"place": place, "netns": netns, "host": str(place.ipv4.ip)}

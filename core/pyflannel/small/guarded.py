@@ -104,7 +104,7 @@ def reason(error: BaseException) -> str:
 
 
 class HangingCall:
-    """Says in the log that a call hangs, once, and when it has come back. For one thread, which looks now and then."""
+    """Says in the log that a call hangs, once, and when it has come back. For one thread at a time, now and then."""
 
     def __init__(self) -> None:
         self._named: PluginCall | None = None
@@ -127,16 +127,50 @@ class HangingCall:
         return None
 
 
+class _Watcher:
+    """Looks after all calls of a command with one thread, as a store may be called tens of thousands of times.
+
+    The thread sleeps for :data:`PATIENCE` at most, so whatever begins meanwhile hangs no sooner than it wakes up, and
+    nobody has to wake it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: dict[HangingCall, PluginCall] = {}
+        self._thread: threading.Thread | None = None
+
+    def begin(self, said: HangingCall, call: PluginCall) -> None:
+        """``said`` tells of a call from now on."""
+        with self._lock:
+            self._calls[said] = call
+            if self._thread is None or not self._thread.is_alive():  # as in a fork
+                self._thread = threading.Thread(target=self._run, name="pyflannel-hanging", daemon=True)
+                self._thread.start()
+
+    def end(self, said: HangingCall) -> None:
+        """That call is over."""
+        with self._lock:
+            del self._calls[said]
+            said.look(None, time.monotonic())
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                now = time.monotonic()
+                due = [at for said, call in self._calls.items() if (at := said.look(call, now)) is not None]
+            time.sleep(max(0.0, min(due, default=now + PATIENCE) - time.monotonic()))
+
+
+_watcher: Final = _Watcher()
+
+
 @contextmanager
 def named_if_it_hangs(name: str, what: str, kind: str = "backend") -> Iterator[None]:
     """For commands, which wait as long as whoever started them: a call that hangs is named in the log by then, and
     again when it has come back."""
-    said, call = HangingCall(), PluginCall(name, what, time.monotonic(), kind)
-    timer = threading.Timer(PATIENCE, lambda: said.look(call, call.since + PATIENCE))
-    timer.name, timer.daemon = f"pyflannel-waiting-for-{what}", True
-    timer.start()
+    said = HangingCall()
+    _watcher.begin(said, PluginCall(name, what, time.monotonic(), kind))
     try:
         yield
     finally:
-        timer.cancel()
-        said.look(None, time.monotonic())
+        _watcher.end(said)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.competing import competitors
 from tests.integration.backends.udp.conftest import MakeOverlay, Node, Overlay, run
 from tests.integration.backends.udp.transfer import MEBIBYTE, Transfer
 from tests.waiting import until
@@ -97,19 +96,6 @@ def test_ipv6_inside(make_overlay: MakeOverlay, offload: bool) -> None:
     )
 
 
-@contextlib.contextmanager
-def _competitors() -> Iterator[None]:
-    """Programs that want every processor several times over, each as a session, which the kernel may share out by."""
-    words = ["sh", "-c", "while :; do :; done"]
-    burners = [subprocess.Popen(words, start_new_session=True) for _ in range(6 * (os.cpu_count() or 1))]
-    try:
-        yield
-    finally:
-        for burner in burners:
-            burner.kill()
-            burner.wait()
-
-
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
 @pytest.mark.parametrize(
     ("options", "policy"),
@@ -132,7 +118,7 @@ def test_packets_go_before_programs_that_they_would_wait_for_where_a_cpu_is_left
         seen.update(map(os.sched_getscheduler, workers))
         return policy in seen
 
-    with _competitors():
+    with competitors():
         Transfer(overlay, 40 * MEBIBYTE).finish()
         until(is_shown, "workers with the priority that they may have")
     assert seen <= {policy, os.SCHED_OTHER}
