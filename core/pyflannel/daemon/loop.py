@@ -336,7 +336,7 @@ class Loop:
         self.kernel_side.diversions.look_soon(now)
         self._want_firewall(overlay)
         self.tracker.sweep = True
-        self._memory.joined(now)
+        self._memory.joined(now, len(overlay.peers))
         now_shown = self.joined.shown
         if before is None or before.shown is not now_shown:
             self._calls.backend = self._plugin("backend", now_shown.name)

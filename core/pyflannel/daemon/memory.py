@@ -27,6 +27,9 @@ __all__ = ["Tidying", "or_end", "rush", "settle", "trim"]
 SETTLE_AFTER: Final = 2.0
 """Seconds from joining until the kernel has told of all that we write then: time to give back what that took."""
 
+MANY: Final = 1000
+"""Leases whose planning takes enough for a moment to be worth that work again."""
+
 TRIM_PAUSE: Final = 30.0
 """Seconds from a change of leases until memory is given back: a store may have read them all again to find it."""
 
@@ -151,12 +154,19 @@ class Tidying:
     """When the loop gives back memory: a while after what took it for a moment."""
 
     def __init__(self) -> None:
+        self._started = False
         self._settle_due: float | None = None
         self._trim_due: float | None = None
 
-    def joined(self, now: float) -> None:
-        """A whole overlay has been planned, and is on its way into the kernel."""
-        self._settle_due = now + SETTLE_AFTER
+    def joined(self, now: float, leases: int) -> None:
+        """A whole overlay of so many leases has been planned, and is on its way into the kernel.
+
+        A network that is changed has a few of them within seconds.
+        """
+        if not self._started or self._settle_due is not None or leases >= MANY:
+            self._settle_due = now + SETTLE_AFTER
+        else:
+            self.changed(now)
 
     def changed(self, now: float) -> None:
         """Leases have changed."""
@@ -172,6 +182,7 @@ class Tidying:
         """Give it back, if it is time to."""
         if self._settle_due is not None and now >= self._settle_due:
             self._settle_due = self._trim_due = None
+            self._started = True
             settle()
         elif self._trim_due is not None and now >= self._trim_due:
             self._trim_due = None

@@ -15,6 +15,7 @@ _BLOCK = 64
 _MASK = 0xFFFFFFFF
 
 
+@lru_cache(maxsize=64)  # a node's own names are asked for again with each peer
 def sha256(data: bytes) -> bytes:
     """The digest of ``data`` (FIPS 180-4); a millisecond a kilobyte."""
     state = tuple(_fraction(prime, 2) for prime in islice(_primes(), 8))

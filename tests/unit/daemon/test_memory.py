@@ -8,7 +8,7 @@ import sys
 import pytest
 from tests.starving import without_descriptors
 
-from pyflannel.daemon.memory import settle
+from pyflannel.daemon.memory import MANY, SETTLE_AFTER, TRIM_PAUSE, Tidying, settle
 from pyflannel.errors import ExitCode
 
 PROGRAM = """
@@ -138,3 +138,15 @@ def test_a_daemon_goes_on_after_another_failure_of_a_thread(when: str) -> None:
 def test_a_process_without_descriptors_goes_on() -> None:
     with without_descriptors():
         settle()
+
+
+def test_few_leases_planned_anew_are_no_rush() -> None:
+    tidying = Tidying()
+    tidying.joined(0.0, 3)
+    assert tidying.due == [SETTLE_AFTER]
+    tidying.tidy(SETTLE_AFTER)
+    assert tidying.due == []
+    tidying.joined(10.0, 3)
+    assert tidying.due == [10.0 + TRIM_PAUSE]
+    tidying.joined(11.0, MANY)
+    assert tidying.due == [11.0 + SETTLE_AFTER, 10.0 + TRIM_PAUSE]
