@@ -3,7 +3,7 @@
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-plugins test-kernels test-kernels-all test-kubernetes test-kubelets test-flanneld test-change simulate planted chaos lint docs wheel release deb bench bench-peers clean
+.PHONY: help demo test test-plugins test-kernels test-kernels-all test-kubernetes test-kubelets test-flanneld test-change test-change-all simulate planted chaos lint docs wheel release deb bench bench-peers clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ chaos: ## 12 real nodes on real etcd, Consul and files, random faults, a page ab
 test-change: ## a running network from every backend to every other one, on every store, daemons killed (minutes)
 	@tools/bootstrap test
 	@$(VENV)/tox run -e change
+
+test-change-all: ## the same with the long tests: two families on every store, 50 nodes
+	@tools/bootstrap test
+	@$(VENV)/tox run -e change -- -m "long or not long"
 
 test-kubernetes: ## the store for Kubernetes on a real API server, which is built first (Go 1.24; minutes, once)
 	@tools/bootstrap kubernetes

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from tests.servers import consul, etcd
-from tests.waiting import PATIENCE, until
+from tests.waiting import LONG, PATIENCE, until
 
 from pyflannel.errors import ExitCode
 from pyflannel.lab import Lab, Node
@@ -53,11 +53,8 @@ WIREGUARD: Document = {"Type": "wireguard"}
 USERSPACE: Document = {**WIREGUARD, "Implementation": "userspace"}
 
 STORES = [
-    "file",
-    *(
-        pytest.param(name, marks=pytest.mark.skipif(missing is not None, reason=str(missing)))
-        for name, missing in (("etcd", etcd.MISSING), ("consul", consul.MISSING))
-    ),
+    pytest.param(name, marks=pytest.mark.skipif(missing is not None, reason=str(missing)))
+    for name, missing in (("file", None), ("etcd", etcd.MISSING), ("consul", consul.MISSING))
 ]
 
 
@@ -110,12 +107,12 @@ class Overlay:
 
     def change(self, *words: str, node: int = 0) -> list[dict[str, Any]]:
         """Run the command to its end; what it told."""
-        done = self.nodes[node].run(self.command(*words), check=False, timeout=2 * PATIENCE)
+        done = self.nodes[node].run(self.command(*words), check=False, timeout=LONG)
         assert done.returncode == ExitCode.OK, (done.stdout[-2000:], done.stderr)
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def refused(self, *words: str) -> str:
-        done = self.nodes[0].run(self.command(*words), check=False, timeout=PATIENCE)
+        done = self.nodes[0].run(self.command(*words), check=False, timeout=LONG)
         assert done.returncode == ExitCode.CONFIG, (done.stdout, done.stderr)
         return done.stderr
 
@@ -152,7 +149,7 @@ class Overlay:
     def write(self, document: Document) -> None:
         """Put a document into the store, whatever is there."""
         words = pyflannel_command("config", "set", "--force", "-", "--store", self.store)
-        self.nodes[0].run(words, input=json.dumps(document), timeout=PATIENCE)
+        self.nodes[0].run(words, input=json.dumps(document), timeout=LONG)
 
     def overheard(self, version: int = 4) -> tuple[list[bytes], list[bytes]]:
         """What leaves the nodes while each container pings each other one, and those of it that can be read."""
@@ -160,16 +157,14 @@ class Overlay:
         captures = [node.capture() for node in self.nodes]
         for source, target in itertools.permutations(self.lab.containers, 2):
             words = ["ping", "-c3", "-i0.2", "-p", pattern.hex(), target.address(version)]
-            source.run(words, timeout=PATIENCE)
+            source.run(words, timeout=LONG)
         frames = [frame for capture in captures for frame in capture.stop()]
         return frames, [frame for frame in frames if pattern in frame]
 
     def all_are(self, step: str) -> None:
         """Wait until every node says that it is so far."""
         for node in self.nodes:
-            node.daemon.wait_status(
-                lambda it: it["change"] is not None and it["change"]["step"] == step, step, PATIENCE
-            )
+            node.daemon.wait_status(lambda it: it["change"] is not None and it["change"]["step"] == step, step, LONG)
 
     def run_on(self, backend: str) -> None:
         """All nodes run this backend, and nothing else."""
@@ -177,7 +172,7 @@ class Overlay:
             node.daemon.wait_status(
                 lambda status: status["ready"] and status["backend"]["name"] == backend and status["change"] is None,
                 f"{backend} alone",
-                PATIENCE,
+                LONG,
             )
 
 
@@ -190,14 +185,14 @@ def overlay(document: Document, nodes: int = 3, kind: str = "file", without: Seq
     with Lab(nodes=nodes) as lab:
         made = Overlay(lab, lab.file_store if kind == "file" else lab.start_store(kind, 1))
         words = pyflannel_command("config", "set", "-", "--store", made.store)
-        lab.nodes[0].run(words, input=json.dumps(document), timeout=PATIENCE)
+        lab.nodes[0].run(words, input=json.dumps(document), timeout=LONG)
         there = [node for number, node in enumerate(lab.nodes) if number not in without]
         for node in lab.nodes:
             node.run(["sysctl", "-q", "-w", "net.ipv4.conf.all.rp_filter=1"])
         for node in there:
             node.start_daemon(made.store, str(document["Backend"]["Type"]))
         for node in there:
-            node.daemon.wait_ready(peers=len(there) - 1, timeout=PATIENCE)
+            node.daemon.wait_ready(peers=len(there) - 1, timeout=LONG)
             node.attach_containers()
         yield made
         for node in there:
@@ -249,10 +244,10 @@ def pinging(
                 until(lambda: reaches(one, two.address(version)), "containers reach each other", PATIENCE)  # noqa: B023
                 pings.all.append(stack.enter_context(one.ping(two.address(version), interval)))
         for ping in pings.all:
-            ping.wait_replies(10, PATIENCE)
+            ping.wait_replies(10, LONG)
         yield pings
         for ping in pings.all:
-            ping.wait_replies(10, PATIENCE)
+            ping.wait_replies(10, LONG)
         pings.account()
 
 

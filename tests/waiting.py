@@ -13,13 +13,16 @@ from typing import Final, TypeVar
 
 import pytest
 
-__all__ = ["PATIENCE", "SLOWNESS", "crowd", "until"]
+__all__ = ["LONG", "PATIENCE", "SLOWNESS", "crowd", "until"]
 
 SLOWNESS: Final = float(os.environ.get("PYFLANNEL_SLOWNESS", 1))
 """How many times as long as usual everything takes in this machine (:mod:`tests.kernels.guest`)."""
 
 PATIENCE: Final = 60.0 * SLOWNESS
 """Seconds, on an idle machine; as many times as many on a slow one."""
+
+LONG: Final = 10 * PATIENCE
+"""Seconds, for what is told beforehand how long it may wait, and so can't be stretched: the end of a command."""
 
 T = TypeVar("T")
 

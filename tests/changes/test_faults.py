@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 from tests.changing import STORES, USERSPACE, VXLAN, Overlay, network, options, overlay, pinging
-from tests.waiting import PATIENCE, until
+from tests.waiting import LONG, PATIENCE, until
 
 from pyflannel.errors import ExitCode
 from pyflannel.lab.topology import UPLINK
@@ -41,7 +41,7 @@ def test_daemons_are_killed_at_random_moments(seed: int) -> None:
                     daemon = rng.choice(made.nodes).daemon
                     daemon.kill()
                     daemon.start()
-                    daemon.wait_ready(peers=2, timeout=PATIENCE)
+                    daemon.wait_ready(peers=2, timeout=LONG)
                 until(lambda process=process: not process.running, "the change is over", 3 * PATIENCE)  # type: ignore[misc]
             made.run_on(str(backend["Type"]))
             if next(kills, None) is None:
@@ -87,14 +87,14 @@ def through_a_minute_without(away: Away, store: str, step: str) -> None:
         last = made.nodes[2].daemon
         with made.driven("--backend", "host-gw") as process:
             last.wait_status(
-                lambda it: it["change"] is not None and it["change"]["step"] in so_far, f"as far as {step}", PATIENCE
+                lambda it: it["change"] is not None and it["change"]["step"] in so_far, f"as far as {step}", LONG
             )
             last.pause()
             with away(made):
                 last.resume()
-                pings.all[0].wait_replies(MINUTE, 3 * PATIENCE)
+                pings.all[0].wait_replies(MINUTE, LONG)
                 for node in made.nodes:
-                    status = node.daemon.wait_status(lambda it: not it["store"]["connected"], "no store", PATIENCE)
+                    status = node.daemon.wait_status(lambda it: not it["store"]["connected"], "no store", LONG)
                     assert status["ready"]
                     assert status["change"] is not None
                 assert process.running
@@ -136,11 +136,11 @@ def test_a_node_that_is_down_is_waited_for_until_its_lease_ends_and_follows_when
     """Nobody has to leave it behind; its daemon still has the flag for the backend that the network had."""
     with overlay(network(VXLAN), kind=store, without=[2]) as made, pinging(made.lab, only=(0, 1)):
         late = made.nodes[2].start_daemon(made.store, "vxlan", arguments=["--lease-ttl", "20"])
-        late.wait_ready(peers=2, timeout=PATIENCE)
+        late.wait_ready(peers=2, timeout=LONG)
         late.kill()
         assert made.change("--backend", "wireguard")[-1]["over"]
         for node in made.nodes[:2]:
-            node.daemon.wait_status(lambda it: it["ready"] and not it["peers"][1:], "two nodes", PATIENCE)
+            node.daemon.wait_status(lambda it: it["ready"] and not it["peers"][1:], "two nodes", LONG)
         late.start()
         made.run_on("wireguard")
         made.nodes[2].attach_containers()

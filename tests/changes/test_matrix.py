@@ -32,6 +32,9 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
 WIREGUARDS = [USERSPACE, *([{**USERSPACE, "Implementation": "kernel"}] if has_wireguard() else [])]
 """Two implementations of one backend: between them is no change that a network goes through together."""
 
+TWICE = [STORES[0], *(pytest.param(*store.values, marks=[*store.marks, pytest.mark.long]) for store in STORES[1:])]
+"""The stores for what hardly depends on the store: all but one are long."""
+
 TUNNELS: list[Document] = [{"Type": kind} for kind in ("gre", "ipip") if has_device(kind)]
 
 
@@ -52,14 +55,23 @@ def test_a_tour_leaves_out_pairs_that_were_tried_elsewhere() -> None:
 
 @pytest.mark.parametrize("wireguard", WIREGUARDS, ids=lambda backend: str(backend["Implementation"]))
 @pytest.mark.parametrize("store", STORES)
-@pytest.mark.parametrize("versions", [(4,), (4, 6)], ids=["one family", "two families"])
-def test_from_every_backend_to_every_other(wireguard: Document, store: str, versions: Sequence[int]) -> None:
+def test_from_every_backend_to_every_other(wireguard: Document, store: str) -> None:
+    go_everywhere(wireguard, store, (4,))
+
+
+@pytest.mark.parametrize("wireguard", WIREGUARDS, ids=lambda backend: str(backend["Implementation"]))
+@pytest.mark.parametrize("store", TWICE)
+def test_from_every_backend_to_every_other_with_two_families(wireguard: Document, store: str) -> None:
+    go_everywhere(wireguard, store, (4, 6))
+
+
+def go_everywhere(wireguard: Document, store: str, versions: Sequence[int]) -> None:
     of_one_family = ("udp", "ipip") if len(versions) > 1 else ()
     backends = [VXLAN, HOST_GW, wireguard, UDP, *TUNNELS]
     go_round(tour([each for each in backends if each["Type"] not in of_one_family]), store, versions)
 
 
-@pytest.mark.parametrize("nodes", [30, 50])
+@pytest.mark.parametrize("nodes", [30, pytest.param(50, marks=pytest.mark.long)])
 def test_many_nodes(nodes: int) -> None:
     with overlay(network(VXLAN), nodes=nodes) as made, pinging(made.lab, only=(*range(9, nodes, 10), 0)):
         made.change(*options(HOST_GW))

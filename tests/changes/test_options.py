@@ -9,7 +9,7 @@ from ipaddress import IPv4Network
 import pytest
 from tests.changing import DUAL, UDP, USERSPACE, VXLAN, Overlay, network, overlay, pinging
 from tests.integration.asking import workers
-from tests.waiting import PATIENCE, until
+from tests.waiting import LONG, PATIENCE, until
 
 from pyflannel.lab import Container, Node
 from pyflannel.lab.sandbox import Process
@@ -60,7 +60,7 @@ def test_nodes_keep_their_subnets_and_who_comes_later_leases_by_the_new_bounds()
         ranges = ["--network", "10.244.0.0/15", "--subnet-len", "26"]
         made.change(*ranges, "--subnet-min", "10.245.10.0", "--subnet-max", "10.245.10.192")
         late = made.nodes[2].start_daemon(made.store, "vxlan")
-        (subnet,) = late.wait_ready(peers=2, timeout=PATIENCE)["lease"]["subnets"]
+        (subnet,) = late.wait_ready(peers=2, timeout=LONG)["lease"]["subnets"]
         assert IPv4Network(subnet).prefixlen == 26
         assert IPv4Network(subnet).subnet_of(IPv4Network("10.245.10.0/24"))
         made.nodes[2].attach_containers()
@@ -120,10 +120,10 @@ def test_the_smaller_mtu_holds_for_containers_that_start_and_those_that_exist_le
                 arrived, said = sends(one, two, version, SMALLER + 1)
                 assert arrived, f"something goes by the new way already: {said}"
             second.resume()
-            second.wait_status(lambda it: it["change"] is not None and it["change"]["step"] != "", "prepared", PATIENCE)
+            second.wait_status(lambda it: it["change"] is not None and it["change"]["step"] != "", "prepared", LONG)
             assert second.container_network().mtu == SMALLER
             second.pause()
-            first.wait_status(lambda it: it["change"]["step"] in ("switched", "retired"), "it has switched", PATIENCE)
+            first.wait_status(lambda it: it["change"]["step"] in ("switched", "retired"), "it has switched", LONG)
             for version in (4, 6):
                 learns(one, two, version)
             second.resume()

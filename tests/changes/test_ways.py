@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from tests.changing import DUAL, UDP, VXLAN, WIREGUARD, Document, network, overlay, pinging
 from tests.integration.asking import PATIENCE
-from tests.waiting import until
+from tests.waiting import LONG, until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -78,7 +78,7 @@ def test_the_other_family_is_added_and_containers_keep_their_addresses(version: 
             assert not told[0]["together"]
             assert told[-1]["over"]
             for node, subnet in zip(made.nodes, before, strict=True):
-                status = node.daemon.wait_status(lambda it: len(it["lease"]["subnets"]) == 2, "two subnets", PATIENCE)
+                status = node.daemon.wait_status(lambda it: len(it["lease"]["subnets"]) == 2, "two subnets", LONG)
                 assert subnet in status["lease"]["subnets"]
         for node in made.nodes:
             node.attach_containers()
@@ -131,9 +131,9 @@ def test_a_node_that_joins_in_the_middle_takes_part() -> None:
         with made.driven("--backend", "wireguard"):
             made.come_to("prepare")
             late = made.nodes[2].start_daemon(made.store, "vxlan")
-            late.wait_status(lambda status: status["change"] is not None, "it takes part", PATIENCE)
+            late.wait_status(lambda status: status["change"] is not None, "it takes part", LONG)
             made.nodes[1].daemon.start()
-            late.wait_ready(peers=2, timeout=PATIENCE)
+            late.wait_ready(peers=2, timeout=LONG)
             made.nodes[2].attach_containers()
             with pinging(made.lab):
                 made.run_on("wireguard")
@@ -153,7 +153,7 @@ def test_a_port_that_is_closed_is_found_before_anything_is_sent_there() -> None:
                 other.daemon.wait_status(
                     lambda it, says=says: it["change"] is not None and it["change"]["trouble"].startswith(says),  # type: ignore[misc]
                     says,
-                    PATIENCE,
+                    LONG,
                 )
                 assert made.phase() == "prepare"
                 closed.run(["nft", "delete", "table", family, "closed"])

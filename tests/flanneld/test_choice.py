@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 from tests.servers.flanneld import Etcd, Flanneld
-from tests.waiting import PATIENCE, until
+from tests.waiting import LONG, until
 
 from pyflannel.lab import Lab, Node
 
@@ -63,7 +63,7 @@ def test_both_take_the_same_interface_and_address(place: Place, name: str) -> No
         assert chosen is not None, flanneld.log()
     daemon = node.start_daemon(place.etcd.store(prefix), None, None, flags, interface=None)
     try:
-        underlay = daemon.wait_ready(timeout=PATIENCE)["underlay"]
+        underlay = daemon.wait_ready(timeout=LONG)["underlay"]
     finally:
         daemon.stop()
     assert (underlay["interface"], underlay["ipv4"]) == chosen.groups()

@@ -12,7 +12,7 @@ import pytest
 from tests.features import has_device, has_wireguard
 from tests.integration.asking import get
 from tests.servers.flanneld import Etcd, Flanneld
-from tests.waiting import PATIENCE, until
+from tests.waiting import LONG, until
 
 from pyflannel.lab import Lab, Node
 from pyflannel.lab.daemon import pyflannel_command
@@ -52,7 +52,7 @@ class Mixed:
         """Start pyflannel with what a drop-in is given: flanneld's own flags."""
         flags = ("--etcd-endpoints", self.etcd.endpoint, "--etcd-prefix", PREFIX, "--ip-masq")
         node.start_daemon(self.store, None, None, (*flags, "--healthz-port", "8401"))
-        node.daemon.wait_ready(peers=2, timeout=PATIENCE)
+        node.daemon.wait_ready(peers=2, timeout=LONG)
 
     @contextmanager
     def pinging(self, without: Node | None, what: str) -> Iterator[None]:
@@ -69,10 +69,10 @@ class Mixed:
             if one is not two
         ]
         for ping in pings:
-            ping.wait_replies(20, PATIENCE)
+            ping.wait_replies(20, LONG)
         yield
         for ping in pings:
-            ping.wait_replies(20, PATIENCE)
+            ping.wait_replies(20, LONG)
         lost = {f"{ping.source.name} to {ping.address}": ping.stop().lost for ping in pings}
         assert set(lost.values()) == {0}, f"{what}: {lost}"
 
@@ -169,7 +169,7 @@ def test_a_document_that_somebody_writes_while_nodes_run_parts_nobody() -> None:
             made.etcd.put(f"{PREFIX}/config", json.dumps({"Network": "10.244.0.0/16", **NETWORKS["host-gw"]}))
             for _ in range(2):
                 status = node.daemon.wait_status(
-                    lambda it: "host-gw" in it["message"] and "network change" in it["message"], "it says so", PATIENCE
+                    lambda it: "host-gw" in it["message"] and "network change" in it["message"], "it says so", LONG
                 )
                 assert status["ready"]
                 assert status["backend"]["name"] == "vxlan"
@@ -177,5 +177,5 @@ def test_a_document_that_somebody_writes_while_nodes_run_parts_nobody() -> None:
                 assert code == 200
                 assert "network change" in body
                 node.daemon.restart()
-                node.daemon.wait_ready(peers=2, timeout=PATIENCE)
+                node.daemon.wait_ready(peers=2, timeout=LONG)
         assert "network change" in node.daemon.log()

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 from tests.integration.planted import BACKEND, STORE, plant, switched_on
 from tests.storing import write_document
-from tests.waiting import until
+from tests.waiting import LONG, until
 
 from pyflannel.lab import Lab, Node
 from pyflannel.lab.daemon import pyflannel_command
@@ -60,12 +60,12 @@ def test_a_daemon_names_the_call_once_and_goes_on_when_it_comes_back(
     with switched_on(tmp_path if kind == "store" else planted, call):
         daemon = node.start_daemon(store, "planted", None, [])
         earlier = daemon.log().count(GONE)  # of the daemons before, in one file
-        daemon.wait_status(lambda status: said in status["message"], f"saying {said!r}", PATIENCE)
+        daemon.wait_status(lambda status: said in status["message"], f"saying {said!r}", LONG)
         until(lambda: said in daemon.log(), daemon.log)
         status = daemon.status()
         assert status["store"]["connected"] is True
         seen = status["message"]
-        daemon.wait_status(lambda status: said in status["message"] != seen, "saying it with the time", PATIENCE)
+        daemon.wait_status(lambda status: said in status["message"] != seen, "saying it with the time", LONG)
         assert daemon.log().count(GONE) == earlier + 1, daemon.log()
     daemon.wait_ready()
     assert GONE not in daemon.status()["message"]
@@ -98,7 +98,7 @@ def test_a_command_names_the_call_while_it_waits(
     command = ["sh", "-c", f'exec "$@" 2>{log}', "sh", *pyflannel_command(*words)]
     with ThreadPoolExecutor() as pool:
         with switched_on(tmp_path, call):
-            done = pool.submit(node.run, command, check=False, timeout=PATIENCE)
+            done = pool.submit(node.run, command, check=False, timeout=LONG)
             until(lambda: said.format("has not come back") in log.read_text(), log.read_text)
             assert not done.done()
         answer = done.result().stdout

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.changing import USERSPACE, VXLAN, WIREGUARD, Document, Overlay, network, overlay, pinging
 from tests.integration.asking import PATIENCE, workers
-from tests.waiting import until
+from tests.waiting import LONG, until
 
 from pyflannel.errors import ExitCode
 from pyflannel.lab.daemon import pyflannel_command
@@ -40,7 +40,7 @@ def test_what_concerns_each_node_alone_is_taken_by_the_processes_that_move_packe
         for node in made.nodes:
             link = ["ip", "link", "show", "flannel-wg"]
             until(lambda node=node, link=link: " mtu 1320 " in node.run(link).stdout, "the device's MTU", PATIENCE)  # type: ignore[misc]
-            node.daemon.wait_ready(peers=2, timeout=PATIENCE)
+            node.daemon.wait_ready(peers=2, timeout=LONG)
         source, target = made.lab.containers[:2]
         whole = ["ping", "-c1", "-W1", "-M", "do", "-s", str(1320 - 28), target.address()]
         until(lambda: source.run(whole, check=False).returncode == 0, "a full packet arrives", PATIENCE)
@@ -111,7 +111,7 @@ def test_a_node_that_can_not_have_the_new_backend_keeps_nobody_from_going_back(t
     with overlay(network(VXLAN), nodes=2, without=[1]) as made:
         unable = ["env", "WIREGUARD_IMPLEMENTATION=none"]
         late = made.nodes[1].start_daemon(made.store, "vxlan", wrapper=unable)
-        late.wait_ready(peers=1, timeout=PATIENCE)
+        late.wait_ready(peers=1, timeout=LONG)
         made.nodes[1].attach_containers()
         with pinging(made.lab):
             log = tmp_path / "told"
@@ -129,9 +129,9 @@ def test_a_node_that_can_not_follow_is_named_and_keeps_nobody_from_going_back() 
     with overlay(network(VXLAN), nodes=2) as made, pinging(made.lab):
         late = made.nodes[1]
         late.run(["sysctl", "-q", "-w", "net.ipv6.conf.eth0.disable_ipv6=1"])
-        late.daemon.wait_status(lambda it: not it["underlay"]["ipv6"], "it has seen that", PATIENCE)
+        late.daemon.wait_status(lambda it: not it["underlay"]["ipv6"], "it has seen that", LONG)
         words = made.command("--enable-ipv6", "true", "--ipv6-network", "fd00:244::/48")
-        done = made.nodes[0].run(words, check=False, timeout=2 * PATIENCE)
+        done = made.nodes[0].run(words, check=False, timeout=LONG)
         assert done.returncode == ExitCode.CHECK_FAILED
         assert "n2 (the network uses IPv6, but interface eth0 has no usable IPv6 address" in done.stderr
         nodes = {node["node_id"]: node for node in json.loads(done.stdout.splitlines()[-1])["nodes"]}
@@ -142,7 +142,7 @@ def test_a_node_that_can_not_follow_is_named_and_keeps_nobody_from_going_back() 
         assert made.change("--abort")[-1]["phase"] == "back"
         late.run(["sysctl", "-q", "-w", "net.ipv6.conf.eth0.disable_ipv6=0"])
         late.ip(["address add 2001:db8::2/64 dev eth0 nodad"])
-        late.daemon.wait_status(lambda it: len(it["lease"]["subnets"]) == 2, "it follows", PATIENCE)
+        late.daemon.wait_status(lambda it: len(it["lease"]["subnets"]) == 2, "it follows", LONG)
         made.run_on("vxlan")
 
 
@@ -154,7 +154,7 @@ def test_going_back_when_the_former_settings_go_takes_a_change_of_its_own(idle: 
     words = pyflannel_command("config", "set", "--force", "-", "--store", idle.store)
     idle.nodes[0].run(words, input=json.dumps(document))
     asked = [word for word in idle.command("--abort") if word != "--yes"]
-    assert "--yes says that this is wanted" in idle.nodes[0].run(asked, check=False, timeout=PATIENCE).stderr
+    assert "--yes says that this is wanted" in idle.nodes[0].run(asked, check=False, timeout=LONG).stderr
     assert idle.phase() == "retire"
     told = idle.change("--abort")
     assert told[0]["changes"][0] == "backend wireguard -> vxlan"
@@ -193,13 +193,13 @@ def test_a_document_changed_behind_our_back_is_named_and_not_followed() -> None:
         words = pyflannel_command("config", "set", "--force", "-", "--store", made.store)
         made.nodes[0].run(words, input=json.dumps(network(WIREGUARD)))
         for node in made.nodes:
-            status = node.daemon.wait_status(lambda status: "wireguard" in status["message"], "it is named", PATIENCE)
+            status = node.daemon.wait_status(lambda status: "wireguard" in status["message"], "it is named", LONG)
             assert status["ready"]
             assert status["backend"]["name"] == "vxlan"
             assert "network change" in status["message"]
         made.nodes[0].run(words, input=json.dumps(network(VXLAN)))
         for node in made.nodes:
-            node.daemon.wait_status(lambda status: status["state"] == "ready", "all is well again", PATIENCE)
+            node.daemon.wait_status(lambda status: status["state"] == "ready", "all is well again", LONG)
 
 
 @pytest.mark.parametrize("written", [WIREGUARD, {"Type": "vxlan", "VNI": 2}], ids=lambda backend: str(backend["Type"]))
@@ -210,10 +210,10 @@ def test_a_node_that_starts_does_not_cut_itself_off(written: Document) -> None:
         path.write_text(json.dumps(network(written)))
         with pinging(made.lab):
             made.nodes[0].daemon.restart()
-            status = made.nodes[0].daemon.wait_ready(peers=2, timeout=PATIENCE)
+            status = made.nodes[0].daemon.wait_ready(peers=2, timeout=LONG)
             assert status["backend"]["name"] == "vxlan"
             status = made.nodes[0].daemon.wait_status(
-                lambda status: "behind the nodes' back" in status["message"], "it says so", PATIENCE
+                lambda status: "behind the nodes' back" in status["message"], "it says so", LONG
             )
             assert "network change" in status["message"]
         path.write_text(json.dumps(network(VXLAN)))

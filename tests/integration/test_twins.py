@@ -14,7 +14,7 @@ from ipaddress import IPv4Interface, IPv6Interface
 from typing import Any
 
 import pytest
-from tests.waiting import PATIENCE, until
+from tests.waiting import LONG, until
 
 from pyflannel.lab import Lab, Node
 from pyflannel.lab.daemon import pyflannel_command
@@ -68,7 +68,7 @@ def cluster(scheme: str = "file", routed: int = 0, backend: Mapping[str, str] = 
         start(original, store, backend)
         start(other, store, backend)
         for node in (original, other):
-            node.daemon.wait_ready(peers=1, timeout=PATIENCE)
+            node.daemon.wait_ready(peers=1, timeout=LONG)
             node.attach_containers()
         yield lab, store
         for node in lab.nodes[: 3 if copy.state() != "no daemon" else 2]:
@@ -78,7 +78,7 @@ def cluster(scheme: str = "file", routed: int = 0, backend: Mapping[str, str] = 
 def told(node: Node) -> Mapping[str, Any]:
     """Wait until a node has its own subnet and says why; its status then."""
     return node.daemon.wait_status(
-        lambda status: bool(status["ready"]) and TOLD in status["message"], "ready, and told of its twin", PATIENCE
+        lambda status: bool(status["ready"]) and TOLD in status["message"], "ready, and told of its twin", LONG
     )
 
 
@@ -119,7 +119,7 @@ def test_a_copy_costs_the_original_no_packet(scheme: str, befalls: Callable[[Nod
         befalls(original)
         start(copy, store)
         told(copy)
-        copy.daemon.wait_ready(peers=2, timeout=PATIENCE)
+        copy.daemon.wait_ready(peers=2, timeout=LONG)
         copy.attach_containers()
         for version in (4, 6):
             until(lambda version=version: reachable(other, copy, version))  # type: ignore[misc]
@@ -168,7 +168,7 @@ def test_a_node_with_another_address_is_itself(scheme: str, rebooted: bool) -> N
         node.set_address(IPv4Interface("192.0.2.77/24"))
         node.set_address(IPv6Interface("2001:db8::77/64"))
         start(node, store)
-        node.daemon.wait_ready(peers=1, timeout=PATIENCE)
+        node.daemon.wait_ready(peers=1, timeout=LONG)
         assert key(node) == before
         assert node.daemon.status()["node_id"] == status["node_id"]
         assert TOLD not in node.daemon.log()
@@ -188,7 +188,7 @@ def test_what_an_older_version_left_is_gone_on_with() -> None:
         file.write_text(json.dumps(record))
         node.set_address(IPv4Interface("192.0.2.77/24"))
         start(node, store)
-        node.daemon.wait_ready(peers=1, timeout=PATIENCE)
+        node.daemon.wait_ready(peers=1, timeout=LONG)
         assert key(node) == before
         until(lambda: Lease.from_record(before, file.read_text()).attributes.marks.run)
 
@@ -255,7 +255,7 @@ def test_doctor_names_both_and_what_it_says_mends_it() -> None:
             assert "systemd-machine-id-setup" in finding["fix"]
         boot(copy, uuid.uuid4().hex)
         start(copy, store)
-        status = copy.daemon.wait_ready(peers=2, timeout=PATIENCE)
+        status = copy.daemon.wait_ready(peers=2, timeout=LONG)
         assert (status["state"], status["lease"]["key"]) == ("ready", own)
         assert {examined(node)["verdict"] for node in lab.nodes} == {"pass"}
 
@@ -271,7 +271,7 @@ def test_a_copy_with_the_original_s_private_key_makes_its_own() -> None:
             ping.wait_replies(5)
         start(copy, store, backend)
         told(copy)
-        copy.daemon.wait_ready(peers=2, timeout=PATIENCE)
+        copy.daemon.wait_ready(peers=2, timeout=LONG)
         copy.attach_containers()
         for version in (4, 6):
             until(lambda version=version: reachable(other, copy, version))  # type: ignore[misc]
@@ -293,7 +293,7 @@ def test_two_that_start_at_once_each_have_a_subnet(scheme: str) -> None:
         for node in lab.nodes:
             start(node, store)
         for node in lab.nodes:
-            node.daemon.wait_ready(peers=1, timeout=PATIENCE)
+            node.daemon.wait_ready(peers=1, timeout=LONG)
             node.attach_containers()
         one, other = lab.nodes
         assert key(one) != key(other)

@@ -23,7 +23,7 @@ from tests.servers import flanneld, images
 from tests.servers.kubernetes import binary
 from tests.servers.machines import COMMANDS, PAUSE, PROGRAMS, ControlPlane, Machine, Pod, is_ready
 from tests.servers.memory import in_memory
-from tests.waiting import PATIENCE, until
+from tests.waiting import LONG, until
 
 from pyflannel.lab import Lab
 from pyflannel.lab.daemon import pyflannel_command
@@ -246,7 +246,7 @@ def test_a_cluster_gets_its_network(cluster: Cluster, install: Callable[[Cluster
         pings = cluster.pings(stack, one)
         config = kube.kubeconfig(cluster.directory / "operator.kubeconfig")
         words = ("network", "change", "--backend", "host-gw", "--json", "--store", f"kubernetes://?kubeconfig={config}")
-        said = cluster.lab.nodes[0].run(pyflannel_command(*words), timeout=PATIENCE * 4).stdout.splitlines()
+        said = cluster.lab.nodes[0].run(pyflannel_command(*words), timeout=LONG * 4).stdout.splitlines()
         assert json.loads(said[-1])["phase"] == "done"
         assert not json.loads(said[-1])["waiting"]
         for ping in pings:

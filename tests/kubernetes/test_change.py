@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from tests.changing import Overlay, pinging
 from tests.servers.kubernetes import ADMIN, MISSING, Kubernetes, kubernetes
-from tests.waiting import PATIENCE, until
+from tests.waiting import LONG, PATIENCE, until
 
 from pyflannel.errors import ExitCode
 from pyflannel.lab import Lab
@@ -74,7 +74,7 @@ class Cluster(Overlay):
             url = f"kubernetes://?kubeconfig={config}&node={node.name}&net_config={self.mounted(number)}"
             node.start_daemon(url, "vxlan")
         for node in self.nodes:
-            node.daemon.wait_ready(peers=2, timeout=PATIENCE)
+            node.daemon.wait_ready(peers=2, timeout=LONG)
             node.attach_containers()
 
     @contextmanager
@@ -177,7 +177,7 @@ def test_a_right_that_is_missing_is_named(cluster: Cluster, granted: tuple[str, 
     roles = [cluster.role("reader", *granted)] if granted else []
     store = cluster.account(f"without-{missing}", OPERATOR, *roles)
     words = pyflannel_command("network", "change", "--backend", "host-gw", "--yes", "--store", store)
-    done = cluster.nodes[0].run(words, check=False, timeout=PATIENCE)
+    done = cluster.nodes[0].run(words, check=False, timeout=LONG)
     assert done.returncode == ExitCode.STORE
     assert f"no right to {missing} ConfigMap pyflannel/pyflannel" in done.stderr
     assert f"grant the verb '{missing}' on the resource 'configmaps' in namespace pyflannel" in done.stderr
@@ -187,7 +187,7 @@ def test_a_right_that_is_missing_is_named(cluster: Cluster, granted: tuple[str, 
 def test_the_roles_in_the_manifests_are_enough(cluster: Cluster) -> None:
     store = cluster.account("entitled", OPERATOR, OPERATOR)
     words = pyflannel_command("network", "change", "--backend-option", "MTU=1400", "--yes", "--store", store)
-    done = cluster.nodes[0].run(words, check=False, timeout=PATIENCE)
+    done = cluster.nodes[0].run(words, check=False, timeout=LONG)
     assert done.returncode == ExitCode.OK, done.stderr
     assert json.loads(cluster.written())["Backend"] == {"Type": "vxlan", "MTU": 1400}
 
@@ -196,7 +196,7 @@ def test_a_config_map_that_is_not_there_is_named(cluster: Cluster) -> None:
     words = pyflannel_command(
         "network", "change", "--dry-run", "--store", f"{cluster.store}&config_map=pyflannel/other"
     )
-    done = cluster.nodes[0].run(words, check=False, timeout=PATIENCE)
+    done = cluster.nodes[0].run(words, check=False, timeout=LONG)
     assert done.returncode == ExitCode.STORE
     assert "there is no ConfigMap pyflannel/other" in done.stderr
 
@@ -205,6 +205,6 @@ def test_where_the_document_is_a_file_the_config_map_is_asked_for(cluster: Clust
     """As in a node's own pod."""
     store = f"{cluster.store}&net_config={cluster.mounted(0)}"
     words = pyflannel_command("network", "change", "--backend", "host-gw", "--store", store)
-    done = cluster.nodes[0].run(words, check=False, timeout=PATIENCE)
+    done = cluster.nodes[0].run(words, check=False, timeout=LONG)
     assert done.returncode == ExitCode.STORE
     assert "config_map=pyflannel/pyflannel" in done.stderr

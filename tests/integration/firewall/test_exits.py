@@ -16,7 +16,7 @@ import pytest
 from tests.integration.examining import NO_FIREWALL, UNGUARDED, Cause, Doctor
 from tests.integration.overlay import overlay
 from tests.storing import write_document
-from tests.waiting import PATIENCE, until
+from tests.waiting import LONG, PATIENCE, until
 
 from pyflannel.firewall.sync import find_tools
 from pyflannel.lab import Lab, Node
@@ -77,7 +77,7 @@ def start(node: Node) -> None:
 
 
 def settle(node: Node) -> None:
-    node.daemon.wait_ready(peers=1, timeout=PATIENCE)
+    node.daemon.wait_ready(peers=1, timeout=LONG)
     until(lambda: node.daemon.status()["firewall"]["in_place"], lambda: node.daemon.status()["firewall"])
 
 
@@ -178,7 +178,7 @@ def test_a_daemon_that_leaves_the_rules_out_says_so(lab: Lab) -> None:
     undone = restoring(lab, "route")
     try:
         node.start_daemon(lab.file_store, None, None, (*words, *NONE))
-        node.daemon.wait_ready(peers=1, timeout=PATIENCE)
+        node.daemon.wait_ready(peers=1, timeout=LONG)
         until(lambda: "overlay exits" not in node.run(["nft", "list", "ruleset"]).stdout, "the rules are gone")
         assert "takes past the encryption: --firewall none" in node.daemon.log()
         assert node.daemon.status()["firewall"]["exits"] == "not dropped: --firewall none"

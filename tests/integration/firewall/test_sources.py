@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
-from tests.waiting import PATIENCE, until
+from tests.waiting import LONG, until
 
 from pyflannel.firewall.sync import find_tools
 from pyflannel.lab import Lab, Machine, Node
@@ -54,7 +54,7 @@ def cluster(
             words = ["--net-config-path", str(config), "--iptables-resync", "1", *arguments]
             node.start_daemon(lab.file_store, str(backend["Type"]), None, words)
         for node in lab.nodes:
-            node.daemon.wait_ready(peers=1, timeout=PATIENCE)
+            node.daemon.wait_ready(peers=1, timeout=LONG)
             node.attach_containers()
             until(lambda node=node: node.daemon.status()["firewall"]["in_place"])  # type: ignore[misc]
         outside.ip([*forging(lab.nodes[0], versions)])
@@ -154,7 +154,7 @@ def test_each_port_drops_it_and_the_option_opens_it(port: str) -> None:
         check(lab, (4, 6), open_=False)  # the rules stay with the data plane
         words = node.daemon.options.arguments
         node.start_daemon(lab.file_store, "vxlan", None, [*words, OPEN])
-        node.daemon.wait_ready(peers=1, timeout=PATIENCE)
+        node.daemon.wait_ready(peers=1, timeout=LONG)
         until(lambda: node.daemon.status()["firewall"]["in_place"])
         check(lab, (4, 6), open_=True)
 

@@ -16,7 +16,7 @@ from unittest.mock import Mock
 
 import pytest
 from tests.unit.membership.modelled import DOCUMENT, TWO_FAMILIES, Saying, agreed, foreign, made, underlay
-from tests.waiting import PATIENCE, until
+from tests.waiting import LONG, PATIENCE, until
 
 from pyflannel.backend import Backend, Published
 from pyflannel.errors import PluginError
@@ -356,7 +356,7 @@ def test_a_watch_without_a_pause_is_read_no_further_than_it_is_taken_in() -> Non
     watcher.start()
     until(lambda: inbox.qsize() >= AHEAD)
     for _ in range(AHEAD):
-        inbox.get(timeout=PATIENCE)(machine, 1.0)
+        inbox.get(timeout=LONG)(machine, 1.0)
     until(lambda: inbox.qsize() >= AHEAD)
     machine.batch.assert_called_with(7, Batch("1"), 1.0)
     assert inbox.qsize() == AHEAD
@@ -364,7 +364,7 @@ def test_a_watch_without_a_pause_is_read_no_further_than_it_is_taken_in() -> Non
     watcher.close()
     until(lambda: watch.closed)
     while not machine.broke.called:
-        inbox.get(timeout=PATIENCE)(machine, 1.0)
+        inbox.get(timeout=LONG)(machine, 1.0)
 
 
 def test_a_store_that_hangs_is_named_and_given_up_for_another(
