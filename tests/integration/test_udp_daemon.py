@@ -21,6 +21,7 @@ from tests.integration.overlay import overlay
 
 from pyflannel.lab import Container, Lab, Machine, Node
 from pyflannel.lab.daemon import pyflannel_command
+from pyflannel.lab.warm import Forked
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(120)]
 
@@ -61,7 +62,7 @@ class Transfer:
         self._source = source.start(words, stdout=subprocess.PIPE)
 
     @staticmethod
-    def _answer(process: subprocess.Popen[str]) -> Any:
+    def _answer(process: subprocess.Popen[str] | Forked) -> Any:
         assert process.stdout is not None
         return json.loads(process.stdout.readline())
 

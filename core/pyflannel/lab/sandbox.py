@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import IO, Final
 
 from pyflannel.errors import ExitCode, KernelError, PyflannelError
+from pyflannel.lab.warm import Forked, Warm, of_ours
 
 __all__ = ["CommandError", "Namespace", "Process", "Sandbox", "missing_programs", "rootless"]
 
@@ -30,6 +31,8 @@ PROGRAMS: Final = {"ip": "iproute2", "nsenter": "util-linux", "unshare": "util-l
 """The programs a lab runs, and the Debian packages they come in."""
 
 LAB_DIRECTORY: Final = PurePosixPath("/run/lab")
+
+_warm: Final = Warm()
 
 _CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
 
@@ -87,10 +90,11 @@ def _environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 class Process:
     """A process inside a sandbox.
 
-    What ``subprocess`` started is nsenter, which waits for its one child, the process proper; signals go to the child.
+    What was started is nsenter, or a fork that does the same (:mod:`pyflannel.lab.warm`). It waits for its one child,
+    the process proper; signals go to the child.
     """
 
-    def __init__(self, proxy: subprocess.Popen[str], words: Sequence[str], where: str) -> None:
+    def __init__(self, proxy: subprocess.Popen[str] | Forked, words: Sequence[str], where: str) -> None:
         self.proxy = proxy
         self.words = tuple(words)
         self.where = where
@@ -209,16 +213,21 @@ class Namespace:
         stderr: int | IO[str] | None = subprocess.DEVNULL,
     ) -> Process:
         """Start a command here, in a session of its own so that a terminal's Ctrl-C reaches only the lab's owner."""
-        command = [os.fspath(word) for word in words]
-        proxy = subprocess.Popen(
-            [*self.entry, *command],
-            env=_environment(env),
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            text=True,
-            start_new_session=True,
-        )
+        command, environment = [os.fspath(word) for word in words], _environment(env)
+        ours = of_ours(command)
+        proxy: subprocess.Popen[str] | Forked | None = None
+        if ours is not None:
+            proxy = _warm.start(ours, environment, self.sandbox.namespaces(self.name), (stdin, stdout, stderr))
+        if proxy is None:
+            proxy = subprocess.Popen(
+                [*self.entry, *command],
+                env=environment,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                text=True,
+                start_new_session=True,
+            )
         process = Process(proxy, command, self.name or "lab")
         self.sandbox.processes.add(process)
         return process
@@ -256,7 +265,7 @@ class Namespace:
                 raise
             finally:
                 self.sandbox.processes.discard(process)
-        done = subprocess.CompletedProcess(list(process.words), process.proxy.returncode, output, errors)
+        done = subprocess.CompletedProcess(list(process.words), process.proxy.wait(), output, errors)
         if check and done.returncode:
             raise CommandError(
                 f"{process.where}: {' '.join(process.words)}: exit status {done.returncode}: "
@@ -311,8 +320,16 @@ class Sandbox:
     def entry(self, name: str) -> list[str]:
         """The nsenter command for the network namespace ``name`` (``""``: the sandbox's own)."""
         user = ["--user", "--preserve-credentials"] if self.rootless else []
-        network = f"--net=/proc/{self.pid}/root/run/netns/{name}" if name else "--net"
+        network = f"--net={self._network(name)}" if name else "--net"
         return ["nsenter", f"--target={self.pid}", *user, "--mount", "--pid", network]
+
+    def namespaces(self, name: str) -> list[str]:
+        """The files of the namespaces that this enters, in order."""
+        kinds = [*(["user"] if self.rootless else []), "mnt", "pid"]
+        return [*(f"/proc/{self.pid}/ns/{kind}" for kind in kinds), self._network(name)]
+
+    def _network(self, name: str) -> str:
+        return f"/proc/{self.pid}/root/run/netns/{name}" if name else f"/proc/{self.pid}/ns/net"
 
     def outside(self, path: PurePosixPath) -> Path:
         """Where a path inside the sandbox is found from outside."""

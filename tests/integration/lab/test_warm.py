@@ -1,0 +1,125 @@
+"""Daemons and commands that are forks of one process are what they would be with an interpreter of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.waiting import LONG, until
+
+from pyflannel.lab import Lab, Node
+from pyflannel.lab.daemon import pyflannel_command
+from pyflannel.lab.warm import Forked
+
+pytestmark = [pytest.mark.root]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with Lab(nodes=1, containers=0) as lab:
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def node(lab: Lab) -> Node:
+    return lab.nodes[0]
+
+
+def cold(*words: str) -> list[str]:
+    """The same with an interpreter of its own."""
+    return ["env", *pyflannel_command(*words)]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["version"],
+        ["--nonsense"],
+        ["config", "get", "--store", "file:///nowhere"],
+        ["plugins", "--json"],
+        ["status", "--run-dir", "/nowhere"],
+        ["docker-opts", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_a_command_says_and_returns_the_same(node: Node, words: list[str]) -> None:
+    forked, started = (node.run(command(*words), check=False, timeout=LONG) for command in (pyflannel_command, cold))
+    assert (forked.returncode, forked.stdout, forked.stderr) == (started.returncode, started.stdout, started.stderr)
+
+
+def test_it_is_given_its_input_and_its_environment(node: Node) -> None:
+    document = '{"Network": "10.244.0.0/16"}'
+    environment = {"PYFLANNEL_STORE": "file:///run/lab/given"}
+    node.run(pyflannel_command("config", "set", "-"), input=document, env=environment, timeout=LONG)
+    assert "10.244.0.0/16" in node.run(pyflannel_command("config", "get"), env=environment, timeout=LONG).stdout
+    assert node.run(pyflannel_command("config", "get"), check=False, timeout=LONG).returncode != 0
+
+
+def test_a_daemon_is_where_and_what_it_would_be(lab: Lab, node: Node) -> None:
+    def seen(pid: int) -> dict[str, object]:
+        process = Path("/proc", str(pid))
+        names = sorted(os.readlink(process / "fd" / number) for number in ("0", "1", "2"))
+        spaces = {kind: os.readlink(process / "ns" / kind) for kind in ("mnt", "net", "pid", "user")}
+        masks = [
+            line
+            for line in (process / "status").read_text().splitlines()
+            if line.startswith(("SigB", "SigI", "SigC", "Cap"))
+        ]
+        return {"streams": names, "namespaces": spaces, "masks": masks, "cwd": os.readlink(process / "cwd")}
+
+    document = '{"Network": "10.244.0.0/16", "Backend": {"Type": "host-gw"}}'
+    node.run(pyflannel_command("config", "set", "-", "--store", lab.file_store), input=document, timeout=LONG)
+    both = []
+    for wrapper in ((), ("env",)):
+        node.start_daemon(lab.file_store, None, wrapper=wrapper)
+        node.daemon.wait_ready(timeout=LONG)
+        process = node.daemon.process
+        assert isinstance(process.proxy, Forked) == (wrapper == ())
+        assert os.getsid(process.pid) == process.proxy.pid
+        both.append(seen(process.pid))
+        assert len(os.listdir(f"/proc/{process.pid}/fd")) < 30, "nothing of others is left open in it"
+        node.daemon.stop()
+        assert process.returncode == 0
+    assert both[0] == both[1]
+
+
+def test_how_it_ended_is_told(lab: Lab, node: Node) -> None:
+    node.start_daemon(lab.file_store, None)
+    node.daemon.wait_ready(timeout=LONG)
+    node.daemon.pause()
+    assert node.daemon.running
+    node.daemon.resume()
+    assert node.daemon.status()["ready"]
+    with pytest.raises(subprocess.TimeoutExpired):
+        node.daemon.process.wait(0.01)
+    node.daemon.kill()
+    assert node.daemon.process.returncode == -signal.SIGKILL
+
+
+def test_what_counts_at_an_interpreters_start_needs_one(node: Node) -> None:
+    process = node.start(pyflannel_command("version"), env={"PYTHONHASHSEED": "7"})
+    assert not isinstance(process.proxy, Forked)
+    assert process.wait(LONG) == 0
+
+
+def test_nothing_outlives_the_lab_s_process() -> None:
+    program = (
+        "import os, subprocess\n"
+        "from pyflannel.lab import Lab\n"
+        "from pyflannel.lab.daemon import pyflannel_command\n"
+        "with Lab(nodes=1, containers=0) as lab:\n"
+        "    lab.nodes[0].run(pyflannel_command('version'), timeout=600)\n"
+        "    words = ['ps', '-o', 'pid=', '--ppid', str(os.getpid())]\n"
+        "    print(subprocess.run(words, capture_output=True, text=True).stdout, flush=True)\n"
+        "    os._exit(0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=LONG)
+    assert done.stderr == ""
+    assert len(done.stdout.split()) >= 2, "the holder of the namespaces and the one that forks"
+    for pid in done.stdout.split():
+        until(lambda pid=pid: not Path("/proc", pid).exists(), "it is gone")  # type: ignore[misc]
