@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
-from typing import Any
 
-from pyflannel.backend import Node
+from pyflannel.backend import Node, Published
 from pyflannel.errors import ConfigError, PluginError, PyflannelError
 from pyflannel.kernel.model import KernelObject
 from pyflannel.network.document import NetworkConfig
@@ -76,13 +75,16 @@ class _Rehearsed:
             attributes = replace(attributes, backend_data=said.data, backend_v6_data=said.v6_data)
             return self.side.plan_peer(self._here, Lease(self._there.subnets, attributes))
 
-    def _publish(self, node: Node) -> Any:
+    def _publish(self, node: Node) -> Published:
         """What the backend publishes.
 
         :raises PluginError: it can't say it, which may be this machine's fault.
         """
         try:
-            return guarded(self.side.name, "publish", lambda: self.side.backend.publish(self.side.node(node)))
+            said: Published = guarded(
+                self.side.name, "publish", lambda: self.side.backend.publish(self.side.node(node))
+            )
+            return said
         except ConfigError as error:
             raise PluginError(str(error)) from error
 
