@@ -79,7 +79,8 @@ class Warm:
     ) -> Forked | None:
         """Start pyflannel with these words, in a session of its own; ``None`` if that needs another interpreter.
 
-        :param namespaces: the files of those to enter, in that order.
+        :param namespaces: the files of those to enter, in that order; the command begins in ``/`` then, without any
+            where this process is.
         :param streams: standard input, output and error, as ``subprocess.Popen`` takes them.
         """
         with self._lock, contextlib.ExitStack() as stack:
@@ -90,7 +91,8 @@ class Warm:
             told, tells = os.pipe2(os.O_CLOEXEC)
             stack.callback(os.close, tells)
             entered = [_opened(stack, path) for path in namespaces]
-            request = json.dumps({"words": [*words], "environment": {**environment}}).encode()
+            directory = "/" if namespaces else str(Path.cwd())
+            request = json.dumps({"words": [*words], "environment": {**environment}, "directory": directory}).encode()
             try:
                 rights = array.array("i", [*theirs, tells, *entered])
                 message = [len(request).to_bytes(4, "big")]
@@ -306,7 +308,7 @@ def _begin(request: Mapping[str, Any], rights: Sequence[int]) -> None:
             if libc.setns(namespace, 0) != 0:
                 error = ctypes.get_errno()
                 raise OSError(error, os.strerror(error))
-        os.chdir("/")
+        os.chdir(request["directory"])
         child = os.fork()
     except BaseException as error:
         os.write(streams[2], f"pyflannel lab: {error}\n".encode())

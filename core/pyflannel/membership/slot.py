@@ -24,8 +24,8 @@ __all__ = ["Drained", "Generation", "LeaseState", "Slot"]
 class LeaseState:
     """How our lease and our view of the store stand; replaced as a whole.
 
-    Times are on the keeper's clock. ``trouble`` is empty while all is well, and ``connected`` says whether none of it is
-    the store's; ``conflict`` says that the trouble is another node's claim, which nobody but an operator (or time)
+    Times are on the keeper's clock. ``trouble`` is empty while all is well, and ``connected`` says whether none of it
+    is the store's; ``conflict`` says that the trouble is another node's claim, which nobody but an operator (or time)
     resolves. ``fatal`` is set when nothing will help but another configuration, only ever before the first generation.
     ``published`` is the number of the newest request to publish that was carried out
     (:meth:`pyflannel.membership.keeper.LeaseKeeper.publish`), ``publish_error`` how it failed if it did. ``twin`` says

@@ -1,4 +1,7 @@
-"""Commands run as processes of their own, with nothing of this machine's settings."""
+"""Commands run as processes of their own, with nothing of this machine's settings.
+
+Most are forks of one that has imported pyflannel, as a lab's are; those that are given variables for Python are not.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.waiting import LONG
+
+from pyflannel.lab.warm import Forked, Warm
+
+_warm = Warm()
 
 
 @dataclass(frozen=True)
@@ -37,16 +45,15 @@ class CommandLine:
             "PYFLANNEL_RUN_DIR": f"{self.directory}/run",
             "PYFLANNEL_STATE_DIR": f"{self.directory}/state",
         }
-        result = subprocess.run(
-            [sys.executable, "-m", "pyflannel", *words],
-            env={**_outside(), **({} if bare else own), **(environ or {})},
-            input=stdin,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
-        return Result(result.returncode, result.stdout, result.stderr)
+        environment = {**_outside(), **({} if bare else own), **(environ or {})}
+        pipes = (subprocess.PIPE, subprocess.PIPE, subprocess.PIPE)
+        process: subprocess.Popen[str] | Forked | None = _warm.start(words, environment, [], pipes)
+        if process is None:
+            line = [sys.executable, "-m", "pyflannel", *words]
+            process = subprocess.Popen(line, 0, None, *pipes, env=environment, text=True)
+        with process:
+            out, err = process.communicate(stdin, LONG)
+            return Result(process.wait(), out, err)
 
     def popen(self, words: Sequence[str]) -> subprocess.Popen[str]:
         return subprocess.Popen(
