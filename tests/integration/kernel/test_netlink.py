@@ -423,3 +423,17 @@ def test_a_way_to_silence_a_device_is_told_and_put_right(namespace: NamespaceWor
     assert [found[item.key] for item in plan] == plan
     assert namespace.become(plan) == 0
     assert " ttl 1 " not in namespace.ip("-d", "link", "show", "flannel.1")
+
+
+def test_an_address_that_somebody_gave_a_peer_is_seen_and_deleted(namespace: Any) -> None:
+    """Also if there are several, and none but these."""
+    ours, kept = Address(VXLAN.name, ip_interface("10.1.0.0/32")), Address(VXLAN.name, ip_interface("10.1.9.1/24"))
+    assert namespace.write(VXLAN, ours, kept) == {}
+    for peer in ("10.1.9.2", "10.1.9.3"):
+        namespace.ip("address", "add", "10.1.9.1", "peer", peer, "dev", VXLAN.name)
+    stray = Address(VXLAN.name, ip_interface("10.1.9.1/32"))
+    assert stray in namespace.dump().values()
+    assert namespace.port.apply([Write(stray, None)]) == {}
+    (link,) = namespace.json("address", "show", "dev", VXLAN.name)
+    there = {(row["local"], row["prefixlen"]) for row in link["addr_info"] if row["family"] == "inet"}
+    assert there == {("10.1.0.0", 32), ("10.1.9.1", 24)}
