@@ -19,12 +19,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeAlias
 
-__all__ = ["PROTOCOL", "Frames", "Message", "Row", "WorkerConfig", "connect", "encode", "listen", "trusted"]
+__all__ = [
+    "PROTOCOL",
+    "Frames",
+    "Message",
+    "Row",
+    "WorkerConfig",
+    "connect",
+    "encode",
+    "listen",
+    "other_side",
+    "trusted",
+]
 
 PROTOCOL: Final = 2
 Message: TypeAlias = dict[str, Any]
 Row: TypeAlias = Sequence[Any]
 """``[subnet, peer, *details]``, of JSON's types."""
+
+_CONNECT_TIMEOUT: Final = 5.0
+"""Seconds."""
 
 _LENGTH: Final = struct.Struct("!I")
 _LONGEST: Final = 64 << 20
@@ -119,6 +133,7 @@ def connect(path: Path) -> socket.socket | None:
     except FileNotFoundError:
         return None
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    connection.settimeout(_CONNECT_TIMEOUT)  # one that hangs lets no more in than its listener's queue has room for
     try:
         connection.connect(_short(directory, path.name))
     except (FileNotFoundError, ConnectionRefusedError):
@@ -134,8 +149,19 @@ def connect(path: Path) -> socket.socket | None:
 
 def trusted(connection: socket.socket) -> bool:
     """Whether the other side runs as this user or as root (``unix(7)``, ``SO_PEERCRED``)."""
-    _, uid, _ = struct.unpack("iii", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    _, uid, _ = _peer(connection)
     return uid in (0, os.geteuid())
+
+
+def other_side(connection: socket.socket) -> int:
+    """The process at the other side; of a socket that was connected to, the one that listens; 0 if it is not known."""
+    return _peer(connection)[0]
+
+
+def _peer(connection: socket.socket) -> tuple[int, int, int]:
+    """Process, user and group of the other side."""
+    pid, uid, gid = struct.unpack("iii", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid, gid
 
 
 def _short(directory: int, name: str) -> str:

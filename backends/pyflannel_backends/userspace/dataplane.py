@@ -6,13 +6,19 @@ sends what changed. A worker that dies is noticed by the end of its connection a
 
 A worker of an earlier life has an earlier table. Peers are only added to it until the core calls ``check`` for the
 first time, which says that all peers are known; then the table is replaced as a whole.
+
+A worker says how it is every second. One that falls silent has hung, or somebody has stopped it: that is told, and when
+it lasts, the worker is ended and started anew, since its queue of the device would get packets for ever.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import random
 import selectors
+import signal
 import socket
 import subprocess
 import threading
@@ -29,6 +35,8 @@ from .control import Frames, Message, Row, WorkerConfig
 
 __all__ = ["UserspaceDataPlane", "WorkerKind"]
 
+log = logging.getLogger(__name__)
+
 _ANSWER_TIMEOUT: Final = 5.0
 _START_TIMEOUT: Final = 60.0
 """Seconds until a worker that was started answers: it has imported all that it needs by then."""
@@ -38,6 +46,14 @@ _FIRST_PAUSE: Final = 0.2
 _LAST_PAUSE: Final = 5.0
 """Seconds before a worker that died young is started again."""
 _YOUNG: Final = 5.0
+_SILENT: Final = 5.0
+"""Seconds without a word of a worker, after which that is told."""
+_HOPELESS: Final = 20.0
+"""Seconds without a word, after which it is ended. On a busy machine, too, a worker gets to say something before."""
+_UNANSWERED: Final = 4
+"""As many greetings in a row a worker of an earlier daemon may leave without an answer."""
+_LOOK: Final = 1.0
+"""Seconds of silence that are counted at a time, at most: while this process stands still, nobody is heard."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +139,10 @@ class UserspaceDataPlane(DataPlane):
         with self._lock:
             return [link.status for link in self._links]
 
+    def pids(self) -> Sequence[int]:
+        """The process of each worker; 0 where none has spoken yet."""
+        return [link.pid for link in self._links]
+
     def stop(self) -> None:
         """Let go of the workers; they go on forwarding with the table they have.
 
@@ -163,13 +183,29 @@ class UserspaceDataPlane(DataPlane):
                 self._open(selector, link)
             if link.connection is not None and not self._feed(link):
                 self._lose(selector, link)
-        due = min((link.due for link in self._links if link.connection is None), default=None)
-        patience = None if due is None else max(0.0, due - time.monotonic())
-        for key, _ in selector.select(patience):
+        begin = time.monotonic()
+        due = min((link.due for link in self._links if link.connection is None), default=begin + _LOOK)
+        ready = selector.select(min(_LOOK, max(0.0, due - begin)))
+        passed = min(_LOOK, time.monotonic() - begin)
+        for link in self._links:
+            link.silence += passed
+        for key, _ in ready:
             if key.fileobj is self._attendant.wake:
                 self._attendant.wake.drain()
             elif not self._hear(key.data):
                 self._lose(selector, key.data)
+        for link in self._links:
+            if link.connection is not None and link.silence >= _SILENT:
+                self._judge(link)
+
+    def _judge(self, link: _Link) -> None:
+        """A worker says nothing."""
+        with self._lock:
+            link.trouble = f"the worker (process {link.pid}) has said nothing for {link.silence:.0f} s"
+        if link.silence >= _HOPELESS:
+            log.error("%s data plane: %s: ending it, to start another one", self._kind.name, link.trouble)
+            link.silence = 0.0
+            link.kill()  # the end of its connection says the rest
 
     def _open(self, selector: selectors.BaseSelector, link: _Link) -> None:
         """Take over the worker that listens, or start one with the table as it is now."""
@@ -208,6 +244,7 @@ class UserspaceDataPlane(DataPlane):
     def _hear(self, link: _Link) -> bool:
         """Read what a worker says; false if it is gone."""
         messages = link.hear()
+        link.silence = 0.0
         for message in messages or ():
             if message.get("say") == "status":
                 with self._lock:
@@ -276,6 +313,10 @@ class _Link:
         self.status: Message = {}
         self.retired: dict[str, int] = {}
         self.connection: socket.socket | None = None
+        self.pid = 0
+        self.silence = 0.0
+        """Seconds for which it has said nothing."""
+        self._unanswered = 0
         self._predecessor: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._frames = Frames()
@@ -292,14 +333,16 @@ class _Link:
         :returns: whether it is one that was there before.
         :raises OSError, ValueError: no worker, or none that we understand.
         """
-        self.opened = time.monotonic()
+        self.opened, self.silence = time.monotonic(), 0.0
         found = control.connect(self.path)
         if found is not None:
             try:
                 hello = self._hello(found, _ANSWER_TIMEOUT)
             except (OSError, ValueError):
+                self._give_up(found)
                 found.close()
                 raise
+            self._unanswered = 0
             tuned = _to_tune(hello, self._kind.config.to_message())
             if tuned is not None:
                 if tuned:
@@ -330,6 +373,20 @@ class _Link:
             raise
         self.connection = ours
 
+    def _give_up(self, connection: socket.socket) -> None:
+        """End an earlier daemon's worker that has left too many greetings without an answer."""
+        self._unanswered += 1
+        pid = control.other_side(connection)
+        if self._unanswered >= _UNANSWERED and pid:
+            self._unanswered = 0
+            with contextlib.suppress(OSError):  # it has ended by itself
+                os.kill(pid, signal.SIGKILL)
+
+    def kill(self) -> None:
+        """End the worker that we are connected to."""
+        with contextlib.suppress(OSError):
+            os.kill(self.pid, signal.SIGKILL)
+
     def _abandon(self) -> None:
         """End a worker that didn't answer: with a table that nobody renews it would share the next one's packets."""
         if self._process is not None:
@@ -355,6 +412,7 @@ class _Link:
                 raise ConnectionError("it ended at once; its own words are in the daemon's log")
             for message in self._frames.feed(data):
                 if message.get("say") == "hello":
+                    self.pid = message["pid"]
                     connection.settimeout(_ANSWER_TIMEOUT)
                     return message
 

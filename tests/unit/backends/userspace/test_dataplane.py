@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -64,6 +67,52 @@ def test_a_worker_that_answers_too_late_is_ended_before_another_one_is_started(
     finally:
         plane.end()
     until(lambda: workers() == 0, "no worker is left")
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """A worker that hangs, as far as others can see; it is gone at the end."""
+    os.kill(pid, signal.SIGSTOP)
+    yield
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_worker_that_falls_silent_is_told_ended_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would hold on to its queue of the device, whose packets nobody would get."""
+    monkeypatch.setattr(dataplane, "_SILENT", 2.5)
+    monkeypatch.setattr(dataplane, "_HOPELESS", 5.0)
+    plane = UserspaceDataPlane(udp_kind(), tmp_path, 1)
+    try:
+        plane.put(Lease(PEER, LeaseAttributes(public_ip=IPv4Address("192.0.2.2"))))
+        until(lambda: plane.statuses()[0], "the worker speaks")
+        first = plane.pids()[0]
+        with stopped(first):
+            until(lambda: f"(process {first}) has said nothing for" in plane.check()[PEER.key], "it is told")
+            until(lambda: plane.pids()[0] != first and plane.statuses()[0], "another worker speaks")
+            assert not Path(f"/proc/{first}").exists()
+        assert "has said nothing" not in plane.check()[PEER.key]
+    finally:
+        plane.end()
+
+
+def test_a_worker_of_an_earlier_daemon_that_hangs_is_ended_and_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = UserspaceDataPlane(udp_kind(), tmp_path, 1)
+    until(lambda: before.statuses()[0], "the worker speaks")
+    (pid,) = before.pids()
+    before.stop()
+    monkeypatch.setattr(dataplane, "_ANSWER_TIMEOUT", 0.2)
+    with stopped(pid):
+        plane = UserspaceDataPlane(udp_kind(), tmp_path, 1)
+        try:
+            until(lambda: plane.statuses()[0], "another worker speaks")
+            assert plane.pids() != [pid]
+        finally:
+            monkeypatch.setattr(dataplane, "_ANSWER_TIMEOUT", 5.0)
+            plane.end()
+            before.end()
 
 
 @pytest.mark.parametrize("name", ["pyflannel_backends", "json", "runpy", "numpy"])
