@@ -44,7 +44,6 @@ __all__ = [
     "encode_link_query",
     "encode_new_link",
     "encode_vxlan_change",
-    "far_end",
     "in_order",
     "parse_link",
 ]
@@ -444,15 +443,16 @@ def _link_info(kind: str, data: list[tuple[str, Any]]) -> tuple[str, Any]:
     return ("IFLA_LINKINFO", {"attrs": attrs})
 
 
-def encode_address(kind: int, address: Address, index: int, flags: int = 0, far: str = "") -> bytes:
+def encode_address(kind: int, address: Address, index: int, flags: int = 0) -> bytes:
     """``RTM_NEWADDR`` or ``RTM_DELADDR``. An IPv6 address is usable at once: nobody else can have it on our link.
 
-    :param far: the other end's address, where somebody's has one (``peer`` in ip-address(8)).
+    To delete an IPv4 address the kernel compares the other end, too; one without has its own there.
     """
     interface = address.interface
     text = str(interface.ip)
+    far = text if address.peer is None else str(address.peer)
     fields = {"family": _family(interface.version), "prefixlen": interface.network.prefixlen, "index": index}
-    attrs: list[tuple[str, Any]] = [("IFA_LOCAL", text), ("IFA_ADDRESS", far or text)]
+    attrs: list[tuple[str, Any]] = [("IFA_LOCAL", text), ("IFA_ADDRESS", far)]
     if interface.version == 6 and kind == wire.RTM_NEWADDR:
         attrs.append(("IFA_FLAGS", _IFA_F_NODAD))
     return _encode(messages().address, kind, flags, fields, attrs)
@@ -481,14 +481,10 @@ def decode_address(link: str, datagram: bytes, start: int, end: int) -> Address 
     if text is None or not attrs.get("IFA_FLAGS", message["flags"]) & _IFA_F_PERMANENT:
         return None
     interface = ip_interface(f"{text}/{message['prefixlen']}")
-    return None if interface.version == 6 and interface.is_link_local else Address(link, interface)
-
-
-def far_end(datagram: bytes, start: int, end: int) -> str:
-    """The other end's address in the payload of ``RTM_NEWADDR``; the address itself where there is none."""
-    message = messages().address(datagram[start - 16 : end])
-    message.decode()
-    return str(dict(message["attrs"]).get("IFA_ADDRESS", ""))
+    if interface.version == 6 and interface.is_link_local:
+        return None
+    far = attrs.get("IFA_ADDRESS", "0.0.0.0")  # noqa: S104 - IPv4's zero is left out
+    return Address(link, interface, None if far == text else ip_address(far))
 
 
 def _family(version: int) -> int:

@@ -155,6 +155,13 @@ class TwinWorld(World):
         }
 
 
+def address_words(item: Address) -> list[str]:
+    """As ip-address(8) has them."""
+    if item.peer is None:
+        return [str(item.interface), "dev", item.link]
+    return [str(item.interface.ip), "peer", f"{item.peer}/{item.interface.network.prefixlen}", "dev", item.link]
+
+
 class NamespaceWorld(World):
     def __init__(self, name: str) -> None:
         self.name = name
@@ -188,7 +195,7 @@ class NamespaceWorld(World):
         elif isinstance(item, Sysctl):
             run("ip", "netns", "exec", self.name, "sh", "-c", f"echo {item.value} > /proc/sys/{item.path}")
         elif isinstance(item, Address):
-            self.ip("address", "replace", str(item.interface), "dev", item.link)
+            self.ip("address", "replace", *address_words(item))
         elif isinstance(item, Neighbour):
             words = ["lladdr", str(item.mac), "dev", item.link, "nud", "permanent"]
             self.ip("neighbour", "replace", str(item.address), *words)
@@ -231,7 +238,7 @@ class NamespaceWorld(World):
         if isinstance(item, Link):
             self.ip("link", "delete", item.name)
         elif isinstance(item, Address):
-            self.ip("address", "delete", str(item.interface), "dev", item.link)
+            self.ip("address", "delete", *address_words(item))
         elif isinstance(item, Neighbour):
             self.ip("neighbour", "delete", str(item.address), "dev", item.link)
         elif isinstance(item, FdbEntry):

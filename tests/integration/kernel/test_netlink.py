@@ -425,15 +425,34 @@ def test_a_way_to_silence_a_device_is_told_and_put_right(namespace: NamespaceWor
     assert " ttl 1 " not in namespace.ip("-d", "link", "show", "flannel.1")
 
 
-def test_an_address_that_somebody_gave_a_peer_is_seen_and_deleted(namespace: Any) -> None:
-    """Also if there are several, and none but these."""
+def test_an_address_that_somebody_gave_a_peer_is_another_one(namespace: Any) -> None:
+    """Of several with the same address, each other end counts, also none at all."""
     ours, kept = Address(VXLAN.name, ip_interface("10.1.0.0/32")), Address(VXLAN.name, ip_interface("10.1.9.1/24"))
     assert namespace.write(VXLAN, ours, kept) == {}
-    for peer in ("10.1.9.2", "10.1.9.3"):
-        namespace.ip("address", "add", "10.1.9.1", "peer", peer, "dev", VXLAN.name)
-    stray = Address(VXLAN.name, ip_interface("10.1.9.1/32"))
-    assert stray in namespace.dump().values()
-    assert namespace.port.apply([Write(stray, None)]) == {}
+    before = namespace.dump()
+    for local, peer in (("10.1.9.1", "10.1.9.2"), ("10.1.9.1", "10.1.8.3/24"), ("10.1.0.0", "10.1.9.4")):
+        namespace.ip("address", "add", local, "peer", peer, "dev", VXLAN.name)
+    namespace.ip("address", "add", "10.1.0.0", "peer", "0.0.0.0", "dev", VXLAN.name)
+    strays = [item for key, item in namespace.dump().items() if key not in before and isinstance(item, Address)]
+    assert {str(item.peer) for item in strays} == {"10.1.9.2", "10.1.8.3", "10.1.9.4", "0.0.0.0"}
+    assert namespace.port.apply([Write(stray, None) for stray in strays]) == {}
+    assert namespace.dump() == before
     (link,) = namespace.json("address", "show", "dev", VXLAN.name)
-    there = {(row["local"], row["prefixlen"]) for row in link["addr_info"] if row["family"] == "inet"}
-    assert there == {("10.1.0.0", 32), ("10.1.9.1", 24)}
+    there = [(row["local"], row["prefixlen"]) for row in link["addr_info"] if row["family"] == "inet"]
+    assert there == [("10.1.0.0", 32), ("10.1.9.1", 24)]
+
+
+@pytest.mark.parametrize("stray", ["fd00:1::/64", "fd00:1:: peer fd00:1::9"])
+def test_an_ipv6_address_of_ours_comes_back_from_under_somebodys_of_another_length(namespace: Any, stray: str) -> None:
+    """The kernel has an address once: it takes ours for a change of that one, so that both go with that one."""
+    ours = Address(VXLAN.name, ip_interface("fd00:1::/128"))
+    plan = [VXLAN, ours]
+    assert namespace.become(plan) > 0
+    namespace.ip("address", "delete", "fd00:1::/128", "dev", VXLAN.name)
+    namespace.ip("address", "add", *stray.split(), "dev", VXLAN.name, "nodad")
+    assert namespace.become(plan) > 0
+    assert namespace.port.poll().resync, "what is there has to be looked at again"
+    namespace.become(plan)
+    (link,) = namespace.json("-6", "address", "show", "dev", VXLAN.name, "scope", "global")
+    there = [(row["local"], row["prefixlen"]) for row in link["addr_info"] if "local" in row]
+    assert there == [("fd00:1::", 128)]

@@ -177,14 +177,14 @@ def test_what_somebody_changes_is_told(world: Any, family: Family) -> None:
     assert world.become(family.overlay()) == 3
 
 
-def test_a_deleted_address_is_told_and_asks_for_a_dump_with_ipv4(world: Any, family: Family) -> None:
+def test_a_deleted_address_is_told_and_asks_for_a_dump(world: Any, family: Family) -> None:
     world.become(family.overlay())
     world.quiet()
     world.remove(family.address)
     told = world.until(lambda notice: family.address.key in notice.changes)
     assert told.changes[family.address.key] is None
     assert family.name in told.interfaces
-    assert told.resync == (family.version == 4)
+    assert told.resync
     world.become(family.overlay())
     assert world.become(family.overlay()) == 0
 
@@ -205,6 +205,18 @@ def test_an_appended_remote_is_put_right(world: Any, family: Family) -> None:
     ours = family.fdb(1)
     world.append_remote(replace(ours, remote=family.remote(60)))
     assert world.dump()[ours.key] == ours
+
+
+def test_an_address_with_a_peer_is_one_of_its_own(world: Any, family: Family) -> None:
+    ours = family.address
+    point = replace(ours, peer=ours.interface.ip + 1)
+    assert world.write(family.link, point) == {}
+    assert world.dump()[point.key] == point
+    assert ours.key not in world.dump()
+    world.quiet()
+    world.remove(point)
+    assert point.key in world.quiet().changes
+    assert point.key not in world.dump()
 
 
 def test_a_link_that_goes_asks_for_a_dump(world: Any, family: Family) -> None:

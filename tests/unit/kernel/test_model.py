@@ -130,6 +130,8 @@ BAD: dict[tuple[str, str], list[Any]] = {
     ("sysctl", "path"): [None, "", "/tmp/x", "net/../../../tmp/x", "..", "net//x", "net/./x", "net/x/", "net\0"],
     ("sysctl", "value"): [None, 1, True, "ä", "1\0"],
     ("address", "link"): TEXTS,
+    ("address", "peer"): ["10.5.1.1", INTERFACE, ADDRESS6],
+    ("address6", "peer"): [NETWORK6, ADDRESS, IPv6Address("fe80::1%eth0")],
     ("address", "interface"): [None, ADDRESS, NETWORK, "10.5.1.0/32", ip_interface("fe80::1%eth0/64")],
     ("neighbour", "link"): TEXTS,
     ("neighbour", "address"): [None, *NOT_ADDRESSES],

@@ -105,23 +105,31 @@ class Sysctl:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An address on a link of ours."""
+    """An address on a link of ours.
+
+    ``peer`` is the other end's address, where there is one (``ip-address(8)``); the prefix length counts from there.
+    """
 
     link: str
     interface: IPInterface
+    peer: IPAddress | None = None
 
     def __post_init__(self) -> None:
         check_link(self, "link")
         if type(self.interface) not in INTERFACES or getattr(self.interface, "scope_id", None) is not None:
             raise refuse(self, "interface", "must be an IPv4Interface or IPv6Interface without a scope")
+        if self.peer is not None and (not is_address(self.peer) or self.peer.version != self.interface.version):
+            raise refuse(self, "peer", "must be an address without a scope, of the same family, or None")
 
     def __str__(self) -> str:
-        return f"address {self.interface} dev {self.link}"
+        if self.peer is None:
+            return f"address {self.interface} dev {self.link}"
+        return f"address {self.interface.ip} peer {self.peer}/{self.interface.network.prefixlen} dev {self.link}"
 
     @property
     def key(self) -> Key:
-        """By link, address and prefix length."""
-        return (Kind.ADDRESS, self.link, self.interface)
+        """By link, address, prefix length and the other end."""
+        return (Kind.ADDRESS, self.link, self.interface if self.peer is None else (self.interface, self.peer))
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,10 @@ from pyflannel.kernel.links import (
     decode_address,
     encode_address_dump,
     encode_link_query,
-    far_end,
     parse_link,
 )
 from pyflannel.kernel.model import (
     ROUTE_PROTOCOL,
-    Address,
     ForeignInfo,
     Key,
     Kind,
@@ -100,15 +98,6 @@ class Dumps:
                 item = decode_address(name, datagram, start, end)
                 if item is not None:
                     found.add(item)
-
-    def far_ends(self, index: int, address: Address) -> list[str]:
-        """The other ends of a link's addresses that are this one to us: of several, each has its own."""
-        found = []
-        for _, datagram, start, end in self._request.dump(encode_address_dump(index, self._request.strict), UNKNOWN):
-            same = address_index(datagram, start) == index
-            if same and decode_address(address.link, datagram, start, end) == address:
-                found.append(far_end(datagram, start, end))
-        return found
 
     def _read_neighbours(self, index: int, name: str, found: Found) -> None:
         parse, permanent, proxy = wire.parse_neighbour, wire.NUD_PERMANENT, wire.NTF_PROXY

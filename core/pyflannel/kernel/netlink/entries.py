@@ -71,9 +71,7 @@ class Entries:
             message = wire.encode_neighbour(wire.RTM_DELNEIGH, item, index)
         else:
             assert isinstance(item, Address)
-            # The kernel compares the other end, too: asked for an address without one, it says that there is none.
-            ends = self._dumps.far_ends(index, item)
-            return Encoded(write, tuple(encode_address(wire.RTM_DELADDR, item, index, far=far) for far in ends), GONE)
+            message = encode_address(wire.RTM_DELADDR, item, index)
         return Encoded(write, (message,), GONE)
 
     def _creation(self, write: Write, failures: dict[Key, KernelError]) -> Encoded | None:

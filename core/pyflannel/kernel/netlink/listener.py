@@ -209,8 +209,9 @@ class Listener:
             item = decode_address(name, datagram, start, end)
             if item is not None:
                 self._picture.pending.changes[item.key] = item if kind == wire.RTM_NEWADDR else None
-        used = index in self._picture.ours or index in self._picture.route_links
-        if kind == wire.RTM_DELADDR and datagram[start] == AF_INET and used:
+        # An IPv6 address is on a device once, with one length of its prefix: what we added beside it never was there.
+        used = index in self._picture.ours or (datagram[start] == AF_INET and index in self._picture.route_links)
+        if kind == wire.RTM_DELADDR and used:
             self._picture.pending.resync = True
 
     def _hear_netconf(self, kind: int, flags: int, datagram: bytes, start: int, end: int) -> None:

@@ -260,8 +260,9 @@ class Tables:
         name = gone.link
         self._pending.interfaces.add(name)
         self._tell(key, None, self._owns(name))
+        self._pending.resync |= self._in_scope(self.links[name])
         if gone.interface.version == 4:
-            self._pending.resync |= self._in_scope(self.links[name]) or self._carries_routes(name)
+            self._pending.resync |= self._carries_routes(name)
             if not any(item.link == name and item.interface.version == 4 for item in self.addresses.values()):
                 for lost in _drop(self.neighbours, lambda item: item.link == name and item.address.version == 4):
                     self._tell(lost, None, self._owns(name))
