@@ -40,6 +40,9 @@ Row: TypeAlias = Sequence[Any]
 _CONNECT_TIMEOUT: Final = 5.0
 """Seconds."""
 
+_QUEUE: Final = 128
+"""Daemons that may knock at a worker that hangs. Its number is known to those that find room, and to no other."""
+
 _LENGTH: Final = struct.Struct("!I")
 _LONGEST: Final = 64 << 20
 
@@ -116,7 +119,7 @@ def listen(path: Path) -> socket.socket:
     try:
         os.fchmod(listener.fileno(), 0o600)
         listener.bind(_short(directory, fresh))
-        listener.listen(4)
+        listener.listen(_QUEUE)
         os.replace(fresh, path.name, src_dir_fd=directory, dst_dir_fd=directory)
     except BaseException:
         listener.close()

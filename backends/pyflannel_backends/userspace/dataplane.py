@@ -113,8 +113,10 @@ class UserspaceDataPlane(DataPlane):
                 self._complete = True
                 self._attendant.wake.set()
             reasons = [link.trouble for link in self._links]
-            if all(reasons):
-                return dict.fromkeys(self._wanted, f"{self._kind.name} data plane: {reasons[0]}")
+            # One that has ended leaves its share of the packets to the others, one that is silent does not.
+            silent = [link.trouble for link in self._links if link.silent]
+            if silent or all(reasons):
+                return dict.fromkeys(self._wanted, f"{self._kind.name} data plane: {[*silent, *reasons][0]}")
             failures = {peer: why for link in self._links for peer, why in link.status.get("failures", {}).items()}
             if not failures:
                 return {}
@@ -201,7 +203,8 @@ class UserspaceDataPlane(DataPlane):
     def _judge(self, link: _Link) -> None:
         """A worker says nothing."""
         with self._lock:
-            link.trouble = f"the worker (process {link.pid}) has said nothing for {link.silence:.0f} s"
+            link.silent = True
+            link.trouble = f"the worker (process {link.pid}) has said nothing for {_SILENT:.0f} s or more"
         if link.silence >= _HOPELESS:
             log.error("%s data plane: %s: ending it, to start another one", self._kind.name, link.trouble)
             link.silence = 0.0
@@ -248,6 +251,7 @@ class UserspaceDataPlane(DataPlane):
         for message in messages or ():
             if message.get("say") == "status":
                 with self._lock:
+                    link.silent = False
                     link.status = message
                     link.trouble = message["trouble"]
                 if not link.trouble:
@@ -270,7 +274,7 @@ class UserspaceDataPlane(DataPlane):
         with self._lock:
             for name, value in link.counters.items():
                 link.retired[name] = link.retired.get(name, 0) + value
-            link.status, link.trouble = {}, reason
+            link.status, link.trouble, link.silent = {}, reason, False
 
     def _table(self) -> list[Row]:
         return [row for rows in self._wanted.values() for row in rows]
@@ -316,6 +320,8 @@ class _Link:
         self.pid = 0
         self.silence = 0.0
         """Seconds for which it has said nothing."""
+        self.silent = False
+        """Whether that has been told."""
         self._unanswered = 0
         self._predecessor: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -347,7 +353,7 @@ class _Link:
             if tuned is not None:
                 if tuned:
                     found.sendall(control.encode({"do": "tune", "config": tuned}))
-                self.connection = found
+                self.connection, self.pid = found, control.other_side(found)
                 return True
             self._predecessor = found
         self._start(peers)
@@ -371,21 +377,19 @@ class _Link:
             ours.close()
             self._abandon()
             raise
-        self.connection = ours
+        self.connection, self.pid = ours, self._process.pid
 
     def _give_up(self, connection: socket.socket) -> None:
         """End an earlier daemon's worker that has left too many greetings without an answer."""
         self._unanswered += 1
         pid = control.other_side(connection)
-        if self._unanswered >= _UNANSWERED and pid:
+        if self._unanswered >= _UNANSWERED:
             self._unanswered = 0
-            with contextlib.suppress(OSError):  # it has ended by itself
-                os.kill(pid, signal.SIGKILL)
+            _kill(pid)
 
     def kill(self) -> None:
         """End the worker that we are connected to."""
-        with contextlib.suppress(OSError):
-            os.kill(self.pid, signal.SIGKILL)
+        _kill(self.pid)
 
     def _abandon(self) -> None:
         """End a worker that didn't answer: with a table that nobody renews it would share the next one's packets."""
@@ -412,7 +416,6 @@ class _Link:
                 raise ConnectionError("it ended at once; its own words are in the daemon's log")
             for message in self._frames.feed(data):
                 if message.get("say") == "hello":
-                    self.pid = message["pid"]
                     connection.settimeout(_ANSWER_TIMEOUT)
                     return message
 
@@ -474,21 +477,33 @@ def _subnets(key: str) -> Iterable[str]:
     return (str(subnet) for subnet in Subnets.from_key(key).each)
 
 
+def _kill(pid: int) -> None:
+    """End a worker that does not listen; nobody if it is not known which process that is."""
+    if pid > 0:
+        with contextlib.suppress(OSError):  # it has ended by itself
+            os.kill(pid, signal.SIGKILL)
+
+
 def _say_stop(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):  # it ended already
         connection.sendall(control.encode({"do": "stop"}))
 
 
 def _end_worker(path: Path) -> None:
-    """End the worker that listens at ``path``, if one does, and wait until it has."""
+    """End the worker that listens at ``path``, if one does, and wait until it has; one that hangs is killed."""
     try:
         connection = control.connect(path)
     except OSError:
         return
     if connection is None:
         return
-    with connection, contextlib.suppress(OSError):
+    with connection:
         connection.settimeout(_ANSWER_TIMEOUT)
         _say_stop(connection)
-        while connection.recv(1 << 16):
-            pass
+        try:
+            while connection.recv(1 << 16):
+                pass
+        except TimeoutError:
+            _kill(control.other_side(connection))
+        except OSError:
+            pass  # it ended with words of ours unread

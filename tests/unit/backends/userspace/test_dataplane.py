@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,19 +82,39 @@ def stopped(pid: int) -> Iterator[None]:
 
 
 def test_a_worker_that_falls_silent_is_told_ended_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would hold on to its queue of the device, whose packets nobody would get."""
+    """It would hold on to its queue of the device, whose packets nobody would get; others can't make up for it."""
     monkeypatch.setattr(dataplane, "_SILENT", 2.5)
     monkeypatch.setattr(dataplane, "_HOPELESS", 5.0)
+    plane = UserspaceDataPlane(udp_kind(), tmp_path, 2)
+    try:
+        plane.put(Lease(PEER, LeaseAttributes(public_ip=IPv4Address("192.0.2.2"))))
+        until(lambda: all(plane.statuses()), "the workers speak")
+        other, hanging = plane.pids()
+        with stopped(hanging):
+            until(lambda: f"(process {hanging}) has said nothing for" in plane.check()[PEER.key], "it is told")
+            until(lambda: plane.pids()[1] != hanging and plane.statuses()[1], "another worker speaks")
+            assert not Path(f"/proc/{hanging}").exists()
+        assert plane.pids()[0] == other
+        assert "has said nothing" not in plane.check()[PEER.key]
+    finally:
+        plane.end()
+
+
+def test_no_worker_is_blamed_for_what_the_daemon_has_slept_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was stopped, or whose machine was, heard nobody meanwhile; its clock may tell of hours."""
+    monkeypatch.setattr(dataplane, "_LOOK", 0.2)
+    ticks = itertools.count()
+    monkeypatch.setattr(dataplane, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + 3600.0 * next(ticks)))
     plane = UserspaceDataPlane(udp_kind(), tmp_path, 1)
     try:
         plane.put(Lease(PEER, LeaseAttributes(public_ip=IPv4Address("192.0.2.2"))))
         until(lambda: plane.statuses()[0], "the worker speaks")
-        first = plane.pids()[0]
-        with stopped(first):
-            until(lambda: f"(process {first}) has said nothing for" in plane.check()[PEER.key], "it is told")
-            until(lambda: plane.pids()[0] != first and plane.statuses()[0], "another worker speaks")
-            assert not Path(f"/proc/{first}").exists()
+        before, said = plane.pids(), plane.statuses()[0]
+        until(lambda: plane.statuses()[0] is not said, "it goes on speaking")
         assert "has said nothing" not in plane.check()[PEER.key]
+        assert plane.pids() == before
     finally:
         plane.end()
 
@@ -113,6 +136,16 @@ def test_a_worker_of_an_earlier_daemon_that_hangs_is_ended_and_replaced(
             monkeypatch.setattr(dataplane, "_ANSWER_TIMEOUT", 5.0)
             plane.end()
             before.end()
+
+
+def test_a_worker_that_hangs_does_not_outlive_its_data_plane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the device it would still have what packets wait there."""
+    plane = UserspaceDataPlane(udp_kind(), tmp_path, 1)
+    until(lambda: plane.statuses()[0], "the worker speaks")
+    monkeypatch.setattr(dataplane, "_ANSWER_TIMEOUT", 0.2)
+    with stopped(plane.pids()[0]):
+        plane.end()
+        until(lambda: workers() == 0, "it is gone")
 
 
 @pytest.mark.parametrize("name", ["pyflannel_backends", "json", "runpy", "numpy"])
