@@ -245,7 +245,8 @@ def forwarding(facts: Facts) -> Iterator[Finding]:
 
 def _interfaces(facts: Facts) -> list[str]:
     """The interfaces that packets of the overlay cross."""
-    names = [facts.underlay.interface] if facts.underlay is not None else []
+    wrapped = facts.overlay is not None and facts.overlay.entrances
+    names = [facts.underlay.interface] if facts.underlay is not None and not wrapped else []
     return names + [link.name for link in facts.links]
 
 

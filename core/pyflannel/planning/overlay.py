@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from pyflannel.backend import Backend, Node
+from pyflannel.backend import Backend, Node, forwarding
 from pyflannel.errors import MalformedError, PeerRejected, PyflannelError
 from pyflannel.kernel.model import Address, GenericInfo, KernelObject, Key, Link, Sysctl
 from pyflannel.kernel.model.desired import listed
@@ -167,9 +167,10 @@ class Overlay:
 
     def _link_switches(self, planned: Sequence[KernelObject]) -> Iterator[Sysctl]:
         """A device may forward nothing although the node does; of IPv6 only the node's own switch counts, but it may be
-        off on a device."""
+        off on a device. Where packets of the overlay come in by the underlay's device, that one has to forward, too."""
         if self.node.network.ipv4 is not None:
-            for link in sorted(self._links):
+            bare = not self.entrances and forwarding(4) in planned
+            for link in sorted({*self._links, self.node.underlay.interface} if bare else self._links):
                 yield Sysctl(f"net/ipv4/conf/{link}/forwarding", "1", optional=True)
         addressed = {item.link for item in planned if isinstance(item, Address) and item.interface.version == 6}
         for link in sorted(self._links & addressed):

@@ -27,6 +27,7 @@ from pyflannel.kernel.model import (
     Link,
     Neighbour,
     Route,
+    Sysctl,
     TunInfo,
     VxlanInfo,
 )
@@ -260,6 +261,16 @@ def test_a_device_name_with_a_dot_in_a_sysctl(namespace: Any) -> None:
     namespace.put(replace(wanted, value="1"))
     told = namespace.until(lambda notice: key in notice.changes)
     assert told.changes[key] == replace(wanted, value="1")
+
+
+def test_a_sysctl_of_a_device_that_is_not_ours_is_told(namespace: Any) -> None:
+    wanted = Sysctl("net/ipv4/conf/lo/forwarding", "1")
+    scope = replace(namespace.scope, sysctls=frozenset({wanted.path}))
+    namespace.put(wanted)
+    assert namespace.port.dump(scope)[wanted.key] == wanted
+    namespace.put(replace(wanted, value="0"))
+    told = namespace.until(lambda notice: wanted.key in notice.changes)
+    assert told.changes[wanted.key] == replace(wanted, value="0")
 
 
 @pytest.mark.parametrize("path", ["net/ipv4/conf/flannel.1/accept_local", "net/ipv6/conf/flannel.1/accept_ra"])

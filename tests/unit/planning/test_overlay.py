@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.backend import Backend, DesiredState, Lease, Node, Subnets, Underlay
-from pyflannel.kernel.model import KernelObject, Key, Neighbour, Route
+from pyflannel.backend import Backend, DesiredState, Lease, Node, NoOptions, Subnets, Underlay
+from pyflannel.kernel.model import KernelObject, Key, Neighbour, Route, Sysctl
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.underlay import UnderlayRoute
 from pyflannel.planning.overlay import Overlay
@@ -262,6 +262,25 @@ def test_host_gw_skips_who_is_not_on_the_link() -> None:
     view.put(*lease(3, BackendType='"host-gw"', BackendData=None, PublicIP='"198.51.100.3"'))
     assert view.peers["10.5.2.0-24"].reason == ""
     assert "not on the link" in view.peers["10.5.3.0-24"].reason
+
+
+@pytest.mark.parametrize(
+    ("backend", "devices"),
+    [
+        (HostGatewayBackend(NoOptions()), {"eth0"}),
+        (VxlanBackend(VxlanOptions()), {"flannel.1"}),
+        (VxlanBackend(VxlanOptions(direct_routing=True)), {"eth0", "flannel.1"}),
+    ],
+    ids=["host-gw", "vxlan", "vxlan with DirectRouting"],
+)
+def test_every_device_forwards_by_which_packets_of_the_overlay_come_in(
+    backend: Backend[Any], devices: set[str]
+) -> None:
+    """A device's own switch may be off although the node's is on."""
+    switches = {
+        item for item in overlay(backend).own_objects if isinstance(item, Sysctl) and "net/ipv4/conf/" in item.path
+    }
+    assert switches == {Sysctl(f"net/ipv4/conf/{name}/forwarding", "1", optional=True) for name in devices}
 
 
 def test_moving_the_node_judges_everybody_again() -> None:

@@ -218,4 +218,5 @@ class Listener:
         raw = wire.attributes(datagram, start + 4, end).get(_NETCONFA_IFINDEX)
         if raw is not None:
             (index,) = _I32.unpack(raw)
-            self.reread |= index == _NETCONF_ALL or index in self._picture.ours
+            about = f"/conf/{self._picture.table.name(index)}/"
+            self.reread |= index == _NETCONF_ALL or any(about in path for path in self._picture.scope.sysctls)
