@@ -12,6 +12,7 @@ import errno
 import logging
 import math
 import os
+import resource
 import selectors
 import socket
 import struct
@@ -32,7 +33,10 @@ __all__ = ["MAX_CONNECTIONS", "MAX_SECONDS", "LocalServer", "SocketServer", "ask
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS: Final = 64
-"""Connections at a time; for one more, the oldest is closed."""
+"""Connections at a time, of a process that may have descriptors enough; for one more, the oldest is closed."""
+
+_SHARE: Final = 16
+"""One of so many descriptors that the process may have is for a server's connections: the others serve its purpose."""
 
 MAX_SECONDS: Final = 10.0
 """From a connection's beginning to its whole request, and from there to the whole answer, whoever is slow."""
@@ -81,6 +85,7 @@ class SocketServer:
         self._paused_until: float | None = None
         self._refusing = False
         self._connections: dict[_Connection, None] = {}
+        self._most = _most()
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
@@ -158,7 +163,7 @@ class SocketServer:
             return
         self._refusing = False
         channel.setblocking(False)
-        if len(self._connections) >= MAX_CONNECTIONS:
+        if len(self._connections) >= self._most:
             self._end(next(iter(self._connections)))
         connection = _Connection(channel, time.monotonic() + MAX_SECONDS)
         self._connections[connection] = None
@@ -213,6 +218,14 @@ class SocketServer:
         with suppress(KeyError):
             self._selector.unregister(connection.channel)
         connection.channel.close()
+
+
+def _most() -> int:
+    """How many connections a server of this process may have at a time."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if descriptors == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    return max(1, min(MAX_CONNECTIONS, descriptors // _SHARE))
 
 
 class LocalServer:

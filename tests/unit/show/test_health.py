@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import resource
 import socket
 import threading
 from collections.abc import Iterator
@@ -106,6 +107,25 @@ def test_idle_connections_do_not_keep_others_out(server: HealthServer) -> None:
     finally:
         for channel in idle:
             channel.close()
+
+
+def test_clients_leave_the_daemon_its_descriptors_where_these_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one it can't repair what was changed."""
+    monkeypatch.setattr(server_module, "MAX_SECONDS", 600.0)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (16 * 8, limits[1]))
+    try:
+        server = HealthServer(ip_address("127.0.0.1"), 0, answer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    idle = [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(9)]
+    assert idle[0].recv(1) == b"", "the oldest had to go"
+    idle[1].settimeout(0.0)
+    with pytest.raises(BlockingIOError):
+        idle[1].recv(1)
+    for channel in idle:
+        channel.close()
+    server.close()
 
 
 def test_a_slow_client_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
