@@ -24,6 +24,7 @@ from pyflannel.kernel.model import (
 from pyflannel.kernel.port import SEVERAL, Write
 
 __all__ = [
+    "GONE_AGAIN",
     "NO_MASTER",
     "NO_WIREGUARD",
     "changed",
@@ -56,6 +57,9 @@ _MODULES = {
 """The names of modules that are not those of their kinds of devices."""
 
 _IPV6_OFF = "IPv6 is disabled"
+
+GONE_AGAIN = ("it is gone again", "something else deletes or renames it, or what it is on")
+"""Said of a link that was there a moment ago, and what that comes from."""
 
 NO_MASTER = "what it is to be a part of is not there (any more)"
 

@@ -7,9 +7,9 @@ from ipaddress import ip_address, ip_interface
 
 import pytest
 
-from pyflannel.kernel.model import Address, KernelObject, Neighbour
+from pyflannel.kernel.model import Address, KernelObject, Link, Neighbour, VxlanInfo
 from pyflannel.kernel.port import Write
-from pyflannel.kernel.refusal import refusal
+from pyflannel.kernel.refusal import GONE_AGAIN, refusal
 
 DEVICE = "flannel-v6.1"
 
@@ -18,6 +18,13 @@ def test_where_ipv6_has_no_room_that_is_said() -> None:
     """The kernel's word for it is "Invalid argument"."""
     item = Address(DEVICE, ip_interface("fd00::1/128"))
     assert "MTU of 1280 on flannel-v6.1" in str(refusal(Write(None, item), errno.EINVAL))
+
+
+def test_a_device_that_was_there_has_not_gone_for_want_of_an_underlay() -> None:
+    """Somebody has renamed it, say; the kernel's number is the same."""
+    link = Link("flannel.1", VxlanInfo(1, 8472, ip_address("192.0.2.1"), "eth0"), 1450)
+    assert "underlay interface eth0 is not there" in str(refusal(Write(None, link), errno.ENODEV))
+    assert "eth0 is not there" not in str(refusal(Write(None, link), errno.ENODEV, *GONE_AGAIN))
 
 
 @pytest.mark.parametrize(

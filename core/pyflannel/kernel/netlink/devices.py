@@ -28,7 +28,7 @@ from pyflannel.kernel.netlink.dumps import Dumps
 from pyflannel.kernel.netlink.listener import Listener
 from pyflannel.kernel.netlink.picture import Picture
 from pyflannel.kernel.port import Write
-from pyflannel.kernel.refusal import NO_MASTER, foreign_link, no_member, not_kept, refusal
+from pyflannel.kernel.refusal import GONE_AGAIN, NO_MASTER, foreign_link, no_member, not_kept, refusal
 
 __all__ = ["Devices"]
 
@@ -93,7 +93,7 @@ class Devices:
             self._create(write, wanted)
             row = self._dumps.link(wanted.name)
             if row is None:
-                raise refusal(write, errno.ENODEV, "it is gone again")
+                raise refusal(write, errno.ENODEV, *GONE_AGAIN)
             self._listener.overhear(row.index)  # a veth's other end is told with it
             actual = self._picture.table.link(row)
             if isinstance(wanted.info, GenericInfo) and actual.info != wanted.info:
@@ -163,7 +163,7 @@ class Devices:
         self._picture.pending.changes.pop(wanted.key, None)
         row = self._dumps.link(wanted.name)
         if row is None or row.index != index:
-            raise refusal(write, errno.ENODEV, "it is gone again")
+            raise refusal(write, errno.ENODEV, *GONE_AGAIN)
         before = self._picture.table.by_index.get(index)
         self._picture.note_interface(before, row)
         self._picture.table.put(row)
