@@ -6,6 +6,8 @@ smaller examples, gets the same answer at once.
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
@@ -14,23 +16,51 @@ from pyflannel.errors import PeerRejected
 from pyflannel.testing._calls import Caller, OverdueError, checked_answer
 from pyflannel.testing._purity import watched
 
-__all__ = ["Planner"]
+__all__ = ["Planner", "look_at_time"]
 
 T = TypeVar("T")
 
 LIMIT = 7.5
 """Seconds that an answer may take. Nothing promises one; for so long the daemon's other work would stand still."""
 
+WORK = 120.0
+PATIENCE = 600.0
+"""Seconds of a CPU, and of a clock, that the examples of one test may take together. A sound planner's take one or two
+in all; on an emulated machine, some twenty times as long."""
+
 _CLAUSE: Final = "planning is a function of values that returns at once: pyflannel.backend"
 _callers: list[Caller] = []
 _overdue: dict[tuple[type[Backend[Any]], str], str] = {}
+_begun: dict[tuple[type[Backend[Any]], str], tuple[float, float]] = {}
+_largest: dict[type[Backend[Any]], int] = {}
 
 
 _CONTRACT: Final = "pyflannel.backend.Backend"
 
 
 def _checked(kind: type[Backend[Any]], call: str, answer: Any, *kinds: type) -> Any:
-    return checked_answer(kind.__name__, call, answer, kinds, _CONTRACT)
+    checked = checked_answer(kind.__name__, call, answer, kinds, _CONTRACT)
+    if isinstance(checked, DesiredState):
+        _largest[kind] = max(_largest.get(kind, 0), len(checked))
+    return checked
+
+
+def look_at_time(kind: type[Backend[Any]]) -> None:
+    """For a test that is about to try another example.
+
+    :raises OverdueError: all that it has tried took too long together, or another test of this backend did so.
+    """
+    test = os.environ.get("PYTEST_CURRENT_TEST", "")
+    now = time.process_time(), time.monotonic()
+    work, waited = (at - begun for at, begun in zip(now, _begun.setdefault((kind, test), now), strict=True))
+    if work > WORK or waited > PATIENCE:
+        name = test.rpartition("::")[2].partition(" ")[0]
+        _overdue[kind, "examples"] = (
+            f"{kind.__name__}: {name} was not done with its examples after {waited:.0f} s, {work:.0f} s of them at "
+            f"work; the largest plan has {_largest.get(kind, 0)} objects; {_CLAUSE}"
+        )
+    if (kind, "examples") in _overdue:
+        raise OverdueError(_overdue[kind, "examples"])
 
 
 def _ask(kind: type[Backend[Any]], what: str, call: Callable[[], T]) -> T:

@@ -27,7 +27,7 @@ from pyflannel.planning.usual import usual_plans
 from pyflannel.plugins import unlike
 from pyflannel.testing._elsewhere import planned_elsewhere, planned_here, reachable_by_name
 from pyflannel.testing._plan_checks import check_object
-from pyflannel.testing._planner import Planner
+from pyflannel.testing._planner import Planner, look_at_time
 from pyflannel.testing._scenes import (
     Scene,
     accepted_type,
@@ -70,6 +70,7 @@ class BackendPlanning(Subject):
 
     def scene(self, data: st.DataObject, state: Path) -> Scene:
         """A network to plan for, as hypothesis draws it."""
+        look_at_time(self.kind)
         return data.draw(scenes(self.kind, self.variants, state), label="scene")
 
     def example(self, state: Path, versions: Sequence[int], options: Mapping[str, JSON], mtu: int = 1500) -> Scene:

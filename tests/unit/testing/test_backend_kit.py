@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import re
+import subprocess
 import sys
 import threading
 import time
@@ -41,3 +43,41 @@ def test_a_thread_that_still_prints_finds_its_stream() -> None:
         stream = weakref.ref(sys.stdout)
     gc.collect()
     assert stream() is not None
+
+
+VAST = """
+from pyflannel.backend import Backend, DesiredState, NoOptions, Route, forwarding
+from pyflannel.testing import _planner
+from pyflannel.testing.backends import BackendPlanning
+
+_planner.WORK = 1.0
+
+class Vast(Backend[NoOptions]):
+    name = "vast"
+
+    def mtu(self, underlay):
+        return underlay.mtu
+
+    def plan_node(self, node):
+        return DesiredState([forwarding(4)])
+
+    def plan_peer(self, node, peer):
+        link, gateway = node.underlay.interface, peer.attributes.public_ip
+        return DesiredState([Route(peer.subnets.ipv4, link, gateway, metric=number + 1) for number in range(9000)])
+
+class TestVast(BackendPlanning):
+    backend = Vast
+"""
+
+
+def test_plans_too_vast_to_be_looked_at_end_the_test_and_are_named(tmp_path: Path) -> None:
+    """Each call comes back in time, and yet all examples together would take hours."""
+    (tmp_path / "test_vast.py").write_text(VAST)
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "own_objects or is_pure"]
+    done = subprocess.run(
+        [sys.executable, *words, str(tmp_path)], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert "2 failed" in done.stdout, done.stdout
+    named = re.findall(r"OverdueError: Vast: (test_\w+) was not done with its examples after", done.stdout)
+    assert len(set(named)) == 1, "the second test does not try again what the first has found"
+    assert "the largest plan has 9000 objects; planning is a function of values that returns at once" in done.stdout
