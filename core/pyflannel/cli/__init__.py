@@ -15,9 +15,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import Final
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
 
 import click
 
@@ -25,7 +25,7 @@ from pyflannel.cli.flags import FlagGroup, flags, settings
 from pyflannel.errors import ExitCode, PyflannelError
 from pyflannel.small.scarcity import lacking
 from pyflannel.small.strangers import strangers
-from pyflannel.small.streams import answers, close_answers, give_up, keep_apart
+from pyflannel.small.streams import answers, apart, give_up, keep_apart
 from pyflannel.small.text import inert
 from pyflannel.version import VERSION
 
@@ -42,6 +42,9 @@ END_PATIENCE: Final = 2.0
 
 UNWRITABLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """What a write to a file fails with that has no room. Files of our own are dealt with by whoever writes them."""
+
+COMPLETION: Final = "_PYFLANNEL_COMPLETE"
+"""The variable in which shells ask what could follow; the name is the one that click gives it."""
 
 COMMANDS: Final = {
     "cleanup": ("pyflannel.cli.cleanup:cleanup", "Remove everything that pyflannel created from this node's kernel."),
@@ -85,18 +88,36 @@ class LazyGroup(FlagGroup):
         formatter.write_paragraph()
         formatter.write_text("Backends may have commands of their own: pyflannel BACKEND --help.")
 
+    def make_context(self, *arguments: Any, **given: Any) -> click.Context:
+        """Parse the command line, which may ask for help."""
+        with _pipe():
+            return super().make_context(*arguments, **given)
+
     def invoke(self, ctx: click.Context) -> object:
-        """Run it; a closed pipe is not click's business, which would end with another exit code."""
-        try:
+        """Run it."""
+        with _pipe():
             result: object = super().invoke(ctx)
             answers().flush()
-        except BrokenPipeError:
-            raise _PipeClosedError from None
         return result
 
 
 class _PipeClosedError(Exception):
     """The reader of our output has gone."""
+
+
+@contextmanager
+def _pipe() -> Iterator[None]:
+    """A closed pipe is not click's business, which would end with another exit code."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise _PipeClosedError from None
+
+
+def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        click.echo(f"pyflannel {VERSION}", file=answers())
+        ctx.exit()
 
 
 @click.group(
@@ -106,7 +127,14 @@ class _PipeClosedError(Exception):
     params=flags("daemon", "store", "node"),
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.version_option(VERSION, message="pyflannel %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
 @click.pass_context
 def pyflannel(ctx: click.Context) -> int:
     """Run this node's part of an overlay network, in the foreground.
@@ -131,11 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments is not None:
         return _run(arguments)
     keep_apart()
-    try:
-        code = _run(None)
-    finally:  # shell completion leaves by itself
-        with suppress(OSError):  # who can't read it has been told
-            close_answers()
+    code = _run(None)
     _end_in_time(code)
     return code
 
@@ -156,10 +180,8 @@ def _end_in_time(code: int) -> None:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        result = pyflannel.main(
-            args=None if arguments is None else list(arguments), prog_name="pyflannel", standalone_mode=False
-        )
-        answers().flush()
+        with apart(lasting=True):
+            return _answer(arguments)
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except (_PipeClosedError, BrokenPipeError):
@@ -182,7 +204,29 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _fail(
             f"internal error: {type(error).__name__}: {error}; please report it with the lines above", ExitCode.INTERNAL
         )
+
+
+def _answer(arguments: Sequence[str] | None) -> int:
+    wanted = os.environ.get(COMPLETION)
+    if wanted:
+        return _complete(wanted)
+    result = pyflannel.main(
+        args=None if arguments is None else list(arguments), prog_name="pyflannel", standalone_mode=False
+    )
     return int(result) if isinstance(result, int) else ExitCode.OK
+
+
+def _complete(wanted: str) -> int:
+    """Answer a shell, as click does it, but with an answer that nobody else writes to."""
+    from click.shell_completion import get_completion_class
+
+    shell, _, what = wanted.partition("_")
+    kind = get_completion_class(shell)
+    if kind is None or what not in ("source", "complete"):
+        raise click.UsageError(f"{COMPLETION} is {wanted!r}: must be bash_source, zsh_source or fish_source")
+    completion = kind(pyflannel, {}, pyflannel.name or "", COMPLETION)
+    click.echo(completion.source() if what == "source" else completion.complete(), file=answers())
+    return ExitCode.OK
 
 
 def _usage(error: click.ClickException) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from pyflannel.cli.flags import FlagCommand, flags, settings
+from pyflannel.cli.flags import FlagCommand, FlagGroup, flags, settings
 from pyflannel.cli.output import say
 from pyflannel.daemon.control import request
 from pyflannel.plugins import BACKENDS, load_backend
@@ -27,7 +27,7 @@ def actions(name: str) -> click.Group | None:
     kind = load_backend(name)
     if not kind.actions:
         return None
-    group = click.Group(name, help=f"What the backend {name} of a running daemon can be asked for.")
+    group = FlagGroup(name, help=f"What the backend {name} of a running daemon can be asked for.")
     for action, text in kind.actions.items():
         group.add_command(_command(name, action, text))
     return group

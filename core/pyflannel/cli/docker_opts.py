@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from pyflannel.cli.flags import Command
 from pyflannel.daemon import subnet_env as envfile
 from pyflannel.daemon.docker_opts import docker_options, render
 from pyflannel.errors import ConfigError
@@ -27,7 +28,7 @@ def _variable(_: click.Context, __: click.Parameter, value: str) -> str:
     return value
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("-f", "subnet_file", type=_FILE, default=envfile.DEFAULT_PATH, show_default=True, help="The subnet.env.")
 @click.option("-d", "target", type=_FILE, default="/run/docker_opts.env", show_default=True, help="The file to write.")
 @click.option("-i", "individual", is_flag=True, help="Write each option as a variable of its own.")

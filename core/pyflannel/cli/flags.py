@@ -11,7 +11,6 @@ import itertools
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, Final
 
 import click
@@ -20,9 +19,9 @@ from pyflannel.network.lease import JSON
 from pyflannel.settings import log
 from pyflannel.settings.options import BOOLEAN, OPTIONS, Option
 from pyflannel.settings.settings import Settings, load
-from pyflannel.small.streams import apart
+from pyflannel.small.streams import answers
 
-__all__ = ["FlagCommand", "FlagGroup", "flags", "settings"]
+__all__ = ["Command", "FlagCommand", "FlagGroup", "flags", "settings"]
 
 _GIVEN: Final = "pyflannel.flags"
 
@@ -55,21 +54,19 @@ class Flag(click.Option):
             ctx.meta.setdefault(_GIVEN, {})[parameter.row.name] = value
 
 
-class FlagCommand(click.Command):
-    """A command that takes flags as flannel does.
+class Command(click.Command):
+    """A command whose help is an answer, kept apart from what plugins print."""
 
-    :param shares_output: what it starts may write its answer with it, other processes above all; what plugins print is
-        kept out of all others' answers.
-    """
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """The option that shows it."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.callback = _show_help
+        return option
 
-    def __init__(self, *arguments: Any, shares_output: bool = False, **given: Any) -> None:
-        super().__init__(*arguments, **given)
-        self.shares_output = shares_output
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run it."""
-        with nullcontext() if self.shares_output else apart(lasting=True):
-            return super().invoke(ctx)
+class FlagCommand(Command):
+    """A command that takes flags as flannel does."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse after rewriting."""
@@ -114,9 +111,6 @@ class FlagGroup(FlagCommand, click.Group):
 
     command_class = FlagCommand
 
-    def __init__(self, *arguments: Any, **given: Any) -> None:
-        super().__init__(*arguments, shares_output=True, **given)  # with its commands
-
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Commands first: there are many options."""
         self.format_commands(ctx, formatter)
@@ -139,6 +133,12 @@ def settings(ctx: click.Context, *, daemon: bool = False, beneath: Mapping[str, 
     for warning in loaded.warnings:
         logging.getLogger("pyflannel").warning("%s", warning)
     return loaded.settings
+
+
+def _show_help(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        click.echo(ctx.get_help(), file=answers(), color=ctx.color)
+        ctx.exit()
 
 
 def _switch(option: click.Option, value: str) -> list[str]:

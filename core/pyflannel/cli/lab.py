@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from pyflannel.cli.flags import FlagCommand
+from pyflannel.cli.output import show_json
 from pyflannel.errors import ConfigError, ExitCode
 from pyflannel.network.lease import JSON
+from pyflannel.small.streams import answers
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +37,7 @@ class _Ended(BaseException):
         self.number = number
 
 
-@click.command("lab", cls=FlagCommand, shares_output=True)
+@click.command("lab", cls=FlagCommand)
 @click.option("--nodes", type=click.IntRange(1, 400), default=3, show_default=True, help="How many nodes.")
 @click.option("--containers", type=click.IntRange(0, 250), default=1, show_default=True, help="Containers per node.")
 @click.option(
@@ -94,8 +97,9 @@ def lab_command(
         options=dict(map(_backend_option, options)),
         change_to=change_to,
     )
-    terminal = (sys.stderr if as_json else sys.stdout).isatty()
-    console = Console(stderr=as_json, highlight=False, emoji=False, width=None if terminal else _PLAIN_WIDTH)
+    told = sys.stderr if as_json else answers()
+    width = os.get_terminal_size(told.fileno()).columns if told.isatty() else _PLAIN_WIDTH
+    console = Console(file=told, highlight=False, emoji=False, width=width)
     try:
         with _signals():
             return _run(console, overlay, (nodes, containers, routed, mtu), keep, as_json, not no_throughput)
@@ -125,7 +129,7 @@ def _run(
             report = try_out(lab, overlay, progress=progress, throughput=1.0 if throughput else None)
             progress.end()
             if as_json:
-                click.echo(json.dumps(report.to_json(), indent=2))
+                show_json(report.to_json())
             else:
                 console.print()
                 for part in render(report):

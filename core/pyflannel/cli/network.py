@@ -30,7 +30,7 @@ from pyflannel.network.lease import JSON
 from pyflannel.plugins import load_backend, open_store
 from pyflannel.small.guarded import named_if_it_hangs
 from pyflannel.small.retry import Backoff
-from pyflannel.small.streams import given, ours
+from pyflannel.small.streams import asking, given
 from pyflannel.small.text import inert
 
 if TYPE_CHECKING:
@@ -468,8 +468,8 @@ def _confirm(plan: _Plan, yes: bool, as_json: bool) -> None:
         return
     if as_json or not given().isatty():
         raise ConfigError(f"{plan.uncovers}; --yes says that this is wanted")
-    with ours():
-        click.confirm(f"{plan.uncovers}. Go on?", abort=True)
+    with asking():
+        click.confirm(f"{plan.uncovers}. Go on?", abort=True, err=True)
 
 
 def _show_plans(

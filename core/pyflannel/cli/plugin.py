@@ -16,13 +16,15 @@ from typing import Any, Final
 
 import click
 
-from pyflannel.cli.flags import FlagCommand
+from pyflannel.cli.flags import FlagCommand, FlagGroup
+from pyflannel.cli.output import say
 from pyflannel.errors import ConfigError, ExitCode, PluginError, PyflannelError, StoreUnavailableError
 from pyflannel.lab.serve import has_server
 from pyflannel.lab.served import url_of, why_not
 from pyflannel.network.lease import JSON
 from pyflannel.small.entry_points import entry_points
 from pyflannel.small.interpreter import module_command
+from pyflannel.small.streams import answers, given
 
 __all__ = ["plugin", "plugin_test"]
 
@@ -35,12 +37,12 @@ _UNSERVED: Final[Mapping[int, type[PyflannelError]]] = {ExitCode.CONFIG: ConfigE
 """What the end of a server's process with this exit code is; all else is a store that is not there."""
 
 
-@click.group("plugin")
+@click.group("plugin", cls=FlagGroup)
 def plugin() -> None:
     """Start a plugin of your own."""
 
 
-@plugin.command("new", cls=FlagCommand, shares_output=True)
+@plugin.command("new")
 @click.argument("kind", type=KINDS)
 @click.argument("name")
 @click.option(
@@ -57,8 +59,8 @@ def new(kind: str, name: str, directory: Path | None) -> None:
 
     target = directory or Path(f"pyflannel-{name}")
     for path in write_project(kind, name, target):
-        click.echo(target / path)
-    click.echo(
+        say(str(target / path))
+    say(
         f"\nA working {kind}. Next:\n"
         f"  cd {target}\n"
         "  python3 -m venv .venv\n"
@@ -67,7 +69,7 @@ def new(kind: str, name: str, directory: Path | None) -> None:
     )
 
 
-@click.command("plugin-test", cls=FlagCommand, shares_output=True)
+@click.command("plugin-test", cls=FlagCommand)
 @click.argument("name")
 @click.option("--kind", type=KINDS, help="Which one, if a backend and a store have this name.")
 @click.option(
@@ -121,6 +123,8 @@ def plugin_test(
                 module_command("pytest", *words, suite.origin),
                 check=False,
                 cwd=work,
+                stdin=given(),
+                stdout=answers(),
                 env={**os.environ, "PYFLANNEL_PLUGIN_TEST": json.dumps(task), "HYPOTHESIS_STORAGE_DIRECTORY": work},
             )
         if done.returncode < 0:
@@ -264,5 +268,5 @@ def _counts(report: Path) -> Counter[str]:
 
 def _verdict(who: str, counts: Counter[str], ok: bool) -> int:
     shown = ", ".join(f"{counts[what]} {what}" for what in ("passed", "failed", "skipped", "not applicable"))
-    click.echo(f"\n{'PASSED' if ok else 'FAILED'}: {who}: {shown}")
+    say(f"\n{'PASSED' if ok else 'FAILED'}: {who}: {shown}")
     return ExitCode.OK if ok else ExitCode.CHECK_FAILED

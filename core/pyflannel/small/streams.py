@@ -1,9 +1,9 @@
 """A command's answer, kept apart from what plugins print.
 
 Plugins run in a command's own process, and what they print, at import or from a thread that they leave behind, must not
-end up in an answer that a program reads. So while a command runs, standard output is standard error for everybody, for
-C code and other processes too, and only :func:`answers` is where the answer goes; standard input is empty for everybody
-but :func:`given`.
+end up in an answer that a program reads. So from a command line's first word to its last one, standard output is
+standard error for everybody, for C code and other processes too, and only :func:`answers` is where the answer goes;
+standard input is empty for everybody but :func:`given`. A process that a command starts gets both from it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Final, TextIO
 
-__all__ = ["answers", "apart", "close_answers", "give_up", "given", "keep_apart", "ours"]
+__all__ = ["answers", "apart", "asking", "give_up", "given", "keep_apart"]
 
 _STDIN: Final = 0
 _STDOUT: Final = 1
@@ -51,24 +51,15 @@ def keep_apart() -> None:
     _own.for_good = True
 
 
-def close_answers() -> None:
-    """The answer has been given: whoever prints from now on does so on standard error. For the process's end."""
-    _flush(answers())
-    if _own.answers is None:
-        if _number(sys.stdout) == _STDOUT:
-            os.dup2(_STDERR, _STDOUT)
-        sys.stdout = sys.stderr
-
-
 @contextmanager
-def ours() -> Iterator[None]:
-    """Have :func:`given` and :func:`answers` where libraries look for them, to ask a person something."""
-    before = sys.stdin, sys.stdout
-    sys.stdin, sys.stdout = given(), answers()
+def asking() -> Iterator[None]:
+    """Have :func:`given` where libraries look for what a person types. The question goes to standard error."""
+    before = sys.stdin
+    sys.stdin = given()
     try:
         yield
     finally:
-        sys.stdin, sys.stdout = before
+        sys.stdin = before
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from pyflannel.backend import Backend
 from pyflannel.errors import PeerRejected
 from pyflannel.network.lease import JSON
 from pyflannel.small.interpreter import module_command
+from pyflannel.small.streams import answers, apart, keep_apart
 from pyflannel.testing._scenes import example
 
 __all__ = ["planned_elsewhere", "planned_here", "reachable_by_name"]
@@ -60,7 +61,7 @@ def planned_elsewhere(
         check=False,
     )
     assert not done.returncode, f"{kind.__qualname__} can't plan in a process of its own:\n{done.stderr[-2000:]}"
-    lines: list[str] = json.loads(done.stdout.splitlines()[-1])
+    lines: list[str] = json.loads(done.stdout)
     return lines
 
 
@@ -71,10 +72,12 @@ def reachable_by_name(kind: type[Backend[Any]]) -> bool:
 
 def _main(task: str) -> None:
     module, name, versions, options, state = json.loads(task)
-    kind: Any = importlib.import_module(module)
-    for part in name.split("."):
-        kind = getattr(kind, part)
-    print(json.dumps(planned_here(kind, versions, options, Path(state))))
+    keep_apart()
+    with apart(lasting=True):
+        kind: Any = importlib.import_module(module)
+        for part in name.split("."):
+            kind = getattr(kind, part)
+        answers().write(json.dumps(planned_here(kind, versions, options, Path(state))))
 
 
 if __name__ == "__main__":

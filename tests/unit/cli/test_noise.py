@@ -35,8 +35,7 @@ if sys.stdin.read() or os.read(0, 1):
     print("NOISE: this was for somebody else")
 noise()
 atexit.register(noise)
-if "_PYFLANNEL_COMPLETE" not in os.environ:
-    threading.Thread(target=endless, daemon=True).start()
+threading.Thread(target=endless, daemon=True).start()
 
 def noisy(kind):
     def wrap(name):
@@ -184,8 +183,7 @@ def test_text_stays_what_it_is(pyflannel: CommandLine, noisy: dict[str, str], wo
     result = pyflannel(*words.split(), environ=noisy, stdin=DOCUMENT)
     assert result.code == 0, result.err
     assert TEXTS[words] in result.out
-    if words != "noisy --help":  # where no command begins that threads could be kept apart from
-        assert NOISE not in result.out
+    assert NOISE not in result.out
     assert (NOISE in result.err) is (words != "version")
 
 
@@ -194,6 +192,31 @@ def test_completion_stays_completion(pyflannel: CommandLine) -> None:
     result = pyflannel(environ=asked)
     assert result.out == "plain,turn\n"
     assert NOISE in result.err
+
+
+def all_commands(command: click.Command, *words: str) -> Iterator[tuple[str, ...]]:
+    yield words
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for each in command.list_commands(context):
+            found = command.get_command(context, each)
+            assert found is not None
+            yield from all_commands(found, *words, each)
+
+
+def test_the_help_of_each_command_is_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    """Others' standard output is standard error by then."""
+    for words in all_commands(cli.pyflannel):
+        capsys.readouterr()
+        assert cli.main([*words, "--help"]) == 0
+        assert capsys.readouterr().out.startswith(" ".join(["Usage: pyflannel", *words, ""]))
+
+
+def test_a_daemon_has_no_answer(pyflannel: CommandLine) -> None:
+    result = pyflannel("--iface=lo", environ={"PYFLANNEL_STORE": "noisy://relative"})
+    assert result.code == 3
+    assert NOISE in result.err
+    assert not result.out
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
+import importlib
 import re
 import subprocess
 import sys
@@ -11,6 +13,10 @@ import time
 import weakref
 from pathlib import Path
 
+import pytest
+
+from pyflannel.backend import forwarding
+from pyflannel.testing._elsewhere import planned_elsewhere
 from pyflannel.testing._purity import watched
 
 
@@ -43,6 +49,45 @@ def test_a_thread_that_still_prints_finds_its_stream() -> None:
         stream = weakref.ref(sys.stdout)
     gc.collect()
     assert stream() is not None
+
+
+LOUD = """
+import atexit, os
+from pyflannel.backend import Backend, DesiredState, NoOptions, forwarding
+
+def noise():
+    os.system("echo NOISE")
+    print("NOISE")
+
+class Loud(Backend[NoOptions]):
+    name = "loud"
+
+    def mtu(self, underlay):
+        return underlay.mtu
+
+    def plan_node(self, node):
+        noise()
+        return DesiredState([forwarding(4)])
+
+    def plan_peer(self, node, peer):
+        return DesiredState()
+
+noise()
+atexit.register(noise)
+"""
+
+
+def test_what_another_process_plans_is_read_whatever_else_it_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loud_backend.py").write_text(LOUD)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("loud_backend")
+    try:
+        assert planned_elsewhere(module.Loud, (4,), {}, tmp_path) == [f"node: {forwarding(4)!r}"]
+    finally:
+        atexit.unregister(module.noise)
+        del sys.modules["loud_backend"]
 
 
 VAST = """
