@@ -15,6 +15,7 @@ MODULES = (
     "pyflannel.errors",
     "pyflannel.testing.backends",
     "pyflannel.testing.stores",
+    "pyflannel.testing.assigned",
     "pyflannel.testing.clauses",
     "pyflannel.testing.simulation.agenda",
     "pyflannel.testing.simulation.cluster",

@@ -10,9 +10,10 @@ gives what the node needs for itself, :meth:`Backend.plan_peer` what it needs fo
 arguments, same result, no clock, no socket, no state. Two peers whose plans claim one kernel key are settled by the
 core (a lease that has the network's layout wins, then the older one; the other is shown as skipped).
 
-Whatever a backend raises, ``SystemExit`` included, ends that call alone and is named as its fault. All calls come from
-the core's loop but :meth:`Backend.publish`, which has a thread of its own, for it may take long; never at the same time
-as :meth:`Backend.act`, which may change what it reads.
+Whatever a backend raises, ``SystemExit`` included, ends that call alone and is named as its fault. Calls come from the
+core's loop, but for these: ``describe`` may come from any thread, and the constructor and :meth:`Backend.publish` have
+threads of their own, for they may take long; ``publish`` never runs at the same time as :meth:`Backend.act`, which may
+change what it reads.
 
 A backend whose packets are moved by a process of its own returns a :class:`DataPlane` from :meth:`Backend.start`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -9,9 +10,13 @@ from typing import Any
 
 import pytest
 
+from pyflannel import backend, errors, store
 from pyflannel.backend import DesiredState, Lease, LeaseAttributes, NetworkConfig, Node, Route, Subnets, Underlay
 from pyflannel.errors import ExitCode
+from pyflannel.lab import servers
+from pyflannel.plugins import load_store
 from pyflannel.version import VERSION
+from pyflannel_stores import _file_directory, _file_format, _file_watch
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -53,6 +58,34 @@ def test_changelog_and_debian_package_are_about_the_version_that_is_next() -> No
     assert changes[0] == VERSION
     packaged = (ROOT / "contrib" / "debian" / "changelog").read_text(encoding="utf-8")
     assert packaged.startswith(f"pyflannel ({VERSION}) ")
+
+
+@pytest.mark.parametrize("scheme", ["consul", "etcd", "file", "kubernetes"])
+def test_every_option_of_a_store_is_documented(scheme: str) -> None:
+    page = (ROOT / "docs" / "stores" / f"{scheme}.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| option \|.*\n\|[-|]+\n((?:\|.*\n)+)", page, flags=re.MULTILINE)
+    named = [name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    assert sorted(named) == sorted(load_store(scheme).options)
+
+
+def test_the_limits_of_the_file_store_are_documented() -> None:
+    page = (ROOT / "docs" / "stores" / "file.md").read_text(encoding="utf-8")
+    limits = dict(re.findall(r"^\| (.+?) \| (.+) \|$", page.partition("## Limits")[2], flags=re.MULTILINE))
+    assert limits["a record's file"].startswith(f"{_file_format.MAX_FILE >> 20} MiB;")
+    assert limits["a key's file name, encoded, with `.json`"] == f"{_file_format.MAX_NAME} bytes"
+    assert limits["waiting for the lock"].startswith(f"{_file_directory.LOCK_TIMEOUT:g} seconds,")
+    assert f"after more than {_file_watch.KEPT_DELETIONS:,} deletions" in limits["resuming a watch"]
+
+
+def test_whatever_is_public_is_on_the_page_of_the_contracts() -> None:
+    """What a module itself defines is there with the module; all else by name."""
+    page = (ROOT / "docs" / "plugins" / "contracts.md").read_text(encoding="utf-8")
+    words = set(re.findall(r"\w+", page))
+    for module in (backend, store, servers):
+        assert f".. automodule:: {module.__name__}\n" in page
+        told = set(re.findall(r"^(?:class|def) (\w+)|^(\w+): Final", inspect.getsource(module), flags=re.MULTILINE))
+        elsewhere = set(module.__all__) - {name for pair in told for name in pair} - set(errors.__all__)
+        assert elsewhere <= words
 
 
 def test_every_exit_code_is_documented() -> None:

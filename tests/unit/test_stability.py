@@ -12,6 +12,7 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,14 @@ from typing import Any
 import pytest
 from tests.interface import functions
 
-from pyflannel import backend
+from pyflannel import backend, plugins
 from pyflannel.errors import PluginError
+from pyflannel.kernel.model import desired
+from pyflannel.membership import machine
+from pyflannel.membership.state import KeeperOptions
+from pyflannel.planning import guard
 from pyflannel.plugins import _keeps_contract
+from pyflannel.small import guarded
 
 ROOT = Path(__file__).parents[2]
 RECORD = Path(__file__).with_name("public-api.txt")
@@ -50,6 +56,8 @@ SHOWN = {
         "unit/test_plugins.py::test_what_a_module_prints_is_no_output_of_ours",
         "unit/cli/test_noise.py::test_json_stays_json",
         "unit/cli/test_noise.py::test_text_stays_what_it_is",
+        "unit/cli/test_noise.py::test_completion_stays_completion",
+        "unit/cli/test_noise.py::test_a_daemon_has_no_answer",
     ],
     "raises `SystemExit`, `KeyboardInterrupt`, or whatever else": [
         "unit/planning/test_guard.py::test_whatever_a_plugin_raises_is_named_and_goes_no_further",
@@ -113,6 +121,24 @@ def test_the_tests_are_there(row: str, test: str) -> None:
     path, _, name = test.partition("::")
     source = (ROOT / "tests" / path).read_text(encoding="utf-8")
     assert re.search(rf"^def {name}\(", source, re.MULTILINE), f"what shows that a plugin that {row!r} is contained?"
+
+
+def test_the_times_and_numbers_are_those_of_the_code() -> None:
+    for row, said in {
+        "hangs in a call": f"after {guarded.PATIENCE:g} s (a store in the daemon after {machine.NAMED_AFTER:g} s)",
+        "never finishes importing": f"a command waits {plugins.IMPORT_TIMEOUT:g} s",
+        "plans endlessly": "is stopped at a million objects",
+        "hangs in `publish` or its constructor": f"is abandoned after {guard.PUBLISH_TIMEOUT:g} s",
+    }.items():
+        assert re.search(rf"^\| {re.escape(row)} \| .*{re.escape(said)}", PAGE, re.MULTILINE), said
+    loading = {field.name: field.default for field in fields(KeeperOptions)}["load_timeout"]
+    assert loading == guard.PUBLISH_TIMEOUT
+    assert round(desired.MOST_OBJECTS, -5) == 1_000_000
+
+
+def test_the_public_modules_are_those_that_are_kept() -> None:
+    said = PAGE.partition("## The public interface")[2].partition("All of it is typed")[0]
+    assert tuple(sorted(re.findall(r"`(pyflannel\.[\w.]+)`", said))) == tuple(sorted((*CONTRACTS, *KITS)))
 
 
 def test_a_plugin_for_another_version_is_refused_in_the_pages_words() -> None:

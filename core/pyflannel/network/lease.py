@@ -35,7 +35,11 @@ __all__ = [
 ]
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
+"""An address of either family."""
+
 IPNetwork: TypeAlias = IPv4Network | IPv6Network
+"""A network of either family."""
+
 MAX_KEY: Final = 128
 """Characters of a lease's key at most; the longest has 65."""
 

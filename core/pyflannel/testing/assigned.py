@@ -95,6 +95,7 @@ class AssigningStoreConformance:
 
     @staticmethod
     def own(store: Store, key: str = V4, families: tuple[int, ...] = (4,)) -> Record:
+        """The record that the store has assigned to its node: of the key that is expected."""
         record = store.assigned(families)
         assert isinstance(record, Record), record
         assert record.key == key
