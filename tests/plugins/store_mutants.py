@@ -21,7 +21,7 @@ from dataclasses import replace
 import pytest
 from tests.unit.testing.memory_store import SERVERS, TICK, MemoryStore, MemoryWatch, Row
 
-from pyflannel.errors import ConflictError, HistoryGoneError, StoreUnavailableError
+from pyflannel.errors import ConflictError, HistoryGoneError, StoreAbsentError, StoreUnavailableError
 from pyflannel.store import CONFIG_KEY, Batch, Change, Record, Snapshot, Store, StoreLocation, StoreTime, Watch
 from pyflannel.testing import _calls, _waiting
 from pyflannel.testing import _store_workers as workers
@@ -149,6 +149,30 @@ class InventsAConfig(MemoryStore):
         return super().read_config() or Record(CONFIG_KEY, "{}", "0", permanent=True)
 
 
+@breaks("who_only_looks_makes_no_store")
+class MakesWhatItLooksFor(MemoryStore):
+    looks = False
+
+    def expect_existing(self) -> None:
+        self.looks = not self.server.revision
+
+    def read_config(self) -> Record | None:
+        if self.looks:
+            self.looks = False
+            raise StoreAbsentError("there is none yet")
+        return super().read_config()
+
+
+@breaks("who_only_looks_makes_no_store")
+class HidesFromWhoLooks(MemoryStore):
+    def expect_existing(self) -> None:
+        self.forgetful = True
+
+    def snapshot(self) -> Snapshot:
+        found = super().snapshot()
+        return replace(found, leases=()) if hasattr(self, "forgetful") else found
+
+
 @breaks("the_config_is_written_only_over_what_is_expected")
 class OverwritesTheConfig(MemoryStore):
     def write_config(self, value: str, expected: Record | None) -> Record:
@@ -174,6 +198,7 @@ class NamesTheConfigOtherwise(MemoryStore):
     "the_config_is_written_only_over_what_is_expected",
     "a_watch_does_not_repeat_the_snapshot",
     "an_outage_is_said_and_survived",
+    "who_only_looks_makes_no_store",
 )
 class CountsTheConfigAmongLeases(MemoryStore):
     def snapshot(self) -> Snapshot:

@@ -8,13 +8,14 @@ import dataclasses
 import json
 import socket
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from typing import Final
 
 import pytest
 
-from pyflannel.errors import ConfigError, ConflictError, StoreError
+from pyflannel.errors import ConfigError, ConflictError, StoreAbsentError, StoreError
 from pyflannel.plugins import unlike
 from pyflannel.store import API_VERSION, CONFIG_KEY, Store, StoreLocation, StoreTime
 from pyflannel.testing import _store_workers as workers
@@ -68,7 +69,7 @@ class StoreRecords(StoreSubject):
         with pytest.raises(ConfigError, match="no-such-option"):
             Opening(self.store_class, odd, self.call_timeout).open()
 
-    @clause("pyflannel.store.Store.close", "idempotent")
+    @clause("pyflannel.store.Store.close", "may be called again, which does nothing")
     def test_closing_twice_is_harmless(self, opening: Opening) -> None:
         store = opening.open()
         store.snapshot()
@@ -83,6 +84,24 @@ class StoreRecords(StoreSubject):
         snapshot = store.snapshot()
         assert snapshot.config is None
         assert snapshot.leases == ()
+
+    @clause(
+        "pyflannel.store.Store.expect_existing",
+        "where there is no store none is made, which is a StoreAbsentError; one that is there is read as ever",
+    )
+    def test_who_only_looks_makes_no_store(self, opening: Opening) -> None:
+        with opening.open() as looking:
+            looking.expect_existing()
+            absent = [_absent(call) for call in (looking.read_config, looking.snapshot, looking.read_config)]
+            assert len(set(absent)) == 1, f"of three calls on an empty place these found no store: {absent}"
+        with opening.open() as store:
+            config, lease = store.write_config(CONFIG, None), store.create(KEY, VALUE, 3600.0)
+        with opening.open() as looking:
+            looking.expect_existing()
+            found = looking.read_config()
+            assert found is not None
+            assert facts(found) == facts(config)
+            assert contents(looking.snapshot()) == {CONFIG_KEY: facts(config), KEY: facts(lease)}
 
     @clause(
         "pyflannel.store.Store.write_config",
@@ -391,7 +410,7 @@ class StoreRecords(StoreSubject):
         assert same_value(record.value, value)
         assert contents(store.snapshot()) == {KEY: facts(record)}
 
-    @clause("pyflannel.store.Store.snapshot", "everything")
+    @clause("pyflannel.store.Store.snapshot", "all records are in it, however many there are")
     def test_a_large_cluster(self, store: Store, opening: Opening, pool: ProcessPoolExecutor) -> None:
         items = [(f"10.{number >> 8}.{number & 255}.0-24", VALUE) for number in range(self.many)]
         self.fill(pool, opening, items)
@@ -402,6 +421,14 @@ class StoreRecords(StoreSubject):
             changed = other.update(snapshot.leases[self.many // 2], OTHER, None)
             follower.until(lambda: follower.state[changed.key] == facts(changed), "the one change")
             assert [change.key for change in follower.changes] == [changed.key]
+
+
+def _absent(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except StoreAbsentError:
+        return True
+    return False
 
 
 def ask_clock(store: Store) -> None:
