@@ -80,16 +80,19 @@ def _clause_of(item: Any) -> Clause | None:
 class Judged:
     """Mixed into a kit: each of its tests says what it shows."""
 
-    @pytest.fixture(autouse=True)
+    @pytest.fixture(autouse=True, scope="session")
     @staticmethod
-    def _clause(request: pytest.FixtureRequest) -> None:
+    def _clauses(request: pytest.FixtureRequest) -> None:
+        """Before any other fixture, whose failure is one of the tests that need it."""
         plugins = request.config.pluginmanager
         if not plugins.has_plugin(_NAME):
             plugins.register(Clauses(), _NAME)
-        if _clause_of(request.node) is not None:
-            kits = [f"{kit.__module__}:{kit.__qualname__}" for kit in request.cls.__mro__ if _own(kit)]
-            words = [request.cls.__qualname__, ",".join(kits), request.node.originalname]
-            request.node.user_properties.append((_CLAUSE, "|".join(words)))
+
+
+def _entry(item: Any) -> str:
+    """Who is judged, by which kits, and by which test: what a report takes to the process that sums up."""
+    kits = [f"{kit.__module__}:{kit.__qualname__}" for kit in item.cls.__mro__ if _own(kit)]
+    return "|".join([item.cls.__qualname__, ",".join(kits), item.originalname])
 
 
 class Clauses:
@@ -102,9 +105,11 @@ class Clauses:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, Any, Any]:
-        """A failure repeats the clause."""
+        """Say whose report it is; a failure repeats the clause."""
         report = yield
         found = _clause_of(item)
+        if found is not None:
+            report.user_properties.append((_CLAUSE, _entry(item)))
         if found is not None and report.failed:
             report.sections.append(("what the contract asks", f"{found.text}.\nWritten in {found.where}"))
         return report
@@ -141,7 +146,8 @@ class Clauses:
                     yield f"{state}: {text}" + (f" ({reason})" if reason else "")
         left_out = sum(reason == _LEFT_OUT for _, reason, _ in verdicts.values())
         if left_out:
-            yield f"{UNTRIED}: {left_out} clauses whose tests were {_LEFT_OUT}"
+            clauses = "clauses whose tests were" if left_out > 1 else "clause whose tests were"
+            yield f"{UNTRIED}: {left_out} {clauses} {_LEFT_OUT}"
         yield from self._told.get(subject, [])
 
     def _clauses(self, subject: str) -> dict[str, Clause]:
