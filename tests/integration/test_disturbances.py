@@ -140,6 +140,9 @@ ROWS = {
     "an IPv6 route deleted": Row("ip -6 route flush proto 241", REPAIRED, NONE, REPAIRED),
     "a route changed": Row("ip route replace {peer} via 192.0.2.99 dev eth0 proto 241", REPAIRED, REPAIRED, REPAIRED),
     "`forwarding` off": Row("sysctl -qw net.ipv4.conf.{sysctl}.forwarding=0", REPAIRED, REPAIRED, REPAIRED),
+    "`forwarding` of the underlay's device off": Row(
+        "sysctl -qw net.ipv4.conf.eth0.forwarding=0", LEFT, LEFT, NONE, "sysctl -qw net.ipv4.conf.eth0.forwarding=1"
+    ),
     "IPv6 `forwarding` off": Row(
         "sysctl -qw net.ipv6.conf.{sysctl}.forwarding=0",
         LEFT,
