@@ -343,7 +343,8 @@ class Backend(ABC, Generic[O]):
     def tunnelled(self) -> bool:
         """Whether packets of peers' containers come in by the devices of :meth:`plan_node` and in no other way.
 
-        Then the core drops what comes in elsewhere and claims to be from the overlay.
+        Then the core drops what comes in elsewhere and claims to be from the overlay: also while the network changes to
+        another backend with tunnels. False where :meth:`plan_peer` plans a device for each peer.
         """
         return False
 

@@ -85,6 +85,7 @@ ACTIONS = "actions_can_be_taken_back"
 USUAL = "usual_leases_are_planned_alike"
 FACE = "it_states_its_api_version_name_and_families"
 ELSEWHERE = "another_process_plans_the_same"
+TUNNELS = "tunnels_end_at_devices_of_the_node"
 
 
 def breaks(*tests: str) -> Callable[[type[Backend[Any]]], type[Backend[Any]]]:
@@ -185,6 +186,7 @@ class OldVersion(Sound):
     JSON,
     USUAL,
     ELSEWHERE,
+    TUNNELS,
 )
 class CarriesNothing(Sound):
     """Nor does it come to the other tests: there is no network to try it in."""
@@ -208,6 +210,7 @@ class CarriesNothing(Sound):
     "it_describes_itself_in_texts",
     USUAL,
     ELSEWHERE,
+    TUNNELS,
 )
 class RefusesItsDefaults(Sound):
     """And so can't be tried in any other way."""
@@ -232,6 +235,18 @@ class NamedByItsObjects(Sound):
 @breaks(FACE, *EVERYWHERE)
 class ClaimsByADict(Sound):
     capabilities = {"ipv4": True}  # type: ignore[assignment] # noqa: RUF012
+
+
+@breaks(TUNNELS)
+class TunnelsToEachPeer(Sound):
+    tunnelled = True  # type: ignore[assignment]
+
+    def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
+        plan = super().plan_peer(node, peer)
+        assert peer.subnets.ipv4 is not None
+        device = f"m{int(peer.subnets.ipv4.network_address):08x}"
+        routes = (replace(item, link=device, gateway=None) for item in plan if isinstance(item, Route))
+        return DesiredState([Link(device, TunInfo(), self.mtu(node.underlay)), *routes])
 
 
 @breaks("it_describes_itself_in_texts")
@@ -507,6 +522,7 @@ class BelievesThatAllAreOnLink(Sound):
     "it_describes_itself_in_texts",
     USUAL,
     ELSEWHERE,
+    TUNNELS,
 )
 class Unprintable(Sound):
     """No lease can be written with it, so that there are no peers either."""

@@ -103,6 +103,12 @@ class Planner:
         """What it was made with, as it says itself."""
         return self._backend.options
 
+    @property
+    def tunnelled(self) -> bool:
+        """See :attr:`Backend.tunnelled`."""
+        answer = _ask(self.kind, "tunnelled", lambda: self._backend.tunnelled)
+        return _checked(self.kind, "tunnelled", answer, bool)  # type: ignore[no-any-return]
+
     def again(self) -> Planner:
         """Another one with the same options, as after a restart."""
         return Planner(self.kind, self._options)

@@ -201,6 +201,28 @@ class BackendPlanning(Subject):
                 assert not isinstance(plan, str), f"{text} is usual, but rejected: {plan}"
                 assert unpack(quick.plan) == unpack(kept(plan)), f"{text} is usual, but planned otherwise"
 
+    @clause(
+        "pyflannel.backend.Backend.tunnelled",
+        "if it is true, packets of peers' containers come in by the devices of plan_node and in no other way",
+    )
+    def test_tunnels_end_at_devices_of_the_node(self, state: Path) -> None:
+        """Else they are dropped, at the latest when the network changes to another backend with tunnels."""
+        tried = False
+        for options in self.variants:
+            scene = self.example(state, self.versions, options)
+            node, backend = scene.nodes[0], scene.backend
+            if not backend.tunnelled:
+                continue
+            tried = True
+            assert any(isinstance(item, Link) for item in backend.plan_node(node)), "plan_node plans no device"
+            for plan in (backend.judge(node, peer) for peer in scene.leases[1:]):
+                items = () if isinstance(plan, str) else tuple(plan)
+                links = {item.name for item in items if isinstance(item, Link)}
+                through = [item for item in items if isinstance(item, Route) and item.link in links]
+                assert not through, f"plan_peer plans the device of: {through[0]}; plan it in plan_node, or say False"
+        if not tried:
+            not_applicable("tunnelled is false")
+
     @clause("pyflannel.backend.DesiredState", "a plan is a set of kernel objects")
     @_PROPERTY
     @given(data=st.data())
