@@ -108,6 +108,16 @@ def wait_until_read(pipe: int) -> None:
     until(lambda: not any(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4))), "nobody reads")
 
 
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["plugins", "--help"]], ids=" ".join)
+def test_nobody_need_read_help(words: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "pyflannel", *words]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_a_reader_that_leaves_is_no_error(pyflannel: CommandLine) -> None:
     document = {"Network": "10.1.0.0/16", "Comment": "x" * 200_000}  # more than a pipe holds
     assert pyflannel("config", "set", "-", stdin=json.dumps(document)).code == 0
