@@ -239,7 +239,7 @@ class ClaimsByADict(Sound):
 
 @breaks(TUNNELS)
 class TunnelsToEachPeer(Sound):
-    tunnelled = True  # type: ignore[assignment]
+    tunnelled = True
 
     def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
         plan = super().plan_peer(node, peer)
