@@ -238,7 +238,7 @@ class Namespace:
         *,
         input: str | None = None,  # noqa: A002 - as in subprocess.run
         env: Mapping[str, str] | None = None,
-        timeout: float = 30.0,
+        timeout: float = 120.0,
         check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command here and return its exit status, output and errors.

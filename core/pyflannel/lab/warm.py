@@ -12,6 +12,7 @@ for the second, which is the command, stops when that is stopped, and tells how 
 from __future__ import annotations
 
 import array
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -109,6 +110,15 @@ class Warm:
                 return None
             return Forked(words, pid, told, ours)
 
+    def end(self) -> None:
+        """End it, not what was forked from it. It is started anew when it is needed."""
+        if self._process is None or self._owner != os.getpid():
+            return
+        if self._asks is not None:
+            self._asks.close()
+        self._process.wait()
+        self._process = self._asks = None
+
     def _ready(self, environment: Mapping[str, str]) -> bool:
         if self._owner != os.getpid():  # of this process, not of one that it is a fork of
             self._process, self._owner, self._environment = None, os.getpid(), {**os.environ}
@@ -124,6 +134,7 @@ class Warm:
                     start_new_session=True,
                 )
             self._asks = ours
+            atexit.register(self.end)
         return self._process.poll() is None and _fixed(environment) == _fixed(self._environment)
 
 
