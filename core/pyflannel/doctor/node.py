@@ -228,7 +228,9 @@ def forwarding(facts: Facts) -> Iterator[Finding]:
         switch = "net/ipv4/ip_forward" if version == 4 else "net/ipv6/conf/all/forwarding"
         paths = [switch]
         if version == 4:
-            names = dict.fromkeys((*_interfaces(facts), *_bridges(facts)))
+            wrapped = facts.overlay is not None and facts.overlay.entrances
+            ways = [link.name for link in facts.links] if wrapped else _interfaces(facts)
+            names = dict.fromkeys((*ways, *_bridges(facts)))
             paths += [f"net/ipv4/conf/{name}/forwarding" for name in names]
         off = [path for path in paths if sysctl(path) == 0]
         check = f"IPv{version} forwarding"
@@ -244,9 +246,8 @@ def forwarding(facts: Facts) -> Iterator[Finding]:
 
 
 def _interfaces(facts: Facts) -> list[str]:
-    """The interfaces that packets of the overlay cross."""
-    wrapped = facts.overlay is not None and facts.overlay.entrances
-    names = [facts.underlay.interface] if facts.underlay is not None and not wrapped else []
+    """The interfaces that packets of the overlay cross, wrapped or not."""
+    names = [facts.underlay.interface] if facts.underlay is not None else []
     return names + [link.name for link in facts.links]
 
 

@@ -231,14 +231,15 @@ def data_planes(node: LabNode, others: Iterable[int]) -> list[str]:
     """
     daemon = node.daemon.process.pid
     place = (Path("/proc") / str(daemon) / "ns/net").readlink()
+    known = {*others, *(process.proxy.pid for process in node.sandbox.processes)}
     found = []
     for process in Path("/proc").iterdir():
-        if not process.name.isdigit() or int(process.name) in others:
-            continue
+        if not process.name.isdigit() or int(process.name) in known:
+            continue  # that, or what waits for a process of the lab's
         with contextlib.suppress(OSError):  # it may end meanwhile
             words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
             if (process / "ns/net").readlink() != place or words[0] == "nsenter" or not words[0]:
-                continue  # what waits for a process of the lab's, and what is about to be reaped
+                continue  # about to begin, or to be reaped
             if int(process.name) != daemon:
                 found.append(f"process {' '.join(words).strip()}")
             found += [f"{held} of {words[0]}" for held in _packet_files(process)]

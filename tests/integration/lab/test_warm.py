@@ -22,6 +22,9 @@ pytestmark = [pytest.mark.root]
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab(nodes=1, containers=0) as lab:
+        document = '{"Network": "10.244.0.0/16", "Backend": {"Type": "host-gw"}}'
+        words = pyflannel_command("config", "set", "-", "--store", lab.file_store)
+        lab.nodes[0].run(words, input=document, timeout=LONG)
         yield lab
 
 
@@ -72,8 +75,6 @@ def test_a_daemon_is_where_and_what_it_would_be(lab: Lab, node: Node) -> None:
         ]
         return {"streams": names, "namespaces": spaces, "masks": masks, "cwd": os.readlink(process / "cwd")}
 
-    document = '{"Network": "10.244.0.0/16", "Backend": {"Type": "host-gw"}}'
-    node.run(pyflannel_command("config", "set", "-", "--store", lab.file_store), input=document, timeout=LONG)
     both = []
     for wrapper in ((), ("env",)):
         node.start_daemon(lab.file_store, None, wrapper=wrapper)
