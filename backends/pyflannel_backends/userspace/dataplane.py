@@ -161,8 +161,7 @@ class UserspaceDataPlane(DataPlane):
 
     def _end_workers(self) -> None:
         self._attendant.join()  # it may be starting one
-        for path in self._socket_paths():
-            _end_worker(path)
+        _end_listening(self._socket_paths())
         for link in self._links:
             link.reap()
 
@@ -282,9 +281,7 @@ class UserspaceDataPlane(DataPlane):
     def _end_surplus(self) -> None:
         """End workers that an earlier daemon had more of."""
         ours = {link.path for link in self._links}
-        for path in self._socket_paths():
-            if path not in ours:
-                _end_worker(path)
+        _end_listening(path for path in self._socket_paths() if path not in ours)
 
     def _socket_paths(self) -> Iterable[Path]:
         return self._directory.glob(f"{self._kind.name}-worker-*.sock")
@@ -489,21 +486,25 @@ def _say_stop(connection: socket.socket) -> None:
         connection.sendall(control.encode({"do": "stop"}))
 
 
-def _end_worker(path: Path) -> None:
-    """End the worker that listens at ``path``, if one does, and wait until it has; one that hangs is killed."""
-    try:
-        connection = control.connect(path)
-    except OSError:
-        return
-    if connection is None:
-        return
-    with connection:
-        connection.settimeout(_ANSWER_TIMEOUT)
-        _say_stop(connection)
-        try:
-            while connection.recv(1 << 16):
-                pass
-        except TimeoutError:
-            _kill(control.other_side(connection))
-        except OSError:
-            pass  # it ended with words of ours unread
+def _end_listening(paths: Iterable[Path]) -> None:
+    """End the workers that listen at these, and wait until they have; those that hang are killed.
+
+    All are told before one is waited for: from then on another data plane's may listen there.
+    """
+    told = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            connection = control.connect(path)
+            if connection is not None:
+                connection.settimeout(_ANSWER_TIMEOUT)
+                _say_stop(connection)
+                told.append(connection)
+    for connection in told:
+        with connection:
+            try:
+                while connection.recv(1 << 16):
+                    pass
+            except TimeoutError:
+                _kill(control.other_side(connection))
+            except OSError:
+                pass  # it ended with words of ours unread

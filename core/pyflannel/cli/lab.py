@@ -98,7 +98,7 @@ def lab_command(
         change_to=change_to,
     )
     told = sys.stderr if as_json else answers()
-    width = os.get_terminal_size(told.fileno()).columns if told.isatty() else _PLAIN_WIDTH
+    width = (os.get_terminal_size(told.fileno()).columns if told.isatty() else 0) or _PLAIN_WIDTH
     console = Console(file=told, highlight=False, emoji=False, width=width)
     try:
         with _signals():

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import array
 import atexit
-import contextlib
 import ctypes
 import gc
 import importlib
 import json
+import math
 import os
 import pkgutil
+import resource
 import runpy
 import select
+import selectors
 import signal
 import socket
 import subprocess
@@ -29,6 +31,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final
@@ -47,7 +51,7 @@ _LEFT_OUT: Final = (
 )
 """How the names of modules begin that few daemons and commands need. gRPC, which etcd's has, outlives no fork."""
 
-_FIXED: Final = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_")
+_FIXED: Final = ("GLIBC_", "LANG", "LC_", "LD_", "MALLOC_", "OPENSSL_", "PYTHON", "TZ", "XDG_")
 """How the names of variables begin that only count when an interpreter starts."""
 
 
@@ -55,10 +59,6 @@ def of_ours(words: Sequence[str]) -> list[str] | None:
     """The words for pyflannel, if it is pyflannel that a command line runs, with this interpreter."""
     start = module_command(_MODULE)
     return [*words[len(start) :]] if list(words[: len(start)]) == start else None
-
-
-def _fixed(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(_FIXED)}
 
 
 class Warm:
@@ -69,7 +69,9 @@ class Warm:
         self._process: subprocess.Popen[bytes] | None = None
         self._asks: socket.socket | None = None
         self._owner = 0
-        self._environment: Mapping[str, str] = {}
+        self._inherited: object = None
+        self._broken = False
+        """It has died of itself: it is of no use here."""
 
     def start(
         self,
@@ -78,114 +80,144 @@ class Warm:
         namespaces: Sequence[str],
         streams: tuple[int | IO[str] | None, int | IO[str] | None, int | IO[str] | None],
     ) -> Forked | None:
-        """Start pyflannel with these words, in a session of its own; ``None`` if that needs another interpreter.
+        """Start pyflannel with these words, in a session of its own; ``None`` if another way has to be taken.
 
         :param namespaces: the files of those to enter, in that order; the command begins in ``/`` then, without any
             where this process is.
         :param streams: standard input, output and error, as ``subprocess.Popen`` takes them.
         """
-        with self._lock, contextlib.ExitStack() as stack:
-            if not self._ready(environment):
+        with self._lock, ExitStack() as theirs, ExitStack() as ours:
+            try:
+                entered = [_opened(theirs, path) for path in namespaces]
+            except OSError:
+                return None  # nsenter says it better
+            asks = self._ready(environment)
+            if asks is None:
                 return None
-            assert self._asks is not None
-            ours, theirs = _streams(stack, streams)
+            near, far = _streams(ours, theirs, streams)
             told, tells = os.pipe2(os.O_CLOEXEC)
-            stack.callback(os.close, tells)
-            entered = [_opened(stack, path) for path in namespaces]
+            ours.callback(os.close, told)
+            theirs.callback(os.close, tells)
             directory = "/" if namespaces else str(Path.cwd())
             request = json.dumps({"words": [*words], "environment": {**environment}, "directory": directory}).encode()
+            rights = array.array("i", [*far, tells, *entered])
             try:
-                rights = array.array("i", [*theirs, tells, *entered])
-                message = [len(request).to_bytes(4, "big")]
-                self._asks.sendmsg(message, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-                self._asks.sendall(request)
-                pid = int.from_bytes(self._asks.recv(4, socket.MSG_WAITALL), "big")
+                asks.sendmsg([len(request).to_bytes(4, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+                asks.sendall(request)
+                pid = int.from_bytes(asks.recv(4, socket.MSG_WAITALL), "big")
             except OSError:
                 pid = 0
+            except BaseException:  # interrupted: nobody would know which answer belongs to which question
+                self._drop()
+                raise
             if not pid:
-                os.close(told)
-                for stream in ours:
-                    if stream is not None:
-                        stream.close()
+                self._broken = True
+                self._drop()
                 return None
-            return Forked(words, pid, told, ours)
+            ours.pop_all()
+            return Forked(words, pid, told, near)
 
     def end(self) -> None:
         """End it, not what was forked from it. It is started anew when it is needed."""
-        if self._process is None or self._owner != os.getpid():
-            return
+        with self._lock:
+            if self._owner == os.getpid():
+                self._drop()
+
+    def _drop(self) -> None:
         if self._asks is not None:
+            with suppress(OSError):
+                self._asks.shutdown(socket.SHUT_RDWR)  # though a fork of this process may hold it, too
             self._asks.close()
-        self._process.wait()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
         self._process = self._asks = None
 
-    def _ready(self, environment: Mapping[str, str]) -> bool:
+    def _ready(self, environment: Mapping[str, str]) -> socket.socket | None:
+        """Where it is asked; ``None`` if what it would start is not what this process would."""
         if self._owner != os.getpid():  # of this process, not of one that it is a fork of
-            self._process, self._owner, self._environment = None, os.getpid(), {**os.environ}
-        if self._process is None:
-            ours, theirs = socket.socketpair()
-            with theirs:
-                self._process = subprocess.Popen(
-                    module_command(__name__, str(theirs.fileno())),
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
-            self._asks = ours
+            if self._asks is not None:
+                self._asks.close()
+            self._process = self._asks = None
+            self._owner = os.getpid()
+        if self._broken:
+            return None
+        if self._asks is None:
+            near, far = socket.socketpair()
+            with far:
+                try:
+                    self._process = subprocess.Popen(
+                        module_command(__name__, str(far.fileno())),
+                        pass_fds=[far.fileno()],
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        stderr=subprocess.DEVNULL,
+                        start_new_session=True,
+                    )
+                except BaseException:
+                    near.close()
+                    raise
+            self._asks, self._inherited = near, _inherited(os.environ)
             atexit.register(self.end)
-        return self._process.poll() is None and _fixed(environment) == _fixed(self._environment)
+        return self._asks if _inherited(environment) == self._inherited else None
 
 
-def _opened(stack: contextlib.ExitStack, path: str) -> int:
-    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def _inherited(environment: Mapping[str, str]) -> object:
+    """What a process has from the one that starts it, and a fork of another one would not."""
+    limits = [resource.getrlimit(getattr(resource, name)) for name in dir(resource) if name.startswith("RLIMIT_")]
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    masks = [line for line in status if line.startswith(("Umask:", "Cpus_allowed:", "NoNewPrivs:", "CapBnd:"))]
+    return {name: value for name, value in environment.items() if name.startswith(_FIXED)}, limits, masks
+
+
+def _opened(stack: ExitStack, path: str, flags: int = os.O_RDONLY) -> int:
+    number = os.open(path, flags | os.O_CLOEXEC)
     stack.callback(os.close, number)
     return number
 
 
 def _streams(
-    stack: contextlib.ExitStack, streams: Sequence[int | IO[str] | None]
-) -> tuple[list[IO[str] | None], list[int]]:
+    ours: ExitStack, theirs: ExitStack, streams: Sequence[int | IO[str] | None]
+) -> tuple[list[TextIOWrapper | None], list[int]]:
     """Our ends of the pipes among them, and the three descriptors that the command gets."""
-    ours: list[IO[str] | None] = []
-    theirs: list[int] = []
+    near: list[TextIOWrapper | None] = []
+    far: list[int] = []
     for number, stream in enumerate(streams):
-        mine: IO[str] | None = None
+        mine: TextIOWrapper | None = None
         if stream is None:
-            theirs.append(number)
+            far.append(number)
         elif stream == subprocess.PIPE:
             read, write = os.pipe2(os.O_CLOEXEC)
-            far, near = (read, write) if number == 0 else (write, read)
-            stack.callback(os.close, far)
-            theirs.append(far)
-            mine = os.fdopen(near, "w" if number == 0 else "r")
+            given, kept = (read, write) if number == 0 else (write, read)
+            theirs.callback(os.close, given)
+            far.append(given)
+            mine = ours.enter_context(os.fdopen(kept, "w" if number == 0 else "r"))
         elif stream == subprocess.DEVNULL:
-            theirs.append(_opened_null(stack))
+            far.append(_opened(theirs, os.devnull, os.O_RDWR))
         elif stream == subprocess.STDOUT:
-            theirs.append(theirs[1])
+            far.append(far[1])
         else:
-            theirs.append(stream if isinstance(stream, int) else stream.fileno())
-        ours.append(mine)
-    return ours, theirs
-
-
-def _opened_null(stack: contextlib.ExitStack) -> int:
-    number = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    stack.callback(os.close, number)
-    return number
+            far.append(stream if isinstance(stream, int) else stream.fileno())
+        near.append(mine)
+    return near, far
 
 
 class Forked:
     """The process outside, with the part of ``subprocess.Popen`` that a lab uses."""
 
-    def __init__(self, words: Sequence[str], pid: int, told: int, streams: Sequence[IO[str] | None]) -> None:
+    def __init__(self, words: Sequence[str], pid: int, told: int, streams: Sequence[TextIOWrapper | None]) -> None:
         self.args = [*words]
         self.pid = pid
         self.returncode: int | None = None
         self.stdin, self.stdout, self.stderr = streams
         self._told: int | None = told
         self._lock = threading.Lock()
+        self._input = b""
+        self._said: dict[TextIOWrapper, bytearray] = {}
+
+    def __del__(self) -> None:
+        if getattr(self, "_told", None) is not None:
+            os.close(self._told or 0)
 
     def poll(self) -> int | None:
         """How it ended, if it has: negative for a signal."""
@@ -196,52 +228,85 @@ class Forked:
 
         :raises subprocess.TimeoutExpired: it did not end within ``timeout`` seconds.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
         while True:
-            remaining = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
-            code = self._look(max(0.0, remaining))
+            remaining = deadline - time.monotonic()
+            code = self._look(max(0.0, min(1.0, remaining)))
             if code is not None:
                 return code
-            if deadline is not None and time.monotonic() >= deadline:
+            if remaining <= 0:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
 
     def _look(self, seconds: float) -> int | None:
+        told = self._told
+        if told is not None:
+            poller = select.poll()
+            poller.register(told, select.POLLIN)
+            if poller.poll(1000 * seconds):
+                self._take()
+        return self.returncode
+
+    def _take(self) -> None:
         with self._lock:
-            if self._told is None or not select.select([self._told], [], [], seconds)[0]:
-                return self.returncode
-            said = os.read(self._told, 16)
-            self.returncode = int(said) if said else -signal.SIGKILL
-            os.close(self._told)
-            self._told = None
-            return self.returncode
+            if self._told is not None:  # another thread has not taken it meanwhile
+                said = os.read(self._told, 16)
+                self.returncode = int(said) if said else -signal.SIGKILL
+                os.close(self._told)
+                self._told = None
 
     def communicate(self, input: str | None = None, timeout: float | None = None) -> tuple[str, str]:  # noqa: A002
         """Give it its input, and return its output and errors at its end; empty where there is no pipe.
 
-        :raises subprocess.TimeoutExpired: it did not end within ``timeout`` seconds.
+        :raises subprocess.TimeoutExpired: it did not end within ``timeout`` seconds. What it has said is kept for the
+            next call.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        said: dict[int, str] = {}
-        threads = [
-            threading.Thread(target=_read, args=(said, number, stream), daemon=True)
-            for number, stream in enumerate((self.stdout, self.stderr))
-            if stream is not None and not stream.closed
-        ]
-        if self.stdin is not None and not self.stdin.closed:
-            threads.append(threading.Thread(target=_write, args=(self.stdin, input), daemon=True))
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
-            if thread.is_alive():
-                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
-        self.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
-        return said.get(0, ""), said.get(1, "")
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        with selectors.DefaultSelector() as selector:
+            if self.stdin is not None and not self.stdin.closed:
+                self._input += (input or "").encode(self.stdin.encoding, self.stdin.errors or "strict")
+                selector.register(self.stdin, selectors.EVENT_WRITE)
+            for stream in (self.stdout, self.stderr):
+                if stream is not None and not stream.closed:
+                    selector.register(stream, selectors.EVENT_READ)
+            while selector.get_map():
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+                for key, _ in selector.select(None if remaining == math.inf else remaining):
+                    file: Any = key.fileobj
+                    if not (self._give() if file is self.stdin else self._hear(file)):
+                        selector.unregister(file)
+                        with suppress(BrokenPipeError):
+                            file.close()
+        self.wait(None if timeout is None else max(0.0, deadline - time.monotonic()))
+        return self._text(self.stdout), self._text(self.stderr)
+
+    def _give(self) -> bool:
+        """Write some of the input; whether there is more."""
+        assert self.stdin is not None
+        try:
+            written = os.write(self.stdin.fileno(), self._input[: select.PIPE_BUF])
+        except BrokenPipeError:
+            return False
+        self._input = self._input[written:]
+        return bool(self._input)
+
+    def _hear(self, stream: TextIOWrapper) -> bool:
+        """Read some of what it says; whether more may come."""
+        data = os.read(stream.fileno(), 1 << 16)
+        self._said.setdefault(stream, bytearray()).extend(data)
+        return bool(data)
+
+    def _text(self, stream: TextIOWrapper | None) -> str:
+        if stream is None:
+            return ""
+        text = bytes(self._said.pop(stream, b"")).decode(stream.encoding, stream.errors or "strict")
+        return text.replace("\r\n", "\n").replace("\r", "\n")
 
     def send_signal(self, number: int) -> None:
         """Send the process outside a signal; none if it has ended."""
         if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
     def kill(self) -> None:
@@ -256,21 +321,9 @@ class Forked:
     ) -> None:
         for stream in (self.stdin, self.stdout, self.stderr):
             if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
+                with suppress(BrokenPipeError):
                     stream.close()
         self.wait()
-
-
-def _read(said: dict[int, str], number: int, stream: IO[str]) -> None:
-    with contextlib.suppress(ValueError):  # closed by who gave up
-        said[number] = stream.read()
-        stream.close()
-
-
-def _write(stream: IO[str], text: str | None) -> None:
-    with contextlib.suppress(BrokenPipeError, ValueError):
-        stream.write(text or "")
-        stream.close()
 
 
 # The process that has it all
@@ -288,7 +341,7 @@ def _modules(within: Sequence[str] = _ROOMS) -> Iterator[str]:
 def serve(asked: socket.socket) -> None:
     """Fork for each request until nobody can ask any more. In a fork, returns when pyflannel is to be run."""
     for name in _modules():  # imports a package before it is asked for what is in it
-        with contextlib.suppress(Exception):  # whoever needs it will say why it can't be had
+        with suppress(Exception):  # whoever needs it will say why it can't be had
             importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     gc.collect()
@@ -336,12 +389,14 @@ def _begin(request: Mapping[str, Any], rights: Sequence[int]) -> None:
         os.close(number)
     os.environ.clear()
     os.environ.update(request["environment"])
-    sys.stdin, sys.stdout, sys.stderr = (
-        open(number, mode, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115 - as long as the process is
-        for number, mode, errors in ((0, "r", None), (1, "w", None), (2, "w", "backslashreplace"))
-    )
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        former = getattr(sys, name)
+        buffering = 1 if number == 2 or (number == 1 and request["environment"].get("PYTHONUNBUFFERED")) else -1
+        own = open(number, mode, buffering, former.encoding, former.errors, closefd=False)  # noqa: SIM115 - to the end
+        setattr(sys, name, own)
+        setattr(sys, f"__{name}__", own)
     sys.argv = [_MODULE, *request["words"]]
-    with contextlib.suppress(OSError):
+    with suppress(OSError):
         Path("/proc/self/comm").write_text(_MODULE, encoding="ascii")
 
 

@@ -8,6 +8,7 @@ say them as long as it does, a log has them once, and again when the call has co
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -142,15 +143,16 @@ class _Watcher:
     def begin(self, said: HangingCall, call: PluginCall) -> None:
         """``said`` tells of a call from now on."""
         with self._lock:
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="pyflannel-hanging", daemon=True)
+                thread.start()
+                self._thread = thread
             self._calls[said] = call
-            if self._thread is None or not self._thread.is_alive():  # as in a fork
-                self._thread = threading.Thread(target=self._run, name="pyflannel-hanging", daemon=True)
-                self._thread.start()
 
     def end(self, said: HangingCall) -> None:
         """That call is over."""
         with self._lock:
-            del self._calls[said]
+            self._calls.pop(said, None)  # a fork has none of the calls that it began in
             said.look(None, time.monotonic())
 
     def _run(self) -> None:
@@ -162,6 +164,7 @@ class _Watcher:
 
 
 _watcher: Final = _Watcher()
+os.register_at_fork(after_in_child=_watcher.__init__)  # type: ignore[misc]  # it has neither that thread nor its calls
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tests.waiting import LONG, until
 
 from pyflannel.lab import Lab, Node
 from pyflannel.lab.daemon import pyflannel_command
-from pyflannel.lab.warm import Forked
+from pyflannel.lab.warm import Forked, Warm
 
 pytestmark = [pytest.mark.root]
 
@@ -106,6 +107,55 @@ def test_what_counts_at_an_interpreters_start_needs_one(node: Node) -> None:
     process = node.start(pyflannel_command("version"), env={"PYTHONHASHSEED": "7"})
     assert not isinstance(process.proxy, Forked)
     assert process.wait(LONG) == 0
+
+
+def test_whoever_is_interrupted_while_one_starts_gets_no_other_one_s(node: Node) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    warm, pipes = Warm(), (subprocess.DEVNULL, subprocess.PIPE, subprocess.PIPE)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.15)  # it imports then
+        with pytest.raises(KeyboardInterrupt):
+            warm.start(["version"], os.environ, [], pipes)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    try:
+        first, second = (warm.start([word], os.environ, [], pipes) for word in ("version", "--nonsense"))
+        assert first is not None
+        assert second is not None
+        with first, second:
+            assert "--nonsense" in second.communicate(timeout=LONG)[1]
+            assert first.communicate(timeout=LONG)[0].startswith("pyflannel ")
+        assert (first.returncode, second.returncode) == (0, 2)
+    finally:
+        warm.end()
+
+
+def made(said: bytes) -> tuple[Forked, int]:
+    """One that has said this and ended, and the descriptor by which more could be said."""
+    (read, write), (told, tells) = os.pipe(), os.pipe()
+    for number, data in ((write, said), (tells, b"0")):
+        os.write(number, data)
+    os.close(tells)
+    return Forked(["word"], 0, told, [None, TextIOWrapper(os.fdopen(read, "rb"), "utf-8"), None]), write
+
+
+def test_its_time_is_up_though_something_else_holds_its_output() -> None:
+    """As a worker of udp may, which writes to its daemon's log."""
+    forked, write = made(b"a word")
+    with forked, pytest.raises(subprocess.TimeoutExpired):
+        forked.communicate(timeout=0.01)
+    os.close(write)
+
+
+def test_what_is_no_text_is_not_kept_from_who_reads_it() -> None:
+    forked, write = made(b"ok \xff")
+    os.close(write)
+    with forked, pytest.raises(UnicodeDecodeError):
+        forked.communicate(timeout=LONG)
 
 
 def test_nothing_outlives_the_lab_s_process() -> None:
