@@ -102,11 +102,12 @@ def _report(migration: Migration, done: Done, problems: list[str], dry_run: bool
             }
         )
     else:
-        _tell(done, problems, dry_run, following, f"from {old} to {new}")
+        arrived = f"{moved} of {leases} nodes are known to work on {new}" if moved < leases and not dry_run else ""
+        _tell(done, problems, dry_run, following, f"from {old} to {new}", arrived)
     return ExitCode.CHECK_FAILED if problems else ExitCode.OK
 
 
-def _tell(done: Done, problems: list[str], dry_run: bool, following: str, way: str) -> None:
+def _tell(done: Done, problems: list[str], dry_run: bool, following: str, way: str, arrived: str) -> None:
     say(f"{'would be written' if dry_run else 'written'} {way}:")
     say(f"  network config: {done.document}")
     for name, keys in (
@@ -121,6 +122,8 @@ def _tell(done: Done, problems: list[str], dry_run: bool, following: str, way: s
             say(f"  {len(keys)} {name}: {', '.join(inert(cut(key)) for key in keys[:_SHOWN])}{more}")
     if not done.changes:
         say("  nothing: both are alike")
+    if arrived:
+        say(f"  {arrived}")
     for problem in problems:
         say(f"not verified: {inert(problem)}")
     if following and not problems:

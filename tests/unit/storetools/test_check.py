@@ -190,6 +190,24 @@ def test_migrate_copies_verifies_and_says_the_next_step(pyflannel: CommandLine, 
     assert pyflannel("leases", "--store", target).out.count("10.5.1.0/24") == 1
 
 
+def test_migrate_says_how_many_nodes_have_moved(pyflannel: CommandLine, tmp_path: Path) -> None:
+    target = f"file://{tmp_path}/new"
+    with (
+        load_store("file")(StoreLocation.parse(pyflannel.store)) as old,
+        load_store("file")(StoreLocation.parse(target)) as new,
+    ):
+        old.write_config(json.dumps(DOCUMENT), None)
+        for number in (1, 2):
+            old.create(f"10.5.{number}.0-24", json.dumps(lease(number)), 3600)
+        words = ("store", "migrate", "--from", pyflannel.store, "--to", target)
+        assert f"0 of 2 nodes are known to work on {target}" in pyflannel(*words).out
+        for moved, record in enumerate(new.snapshot().leases):
+            new.renew(record, 86400)
+            result = pyflannel(*words)
+            said = "All 2 nodes work" if moved else "1 of 2 nodes are known to work"
+            assert f"{said} on {target}" in result.out
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
