@@ -21,6 +21,9 @@ __all__ = ["as_known", "due", "hold", "lose", "note", "renewed"]
 LONGEST_MARGIN: Final = 2 / 3
 """Of a lease's life: with a longer margin it would be renewed for ever."""
 
+SHORTEST_LIFE: Final = 1.0
+"""Seconds. A store that says less is not asked again all the time."""
+
 
 def due(state: KeeperState) -> float | None:
     """When our lease is to be renewed, if we hold one that ends."""
@@ -52,9 +55,14 @@ def as_known(record: Record, renewed: Record) -> Record:
 
 
 def hold(state: KeeperState, record: Record, since: float) -> None:
-    """Note that ``record`` is ours, as written or renewed by a call that began at ``since``."""
+    """Note that ``record`` is ours, as written or renewed by a call that began at ``since``.
+
+    It lives as long as was asked for, or less if the store says so: Consul grants no more than a day.
+    """
     lease = readable(record) or state.lease_state.lease
     ttl, margin = state.options.ttl, state.options.margin
+    if record.ttl is not None:
+        ttl = min(ttl, max(record.ttl, SHORTEST_LIFE))
     state.held = record
     pause = state.pauses["renew"]
     pause.clear()

@@ -6,6 +6,7 @@ The clock is one that the test moves; there is no thread, and no waiting.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from itertools import pairwise
 from typing import Any
@@ -18,6 +19,7 @@ from tests.unit.membership.modelled import (
     UNAVAILABLE,
     Node,
     Saying,
+    StoreModel,
     foreign,
     on_store,
     once,
@@ -41,6 +43,7 @@ from pyflannel.membership.calls import (
 )
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import MARGIN_KEY, Lease, LeaseAttributes, Subnets
+from pyflannel.store import Record
 
 # A lease is got -------------------------------------------------------------------------------------------------------
 
@@ -225,6 +228,25 @@ def test_a_margin_as_long_as_the_life_does_not_renew_for_ever() -> None:
     node = Node(given={"ttl": 61.0, "margin": 60.0}).start().run(610)
     assert node.record is not None
     assert len(renewals(node)) < 610 / (61 / 4)
+
+
+class OneDay(StoreModel):
+    """A store that lets no lease live longer than a day, and says so, as Consul."""
+
+    def renew(self, record: Record, ttl: float) -> Record:
+        return replace(super().renew(record, min(ttl, 86400.0)), ttl=86400.0)
+
+    def _write(self, key: str, value: str, ttl: float | None) -> Record:
+        record = super()._write(key, value, None if ttl is None else min(ttl, 86400.0))
+        return replace(record, ttl=None if ttl is None else 86400.0)
+
+
+def test_a_lease_that_the_store_grants_a_shorter_life_is_renewed_in_time() -> None:
+    store = OneDay()
+    node = Node(store, given={"ttl": 7 * 86400.0, "margin": 3600.0}).start().run(10 * 86400)
+    assert all(change.record is not None for change in store.history), "it never ended"
+    assert node.state.expires_at is not None
+    assert node.now < node.state.expires_at <= node.now + 86400
 
 
 def test_expiry_is_reckoned_from_before_the_call() -> None:
