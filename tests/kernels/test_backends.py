@@ -22,7 +22,11 @@ def with_tunnels(uml: Guest) -> Guest:
     return load_tunnels(uml)
 
 
-@pytest.mark.parametrize("backend", ["TestVxlan", "TestHostGateway", "TestIpip", "TestGre"])
+OFTEN_TRIED = [pytest.param(backend, marks=pytest.mark.long) for backend in ("TestVxlan", "TestHostGateway")]
+"""Outside, and without the kit in other tests here."""
+
+
+@pytest.mark.parametrize("backend", [*OFTEN_TRIED, "TestIpip", "TestGre"])
 def test_the_conformance_kit(with_tunnels: Guest, backend: str) -> None:
     with_tunnels.pytest(f"tests/kernels/inside/test_backends.py::{backend}")
 
