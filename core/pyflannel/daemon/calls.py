@@ -28,14 +28,17 @@ class Calls:
 
     @contextmanager
     def calling(self, backend: Backend[Any], what: str) -> Iterator[None]:
-        """Let the view say that the backend has been called."""
+        """Let the view say that the backend is being called."""
         self.now = PluginCall(backend.name, what, self._clock())
         self._window.put(replace(self._window.last, call=self.now, backend=self.backend))
         try:
             yield
         finally:
             self.now = None
+            self._window.put(replace(self._window.last, call=None))
 
     def beat(self) -> None:
-        """A sign of life within long work."""
-        self._window.beat = self._clock()
+        """A sign of life within long work, of which each step may be a plugin's call of its own."""
+        now = self._window.beat = self._clock()
+        if self.now is not None:
+            self.now.since = now

@@ -82,7 +82,8 @@ class Planes:
     def renew(self) -> None:
         """Tell everything anew."""
         for feed in self.feeds:
-            feed.renew()
+            with self._calls.calling(feed.backend, "its data plane"):
+                feed.renew()
 
     def stop(self) -> None:
         """Stop them all; the next start may take over from them."""

@@ -116,7 +116,8 @@ def told_to_daemon(run_dir: Path) -> Mapping[str, JSON]:
 def gather(settings: Settings) -> Facts:
     """Look at the daemon, the kernel and the store. Never raises a :class:`PyflannelError`: see ``problems``.
 
-    Plugins are given :data:`PLUGIN_PATIENCE` for each fact: one that hangs in the daemon hangs here, too.
+    Plugins are given :data:`PLUGIN_PATIENCE` for each fact, and for each peer: one that hangs in the daemon hangs here,
+    too.
     """
     problems: dict[str, PyflannelError] = {}
 
@@ -133,12 +134,17 @@ def gather(settings: Settings) -> Facts:
         answer: T = store_calls(settings.store.scheme, what, call, kind="store")
         return answer
 
-    def of_backend(what: str, call: Callable[[], T]) -> T:
+    def of_backend(what: str, call: Callable[[Callable[[], None]], T]) -> T:
         name = _need(network, problems, "network").backend_type
 
         def named() -> T:
-            with named_if_it_hangs(name, what):
-                return call()
+            with named_if_it_hangs(name, what) as under_way:
+
+                def beat() -> None:
+                    backend_calls.beat()
+                    under_way.since = time.monotonic()
+
+                return call(beat)
 
         answer: T = backend_calls(name, what, named)
         return answer
@@ -149,16 +155,16 @@ def gather(settings: Settings) -> Facts:
     asked = attempt("store", lambda: of_store("answering", lambda: _ask(settings, status)))
     clock = attempt("clock", lambda: of_store("clock", lambda: _clock(settings, _need(asked, problems, "store"))))
     network = attempt("network", lambda: _network(settings, status, asked, problems))
-    backend = attempt("backend", lambda: of_backend("loading", lambda: _backend(_need(network, problems, "network"))))
+    backend = attempt("backend", lambda: of_backend("loading", lambda _: _backend(_need(network, problems, "network"))))
     myself = _myself(settings, underlay, attempt("cards", _cards))
     record = attempt("record", lambda: _own_record(settings, myself, status, _need(asked, problems, "store"), underlay))
     lease = attempt("lease", lambda: _lease(_need(record, problems, "record")))
 
-    def plan() -> Overlay:
-        return _overlay(settings, status, network, backend, underlay, lease, asked, problems)
+    def plan(beat: Callable[[], None]) -> Overlay:
+        return _overlay(settings, status, network, backend, underlay, lease, asked, problems, beat)
 
     overlay = attempt("overlay", lambda: of_backend("planning", plan))
-    mtu = attempt("mtu", lambda: of_backend("mtu", lambda: _mtu(backend, underlay, problems)))
+    mtu = attempt("mtu", lambda: of_backend("mtu", lambda _: _mtu(backend, underlay, problems)))
     kernel = attempt("kernel", lambda: _kernel(overlay))
     return Facts(
         settings=settings,
@@ -323,8 +329,9 @@ def _overlay(
     lease: Lease | None,
     asked: StoreFacts | None,
     problems: Mapping[str, PyflannelError],
+    beat: Callable[[], None],
 ) -> Overlay:
-    """The desired state as the daemon plans it."""
+    """The desired state as the daemon plans it; ``beat`` is called after each peer."""
     ours, given = _need(lease, problems, "lease"), known_id(settings.state_dir, settings.node_id)
     # Planned for what can't carry the network, every peer would look wrong.
     check_underlay(
@@ -342,6 +349,7 @@ def _overlay(
     overlay = Overlay(_need(backend, problems, "backend"), node)
     for record in _need(asked, problems, "store").snapshot.leases:
         overlay.put(record.key, record.value, record.created)
+        beat()
     return overlay
 
 

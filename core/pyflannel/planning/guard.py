@@ -208,21 +208,28 @@ class Bounded:
     def hanging(self) -> str:
         """Says which call has not come back yet; empty if none is being made."""
         call = self._call
-        return f"{call.kind} {call.plugin!r} in {call.what}" if call is not None and call.is_alive() else ""
+        if call is None or not call.is_alive():
+            return ""
+        return f"{call.under_way.kind} {call.under_way.plugin!r} in {call.under_way.what}"
+
+    def beat(self) -> None:
+        """The function that is being called has come a step further: it is waited for as long again."""
+        if self._call is not None:
+            self._call.under_way.since = time.monotonic()
 
     def __call__(self, name: str, what: str, function: Callable[[], Any], kind: str = "backend") -> Any:
         """As :func:`guarded`.
 
         :raises PluginError: it fails, or has not come back in time.
         """
-        if self._call is None or not self._call.is_alive():
-            self._call = _Call(name, what, function, kind)
-            self._call.start()
-            self._call.join(self._timeout)
         call = self._call
+        if call is None or not call.is_alive():
+            call = self._call = _Call(name, what, function, kind)
+            call.start()
+            while call.is_alive() and (left := call.under_way.since + self._timeout - time.monotonic()) > 0:
+                call.join(left)
         if call.is_alive():
-            under_way = PluginCall(call.plugin, call.what, call.began, call.kind)
-            raise PluginError(under_way.hanging(time.monotonic()))
+            raise PluginError(call.under_way.hanging(time.monotonic()))
         if call.error is not None:
             raise call.error
         return call.answer
@@ -257,17 +264,14 @@ class _Call(threading.Thread):
 
     def __init__(self, plugin: str, what: str, function: Callable[[], Any], kind: str) -> None:
         super().__init__(name=f"pyflannel-{what}-{plugin}", daemon=True)
-        self.plugin = plugin
-        self.what = what
-        self.kind = kind
+        self.under_way = PluginCall(plugin, what, time.monotonic(), kind)
         self.function = function
-        self.began = time.monotonic()
         self.answer: Any = None
         self.error: BaseException | None = None
 
     def run(self) -> None:
         try:
-            self.answer = guarded(self.plugin, self.what, self.function, self.kind)
+            self.answer = guarded(self.under_way.plugin, self.under_way.what, self.function, self.under_way.kind)
         except BaseException as error:  # passed on to who asked
             self.error = error
 

@@ -35,12 +35,13 @@ _traced: dict[tuple[str, str, str], str] = {}
 """Kind and name of a plugin and the call it failed in, to the failure whose traceback was logged last."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class PluginCall:
-    """A plugin's call that is under way.
+    """A plugin's call that is under way, or a row of them.
 
-    :param what: what it is called for. ``since``: when it began, on the clock of whoever looks at it.
-    :param kind: what the plugin is.
+    :param what: what it is called for. ``kind``: what the plugin is.
+    :param since: when it began, on the clock of whoever looks at it; of a row, whoever makes it puts it forward at
+        each: thousands of calls may take long, and none of them hangs.
     """
 
     plugin: str
@@ -57,9 +58,9 @@ class PluginCall:
         """The sentence, with how long that has been."""
         return f"{self.text} for {now - self.since:.0f} s"
 
-    def returned(self, now: float) -> str:
+    def returned(self, since: float, now: float) -> str:
         """What is said when it has come back after all."""
-        return f"{self.kind} {self.plugin!r} has come back from {self.what} after {now - self.since:.0f} s"
+        return f"{self.kind} {self.plugin!r} has come back from {self.what} after {now - since:.0f} s"
 
 
 def guarded(name: str, what: str, call: Callable[[], T], kind: str = "backend") -> T:
@@ -109,21 +110,22 @@ class HangingCall:
 
     def __init__(self) -> None:
         self._named: PluginCall | None = None
+        self._since = 0.0
 
     def look(self, call: PluginCall | None, now: float) -> float | None:
         """The call that is under way now, if one is.
 
         :returns: when it will hang, if it has not been said to; ``None`` if there is nothing to wait for.
         """
-        named = self._named
-        if named is not None and named is not call:
+        named, since = self._named, call.since if call is not None else now
+        if named is not None and (named is not call or since != self._since):
             self._named = None
-            log.warning("%s", named.returned(now))
-        if call is None or call is named:
+            log.warning("%s", named.returned(self._since, since if named is call else now))
+        if call is None or call is self._named:
             return None
-        if now < call.since + PATIENCE:
-            return call.since + PATIENCE
-        self._named = call
+        if now < since + PATIENCE:
+            return since + PATIENCE
+        self._named, self._since = call, since
         log.warning("%s", call.hanging(now))
         return None
 
@@ -168,12 +170,12 @@ os.register_at_fork(after_in_child=_watcher.__init__)  # type: ignore[misc]  # i
 
 
 @contextmanager
-def named_if_it_hangs(name: str, what: str, kind: str = "backend") -> Iterator[None]:
+def named_if_it_hangs(name: str, what: str, kind: str = "backend") -> Iterator[PluginCall]:
     """For commands, which wait as long as whoever started them: a call that hangs is named in the log by then, and
     again when it has come back."""
-    said = HangingCall()
-    _watcher.begin(said, PluginCall(name, what, time.monotonic(), kind))
+    said, call = HangingCall(), PluginCall(name, what, time.monotonic(), kind)
+    _watcher.begin(said, call)
     try:
-        yield
+        yield call
     finally:
         _watcher.end(said)

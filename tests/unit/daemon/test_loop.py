@@ -23,6 +23,7 @@ from pyflannel.kernel.model import Kind
 from pyflannel.membership.slot import Generation
 from pyflannel.network.underlay import Interface, InterfaceRoute, Inventory
 from pyflannel.show.health import STUCK_AFTER, answers
+from pyflannel.show.readiness import hanging
 from pyflannel.show.status import PeerState, State
 from pyflannel.small.guarded import PATIENCE
 from pyflannel.store import CALL_TIMEOUT, Store
@@ -194,7 +195,7 @@ POINTS = [
     Point("check", None, f"{BACKEND}failed in check", f"{BACKEND}{GONE} its data plane"),
     Point("counters", None, f"{BACKEND}failed in counters", f"{BACKEND}{GONE} describe"),
     Point("plane.describe", None, f"{BACKEND}failed in describe", f"{BACKEND}{GONE} describe"),
-    Point("plane.renew", World.act, f"{BACKEND}failed in renew", f"{BACKEND}{GONE}"),
+    Point("plane.renew", World.act, f"{BACKEND}failed in renew", f"{BACKEND}{GONE} its data plane"),
     Point("renew", None, f"{STORE}failed in renew", f"{STORE}{GONE} renew", CALL_TIMEOUT + 1),
     Point("create", None, f"{STORE}failed in create", f"{STORE}{GONE} create", CALL_TIMEOUT + 1),
     Point("snapshot", None, f"{STORE}failed in snapshot", f"{STORE}{GONE} snapshot", CALL_TIMEOUT + 1),
@@ -405,11 +406,15 @@ def test_a_dual_stack_node_that_loses_its_ipv6_address_keeps_its_lease(tmp_path:
 
 
 class Work:
-    """A clock that only work moves, and how old the loop's last sign of life was at most."""
+    """A clock that only work moves, and how old the loop's last sign of life was at most.
+
+    :ivar look: called after each step with the clock's time.
+    """
 
     def __init__(self) -> None:
         self.now = 1000.0
         self.oldest = 0.0
+        self.look: Callable[[float], None] = lambda now: None
         self.beat: Callable[[], float] = lambda: self.now
 
     def __call__(self) -> float:
@@ -418,6 +423,7 @@ class Work:
     def do(self, seconds: float) -> None:
         self.now += seconds
         self.oldest = max(self.oldest, self.now - self.beat())
+        self.look(self.now)
 
 
 class Slow(FaultyBackend):
@@ -443,6 +449,7 @@ class SlowPort(FaultyPort):
 @pytest.mark.parametrize("arrive", ["in a new generation", "as changes"])
 def test_long_work_gives_signs_of_life(tmp_path: Path, arrive: str) -> None:
     """10,000 leases that take 10 ms each to plan and to write: more than three minutes in all."""
+    said: set[str] = set()
     work, faults, settings = Work(), Faults(), settings_in(tmp_path)
     backend, port = Slow(faults, has_plane=True), twin(SlowPort)
     assert isinstance(port, SlowPort)
@@ -459,6 +466,7 @@ def test_long_work_gives_signs_of_life(tmp_path: Path, arrive: str) -> None:
         ) as daemon:
             daemon.ready()
             work.beat = lambda: daemon.loop.window.beat
+            work.look = lambda now: said.add(hanging(daemon.loop.window.view, now))
             if arrive == "as changes":
                 daemon.slot.change(leases.items())
             else:
@@ -468,6 +476,7 @@ def test_long_work_gives_signs_of_life(tmp_path: Path, arrive: str) -> None:
             until(lambda: len(backend.told) == len(leases), daemon.status)
             assert work.now - 1000 > 200
             assert 0 < work.oldest < STUCK_AFTER / 2
+            assert said == {""}, "no call of them hangs"
             until(lambda: daemon.loop.window.view.peers == len(leases), daemon.status)  # the turn ends with its view
 
 

@@ -152,6 +152,38 @@ def test_publish_waits_for_an_action() -> None:
     assert events[0] == "acted"
 
 
+@pytest.mark.parametrize("beats", [True, False])
+def test_who_comes_a_step_further_is_waited_for_as_long_again(beats: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five steps take 45 s each by the clock; the limit is 60 s."""
+    now, steps, done = [1000.0], threading.Semaphore(0), threading.Semaphore(0)
+    bounded = Bounded(60)
+
+    def work() -> str:
+        for _ in range(5):
+            assert steps.acquire(timeout=PATIENCE)
+            if beats:
+                bounded.beat()
+            done.release()
+        return "done"
+
+    class Stepping(guard._Call):
+        def join(self, timeout: float | None = None) -> None:
+            now[0] += 45
+            steps.release()
+            assert done.acquire(timeout=PATIENCE)
+            if now[0] >= 1225:
+                super().join(PATIENCE)
+
+    monkeypatch.setattr(guard, "_Call", Stepping)
+    monkeypatch.setattr("pyflannel.planning.guard.time.monotonic", lambda: now[0])
+    if beats:
+        assert bounded("odd", "planning", work) == "done"
+    else:
+        with pytest.raises(PluginError, match=r"^backend 'odd' has not come back from planning for 90 s$"):
+            bounded("odd", "planning", work)
+        steps.release(5)
+
+
 def test_a_backend_that_is_gone_leaves_nothing_behind() -> None:
     gc.collect()  # what other tests have left
     before = len(guard._turns)

@@ -25,6 +25,22 @@ def test_a_call_is_named_once_and_again_when_it_has_come_back(caplog: pytest.Log
     ]
 
 
+def test_a_row_of_calls_hangs_where_one_of_them_does(caplog: pytest.LogCaptureFixture) -> None:
+    said, call = HangingCall(), PluginCall("acme", "planning", 100.0)
+    for moment in (104.0, 108.0, 112.0):
+        call.since = moment
+        assert said.look(call, moment + 1) == moment + 5
+    assert not caplog.messages
+    assert said.look(call, 119.0) is None
+    call.since = 130.0
+    assert said.look(call, 131.0) == 135.0
+    assert said.look(None, 134.0) is None
+    assert caplog.messages == [
+        "backend 'acme' has not come back from planning for 7 s",
+        "backend 'acme' has come back from planning after 18 s",
+    ]
+
+
 def test_the_calls_of_a_command_cost_one_thread() -> None:
     """A migration makes tens of thousands."""
     for _ in range(50):
