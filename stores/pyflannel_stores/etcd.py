@@ -53,6 +53,12 @@ _ANSWERED: Final = 5.0
 _EARLY: Final = 1.0
 
 
+def _deadline() -> Deadline:
+    """The end of a call that begins now. Importing gRPC, which may take a slow machine as long, is none of its time."""
+    load_grpc()
+    return Deadline(_BUDGET)
+
+
 class EtcdStore(Store):
     """Leases in etcd v3.
 
@@ -77,12 +83,12 @@ class EtcdStore(Store):
 
     def read_config(self) -> Record | None:
         """The key ``<prefix>/config``."""
-        reply = self._read(self._keys.config, Deadline(_BUDGET))
+        reply = self._read(self._keys.config, _deadline())
         return _record(CONFIG_KEY, reply.kvs[0]) if reply.kvs else None
 
     def write_config(self, value: str, expected: Record | None) -> Record:
         """Write ``<prefix>/config``, without an etcd lease, if it is still ``expected``."""
-        return self._put(CONFIG_KEY, self._keys.config, value, expected, 0, Deadline(_BUDGET))
+        return self._put(CONFIG_KEY, self._keys.config, value, expected, 0, _deadline())
 
     def snapshot(self) -> Snapshot:
         """The document and one range over the leases, read at one revision. Other keys of the prefix stay there."""
@@ -94,7 +100,7 @@ class EtcdStore(Store):
             both = [rpc.RequestOp(request_range=document), rpc.RequestOp(request_range=leases)]
             return member.client.kvstub.Txn(rpc.TxnRequest(success=both), timeout=deadline.left, metadata=metadata)
 
-        reply = self._cluster.call(send, Deadline(_BUDGET))
+        reply = self._cluster.call(send, _deadline())
         self._cluster.identity = reply.header.cluster_id
         document, found = (response.response_range.kvs for response in reply.responses)
         config = _record(CONFIG_KEY, document[0]) if document else None
@@ -103,7 +109,7 @@ class EtcdStore(Store):
 
     def create(self, key: str, value: str, ttl: float | None) -> Record:
         """Grant an etcd lease and put the key on it if the key's version is 0."""
-        deadline = Deadline(_BUDGET)
+        deadline = _deadline()
         lease, granted = self._grant(ttl, deadline) if ttl is not None else (0, None)
         try:
             record = self._put(key, self._keys.lease(key), value, None, lease, deadline)
@@ -116,7 +122,7 @@ class EtcdStore(Store):
 
     def update(self, record: Record, value: str, ttl: float | None) -> Record:
         """Put the key if its mod_revision is the record's; on its etcd lease, unless another lifetime is asked for."""
-        return self._rewrite(record, value, None if record.permanent else ttl, Deadline(_BUDGET))
+        return self._rewrite(record, value, None if record.permanent else ttl, _deadline())
 
     def renew(self, record: Record, ttl: float) -> Record:
         """Keep the record's etcd lease alive once, then see that the key still is what it was.
@@ -125,7 +131,7 @@ class EtcdStore(Store):
         """
         if record.permanent:
             return record
-        deadline = Deadline(_BUDGET)
+        deadline = _deadline()
         granted = self._keep_alive(_lease_id(record), deadline)
         if granted is None:
             raise ConflictError(f"store etcd: {record.key}: its lease has expired")
@@ -139,7 +145,7 @@ class EtcdStore(Store):
 
     def delete(self, record: Record) -> None:
         """Delete the key if its mod_revision is the record's, and its etcd lease if nothing else hangs on that."""
-        deadline = Deadline(_BUDGET)
+        deadline = _deadline()
         key = self._keys.lease(record.key)
 
         def operation(rpc: Any) -> Any:
@@ -163,7 +169,7 @@ class EtcdStore(Store):
         records = tuple(records)
         leases = sorted({lease for record in records if (lease := _lease_id(record))})
         left: dict[int, float | None] = {0: None}
-        deadline = Deadline(_BUDGET)
+        deadline = _deadline()
         for start in range(0, len(leases), _TTL_REQUESTS):
             some = leases[start : start + _TTL_REQUESTS]
             left.update(zip(some, self._lifetimes(some, deadline), strict=True))
@@ -174,7 +180,7 @@ class EtcdStore(Store):
         from pyflannel_stores import _etcd_clock
 
         members, first = self._cluster.access.endpoints, self._cluster.preferred
-        return _etcd_clock.ask(self._cluster.access, members[first:] + members[:first], Deadline(_BUDGET))
+        return _etcd_clock.ask(self._cluster.access, members[first:] + members[:first], _deadline())
 
     def close(self) -> None:
         """Close all connections and end all watches. An etcd lease that waits to be given back expires by itself."""
@@ -452,7 +458,7 @@ class EtcdWatch(Watch):
         """
         if self._revision < 0:
             raise HistoryGoneError("store etcd: the revision to watch from is not one of etcd's")
-        self._position, (responses, created) = self._cluster.rotate(self._attempt, self._position, Deadline(_BUDGET))
+        self._position, (responses, created) = self._cluster.rotate(self._attempt, self._position, _deadline())
         if created.canceled:
             self._refuse(created)
         self._check_history(created.header)
@@ -550,7 +556,7 @@ class EtcdWatch(Watch):
             finally:
                 member.close()
 
-        return self._cluster.rotate(attempt, self._position, Deadline(_BUDGET))[1]
+        return self._cluster.rotate(attempt, self._position, _deadline())[1]
 
     def _refuse(self, response: Any) -> NoReturn:
         """Raise what a response that ends the watch stands for."""

@@ -252,10 +252,10 @@ class StoreRecords(StoreSubject):
 
     @clause("pyflannel.store.Store.update", "of all that update one version one succeeds")
     def test_no_update_is_lost(self, store: Store, opening: Opening, pool: ProcessPoolExecutor) -> None:
-        store.create(KEY, '{"count":0}', None)
-        jobs = [pool.submit(workers.count_up, opening, KEY, 10) for _ in range(6)]
+        store.create(KEY, "{}", None)
+        jobs = [pool.submit(workers.count_up, opening, KEY, 10, name) for name in "abcdef"]
         workers.results(pool, jobs, workers.TIMEOUT, "all have counted")
-        assert json.loads(store.snapshot().leases[0].value) == {"count": 60}
+        assert json.loads(store.snapshot().leases[0].value) == dict.fromkeys("abcdef", 10)
 
     @clause("pyflannel.store.Store", "nodes that start at once get a subnet each")
     def test_nodes_that_start_at_once_get_a_subnet_each(

@@ -187,17 +187,25 @@ def win_after_expiry(opening: Opening, key: str, number: int) -> Record | None:
     raise AssertionError(f"{key} neither expired nor was created again within {TIMEOUT} s")
 
 
-def count_up(opening: Opening, key: str, times: int) -> None:
-    """Add ``times`` ones to the number in ``key`` by compare-and-swap."""
+def count_up(opening: Opening, key: str, times: int, name: str) -> None:
+    """Add ones by compare-and-swap to the number of ``name`` in ``key`` until it is ``times``."""
+    deadline, taken = time.monotonic() + TIMEOUT / 10, 0
     with opening.open() as store:
-        while times:
-            record = next(record for record in store.snapshot().leases if record.key == key)
-            count = json.loads(record.value)["count"]
+        while True:
+            record = next(record for record in _snapshot(store, deadline).leases if record.key == key)
+            counts: dict[str, int] = json.loads(record.value)
+            count = counts.get(name, 0)
+            assert count >= taken, f"the store has taken {taken} updates of one process, and holds {count} of them"
+            if count == times:
+                return
             try:
-                store.update(record, json.dumps({"count": count + 1}), None)
+                store.update(record, json.dumps({**counts, name: count + 1}), None)
+                taken = count + 1
             except ConflictError:
                 continue
-            times -= 1
+            except StoreUnavailableError:  # it may have taken effect: read back
+                if time.monotonic() > deadline:
+                    raise
 
 
 def create_all(opening: Opening, items: Sequence[tuple[str, str]]) -> None:

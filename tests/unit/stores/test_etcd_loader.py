@@ -47,6 +47,26 @@ def test_messages_survive_the_wire(implementation: str) -> None:
     assert output(program, **chosen) == r"True b'\n\x01k'"
 
 
+def test_a_slow_import_takes_nothing_of_a_calls_time() -> None:
+    """A command on a slow machine has one call, which begins with it."""
+    assert "not tried" not in output(
+        "import sys, time\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'grpc':\n"
+        "            time.sleep(2.5)\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        "from pyflannel.errors import StoreUnavailableError\n"
+        "from pyflannel.store import StoreLocation\n"
+        "from pyflannel_stores import etcd\n"
+        "etcd._BUDGET = 2\n"
+        "try:\n"
+        "    etcd.EtcdStore(StoreLocation.parse('etcd://127.0.0.1:1')).snapshot()\n"
+        "except StoreUnavailableError as error:\n"
+        "    print(error)\n"
+    )
+
+
 def test_other_clients_files_of_the_same_name_do_not_collide() -> None:
     program = (
         "from google.protobuf import descriptor_pb2, descriptor_pool\n"

@@ -234,8 +234,8 @@ def test_we_begin_and_they_begin(make_bench: MakeBench, options: dict[str, Any])
         assert pings(ours.node, theirs.address, "-M", "do", "-s", size), size
         assert pings(theirs.node, ours.address, "-M", "do", "-s", size), size
     theirs.process.kill()
-    theirs.start(ours)
     began = time.time()
+    theirs.start(ours)
     until(lambda: pings(theirs.node, ours.address), "wireguard-go reaches us after its restart")
     assert theirs.handshaken >= int(began)
     if options:
