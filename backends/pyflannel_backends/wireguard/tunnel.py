@@ -399,6 +399,9 @@ class Tunnel(UnderlayPort):
         now = self._clock()
         rows = -(-length // size) if size else 0
         tail = length - (rows - 1) * size
+        if not sender[1]:  # nothing can be sent there (RFC 768), so whoever is heard from there can't be answered
+            self.counters["drop_no_message"] += max(rows, 1)
+            return length, size, None
         result = None
         if rows and size >= OVERHEAD and tail >= OVERHEAD:
             fields = _headers(size, rows).unpack_from(sealed)

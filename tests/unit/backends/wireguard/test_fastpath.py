@@ -439,6 +439,19 @@ def test_an_address_is_learned_from_what_opens_alone(twins: Twins) -> None:
         assert len(node.given()) == 3
 
 
+def test_what_came_from_port_0_is_lost_and_nothing_else(twins: Twins) -> None:
+    _, _, wire = burst(UDP, ENDS[0])
+    received, plain = memoryview(bytearray(1 << 17)), memoryview(bytearray(1 << 16))
+    for node in twins.nodes:
+        data = sealed(1, wire[0])
+        received[: len(data)] = data
+        host, _ = node.endpoint
+        assert node.tunnel.take(received, len(data), len(data), (host, 0), plain) == (len(data), len(data), None)
+        node.come([data])
+        assert node.tunnel.machine.peers["lease"].endpoint == node.endpoint
+        assert len(node.given()) == 1
+
+
 def test_what_the_machine_hears_late_moves_its_timers_only_by_that(twins: Twins) -> None:
     """Sent and unanswered means a new handshake; answered, none."""
     header, packet, wire = burst(TCP, ENDS[0])

@@ -348,6 +348,20 @@ def test_anything_may_come(data: bytes, size: int) -> None:
     assert pair.two.socket.sent == []
 
 
+def test_nobody_moves_to_where_nothing_can_be_sent() -> None:
+    """Whoever is on the way may write port 0 into a datagram that opens: it is as if it had been lost."""
+    pair = Pair()
+    pair.one.send([packet(100)], pair.two)
+    (data,) = pair.one.take()
+    before = pair.two.tunnel.counters["drop_no_message"]
+    assert pair.two.receive([data, data], (pair.one.endpoint[0], 0)) == ([], None)
+    assert pair.two.receive([b""], (pair.one.endpoint[0], 0)) == ([], None)
+    assert pair.two.tunnel.counters["drop_no_message"] == before + 3
+    assert pair.two.receive([data], pair.one.endpoint) == ([packet(100)], pair.one.id)
+    pair.two.send([packet(50)], pair.one)
+    assert [endpoint for endpoint, _ in pair.two.socket.sent] == [pair.one.endpoint]
+
+
 @functools.cache
 def shared(_: str | None) -> Pair:
     """One for each path."""
