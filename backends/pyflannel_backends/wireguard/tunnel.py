@@ -51,6 +51,7 @@ __all__ = ["PADDING", "Tunnel", "padded"]
 
 PADDING: Final = 16
 _ROWS: Final = 64
+"""Messages that are sealed or opened in one go; a call may bring more, from a sender on this very machine."""
 _BUFFER: Final = 1 << 16
 _LARGEST: Final = 0xFFFF - 48
 """Bytes of one call's datagrams together, over IPv6 as over IPv4."""
@@ -403,7 +404,7 @@ class Tunnel(UnderlayPort):
             self.counters["drop_no_message"] += max(rows, 1)
             return length, size, None
         result = None
-        if rows and size >= OVERHEAD and tail >= OVERHEAD:
+        if 0 < rows <= _ROWS and size >= OVERHEAD and tail >= OVERHEAD:
             fields = _headers(size, rows).unpack_from(sealed)
             prefix = fields[0]
             session = self.machine.sessions.get(prefix >> _RECEIVER_SHIFT)

@@ -362,6 +362,17 @@ def test_nobody_moves_to_where_nothing_can_be_sent() -> None:
     assert [endpoint for endpoint, _ in pair.two.socket.sent] == [pair.one.endpoint]
 
 
+@pytest.mark.parametrize("rows", [64, 65, 128])
+def test_more_messages_in_a_call_than_a_peer_sends_in_one(rows: int) -> None:
+    """Linux from 6.9 on takes 128 from a sender on the same machine, and gives them as they are."""
+    pair = Pair()
+    pair.one.send([packet(100, number) for number in range(rows)], pair.two)
+    assert pair.two.receive(pair.one.take(), pair.one.endpoint) == (
+        [packet(100, number) for number in range(rows)],
+        pair.one.id,
+    )
+
+
 @functools.cache
 def shared(_: str | None) -> Pair:
     """One for each path."""
