@@ -14,6 +14,7 @@ is not in the way.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import random
@@ -27,6 +28,7 @@ from functools import lru_cache
 from typing import ClassVar, Final
 
 from pyflannel.backend import (
+    LARGEST_PUBLISHED,
     Backend,
     Backoff,
     Capabilities,
@@ -58,9 +60,6 @@ REMOVAL_ATTEMPTS: Final = 5
 
 WORKERS: Final = 4
 """Peers whose commands run at one time."""
-
-LARGEST_OUTPUT: Final = 64 * 1024
-"""Bytes of lease data that a ``PreStartupCommand`` may print."""
 
 _VARIABLES: Final = ("NETWORK", "IPV6NETWORK", "SUBNET", "IPV6SUBNET", "PUBLIC_IP", "PUBLIC_IPV6")
 _OUR_SETTINGS: Final = ("FLANNELD_", "PYFLANNEL_")
@@ -141,8 +140,12 @@ def _last_words(output: bytes) -> str:
 @lru_cache(maxsize=16)  # once in a daemon's life, however many sessions it has: the command may make a device anew
 def _lease_data(command: str) -> str:
     output = run_command("PreStartupCommand", command, {}, "")
-    if len(output.encode()) > LARGEST_OUTPUT:
-        raise CommandFailed(f"PreStartupCommand printed more than {LARGEST_OUTPUT} bytes of lease data")
+    size = len(json.dumps([output, None]))
+    if size > LARGEST_PUBLISHED:
+        raise CommandFailed(
+            f"PreStartupCommand printed lease data of {size} characters as JSON: a lease has room for "
+            f"{LARGEST_PUBLISHED}"
+        )
     return output
 
 

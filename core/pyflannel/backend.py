@@ -86,6 +86,7 @@ from pyflannel.small.wake import Wake
 __all__ = [
     "API_VERSION",
     "JSON",
+    "LARGEST_PUBLISHED",
     "MAIN_TABLE",
     "QDISC_OPTIONS",
     "ROUTE_METRICS",
@@ -159,6 +160,10 @@ __all__ = [
 API_VERSION: Final = 1
 """The version of this contract. A plugin states the one it was built for as ``api_version``."""
 
+LARGEST_PUBLISHED: Final = 6 << 10
+"""Characters of JSON that a backend may publish. While the network changes to another backend, a lease has room for as
+many of that one's, too; nodes leave a larger lease alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
@@ -180,7 +185,10 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What a node's own lease says to peers: ``BackendData`` and ``BackendV6Data``, each JSON or ``None``."""
+    """What a node's own lease says to peers: ``BackendData`` and ``BackendV6Data``, each JSON or ``None``.
+
+    Both together have at most :data:`LARGEST_PUBLISHED` characters.
+    """
 
     data: JSON = None
     v6_data: JSON = None

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from pyflannel.backend import Backend, Node, Published
+from pyflannel.backend import LARGEST_PUBLISHED, Backend, Node, Published
 from pyflannel.errors import DaemonError, PluginError
 from pyflannel.kernel.model import (
     MAIN_TABLE,
@@ -280,7 +280,11 @@ def _checked_published(backend: Backend[Any], answer: Any) -> Published:
     if not isinstance(answer, Published):
         raise PluginError(f"backend {backend.name!r} published {answer!r}, which is no Published")
     try:
-        json.dumps([answer.data, answer.v6_data], allow_nan=False)
+        size = len(json.dumps([answer.data, answer.v6_data], allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise PluginError(f"backend {backend.name!r} published what is not JSON: {error}") from error
+    if size > LARGEST_PUBLISHED:
+        raise PluginError(
+            f"backend {backend.name!r} published {size} characters of JSON: a lease has room for {LARGEST_PUBLISHED}"
+        )
     return answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import threading
@@ -16,6 +17,7 @@ from tests import recordings
 from tests.waiting import until
 
 from pyflannel.backend import (
+    LARGEST_PUBLISHED,
     DesiredState,
     Lease,
     LeaseAttributes,
@@ -158,8 +160,15 @@ def test_a_failed_start_is_said_and_tried_again(journal: Journal) -> None:
 
 
 def test_too_much_lease_data_are_refused() -> None:
-    with pytest.raises(KernelError, match="65536 bytes"):
-        ExtensionBackend(ExtensionOptions(pre_startup="yes | head -c 70000")).publish(NODE)
+    def publish(characters: int) -> Published:
+        return ExtensionBackend(ExtensionOptions(pre_startup=f"head -c {characters} /dev/zero | tr '\\0' x")).publish(
+            NODE
+        )
+
+    around = len(json.dumps(["", None]))
+    assert publish(LARGEST_PUBLISHED - around) == Published("x" * (LARGEST_PUBLISHED - around))
+    with pytest.raises(KernelError, match="lease data of 6145 characters as JSON: a lease has room for 6144"):
+        publish(LARGEST_PUBLISHED - around + 1)
 
 
 # How a command is run

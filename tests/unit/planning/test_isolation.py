@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
-from ipaddress import IPv4Address, IPv4Network, ip_interface, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_interface, ip_network
 from itertools import repeat
 from typing import Any
 
 import pytest
 
 from pyflannel.backend import (
+    LARGEST_PUBLISHED,
     XFRM_INTERFACES,
     Address,
     Backend,
     DesiredState,
     FdbEntry,
     Lease,
+    LeaseAttributes,
     Link,
     MplsRoute,
     Neighbour,
@@ -34,6 +37,8 @@ from pyflannel.backend import (
     XfrmPolicy,
 )
 from pyflannel.errors import PluginError
+from pyflannel.network.change import LEASE_KEY, NodeProgress, Step
+from pyflannel.network.lease import MARGIN_KEY, MAX_NODE_ID
 from pyflannel.planning.guard import Publisher, checked_mtu, examined
 from pyflannel.planning.overlay import Overlay
 
@@ -270,6 +275,23 @@ def test_a_publish_that_hangs_is_left_behind_and_costs_one_thread(gate: threadin
     assert publisher(Bad(publish=hang), NODE) == Published("done")
 
 
+def test_a_lease_has_room_for_what_two_backends_may_publish() -> None:
+    """Whoever reads a larger one leaves it alone; and of what stands in it beside, takes so much."""
+    most = Published("x" * (LARGEST_PUBLISHED - len(json.dumps(["", None]))))
+    assert Publisher()(Bad(publish=lambda: most), NODE) == most
+    progress = NodeProgress("c" * 36, Step.PREPARED, "t" * 64, most.data, most.v6_data)
+    attributes = LeaseAttributes(
+        public_ip=IPv4Address("192.0.2.1"),
+        public_ipv6=IPv6Address("2001:db8::1"),
+        backend_type="t" * 64,
+        backend_data=most.data,
+        node_id="n" * MAX_NODE_ID,
+        twin_of="n" * MAX_NODE_ID,
+        extra={MARGIN_KEY: 1234.5, LEASE_KEY: progress.to_json()},
+    )
+    assert LeaseAttributes.from_json(attributes.to_json()) == attributes
+
+
 @pytest.mark.parametrize(
     ("publish", "reason"),
     [
@@ -278,6 +300,7 @@ def test_a_publish_that_hangs_is_left_behind_and_costs_one_thread(gate: threadin
         (lambda: None, "published None, which is no Published"),
         (lambda: Published({1, 2}), "published what is not JSON"),
         (lambda: Published(None, float("nan")), "published what is not JSON"),
+        (lambda: Published("x" * 3000, "é" * 600), "published 6608 characters of JSON: a lease has room for 6144"),
     ],
 )
 def test_a_publish_that_fails_is_named(publish: Callable[[], Any], reason: str) -> None:
