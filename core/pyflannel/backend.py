@@ -345,7 +345,10 @@ class Backend(ABC, Generic[O]):
 
     @abstractmethod
     def mtu(self, underlay: Underlay) -> int:
-        """The largest packet, in bytes, that containers may send over this overlay without fragmentation."""
+        """The largest packet, in bytes, that containers may send over this overlay without fragmentation.
+
+        :param underlay: has the addresses of the families that the network uses, and no others.
+        """
 
     @property
     def tunnelled(self) -> bool:

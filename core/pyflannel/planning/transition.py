@@ -66,7 +66,8 @@ class Side:
 
     def mtu(self, underlay: Underlay) -> int:
         """What containers may send."""
-        return checked_mtu(self.name, guarded(self.name, "mtu", lambda: self.backend.mtu(underlay)))
+        used = underlay.only(self.network.versions)
+        return checked_mtu(self.name, guarded(self.name, "mtu", lambda: self.backend.mtu(used)))
 
 
 @dataclass(frozen=True, slots=True)
