@@ -210,10 +210,11 @@ class Charon:
             self.end()
             self.reap(_END_PATIENCE)
             _find_ports_free()
-            run.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self._directory, run):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.log.unlink(missing_ok=True)
             self._read = 0
-            (self._directory / "strongswan.conf").write_text(self._configuration, encoding="ascii")
+            self._configure(self._directory / "strongswan.conf")
             words = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", SCRIPT, "charon"]
             with (self._directory / "stderr").open("wb") as errors:
                 self._process = subprocess.Popen(
@@ -234,6 +235,12 @@ class Charon:
                 raise CharonError(f"charon has ended: {self._last_words()}")
             stopping.wait(0.05)
         raise CharonError(f"charon does not answer: {self._last_words()}")
+
+    def _configure(self, file: Path) -> None:
+        """Write it, readable by nobody else: by the digest in it a key that somebody has in mind could be tried."""
+        file.unlink(missing_ok=True)
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as opened:
+            opened.write(self._configuration)
 
     def share(self, session: Session) -> None:
         """Tell it the network's key, which is for every peer."""

@@ -328,3 +328,6 @@ def test_one_that_ends_at_once_is_named_with_what_it_said(
     one, _ = nodes
     plane = one.start(2)
     until(lambda: "no luck today" in plane.check().get(lease(2).key, ""), plane.check)
+    kept = one.directory / "strongswan.conf"
+    assert "settings " in kept.read_text(encoding="ascii"), "a digest of the key"
+    assert kept.stat().st_mode & 0o777 == 0o600
