@@ -6,8 +6,10 @@ which firewall stands in the way.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address
+from itertools import pairwise
 from typing import Any
 
 from pyflannel.firewall.chains import FORWARD_CHAIN, Chain, ChainRule, ChainTable, first_drop
@@ -40,6 +42,11 @@ def find_drops(
         table = tables.get("filter")
         if version in wanted and table is not None and "FORWARD" in table.chains:
             found.append(_drop("iptables-legacy", table, table.chains["FORWARD"], wanted))
+        raw = tables.get("raw")
+        if version in wanted and raw is not None and "PREROUTING" in raw.chains:
+            chain = raw.chains["PREROUTING"]
+            if any(rule.drops and _line_to_inside(rule.body, networks) for rule in chain.rules):
+                found.append(_refusal("iptables-legacy", raw, chain))
     return tuple(drop for drop in found if drop is not None)
 
 
@@ -69,13 +76,20 @@ def _refusals(ruleset: Ruleset, networks: Sequence[IPNetwork]) -> Iterator[Drop]
         for chain in table.chains.values():
             refused = [rule for rule in chain.rules if rule.drops and _to_inside(rule, networks)]
             if chain.hook == "prerouting" and refused:
-                yield Drop(
-                    "nftables",
-                    f"{table.family} {table.name}",
-                    chain.name,
-                    "by a rule for single containers; does dockerd lack --allow-direct-routing?",
-                    False,
-                )
+                yield _refusal("nftables", table, chain)
+
+
+def _refusal(system: str, table: ChainTable, chain: Chain) -> Drop:
+    reason = "by a rule for single containers; does dockerd lack --allow-direct-routing?"
+    return Drop(system, f"{table.family} {table.name}", chain.name, reason, False)
+
+
+def _line_to_inside(line: str, networks: Sequence[IPNetwork]) -> bool:
+    """The same as :func:`_to_inside` of a line of iptables-save."""
+    pairs = list(pairwise(shlex.split(line)))
+    options = dict(pairs)
+    destination = options.get("-d", "").partition("/")[0]
+    return "-i" in options and ("!", "-d") not in pairs and _lies_inside(destination, networks)
 
 
 def _to_inside(rule: ChainRule, networks: Sequence[IPNetwork]) -> bool:
@@ -93,8 +107,12 @@ def _destination_inside(match: Mapping[str, Any], networks: Sequence[IPNetwork])
     if match["op"] != "==" or not isinstance(left, dict) or left.get("payload", {}).get("field") != "daddr":
         return False
     prefix = right.get("prefix", {}) if isinstance(right, dict) else {"addr": right}
+    return _lies_inside(prefix.get("addr", ""), networks)
+
+
+def _lies_inside(text: str, networks: Sequence[IPNetwork]) -> bool:
     try:
-        address = ip_address(prefix.get("addr", ""))
+        address = ip_address(text)
     except ValueError:  # a set, or a name
         return False
     return any(address in network for network in networks)

@@ -235,6 +235,25 @@ def test_docker_28_s_rules_before_routing_are_named(destination: Any, found: boo
     assert passes(items) == [], "they are somebody's decision"
 
 
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [
+        ("-d 10.244.3.2/32 ! -i docker0 -j DROP", True),
+        ("! -i docker0 -d 10.244.3.2/32 -j DROP", True),
+        ("-d 10.244.3.2/32 -j DROP", False),
+        ("! -d 10.244.3.2/32 ! -i docker0 -j DROP", False),
+        ("-d 10.244.3.2/32 ! -i docker0 -j ACCEPT", False),
+        ("-d 172.17.0.2/32 ! -i docker0 -j DROP", False),
+        ("-m addrtype --dst-type LOCAL -j DROP", False),
+    ],
+)
+def test_docker_28_s_rules_in_legacy_tables_are_named(rule: str, found: bool) -> None:
+    text = f"*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING {rule}\nCOMMIT\n"
+    drops = find_drops(None, {4: parse_iptables(text)}, NETWORKS)
+    said = ["iptables-legacy ip raw PREROUTING (by a rule for single containers; does dockerd lack"]
+    assert [str(drop).partition(" --")[0] for drop in drops if not drop.passed] == (said if found else [])
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"nftables": [{"rule": {}}]}', '{"nftables": [{"chain": {}}]}'])
 def test_what_is_no_ruleset_is_an_error(text: str) -> None:
     with pytest.raises(KernelError, match="nft's ruleset can't be read"):
