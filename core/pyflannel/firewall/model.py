@@ -210,13 +210,14 @@ def _arrival(
     network: IPNetwork, others: Collection[IPNetwork], entrances: Collection[str], underlay: str
 ) -> tuple[FirewallRule, ...]:
     """Where no subnet may be leased, ``others``, nodes may have their own addresses, by which they send what they have
-    wrapped up.
+    wrapped up. By the loopback interface, which may have the underlay's address, comes what this node sends to itself.
     """
     inside = Match(network)
+    strangers = () if underlay == LOOPBACK else (FirewallRule(Verdict.DROP, source=inside, interface=underlay),)
     return (
         *(FirewallRule(Verdict.RETURN, interface=name) for name in sorted(entrances)),
         *(FirewallRule(Verdict.RETURN, source=Match(other)) for other in others),
-        FirewallRule(Verdict.DROP, source=inside, interface=underlay),
+        *strangers,
         FirewallRule(Verdict.DROP, source=inside, strayed=True),
     )
 

@@ -83,6 +83,14 @@ def test_an_overlay_address_is_believed_by_the_overlay_s_device_or_where_its_rou
     assert {name for name, fate in believed.items() if fate is Verdict.DROP} == {"own", "overlay"}
 
 
+def test_what_a_node_sends_to_itself_comes_in_where_its_underlay_s_address_is_on_lo() -> None:
+    """As where each node's address is told by BGP. What others send comes in by other interfaces."""
+    planned = plan(DUAL, SUBNETS, forward=False, masquerade=False, entrances={"flannel.1"}, underlay="lo")
+    for family in planned.each:
+        drops = [rule for rule in family.arrival if rule.verdict is Verdict.DROP]
+        assert [(rule.interface, rule.strayed) for rule in drops] == [("", True)]
+
+
 def test_where_peers_may_come_by_any_link_all_may_come_in() -> None:
     rules = plan(DUAL, SUBNETS, forward=True, masquerade=True)
     assert not rules.any_arrival
