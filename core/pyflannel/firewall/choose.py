@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from typing import Final
 
 from pyflannel.firewall.iptables import Tables, Variant, in_use
 from pyflannel.firewall.model import Mode
 from pyflannel.firewall.nftables import ChainId, Ruleset
 
-__all__ = ["MISSING", "Tools", "choose"]
+__all__ = ["Tools", "choose", "missing"]
 
-MISSING = "neither nft nor iptables is installed (apt-get install nftables)"
+_MISSING: Final = {
+    Mode.AUTO: "neither nft nor iptables is installed (apt-get install nftables)",
+    Mode.NFTABLES: "nftables was asked for, and there is no nft that can be used (apt-get install nftables)",
+    Mode.IPTABLES: "iptables was asked for, and is not installed (apt-get install iptables)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,11 @@ class Tools:
 
     nft: str | None
     iptables: Mapping[str, Variant]
+
+
+def missing(mode: Mode) -> str:
+    """What :func:`choose` has not found if it answers nothing."""
+    return _MISSING[mode]
 
 
 def choose(

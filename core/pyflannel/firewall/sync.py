@@ -28,7 +28,7 @@ from pyflannel.firewall.chains import (
     first_drop,
     reachable,
 )
-from pyflannel.firewall.choose import MISSING, Tools, choose
+from pyflannel.firewall.choose import Tools, choose, missing
 from pyflannel.firewall.foreign import find_drops
 from pyflannel.firewall.iptables import Tables, Variant, find_variants
 from pyflannel.firewall.legacy import HIDDEN, legacy_fingerprint, legacy_tables
@@ -340,17 +340,17 @@ class Firewall:
     def _missing(self, port: str) -> list[str]:
         if port:
             return []
-        found = []
+        found, lacking = [], missing(self._asked)
         if self.rules.any_departure:
-            found.append(f"what others route past the encryption is let out: {MISSING}, or {UNGUARDED} accepts it")
+            found.append(f"what others route past the encryption is let out: {lacking}, or {UNGUARDED} accepts it")
         if self.rules.any_masquerade:
-            found.append(f"no masquerade: {MISSING}")
+            found.append(f"no masquerade: {lacking}")
         if self.rules.any_arrival:
-            found.append(f"packets that others send in the overlay's name are let in: {MISSING}, or {OPEN} accepts it")
+            found.append(f"packets that others send in the overlay's name are let in: {lacking}, or {OPEN} accepts it")
         if found:
             return found
         if self.rules.any_forward and (sees_forward_chains() or legacy_tables(4) or legacy_tables(6)):
-            return [f"there are firewall rules on this host, and none of ours: {MISSING}"]
+            return [f"there are firewall rules on this host, and none of ours: {lacking}"]
         return []
 
     def _hidden(self) -> list[str]:
@@ -393,9 +393,12 @@ class Firewall:
         if self._built_in.any_unused or (self._ruleset is None and "nft" in self.tools.iptables):
             builtin.remove_unused()
 
+    @property
+    def _asked(self) -> Mode:
+        return Mode.NFTABLES if self.force_nftables and self.mode is Mode.AUTO else self.mode
+
     def _choose(self) -> str:
-        mode = Mode.NFTABLES if self.force_nftables and self.mode is Mode.AUTO else self.mode
-        return choose(mode, self.tools, self._ruleset, self._legacy, self.state.port, self._built_in.ours)
+        return choose(self._asked, self.tools, self._ruleset, self._legacy, self.state.port, self._built_in.ours)
 
     @staticmethod
     def _write(steps: list[_Step], done: set[str]) -> dict[_Step, KernelError]:
