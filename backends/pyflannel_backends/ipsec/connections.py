@@ -106,10 +106,11 @@ class Tunnel:
         }
 
 
-def established(answers: Iterable[Mapping[str, Any]]) -> frozenset[tuple[str, str]]:
-    """The names of connections with keys in the kernel, and with whom, from the answers to ``list-sas``."""
+def established(answers: Iterable[Mapping[str, Any]]) -> frozenset[tuple[str, str, str]]:
+    """The names of connections with keys in the kernel, and between which addresses, ours first, from the answers to
+    ``list-sas``. Keys from an address that we had before fit none of our policies."""
     return frozenset(
-        (name, ike.get("remote-host", b"").decode())
+        (name, ike.get("local-host", b"").decode(), ike.get("remote-host", b"").decode())
         for answer in answers
         for name, ike in answer.items()
         if any(child.get("state") == b"INSTALLED" for child in ike.get("child-sas", {}).values())

@@ -245,7 +245,7 @@ class IpsecDataPlane(DataPlane):
             self._why |= troubles(self._charon.news())
             self._why = {name: why for name, why in self._why.items() if name in self._known}
         for name, state in self._known.items():
-            up = (name, str(state.tunnel.remote)) in there
+            up = (name, str(state.tunnel.local), str(state.tunnel.remote)) in there
             if up:
                 state.backoff.reset()
             elif state.up:

@@ -207,15 +207,19 @@ def test_just_one_of_two_nodes_begins() -> None:
     assert [one.begins, other.begins] == [True, False]
 
 
+HERE, FORMER = b"192.0.2.1", b"192.0.2.7"
+
+
 def test_what_charon_says_of_its_tunnels() -> None:
     installed = {"c-1": {"name": b"c", "state": b"INSTALLED"}}
     answers: list[dict[str, Any]] = [
-        {"a": {"state": b"ESTABLISHED", "remote-host": b"192.0.2.2", "child-sas": installed}},
+        {"a": {"state": b"ESTABLISHED", "local-host": HERE, "remote-host": b"192.0.2.2", "child-sas": installed}},
+        {"a": {"state": b"ESTABLISHED", "local-host": FORMER, "remote-host": b"192.0.2.2", "child-sas": installed}},
         {"a": {"state": b"CONNECTING", "remote-host": b"192.0.2.3", "child-sas": {}}},
         {"b": {"state": b"ESTABLISHED", "remote-host": b"192.0.2.4", "child-sas": {"d": {"state": b"REKEYED"}}}},
         {"e": {"state": b"CONNECTING", "remote-host": b"192.0.2.5"}},
     ]
-    assert established(answers) == {("a", "192.0.2.2")}
+    assert established(answers) == {("a", "192.0.2.1", "192.0.2.2"), ("a", "192.0.2.7", "192.0.2.2")}
     assert connecting(answers) == {"a", "e"}
 
 

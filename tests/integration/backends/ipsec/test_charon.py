@@ -212,6 +212,9 @@ def test_a_daemon_s_restart_changes_nothing_and_peers_that_left_meanwhile_are_fo
     esp = has_esp(one)
     both(nodes)
     until(up(one, esp), "the tunnel is there")
+    (tunnel,) = one.tunnels(lease(2))
+    ends = {(ike["local-host"], ike["remote-host"]) for answer in one.sas() for ike in answer.values()}
+    assert ends == {(str(tunnel.local).encode(), str(tunnel.remote).encode())}, "one is known by its ends"
     assert one.plane is not None
     one.plane.put(lease(3))
     names = "pyflannel-10.244.{}.0/24" if one.version == 4 else "pyflannel-fd00:0:0:{}::/64"
