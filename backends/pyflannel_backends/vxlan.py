@@ -48,6 +48,9 @@ OVERHEAD: Final = {4: 50, 6: 70}
 PORT: Final = 8472
 """The kernel's own (``vxlan.rst``), and so flannel's: older than the one that was registered, 4789."""
 
+LONGEST_NAME: Final = 15
+"""Characters of a device's name (``IFNAMSIZ``, ``linux/if.h``)."""
+
 
 @dataclass(frozen=True, slots=True)
 class VxlanOptions:
@@ -207,7 +210,9 @@ class VxlanBackend(Backend[VxlanOptions]):
 
 @lru_cache(maxsize=16)  # asked for again with every peer, whose objects all hold the same text
 def _device(vni: int, version: int) -> str:
-    return f"flannel.{vni}" if version == 4 else f"flannel-v6.{vni}"
+    """Flannel's name; another one where that is too long for a device, which flanneld can't make then."""
+    name = f"flannel.{vni}" if version == 4 else f"flannel-v6.{vni}"
+    return name if len(name) <= LONGEST_NAME else f"fl-v{version}.{vni}"
 
 
 @lru_cache(maxsize=16)  # this, too

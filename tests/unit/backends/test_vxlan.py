@@ -86,6 +86,17 @@ def test_the_mtu_is_flanneld_s() -> None:
     assert VxlanBackend(VxlanOptions()).mtu(replace(UNDERLAY, ipv4=None)) == 1430
 
 
+@pytest.mark.parametrize("vni", [0, 1, 9999, 10000, 9999999, 10000000, 0xFFFFFF])
+def test_every_vni_has_devices(vni: int) -> None:
+    """A device's name has 15 characters at most, and flanneld's may be longer."""
+    node, *_ = planned("vxlan-dualstack")
+    links = [item for item in VxlanBackend(VxlanOptions(vni=vni)).plan_node(node) if isinstance(item, Link)]
+    flanneld_s = {f"flannel.{vni}", f"flannel-v6.{vni}"}
+    assert len({link.name for link in links}) == 2
+    assert {name for name in flanneld_s if len(name) <= 15} <= {link.name for link in links}
+    assert all(str(vni) in link.name for link in links)
+
+
 def node_with(subnet: str, node_id: str = "node-1") -> Node:
     return Node(node_id, recordings.network("vxlan"), UNDERLAY, Subnets(IPv4Network(subnet)))
 
