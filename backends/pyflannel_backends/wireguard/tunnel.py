@@ -257,19 +257,22 @@ class Tunnel(UnderlayPort):
     # Peers
 
     def put(self, peer: PeerId, details: Sequence[Any]) -> None:
-        """See :class:`UnderlayPort`.
+        """See :class:`UnderlayPort`. Who has our own key is nobody that could be reached.
+
+        The planner refuses such a lease, but may not know yet which key is in the file.
 
         :param details: name of the peer's lease, address and port.
         """
         name, address, port = details
+        public_key = b64decode(peer)
+        if public_key == self.machine.public_key:
+            return
         name = self._names.setdefault(peer, name)
         former = self._ids.get(name)
         if former is not None and former != peer:
             del self._names[former]
         self._ids[name] = peer
-        self.machine.put(
-            name, b64decode(peer), (address, port), self._clock(), psk=self._psk, keepalive=self._keepalive
-        )
+        self.machine.put(name, public_key, (address, port), self._clock(), psk=self._psk, keepalive=self._keepalive)
         self._flush()
 
     def remove(self, peer: PeerId) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import random
@@ -286,6 +287,17 @@ def test_two_leases_with_one_key_are_one_peer() -> None:
 def test_nobody_can_be_sent_to_who_is_no_peer() -> None:
     pair = Pair()
     assert pair.one.tunnel.send(memoryview(packet(100)), 100, "x") != 0
+
+
+def test_whoever_has_our_own_key_is_nobody_and_others_stay() -> None:
+    """As when the key file was replaced, and the daemon has not looked at it yet."""
+    pair = Pair()
+    pair.one.tunnel.put(pair.one.id, ["another lease", "192.0.2.9", 51820])
+    assert pair.one.tunnel.send(memoryview(packet(20)), 20, pair.one.id) == errno.EHOSTUNREACH
+    assert pair.one.take() == []
+    pair.one.send([packet(20)], pair.two)
+    assert pair.settle() == [packet(20)]
+    pair.one.tunnel.remove(pair.one.id)
 
 
 def test_what_is_told_of_peers() -> None:
