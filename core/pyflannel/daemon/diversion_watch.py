@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from typing import Final, TypeAlias
 
 from pyflannel.errors import KernelError, MalformedError
-from pyflannel.kernel.model import Link
 from pyflannel.kernel.port import ForeignLink, ForeignPolicy, ForeignRoute, ForeignRule, KernelPort, Surroundings
 from pyflannel.kernel.tracker import Tracker
 from pyflannel.network.lease import Subnets
@@ -102,8 +101,7 @@ class DiversionWatch:
         }
         asked = packets(around.rules, _subnets(overlay), own, bridges)
         answers = self._port.ask_ways(asked)
-        devices = (item.name for item in overlay.own_objects if isinstance(item, Link))
-        ours = {overlay.node.underlay.interface, *devices}
+        ours = {overlay.node.underlay.interface, *(link.name for link in overlay.links)}
         return to_blame(around.rules, zip(asked, answers, strict=True), ours)
 
 

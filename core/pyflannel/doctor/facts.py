@@ -102,7 +102,7 @@ class Facts:
     @property
     def links(self) -> tuple[Link, ...]:
         """The overlay's devices as they should be."""
-        return tuple(item for item in self.overlay.own_objects if isinstance(item, Link)) if self.overlay else ()
+        return tuple(self.overlay.links) if self.overlay else ()
 
 
 def told_to_daemon(run_dir: Path) -> Mapping[str, JSON]:

@@ -40,6 +40,7 @@ _SWITCHES: Final = {"ip_gre": "NET_IPGRE", "ip6_gre": "IPV6_GRE", "esp4": "INET_
 """The names of what builds modules in, where they are not the modules' own."""
 
 _STRICT = 1
+_SHOWN: Final = 5
 
 
 def sysctl(path: str, root: Path = Path("/proc/sys")) -> int | None:
@@ -325,7 +326,8 @@ def interception(facts: Facts) -> Iterator[Finding]:
             f"tc filter show dev {name} ingress; tc qdisc show dev {name}; ip link show {name}; nft list chains",
         )
     if not found:
-        yield passed(check, f"none on {', '.join(names)}")
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        yield passed(check, f"none on {', '.join(names[:_SHOWN])}{more}")
 
 
 def _device_chains() -> Mapping[str, tuple[str, ...]]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -128,7 +128,8 @@ class Overlay:
         """Whether one of ``exits`` encrypts by IPsec."""
         self._of_two_types = isinstance(backend, Transition)  # which judges them itself
         self._untyped = bool(guarded(backend.name, "capabilities", lambda: backend.capabilities.untyped_leases))
-        self.own_objects = (*planned, *self._extras, *self._link_switches(planned))
+        bare = {node.underlay.interface} if not self.entrances and forwarding(4) in planned else ()
+        self.own_objects = (*planned, *self._extras, *self._link_switches({*self._links, *bare}, planned))
         """What the node needs for itself: what the backend plans, ``extras``, and that its devices forward."""
         self._peers: dict[str, Peer] = {}
         self._ranges = Ranges()
@@ -165,16 +166,22 @@ class Overlay:
         hidden = guarded(backend.name, "capabilities", lambda: backend.capabilities.encrypts)
         return self._links if tunnelled and hidden else frozenset()
 
-    def _link_switches(self, planned: Sequence[KernelObject]) -> Iterator[Sysctl]:
+    def _link_switches(self, links: Collection[str], planned: Iterable[KernelObject]) -> Iterator[Sysctl]:
         """A device may forward nothing although the node does; of IPv6 only the node's own switch counts, but it may be
         off on a device. Where packets of the overlay come in by the underlay's device, that one has to forward, too."""
         if self.node.network.ipv4 is not None:
-            bare = not self.entrances and forwarding(4) in planned
-            for link in sorted({*self._links, self.node.underlay.interface} if bare else self._links):
+            for link in sorted(links):
                 yield Sysctl(f"net/ipv4/conf/{link}/forwarding", "1", optional=True)
         addressed = {item.link for item in planned if isinstance(item, Address) and item.interface.version == 6}
-        for link in sorted(self._links & addressed):
+        for link in sorted(addressed.intersection(links)):
             yield Sysctl(f"net/ipv6/conf/{link}/disable_ipv6", "0", optional=True)
+
+    def _switched(self, plan: Plan) -> Plan:
+        """A peer's plan, and that its devices forward; what is packed has none."""
+        links = () if isinstance(plan, bytes) else tuple(item.name for item in plan if isinstance(item, Link))
+        if isinstance(plan, bytes) or not links:
+            return plan
+        return tuple({item.key: item for item in (*plan, *self._link_switches(links, plan))}.values())
 
     @property
     def peers(self) -> Mapping[str, Peer]:
@@ -185,6 +192,13 @@ class Overlay:
     def desired(self) -> Desired:
         """The whole desired state, live: it changes with the leases."""
         return self._desired
+
+    @property
+    def links(self) -> Iterator[Link]:
+        """The overlay's devices: the node's own, then those of single peers. A plan that is packed has none."""
+        for plan in self._desired.plans():
+            if not isinstance(plan, bytes):
+                yield from (item for item in plan if isinstance(item, Link))
 
     def lease(self, key: str) -> Lease | None:
         """A peer's lease, without the families that this network does not use; ``None`` if it can't be read."""
@@ -393,6 +407,7 @@ class Overlay:
         usable = self._usable(lease)
         try:
             plan = self._planned("plan_peer", lambda: self.backend.plan_peer(self.node, usable), usable.subnets.each)
+            plan = self._switched(plan)
         except PyflannelError as error:  # a rejected peer, or a fault of the backend's that must stay with this peer
             if not isinstance(error, PeerRejected):
                 self.faulty.add(key)

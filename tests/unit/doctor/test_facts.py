@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import threading
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.unit.daemon.running import settings_in
 
-from pyflannel.backend import NetworkConfig, Underlay
+from pyflannel.backend import Backend, DesiredState, GenericInfo, Lease, Link, Node, NoOptions, Subnets, Underlay
 from pyflannel.doctor import Judgement, facts, worst
 from pyflannel.doctor.membership import network
+from pyflannel.network.document import NetworkConfig
+from pyflannel.planning.overlay import Overlay
 from pyflannel.settings.settings import Settings
 from pyflannel_backends.vxlan import VxlanBackend, VxlanOptions
 from pyflannel_stores.file import FileStore
@@ -57,6 +59,28 @@ def test_the_mtu_is_that_of_the_families_in_use() -> None:
     network = NetworkConfig.from_json('{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}')
     underlay = Underlay("eth0", 1500, IPv4Address("192.0.2.1"), IPv6Address("2001:db8::1"))
     assert facts._mtu(VxlanBackend(VxlanOptions()), network, underlay, {}) == 1430
+
+
+class Apart(Backend[NoOptions]):
+    """A device for each peer."""
+
+    name = "apart"
+
+    def mtu(self, underlay: Underlay) -> int:
+        return underlay.mtu
+
+    def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
+        return DesiredState([Link("apart2", GenericInfo("ipip"), 1480)])
+
+
+def test_a_device_of_one_peer_is_the_overlays_too(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or packets that leave by it are said to go astray."""
+    network_config = NetworkConfig.from_json('{"Network": "10.244.0.0/16"}')
+    node = Node("n1", network_config, Underlay("eth0", 1500), Subnets(IPv4Network("10.244.1.0/24")))
+    overlay = Overlay(Apart(NoOptions()), node)
+    overlay.put("10.244.2.0-24", '{"PublicIP": "192.0.2.2", "BackendType": "apart"}')
+    monkeypatch.setattr(facts, "_overlay", lambda *arguments: overlay)
+    assert [link.name for link in facts.gather(settings).links] == ["apart2"]
 
 
 def test_a_plugin_that_hangs_is_left_behind(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

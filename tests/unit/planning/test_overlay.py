@@ -3,15 +3,15 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_network
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyflannel.backend import Backend, DesiredState, Lease, Node, NoOptions, Subnets, Underlay
-from pyflannel.kernel.model import KernelObject, Key, Neighbour, Route, Sysctl
+from pyflannel.backend import Backend, DesiredState, Lease, Node, NoOptions, Subnets, Underlay, forwarding
+from pyflannel.kernel.model import Address, GenericInfo, KernelObject, Key, Link, Neighbour, Route, Sysctl
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.underlay import UnderlayRoute
 from pyflannel.planning.overlay import Overlay
@@ -281,6 +281,53 @@ def test_every_device_forwards_by_which_packets_of_the_overlay_come_in(
         item for item in overlay(backend).own_objects if isinstance(item, Sysctl) and "net/ipv4/conf/" in item.path
     }
     assert switches == {Sysctl(f"net/ipv4/conf/{name}/forwarding", "1", optional=True) for name in devices}
+
+
+class Apart(Backend[NoOptions]):
+    """A device for each peer, with an address of either family."""
+
+    name = "apart"
+
+    def mtu(self, underlay: Underlay) -> int:
+        return underlay.mtu
+
+    def plan_node(self, node: Node) -> DesiredState:
+        return DesiredState([forwarding(4)])
+
+    def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
+        assert peer.subnets.ipv4 is not None
+        name = f"apart-{int(peer.subnets.ipv4.network_address):08x}"
+        return DesiredState(
+            [
+                Link(name, GenericInfo("ipip"), 1480),
+                Sysctl(f"net/ipv4/conf/{name}/forwarding", "0"),
+                Address(name, IPv6Interface("fe80::1/64")),
+                Route(peer.subnets.ipv4, name),
+            ]
+        )
+
+
+APART = '"apart"'
+
+
+def test_a_peers_own_device_is_one_of_the_overlays_and_switched_on() -> None:
+    view = overlay(Apart(NoOptions()))
+    for number in (2, 3):
+        view.put(*lease(number, BackendType=APART))
+    view.put(*lease(4, BackendType=APART, PublicIP='"127.0.0.1"'))
+    assert view.peers["10.5.4.0-24"].reason
+    assert [link.name for link in view.links] == ["apart-0a050200", "apart-0a050300"]
+    switches = {item.path: item.value for item in view.desired.values() if isinstance(item, Sysctl)}
+    for link in view.links:
+        assert switches[f"net/ipv4/conf/{link.name}/forwarding"] == "1"
+        assert switches[f"net/ipv6/conf/{link.name}/disable_ipv6"] == "0"
+    view.remove("10.5.3.0-24")
+    assert [link.name for link in view.links] == ["apart-0a050200"]
+    assert not [key for key in view.desired if "apart-0a050300" in str(key)]
+
+
+def test_the_nodes_own_devices_are_the_overlays() -> None:
+    assert [link.name for link in overlay().links] == ["flannel.1"]
 
 
 def test_moving_the_node_judges_everybody_again() -> None:
