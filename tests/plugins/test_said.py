@@ -10,8 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.changing import VXLAN, network, overlay, pinging
 from tests.sites import installed
+from tests.waiting import PATIENCE, until
 
+from pyflannel.lab import Node
+from pyflannel.lab.daemon import pyflannel_command
 from pyflannel.testing.backends import BackendConformance
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600), pytest.mark.xdist_group("said")]
@@ -34,6 +38,30 @@ class TestDetour(BackendConformance):
 class TestTunnels(BackendConformance):
     backend = "tunnels"
     variants = ({}, {"VNI": 9, "Port": 4791})
+
+
+def test_a_tunnel_for_each_peer_takes_part_in_a_change_and_is_sound() -> None:
+    """What comes by it is not filtered strictly as long as it may be answered by another way."""
+    with overlay(network(VXLAN), nodes=2) as made, pinging(made.lab):
+        node, other = made.nodes
+        with made.driven("--backend", "apart"):
+            until(lambda: device(node) != "", "it has its device", PATIENCE)
+            other.daemon.pause()  # which every phase waits for
+            path = f"/proc/sys/net/ipv4/conf/{device(node)}/rp_filter"
+            until(lambda: node.run(["cat", path]).stdout.strip() == "2", "its filter is loose", PATIENCE)
+            other.daemon.resume()
+        made.change()
+        made.run_on("apart")
+        until(lambda: node.run(["cat", path]).stdout.strip() == "0", "its filter is as it was", PATIENCE)
+        words = pyflannel_command("doctor", "--run-dir", str(node.daemon.run_directory))
+        done = node.run(words, check=False)
+        assert done.returncode == 0, done.stdout
+
+
+def device(node: Node) -> str:
+    """The name of a node's tunnel; empty as long as there is none."""
+    names = re.findall(r"apart-[0-9a-f]+", node.run(["ip", "-br", "link", "show"]).stdout)
+    return names[0] if names else ""
 
 
 SNUG = """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
 from pyflannel.daemon.reverse_path import ReversePath
@@ -11,7 +11,7 @@ from pyflannel.membership.slot import Generation
 from pyflannel.planning.transition import Transition
 from pyflannel.settings.settings import Settings
 
-__all__ = ["BLACKHOLE_METRIC", "extras"]
+__all__ = ["BLACKHOLE_METRIC", "extras", "of_links"]
 
 BLACKHOLE_METRIC: Final = 0xFFFFFFFE
 """Behind every other route: what makes a packet to an unused address of ours end here instead of looping."""
@@ -35,5 +35,14 @@ def extras(
     if settings.blackhole_route:
         for subnet in node.subnets.each:
             yield Route(subnet, None, metric=BLACKHOLE_METRIC)
-    if isinstance(backend, Transition) and node.network.ipv4 is not None:
-        yield from reverse_path.loosen({*backend.links(node), node.underlay.interface})
+    if isinstance(backend, Transition):
+        yield from of_links(generation, reverse_path, {*backend.links(node), node.underlay.interface})
+
+
+def of_links(generation: Generation, reverse_path: ReversePath, links: Collection[str]) -> tuple[KernelObject, ...]:
+    """What a change of the network needs of devices by which packets come in, those of single peers too.
+
+    :raises ConfigError: what there was before can't be kept.
+    """
+    changing = isinstance(generation.backend, Transition) and generation.node.network.ipv4 is not None
+    return reverse_path.loosen(links) if changing else ()

@@ -17,6 +17,7 @@ import selectors
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, Protocol
 
 from pyflannel.backend import Backend, Node
@@ -26,7 +27,7 @@ from pyflannel.daemon.actions import Actions
 from pyflannel.daemon.announcing import Announcements
 from pyflannel.daemon.calls import Calls
 from pyflannel.daemon.crossing import Crossing, as_far, own_progress
-from pyflannel.daemon.extras import extras
+from pyflannel.daemon.extras import extras, of_links
 from pyflannel.daemon.joined import Joined, shown
 from pyflannel.daemon.kernel_side import KernelSide
 from pyflannel.daemon.node_files import NodeFiles
@@ -313,7 +314,7 @@ class Loop:
             if self.joined is None:  # one that fails, or hangs, is shown, too
                 self._calls.backend = self._plugin("backend", shown(generation.backend).name)
         needed = extras(generation, self.settings, self.kernel_side.underlay.advertised, self._reverse_path)
-        adopted = self.store_side.adopt(generation, needed)
+        adopted = self.store_side.adopt(generation, needed, partial(of_links, generation, self._reverse_path))
         if adopted is not None:
             self._hold(adopted)
 

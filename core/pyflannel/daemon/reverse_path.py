@@ -34,16 +34,17 @@ class ReversePath:
         self._file, self._kernel = directory / "rp_filter.json", kernel
 
     def loosen(self, links: Iterable[str]) -> tuple[Sysctl, ...]:
-        """The parameters that have to be loose for ``links``, of which some may not be there yet.
+        """The parameters of ``links``, of which some may not be there yet, that have to be loose.
 
         :raises ConfigError: what was there before can't be kept.
         """
-        kept = self._kept()
-        strict = {link: str(value) for link in links if link not in kept and (value := self._own(link)) is not None}
+        wanted, kept = frozenset(links), self._kept()
+        strict = {link: str(value) for link in wanted - kept.keys() if (value := self._own(link)) is not None}
         if strict:
             kept = {**kept, **strict}
             self._keep(kept)
-        return tuple(Sysctl(f"{_CONF}/{link}/rp_filter", str(_LOOSE), optional=True) for link in sorted(kept))
+        loose = sorted(wanted & kept.keys())
+        return tuple(Sysctl(f"{_CONF}/{link}/rp_filter", str(_LOOSE), optional=True) for link in loose)
 
     def restore(self) -> None:
         """Put back what was there before, if anything was changed."""

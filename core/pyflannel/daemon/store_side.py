@@ -19,7 +19,7 @@ from pyflannel.daemon.calls import Calls
 from pyflannel.errors import PyflannelError
 from pyflannel.kernel.model import KernelObject
 from pyflannel.membership.slot import Generation, Slot
-from pyflannel.planning.overlay import Overlay
+from pyflannel.planning.overlay import OfLinks, Overlay
 from pyflannel.small.retry import Backoff
 
 __all__ = ["Adopted", "StoreSide"]
@@ -114,11 +114,12 @@ class StoreSide:
         """The generation that is about to come in, if it is time to go on with it."""
         return self._adoption.generation if self._adoption is not None and now >= self._adoption.due else None
 
-    def adopt(self, generation: Generation, extras: Iterable[KernelObject]) -> Adopted | None:
+    def adopt(self, generation: Generation, extras: Iterable[KernelObject], of_links: OfLinks) -> Adopted | None:
         """Bring a generation in by one more slice.
 
         :param generation: what :meth:`next` has said; while nothing of it is in, as far in a change as this node is.
         :param extras: what the node needs in the kernel besides what the backend plans; read while nothing is in yet.
+        :param of_links: the same for the devices of single peers.
         :returns: the whole of it, once it is.
         """
         adoption = self._adoption
@@ -128,7 +129,7 @@ class StoreSide:
             with self._calls.calling(generation.backend, "planning"):
                 if adoption.overlay is None:
                     adoption.later.clear()
-                    adoption.overlay = Overlay(generation.backend, generation.node, extras, generation.last)
+                    adoption.overlay = Overlay(generation.backend, generation.node, extras, generation.last, of_links)
                     adoption.remaining = iter(self._slot.records().items())
                 for key, value in islice(adoption.remaining, SLICE):
                     adoption.overlay.put(key, value, self._slot.created(key))

@@ -37,7 +37,7 @@ from pyflannel.planning.transition import Transition
 from pyflannel.planning.usual import Usual, usual_plans
 from pyflannel.small.text import cut
 
-__all__ = ["Overlay", "Peer", "usable"]
+__all__ = ["OfLinks", "Overlay", "Peer", "usable"]
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,13 @@ _Rank: TypeAlias = tuple[bool, int, int, int, str]
 
 _Claim: TypeAlias = Key | IPNetwork
 """What only one lease can have."""
+
+OfLinks: TypeAlias = Callable[[Collection[str]], Iterable[KernelObject]]
+"""What devices of these names need."""
+
+
+def _nothing(links: Collection[str]) -> tuple[KernelObject, ...]:
+    return ()
 
 
 @dataclass(slots=True)
@@ -107,15 +114,24 @@ class Overlay:
     """The peers and the desired state that follows from them, for one node with one lease and one backend.
 
     :param last: the network's last change, by whose end peers may be late.
+    :param of_links: what devices of single peers need besides what the backend plans.
     :raises PyflannelError: the backend can't plan for this node.
     """
 
-    def __init__(self, backend: Backend[Any], node: Node, extras: Iterable[KernelObject] = (), last: str = "") -> None:
+    def __init__(
+        self,
+        backend: Backend[Any],
+        node: Node,
+        extras: Iterable[KernelObject] = (),
+        last: str = "",
+        of_links: OfLinks = _nothing,
+    ) -> None:
         self.backend = backend
         self.node = node
         self._own_key = node.subnets.key
         self.last = last
         self._extras = tuple(extras)
+        self._of_links = of_links
         self._links: frozenset[str] = frozenset()
         planned = unpack(self._planned("plan_node", lambda: backend.plan_node(node), _networks(node)))
         self._links = frozenset(item.name for item in planned if isinstance(item, Link))
@@ -177,11 +193,12 @@ class Overlay:
             yield Sysctl(f"net/ipv6/conf/{link}/disable_ipv6", "0", optional=True)
 
     def _switched(self, plan: Plan) -> Plan:
-        """A peer's plan, and that its devices forward; what is packed has none."""
+        """A peer's plan, and what its devices need besides: that they forward. What is packed has none."""
         links = () if isinstance(plan, bytes) else tuple(item.name for item in plan if isinstance(item, Link))
         if isinstance(plan, bytes) or not links:
             return plan
-        return tuple({item.key: item for item in (*plan, *self._link_switches(links, plan))}.values())
+        needed = (*self._link_switches(links, plan), *self._of_links(links))
+        return tuple({item.key: item for item in (*plan, *needed)}.values())
 
     @property
     def peers(self) -> Mapping[str, Peer]:
@@ -246,7 +263,7 @@ class Overlay:
 
         :param progress: called after each lease, for this may take long.
         """
-        overlay = Overlay(self.backend, node, self._extras, self.last)
+        overlay = Overlay(self.backend, node, self._extras, self.last, self._of_links)
         for peer in self._peers.values():
             overlay.put(peer.key, peer.value, peer.created)
             progress()

@@ -49,6 +49,7 @@ def test_what_was_there_comes_back_also_after_a_restart(tmp_path: Path, kernel: 
         put(kernel, link, 2)
     again = ReversePath(tmp_path / "state", kernel)
     assert again.loosen(["eth0", "flannel.1", "new"]) == loose("eth0", "new"), "still needed"
+    assert again.loosen(["new"]) == loose("new"), "those that are asked for"
     again.restore()
     assert [value(kernel, link) for link in ("eth0", "flannel.1", "new")] == ["1", "0", "1"]
     put(kernel, "eth0", 2)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_network
 from typing import Any
@@ -324,6 +325,17 @@ def test_a_peers_own_device_is_one_of_the_overlays_and_switched_on() -> None:
     view.remove("10.5.3.0-24")
     assert [link.name for link in view.links] == ["apart-0a050200"]
     assert not [key for key in view.desired if "apart-0a050300" in str(key)]
+
+
+def test_what_links_need_besides_is_a_part_of_their_peers_plan() -> None:
+    def loose(links: Collection[str]) -> Iterator[Sysctl]:
+        return (Sysctl(f"net/ipv4/conf/{link}/rp_filter", "2") for link in links)
+
+    view = Overlay(Apart(NoOptions()), NODE, of_links=loose)
+    for each in (view, view.moved(NODE)):
+        each.put(*lease(2, BackendType=APART))
+        key = next(iter(loose(["apart-0a050200"]))).key
+        assert each.desired.owner(key) == "10.5.2.0-24"
 
 
 def test_the_nodes_own_devices_are_the_overlays() -> None:
