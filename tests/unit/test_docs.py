@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from pyflannel import backend, errors, store
+from pyflannel import backend, errors, lab, store
 from pyflannel.backend import DesiredState, Lease, LeaseAttributes, NetworkConfig, Node, Route, Subnets, Underlay
+from pyflannel.cli.lab import lab_command
 from pyflannel.errors import ExitCode
-from pyflannel.lab import servers
+from pyflannel.lab import servers, trial
 from pyflannel.plugins import load_store
 from pyflannel.version import VERSION
 from pyflannel_stores import _file_directory, _file_format, _file_watch
@@ -92,3 +93,26 @@ def test_every_exit_code_is_documented() -> None:
     page = (ROOT / "docs" / "reference" / "exit-codes.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d+) \| (\w+) \|", page, flags=re.MULTILINE)
     assert rows == [(str(code.value), code.name) for code in ExitCode]
+
+
+def test_what_the_page_of_the_lab_names_is_there() -> None:
+    page = (ROOT / "docs" / "lab.md").read_text(encoding="utf-8")
+    owners = {"lab": lab.Lab, "node": lab.Node, "machine": lab.Machine, "node.daemon": lab.Daemon}
+    table = page.partition("| to | use |")[2]
+    named = {*re.findall(r"`(lab|node\.daemon|node|machine)\.(\w+)\(", table)}
+    named |= {("node.daemon", name) for name in re.findall(r"`\.(\w+)\(", table)}  # with which a row goes on
+    assert {owner for owner, _ in named} == set(owners)
+    assert [pair for pair in named if not hasattr(owners[pair[0]], pair[1])] == []
+    for name in re.findall(r"(\w+)\(", table.partition("`pyflannel.lab.trial.")[2].partition("`")[0]):
+        assert hasattr(trial, name), name
+    assert re.findall(r"`Matrix` with `\.(\w+)` and `\.(\w+)`", table) == [("complete", "failed")]
+
+
+def test_the_options_of_the_lab_are_those_of_its_command() -> None:
+    page = (ROOT / "docs" / "lab.md").read_text(encoding="utf-8").partition("## Options")[2].partition("## ")[0]
+    cells = re.findall(r"^\| (.+?) \|", page, re.MULTILINE)
+    told = {name for cell in cells for name in re.findall("--[a-z0-9-]+", cell)}
+    assert told == {opt for option in lab_command.params for opt in option.opts}
+    defaults = {option.name: option.default for option in lab_command.params}
+    assert f"nodes ({defaults['nodes']}), containers behind each ({defaults['containers']})" in page
+    assert f"the underlay's MTU ({defaults['mtu']})" in page

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import sys
 from bisect import bisect_left
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 
 from pyflannel.errors import ConflictError, StoreDeniedError, StoreError, StoreUnavailableError
+from pyflannel.membership.slot import LeaseState
 from pyflannel.show import measures as measuring
 from pyflannel.show import metrics
+from pyflannel.show.health import STUCK_AFTER
 from pyflannel.show.measures import Histogram, Measures
 from pyflannel.show.metrics import MissingPackageError, read_device_counters, render
+from pyflannel.show.view import Details, PluginName, View, Window
 
+PAGE = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")
 BOUNDS = measuring._BOUNDS
 
 
@@ -69,6 +77,34 @@ def test_device_counters_are_read_by_name() -> None:
     }
     assert metrics._DEVICE_COLUMNS[0] == ("receive", "bytes")
     assert metrics._DEVICE_COLUMNS[11] == ("transmit", "dropped")
+
+
+def test_the_page_has_every_metric_with_its_type_and_labels() -> None:
+    links = frozenset(name for _, name in socket.if_nameindex())
+    details = Details(0.0, links=links, describes={"key": "x"}, counters={"sent": 1})
+    lease = LeaseState(expires_at=7.0)
+    view = View(node_id="n", started=0.0, store=PluginName("file"), store_location="x", encrypts=True, details=details)
+    window = Window(view, lambda: 1.0, lambda: window.answer(window.wanted, view), lambda: lease)
+    families = {each.name: each for each in text_string_to_metric_families(render(window).decode())}
+    told: dict[str, tuple[str, set[str]]] = {}
+    for name, kind, labels in re.findall(r"^\| `(pyflannel_\w+)`[^|]*\| (\w+) \|([^|]*)\|", PAGE, re.MULTILINE):
+        told[name.removesuffix("_total")] = kind, set(re.findall(r"`(\w+)`", labels))
+    devices = {name for name in families if name.startswith("pyflannel_device_")}
+    assert devices == {
+        f"pyflannel_device_{way}_{what}"
+        for way in ("receive", "transmit")
+        for what in re.findall("packets|bytes|errors|dropped", PAGE.partition("`pyflannel_device_")[2])
+    }
+    told |= dict.fromkeys(devices, told["pyflannel_device_receive_packets"])
+    assert told.keys() == {name for name in families if not name.startswith("process_")}
+    for name, (kind, labels) in told.items():
+        assert families[name].type == kind, name
+        assert {label for each in families[name].samples for label in each.labels} - {"le"} <= labels, name
+
+
+def test_the_times_of_the_page_are_those_of_the_code() -> None:
+    assert f"with buckets from {BOUNDS[0] * 1000:g} ms to {BOUNDS[-1]:g} s" in PAGE
+    assert f"`/livez` fails at {STUCK_AFTER:g}" in PAGE
 
 
 def test_without_prometheus_client_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
