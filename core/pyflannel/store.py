@@ -169,7 +169,7 @@ class Batch:
     """Changes in the order they happened. May be empty, when only the revision moved on.
 
     Several changes of one key may be folded into its last; a driver that compares two states can't know when among
-    the other changes a key was deleted. A renewal that leaves the value alone need not appear.
+    the other changes a key was deleted. A renewal (:meth:`Store.renew`) is no change.
     """
 
     revision: str
@@ -297,9 +297,10 @@ class Store(ABC):
 
     @abstractmethod
     def renew(self, record: Record, ttl: float) -> Record:
-        """Put off ``record``'s expiry to ``ttl`` seconds from now, leaving the value alone.
+        """Put off ``record``'s expiry to ``ttl`` seconds from now, leaving value and version alone.
 
-        A permanent record is returned as it is.
+        No watch tells of it: all nodes would be woken by each one's. Only where ``ttl`` is another one than the record
+        was given before may the version differ, and a watch say so. A permanent record is returned as it is.
 
         :raises ConflictError: it was deleted, has expired, or belongs to somebody else now.
         """
