@@ -67,8 +67,10 @@ def test_a_new_backends_own_tests_are_green(backend: Site) -> None:
     assert "not installed" not in said, "the lab has run"
 
 
-def test_a_new_stores_own_tests_are_green(store: Site) -> None:
-    assert "passed" in store.python_m("pytest", "-q", cwd=store.project)
+def test_a_new_stores_own_tests_are_green_and_show_the_whole_contract(store: Site) -> None:
+    said = store.python_m("pytest", "-q", cwd=store.project)
+    assert "passed" in said
+    assert " 0 failed, 0 not applicable, 0 not tried" in said, said
 
 
 def test_a_new_backend_is_listed_and_carries_packets_in_the_lab(backend: Site) -> None:
