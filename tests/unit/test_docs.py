@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 from ipaddress import IPv4Address, IPv4Network
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.test_stability import KITS
 
 from pyflannel import backend, errors, lab, store
 from pyflannel.backend import DesiredState, Lease, LeaseAttributes, NetworkConfig, Node, Route, Subnets, Underlay
@@ -87,6 +89,9 @@ def test_whatever_is_public_is_on_the_page_of_the_contracts() -> None:
         told = set(re.findall(r"^(?:class|def) (\w+)|^(\w+): Final", inspect.getsource(module), flags=re.MULTILINE))
         elsewhere = set(module.__all__) - {name for pair in told for name in pair} - set(errors.__all__)
         assert elsewhere <= words
+    for kit in map(importlib.import_module, KITS):
+        (named,) = re.findall(rf"^\.\. automodule:: {kit.__name__}\n   :members: ([^:]+)", page, re.MULTILINE)
+        assert set(kit.__all__) <= {*re.findall(r"\w+", named), "not_applicable"}
 
 
 def test_every_exit_code_is_documented() -> None:
