@@ -8,6 +8,7 @@ version of a contract, it is written anew: ``python -m tests.unit.test_stability
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import re
@@ -27,6 +28,7 @@ from pyflannel.membership import machine
 from pyflannel.membership.state import KeeperOptions
 from pyflannel.planning import guard
 from pyflannel.plugins import _keeps_contract
+from pyflannel.skeleton import write_project
 from pyflannel.small import guarded
 
 ROOT = Path(__file__).parents[2]
@@ -154,6 +156,28 @@ def test_a_plugin_for_another_version_is_refused_in_the_pages_words() -> None:
 
 
 # the public interface
+
+
+def imported(source: str) -> Iterator[str]:
+    """Everything of pyflannel's that a module imports, with the module that it is in."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.partition(".")[0] == "pyflannel")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "pyflannel":
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def test_what_authors_read_uses_nothing_but_the_public_interface(tmp_path: Path) -> None:
+    """The examples, and what `plugin new` writes; a backend's tests may also have a lab, of which the page says so."""
+    public = {f"{name}.{each}" for name in (*CONTRACTS, *KITS) for each in importlib.import_module(name).__all__}
+    lab = {f"pyflannel.lab.{each}" for each in importlib.import_module("pyflannel.lab").__all__}
+    for kind in ("backend", "store"):
+        write_project(kind, "acme", tmp_path / kind)
+    sources = [*ROOT.glob("examples/**/*.py"), *tmp_path.glob("**/*.py")]
+    assert len(sources) > 10
+    for source in sources:
+        used = set(imported(source.read_text(encoding="utf-8")))
+        assert used <= (public | lab if source.parent.name == "tests" else public), source
 
 
 def described() -> Iterator[str]:

@@ -6,16 +6,15 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-
-from pyflannel.lab.servers.etcd import EtcdCluster, find_etcd
+from pyflannel_etcd_v2.lab import Etcd, find_etcd
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
     binary = find_etcd()
     if binary is None:
         pytest.skip("etcd is not installed: apt-get install etcd-server")
     if "--enable-v2" not in subprocess.run([binary, "--help"], capture_output=True, text=True).stdout:
         pytest.skip("not applicable: this etcd has no v2 API; 3.5 was the last that had it")
-    with EtcdCluster(tmp_path_factory.mktemp("etcd"), arguments=["--enable-v2"]) as cluster:
+    with Etcd(tmp_path_factory.mktemp("etcd")) as cluster:
         yield cluster

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from pyflannel_etcd_v2 import EtcdV2Store
+from pyflannel_etcd_v2.lab import Etcd
 
-from pyflannel.lab.servers.etcd import EtcdCluster
 from pyflannel.store import Store, StoreLocation
 from pyflannel.testing.stores import StoreConformance
 
@@ -21,10 +21,10 @@ class TestEtcdV2(StoreConformance):
     store_class = EtcdV2Store
     keeps_history = True
     minimum_ttl = 2.0
-    cluster: EtcdCluster
+    cluster: Etcd
 
     @pytest.fixture
-    def location(self, cluster: EtcdCluster) -> StoreLocation:
+    def location(self, cluster: Etcd) -> StoreLocation:
         self.cluster = cluster
         return StoreLocation.parse(f"etcd-v2://{cluster.hosts}/test/{uuid.uuid4()}")
 
@@ -41,7 +41,7 @@ class TestEtcdV2(StoreConformance):
         return revision
 
 
-def put(cluster: EtcdCluster, path: str, **form: Any) -> None:
+def put(cluster: Etcd, path: str, **form: Any) -> None:
     """Write a key past the driver."""
     body = urllib.parse.urlencode(form).encode()
     request = urllib.request.Request(f"{cluster.members[0].client_url}/v2/keys{path}", body, method="PUT")

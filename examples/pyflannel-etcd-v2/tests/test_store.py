@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pyflannel_etcd_v2 import EtcdV2Store
+from pyflannel_etcd_v2.lab import Etcd
 from pyflannel_etcd_v2.text import UPDATES, decode, encode, key_of, name_of, version_of
 
 from pyflannel.errors import ConfigError, ConflictError, HistoryGoneError, StoreError, StoreUnavailableError
-from pyflannel.lab.servers.etcd import EtcdCluster
 from pyflannel.store import StoreLocation
 
 LEASE = '{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","BackendData":{"VNI":1}}'
@@ -27,7 +27,7 @@ LEASE = '{"PublicIP":"192.0.2.1","PublicIPv6":null,"BackendType":"vxlan","Backen
 class Place:
     """An empty directory in etcd, seen by etcdctl."""
 
-    def __init__(self, cluster: EtcdCluster) -> None:
+    def __init__(self, cluster: Etcd) -> None:
         self.cluster = cluster
         self.path = f"/test/{uuid.uuid4()}"
 
@@ -49,7 +49,7 @@ class Place:
 
 
 @pytest.fixture
-def place(cluster: EtcdCluster) -> Place:
+def place(cluster: Etcd) -> Place:
     return Place(cluster)
 
 
@@ -156,7 +156,7 @@ def location(*hosts: str) -> StoreLocation:
     return StoreLocation.parse(f"etcd-v2://{','.join(hosts)}/test/{uuid.uuid4()}")
 
 
-def test_a_member_that_is_down_is_passed_by(cluster: EtcdCluster) -> None:
+def test_a_member_that_is_down_is_passed_by(cluster: Etcd) -> None:
     with socket.socket() as closed, EtcdV2Store(location("127.0.0.1:1", cluster.hosts)) as store:
         closed.bind(("127.0.0.1", 0))
         store.create("10.5.34.0-24", LEASE, 3600)

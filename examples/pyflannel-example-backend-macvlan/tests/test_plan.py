@@ -23,9 +23,9 @@ from pyflannel.backend import (
     Route,
     Subnets,
     Underlay,
+    UnderlayRoute,
     parse_options,
 )
-from pyflannel.network.underlay import UnderlayRoute
 
 UNDERLAY = Underlay(
     "eth0",

@@ -14,7 +14,10 @@ from pyflannel_postgresql.lab import Postgresql, find_postgresql
 
 from pyflannel.errors import ConfigError, StoreAbsentError, StoreDeniedError, StoreUnavailableError
 from pyflannel.store import Record, Store, StoreLocation
-from pyflannel.testing.stores import KEY, VALUE, StoreConformance
+from pyflannel.testing.stores import StoreConformance
+
+KEY = "10.5.34.0-24"
+VALUE = '{"PublicIP": "192.0.2.1"}'
 
 
 @pytest.fixture(scope="module")
