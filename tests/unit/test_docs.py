@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import re
@@ -9,15 +10,20 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from tests.unit.test_stability import KITS
 
 from pyflannel import backend, errors, lab, store
 from pyflannel.backend import DesiredState, Lease, LeaseAttributes, NetworkConfig, Node, Route, Subnets, Underlay
+from pyflannel.cli import pyflannel
 from pyflannel.cli.lab import lab_command
 from pyflannel.errors import ExitCode
 from pyflannel.lab import servers, trial
 from pyflannel.plugins import load_store
+from pyflannel.show import status
+from pyflannel.storetools.check import Inspection
+from pyflannel.storetools.migration import Done
 from pyflannel.version import VERSION
 from pyflannel_stores import _file_directory, _file_format, _file_watch
 
@@ -121,3 +127,35 @@ def test_the_options_of_the_lab_are_those_of_its_command() -> None:
     defaults = {option.name: option.default for option in lab_command.params}
     assert f"nodes ({defaults['nodes']}), containers behind each ({defaults['containers']})" in page
     assert f"the underlay's MTU ({defaults['mtu']})" in page
+
+
+def command_line(heading: str) -> tuple[str, set[str]]:
+    """A section of the page, and what it names."""
+    page = (ROOT / "docs" / "reference" / "command-line.md").read_text(encoding="utf-8")
+    text = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0] if heading else page.partition("\n## ")[0]
+    return text, {*re.findall(r"`(\w+)(?:\[\])?`", text)}
+
+
+def test_every_command_is_in_the_table() -> None:
+    told = re.findall(r"^\| `([a-z-]+(?: [a-z-]+)?)", command_line("")[0], flags=re.MULTILINE)
+    commands: list[str] = []
+    context = click.Context(pyflannel)
+    for name in pyflannel.list_commands(context):
+        found = pyflannel.get_command(context, name)
+        within = found.list_commands(click.Context(found)) if isinstance(found, click.Group) else ()
+        commands += [f"{name} {each}" for each in within] or [name]
+    assert sorted(told) == sorted(commands)
+
+
+def test_every_key_of_the_status_is_documented() -> None:
+    _, named = command_line("status")
+    kinds = [kind for kind in vars(status).values() if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
+    assert status.Status in kinds
+    keys = {field.name for kind in kinds if kind.__module__ == status.__name__ for field in dataclasses.fields(kind)}
+    assert keys - named == set()
+
+
+def test_every_key_about_a_checked_or_moved_store_is_documented() -> None:
+    _, named = command_line("store")
+    assert set(Inspection("file:///x").to_json()) - named == set()
+    assert set(Done().to_json()) - named == set()
