@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 from tests.sites import install
 
 from pyflannel.cli.plugin import _fitting, _serving
-from pyflannel.errors import ConfigError, PluginError, PyflannelError, StoreUnavailableError
+from pyflannel.errors import ConfigError, ExitCode, PluginError, PyflannelError, StoreUnavailableError
 from pyflannel.network.lease import JSON
+from pyflannel.skeleton import write_project
+from pyflannel.small.interpreter import module_command
 
 
 @pytest.mark.parametrize(
@@ -100,3 +103,39 @@ def test_a_store_s_server_that_fails_is_told_with_what_it_said(
         pass
     assert type(failed.value) is kind
     assert said in str(failed.value)
+
+
+OLD = """\
+import warnings
+from pyflannel.backend import Backend
+
+class Old(Backend):
+    api_version = 1
+    name = "old"
+
+    def mtu(self, underlay):
+        return underlay.mtu
+
+    def describe(self, node):
+        warnings.warn("old() will be removed; use new()", DeprecationWarning, stacklevel=2)
+        return {}
+"""
+
+
+def test_what_is_deprecated_fails_the_kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    about = tmp_path / "old_backend-1.dist-info"
+    about.mkdir()
+    (tmp_path / "old_backend.py").write_text(OLD)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: old-backend\nVersion: 1\n")
+    (about / "entry_points.txt").write_text("[pyflannel.backends]\nold = old_backend:Old\n")
+    install(monkeypatch, tmp_path)
+    words = module_command("pyflannel", "plugin-test", "old", "--no-lab", "-k", "describes_itself")
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == ExitCode.CHECK_FAILED, done.stdout
+    assert "DeprecationWarning: old() will be removed; use new()" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["backend", "store"])
+def test_what_is_deprecated_fails_the_tests_of_a_new_project(kind: str, tmp_path: Path) -> None:
+    write_project(kind, "acme", tmp_path)
+    assert '\nfilterwarnings = ["error"]\n' in (tmp_path / "pyproject.toml").read_text()
