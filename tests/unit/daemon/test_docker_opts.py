@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +29,8 @@ DOCKER_OPT_BIP="--bip=10.1.74.1/24"
 DOCKER_OPT_IPMASQ="--ip-masq=true"
 DOCKER_OPT_MTU="--mtu=1472"
 """
+DROP_IN = Path(__file__).parents[3] / "contrib" / "docker.service.d" / "pyflannel.conf"
+PROGRAM = "/opt/pyflannel/bin/pyflannel"
 ALL = 'DOCKER_OPTS=" --bip=10.1.74.1/24 --ip-masq=true --mtu=1472"\n'
 
 
@@ -65,6 +71,20 @@ def test_what_the_environment_has_stays_in() -> None:
         'DOCKER_OPT_DNS="--dns=192.0.2.53"',
         'DOCKER_OPTS="--debug  --bip=10.1.74.1/24 --dns=192.0.2.53"',
     ]
+
+
+def test_docker_s_second_start_has_the_options_of_the_first_no_more(tmp_path: Path) -> None:
+    """systemd gives the file's variables, from the second start on, to the command that writes it, too."""
+    (tmp_path / "subnet.env").write_text(SUBNET_ENV)
+    target = tmp_path / "docker.env"
+    (command,) = re.findall("^ExecStartPre=(.*)$", DROP_IN.read_text(), flags=re.MULTILINE)
+    (file,) = re.findall("^EnvironmentFile=-(.*)$", DROP_IN.read_text(), flags=re.MULTILINE)
+    command = command.replace(file, str(target)).replace(PROGRAM, f"{sys.executable} -m pyflannel")
+    environ = dict(os.environ)
+    for _ in range(2):
+        subprocess.run([*shlex.split(command), "-f", str(tmp_path / "subnet.env")], env=environ, check=True)
+        assert target.read_text() == ALL.replace("DOCKER_OPTS", "DOCKER_NETWORK_OPTIONS")
+        environ |= [target.read_text().rstrip('"\n').split('="')]
 
 
 @pytest.mark.parametrize(
