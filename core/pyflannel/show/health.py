@@ -157,13 +157,15 @@ class HealthServer:
 
 
 def _listen(address: IPAddress, port: int) -> socket.socket:
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    # "0.0.0.0" and "::" mean every address, of both families, as in Go; of one alone where the kernel has no IPv6.
+    both = address.is_unspecified and socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both or address.version == 6 else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if address.version == 6:  # "::" means every address, of both families, as in Go
+        if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        listener.bind((str(address), port))
+        listener.bind(("::" if both else str(address), port))
         listener.listen(MAX_CONNECTIONS)
     except OSError as error:
         listener.close()

@@ -156,6 +156,17 @@ def test_many_at_once(server: HealthServer) -> None:
     assert found == [200] * 30
 
 
+@pytest.mark.parametrize("address", ["0.0.0.0", "::"])
+def test_every_address_is_one_of_either_family(address: str) -> None:
+    server = HealthServer(ip_address(address), 0, answer)
+    try:
+        for host in ("127.0.0.1", "::1"):
+            server.host = host  # type: ignore[attr-defined]
+            assert ask(server, "GET", "/")[0] == 200
+    finally:
+        server.close()
+
+
 def test_a_port_in_use_is_a_configuration_error(server: HealthServer) -> None:
     with pytest.raises(ConfigError, match=f"--healthz-port {server.port}: can't listen there: Address already") as info:
         HealthServer(ip_address(server.host), server.port, answer)  # type: ignore[attr-defined]
