@@ -22,7 +22,18 @@ from pyflannel.network.marks import NO_MARKS
 from pyflannel.planning.judging import placement_problem
 from pyflannel.store import Record, Snapshot, Store
 
-__all__ = ["Drive", "NodeStanding", "Progress", "abandon", "away", "begin", "note", "reading", "standings"]
+__all__ = [
+    "Drive",
+    "NodeStanding",
+    "Progress",
+    "abandon",
+    "away",
+    "begin",
+    "note",
+    "reading",
+    "renewal_margin",
+    "standings",
+]
 
 AWAY_INTERVAL: Final = timedelta(seconds=20)
 """Between two looks for nodes that have not answered."""
@@ -148,19 +159,20 @@ def away(store: Store, records: Iterable[Record], margin: float) -> dict[str, fl
     """
     records = list(records)
     found = dict(store.away(records))
-    margins = {record.key: _margin(record, margin) for record in records}
+    margins = {record.key: renewal_margin(record, margin) for record in records}
     for key, left in store.time_to_live(records).items():
         if left is not None and key in margins and left < 0.9 * margins[key]:
             found.setdefault(key, margins[key] - left)
     return found
 
 
-def _margin(record: Record, margin: float) -> float:
+def renewal_margin(record: Record, otherwise: float) -> float:
+    """How many seconds before its end a lease is renewed: as it says, or ``otherwise``."""
     try:
         said = Lease.from_record(record.key, record.value).attributes.extra.get(MARGIN_KEY)
     except MalformedError:
-        return margin
-    return float(said) if isinstance(said, (int, float)) and 0 < said < MOST_MARGIN else margin
+        return otherwise
+    return float(said) if isinstance(said, (int, float)) and 0 < said < MOST_MARGIN else otherwise
 
 
 def note(moment: datetime) -> str:

@@ -22,20 +22,22 @@ from typing import Final
 from pyflannel.backend import parse_options
 from pyflannel.errors import ConfigError, HistoryGoneError, MalformedError, PluginError, StoreError
 from pyflannel.network.document import NetworkConfig
-from pyflannel.network.lease import JSON, Lease
+from pyflannel.network.lease import DEFAULT_MARGIN, JSON, Lease
 from pyflannel.network.ranges import Ranges
 from pyflannel.planning.guard import not_carried
 from pyflannel.planning.judging import backend_types, placement_problem, type_problem
 from pyflannel.plugins import load_backend, open_store
 from pyflannel.store import Record, Snapshot, Store, StoreLocation, Watch
+from pyflannel.storetools.change import renewal_margin
 
 __all__ = ["Inspection", "Problem", "ServerAnswer", "Severity", "check", "examine"]
 
 PROBE_TTL: Final = 10.0
 """Seconds that the record lives which tries the right to write; the least that every store grants."""
 
-SOON: Final = 15 * 60.0
-"""Seconds. A lease is renewed an hour before it ends; one that is nearer to its end than this is probably not."""
+SOON: Final = 1 / 4
+"""Of the time before its end at which a lease is renewed, an hour as a rule: one that is nearer to its end than this is
+probably not."""
 
 _ROUNDS: Final = 5
 _WATCH_WAIT: Final = 10.0
@@ -145,8 +147,9 @@ def examine(
         yield from _examine_leases(network, leases, assigned)
     yield from _overlaps(leases)
     yield from _twins(leases)
+    margins = {record.key: renewal_margin(record, DEFAULT_MARGIN) for record in snapshot.leases}
     for key, seconds in sorted((expiries or {}).items()):
-        if seconds is not None and seconds < SOON:
+        if seconds is not None and seconds < SOON * margins.get(key, DEFAULT_MARGIN):
             yield Problem(
                 Severity.WARNING,
                 f"{key} ends in {seconds:.0f} s and was not renewed",

@@ -97,6 +97,13 @@ def test_a_lease_that_nobody_renews() -> None:
     assert findings({}, expiries=expiries) == [(Severity.WARNING, "10.5.1.0-24 ends in 100 s and was not renewed")]
 
 
+def test_a_lease_that_is_renewed_late_or_early_is_judged_by_what_it_says_of_that() -> None:
+    leases = {f"10.5.{n}.0-24": lease(n, RenewBefore=margin) for n, margin in ((1, 200.0), (2, 200.0), (3, 14400.0))}
+    expiries = {"10.5.1.0-24": 400.0, "10.5.2.0-24": 40.0, "10.5.3.0-24": 3000.0}
+    late = [f"{key} ends in {expiries[key]:.0f} s and was not renewed" for key in ("10.5.2.0-24", "10.5.3.0-24")]
+    assert findings(leases, expiries=expiries) == [(Severity.WARNING, text) for text in late]
+
+
 # On a store
 
 
