@@ -377,6 +377,8 @@ class ChunkedLines:
                 if end < 0:
                     break
                 size = int(raw[at:end].partition(b";")[0], 16)
+                if size < 0:
+                    raise ValueError("a chunk of less than nothing")
                 at = end + 2
                 self.ended = size == 0
                 self._left = size + 2

@@ -173,7 +173,7 @@ def test_chunks_of_any_size_give_the_lines(lines: list[bytes], chunk: int, piece
     assert reader.ended
 
 
-@pytest.mark.parametrize("raw", [b"zz\r\n", b"\r\n\r\n", b"x" * 5000])
+@pytest.mark.parametrize("raw", [b"zz\r\n", b"\r\n\r\n", b"x" * 5000, b"-1\r\n", b"-6\r\n"])
 def test_what_is_not_chunked_is_refused(raw: bytes) -> None:
     with pytest.raises(ValueError, match=r"chunk|invalid literal"):
         ChunkedLines().feed(raw)
