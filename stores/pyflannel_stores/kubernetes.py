@@ -131,7 +131,10 @@ class KubernetesStore(Store):
         The file answers whether the API server does or not, and so it is asked too: for something that costs nothing.
         """
         deadline = Deadline(_BUDGET)
-        self._answer(deadline, "GET", "/version")
+        try:
+            self._answer(deadline, "GET", "/version")
+        except self.http.NotFound:
+            raise self._garbage() from None
         return self._document.read(deadline)
 
     def write_config(self, value: str, expected: Record | None) -> Record:
@@ -168,12 +171,17 @@ class KubernetesStore(Store):
         deadline, found, rest = Deadline(_BUDGET), {}, ""
         now = datetime.now(timezone.utc)
         while True:
-            page = json.loads(self._page(rest, deadline))
-            for node in page.get("items") or ():
-                name, since = node["metadata"]["name"], self._nodes.not_ready_since(node)
-                if name in keys and since is not None:
-                    found[keys[name]] = max(0.0, (now - since).total_seconds())
-            rest = str(page["metadata"].get("continue") or "")
+            try:
+                page = json.loads(self._page(rest, deadline))
+                for node in page.get("items") or ():
+                    name, since = node["metadata"]["name"], self._nodes.not_ready_since(node)
+                    if name in keys and since is not None:
+                        found[keys[name]] = max(0.0, (now - since).total_seconds())
+                rest = str(page["metadata"].get("continue") or "")
+            except self.http.Gone as error:
+                raise StoreUnavailableError(str(error)) from None
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise self._garbage() from None
             if not rest:
                 return found
 
@@ -371,7 +379,10 @@ class KubernetesStore(Store):
 
     def _page(self, rest: str, deadline: Deadline) -> bytes:
         query = {"limit": str(_PAGE), **({"continue": rest} if rest else {})}
-        return self._api.get(_NODES, deadline, **query)
+        try:
+            return self._api.get(_NODES, deadline, **query)
+        except self.http.NotFound:  # there always are some in Kubernetes
+            raise self._garbage() from None
 
     # Writing
 

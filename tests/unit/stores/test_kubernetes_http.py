@@ -1,4 +1,4 @@
-"""The client of the API server at its edge: a server that hangs up at the worst time."""
+"""The driver at its edge: a server that hangs up at the worst time, or that is no Kubernetes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import gc
 import socket
 import ssl
 import struct
-from contextlib import closing, suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pyflannel.errors import StoreUnavailableError
+from pyflannel.store import StoreLocation
 from pyflannel_stores._kubernetes_access import Access, ApiServer
 from pyflannel_stores._kubernetes_http import connect
+from pyflannel_stores.kubernetes import KubernetesStore
 
 RESET = struct.pack("ii", 1, 0)
 """``SO_LINGER`` that makes close() reset the connection, as the end of a process does."""
@@ -42,3 +49,54 @@ def test_a_server_that_hangs_up_before_tls_leaves_no_socket_behind() -> None:
         with pytest.raises(StoreUnavailableError):
             connect(Slow(server, "kubernetes", listener=listener), 0.2)
     gc.collect()
+
+
+@contextmanager
+def web(status: int, body: bytes) -> Iterator[int]:
+    """A server on loopback that answers everything with this; gives its port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def away(store: KubernetesStore) -> object:
+    return store.away(())
+
+
+CALLS = (KubernetesStore.read_config, KubernetesStore.snapshot, away)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "call"),
+    [
+        (status, body, call)
+        for status, body in ((404, b"<html>nothing here"), (200, b"<html>"), (200, b"[]"))
+        for call in CALLS
+    ]
+    + [(200, b'{"items":[{}]}', away), (410, b"{}", away)],
+)
+def test_what_is_no_kubernetes_is_a_store_that_is_not_there(
+    tmp_path: Path, status: int, body: bytes, call: Callable[[KubernetesStore], object]
+) -> None:
+    (tmp_path / "net.json").write_text('{"Network": "10.244.0.0/16"}')
+    options = {"net_config": str(tmp_path / "net.json"), "tls": "false", "node": "a"}
+    with web(status, body) as port:
+        location = StoreLocation.parse(f"kubernetes://127.0.0.1:{port}", options)
+        with KubernetesStore(location) as store, pytest.raises(StoreUnavailableError):
+            call(store)
