@@ -92,7 +92,7 @@ CALLS = (KubernetesStore.read_config, KubernetesStore.snapshot, away)
     + [(200, b'{"items":[{}]}', away), (410, b"{}", away)],
 )
 def test_what_is_no_kubernetes_is_a_store_that_is_not_there(
-    tmp_path: Path, status: int, body: bytes, call: Callable[[KubernetesStore], object]
+    tmp_path: Path, status: int, body: bytes, call: Callable[[Any], object]
 ) -> None:
     (tmp_path / "net.json").write_text('{"Network": "10.244.0.0/16"}')
     options = {"net_config": str(tmp_path / "net.json"), "tls": "false", "node": "a"}
