@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
@@ -71,16 +71,22 @@ class Annotations:
 
     def value(self, annotations: Mapping[str, str]) -> str:
         """A lease's value as the core reads it. What can't be read is passed on as text: the core says so."""
+        try:
+            return self._value(annotations, _parsed)
+        except RecursionError:  # Python reads brackets that are nested a little deeper than those it writes
+            return self._value(annotations, lambda text: text)
+
+    def _value(self, annotations: Mapping[str, str], read: Callable[[str | None], Any]) -> str:
         names = self._names
         document: dict[str, Any] = {key: annotations.get(names[name]) or None for key, name in _PUBLIC.items()}
         for key, name in _TEXT.items():
             if text := annotations.get(names[name]):
                 document[key] = text
         for key, name in _DATA.items():
-            data = _parsed(annotations.get(names[name]))
+            data = read(annotations.get(names[name]))
             if data is not None:
                 document[key] = data
-        extra = _parsed(annotations.get(self.extra))
+        extra = read(annotations.get(self.extra))
         if isinstance(extra, dict):
             document.update((key, item) for key, item in extra.items() if key not in document)
         return json.dumps(document, separators=(",", ":"), ensure_ascii=False)

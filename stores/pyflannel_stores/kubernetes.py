@@ -441,7 +441,7 @@ class KubernetesStore(Store):
             text = self._document.latest(deadline).value
             backend = {key.lower(): value for key, value in json.loads(text).items()}.get("backend") or {}
             return str({key.lower(): value for key, value in backend.items()}.get("type") or "udp")
-        except (ValueError, AttributeError, StoreDeniedError):
+        except (ValueError, AttributeError, RecursionError, StoreDeniedError):
             return "udp"
 
     def _condition_patch(self, node: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from typing import Any
 
 import pytest
@@ -159,6 +160,27 @@ def test_changes_of_a_cluster_lead_from_one_state_to_the_next(steps: list[tuple[
         for holder in sorted(members, key=lambda each: (each != "b", each), reverse=True):
             best[members[holder].key] = members[holder]
         assert state == best == {each.key: each for each in cluster.records()}
+
+
+def nested(depth: int) -> str:
+    return "[" * depth + "]" * depth
+
+
+def readable(depth: int) -> bool:
+    try:
+        return bool(json.loads(nested(depth)) is not None)
+    except RecursionError:
+        return False
+
+
+@pytest.mark.parametrize("name", ["backend-data", "extra"])
+def test_data_nested_as_deep_as_can_be_read_is_one_nodes_matter(name: str) -> None:
+    """It is read and written again, for which Python has not the same limit (3.12)."""
+    deepest = bisect_left(range(100_000), True, key=lambda depth: not readable(depth + 1))
+    for depth in range(deepest - 12, deepest + 12):
+        text = nested(depth) if name == "backend-data" else f'{{"a":{nested(depth)}}}'
+        annotations = {NAMES.managed: "true", f"{NAMES.prefix}{name}": text}
+        assert read_member(node(annotations=annotations), NAMES).lease is not None
 
 
 @given(st.lists(st.binary(max_size=30).filter(lambda line: b"\n" not in line)), st.integers(1, 40), st.integers(1, 40))
