@@ -18,6 +18,7 @@ from typing import Any, Final, TypeAlias
 
 from pyflannel.errors import MalformedError
 from pyflannel.network.marks import NO_MARKS, Marks
+from pyflannel.network.parsing import deeper
 from pyflannel.small.text import cut
 
 __all__ = [
@@ -340,21 +341,13 @@ def _bounded(extra: dict[str, JSON]) -> dict[str, JSON]:
     kept: dict[str, JSON] = {}
     left = _MAX_EXTRA
     for name, value in extra.items():
-        if isinstance(value, (dict, list)) and _deeper(value, _MAX_DEPTH):
+        if deeper(value, _MAX_DEPTH):
             continue
         size = len(name) + len(json.dumps(value))
         if size <= left:
             kept[name] = value
             left -= size
     return kept
-
-
-def _deeper(value: JSON, depth: int) -> bool:
-    """Whether ``value`` is nested more than ``depth`` deep."""
-    if not isinstance(value, (dict, list)):
-        return False
-    inner = value.values() if isinstance(value, dict) else value
-    return depth == 0 or any(_deeper(each, depth - 1) for each in inner)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,13 @@ from typing import Any, Final, NoReturn
 
 from pyflannel.errors import ConfigError
 
-__all__ = ["MAX_DOCUMENT", "json_object", "overridden"]
+__all__ = ["MAX_DOCUMENT", "deeper", "json_object", "overridden"]
 
 MAX_DOCUMENT: Final = 1 << 18
 """Characters of a document at most."""
+
+MAX_NESTING: Final = 100
+"""How deep a document may go: Python can read one that it can't write again, if only just."""
 
 MAX_DIGITS: Final = 1000
 """Digits of a whole number at most; none that means something has more than 20."""
@@ -39,7 +42,17 @@ def json_object(text: str, source: str) -> dict[str, Any]:
         raise ConfigError(f"{source}: not valid JSON: {error}") from None
     if not isinstance(document, dict):
         raise ConfigError(f"{source}: expected a JSON object, found {type(document).__name__}")
+    if deeper(document, MAX_NESTING):
+        raise ConfigError(f"{source}: it is nested more than {MAX_NESTING} deep, which no network config needs")
     return document
+
+
+def deeper(value: Any, depth: int) -> bool:
+    """Whether what JSON makes is nested more than ``depth`` deep."""
+    if not isinstance(value, (dict, list)):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return depth == 0 or any(deeper(each, depth - 1) for each in inner)
 
 
 def overridden(before: Any, value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
@@ -304,6 +305,22 @@ def test_a_violation_names_source_key_value_and_rule(document: Any, key: str, va
 def test_what_is_no_json_object_is_a_config_error(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^here: "):
         NetworkConfig.from_json(text, "here")
+
+
+@pytest.mark.parametrize("key", ["Network", "SubnetLen", "EnableIPv6", "Unknown"])
+def test_brackets_inside_one_another_are_refused_however_many_python_can_read(key: str) -> None:
+    """It reads more of them than it can write into an error."""
+
+    def refusal(brackets: int) -> str:
+        try:
+            NetworkConfig.from_json(f'{{"Network": "10.5.0.0/16", "{key}": {"[" * brackets}{"]" * brackets}}}', "here")
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+    assert refusal(100) == "here: it is nested more than 100 deep, which no network config needs"
+    assert all(refusal(brackets) for brackets in range(sys.getrecursionlimit() - 150, sys.getrecursionlimit() + 50))
+    assert "nested" not in refusal(99)
 
 
 ADDRESSES = ["10.0.0.0", "10.0.4.0", "10.255.0.0", "fd00::", "fd00:0:0:1::", "::", "0.0.0.0", "fe80::%eth0", "x"]
