@@ -221,12 +221,22 @@ def machines(backend: str = "vxlan", rules: str = "true", drop_in: str = "") -> 
         yield [Machine(node, group, backend, drop_in) for node, group in zip(lab.nodes, groups, strict=True)]
 
 
+def drop_in_for(name: str) -> str:
+    """A drop-in that we ship, without what it says to people."""
+    return re.sub("(?m)^#.*\n", "", (CONTRIB / "pyflannel.service.d" / name).read_text())
+
+
+CNI = f"{drop_in_for('cni.conf')}Environment=PYFLANNEL_CNI_CONF=/etc/cni/net.d/10-pyflannel.conflist\n"
+FLANNELS = """rm -rf /etc/cni && mkdir -p /etc/cni/net.d
+echo '{"plugins": [{"type": "flannel"}]}' >/etc/cni/net.d/10-flannel.conflist"""
+
+
 @pytest.fixture(scope="module")
 def pair() -> Iterator[list[Machine]]:
-    """Two machines with vxlan, whose watchdog is quicker than the unit's."""
-    with machines(drop_in="WatchdogSec=2\n") as pair:
+    """Two machines with vxlan and a CNI network, whose watchdog is quicker than the unit's."""
+    with machines(drop_in=f"{CNI}WatchdogSec=2\n") as pair:
         for machine in pair:
-            machine.run("systemctl start pyflannel")
+            machine.run(f"{FLANNELS}\nsystemctl start pyflannel")
         yield pair
 
 
@@ -248,6 +258,12 @@ def test_all_of_the_hardening_is_in_force(pair: list[Machine]) -> None:
     assert (fields["NoNewPrivs"], fields["Seccomp"]) == ("1", "2")
     assert machine.status["firewall"]["port"] == "nftables"
     assert machine.status["state"] == "ready"
+
+
+def test_the_cni_network_is_written_where_a_drop_in_allows_it(pair: list[Machine]) -> None:
+    machine = pair[0]
+    assert json.loads(machine.run("cat /etc/cni/net.d/10-pyflannel.conflist"))["name"] == "cbr0"
+    assert machine.run("ls /etc/cni/net.d").split() == ["10-flannel.conflist.before-pyflannel", "10-pyflannel.conflist"]
 
 
 def test_the_page_asks_peers_also_where_its_user_may_not_ping(pair: list[Machine]) -> None:
@@ -302,8 +318,8 @@ def scheduling(machine: Machine) -> set[str]:
 
 
 LEGACY = "for p in iptables ip6tables; do $p-legacy -P FORWARD DROP; done"
-DROP_IN = re.sub("(?m)^#.*\n", "", (CONTRIB.parent / LEGACY_DROP_IN).read_text())
-REALTIME = re.sub("(?m)^#.*\n", "", (CONTRIB / "pyflannel.service.d/realtime.conf").read_text())
+DROP_IN = drop_in_for(Path(LEGACY_DROP_IN).name)
+REALTIME = drop_in_for("realtime.conf")
 
 
 @pytest.mark.parametrize(
