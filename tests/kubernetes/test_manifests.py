@@ -16,6 +16,7 @@ from pyflannel.network.document import NetworkConfig
 from pyflannel.settings.settings import resolve
 from pyflannel.store import Record
 from pyflannel.testing.stores import eventually
+from pyflannel_stores._kubernetes_nodes import Annotations
 
 ROOT = Path(__file__).parents[2]
 MANIFESTS = ROOT / "contrib" / "kubernetes"
@@ -70,6 +71,13 @@ def test_the_api_server_takes_the_chart(kube: Kubernetes, values: tuple[str, ...
     document = NetworkConfig.from_json(found["ConfigMap"]["data"]["net-conf.json"])
     assert (6 in document.versions) == ("podCIDRv6=fd00:10::/48" in values)
     assert ("ValidatingAdmissionPolicy" in found) == ("admissionPolicy=false" not in values)
+
+
+@pytest.mark.parametrize("prefix", ["example.com", "example.com/", "example.com/mine", "example.com/mine-"])
+def test_the_policy_allows_the_annotations_that_the_daemon_writes_and_no_others(prefix: str) -> None:
+    policy = objects(rendered(f"annotationPrefix={prefix}"))["ValidatingAdmissionPolicy"]["spec"]
+    allowed = {each["name"]: each["expression"] for each in policy["variables"]}["prefix"]
+    assert allowed == f'"{Annotations(prefix).prefix}"'
 
 
 def test_chart_and_manifests_are_one_thing() -> None:
