@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from io import BytesIO
+from ipaddress import ip_address, ip_network
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
@@ -441,9 +442,10 @@ def _proxy(access: Access) -> ApiServer | None:
     if url is None:
         scheme = "https" if endpoint.tls else "http"
         loopback = endpoint.host == "localhost" or endpoint.host.startswith("127.") or endpoint.host == "::1"
-        if loopback or proxy_bypass(endpoint.host):
+        proxies = getproxies_environment()
+        if loopback or proxy_bypass(endpoint.host) or _in_networks(endpoint.host, proxies.get("no", "")):
             return None
-        url = getproxies_environment().get(scheme)
+        url = proxies.get(scheme)
     if not url:
         return None
     parts = urlsplit(url if "://" in url else f"http://{url}")
@@ -452,6 +454,15 @@ def _proxy(access: Access) -> ApiServer | None:
             f"{access.where}: proxy {hide_credentials(url)!r}: only proxies of the form http://host:port are known"
         )
     return ApiServer(parts.hostname, parts.port or 80, False)
+
+
+def _in_networks(host: str, texts: str) -> bool:
+    """Whether an address lies in one of the networks among these texts, as Go reads ``NO_PROXY``; Python does not."""
+    for text in texts.split(","):
+        with suppress(ValueError):  # a name
+            if ip_address(host) in ip_network(text.strip(), strict=False):
+                return True
+    return False
 
 
 def _resolve(host: str, port: int, timeout: float, name: str) -> None:

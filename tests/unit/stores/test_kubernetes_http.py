@@ -19,7 +19,7 @@ import pytest
 from pyflannel.errors import StoreUnavailableError
 from pyflannel.store import StoreLocation
 from pyflannel_stores._kubernetes_access import Access, ApiServer
-from pyflannel_stores._kubernetes_http import connect
+from pyflannel_stores._kubernetes_http import _proxy, connect
 from pyflannel_stores.kubernetes import KubernetesStore
 
 RESET = struct.pack("ii", 1, 0)
@@ -49,6 +49,27 @@ def test_a_server_that_hangs_up_before_tls_leaves_no_socket_behind() -> None:
         with pytest.raises(StoreUnavailableError):
             connect(Slow(server, "kubernetes", listener=listener), 0.2)
     gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("host", "spared"),
+    [
+        ("10.96.0.1", True),
+        ("10.112.0.1", False),
+        ("fd00:10::1", True),
+        ("fd01::1", False),
+        ("192.0.2.7", True),
+        ("api.example.com", True),
+        ("api.example.net", False),
+    ],
+)
+def test_no_proxy_names_hosts_addresses_and_networks(monkeypatch: pytest.MonkeyPatch, host: str, spared: bool) -> None:
+    for name in ("https_proxy", "no_proxy", "REQUEST_METHOD"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", "http://192.0.2.99:3128")
+    monkeypatch.setenv("NO_PROXY", "10.96.0.0/12, fd00:10::/32,192.0.2.7,.example.com")
+    way = _proxy(Access(ApiServer(host, 6443), "kubernetes"))
+    assert way == (None if spared else ApiServer("192.0.2.99", 3128, False))
 
 
 @contextmanager
