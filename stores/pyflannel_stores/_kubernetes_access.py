@@ -275,29 +275,39 @@ def in_cluster(environ: Mapping[str, str], where: str, directory: Path = SERVICE
 # A kubeconfig ---------------------------------------------------------------------------------------------------------
 
 
-def from_kubeconfig(path: Path, context: str | None, where: str) -> Access:
+def from_kubeconfig(paths: Sequence[Path], context: str | None, where: str) -> Access:
     """What a kubeconfig says for a context; ``None``: for its current one.
+
+    Of several files each adds to those before it. Those that are not there are passed over, unless none is.
 
     :raises ConfigError: it can't be read, or says something that can't be done here.
     """
-    return _Kubeconfig(path, where).access(context)
+    there = [path for path in paths if os.path.exists(path)]  # noqa: PTH110 - which fails where a directory is closed
+    return _Kubeconfig(there or paths[:1], where).access(context)
+
+
+class _Section(dict[str, Any]):
+    """A section of a kubeconfig, in the file ``path``: paths in it are relative to where that lies."""
+
+    path: Path
 
 
 class _Kubeconfig:
-    """One kubeconfig. Paths in it are relative to where it lies."""
+    """One kubeconfig, in one file or several."""
 
-    def __init__(self, path: Path, where: str) -> None:
-        self._path, self._where = path, where
-        self._source = f"kubeconfig {path}"
-        self._document = self._load()
+    def __init__(self, paths: Sequence[Path], where: str) -> None:
+        self._where = where
+        self._source = f"kubeconfig {':'.join(map(str, paths))}"
+        self._documents = [(path, self._load(path)) for path in paths]
 
     def access(self, context: str | None) -> Access:
-        name = context or self._document.get("current-context")
+        given = (document.get("current-context") for _, document in self._documents)
+        name = context or next(filter(None, given), None)
         if not name:
             raise self._error("it has no current-context; choose one with the option context")
         chosen = self._named("contexts", "context", name)
         cluster = self._named("clusters", "cluster", chosen.get("cluster"))
-        user = self._named("users", "user", chosen.get("user")) if chosen.get("user") else {}
+        user = self._named("users", "user", chosen.get("user")) if chosen.get("user") else _Section()
         server = cluster.get("server")
         if not server:
             raise self._error(f"cluster {chosen.get('cluster')!r} has no server")
@@ -319,29 +329,31 @@ class _Kubeconfig:
             verify=not cluster.get("insecure-skip-tls-verify"),
             server_name=cluster.get("tls-server-name"),
             proxy=cluster.get("proxy-url"),
-            plugin=self._plugin(user["exec"], cluster) if user.get("exec") else None,
+            plugin=self._plugin(user, cluster) if user.get("exec") else None,
         )
 
-    def _load(self) -> Mapping[str, Any]:
+    def _load(self, path: Path) -> Mapping[str, Any]:
         try:
-            text = self._path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise self._error(str(error.strerror) if isinstance(error, OSError) else "not a text file") from None
-        document = _parse_yaml(text, self._source)
+        document = _parse_yaml(text, f"kubeconfig {path}")
         if not isinstance(document, dict):
             raise self._error("it is no kubeconfig: expected a mapping")
         return document
 
-    def _named(self, listing: str, part: str, name: Any) -> Mapping[str, Any]:
-        entries = self._document.get(listing) or ()
-        for entry in entries if isinstance(entries, Sequence) else ():
-            if isinstance(entry, dict) and entry.get("name") == name and isinstance(entry.get(part), dict):
-                found: Mapping[str, Any] = entry[part]
-                return found
+    def _named(self, listing: str, part: str, name: Any) -> _Section:
+        for path, document in self._documents:
+            entries = document.get(listing) or ()
+            for entry in entries if isinstance(entries, Sequence) else ():
+                if isinstance(entry, dict) and entry.get("name") == name and isinstance(entry.get(part), dict):
+                    found = _Section(entry[part])
+                    found.path = path
+                    return found
         raise self._error(f"there is no {part} {name!r} in {listing}")
 
-    def _file(self, section: Mapping[str, Any], key: str) -> Path | None:
-        return self._path.parent / str(section[key]) if section.get(key) else None
+    def _file(self, section: _Section, key: str) -> Path | None:
+        return section.path.parent / str(section[key]) if section.get(key) else None
 
     def _data(self, section: Mapping[str, Any], key: str) -> str | None:
         if not section.get(key):
@@ -351,7 +363,8 @@ class _Kubeconfig:
         except (binascii.Error, ValueError):
             raise self._error(f"{key} is not base64 of a PEM text") from None
 
-    def _plugin(self, section: Mapping[str, Any], cluster: Mapping[str, Any]) -> ExecPlugin:
+    def _plugin(self, user: _Section, cluster: Mapping[str, Any]) -> ExecPlugin:
+        section = user["exec"]
         version = str(section.get("apiVersion", ""))
         if version not in ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"):
             raise self._error(f"exec: apiVersion {version!r} is not known; v1 and v1beta1 are")
@@ -359,7 +372,7 @@ class _Kubeconfig:
             raise self._error("exec: interactiveMode is Always, and there is nobody to ask here")
         command = str(section.get("command", ""))
         if os.sep in command:
-            command = str(self._path.parent / command)
+            command = str(user.path.parent / command)
         elif not (command and shutil.which(command)):
             raise self._error(f"exec: there is no program {command!r}. {section.get('installHint', '')}".rstrip())
         environment = {str(each["name"]): str(each["value"]) for each in section.get("env") or ()}

@@ -24,12 +24,14 @@ def find_access(location: StoreLocation) -> Access:
     files = {name: Path(options[name]) for name in ("token_file", "cafile", "certfile", "keyfile") if name in options}
     if (files.get("certfile") is None) != (files.get("keyfile") is None):
         raise ConfigError(f"store {location}: certfile and keyfile go together")
-    kubeconfig = options.get("kubeconfig") or (None if location.hosts else os.environ.get("KUBECONFIG"))
+    kubeconfigs = [Path(options["kubeconfig"])] if options.get("kubeconfig") else []
+    if not kubeconfigs and not location.hosts:
+        kubeconfigs = [Path(name) for name in os.environ.get("KUBECONFIG", "").split(os.pathsep) if name]
     pod = None if location.hosts or options.get("kubeconfig") else access.in_cluster(os.environ, where)
     if pod is not None:
         found = pod
-    elif kubeconfig:
-        found = access.from_kubeconfig(Path(kubeconfig), options.get("context"), where)
+    elif kubeconfigs:
+        found = access.from_kubeconfig(kubeconfigs, options.get("context"), where)
     elif location.hosts:
         found = access.Access(_endpoint(location), where)
     else:

@@ -1,0 +1,62 @@
+"""Where the API server is and who we are there, as far as it takes no server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pyflannel.errors import ConfigError
+from pyflannel.store import StoreLocation
+from pyflannel_stores._kubernetes_access import Access
+from pyflannel_stores._kubernetes_location import find_access
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of this machine's own cluster."""
+    for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def access(**options: str) -> Access:
+    return find_access(StoreLocation("kubernetes", options=options))
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two kubeconfigs that KUBECONFIG names, with one between them that is not there."""
+    one = {
+        "contexts": [{"name": "x", "context": {"cluster": "near", "user": "me"}}],
+        "clusters": [{"name": "near", "cluster": {"server": "https://192.0.2.1:6443"}}],
+    }
+    two = {
+        "current-context": "y",
+        "contexts": [
+            {"name": "x", "context": {"cluster": "far"}},
+            {"name": "y", "context": {"cluster": "far", "user": "me"}},
+        ],
+        "clusters": [{"name": "far", "cluster": {"server": "https://192.0.2.2:6443", "certificate-authority": "ca"}}],
+        "users": [{"name": "me", "user": {"tokenFile": "token"}}],
+    }
+    for name, document in (("one", one), ("two", two)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config").write_text(json.dumps(document))
+    names = [str(tmp_path / name / "config") for name in ("one", "none", "two")]
+    monkeypatch.setenv("KUBECONFIG", f":{':'.join(names)}")
+    return tmp_path
+
+
+def test_of_several_kubeconfigs_each_adds_to_those_before_it(files: Path) -> None:
+    found = access()
+    assert (str(found.endpoint), found.ca_file) == ("https://192.0.2.2:6443", files / "two" / "ca")
+    found = access(context="x")
+    assert (str(found.endpoint), found.token_file) == ("https://192.0.2.1:6443", files / "two" / "token")
+
+
+def test_a_kubeconfig_that_is_named_is_the_only_one(files: Path) -> None:
+    with pytest.raises(ConfigError, match="no current-context"):
+        access(kubeconfig=str(files / "one" / "config"))
+    with pytest.raises(ConfigError, match="none: No such file"):
+        access(kubeconfig=str(files / "none"))
