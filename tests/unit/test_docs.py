@@ -18,7 +18,7 @@ from pyflannel.cli import pyflannel
 from pyflannel.cli.lab import lab_command
 from pyflannel.errors import ExitCode
 from pyflannel.lab import servers, trial
-from pyflannel.plugins import load_store
+from pyflannel.plugins import load_backend, load_store
 from pyflannel.show import status
 from pyflannel.storetools.check import Inspection
 from pyflannel.storetools.migration import Done
@@ -74,6 +74,25 @@ def test_every_option_of_a_store_is_documented(scheme: str) -> None:
     (table,) = re.findall(r"^\| option \|.*\n\|[-|]+\n((?:\|.*\n)+)", page, flags=re.MULTILINE)
     named = [name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])]
     assert sorted(named) == sorted(load_store(scheme).options)
+
+
+def test_how_each_option_of_a_backend_changes_is_documented() -> None:
+    """But for those that have nothing to change, and for ipsec, whose options are one row."""
+    page = (ROOT / "docs" / "network-change.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| option \|.*\n\|[-|]+\n((?:\|.*\n)+)", page, flags=re.MULTILINE)
+    named: dict[tuple[str, str], bool] = {}
+    for row in table.splitlines():
+        _, options, how, _ = (cell.strip() for cell in row.split("|"))
+        for group in options.split("; "):
+            backend, *_ = group.replace(",", "").split()
+            for option in re.findall(r"`(\w+)`", group):
+                named[backend, option] = "each node alone" in how
+    known = {
+        (name, str(option.metadata["key"])): bool(option.metadata.get("local"))
+        for name in ("vxlan", "wireguard", "udp", "ipip", "gre")
+        for option in dataclasses.fields(load_backend(name).Options)
+    }
+    assert named == known
 
 
 def test_the_limits_of_the_file_store_are_documented() -> None:

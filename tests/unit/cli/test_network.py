@@ -83,6 +83,32 @@ def test_ranges_and_backend_go_one_after_the_other(
     assert "network" in two if first.startswith("backend") else "backend" in two
 
 
+@pytest.mark.parametrize(
+    ("backend", "option", "along"),
+    [
+        ("vxlan", "Port=4789", ["VNI=2"]),
+        ("vxlan", "GBP=true", ["VNI=2", "Port=4789"]),
+        ("wireguard", "Mode=ipv4", ["ListenPort=51900"]),
+        ("udp", "Workers=2", ["Port=9000"]),
+        ("gre", "Key=7", []),
+    ],
+)
+def test_an_option_that_one_device_can_have_in_one_way_alone_takes_others_along(
+    pyflannel: CommandLine, backend: str, option: str, along: list[str]
+) -> None:
+    """As docs/network-change.md says."""
+    document = {**json.loads(DOCUMENT), "Backend": {"Type": backend}}
+    assert pyflannel("config", "set", "-", stdin=json.dumps(document)).code == 0
+
+    def refusal(*options: str) -> object:
+        words = [word for each in options for word in ("--backend-option", each)]
+        return json.loads(pyflannel("network", "change", "--dry-run", "--json", *words).out)["refused"]
+
+    for number in range(len(along)):
+        assert refusal(option, *along[:number])
+    assert bool(refusal(option, *along)) == (not along)
+
+
 def test_no_change_is_begun_or_gone_on_with_by_an_empty_name(pyflannel: CommandLine) -> None:
     """As a variable of a script is that was not set."""
     assert pyflannel("config", "set", "-", stdin=DOCUMENT).code == 0
