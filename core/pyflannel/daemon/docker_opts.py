@@ -65,7 +65,7 @@ def _assignments(text: str) -> Iterator[tuple[str, str]]:
     for line in text.splitlines():
         key, equals, value = line.strip().partition("=")
         if equals and not key.startswith("#"):
-            yield key.strip(), value.strip().strip("\"'")
+            yield key.strip().removeprefix("export ").lstrip(), value.strip().strip("\"'")
 
 
 def _checked(value: str, key: str, source: str, valid: Callable[[str], bool], rule: str) -> str:

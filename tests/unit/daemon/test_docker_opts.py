@@ -58,6 +58,11 @@ def test_docker_masquerades_when_the_daemon_does_not_and_only_then() -> None:
     assert docker_options("FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n", "x")["DOCKER_OPT_IPMASQ"] == "--ip-masq=false"
 
 
+def test_a_subnet_env_may_export_its_variables() -> None:
+    exported = "".join(f"export {line}\n" for line in SUBNET_ENV.splitlines())
+    assert docker_options(exported, "x") == docker_options(SUBNET_ENV, "x")
+
+
 def test_what_the_environment_has_stays_in() -> None:
     environ = {
         "DOCKER_OPT_BIP": "--bip=old",
