@@ -136,6 +136,8 @@ def test_a_nodes_token_changes_that_node_alone(kube: Kubernetes, tmp_path: Path)
     for patch in (
         {"metadata": {"labels": {"trusted": "yes"}}},
         {"metadata": {"annotations": {"other.example.com/x": "y"}}},
+        {"metadata": {"finalizers": ["example.com/stay"]}},
+        {"metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": bound["uid"]}]}},
     ):
         assert denied("/api/v1/nodes/one/status", patch)
     assert denied("/api/v1/nodes/one", stranger)
