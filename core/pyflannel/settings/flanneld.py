@@ -134,8 +134,8 @@ FLAGS: Final[tuple[FlanneldFlag, ...]] = (
     FlanneldFlag("version", "Works as there, on standard output. `FLANNELD_VERSION` is ignored with a warning."),
     FlanneldFlag(
         "healthz-ip",
-        "Works as there: an empty one means every address, of both families. Refused: a host name other than "
-        "`localhost`.",
+        "Works as there: an empty one, or 0.0.0.0, means every address, of both families. Refused: a host name other "
+        "than `localhost`.",
         empty="::",
     ),
     FlanneldFlag("healthz-port", "Works as there: less than 1 is off.", number=_never_negative),
