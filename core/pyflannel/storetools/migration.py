@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
-from pyflannel.errors import ConfigError, ConflictError, StoreAbsentError, StoreError, StoreUnavailableError
+from pyflannel.errors import ConfigError, ConflictError, PyflannelError, StoreAbsentError, StoreUnavailableError
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON
 from pyflannel.store import Record, Snapshot, Store, Watch
@@ -437,9 +437,10 @@ class _Bell:
             for batch in watch:
                 if batch.changes:
                     self._wake.put(None)
-        except StoreError as error:  # the next look meets it too, or opens another watch
+        except PyflannelError as error:  # the next look meets it too, or opens another watch
             log.debug("watch broke: %s", error)
-        self._broken = watch is self._watch
+        if watch is self._watch:  # else there is another one already, which may have broken, too
+            self._broken = True
 
     def close(self) -> None:
         """End it. Idempotent."""

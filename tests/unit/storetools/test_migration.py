@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.waiting import until
 
-from pyflannel.errors import ConfigError, ConflictError, StoreUnavailableError
+from pyflannel.errors import ConfigError, ConflictError, PluginError, StoreUnavailableError
 from pyflannel.plugins import load_store
-from pyflannel.store import Record, Snapshot, Store, StoreLocation
+from pyflannel.store import Batch, Record, Snapshot, Store, StoreLocation, Watch
 from pyflannel.storetools.homes import (
     HANDICAP,
     SOURCE,
@@ -31,6 +31,7 @@ from pyflannel.storetools.homes import (
     settle,
 )
 from pyflannel.storetools.migration import Done, Migration
+from pyflannel_stores.file import FileStore
 
 KEY = "10.5.1.0-24"
 DAY = 86400.0
@@ -369,6 +370,32 @@ def test_both_stores_hear_of_changes_in_the_other(stores: tuple[Store, Store]) -
         until(lambda: "10.5.4.0-24" not in held(new))
         new.write_config('{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}', new.read_config())
         until(lambda: "host-gw" in old.read_config().value)  # type: ignore[union-attr]
+
+
+class Broken(Watch):
+    """A watch of a driver with a fault, as the daemon's own guard tells of it."""
+
+    def __next__(self) -> Batch:
+        raise PluginError("store 'file' failed in watch: NotFound")
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_watch_that_breaks_by_a_driver_s_fault_is_opened_again(stores: tuple[Store, Store]) -> None:
+    fill(stores[0])
+    opened: list[str] = []
+
+    class Faulty(FileStore):
+        def watch(self, revision: str) -> Watch:
+            opened.append(revision)
+            return Broken() if len(opened) == 1 else super().watch(revision)
+
+    with Faulty(stores[0].location) as old, Following(old, stores[1]), again(stores[0]) as node:
+        until(lambda: len(opened) > 1)
+        node.create("10.5.4.0-24", text("late"), DAY)
+        with again(stores[1]) as new:
+            until(lambda: "10.5.4.0-24" in held(new))
 
 
 def test_a_node_that_moves_keeps_its_lease_in_both(stores: tuple[Store, Store]) -> None:
