@@ -89,7 +89,8 @@ def test_docker_s_second_start_has_the_options_of_the_first_no_more(tmp_path: Pa
     for _ in range(2):
         subprocess.run([*shlex.split(command), "-f", str(tmp_path / "subnet.env")], env=environ, check=True)
         assert target.read_text() == ALL.replace("DOCKER_OPTS", "DOCKER_NETWORK_OPTIONS")
-        environ |= [target.read_text().rstrip('"\n').split('="')]
+        name, _, value = target.read_text().rstrip('"\n').partition('="')
+        environ[name] = value
 
 
 @pytest.mark.parametrize(
