@@ -133,11 +133,15 @@ def change(
             return _abort(store, keys, shown, yes)
         if under_way is not None:
             _check_same(under_way, written, wanted)
-            _drive(driving.Drive(store, under_way.id, _now, keys), shown)
-            return _go_through(store, _left(store, wanted), keys, shown)
+            left = _left(under_way, wanted)
+            for plan in left:
+                _refuse(plan, nodes, keys)
+                _confirm(plan, yes, as_json)
+            _drive(driving.Drive(store, under_way.id, _now, keys), shown, under_way.phase is Phase.BACK)
+            return _go_through(store, left, keys, shown)
         if not wanted:
             raise click.UsageError("no change is under way: say what is to change, such as --backend wireguard", ctx)
-        plans = _planned(written, present, wanted)
+        plans = _planned(written.settings, present, wanted)
         if not plans:
             raise ConfigError("the network is as you want it already; nothing was written")
         margin = settings(ctx).renew_margin
@@ -164,7 +168,7 @@ def _abort(store: Store, without: Sequence[str], shown: Shown, yes: bool) -> int
             identity = driving.abandon(store, record, _at())
         except ConflictError:  # whoever drives it has just moved it on
             continue
-        return _drive(driving.Drive(store, identity, _now, without), shown)
+        return _drive(driving.Drive(store, identity, _now, without), shown, back=True)
     nodes = driving.standings(present, store.snapshot().leases, under_way.id)
     back = _back(under_way, written, present)
     _show_plans(shown, (back,), nodes, without, {})
@@ -174,41 +178,47 @@ def _abort(store: Store, without: Sequence[str], shown: Shown, yes: bool) -> int
     return _go_through(store, (back,), without, shown)
 
 
-def _left(store: Store, wanted: _Wanted) -> Sequence[_Plan]:
-    """What is still to do when the change that was under way has ended: of one that takes two, the second."""
+def _left(under_way: NetworkChange, wanted: _Wanted) -> Sequence[_Plan]:
+    """What is still to do when the change that is under way has ended: of one that takes two, the second."""
     if len(wanted.parts) < 2:
         return ()
-    _, written, present = _reading(store)
-    return _planned(written, present, wanted)
+    return _planned(under_way.target, NetworkConfig.from_json(json.dumps(under_way.target)), wanted)
 
 
 def _back(under_way: NetworkChange, written: Written, present: NetworkConfig) -> _Plan:
     """The change that leads back from one whose nodes are taking the former settings away, once it is at its end."""
     ahead = NetworkConfig.from_json(json.dumps(under_way.target), "the new network config")
-    return _judged(ahead, present, written.settings)
+    return _judged(ahead, present, under_way.target, written.settings)
 
 
 def _go_through(
     store: Store, plans: Sequence[_Plan], without: Sequence[str], shown: Shown, record: Record | None = None
 ) -> int:
-    """One change after the other.
+    """One change after the other, as long as the document is what each of them was judged by.
 
-    :param record: the document that was judged, if that must not be another one by now.
+    :param record: that document, if it has been read.
     """
     from pyflannel.storetools import change as driving
 
     for plan in plans:
-        record = record if record is not None else _reading(store)[0]
+        if record is None:
+            record, written, _ = _reading(store)
+            if written.settings != plan.settings:
+                raise _overtaken()
         try:
             identity = driving.begin(store, record, plan.target, plan.together, without, _at())
         except ConflictError:
-            raise ConfigError(
-                "somebody else has changed the network config meanwhile, perhaps by another 'pyflannel network "
-                "change': this change was not begun; look at 'pyflannel config get', and try again"
-            ) from None
+            raise _overtaken() from None
         _drive(driving.Drive(store, identity, _now, without), shown)
         record = None
     return ExitCode.OK
+
+
+def _overtaken() -> ConfigError:
+    return ConfigError(
+        "somebody else has changed the network config meanwhile, perhaps by another 'pyflannel network change': this "
+        "change was not begun; look at 'pyflannel config get', and try again"
+    )
 
 
 def _reading(store: Store) -> tuple[Record, Written, NetworkConfig]:
@@ -315,6 +325,11 @@ def _check_same(under_way: NetworkChange, written: Written, wanted: _Wanted) -> 
             f"another change is under way since {under_way.began}, to another document: go on with "
             "it by 'pyflannel network change', or give it up with --abort, before the next one"
         )
+    if under_way.phase is Phase.BACK:
+        raise ConfigError(
+            "this change is being given up (--abort): go on with that by 'pyflannel network change' without options, "
+            "then begin anew"
+        )
 
 
 # What it means
@@ -324,11 +339,13 @@ def _check_same(under_way: NetworkChange, written: Written, wanted: _Wanted) -> 
 class _Plan:
     """A change, judged.
 
+    :param settings: the document by which it was judged, and which it leads away from.
     :param together: nodes have to go through it together, in phases.
     :param differs: what changes, in words. ``refusal``: why it can't be done; ``uncovers``: that it ends encryption.
     :param untried: why nodes alone can tell whether they can have both settings at a time.
     """
 
+    settings: Mapping[str, JSON]
     target: Mapping[str, JSON]
     together: bool
     differs: tuple[str, ...]
@@ -337,17 +354,17 @@ class _Plan:
     untried: str = ""
 
 
-def _planned(written: Written, present: NetworkConfig, wanted: _Wanted) -> tuple[_Plan, ...]:
+def _planned(settings: Mapping[str, JSON], present: NetworkConfig, wanted: _Wanted) -> tuple[_Plan, ...]:
     """The changes that lead there, one after the other; none if the network is like that.
 
     Ranges come first, unless the present backend can't carry a family that is new.
     """
     try:
-        return _in_order(written.settings, present, wanted.parts)
+        return _in_order(settings, present, wanted.parts)
     except PluginError:
         if len(wanted.parts) < 2:
             raise
-        return _in_order(written.settings, present, wanted.parts[::-1])
+        return _in_order(settings, present, wanted.parts[::-1])
 
 
 def _in_order(settings: Mapping[str, JSON], present: NetworkConfig, parts: Sequence[_Wanted]) -> tuple[_Plan, ...]:
@@ -356,12 +373,14 @@ def _in_order(settings: Mapping[str, JSON], present: NetworkConfig, parts: Seque
         target = part.target(settings, present)
         new = NetworkConfig.from_json(json.dumps(target), "the new network config")
         if not new.means(present):
-            plans.append(_judged(present, new, target))
+            plans.append(_judged(present, new, settings, target))
         settings, present = target, new
     return tuple(plans)
 
 
-def _judged(present: NetworkConfig, new: NetworkConfig, target: Mapping[str, JSON]) -> _Plan:
+def _judged(
+    present: NetworkConfig, new: NetworkConfig, settings: Mapping[str, JSON], target: Mapping[str, JSON]
+) -> _Plan:
     from pyflannel.daemon.wiring import make_backend
     from pyflannel.network.agreement import options_apart, ranges_apart
     from pyflannel.planning.transition import Side
@@ -388,6 +407,7 @@ def _judged(present: NetworkConfig, new: NetworkConfig, target: Mapping[str, JSO
         refusal, untried = _tried_out(former, following)
     was, will = (side.backend.capabilities.encrypts for side in (former, following))
     return _Plan(
+        settings,
         target,
         together,
         (*differs, *ranges, *(_mtu(former, following) if together else ())),
@@ -522,21 +542,30 @@ def _told_late(progress: Progress) -> str:
     )
 
 
-def _drive(drive: Drive, shown: Shown) -> int:
+class _GivenUpError(PyflannelError):
+    """The change is over, and has led back."""
+
+    exit_code = ExitCode.CHECK_FAILED
+
+
+def _drive(drive: Drive, shown: Shown, back: bool = False) -> int:
     """Go on until the change is over, or until somebody interrupts this.
 
-    :raises PyflannelError: it is, and there are nodes that have not followed in time.
+    :param back: that it leads back is what is wanted.
+    :raises PyflannelError: it is, and there are nodes that have not followed in time; or somebody has turned it round.
     """
     try:
         with shown:
-            _drive_on(drive, shown)
+            end = _drive_on(drive, shown)
     except KeyboardInterrupt:
         shown.interrupted()
         raise
+    if end.phase == Phase.BACK.value and not back:
+        raise _GivenUpError("somebody else has given this change up (--abort): the network has its former settings")
     return ExitCode.OK
 
 
-def _drive_on(drive: Drive, shown: Shown) -> None:
+def _drive_on(drive: Drive, shown: Shown) -> Progress:
     over_since: float | None = None
     backoff = Backoff(random.Random(), _LOOK_INTERVAL)  # noqa: S311 - pauses need no secrecy
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nodes stay where they are
@@ -552,7 +581,7 @@ def _drive_on(drive: Drive, shown: Shown) -> None:
         if progress.over:
             over_since = over_since or time.monotonic()
             if not progress.waiting:
-                return
+                return progress
             stuck = all(node.trouble for node in progress.late)
             if time.monotonic() - over_since > (_TROUBLED_PATIENCE if stuck else _FOLLOW_PATIENCE):
                 raise _NotFollowedError(_told_late(progress))

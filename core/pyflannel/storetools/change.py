@@ -186,9 +186,11 @@ def begin(
     """Begin a change to the document ``target``; returns its id.
 
     :param phases: whether nodes have to go through it together; otherwise each follows the document by itself.
-    :raises ConflictError: the document is another one now.
+    :raises ConflictError: the document is another one now, or another change is under way.
     """
     written, identity = read(record.value), secrets.token_hex(8)
+    if written.change is not None:
+        raise ConflictError(f"change {written.change.id} is under way")
     change = NetworkChange(identity, Phase.PREPARE, target, at, tuple(sorted(without)), at)
     store.write_config(written.with_change(change) if phases else written.ended(change, at), record)
     return identity

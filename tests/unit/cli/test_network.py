@@ -8,6 +8,7 @@ import pty
 import re
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -18,9 +19,10 @@ from tests.sites import install
 from tests.unit.cli.conftest import CommandLine
 
 from pyflannel.cli.change_shown import Shown
-from pyflannel.cli.network import _abort, _go_through, _Plan
-from pyflannel.errors import ConfigError, ExitCode
-from pyflannel.network.change import Ending, NetworkChange, Phase, read
+from pyflannel.cli.network import _abort, _go_through, _Plan, _planned, _Wanted
+from pyflannel.errors import ConfigError, ExitCode, PyflannelError
+from pyflannel.network.change import Ending, NetworkChange, Phase, Written, read
+from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import LeaseAttributes
 from pyflannel.network.marks import Marks
 from pyflannel.store import Record, Store, StoreLocation
@@ -192,12 +194,100 @@ def test_of_two_changes_that_begin_at_once_the_second_is_refused(tmp_path: Path)
     with store:
         written = store.write_config(DOCUMENT, None)
         store.quicker = read(DOCUMENT).with_change(CHANGING)
-        plan = _Plan({"Network": "10.1.0.0/16", "Backend": {"Type": "udp"}}, True, ())
+        plan = _Plan(json.loads(DOCUMENT), {"Network": "10.1.0.0/16", "Backend": {"Type": "udp"}}, True, ())
         with pytest.raises(ConfigError, match="somebody else has changed the network config meanwhile"):
             _go_through(store, (plan,), (), Shown(as_json=True), written)
         record = store.read_config()
     assert record is not None
     assert read(record.value).change == CHANGING
+
+
+class Meddled(FileStore):
+    """A store in which others write before the command does: what ``others`` make of the document, one each time."""
+
+    others: Sequence[Callable[[Written], str]] = ()
+
+    def write_config(self, text: str, expected: Record | None) -> Record:
+        found = self.read_config()
+        if self.others and found is not None:
+            make, *self.others = self.others
+            other = make(read(found.value))
+            if other:
+                super().write_config(other, found)
+        return super().write_config(text, expected)
+
+
+def nothing(written: Written) -> str:
+    return ""
+
+
+def turned(written: Written) -> str:
+    assert written.change is not None
+    return written.with_change(written.change.at(Phase.BACK))
+
+
+def ended_and_another_begun(written: Written) -> str:
+    assert written.change is not None
+    return read(written.ended(written.change, "")).with_change(CHANGING)
+
+
+def ended_and_written_over(written: Written) -> str:
+    assert written.change is not None
+    after = read(written.ended(written.change, ""))
+    return read(json.dumps({**after.settings, "SubnetLen": 26})).noting(after)
+
+
+@pytest.mark.parametrize(
+    ("others", "error", "says", "backend"),
+    [
+        ([nothing, turned], PyflannelError, "given this change up", "udp"),
+        ([nothing, nothing, nothing, ended_and_another_begun], ConfigError, "somebody else", "vxlan"),
+        ([nothing, nothing, nothing, ended_and_written_over], ConfigError, "somebody else", "vxlan"),
+    ],
+    ids=["it was given up", "another change was begun", "another document was written"],
+)
+def test_the_second_of_two_changes_begins_only_where_the_first_has_led(
+    tmp_path: Path, others: Sequence[Callable[[Written], str]], error: type[PyflannelError], says: str, backend: str
+) -> None:
+    """Else nodes would be led to the backend of the second without phases, or out of another change."""
+    ranges = {"EnableIPv6": True, "IPv6Network": "fd00::/48"}
+    document = {"Network": "10.1.0.0/16", "Backend": {"Type": "udp"}}
+    plans = _planned(document, NetworkConfig.from_json(json.dumps(document)), _Wanted("vxlan", (), ranges))
+    assert [plan.together for plan in plans] == [True, False]
+    with Meddled(StoreLocation.parse(f"file://{tmp_path}/store")) as store:
+        written = store.write_config(json.dumps(document), None)
+        store.others = others
+        with pytest.raises(error, match=says):
+            _go_through(store, plans, (), Shown(as_json=True), written)
+        assert not store.others
+        record = store.read_config()
+    assert record is not None
+    after = read(record.value)
+    assert after.settings["Backend"] == {"Type": backend}
+    assert "IPv6Network" not in after.settings
+    assert after.change == (CHANGING if others[-1] is ended_and_another_begun else None)
+
+
+def test_what_is_left_to_do_after_the_change_that_is_under_way_is_refused_as_it_would_be_alone(
+    pyflannel: CommandLine,
+) -> None:
+    """Before anything goes on: here nodes would lose their subnets by it."""
+    under_way = read(DOCUMENT).with_change(CHANGING)
+    assert pyflannel("config", "set", "-", stdin=under_way).code == 0
+    told = pyflannel("network", "change", "--backend", "host-gw", "--network", "10.9.0.0/16")
+    assert told.code == ExitCode.CONFIG
+    assert "does not contain the present one" in told.err
+    assert json.loads(pyflannel("config", "get").out) == json.loads(under_way)
+
+
+def test_a_change_that_is_being_given_up_is_not_made_by_asking_for_it_again(pyflannel: CommandLine) -> None:
+    going_back = read(DOCUMENT).with_change(CHANGING.at(Phase.BACK))
+    assert pyflannel("config", "set", "-", stdin=going_back).code == 0
+    told = pyflannel("network", "change", "--backend", "host-gw")
+    assert told.code == ExitCode.CONFIG
+    assert "is being given up" in told.err
+    assert pyflannel("network", "change").code == ExitCode.OK, "without options, whatever is under way comes to its end"
+    assert read(pyflannel("config", "get").out).outcome is Ending.BACK
 
 
 STANDING = [

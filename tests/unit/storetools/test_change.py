@@ -170,6 +170,13 @@ def test_two_that_begin_at_once(store: Store) -> None:
         begin(store, record, DOCUMENT, True, (), AT)
 
 
+def test_no_change_begins_in_the_middle_of_another(store: Store) -> None:
+    identity = begun(store)
+    with pytest.raises(ConflictError, match=identity):
+        begun(store)
+    assert phase(store) is Phase.PREPARE
+
+
 def test_a_change_that_somebody_cut_out_is_named(store: Store) -> None:
     identity = begun(store)
     store.write_config(json.dumps(DOCUMENT), config(store))
