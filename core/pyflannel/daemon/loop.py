@@ -38,10 +38,11 @@ from pyflannel.daemon.store_side import Adopted, StoreSide
 from pyflannel.daemon.trial import Pinger, Trials
 from pyflannel.errors import DaemonError, KernelError, PyflannelError
 from pyflannel.firewall.keeper import FirewallKeeper
+from pyflannel.kernel.model import KernelObject, Link
 from pyflannel.kernel.port import KernelPort
-from pyflannel.kernel.tracker import Tracker
+from pyflannel.kernel.tracker import Tracker, stands_on
 from pyflannel.membership.slot import Slot
-from pyflannel.network.change import NodeProgress
+from pyflannel.network.change import NodeProgress, Phase
 from pyflannel.network.lease import IPNetwork
 from pyflannel.network.underlay import Inventory, Underlay
 from pyflannel.planning.overlay import Overlay
@@ -428,10 +429,15 @@ class Loop:
         return Trials(self._open_pinger) if self._open_pinger is not None else None
 
     def _all_in_place(self, joined: Joined) -> bool:
-        """Whether the kernel and the data planes have all that was planned."""
-        if not joined.planes.settled or self.kernel_side.trouble:
+        """Whether the kernel and the data planes have all that was planned; on the way back, but for what goes then."""
+        desired, backend = joined.overlay.desired, joined.backend
+        if not self.firewall.settled or self.kernel_side.trouble:
             return False
-        return self.tracker.in_place(joined.overlay.desired) and self.firewall.settled
+        if not isinstance(backend, Transition) or backend.change.phase is not Phase.BACK:
+            return joined.planes.settled and self.tracker.in_place(desired)
+        leaving = backend.leaving(joined.overlay.node)
+        staying = (key for key, item in desired.items() if not _goes_with(item, leaving))
+        return joined.planes.essential_settled and self.tracker.in_place(staying)
 
     def _change_trouble(self, joined: Joined) -> str:
         """What goes wrong in this node besides."""
@@ -451,3 +457,7 @@ class Loop:
         if sound and joined is not None and not joined.planes.essential_trouble:
             self._files.write(joined, self.settings)
         self._announcements.say(*summary(self._put_view(), now), now)
+
+
+def _goes_with(item: KernelObject, links: frozenset[str]) -> bool:
+    return item.name in links if isinstance(item, Link) else stands_on(item, links)

@@ -69,6 +69,11 @@ class Planes:
         """Whether each peer was told what it should be."""
         return all(feed.settled for feed in self.feeds)
 
+    @property
+    def essential_settled(self) -> bool:
+        """The same of those that this node can't do without."""
+        return all(plane.feed.settled for plane in self._planes if plane.essential)
+
     def tend(self, touched: set[str], now: float) -> None:
         """Tell what has changed, and try again what has failed.
 

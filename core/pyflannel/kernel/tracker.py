@@ -18,7 +18,7 @@ remembers *why* a key is dirty, so a deleted route, a re-created device and a fi
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -30,7 +30,7 @@ from pyflannel.kernel.refusal import not_kept
 from pyflannel.network.lease import IPNetwork
 from pyflannel.small.retry import Backoff
 
-__all__ = ["Failure", "ObjectState", "Reconciled", "Tracked", "Tracker"]
+__all__ = ["Failure", "ObjectState", "Reconciled", "Tracked", "Tracker", "stands_on"]
 
 FIRST_RETRY = 1.0
 """Seconds until a refused object is tried again, at most; doubles with every refusal."""
@@ -278,7 +278,7 @@ class Tracker:
         self._dump()
         made = {str(key[1]) for key in written}
         # What a device had that was made anew went with it: that was our own doing.
-        self._drifted -= {key for key in self._drifted - drifted if _stands_on(self._desired.get(key), made)}
+        self._drifted -= {key for key in self._drifted - drifted if stands_on(self._desired.get(key), made)}
         kept: dict[Key, KernelError] = {}
         for key in written:
             wanted, item = self._desired.get(key), self._there(key)
@@ -440,7 +440,7 @@ class Tracker:
                 yield Tracked(item, state, self._since.get(key, self._settled_at or self._clock()))
 
 
-def _stands_on(item: KernelObject | None, links: set[str]) -> bool:
+def stands_on(item: KernelObject | None, links: Set[str]) -> bool:
     """Whether an object goes with one of these links."""
     if isinstance(item, Sysctl):
         return not links.isdisjoint(item.path.split("/"))

@@ -209,6 +209,11 @@ class Transition(Backend[None]):
             return former
         return (*former, *following)
 
+    def leaving(self, node: Node) -> frozenset[str]:
+        """The devices that go when this node has gone back."""
+        former, following, _ = self._node_plans(node)
+        return _links(following) - _links(former)
+
     def describe(self, node: Node) -> Mapping[str, str]:
         """What both tell of themselves."""
         return {

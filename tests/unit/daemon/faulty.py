@@ -80,6 +80,7 @@ class FaultyBackend(Backend[Any]):
     """A device, and a route for each peer; and a data plane that remembers whom it was told of."""
 
     name = "faulty"
+    device: ClassVar[str] = "faulty0"
     actions: ClassVar[Mapping[str, str]] = {"turn": "change what is published"}
 
     def __init__(self, faults: Faults, has_plane: bool = True) -> None:
@@ -102,17 +103,17 @@ class FaultyBackend(Backend[Any]):
 
     def plan_node(self, node: Node) -> DesiredState:
         self.faults.at("plan_node")
-        device = Link("faulty0", GenericInfo("dummy"), node.underlay.mtu - 50)
+        device = Link(self.device, GenericInfo("dummy"), node.underlay.mtu - 50)
         assert node.subnets.ipv4 is not None
         return DesiredState(
-            [forwarding(4), device, Address("faulty0", IPv4Interface(node.subnets.ipv4.network_address))]
+            [forwarding(4), device, Address(self.device, IPv4Interface(node.subnets.ipv4.network_address))]
         )
 
     def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
         self.faults.at("plan_peer")
         assert isinstance(peer.subnets.ipv4, IPv4Network)
         assert peer.attributes.public_ip is not None
-        return DesiredState([Route(peer.subnets.ipv4, "faulty0", metric=int(peer.attributes.public_ip) & 0xFFFF)])
+        return DesiredState([Route(peer.subnets.ipv4, self.device, metric=int(peer.attributes.public_ip) & 0xFFFF)])
 
     def act(self, action: str, node: Node) -> Outcome:
         self.faults.at("act")

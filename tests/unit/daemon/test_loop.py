@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import time
@@ -18,10 +19,13 @@ from tests.unit.daemon.faulty import Faults, FaultyBackend, FaultyPort, FaultySt
 from tests.unit.daemon.running import INVENTORY, Running, running, settings_in, twin, wanted_and_held
 from tests.waiting import until
 
+from pyflannel.daemon.crossing import GRACE, own_progress
 from pyflannel.errors import DaemonError, KernelError, PyflannelError, StoreUnavailableError, UnderlayError
 from pyflannel.kernel.model import ForeignInfo, Kind, Link
 from pyflannel.kernel.twin import TwinPort
 from pyflannel.membership.slot import Generation
+from pyflannel.network.change import NetworkChange, NodeProgress, Phase, Step, read
+from pyflannel.network.document import NetworkConfig
 from pyflannel.network.underlay import Interface, InterfaceRoute, Inventory
 from pyflannel.show.health import STUCK_AFTER, answers
 from pyflannel.show.readiness import hanging
@@ -525,6 +529,43 @@ def test_a_data_plane_ends_for_good_when_the_network_has_gone_over_to_another_ba
         it.daemon.slot.begin(Generation(known.number + 1, known.node, following, known.lease), it.daemon.slot.records())
         it.daemon.until(lambda: it.faults.calls["plane.end"] or it.faults.calls["plane.stop"])
         assert (it.faults.calls["plane.end"], it.faults.calls["plane.stop"]) == ((1, 0) if ends else (0, 1))
+
+
+class NewBackend(FaultyBackend):
+    name = "new"
+    device = "new0"
+
+
+@pytest.mark.parametrize("wrong", ["the kernel", "the data plane"])
+def test_what_goes_wrong_with_the_new_settings_keeps_nobody_from_going_back(tmp_path: Path, wrong: str) -> None:
+    """Who waits for that waits for ever: it does not come about by itself."""
+    faults = Faults()
+    following = NewBackend(faults)
+    if wrong == "the data plane":
+        faults.always("start", KernelError("no socket"))
+    made: dict[str, FaultyBackend] = {"new": following}
+    target = {**NETWORK, "Backend": {"Type": "new"}}
+    change = NetworkChange("00000000000000a1", Phase.PREPARE, target)
+
+    def make(network: NetworkConfig) -> FaultyBackend:
+        return made.setdefault(network.backend_type, FaultyBackend(Faults()))
+
+    with world(tmp_path, make=make) as it:
+        it.daemon.ready()
+        if wrong == "the kernel":
+            it.daemon.port.fail_next((Kind.LINK, "new0", None), errno.EOPNOTSUPP, times=1000)
+
+        def said() -> NodeProgress:
+            return own_progress(it.daemon.slot.state, change.id)
+
+        it.outside.write_config(read(json.dumps(NETWORK)).with_change(change), it.outside.read_config())
+        it.daemon.until(lambda: said().trouble)
+        assert said().step is None
+        back = change.at(Phase.BACK)
+        it.outside.write_config(read(json.dumps(NETWORK)).with_change(back), it.outside.read_config())
+        it.daemon.until(lambda: "phase='back'" in str(it.daemon.loop.window.view.change))
+        it.later(GRACE)
+        it.daemon.until(lambda: said().step is Step.REVERTED)
 
 
 def test_a_store_that_is_away_from_the_start(tmp_path: Path) -> None:
