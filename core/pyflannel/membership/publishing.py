@@ -60,10 +60,7 @@ def _progress(state: KeeperState, place: Place, node: Node, before: LeaseAttribu
     change = place.written.change
     if change is None:
         return NodeProgress(place.last, Step.DONE) if place.last else None
-    known = state.reached
-    if known.id != change.id:
-        said = NodeProgress.from_json(before.extra.get(LEASE_KEY))
-        known = NodeProgress(change.id, said.step if said is not None and said.id == change.id else None)
+    known = state.reached if state.reached.id == change.id else NodeProgress(change.id, _said_before(before, change.id))
     if place.following is None:
         return NodeProgress(change.id, step_apart(change.phase), trouble=place.trouble)
     following = place.following
@@ -72,6 +69,15 @@ def _progress(state: KeeperState, place: Place, node: Node, before: LeaseAttribu
     except PyflannelError as error:
         return NodeProgress(change.id, step_apart(change.phase), trouble=str(error))
     return replace(known, backend_type=following.name, data=theirs.data, v6_data=theirs.v6_data)
+
+
+def _said_before(before: LeaseAttributes, change_id: str) -> Step | None:
+    """How far our lease says that an earlier run was."""
+    said = NodeProgress.from_json(before.extra.get(LEASE_KEY))
+    if said is None or said.id != change_id:
+        return None
+    # That one had seen the end; by this document, what the lease says besides is of the former settings again.
+    return Step.RETIRED if said.step is Step.DONE else said.step
 
 
 def _refused(state: KeeperState, place: Place) -> NodeProgress | None:

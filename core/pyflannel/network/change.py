@@ -323,12 +323,14 @@ def sends_new(phase: Phase, peer: Step | None, own: Step | None) -> bool:
     """Whether a node sends to a peer by the new settings, by how far both leases say that they are.
 
     A node that has said ``switched`` is believed to send to nobody by the former settings any more. So whoever comes
-    after that is sent to by the new ones from the beginning.
+    after that is sent to by the new ones from the beginning. It goes on with that also where a store that was restored
+    from a backup has brought PREPARE back: perhaps nobody receives by the former ones any more.
     """
     if phase is Phase.RETIRE:
         return True
-    there = (Step.PREPARED, Step.SWITCHED, Step.RETIRED, Step.DONE)
-    return phase is Phase.SWITCH and (peer in there or own in (Step.SWITCHED, Step.RETIRED))
+    there = peer in (Step.PREPARED, Step.SWITCHED, Step.RETIRED, Step.DONE)
+    switched = own in (Step.SWITCHED, Step.RETIRED)
+    return (there or switched) if phase is Phase.SWITCH else phase is Phase.PREPARE and there and switched
 
 
 def due_step(phase: Phase, *, in_place: bool, all_new: bool, graced: bool, now: Step | None) -> Step | None:
@@ -343,11 +345,11 @@ def due_step(phase: Phase, *, in_place: bool, all_new: bool, graced: bool, now: 
     if not in_place:
         return now
     if phase is Phase.PREPARE:
-        return now if now in (Step.PREPARED, Step.SWITCHED) else Step.PREPARED
+        return Step.SWITCHED if all_new and now in (Step.SWITCHED, Step.RETIRED) else Step.PREPARED
     if phase is Phase.SWITCH:
         return Step.SWITCHED if all_new else Step.PREPARED if now in (None, Step.REVERTED) else now
     if phase is Phase.RETIRE:
-        return Step.RETIRED if graced else now or Step.SWITCHED
+        return Step.RETIRED if graced or now is Step.RETIRED else Step.SWITCHED
     return Step.REVERTED if graced else now
 
 

@@ -173,6 +173,18 @@ def test_the_former_settings_go_a_while_after_everybody_has_switched() -> None:
     assert waiting.due(0.0) == math.inf
 
 
+def test_two_that_come_back_when_the_former_settings_go_don_t_wait_for_each_other() -> None:
+    made = crossing(Phase.RETIRE, lease(2, Step.PREPARED), own=Step.PREPARED)
+    assert not made.graced(100.0)
+    assert step(made, Step.PREPARED) is Step.SWITCHED
+
+
+def test_who_has_switched_goes_on_where_an_earlier_phase_comes_back() -> None:
+    made = crossing(Phase.PREPARE, lease(2, Step.RETIRED), own=Step.SWITCHED)
+    assert step(made, Step.SWITCHED) is Step.SWITCHED
+    assert step(crossing(Phase.PREPARE, lease(2, None), own=Step.SWITCHED), Step.SWITCHED) is Step.PREPARED
+
+
 def test_a_peer_that_changes_comes_and_goes_is_seen() -> None:
     made = crossing(Phase.PREPARE, lease(2, None, told=False))
     assert step(made) is None

@@ -529,6 +529,19 @@ def test_a_restart_in_the_middle_goes_on_from_what_the_lease_says() -> None:
     assert said(again) == NodeProgress(CHANGE_ID, Step.SWITCHED, "host-gw")
 
 
+def test_a_restart_by_an_older_document_than_the_last_run_had() -> None:
+    """What the lease says besides is of the former settings then, so ``done`` would be wrong."""
+    node = Node().start().run(10)
+    change = NetworkChange(CHANGE_ID, Phase.RETIRE, HOST_GW)
+    for document in (read(DOCUMENT).with_change(change), read(DOCUMENT).ended(change, "")):
+        node.store.config_is(document)
+        node.run(1)
+    assert said(node) == NodeProgress(CHANGE_ID, Step.DONE)
+    node.store.config_is(read(DOCUMENT).with_change(change))
+    again = Node(store=node.store, previous=node.joined.lease.subnets).start().run(1)
+    assert said(again) == NodeProgress(CHANGE_ID, Step.RETIRED, "host-gw")
+
+
 def test_a_new_node_tells_both_sides_in_its_first_lease() -> None:
     """Whoever sees it at all knows how to receive from it."""
     node = on_store(changing(Phase.SWITCH)).start().run(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from ipaddress import IPv4Address, IPv4Network
+from itertools import product
 from typing import Any
 
 import pytest
@@ -16,8 +17,11 @@ from pyflannel.network.change import (
     NodeProgress,
     Phase,
     Step,
+    all_switched,
+    due_step,
     in_force,
     read,
+    sends_new,
     sides,
 )
 from pyflannel.network.document import NetworkConfig
@@ -162,3 +166,21 @@ def test_when_a_change_was_begun_is_shown_as_it_is() -> None:
     """Whoever wrote it."""
     change = NetworkChange.from_json({"Id": ID, "Phase": "back", "To": {}, "Began": "\x1b[31m", "Since": {}}, "it")
     assert (change.began, change.since) == ("\\x1b[31m", "")
+
+
+def test_a_node_says_that_it_has_switched_only_where_it_sends_by_the_new_settings() -> None:
+    """Also when PREPARE comes back, as with a store that was restored: the next phases must not pass in a moment."""
+    for own, peer in product(Step, (None, *Step)):
+        new = sends_new(Phase.PREPARE, peer, own)
+        says = due_step(Phase.PREPARE, in_place=True, all_new=new, graced=False, now=own)
+        assert says in ((Step.PREPARED, Step.SWITCHED) if new else (Step.PREPARED,))
+    for own in (Step.SWITCHED, Step.RETIRED):
+        assert sends_new(Phase.PREPARE, Step.RETIRED, own), "that one may not receive by the former settings any more"
+        assert not sends_new(Phase.PREPARE, None, own)
+
+
+@pytest.mark.parametrize("now", [None, *Step])
+def test_who_retires_keeps_nobody_waiting_whatever_it_has_said_before(now: Step | None) -> None:
+    """As one does whose lease expired in the middle and came back: two such would wait for each other for ever."""
+    says = due_step(Phase.RETIRE, in_place=True, all_new=True, graced=False, now=now)
+    assert all_switched([says])
