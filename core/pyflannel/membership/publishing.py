@@ -14,7 +14,7 @@ from pyflannel.membership.calls import Announce, Publish, Renew, Steps, Update
 from pyflannel.membership.place import Place
 from pyflannel.membership.records import readable
 from pyflannel.membership.state import KeeperState
-from pyflannel.network.change import LEASE_KEY, NodeProgress, Step, read, step_apart
+from pyflannel.network.change import LEASE_KEY, NodeProgress, Phase, Step, read, step_apart
 from pyflannel.network.lease import DEFAULT_MARGIN, MARGIN_KEY, LeaseAttributes, Subnets
 
 __all__ = ["announce", "our_attributes", "publish", "settle_requests"]
@@ -67,7 +67,13 @@ def _progress(state: KeeperState, place: Place, node: Node, before: LeaseAttribu
     try:
         theirs: Published = yield Publish(following.backend, following.node(node))
     except PyflannelError as error:
-        return NodeProgress(change.id, step_apart(change.phase), trouble=str(error))
+        state.pauses["publish"].put_off(state.now)
+        said = NodeProgress.from_json(before.extra.get(LEASE_KEY))
+        here = state.reached.id == change.id or change.phase is Phase.RETIRE
+        if here and said is not None and said.id == change.id:
+            return replace(said, step=known.step, trouble=str(error))  # peers may send here by what it has said
+        # On the way back the daemon's loop says when this node sends by the former settings again.
+        return NodeProgress(change.id, known.step if change.phase is Phase.BACK else None, trouble=str(error))
     return replace(known, backend_type=following.name, data=theirs.data, v6_data=theirs.v6_data)
 
 
@@ -110,7 +116,8 @@ def publish(state: KeeperState) -> Steps[None]:
         raise
     settle_requests(state, asked, None)
     state.troubles.pop("publish", None)
-    state.pauses["publish"].backoff.reset()
+    if state.pauses["publish"].at is None:  # nothing is to be tried again
+        state.pauses["publish"].backoff.reset()
 
 
 def _write_our_lease(state: KeeperState) -> Steps[None]:

@@ -321,6 +321,43 @@ def test_nothing_is_planned_by_a_backend_before_it_has_published(answer: Any, mo
     assert node.state.trouble == ""
 
 
+@pytest.mark.parametrize("phase", list(Phase))
+def test_a_backend_that_fails_to_publish_in_the_middle_is_asked_again(phase: Phase) -> None:
+    """Nobody has to ask for it. Until then it is reached as it has said, by which peers may send to it already."""
+    node = Node().start().run(10)
+    node.store.config_is(changing(phase))
+    node.run(1)
+    node.machine.reached(NodeProgress(CHANGE_ID, Step.SWITCHED), node.now)
+    node.run(1)
+    wrong = [True]
+    node.fault = lambda call: KernelError("no space") if asks(call) and wrong[0] else None
+    node.machine.publish(1, node.now)
+    node.run(20)
+    assert said(node) == NodeProgress(CHANGE_ID, Step.SWITCHED, "host-gw", trouble="no space")
+    failed = [at for at, call in node.calls if asks(call)][-2:]
+    assert failed[1] - failed[0] > 1, "with pauses that grow"
+    wrong[0] = False
+    node.run(20)
+    assert said(node) == NodeProgress(CHANGE_ID, Step.SWITCHED, "host-gw")
+    asked = node.count(Publish)
+    node.run(100)
+    assert node.count(Publish) == asked, "and then no more"
+
+
+def test_who_goes_back_says_so_although_the_new_backend_fails_to_publish() -> None:
+    node = Node().start().run(10)
+    node.store.config_is(changing(Phase.SWITCH))
+    node.run(1)
+    node.machine.reached(NodeProgress(CHANGE_ID, Step.SWITCHED), node.now)
+    node.fault = lambda call: KernelError("no space") if asks(call) else None
+    node.store.config_is(changing(Phase.BACK))
+    node.run(5)
+    assert said(node) == NodeProgress(CHANGE_ID, Step.SWITCHED, "host-gw", trouble="no space")
+    node.machine.reached(NodeProgress(CHANGE_ID, Step.REVERTED), node.now)
+    node.run(5)
+    assert said(node) == NodeProgress(CHANGE_ID, Step.REVERTED, "host-gw", trouble="no space")
+
+
 def test_a_change_that_is_given_up_leaves_what_was() -> None:
     node = on_store().start().run(10)
     before = node.joined.backend
