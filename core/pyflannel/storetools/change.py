@@ -121,16 +121,22 @@ class Progress:
 
 
 def standings(network: NetworkConfig, records: Sequence[Record], change_id: str) -> tuple[NodeStanding, ...]:
-    """The nodes of a network, by their leases; reservations that no node has, and what nobody can use, are left out."""
-    found = []
+    """The nodes of a network, by their leases; reservations that no node has, and what nobody can use, are left out.
+
+    Where the leases of nodes say no type, as with flannel's udp, nothing tells such a reservation from a node of
+    flanneld's: there, nodes send to it and wait for it, and so it is one.
+    """
+    leases = []
     for record in records:
-        try:
+        with suppress(MalformedError):
             lease = Lease.from_record(record.key, record.value)
-        except MalformedError:
-            continue
+            if not placement_problem(network, lease):
+                leases.append((record, lease))
+    untyped = any(not _is_idle(record, lease) and lease.attributes.backend_type is None for record, lease in leases)
+    found = []
+    for record, lease in leases:
         attributes = lease.attributes
-        idle = record.permanent and attributes.node_id is None and attributes.backend_type is None
-        if idle or placement_problem(network, lease):
+        if _is_idle(record, lease) and not untyped:
             continue
         told = NodeProgress.from_json(attributes.extra.get(LEASE_KEY))
         mine = told is not None and told.id == change_id
@@ -147,6 +153,11 @@ def standings(network: NetworkConfig, records: Sequence[Record], change_id: str)
             )
         )
     return tuple(sorted(found, key=lambda node: node.key))
+
+
+def _is_idle(record: Record, lease: Lease) -> bool:
+    """Whether it is a reservation that names no node."""
+    return record.permanent and lease.attributes.node_id is None and lease.attributes.backend_type is None
 
 
 def away(store: Store, records: Iterable[Record], margin: float) -> dict[str, float]:

@@ -129,6 +129,16 @@ def test_what_is_no_node_is_not_waited_for(store: Store, key: str, value: str, p
     assert [node.key for node in drive(store, begun(store)).look().nodes] == list(KEYS.values())
 
 
+def test_a_reservation_is_waited_for_where_the_leases_of_nodes_say_no_type_either(store: Store) -> None:
+    """As with flannel's udp: nodes take it for a peer, and are prepared only when it is, or is left behind."""
+    for record in store.snapshot().leases:
+        bare = {**json.loads(record.value), "BackendType": None}
+        store.update(record, json.dumps(bare), 3600.0)
+    store.create("10.5.9.0-24", '{"PublicIP": "192.0.2.9"}', None)
+    nodes = drive(store, begun(store)).look().nodes
+    assert [node.name for node in nodes] == ["n1", "n2", "192.0.2.9"]
+
+
 def test_a_node_of_flanneld_is_known_by_what_its_lease_lacks(store: Store) -> None:
     store.create("10.5.9.0-24", lease(None, 9), 3600.0)
     nodes = drive(store, begun(store)).look().nodes
