@@ -15,7 +15,7 @@ from pyflannel.membership.place import Place
 from pyflannel.membership.records import readable
 from pyflannel.membership.state import KeeperState
 from pyflannel.network.change import LEASE_KEY, NodeProgress, Phase, Step, read, step_apart
-from pyflannel.network.lease import DEFAULT_MARGIN, MARGIN_KEY, LeaseAttributes, Subnets
+from pyflannel.network.lease import DEFAULT_MARGIN, JSON, MARGIN_KEY, LeaseAttributes, Subnets
 
 __all__ = ["announce", "our_attributes", "publish", "settle_requests"]
 
@@ -33,11 +33,12 @@ def our_attributes(
     node = state.node(place, subnets, before)
     ours: Published = yield Publish(place.backend, node)
     progress = yield from _progress(state, place, node, before)
-    extra = {name: value for name, value in before.extra.items() if name not in (LEASE_KEY, MARGIN_KEY)}
-    if state.options.margin != DEFAULT_MARGIN and not state.options.assigned:
-        extra[MARGIN_KEY] = round(state.options.margin, 1)
+    extra: dict[str, JSON] = {}  # what is ours comes first: there is a limit to how much of it all is read
     if progress is not None:
         extra[LEASE_KEY] = progress.to_json()
+    if state.options.margin != DEFAULT_MARGIN and not state.options.assigned:
+        extra[MARGIN_KEY] = round(state.options.margin, 1)
+    extra.update((name, value) for name, value in before.extra.items() if name not in (LEASE_KEY, MARGIN_KEY))
     uses = place.network.family
     return LeaseAttributes(
         public_ip=place.underlay.public_ipv4 if uses(4) else None,

@@ -31,10 +31,11 @@ from pyflannel.membership.calls import (
     Create,
     OpenWatch,
     Publish,
+    Update,
 )
 from pyflannel.network.change import LEASE_KEY, NetworkChange, NodeProgress, Phase, Step, read
 from pyflannel.network.document import NetworkConfig, NetworkSeed
-from pyflannel.network.lease import Lease, LeaseAttributes
+from pyflannel.network.lease import MARGIN_KEY, Lease, LeaseAttributes
 from pyflannel.planning.transition import Transition
 
 # What a network runs whose document doesn't say -----------------------------------------------------------------------
@@ -577,6 +578,27 @@ def test_a_restart_by_an_older_document_than_the_last_run_had() -> None:
     node.store.config_is(read(DOCUMENT).with_change(change))
     again = Node(store=node.store, previous=node.joined.lease.subnets).start().run(1)
     assert said(again) == NodeProgress(CHANGE_ID, Step.RETIRED, "host-gw")
+
+
+def test_how_far_a_node_is_comes_before_what_others_have_put_into_its_lease() -> None:
+    """Of what a lease says besides, there is a limit to what is read."""
+    node = Node(given={"margin": 10.0}).start().run(10)
+    record = node.record
+    assert record is not None
+    node.store.put(record.key, json.dumps({**json.loads(record.value), "Junk": "x" * 8170}), 60.0)
+    node.run(5)
+    node.store.config_is(changing(Phase.PREPARE))
+    node.run(5)
+    node.machine.reached(NodeProgress(CHANGE_ID, Step.PREPARED), node.now)
+    node.run(5)
+    assert said(node) == NodeProgress(CHANGE_ID, Step.PREPARED, "host-gw")
+    assert node.record is not None
+    extra = Lease.from_record(node.record.key, node.record.value).attributes.extra
+    assert (extra[MARGIN_KEY], "Junk" in extra) == (10.0, False)
+    written = node.count(Update)
+    node.machine.publish(1, node.now)
+    node.run(5)
+    assert node.count(Update) == written, "what is said already is not said again"
 
 
 def test_a_new_node_tells_both_sides_in_its_first_lease() -> None:
