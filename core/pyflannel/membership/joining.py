@@ -172,7 +172,9 @@ def _leads_away(state: KeeperState, document: str) -> bool:
         now = read(state.document)
     except ConfigError:
         return False
-    return followed.change is not None or now.change is not None or now.last not in ("", followed.last)
+    if followed.change is not None:
+        return True
+    return not now.precedes(followed) and (now.change is not None or now.last not in ("", followed.last))
 
 
 def _reaches(state: KeeperState, place: Place, leases: Sequence[Record]) -> Steps[bool]:

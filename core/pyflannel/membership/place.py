@@ -12,7 +12,7 @@ from typing import Any
 from pyflannel.backend import Backend
 from pyflannel.errors import ConfigError, UnderlayError
 from pyflannel.network.agreement import options_apart, ranges_apart
-from pyflannel.network.change import Written
+from pyflannel.network.change import Phase, Written
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.underlay import Underlay
 from pyflannel.planning.judging import own_public_problem
@@ -97,12 +97,15 @@ def check_agreed(place: Place, written: Written, new: Side, store: str) -> None:
     :param place: what is in force. ``written`` and ``new`` are what the document in ``store`` asks for.
     :raises ConfigError: says what differs, and what to do.
     """
-    if written.settings == place.written.settings and (written.change or place.written.change is None):
+    older = written.precedes(place.written)
+    if written.settings == place.written.settings and not older and not _cut_short(place.written, written):
         return
-    if written.agreed and written.last not in ("", place.written.last):  # a change has led there: all are to follow
-        return
+    if written.agreed and written.last not in ("", place.written.last) and not older:
+        return  # a change has led there: all are to follow
     differs = ranges_apart(place.network, new.network) or backends_apart(place.side, new)
-    if not differs and place.written.change is not None:
+    if not differs and older and written.change is not None:
+        differs = f"the change {written.change.id} is under way in it, which has come to its end long ago"
+    elif not differs and place.written.change is not None:
         differs = f"the change {place.written.change.id} that was under way has been taken out of it"
     if differs:
         raise ConfigError(
@@ -111,3 +114,13 @@ def check_agreed(place: Place, written: Written, new: Side, store: str) -> None:
             "change', which loses no packet; or write it with 'pyflannel config set --force', and restart all "
             "daemons"
         )
+
+
+def _cut_short(before: Written, written: Written) -> bool:
+    """Whether the change that is under way is so no longer, and has not come to its end: with it goes what peers send
+    by, unless this one can still be gone back from.
+    """
+    if before.change is None or (written.change is not None and written.change.id == before.change.id):
+        return False
+    ended = written.last not in ("", before.last)
+    return not ended and (written.change is None or before.change.phase is Phase.RETIRE)

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
@@ -69,6 +69,9 @@ LEASE_KEY: Final = "Change"
 """The key of a lease's attributes under which its node says how far it is."""
 
 _ID: Final = re.compile(r"[0-9a-f]{16}")
+
+MOST_EARLIER: Final = 16
+"""Changes before the last one that the document names."""
 
 
 class Phase(str, Enum):
@@ -148,7 +151,7 @@ class NetworkChange:
         if not isinstance(value, dict):
             raise ConfigError(f"{source}: {DOCUMENT_KEY} is {type(value).__name__}: must be an object")
         identity, target, without = value.get("Id"), value.get("To"), value.get("Without", [])
-        if not isinstance(identity, str) or not _ID.fullmatch(identity):
+        if not isinstance(identity, str) or not _is_id(identity):
             raise ConfigError(f"{source}: {DOCUMENT_KEY}.Id is {identity!r:.60}: must be 16 hexadecimal digits")
         if not isinstance(target, dict):
             raise ConfigError(f"{source}: {DOCUMENT_KEY}.To must be the network document that is to hold")
@@ -177,12 +180,19 @@ class Written:
     :param settings: what holds: the document without what this module keeps in it.
     :param change: the change that is under way, if one is.
     :param last: the last change that came to an end, empty if there was none; ``outcome``: which one.
+    :param earlier: those that had ended before that one, the newest first.
     """
 
     settings: Mapping[str, JSON]
     change: NetworkChange | None = None
     last: str = ""
     outcome: Ending | None = None
+    earlier: tuple[str, ...] = ()
+
+    def precedes(self, other: Written) -> bool:
+        """Whether this is what the store held before ``other``, as one does that was restored from a backup."""
+        over = {other.last, *other.earlier} - {""}
+        return self.last in other.earlier or (self.change is not None and self.change.id in over)
 
     @property
     def moved(self) -> bool:
@@ -207,22 +217,32 @@ class Written:
         """The document after a change: with its new settings, or after BACK with those that it had."""
         outcome = Ending.BACK if change.phase is Phase.BACK else Ending.MOVED
         settings = self.settings if outcome is Ending.BACK else change.target
-        return json.dumps({**settings, **_note(change.id, outcome, at)})
+        return json.dumps({**settings, **_note(change.id, outcome, self._over, at)})
 
     def forced(self, identity: str, at: str) -> str:
         """The document as one that nodes are to follow when they start, whomever they reach by it."""
-        return json.dumps({**self.settings, **_note(identity, Ending.FORCED, at)})
+        return json.dumps({**self.settings, **_note(identity, Ending.FORCED, self._over, at)})
 
     def noting(self, before: Written) -> str:
         """The document with the note that ``before`` has; empty if that has none."""
-        return "" if before.outcome is None else json.dumps({**self.settings, **_note(before.last, before.outcome)})
+        return "" if before.outcome is None else json.dumps({**self.settings, **before._last_noted()})
+
+    @property
+    def _over(self) -> tuple[str, ...]:
+        """The changes that have come to their end, the newest first."""
+        return (self.last, *self.earlier) if self.last else ()
 
     def _noted(self) -> dict[str, JSON]:
-        return {**self.settings, **(_note(self.last, self.outcome) if self.outcome is not None else {})}
+        return {**self.settings, **self._last_noted()}
+
+    def _last_noted(self) -> dict[str, JSON]:
+        return {} if self.outcome is None else _note(self.last, self.outcome, self.earlier)
 
 
-def _note(identity: str, outcome: Ending, at: str = "") -> dict[str, JSON]:
-    return {LAST_KEY: {"Id": identity, "Outcome": outcome.value, **({"Ended": at} if at else {})}}
+def _note(identity: str, outcome: Ending, earlier: Sequence[str], at: str = "") -> dict[str, JSON]:
+    before = [*earlier[:MOST_EARLIER]]
+    times, ids = ({"Ended": at} if at else {}), ({"Before": before} if before else {})
+    return {LAST_KEY: {"Id": identity, "Outcome": outcome.value, **times, **ids}}
 
 
 def read(text: str, source: str = "network config") -> Written:
@@ -236,15 +256,20 @@ def read(text: str, source: str = "network config") -> Written:
     return Written(document, change, *_read_note(last))
 
 
-def _read_note(note: JSON) -> tuple[str, Ending | None]:
-    """Id and outcome of the last change; nothing if it can't be read."""
-    identity = note.get("Id") if isinstance(note, dict) else None
-    if not isinstance(identity, str) or not _ID.fullmatch(identity):
-        return "", None
+def _read_note(note: JSON) -> tuple[str, Ending | None, tuple[str, ...]]:
+    """Id and outcome of the last change, and the ids of those before it; nothing if it can't be read."""
+    if not isinstance(note, dict) or not _is_id(note.get("Id")):
+        return "", None, ()
+    before = note.get("Before")
+    earlier = tuple(filter(_is_id, before[:MOST_EARLIER])) if isinstance(before, list) else ()
     try:
-        return identity, Ending(note.get("Outcome"))
+        return note["Id"], Ending(note.get("Outcome")), earlier
     except ValueError:
-        return "", None
+        return "", None, ()
+
+
+def _is_id(value: JSON) -> bool:
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
 LONGEST_TROUBLE: Final = 400

@@ -18,6 +18,7 @@ from tests.unit.membership.modelled import (
     agreed,
     foreign,
     on_store,
+    together,
     underlay,
 )
 
@@ -37,6 +38,7 @@ from pyflannel.network.change import LEASE_KEY, NetworkChange, NodeProgress, Pha
 from pyflannel.network.document import NetworkConfig, NetworkSeed
 from pyflannel.network.lease import MARGIN_KEY, Lease, LeaseAttributes
 from pyflannel.planning.transition import Transition
+from pyflannel_backends.vxlan import VxlanOptions
 
 # What a network runs whose document doesn't say -----------------------------------------------------------------------
 
@@ -533,6 +535,38 @@ def test_whom_a_node_reaches_is_found_out_when_it_has_what_its_plans_follow_from
     again = restarted(one, **places[0])
     assert again.joined.backend.name == "wireguard"
     assert again.state.trouble == ""
+
+
+@pytest.mark.parametrize("phase", [None, *Phase], ids=str)
+def test_a_store_that_was_restored_from_before_the_last_change_takes_nobody_back(phase: Phase | None) -> None:
+    """Neither those that run nor one that starts: the others are not there."""
+    noted = read(DOCUMENT).ended(NetworkChange("00000000000000b2", Phase.RETIRE, read(DOCUMENT).settings), "")
+    before, change = read(noted), NetworkChange(CHANGE_ID, Phase.RETIRE, VXLAN_2)
+    one = on_store(noted).start()
+    two = Node(store=one.store, host=2).start()
+    for document in (before.with_change(change), before.ended(change, "")):
+        one.store.config_is(document)
+        together([one, two], 5)
+    one.store.config_is(noted if phase is None else before.with_change(change.at(phase)))
+    together([one, two], 5)
+    for node in (one, two, restarted(one)):
+        assert node.joined.backend.options == VxlanOptions(vni=2)
+        assert "behind the nodes' back" in node.state.trouble
+
+
+@pytest.mark.parametrize("written", [DOCUMENT, None], ids=["nothing", "another change"])
+def test_what_takes_a_change_s_place_whose_former_settings_go_is_not_followed(written: str | None) -> None:
+    """Who went back to its beginning would send by what peers don't receive any more."""
+    node = Node().start().run(10)
+    node.store.config_is(changing(Phase.RETIRE))
+    node.run(1)
+    other = NetworkChange("00000000000000b2", Phase.PREPARE, {**HOST_GW, "Backend": {"Type": "udp"}})
+    node.store.config_is(written or read(DOCUMENT).with_change(other))
+    node.run(5)
+    planner = node.joined.backend
+    assert isinstance(planner, Transition)
+    assert planner.change.id == CHANGE_ID
+    assert "has been taken out" in node.state.trouble
 
 
 def test_what_was_forced_is_followed_at_the_next_start_and_not_before() -> None:

@@ -13,6 +13,7 @@ from pyflannel.errors import ConfigError
 from pyflannel.network.agreement import options_apart, ranges_apart
 from pyflannel.network.change import (
     LEASE_KEY,
+    MOST_EARLIER,
     NetworkChange,
     NodeProgress,
     Phase,
@@ -184,3 +185,24 @@ def test_who_retires_keeps_nobody_waiting_whatever_it_has_said_before(now: Step 
     """As one does whose lease expired in the middle and came back: two such would wait for each other for ever."""
     says = due_step(Phase.RETIRE, in_place=True, all_new=True, graced=False, now=now)
     assert all_switched([says])
+
+
+def test_the_document_names_the_changes_before_the_last_one_and_so_tells_which_of_two_is_older() -> None:
+    documents = [read(json.dumps(SETTINGS))]
+    for number in range(MOST_EARLIER + 5):
+        change = NetworkChange(f"{number:016x}", Phase.RETIRE, SETTINGS)
+        documents += [read(documents[-1].with_change(change)), read(documents[-1].ended(change, ""))]
+    newest = documents[-1]
+    assert len(newest.earlier) == MOST_EARLIER
+    assert [document.precedes(newest) for document in documents[-10:]] == [True] * 9 + [False]
+    assert not any(newest.precedes(document) for document in documents)
+    assert not documents[0].precedes(newest), "who has never seen a change can't tell"
+    assert read(documents[0].noting(newest)).earlier == newest.earlier
+    forced = read(newest.forced("f" * 16, ""))
+    assert newest.precedes(forced)
+
+
+@pytest.mark.parametrize("before", [7, "x", [7, None, "x", {}], {"0": 1}])
+def test_what_is_no_list_of_changes_names_none(before: object) -> None:
+    written = read(json.dumps({**SETTINGS, "LastChange": {"Id": ID, "Outcome": "done", "Before": before}}))
+    assert (written.last, written.earlier) == (ID, ())
