@@ -164,7 +164,13 @@ class Transition(Backend[None]):
 
     def mtu(self, underlay: Underlay) -> int:
         """What fits either way, until the change is over."""
-        return min(self.former.mtu(underlay), self.following.mtu(underlay))
+        former = self.former.mtu(underlay)
+        try:
+            return min(former, self.following.mtu(underlay))
+        except PyflannelError:
+            if self.change.phase in (Phase.PREPARE, Phase.BACK):
+                return former
+            raise
 
     # The node
 

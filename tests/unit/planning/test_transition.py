@@ -360,6 +360,24 @@ def test_a_new_backend_that_fails_takes_nothing_away(tmp_path: Path) -> None:
     assert world.way(transition, world.lease(Step.PREPARED)) == "flannel.1"
 
 
+class Sizeless(Failing):
+    """One that can't even say what fits into its packets."""
+
+    def mtu(self, underlay: Underlay) -> int:
+        raise ConfigError("no good here")
+
+
+def test_containers_get_an_mtu_whatever_the_new_backend_says(tmp_path: Path) -> None:
+    """A node that starts in the middle needs one for its containers; it is the new one's where that is sent by."""
+    former = side(4, "vxlan")
+    world = World(4, former, Side(Sizeless(), former.network), tmp_path)
+    for phase in (Phase.PREPARE, Phase.BACK):
+        assert world.transition(phase, None).mtu(UNDERLAY) == 1450
+    for phase in (Phase.SWITCH, Phase.RETIRE):
+        with pytest.raises(ConfigError, match="no good here"):
+            world.transition(phase, None).mtu(UNDERLAY)
+
+
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize(
     ("former", "following", "phase", "expected"),
