@@ -156,6 +156,8 @@ class LeaseMachine:
     def announce(self, ready: bool, now: float) -> None:
         """Our overlay carries packets, or does not: tell the store."""
         state = self._state
+        if state.ready is None and state.place is not None and state.place.trouble:
+            state.pauses["publish"].at = now  # for our lease may say it
         state.now, state.ready = now, ready
         state.pauses["announce"].at = now
         self._turn()

@@ -63,7 +63,9 @@ def _progress(state: KeeperState, place: Place, node: Node, before: LeaseAttribu
         return NodeProgress(place.last, Step.DONE) if place.last else None
     known = state.reached if state.reached.id == change.id else NodeProgress(change.id, _said_before(before, change.id))
     if place.following is None:
-        return NodeProgress(change.id, step_apart(change.phase), trouble=place.trouble)
+        # Until this run has planned, the kernel may send as an earlier one has left it.
+        left = change.phase is Phase.BACK and known.step is not None and state.ready is None
+        return NodeProgress(change.id, known.step if left else step_apart(change.phase), trouble=place.trouble)
     following = place.following
     try:
         theirs: Published = yield Publish(following.backend, following.node(node))

@@ -30,6 +30,7 @@ from pyflannel.errors import (
 from pyflannel.membership.calls import (
     Call,
     Create,
+    Load,
     OpenWatch,
     Publish,
     Update,
@@ -599,6 +600,26 @@ def test_a_restart_in_the_middle_goes_on_from_what_the_lease_says() -> None:
     again = Node(store=node.store, previous=node.joined.lease.subnets).start().run(1)
     assert isinstance(again.joined.backend, Transition)
     assert said(again) == NodeProgress(CHANGE_ID, Step.SWITCHED, "host-gw")
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_who_starts_and_can_not_have_the_new_settings_has_not_gone_back_yet(ready: bool) -> None:
+    """The routes of an earlier run lead by them until this one has planned, or could not for a while."""
+    node = Node().start().run(10)
+    node.store.config_is(changing(Phase.SWITCH))
+    node.run(1)
+    node.machine.reached(NodeProgress(CHANGE_ID, Step.SWITCHED), node.now)
+    node.run(1)
+    node.store.config_is(changing(Phase.BACK))
+    again = Node(store=node.store, previous=node.joined.lease.subnets)
+    again.fault = lambda call: (
+        PluginError("not installed") if isinstance(call, Load) and call.network.backend_type == "host-gw" else None
+    )
+    again.start().run(20)
+    assert said(again) == NodeProgress(CHANGE_ID, Step.SWITCHED, trouble="not installed")
+    again.machine.announce(ready, again.now)
+    again.run(1)
+    assert said(again) == NodeProgress(CHANGE_ID, Step.REVERTED, trouble="not installed")
 
 
 def test_a_restart_by_an_older_document_than_the_last_run_had() -> None:
