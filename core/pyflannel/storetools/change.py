@@ -197,13 +197,16 @@ def begin(
     """Begin a change to the document ``target``; returns its id.
 
     :param phases: whether nodes have to go through it together; otherwise each follows the document by itself.
+    :raises ConfigError: both documents together are longer than one may be, and no node would read them.
     :raises ConflictError: the document is another one now, or another change is under way.
     """
     written, identity = read(record.value), secrets.token_hex(8)
     if written.change is not None:
         raise ConflictError(f"change {written.change.id} is under way")
     change = NetworkChange(identity, Phase.PREPARE, target, at, tuple(sorted(without)), at)
-    store.write_config(written.with_change(change) if phases else written.ended(change, at), record)
+    text = written.with_change(change) if phases else written.ended(change, at)
+    read(text, "the network config with the change in it")
+    store.write_config(text, record)
     return identity
 
 
@@ -245,7 +248,7 @@ class Drive:
         self._store, self._id, self._now, self._without = store, wanted, now, tuple(without)
         self._margin = margin
         self._away: dict[str, str] = {}
-        self._away_due: datetime | None = None
+        self._away_looked: datetime | None = None
 
     def look(self) -> Progress:
         """See how far it is, and move it on if all nodes are there.
@@ -280,14 +283,20 @@ class Drive:
         keys = {record.key for record in missing}
         self._away = {key: since for key, since in self._away.items() if key in keys}
         now = self._now()
-        if missing and (self._away_due is None or now >= self._away_due):
-            self._away_due = now + AWAY_INTERVAL
+        looked = self._away_looked
+        if missing and (looked is None or not timedelta(0) <= now - looked < AWAY_INTERVAL):  # clocks are set, too
+            self._away_looked = now
             with suppress(StoreError):  # it was asked for the sake of words
                 for key, seconds in away(self._store, missing, self._margin).items():
                     self._away.setdefault(key, note(now - timedelta(seconds=seconds)))
         return dict(self._away)
 
     def _after(self, written: Written, nodes: tuple[NodeStanding, ...]) -> Progress:
+        if self._id in written.earlier:
+            raise ConfigError(
+                f"change {self._id} has come to its end, and others have been made since: look at 'pyflannel config "
+                "get'"
+            )
         if written.last != self._id:
             raise ConfigError(
                 f"change {self._id} has been taken out of the network config by somebody else; nodes keep what they "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 from pyflannel.errors import ConfigError, ConflictError, StoreUnavailableError
 from pyflannel.network.change import LEASE_KEY, NodeProgress, Phase, Step, read
 from pyflannel.network.lease import MARGIN_KEY, LeaseAttributes
+from pyflannel.network.parsing import MAX_DOCUMENT
 from pyflannel.store import Record, Store, StoreLocation
 from pyflannel.storetools.change import Drive, abandon, begin
 from pyflannel_stores.file import FileStore
@@ -192,6 +193,38 @@ def test_a_change_that_somebody_cut_out_is_named(store: Store) -> None:
     store.write_config(json.dumps(DOCUMENT), config(store))
     with pytest.raises(ConfigError, match="taken out of the network config"):
         drive(store, identity).look()
+
+
+def test_a_change_that_others_have_followed_is_not_taken_for_one_that_was_cut_out(store: Store) -> None:
+    identity = begun(store, phases=False)
+    begin(store, config(store), DOCUMENT, False, (), AT)
+    with pytest.raises(ConfigError, match="has come to its end, and others have been made since"):
+        drive(store, identity).look()
+
+
+def test_no_change_begins_with_which_the_document_would_be_too_long_to_be_read(store: Store) -> None:
+    long = {**DOCUMENT, "Comment": "x" * (MAX_DOCUMENT // 2)}
+    record = store.write_config(json.dumps(long), config(store))
+    with pytest.raises(ConfigError, match="with the change in it: it has more than"):
+        begin(store, record, {**TARGET, "Comment": long["Comment"]}, True, (), AT)
+    assert phase(store) is None
+
+
+def test_who_is_gone_is_looked_for_also_when_the_clock_has_been_set_back(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity, looks = begun(store), list[object]()
+    monkeypatch.setattr(FileStore, "away", lambda self, records: looks.append(records) or {})
+    passed = (0, 19, 20, -3600, -3590, -3580)
+    times = [datetime(2026, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=each) for each in passed]
+    clock = iter(times)
+    driving = Drive(store, identity, lambda: next(clock))
+    asked = []
+    for _ in times:
+        before = len(looks)
+        driving.look()
+        asked.append(len(looks) > before)
+    assert asked == [True, False, True, True, False, True]
 
 
 def test_progress_as_a_document(store: Store) -> None:
