@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pyflannel.backend import Node, Published
-from pyflannel.errors import ConfigError, ConflictError, PyflannelError
+from pyflannel.errors import ConfigError, ConflictError, PluginError, PyflannelError
 from pyflannel.membership.calls import Announce, Publish, Renew, Steps, Update
 from pyflannel.membership.place import Place
 from pyflannel.membership.records import readable
 from pyflannel.membership.state import KeeperState
 from pyflannel.network.change import LEASE_KEY, NodeProgress, Phase, Step, read, step_apart
-from pyflannel.network.lease import DEFAULT_MARGIN, JSON, MARGIN_KEY, LeaseAttributes, Subnets
+from pyflannel.network.lease import DEFAULT_MARGIN, JSON, MARGIN_KEY, LeaseAttributes, Subnets, bounded
 
 __all__ = ["announce", "our_attributes", "publish", "settle_requests"]
 
@@ -69,6 +69,9 @@ def _progress(state: KeeperState, place: Place, node: Node, before: LeaseAttribu
     following = place.following
     try:
         theirs: Published = yield Publish(following.backend, following.node(node))
+        told = replace(known, backend_type=following.name, data=theirs.data, v6_data=theirs.v6_data)
+        if not bounded({LEASE_KEY: told.to_json()}):
+            raise PluginError(f"backend {following.name!r} published more than a lease holds beside another")
     except PyflannelError as error:
         state.pauses["publish"].put_off(state.now)
         said = NodeProgress.from_json(before.extra.get(LEASE_KEY))
@@ -77,7 +80,7 @@ def _progress(state: KeeperState, place: Place, node: Node, before: LeaseAttribu
             return replace(said, step=known.step, trouble=str(error))  # peers may send here by what it has said
         # On the way back the daemon's loop says when this node sends by the former settings again.
         return NodeProgress(change.id, known.step if change.phase is Phase.BACK else None, trouble=str(error))
-    return replace(known, backend_type=following.name, data=theirs.data, v6_data=theirs.v6_data)
+    return told
 
 
 def _said_before(before: LeaseAttributes, change_id: str) -> Step | None:

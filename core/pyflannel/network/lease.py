@@ -33,6 +33,7 @@ __all__ = [
     "Lease",
     "LeaseAttributes",
     "Subnets",
+    "bounded",
 ]
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
@@ -233,7 +234,7 @@ class LeaseAttributes:
                     fields[field_name] = read(name, value)
         except AddressValueError as error:
             raise MalformedError(f"lease value has a bad address: {cut(str(error))}") from None
-        return cls(**fields, extra=_bounded(extra) if extra else extra)
+        return cls(**fields, extra=bounded(extra) if extra else extra)
 
     def to_json(self) -> str:
         """The document as flannel writes it: one line, both public addresses always present, the rest when set."""
@@ -336,8 +337,10 @@ _FIELDS: Final[Mapping[str, tuple[str, Callable[[str, JSON], Any]]]] = {
 _KNOWN: Final = {name.lower(): name for name in _FIELDS} | {name: name for name in _FIELDS}
 
 
-def _bounded(extra: dict[str, JSON]) -> dict[str, JSON]:
-    """The unknown attributes that are written back: what is too large, or nested too deeply, is left behind."""
+def bounded(extra: Mapping[str, JSON]) -> dict[str, JSON]:
+    """The attributes besides those that flannel knows, as they are read: what is too large, or nested too deeply, is
+    left behind.
+    """
     kept: dict[str, JSON] = {}
     left = _MAX_EXTRA
     for name, value in extra.items():

@@ -15,13 +15,16 @@ from tests.unit.membership.modelled import (
     HANGS,
     TWO_FAMILIES,
     Node,
+    Saying,
     agreed,
     foreign,
+    made,
     on_store,
     together,
     underlay,
 )
 
+from pyflannel.backend import Published
 from pyflannel.errors import (
     ConfigError,
     KernelError,
@@ -654,6 +657,18 @@ def test_how_far_a_node_is_comes_before_what_others_have_put_into_its_lease() ->
     node.machine.publish(1, node.now)
     node.run(5)
     assert node.count(Update) == written, "what is said already is not said again"
+
+
+def test_what_is_too_long_to_stand_beside_the_former_settings_is_named() -> None:
+    """Nobody would read it, and the node would be taken for one that is down."""
+    long = Saying(lambda: Published({"Certificate": "x" * 9000}))
+    node = Node(make=lambda network: long if network.backend_type == "host-gw" else made(network)).start().run(10)
+    node.store.config_is(changing(Phase.PREPARE))
+    node.run(5)
+    told = said(node)
+    assert told is not None
+    assert told.trouble == "backend 'saying' published more than a lease holds beside another"
+    assert isinstance(node.joined.backend, Transition)
 
 
 def test_a_new_node_tells_both_sides_in_its_first_lease() -> None:
