@@ -254,7 +254,8 @@ def test_the_second_of_two_changes_begins_only_where_the_first_has_led(
     document = {"Network": "10.1.0.0/16", "Backend": {"Type": "udp"}}
     plans = _planned(document, NetworkConfig.from_json(json.dumps(document)), _Wanted("vxlan", (), ranges))
     assert [plan.together for plan in plans] == [True, False]
-    with Meddled(StoreLocation.parse(f"file://{tmp_path}/store")) as store:
+    store = Meddled(StoreLocation.parse(f"file://{tmp_path}/store"))
+    with store:
         written = store.write_config(json.dumps(document), None)
         store.others = others
         with pytest.raises(error, match=says):

@@ -214,13 +214,16 @@ def test_who_is_gone_is_looked_for_also_when_the_clock_has_been_set_back(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     identity, looks = begun(store), list[object]()
-    monkeypatch.setattr(FileStore, "away", lambda self, records: looks.append(records) or {})
-    passed = (0, 19, 20, -3600, -3590, -3580)
-    times = [datetime(2026, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=each) for each in passed]
-    clock = iter(times)
+
+    def look(self: FileStore, records: object) -> dict[str, float]:
+        looks.append(records)
+        return {}
+
+    monkeypatch.setattr(FileStore, "away", look)
+    start, asked = datetime(2026, 1, 1, tzinfo=timezone.utc), []
+    clock = iter([start + timedelta(seconds=each) for each in (0, 19, 20, -3600, -3590, -3580)])
     driving = Drive(store, identity, lambda: next(clock))
-    asked = []
-    for _ in times:
+    for _ in range(6):
         before = len(looks)
         driving.look()
         asked.append(len(looks) > before)
