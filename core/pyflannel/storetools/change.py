@@ -266,14 +266,14 @@ class Drive:
         change = written.change
         if change is None or change.id != self._id:
             return self._after(written, nodes)
-        without = tuple(sorted({*change.without, *self._without}))
-        self._without = without
-        if without != change.without:
-            self._write(record, written.with_change(replace(change, without=without)))
-            return self.look()
+        named = change.without
+        self._without = tuple(sorted({*named, *self._without}))
+        change = replace(change, without=self._without)
         waiting = self._waiting(change, nodes)
         if not waiting:
             self._write(record, self._next(written, change))
+        elif change.without != named:
+            self._write(record, written.with_change(change))
         missing = {node.key for node in nodes if node.key in waiting and not node.answered}
         away = self._look_for([record for record in snapshot.leases if record.key in missing])
         return Progress(change.id, change.phase.value, change.since, nodes, waiting, away=away)

@@ -109,6 +109,26 @@ def test_who_is_left_behind_is_not_waited_for_by_whoever_goes_on(store: Store) -
     assert phase(store) is Phase.RETIRE, "the document says whom nobody waits for"
 
 
+def test_whom_nobody_waits_for_is_said_by_the_next_look_if_somebody_else_writes_first(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often: each look is one, with the pause of whoever looks between two."""
+    identity, write = begun(store), FileStore.write_config
+
+    def overtaken(self: FileStore, text: str, expected: Record | None) -> Record:
+        raise ConflictError("somebody else was quicker")
+
+    monkeypatch.setattr(FileStore, "write_config", overtaken)
+    driving = drive(store, identity, KEYS["n2"])
+    for _ in range(3):
+        assert driving.look().waiting == (KEYS["n1"],)
+    monkeypatch.setattr(FileStore, "write_config", write)
+    assert driving.look().waiting == (KEYS["n1"],)
+    change = read(config(store).value).change
+    assert change is not None
+    assert (change.phase, change.without) == (Phase.PREPARE, (KEYS["n2"],))
+
+
 def test_what_another_change_was_told_does_not_count(store: Store) -> None:
     identity = begun(store)
     say(store, "00000000000000b2", Step.PREPARED, *KEYS)
