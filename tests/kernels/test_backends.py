@@ -52,6 +52,7 @@ def test_what_plans_can_say_and_the_kernel_outside_lacks(with_tunnels: Guest) ->
     assert " passed" in report
 
 
+@pytest.mark.long
 def test_labels_from_node_to_node(with_tunnels: Guest) -> None:
     """The kit on a backend that plans both ends of MPLS."""
     report = with_tunnels.pytest("tests/kernels/inside/test_mpls.py", timeout=200)
