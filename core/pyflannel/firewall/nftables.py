@@ -269,7 +269,8 @@ def transaction(
 
 
 def _own_table(ruleset: Ruleset, rules: FamilyRules) -> Iterator[list[Command]]:
-    """A group for each of our chains: what one kernel can't do leaves the other chain alone."""
+    """A group for each of our chains: what one kernel can't do leaves the other chain alone. Those that are wanted no
+    more go last and by themselves, so that what stays is in force all the time."""
     family, name = TABLES[rules.version]
     table = {"family": family, "name": name}
     there = ruleset.tables.get((family, name), ChainTable(family, name)).chains
@@ -283,21 +284,29 @@ def _own_table(ruleset: Ruleset, rules: FamilyRules) -> Iterator[list[Command]]:
         if (family, name) in ruleset.tables:
             yield [{"delete": {"table": table}}]
         return
-    commands: list[Command] = [{"add": {"table": table}}]
-    if any(replace(chain, rules=()) not in wanted for chain in there.values()):  # flanneld's, or of one more setting
-        commands += [{"delete": {"table": table}}, {"add": {"table": table}}]
-        there = {}
     for chain, (each, comment) in wanted.items():
-        bodies = [_expressions(rule, rules.version) for rule in each]
-        if chain.name not in there or [rule.body for rule in there[chain.name].rules] != bodies:
+        bodies, before = [_expressions(rule, rules.version) for rule in each], there.get(chain.name)
+        unlike = before is not None and replace(before, rules=()) != chain  # flanneld's
+        if before is None or unlike or [rule.body for rule in before.rules] != bodies:
             place = family, name, chain.name
             yield [
-                *commands,
+                {"add": {"table": table}},
+                *(_gone(place) if unlike else ()),
                 {"add": {"chain": _declared(place, chain)}},
-                {"flush": {"chain": {"family": family, "table": name, "name": chain.name}}},
+                _on_chain("flush", place),
                 *(_rule("add", place, body, comment) for body in bodies),
             ]
-        commands = [{"add": {"table": table}}]
+    unwanted = [(family, name, each) for each in there.keys() - {chain.name for chain in wanted}]
+    yield [command for place in sorted(unwanted) for command in _gone(place)]
+
+
+def _gone(place: ChainId) -> tuple[Command, Command]:
+    return _on_chain("flush", place), _on_chain("delete", place)
+
+
+def _on_chain(verb: str, place: ChainId) -> Command:
+    family, table, name = place
+    return {verb: {"chain": {"family": family, "table": table, "name": name}}}
 
 
 def _declared(place: ChainId, chain: Chain) -> dict[str, Any]:

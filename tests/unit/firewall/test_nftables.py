@@ -119,15 +119,33 @@ def test_what_is_there_is_not_written_again() -> None:
     ]
 
 
-def test_a_chain_too_many_goes_and_the_other_stays() -> None:
+def test_a_chain_too_many_goes_and_the_others_are_not_touched() -> None:
+    """What is let in and out is checked all the time."""
     written = [command for group in transaction(parse(ruleset()), ALL, own=True) for command in group]
     opened = plan(DUAL, SUBNETS, forward=True, masquerade=True)
-    left = transaction(parse(ruleset(*listed(written))), opened, own=True)
-    assert len(left) == 2
-    assert all({"delete": {"table": group[0]["add"]["table"]}} in group for group in left)
-    assert "fib" not in json.dumps(left)
-    assert "oifname" not in json.dumps(left)
-    assert json.dumps(left).count('"masquerade"') == 4
+    assert transaction(parse(ruleset(*listed(written))), opened, own=True) == [
+        [
+            {verb: {"chain": {"family": family, "table": table, "name": name}}}
+            for name in ("exits", "sources")
+            for verb in ("flush", "delete")
+        ]
+        for family, table in (("ip", "flannel-ipv4"), ("ip6", "flannel-ipv6"))
+    ]
+
+
+def test_a_chain_of_ours_that_somebody_else_has_made_otherwise_is_made_anew_at_once() -> None:
+    """flanneld's has another priority."""
+    written = [command for group in transaction(parse(ruleset()), ALL, own=True) for command in group]
+    there = listed(written)
+    for item in there:
+        if item.get("chain", {}).get("name") == "postrtg":
+            item["chain"]["prio"] = 99
+    groups = transaction(parse(ruleset(*there)), ALL, own=True)
+    assert [[next(iter(command)) for command in group[:4]] for group in groups] == [
+        ["add", "flush", "delete", "add"]
+    ] * 2
+    assert json.dumps(groups).count('"masquerade"') == 4
+    assert "sources" not in json.dumps(groups)
 
 
 @pytest.mark.parametrize(
