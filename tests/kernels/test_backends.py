@@ -60,6 +60,7 @@ def test_labels_from_node_to_node(with_tunnels: Guest) -> None:
     assert all(f"test_packets_carry_the_label[{version}] PASSED" in report for version in (4, 6))
 
 
+@pytest.mark.long
 def test_two_nodes_under_emulation(cloud: Guest) -> None:
     """Each backend in one run: pytest takes as long to start there as a backend to be tried."""
     said = load_tunnels(cloud).pytest("tests/kernels/inside/test_smoke.py", timeout=180)
