@@ -345,10 +345,7 @@ class Backend(ABC, Generic[O]):
 
     @abstractmethod
     def mtu(self, underlay: Underlay) -> int:
-        """The largest packet, in bytes, that containers may send over this overlay without fragmentation.
-
-        :param underlay: has the addresses of the families that the network uses, and no others.
-        """
+        """The largest packet, in bytes, that containers may send over this overlay without fragmentation."""
 
     @property
     def tunnelled(self) -> bool:

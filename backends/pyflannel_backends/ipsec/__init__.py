@@ -130,8 +130,7 @@ class IpsecBackend(Backend[IpsecOptions]):
     def plan_node(self, node: Node) -> DesiredState:
         """The interface with the subnets' network addresses, and the whole network behind it."""
         data = (("IFLA_XFRM_IF_ID", IF_ID),)
-        mtu = self.mtu(node.underlay.only(node.network.versions))
-        objects: list[KernelObject] = [Link(DEVICE, GenericInfo("xfrm", data=data), mtu)]
+        objects: list[KernelObject] = [Link(DEVICE, GenericInfo("xfrm", data=data), self.mtu(node.underlay))]
         objects.append(Sysctl(f"net/ipv6/conf/{DEVICE}/accept_ra", "0", optional=True))
         for version in node.network.versions:
             subnet, network = node.subnets.of(version), node.network.family(version)

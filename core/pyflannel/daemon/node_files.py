@@ -32,9 +32,8 @@ class NodeFiles:
 
     def _write(self, joined: Joined, settings: Settings) -> None:
         node, backend = joined.overlay.node, joined.backend
-        underlay = node.underlay.only(node.network.versions)
         with self._calls.calling(backend, "mtu"):
-            mtu = checked_mtu(backend.name, guarded(backend.name, "mtu", lambda: backend.mtu(underlay)))
+            mtu = checked_mtu(backend.name, guarded(backend.name, "mtu", lambda: backend.mtu(node.underlay)))
         text = subnet_env.render(node.network, node.subnets, mtu, settings.ip_masq)
         subnet_env.write(settings.subnet_file, text)
         if settings.cni_conf is not None:

@@ -164,7 +164,7 @@ def gather(settings: Settings) -> Facts:
         return _overlay(settings, status, network, backend, underlay, lease, asked, problems, beat)
 
     overlay = attempt("overlay", lambda: of_backend("planning", plan))
-    mtu = attempt("mtu", lambda: of_backend("mtu", lambda _: _mtu(backend, network, underlay, problems)))
+    mtu = attempt("mtu", lambda: of_backend("mtu", lambda _: _mtu(backend, underlay, problems)))
     kernel = attempt("kernel", lambda: _kernel(overlay))
     return Facts(
         settings=settings,
@@ -269,14 +269,9 @@ def _backend(network: NetworkConfig) -> Backend[Any]:
     return kind(options)
 
 
-def _mtu(
-    backend: Backend[Any] | None,
-    network: NetworkConfig | None,
-    underlay: Underlay | None,
-    problems: Mapping[str, PyflannelError],
-) -> int:
-    using, versions = _need(backend, problems, "backend"), _need(network, problems, "network").versions
-    return checked_mtu(using.name, using.mtu(_need(underlay, problems, "underlay").only(versions)))
+def _mtu(backend: Backend[Any] | None, underlay: Underlay | None, problems: Mapping[str, PyflannelError]) -> int:
+    using = _need(backend, problems, "backend")
+    return checked_mtu(using.name, using.mtu(_need(underlay, problems, "underlay")))
 
 
 def _node_id(settings: Settings, status: Mapping[str, JSON] | None) -> str:

@@ -9,7 +9,7 @@ long as that works (:func:`keep_or_choose`). Pure functions; reading the invento
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import islice
@@ -74,14 +74,6 @@ class Underlay:
     def local(self, version: int) -> IPAddress | None:
         """The interface's own address of IP version 4 or 6."""
         return self.ipv4 if version == 4 else self.ipv6
-
-    def only(self, versions: Collection[int]) -> Underlay:
-        """The same without the addresses of other IP versions than these."""
-        if 4 not in versions and (self.ipv4, self.public_ipv4) != (None, None):
-            return replace(self, ipv4=None, public_ipv4=None).only(versions)
-        if 6 not in versions and (self.ipv6, self.public_ipv6) != (None, None):
-            return replace(self, ipv6=None, public_ipv6=None)
-        return self
 
     def is_onlink(self, address: IPAddress) -> bool:
         """Whether ``address`` is a neighbour on the underlay: its most specific route has no gateway."""

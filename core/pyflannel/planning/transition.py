@@ -66,8 +66,7 @@ class Side:
 
     def mtu(self, underlay: Underlay) -> int:
         """What containers may send."""
-        used = underlay.only(self.network.versions)
-        return checked_mtu(self.name, guarded(self.name, "mtu", lambda: self.backend.mtu(used)))
+        return checked_mtu(self.name, guarded(self.name, "mtu", lambda: self.backend.mtu(underlay)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -387,12 +387,11 @@ class BackendPlanning(Subject):
     @given(underlay_mtu=st.integers(1500, 65535))
     def test_the_mtu_fits_the_underlay(self, state: Path, underlay_mtu: int) -> None:
         scene = self.example(state, self.versions, self.variants[0], underlay_mtu)
-        underlay = scene.nodes[0].underlay.only(self.versions)
-        mtu = scene.backend.mtu(underlay)
+        mtu = scene.backend.mtu(scene.nodes[0].underlay)
         assert type(mtu) is int, f"mtu() is {mtu!r}"
         assert mtu >= IPV6_MINIMUM_MTU, "IPv6 wants 1280 (RFC 8200, 5)"
         assert mtu <= underlay_mtu, f"mtu() is {mtu}, more than the underlay's {underlay_mtu}"
-        smaller = dataclasses.replace(underlay, mtu=underlay_mtu - 100)
+        smaller = dataclasses.replace(scene.nodes[0].underlay, mtu=underlay_mtu - 100)
         assert scene.backend.mtu(smaller) <= mtu, "a smaller underlay can't carry more"
         for item in scene.backend.plan_node(scene.nodes[0]):
             if isinstance(item, Link):

@@ -136,12 +136,6 @@ def test_mtu(options: dict[str, JSON], overhead: int, version: int) -> None:
     assert backend(**options).mtu(underlay) == 1500 - overhead - (20 if version == 6 else 0)
 
 
-def test_the_device_has_the_mtu_of_the_families_in_use() -> None:
-    network = NetworkConfig.from_json('{"Network": "10.244.0.0/16", "Backend": {"Type": "ipsec"}}')
-    for node, mtu in ((NODE, 1403), (replace(NODE, network=network, subnets=Subnets(SUBNETS.ipv4)), 1423)):
-        assert [item.mtu for item in backend().plan_node(node) if isinstance(item, Link)] == [mtu]
-
-
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

@@ -21,8 +21,7 @@ from tests.waiting import until
 
 from pyflannel.daemon.crossing import GRACE, own_progress
 from pyflannel.errors import DaemonError, KernelError, PyflannelError, StoreUnavailableError, UnderlayError
-from pyflannel.kernel.model import ForeignInfo, Kind, Link
-from pyflannel.kernel.twin import TwinPort
+from pyflannel.kernel.model import Kind
 from pyflannel.membership.slot import Generation
 from pyflannel.network.change import NetworkChange, NodeProgress, Phase, Step, read
 from pyflannel.network.document import NetworkConfig
@@ -408,32 +407,6 @@ def test_a_dual_stack_node_that_loses_its_ipv6_address_keeps_its_lease(tmp_path:
             has[0] = True
             daemon.port.lose_notifications()
             daemon.ready()
-
-
-@pytest.mark.parametrize(
-    ("families", "mtu"),
-    [
-        (NETWORK, 1450),
-        ({"EnableIPv4": False, "EnableIPv6": True, "IPv6Network": "fd00:5::/48"}, 1430),
-        ({**NETWORK, "EnableIPv6": True, "IPv6Network": "fd00:5::/48"}, 1450),
-    ],
-    ids=["IPv4", "IPv6", "both"],
-)
-def test_containers_get_the_mtu_of_the_families_in_use(tmp_path: Path, families: dict[str, Any], mtu: int) -> None:
-    """Whatever other addresses the underlay has."""
-    settings = settings_in(tmp_path)
-    with FileStore(settings.store) as outside:
-        outside.write_config(json.dumps({**families, "Backend": {"Type": "vxlan"}}), None)
-        port = TwinPort(
-            [Link("eth0", ForeignInfo("veth"), 1500)],
-            sysctls={"net/ipv4/ip_forward": "0", "net/ipv6/conf/all/forwarding": "0"},
-        )
-        inventory = both(True)
-        with running(
-            tmp_path, lambda: FileStore(settings.store), port=port, read_inventory=lambda: inventory
-        ) as daemon:
-            daemon.ready()
-            assert f"FLANNEL_MTU={mtu}\n" in settings.subnet_file.read_text(encoding="utf-8")
 
 
 class Work:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from pyflannel.doctor.membership import network
 from pyflannel.network.document import NetworkConfig
 from pyflannel.planning.overlay import Overlay
 from pyflannel.settings.settings import Settings
-from pyflannel_backends.vxlan import VxlanBackend, VxlanOptions
 from pyflannel_stores.file import FileStore
 
 
@@ -52,13 +51,6 @@ def test_a_plugin_that_fails_costs_its_fact_alone(
     if fact in ("backend", "mtu"):
         assert [finding.message for finding in network(found)] == [str(found.problems[fact])]
         assert worst(network(found)) is Judgement.FAIL
-
-
-def test_the_mtu_is_that_of_the_families_in_use() -> None:
-    """As the daemon has it, whatever other addresses the underlay has."""
-    network = NetworkConfig.from_json('{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:5::/48"}')
-    underlay = Underlay("eth0", 1500, IPv4Address("192.0.2.1"), IPv6Address("2001:db8::1"))
-    assert facts._mtu(VxlanBackend(VxlanOptions()), network, underlay, {}) == 1430
 
 
 class Apart(Backend[NoOptions]):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
 
@@ -12,7 +12,6 @@ from pyflannel.network.underlay import (
     InterfaceRoute,
     Inventory,
     Selection,
-    Underlay,
     UnderlayRoute,
     Way,
     choose,
@@ -78,16 +77,6 @@ def test_the_default_route_of_lowest_metric_counts() -> None:
     better = InterfaceRoute(ip_network("0.0.0.0/0"), "eth1", ip_address("198.51.100.254"), metric=10)
     worse = InterfaceRoute(ip_network("0.0.0.0/0"), "eth0", ip_address("192.0.2.254"), metric=100)
     assert choose(Inventory((ETH0, ETH1), (worse, better)), Selection()).interface == "eth1"
-
-
-def test_the_addresses_of_some_families_alone() -> None:
-    four, public4 = IPv4Address("192.0.2.1"), IPv4Address("198.51.100.1")
-    six, public6 = IPv6Address("2001:db8::1"), IPv6Address("2001:db8::2")
-    both = Underlay("eth0", 1500, four, six, public4, public6)
-    assert both.only((4, 6)) is both
-    assert both.only((4,)) == Underlay("eth0", 1500, four, None, public4, None)
-    assert both.only((6,)) == Underlay("eth0", 1500, None, six, None, public6)
-    assert both.only(()) == Underlay("eth0", 1500)
 
 
 def test_who_is_on_the_link() -> None:

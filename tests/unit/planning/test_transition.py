@@ -284,12 +284,6 @@ def test_the_mtu_is_what_fits_either_way(tmp_path: Path) -> None:
     assert world.transition(Phase.RETIRE, graced=True).mtu(UNDERLAY) == 1420
 
 
-def test_the_mtu_is_that_of_the_families_in_use(tmp_path: Path) -> None:
-    """Whatever other addresses the underlay has."""
-    assert [side(version, "vxlan").mtu(UNDERLAY) for version in (4, 6)] == [1450, 1430]
-    assert [side(version, "gre").mtu(UNDERLAY) for version in (4, 6)] == [1472, 1452]
-
-
 def test_a_device_that_both_have_gets_the_smaller_mtu(tmp_path: Path) -> None:
     world = World(4, side(4, "vxlan", MTU=1400), side(4, "vxlan", DirectRouting=True), tmp_path)
     (link,) = [item for item in world.transition(Phase.PREPARE).plan_node(world.node) if isinstance(item, Link)]
