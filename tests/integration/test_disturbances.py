@@ -263,7 +263,7 @@ def test_what_is_done_to_a_device(lab: Lab, doctor: Doctor, backend: str, name: 
         elif expected == TAKEN:
             until(lambda: "VNI" in node.daemon.status()["message"], lambda: node.daemon.status()["message"])
         if expected in (REPAIRED, LEFT):
-            assert doctor.trouble() == {}
+            until(lambda: doctor.trouble() == {}, lambda: f"nothing is wrong: {doctor.trouble()}")
         if expected != TAKEN:
             until(lambda: lab.reachability().complete is not (backend in row.cut), f"cut: {row.cut}")
         if expected == LEFT:
