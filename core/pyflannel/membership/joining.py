@@ -49,12 +49,12 @@ def join(state: KeeperState) -> Steps[None]:
     asked = state.asked
     assigned = (yield from ask_assigned(state)) if state.options.assigned else None
     snapshot: Snapshot = yield TakeSnapshot()
-    if snapshot.config is None and (state.options.seed is not None or state.place is None):
-        snapshot = yield from _create_config(state, snapshot)
-    records = {record.key: record for record in snapshot.leases}
-    state.document = snapshot.config.value if snapshot.config is not None else state.in_force.document
+    records = _take_over(state, snapshot)
     if assigned is None:
         yield from _keep_ours(state, records)
+    if snapshot.config is None and (state.options.seed is not None or state.place is None):
+        snapshot = yield from _create_config(state, snapshot)
+        records = _take_over(state, snapshot)
     place = yield from _place_to_join(state, snapshot.leases)
     if assigned is None:
         published = yield from obtain(state, place, records)
@@ -68,6 +68,13 @@ def join(state: KeeperState) -> Steps[None]:
     else:
         state.pauses["publish"].at = state.now
     look_again(state, only_if_needed=True)
+
+
+def _take_over(state: KeeperState, snapshot: Snapshot) -> dict[str, Record]:
+    """Note which document there is; without one, that is what is in force. Returns the leases by key."""
+    in_force = state.place.document if state.place is not None else ""
+    state.document = snapshot.config.value if snapshot.config is not None else in_force
+    return {record.key: record for record in snapshot.leases}
 
 
 def _create_config(state: KeeperState, found: Snapshot) -> Steps[Snapshot]:

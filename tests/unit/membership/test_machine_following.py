@@ -14,6 +14,7 @@ from tests.unit.membership.modelled import (
     DOCUMENT,
     HANGS,
     TWO_FAMILIES,
+    UNAVAILABLE,
     Node,
     Saying,
     agreed,
@@ -37,6 +38,7 @@ from pyflannel.membership.calls import (
     OpenWatch,
     Publish,
     Update,
+    WriteConfig,
 )
 from pyflannel.network.change import LEASE_KEY, NetworkChange, NodeProgress, Phase, Step, read
 from pyflannel.network.document import NetworkConfig, NetworkSeed
@@ -503,6 +505,20 @@ def test_a_node_that_starts_does_not_cut_itself_off_from_all_others(written: str
     assert again.state.trouble != "", "it says so"
     again.store.config_is(read(DOCUMENT).text)
     assert again.run(70).state.trouble == ""
+
+
+@pytest.mark.parametrize("seed", [None, NetworkSeed(DOCUMENT, "the test", False)])
+def test_a_node_that_starts_without_a_document_renews_its_lease_while_there_is_none(seed: NetworkSeed | None) -> None:
+    one = on_store().start().run(5)
+    before, one.store.config = one.record, None
+    again = Node(store=one.store, given={"followed": one.followed, "seed": seed})
+    again.fault = lambda call: UNAVAILABLE if isinstance(call, WriteConfig) else None
+    again.start().run(500)
+    assert again.generation is None
+    assert again.store.snapshot().leases == (before,)
+    again.fault = None
+    again.store.config_is(DOCUMENT)
+    assert again.run(30).joined.lease == one.joined.lease
 
 
 @pytest.mark.parametrize(
