@@ -11,7 +11,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from pyflannel.errors import ConfigError, ConflictError, PyflannelError, StoreError, StoreUnavailableError
+from pyflannel.errors import (
+    ConfigError,
+    ConflictError,
+    OutOfSubnetsError,
+    PyflannelError,
+    StoreError,
+    StoreUnavailableError,
+)
 from pyflannel.membership import publishing, renewal
 from pyflannel.membership.allocation import Adopt, Existing, Identity, decide
 from pyflannel.membership.assigned import ask_assigned, take_assigned
@@ -56,18 +63,38 @@ def join(state: KeeperState) -> Steps[None]:
         snapshot = yield from _create_config(state, snapshot)
         records = _take_over(state, snapshot)
     place = yield from _place_to_join(state, snapshot.leases)
-    if assigned is None:
-        published = yield from obtain(state, place, records)
-    else:
-        published = yield from take_assigned(state, place, assigned)
+    try:
+        others = dict(records)
+        published = yield from _have_lease(state, place, others, assigned)
+    except OutOfSubnetsError as error:
+        place = _place_instead(state, place, error)
+        others = dict(records)
+        published = yield from _have_lease(state, place, others, assigned)
     held = state.held
     assert held is not None
-    begin(state, place, held, snapshot, records)
+    begin(state, place, held, snapshot, others)
     if published:
         publishing.settle_requests(state, asked, None)
     else:
         state.pauses["publish"].at = state.now
     look_again(state, only_if_needed=True)
+
+
+def _have_lease(state: KeeperState, place: Place, records: dict[str, Record], assigned: Record | None) -> Steps[bool]:
+    """Hold a lease that fits a place; whether it says already what we are."""
+    if assigned is None:
+        return (yield from obtain(state, place, records))
+    return (yield from take_assigned(state, place, assigned))
+
+
+def _place_instead(state: KeeperState, place: Place, error: OutOfSubnetsError) -> Place:
+    """What is in force, where the families of the new document are more than this node can have subnets of."""
+    present, underlay = state.place, state.underlay
+    if present is None or underlay is None or present.network.families == place.network.families:
+        raise error
+    state.troubles["follow"] = error
+    state.pauses["follow"].put_off(state.now)
+    return _moved_if_possible(present, underlay)
 
 
 def _take_over(state: KeeperState, snapshot: Snapshot) -> dict[str, Record]:

@@ -418,6 +418,31 @@ def test_what_was_wrong_with_an_earlier_document_is_said_no_longer() -> None:
     assert node.run(5).state.trouble == ""
 
 
+def test_a_node_that_gets_no_subnet_of_a_family_that_is_added_goes_on_without_and_says_why() -> None:
+    one = on_store(TWO_FAMILIES.replace('"EnableIPv6": true, ', "")).start()
+    two = Node(store=one.store, host=2).start().run(5)
+    before = two.record
+    only = {"IPv6SubnetLen": 64, "IPv6SubnetMin": "fd00:5:0:1::", "IPv6SubnetMax": "fd00:5:0:1::"}
+    one.store.config_is(agreed(json.dumps({**json.loads(TWO_FAMILIES), **only})))
+    together([one, two], 5)
+    assert len(one.joined.node.subnets.each) == 2
+    assert before is not None
+    assert two.joined.lease.key == before.key
+    assert "no free subnet: IPv6" in two.state.trouble
+    told = said(two)
+    assert told is not None
+    assert (told.id, told.step) == (CHANGE_ID, None)
+    assert "no free subnet: IPv6" in told.trouble
+    one.store.put("10.5.0.240-28&fd00:5:0:9::-64", foreign(9))
+    together([one, two], 100)
+    assert two.slot.records().keys() == one.slot.records().keys() - {before.key} | {one.joined.lease.key}
+    one.machine.stop(one.now)
+    assert one.record is not None
+    one.store.delete(one.record)
+    assert len(two.run(70).joined.node.subnets.each) == 2
+    assert two.state.trouble == ""
+
+
 def test_a_node_that_does_not_even_follow_the_document_as_it_is_says_why() -> None:
     """Or whoever waits for it takes it for one that is down, and no way leads back."""
     node = on_store(TWO_FAMILIES.replace("alloc", "vxlan").replace('"EnableIPv6": true, ', "")).start().run(10)
