@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import ip_address
 
-from pyflannel.errors import LeaseError, StoreError, UnderlayError
+from pyflannel.errors import ConfigError, LeaseError, OutOfSubnetsError, StoreError, UnderlayError
 from pyflannel.membership import publishing, renewal
 from pyflannel.membership.calls import AskAssigned, AskChosen, ReadConfig, Renew, Steps, Update
 from pyflannel.membership.place import Place
@@ -27,8 +27,11 @@ def ask_assigned(state: KeeperState) -> Steps[Record]:
     """Our record, from a store that assigns subnets. Before the snapshot, which costs more: this may take long."""
     config: Record | None = yield ReadConfig()
     document = config.value if config is not None else state.document
-    network = NetworkConfig.from_json(document, f"network config in {state.store}")
-    found: Record | Unassigned = yield AskAssigned(network.versions)
+    wanted = _versions(state, document)
+    found: Record | Unassigned = yield AskAssigned(wanted)
+    if isinstance(found, Unassigned) and state.place is not None and state.place.network.versions != wanted:
+        in_force: Record | Unassigned = yield AskAssigned(state.place.network.versions)
+        found = in_force if isinstance(in_force, Record) else found
     if isinstance(found, Unassigned):
         renewal.lose(state)
         raise StoreError(found.reason)
@@ -41,9 +44,27 @@ def ask_assigned(state: KeeperState) -> Steps[Record]:
     return found
 
 
+def _versions(state: KeeperState, document: str) -> tuple[int, ...]:
+    """The families of a document, or if it can't be read of the one in force.
+
+    :raises ConfigError: it can't be read, and none is.
+    """
+    try:
+        return NetworkConfig.from_json(document, f"network config in {state.store}").versions
+    except ConfigError:
+        if state.place is None:
+            raise
+        return state.place.network.versions
+
+
 def take_assigned(state: KeeperState, place: Place, record: Record) -> Steps[bool]:
     """Go by the subnets that the store has for us, of whatever length; whether our lease says what we are."""
     subnets = Subnets.from_key(record.key)
+    lacking = [version for version in place.network.versions if subnets.of(version) is None]
+    if lacking:
+        raise OutOfSubnetsError(
+            f"{state.store} gives this node {subnets}, and the network config uses IPv{lacking[0]}, too"
+        )
     if not place.network.contains(place.network.used(subnets)):
         raise StoreError(
             f"{state.store} gives this node {subnets}, which is no part of the network config's networks: "

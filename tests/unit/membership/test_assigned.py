@@ -9,7 +9,17 @@ from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
-from tests.unit.membership.modelled import DOCUMENT, TWO_FAMILIES, Node, StoreModel, once, underlay, while_true
+from tests.unit.membership.modelled import (
+    DOCUMENT,
+    TWO_FAMILIES,
+    Node,
+    StoreModel,
+    agreed,
+    foreign,
+    once,
+    underlay,
+    while_true,
+)
 
 from pyflannel.errors import PyflannelError, StoreDeniedError, StoreUnavailableError
 from pyflannel.membership.allocation import ConflictPolicy
@@ -130,6 +140,36 @@ def test_a_family_that_lacks_is_waited_for() -> None:
     assert node.state.trouble == "nothing of IPv6"
     store.assign("10.5.9.0-24&fd00:5::-64")
     node.until(lambda: node.generation is not None, 30.0)
+
+
+@pytest.mark.parametrize("document", ["{", BOTH, agreed(BOTH)])
+def test_a_document_that_can_t_be_followed_leaves_the_one_in_force(document: str) -> None:
+    node, store = on_assigning(DOCUMENT, "10.5.1.0-24")
+    node.start().run(60)
+    store.config_is(document)
+    node.run(60)
+    store.compact()  # to go on, a watch needs a snapshot
+    store.put("10.5.9.0-24", foreign(9))
+    node.run(60)
+    assert node.state.valid(node.now)
+    assert node.state.trouble != ""
+    assert node.state.connected
+    assert list(node.slot.records()) == ["10.5.9.0-24"], "peers are still followed"
+    store.config_is(DOCUMENT)
+    node.run(70)
+    assert node.state.trouble == ""
+
+
+def test_a_family_that_is_added_is_taken_as_soon_as_it_is_assigned() -> None:
+    node, store = on_assigning(DOCUMENT, "10.5.1.0-24")
+    node.start().run(60)
+    store.config_is(agreed(BOTH))
+    node.run(60)
+    assert "IPv6" in node.state.trouble
+    store.assign("10.5.1.0-24&fd00:5:0:1::-64")
+    node.run(70)
+    assert str(node.joined.node.subnets) == "10.5.1.0/24 fd00:5:0:1::/64"
+    assert node.state.trouble == ""
 
 
 def test_subnets_outside_the_network_are_named() -> None:
