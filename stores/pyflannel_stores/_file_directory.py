@@ -401,17 +401,19 @@ class Directory:
         except OSError as error:
             raise failure("write", path, error) from None
         finally:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # it is in its place; or the next writer removes it
                 os.unlink(temporary)
         return self._read(path, key)
 
     def _clear_work(self) -> None:
+        """Remove what dead writers have left. What can't be, such as a directory, is in nobody's way."""
         try:
-            for name in os.listdir(self._work):
-                if name not in ("gate", "lock"):
-                    os.unlink(os.path.join(self._work, name))
+            left = set(os.listdir(self._work)) - {"gate", "lock"}
         except OSError as error:
             raise failure("clean", self._work, error) from None
+        for name in left:
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(self._work, name))
 
     def remove(self, keys: Iterable[str]) -> None:
         """Delete records under the lock."""

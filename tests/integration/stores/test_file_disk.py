@@ -370,6 +370,14 @@ def test_kill_9_leaves_no_lost_and_no_broken_lease(root: Path, store: FileStore)
         assert sorted(os.listdir(root / ".work")) == ["gate", "lock"]
 
 
+def test_what_somebody_puts_among_the_files_being_written_is_in_nobody_s_way(root: Path, store: FileStore) -> None:
+    record = store.create(KEY, VALUE, 60.0)
+    (root / ".work" / "kept").mkdir()
+    (root / ".work" / "left").write_text("of a dead writer")
+    assert store.renew(record, 90.0).version == record.version
+    assert sorted(os.listdir(root / ".work")) == ["gate", "kept", "lock"]
+
+
 def test_a_lock_held_for_too_long_is_said(root: Path, store: FileStore) -> None:
     first, second = Directory(str(root), create=True), Directory(str(root), create=True)
     with first.locked(shared=True), second.locked(shared=True, timeout=0.01):
