@@ -293,7 +293,12 @@ class LeaseKeeper:
             watch.close()
             return
         watcher = self._watches[number] = _Watcher(number, watch, self._scheme, self._inbox)
-        watcher.start()
+        try:
+            watcher.start()
+        except (RuntimeError, MemoryError):  # there is nothing to begin a thread with
+            del self._watches[number]
+            watch.close()
+            raise
 
     def _keep(self, document: str) -> None:
         try:

@@ -410,6 +410,14 @@ def test_a_keeper_ends_although_its_store_hangs(tmp_path: Path, faulty: type[Fau
         assert not keeper.keeper.alive
 
 
+class Counting(FileStore):
+    """Knows how many of its watches are open."""
+
+    @property
+    def open_watches(self) -> int:
+        return len(self._watches)
+
+
 @pytest.mark.parametrize("thread", ["pyflannel-loading", "pyflannel-publish", "pyflannel-watch"])
 def test_a_thread_that_can_t_begin_is_begun_later(
     tmp_path: Path, outside: Store, thread: str, monkeypatch: pytest.MonkeyPatch
@@ -424,7 +432,7 @@ def test_a_thread_that_can_t_begin_is_begun_later(
             raise RuntimeError("can't start new thread")
         begin(self)
 
-    with keeping(tmp_path) as keeper:
+    with keeping(tmp_path, kind=Counting) as keeper:
         keeper.joined()
         monkeypatch.setattr(threading.Thread, "start", start)
         outside.write_config(DOCUMENT.replace("10.5.0.0/16", "10.5.0.0/15"), outside.read_config())
@@ -432,6 +440,9 @@ def test_a_thread_that_can_t_begin_is_begun_later(
         keeper.until(lambda: not keeper.state.trouble)
         outside.create("10.5.200.0-24", foreign(7, "node-7"), 60)
         keeper.until(lambda: "10.5.200.0-24" in keeper.slot.records())
+        [store] = keeper.opened
+        assert isinstance(store, Counting)
+        keeper.until(lambda: store.open_watches == 1)
     assert refused
 
 
