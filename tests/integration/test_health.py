@@ -84,6 +84,24 @@ def test_repairs_and_packets_are_counted(lab: Lab) -> None:
     assert value(node, "device_transmit_packets_total", device="flannel.1") >= sent + 3
 
 
+def test_a_device_may_have_a_name_of_any_bytes(lab: Lab) -> None:
+    """The kernel takes nearly all of them, and somebody's bridge is in texts about what is in the overlay's way."""
+    node, peer = lab.nodes[0], lab.nodes[2]
+    subnet = peer.daemon.status()["lease"]["subnets"][0].replace("/24", "/25")
+    name = "$(printf 'b\\303\\274\\377')"
+    node.run(
+        ["sh", "-ec", f'ip link add "{name}" type bridge; ip link set "{name}" up; ip route add {subnet} dev "{name}"']
+    )
+    try:
+        until(lambda: "b\u00fc\\udcff" in get(node, "/readyz")[1], lambda: get(node, "/readyz"))
+        assert "b\u00fc\\udcff" in get(node, "/")[1]
+        assert value(node, "device_transmit_packets_total", device="flannel.1") >= 0
+        assert "b\u00fc\udcff" in node.daemon.status()["message"]
+    finally:
+        node.run(["sh", "-ec", f'ip link del "{name}"'])
+    until(lambda: node.daemon.status()["state"] == "ready")
+
+
 def test_repairs_of_the_firewall_are_counted(lab: Lab) -> None:
     """On this host somebody drops, so there is something of ours to remove."""
     node = lab.nodes[1]

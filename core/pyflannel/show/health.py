@@ -32,6 +32,7 @@ from pyflannel.show.reachability import Reachability
 from pyflannel.show.readiness import readiness
 from pyflannel.show.view import Window
 from pyflannel.small.server import MAX_CONNECTIONS, SocketServer
+from pyflannel.small.text import inert
 
 __all__ = ["STUCK_AFTER", "HealthServer", "HttpResponse", "answers"]
 
@@ -62,8 +63,8 @@ class HttpResponse:
 
     @classmethod
     def text(cls, status: HTTPStatus, text: str) -> HttpResponse:
-        """A line of plain text."""
-        return cls(status, f"{text}\n".encode())
+        """A line of plain text. Names in it may be others', and of any bytes."""
+        return cls(status, f"{inert(text)}\n".encode())
 
     def encode(self, head_only: bool = False) -> bytes:
         """The response as it goes over the wire."""

@@ -161,7 +161,8 @@ def _data_plane(details: Details) -> Iterator[Metric]:
     if details.counters:
         samples = [({"counter": name}, count) for name, count in details.counters.items()]
         yield _counter("data_plane", "The backend's own counters.", samples)
-    devices = read_device_counters(Path("/proc/net/dev").read_text(encoding="ascii"), details.links)
+    text = Path("/proc/net/dev").read_text(encoding="utf-8", errors="surrogateescape")  # a name may be any bytes
+    devices = read_device_counters(text, details.links)
     for column, (direction, what) in _DEVICE_COLUMNS.items():
         yield _counter(
             f"device_{direction}_{what}",
