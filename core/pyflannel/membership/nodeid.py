@@ -52,7 +52,7 @@ def known_id(state_dir: Path, given: str | None = None, machine_id: Path = Path(
 
 def _from_machine(machine_id: Path) -> str | None:
     try:
-        text = machine_id.read_text(encoding="ascii", errors="replace").strip()
+        text = _content(machine_id)
     except OSError:  # containers and images often have none
         return None
     return str(machine_specific(uuid.UUID(text))) if re.fullmatch("[0-9a-f]{32}", text) else None
@@ -107,7 +107,7 @@ def _kept(path: Path, machine_id: Path) -> str:
     try:
         if not path.exists():
             _keep(path)
-        text = path.read_text(encoding="ascii", errors="replace").strip()
+        text = _content(path)
     except OSError as error:
         raise ConfigError(
             f"{machine_id} holds no machine id, and {path} can't keep a random one ({error.strerror}); "
@@ -115,7 +115,13 @@ def _kept(path: Path, machine_id: Path) -> str:
         ) from None
     if not text:
         raise ConfigError(f"{path} is empty; delete it, or use --node-id")
+    if not (text.isascii() and text.isprintable()):
+        raise ConfigError(f"{path} holds something else than a node id; delete it, or use --node-id")
     return text
+
+
+def _content(path: Path) -> str:
+    return files.read_own(path).decode("ascii", "replace").strip()
 
 
 def _keep(path: Path) -> None:

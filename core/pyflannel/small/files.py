@@ -84,9 +84,11 @@ def replace(path: Path, text: str, mode: int = _FILE_MODE) -> bool:
 
 
 def _is_right(path: Path, text: str, mode: int) -> bool:
+    content = text.encode()
     try:
         status = path.lstat()
-        return stat.S_ISREG(status.st_mode) and stat.S_IMODE(status.st_mode) == mode and read(path) == text.encode()
+        looks = stat.S_ISREG(status.st_mode), stat.S_IMODE(status.st_mode), status.st_size
+        return looks == (True, mode, len(content)) and read(path) == content
     except FileNotFoundError:
         return False
 

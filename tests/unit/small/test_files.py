@@ -10,7 +10,9 @@ import pytest
 
 from pyflannel.daemon import cni, subnet_env
 from pyflannel.daemon.reverse_path import ReversePath
+from pyflannel.errors import ConfigError
 from pyflannel.membership import followed
+from pyflannel.membership.nodeid import identify
 from pyflannel.small import files as smallfile
 
 
@@ -60,11 +62,21 @@ def test_what_never_ends_is_not_waited_for(tmp_path: Path, plant: Callable[[Path
 def test_nothing_of_the_daemon_s_waits_for_it(tmp_path: Path, plant: Callable[[Path], None]) -> None:
     plant(tmp_path / "00-first.conf")
     assert cni.write(tmp_path / "10-ours.conflist", "{}")
-    for name in ("subnet.env", "network.json", "rp_filter.json"):
+    for name in ("subnet.env", "network.json", "rp_filter.json", "node-id", "machine-id"):
         plant(tmp_path / name)
     assert subnet_env.read_previous(tmp_path / "subnet.env").subnets is None
     assert followed.read(tmp_path) == ""
     ReversePath(tmp_path).restore()
+    with pytest.raises(ConfigError, match="node-id can't keep a random one"):
+        identify(tmp_path, machine_id=tmp_path / "machine-id")
+
+
+def test_what_has_another_length_is_not_read_before_it_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch(0o644)
+    os.truncate(path, 1 << 40)
+    assert smallfile.replace(path, "ours")
+    assert path.read_text() == "ours"
 
 
 def test_a_long_file_is_read_up_to_the_limit(tmp_path: Path) -> None:
