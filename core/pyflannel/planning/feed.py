@@ -286,6 +286,9 @@ class Feed:
         try:
             self._call("put", lambda: plane.put(lease), key)
         except PyflannelError as error:
+            told = self._told.get(key)
+            if told is not None:  # it may have taken the news for all that: told anew, even what it was told before
+                self._told[key] = ("", told[1])
             self._refuse(key, error, lease.subnets, now)
             return
         self._forget(self._owners.get(lease.subnets, key))

@@ -53,6 +53,7 @@ class Plane(DataPlane):
             raise RuntimeError("not this one")
         self.calls += 1
         self.table[str(peer.subnets)] = str(peer.attributes.public_ip)
+        self.backend.failing("end of put")
 
     def remove(self, subnets: Subnets) -> None:
         self.backend.failing("remove")
@@ -243,6 +244,17 @@ def test_one_peer_that_the_data_plane_does_not_take_is_one_peer_and_is_tried_eve
     assert backend.refused < 40
     overlay.remove("10.5.3.0-24")
     feed.tend(overlay, 100.0)
+    assert feed.problems.keys() == {"10.5.9.0-24"}
+
+
+def test_news_that_failed_and_may_have_been_taken_are_taken_back() -> None:
+    backend, overlay, feed = fed(lease(2))
+    backend.fail("end of put", TimeoutError("no answer"), 1)
+    overlay.put(*lease(2, host=22))
+    feed.tend(overlay, 0.5)
+    overlay.put(*lease(2))
+    feed.tend(overlay, 0.6)
+    assert backend.plane.table == {"10.5.2.0/24": "192.0.2.2"}
     assert feed.problems.keys() == {"10.5.9.0-24"}
 
 
