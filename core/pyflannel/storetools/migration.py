@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import queue
+import random
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -22,6 +23,7 @@ from typing import Final
 from pyflannel.errors import ConfigError, ConflictError, PyflannelError, StoreAbsentError, StoreUnavailableError
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON
+from pyflannel.small.retry import Backoff
 from pyflannel.store import Record, Snapshot, Store, Watch
 from pyflannel.storetools.homes import (
     HANDICAP,
@@ -347,7 +349,8 @@ class Migration:
         A store that is away is waited for.
         """
         bells = (_Bell(self.stores[SOURCE], self._wake), _Bell(self.stores[TARGET], self._wake))
-        pause, away = _FIRST_PAUSE, False
+        backoff = Backoff(random.Random(), _FIRST_PAUSE, _LAST_PAUSE)  # noqa: S311 - pauses need no secrecy
+        away = False
         try:
             while not self._stopping.is_set():
                 began = self._clock()
@@ -359,12 +362,12 @@ class Migration:
                     if not away:
                         self._say(f"{error}; trying again")
                     away = True
-                    self._stopping.wait(pause)
-                    pause = min(2 * pause, _LAST_PAUSE)
+                    self._stopping.wait(backoff.next())
                     continue
                 if away:
                     self._say("both stores answer again")
-                pause, away = _FIRST_PAUSE, False
+                backoff.reset()
+                away = False
                 moved, total = self.moved
                 if until_moved and moved == total:
                     return
