@@ -16,6 +16,7 @@ from pyflannel.errors import (
     ConflictError,
     OutOfSubnetsError,
     PyflannelError,
+    StoreDeniedError,
     StoreError,
     StoreUnavailableError,
 )
@@ -60,7 +61,11 @@ def join(state: KeeperState) -> Steps[None]:
     if assigned is None:
         yield from _keep_ours(state, records)
     if snapshot.config is None and (state.options.seed is not None or state.place is None):
-        snapshot = yield from _create_config(state, snapshot)
+        try:
+            snapshot = yield from _create_config(state, snapshot)
+        except StoreDeniedError:
+            if state.place is None:  # else what is in force does without a document
+                raise
         records = _take_over(state, snapshot)
     place = yield from _place_to_join(state, snapshot.leases)
     try:

@@ -30,6 +30,7 @@ from pyflannel.errors import (
     ConfigError,
     KernelError,
     PluginError,
+    StoreDeniedError,
 )
 from pyflannel.membership.calls import (
     Call,
@@ -530,6 +531,20 @@ def test_a_node_that_starts_does_not_cut_itself_off_from_all_others(written: str
     assert again.state.trouble != "", "it says so"
     again.store.config_is(read(DOCUMENT).text)
     assert again.run(70).state.trouble == ""
+
+
+@pytest.mark.parametrize("denied", [False, True])
+def test_a_document_that_is_gone_leaves_the_one_in_force(denied: bool) -> None:
+    """A node that was given the network writes it anew, if it may."""
+    node = Node().start().run(5)
+    node.fault = lambda call: StoreDeniedError("read only") if denied and isinstance(call, WriteConfig) else None
+    node.store.config = None
+    node.store.compact()  # to go on, a watch needs a snapshot
+    node.store.put("10.5.200.0-24", foreign(9))
+    node.run(60)
+    assert list(node.slot.records()) == ["10.5.200.0-24"], "peers are still followed"
+    assert node.state.trouble == ""
+    assert (node.store.config is None) is denied
 
 
 @pytest.mark.parametrize("seed", [None, NetworkSeed(DOCUMENT, "the test", False)])
