@@ -37,6 +37,9 @@ class Document(ABC):
     interval: float
     """Seconds between two looks at it while somebody watches."""
 
+    last: Record | None = None
+    """As it was when it was read last."""
+
     @abstractmethod
     def read(self, deadline: Deadline) -> Record:
         """The document.
@@ -56,6 +59,18 @@ class Document(ABC):
         """The document, if need be as it was when it was read last."""
         return self.read(deadline)
 
+    def known(self, deadline: Deadline) -> Record:
+        """The document, or as it was when it was read last, if there is none any more or it may not be read.
+
+        :raises StoreDeniedError: it never was read.
+        """
+        try:
+            return self.read(deadline)
+        except StoreDeniedError:
+            if self.last is None:
+                raise
+            return self.last
+
     def close(self) -> None:  # noqa: B027 - a file has nothing to let go of
         """Let go of connections."""
 
@@ -69,17 +84,16 @@ class File(Document):
         self.path = path
         self._where = where
         self._stamp: tuple[int, int, int] | None = None
-        self._record: Record | None = None
 
     def read(self, deadline: Deadline) -> Record:
         try:
             status = self.path.stat()
             stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
-            record = self._record
+            record = self.last
             if record is None or stamp != self._stamp:
                 text = self.path.read_text(encoding="utf-8")
                 record = Record(CONFIG_KEY, text, f"{stamp[0]}.{stamp[1]}", permanent=True)
-                self._stamp, self._record = stamp, record
+                self._stamp, self.last = stamp, record
             return record
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not a text file"
@@ -116,15 +130,14 @@ class ConfigMap(Document):
         self.name, self._namespace, self._own = name, namespace, own
         self._where, self._http = where, http
         self._api = http.Api(access)
-        self._latest: Record | None = None
         self._path = f"/api/v1/namespaces/{namespace}/configmaps/{own}"
 
     def read(self, deadline: Deadline) -> Record:
-        self._latest = self._record(self._call("get", deadline))
-        return self._latest
+        self.last = self._record(self._call("get", deadline))
+        return self.last
 
     def latest(self, deadline: Deadline) -> Record:
-        return self._latest or self.read(deadline)
+        return self.last or self.read(deadline)
 
     def write(self, value: str, expected: Record | None, deadline: Deadline) -> Record:
         """See :class:`Document`. A version is the ConfigMap's resource version, which the API server compares."""

@@ -135,7 +135,7 @@ class KubernetesStore(Store):
             self._answer(deadline, "GET", "/version")
         except self.http.NotFound:
             raise self._garbage() from None
-        return self._document.read(deadline)
+        return self._document.known(deadline)
 
     def write_config(self, value: str, expected: Record | None) -> Record:
         """See :class:`~pyflannel.store.Store`. The ConfigMap is written; refused where the document is a file."""
@@ -144,7 +144,7 @@ class KubernetesStore(Store):
     def snapshot(self) -> Snapshot:
         """See :class:`~pyflannel.store.Store`. A listing that takes longer than a call is gone on with by the next."""
         deadline = Deadline(_BUDGET)
-        config = self._document.read(deadline)
+        config = self._document.known(deadline)
         own = self._find_own(deadline)
         listing = self._listing
         if listing is None or listing.stale or listing.cluster.own != own:
