@@ -97,7 +97,7 @@ def _place_instead(state: KeeperState, place: Place, error: OutOfSubnetsError) -
     present, underlay = state.place, state.underlay
     if present is None or underlay is None or present.network.families == place.network.families:
         raise error
-    state.troubles["follow"] = error
+    state.troubles["follow"] = ConfigError(str(error))  # it is nobody's claim to what this node has
     state.pauses["follow"].put_off(state.now)
     return _moved_if_possible(present, underlay)
 

@@ -154,6 +154,7 @@ def test_a_document_that_can_t_be_followed_leaves_the_one_in_force(document: str
     assert node.state.valid(node.now)
     assert node.state.trouble != ""
     assert node.state.connected
+    assert not node.state.conflict
     assert list(node.slot.records()) == ["10.5.9.0-24"], "peers are still followed"
     store.config_is(DOCUMENT)
     node.run(70)

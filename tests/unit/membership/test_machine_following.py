@@ -430,6 +430,8 @@ def test_a_node_that_gets_no_subnet_of_a_family_that_is_added_goes_on_without_an
     assert before is not None
     assert two.joined.lease.key == before.key
     assert "no free subnet: IPv6" in two.state.trouble
+    assert two.state.refused == two.state.trouble
+    assert not two.state.conflict, "it is ready with what it has"
     told = said(two)
     assert told is not None
     assert (told.id, told.step) == (CHANGE_ID, None)
