@@ -191,6 +191,11 @@ class Selection:
     public_ip: IPv4Address | None = None
     public_ipv6: IPv6Address | None = None
 
+    @property
+    def asks(self) -> bool:
+        """Whether it asks for an interface by its name, its address or where it leads."""
+        return bool(self.iface or self.iface_regex or self.iface_can_reach)
+
 
 def choose(inventory: Inventory, selection: Selection) -> Underlay:
     """Find the underlay.
@@ -205,17 +210,34 @@ def keep_or_choose(
 ) -> Underlay:
     """The underlay in use for as long as it can carry packets, else a new one.
 
-    :param own: the subnets of this node's containers, whose addresses are never the underlay's.
+    :param own: the subnets of this node's containers, whose addresses are never the underlay's; an address of a family
+        that they are not of carries nothing, and may go.
     :raises UnderlayError: see :func:`choose`.
     """
     inventory = inventory.without(own)
     if current is None:
         return choose(inventory, selection)
+    versions = {subnet.version for subnet in own} or {4, 6}
     used = tuple(address for address in (current.ipv4, current.ipv6) if address is not None)
+    needed = [address for address in used if address.version in versions]
     interface = inventory.interface(current.interface)
-    if interface is not None and interface.up and all(_works(interface, address) for address in used):
+    if interface is not None and interface.up and all(_works(inventory, interface, address) for address in needed):
         return _made(inventory, selection, _Choice(interface, None, _why_kept(inventory, selection, current)), used)
-    return _made(inventory, selection, _choice(inventory, selection), used)
+    choice = interface and _renumbered(inventory, selection, interface, needed)
+    return _made(inventory, selection, choice or _choice(inventory, selection), used)
+
+
+def _renumbered(
+    inventory: Inventory, selection: Selection, interface: Interface, lost: Iterable[IPAddress]
+) -> _Choice | None:
+    """The interface in use, if it has got addresses instead of those it has lost, and a default route chose it that is
+    still there: another default route that has come in the meantime is no reason to leave it."""
+    there = {address.version for address in interface.addresses if address not in interface.hosts}
+    if selection.asks or not interface.up or not {address.version for address in lost} <= there:
+        return None
+    if next(_having_public(inventory, selection), None) is not None:
+        return None
+    return next((each for each in _by_default_route(inventory) if each.interface == interface), None)
 
 
 def _why_kept(inventory: Inventory, selection: Selection, current: Underlay) -> str:
@@ -225,14 +247,35 @@ def _why_kept(inventory: Inventory, selection: Selection, current: Underlay) -> 
     return chosen if chosen in reasons else next(iter(reasons), f"{chosen}{_KEPT}")
 
 
-def _works(interface: Interface, address: IPAddress) -> bool:
-    """Whether an address may stay in use: it is there, and did not only stand in for a better one."""
+def _works(inventory: Inventory, interface: Interface, address: IPAddress) -> bool:
+    """Whether an address may stay in use: it is there, and did not only stand in for a better one.
+
+    None is better if the default route's gateway is in none of their networks: some clouds give each machine a /32.
+    """
     if address in interface.fading:
         return True
-    better = [
+    better = {
         other for other in interface.addresses if other.version == address.version and other not in interface.hosts
+    }
+    if address not in interface.addresses or address not in interface.hosts or not better:
+        return address in interface.addresses
+    gateways = [
+        route.gateway for route in inventory.default_routes(address.version) if route.interface == interface.name
     ]
-    return address in interface.addresses and not (address in interface.hosts and better)
+    connected = [
+        route.destination
+        for route in inventory.routes
+        if route.interface == interface.name and route.gateway is None and _is_network(route.destination)
+    ]
+    return bool(gateways) and not any(
+        gateway is None or gateway.is_link_local or any(gateway in network for network in connected)
+        for gateway in gateways
+    )
+
+
+def _is_network(destination: IPNetwork) -> bool:
+    """Whether it is neither everything nor a single address."""
+    return 0 < destination.prefixlen < destination.max_prefixlen
 
 
 class _Choice(NamedTuple):
@@ -250,7 +293,7 @@ def _made(inventory: Inventory, selection: Selection, choice: _Choice, used: Seq
     there = (*interface.addresses, *interface.fading)
     wanted = (choice.wanted, selection.public_ip, selection.public_ipv6)
     order = (
-        *(address for address in used if _works(interface, address)),
+        *(address for address in used if _works(inventory, interface, address)),
         *(address for address in wanted if address in there),
         *(address for address in interface.addresses if address not in interface.hosts),
         *interface.addresses,
@@ -334,7 +377,7 @@ def _candidates(inventory: Inventory, selection: Selection) -> Iterator[_Choice]
         yield from _matching(inventory.interfaces, pattern)
     if selection.iface_can_reach is not None:
         yield from _towards(inventory, selection.iface_can_reach)
-    elif not selection.iface and not selection.iface_regex:
+    elif not selection.asks:
         yield from _unasked(inventory, selection)
 
 
@@ -350,10 +393,18 @@ def _others(inventory: Inventory, selection: Selection, chosen: Underlay) -> Ite
 
 def _unasked(inventory: Inventory, selection: Selection) -> Iterator[_Choice]:
     """Without a flag that names an interface: who has our public address, else the default route's."""
+    yield from _having_public(inventory, selection)
+    yield from _by_default_route(inventory)
+
+
+def _having_public(inventory: Inventory, selection: Selection) -> Iterator[_Choice]:
     for public in (selection.public_ip, selection.public_ipv6):
         for interface in inventory.interfaces:
             if public is not None and public in interface.addresses:
                 yield _Choice(interface, public, f"--public-ip {public} is its address")
+
+
+def _by_default_route(inventory: Inventory) -> Iterator[_Choice]:
     for version in (4, 6):
         for route in inventory.default_routes(version):
             through = inventory.interface(route.interface)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from ipaddress import IPv4Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 
 import pytest
 
@@ -146,6 +146,58 @@ def test_a_virtual_address_never_takes_the_place_of_a_node_s_own(own: str, vip: 
     without = keep_or_choose(Inventory((virtual,), routes), Selection(), current)
     assert without.local(address.version) == extra
     assert keep_or_choose(Inventory((both,), routes), Selection(), without).local(address.version) == address
+
+
+@pytest.mark.parametrize(
+    ("own", "gateway", "network", "added"),
+    [
+        ("10.128.0.2", "10.128.0.1", "203.0.113.0/24", "203.0.113.5"),
+        ("2001:db8::2", "2001:db8:1::1", "fd00:9::/64", "fd00:9::5"),
+    ],
+)
+def test_an_address_that_is_added_takes_nothing_from_one_that_a_cloud_gave_as_a_host_s(
+    own: str, gateway: str, network: str, added: str
+) -> None:
+    """The machine has a /32, and reaches its gateway by a route of its own."""
+    address, router = ip_address(own), ip_address(gateway)
+    everything = ip_network("0.0.0.0/0" if address.version == 4 else "::/0")
+    routes = (InterfaceRoute(everything, "eth0", router), InterfaceRoute(ip_network(gateway), "eth0"))
+    alone = Interface("eth0", 1460, True, (address,), frozenset({address}))
+    current = choose(Inventory((alone,), routes), Selection())
+    both = replace(alone, addresses=(address, ip_address(added)))
+    more = (*routes, InterfaceRoute(ip_network(network), "eth0"))
+    assert keep_or_choose(Inventory((both,), more), Selection(), current).local(address.version) == address
+    better = (*more, InterfaceRoute(everything, "eth0", ip_address(added) + 1, metric=9))
+    assert keep_or_choose(Inventory((both,), better), Selection(), current).local(address.version) != address
+
+
+FOUR, SIX = (ip_network("10.5.7.0/24"),), (ip_network("fd00:5:7::/64"),)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "own", "interface"),
+    [
+        (("192.0.2.1",), FOUR, "eth0"),
+        (("192.0.2.1",), SIX, "tun0"),
+        (("192.0.2.1", "2001:db8:9::1"), SIX, "eth0"),
+        (("192.0.2.9", "2001:db8::1"), FOUR, "eth0"),
+        (("2001:db8::1",), FOUR, "tun0"),
+        (("2001:db8::1",), SIX, "eth0"),
+    ],
+)
+def test_an_interface_that_is_renumbered_stays_although_another_default_route_has_come(
+    addresses: tuple[str, ...], own: tuple[IPv4Network | IPv6Network, ...], interface: str
+) -> None:
+    """And a family that carries no containers may go."""
+    eth0 = Interface("eth0", 1500, True, (ip_address("192.0.2.1"), ip_address("2001:db8::1")))
+    tun0 = Interface("tun0", 1400, True, (ip_address("10.8.0.2"), ip_address("fd00:8::2")))
+    routes = (replace(DEFAULT, metric=100), InterfaceRoute(ip_network("0.0.0.0/0"), "tun0", metric=50))
+    current = choose(Inventory((eth0,), routes), Selection())
+    after = Inventory((replace(eth0, addresses=tuple(map(ip_address, addresses))), tun0), routes)
+    assert keep_or_choose(after, Selection(), current, own).interface == interface
+    moved = Selection(iface=("tun0",))
+    lost = Inventory((replace(eth0, addresses=(ip_address("192.0.2.77"),)), tun0), routes)
+    assert keep_or_choose(lost, moved, current, own).interface == "tun0"
 
 
 def test_a_deprecated_address_is_kept_and_not_chosen() -> None:
