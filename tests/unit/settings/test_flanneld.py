@@ -240,6 +240,12 @@ def test_flannelds_default_for_the_network_file_may_be_missing(
         ("(?i)^ETH", "eth0", "ens3"),
         (r"^ens\d+\z", "ens3", "ens3x"),
         (r"^\[[[:xdigit:]]", "[f", "f"),
+        ("^e[:dig:]+$", "edig:", "e7"),
+        ("^e{,3}$", "e{,3}", "eee"),
+        ("^(?<kind>eth|ens)", "eth0", "enp0s3"),
+        (r"^\x{65}\164", "eth0", "ens3"),
+        (r"^[+*]+$", "+*", "a"),
+        (r"^[]a]$", "]", "b"),
     ],
 )
 def test_patterns_are_gos(pattern: str, matches: str, other: str) -> None:
@@ -250,6 +256,18 @@ def test_patterns_are_gos(pattern: str, matches: str, other: str) -> None:
 
 @pytest.mark.parametrize("pattern", [r"\pN", r"\Qeth\E", "(?U)e+", "eth(?i)X", "[[:no:]]", "(", "a**"])
 def test_what_only_gos_engine_can_do_is_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match="must be a regular expression"):
+        compile_pattern(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("(?=e)", "(?!e)", "(?<=e)x", "(?<!e)x", "(?>e)", "(?#e)", r"(e)(?(1)x)", r"(e)\1", "(?P<n>e)(?P=n)"),
+        *(r"eth0\Z", r"\u0065", r"\N{DIGIT ONE}", "e*+", "e++", "e?+", "e{2}+", "(?", "(?<>e)", r"\x{ffffff}"),
+    ],
+)
+def test_what_only_pythons_engine_can_do_is_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match="must be a regular expression"):
         compile_pattern(pattern)
 
