@@ -1,10 +1,10 @@
 """flanneld's own flags, to the letter: what each of 0.28.10 means there, and how it is met here.
 
-flanneld is a Go program. Its whole numbers may be written ``0x1f90`` or ``1_000``; an empty text counts as not given,
-but in a flag that wants a number or a boolean; a ``FLANNELD_`` variable that is no number, or neither true nor false,
-is logged and passed over. What flanneld ignores
-must not end a node that is moved to pyflannel: it is ignored here too, with a warning that names it. What flanneld
-passes over although it changes how the node works is refused instead.
+flanneld is a Go program. Its whole numbers may be written ``0x1f90`` or ``1_000``, but for ``v``, which klog reads; an
+empty text counts as not given, but in a flag that wants a number or a boolean; a ``FLANNELD_`` variable that is no
+number, or neither true nor false, is logged and passed over. What flanneld ignores must not end a node that is moved to
+pyflannel: it is ignored here too, with a warning that names it. What flanneld passes over although it changes how the
+node works is refused instead.
 
 :data:`FLAGS` is the one list of these flags: it drives :func:`meaning`, and the table in the documentation is made of
 it.
@@ -36,6 +36,7 @@ class FlanneldFlag:
     :param here: what it does here, in a sentence or two for the documentation.
     :param number: a whole number of Go's: what to read instead of it.
     :param boolean: true or false.
+    :param ignored: why nothing is done with it: a text that is wrong matters only in a flag.
     :param empty: the text that an empty one stands for; ``None``: an empty one counts as not given.
     """
 
@@ -43,6 +44,7 @@ class FlanneldFlag:
     here: str = SAME
     number: Callable[[int], Meaning] | None = None
     boolean: bool = False
+    ignored: str = ""
     empty: str | None = None
 
 
@@ -60,6 +62,12 @@ def go_integer(text: str) -> int | None:
     return value if -(2**63) <= value < 2**63 else None
 
 
+def _klog_integer(text: str) -> int | None:
+    """The same as klog reads it (base 10, 32 bits)."""
+    number = int(text) if re.fullmatch(r"[+-]?[0-9]{1,32}", text) else None
+    return number if number is not None and -(2**31) <= number < 2**31 else None
+
+
 def _as_it_is(number: int) -> Meaning:
     return Meaning((str(number),))
 
@@ -73,6 +81,8 @@ def _resync(seconds: int) -> Meaning:
         return _as_it_is(seconds)
     return Meaning(("1",), f"{seconds} would be without a pause; 1 second is taken")
 
+
+NO_LEVELS: Final = "log lines are chosen by --log-level alone"
 
 _WITH_TLS = "Works as there; with endpoints of `http://` ignored with a warning, as flanneld speaks no TLS then."
 _WITH_KUBERNETES = "Works as there; without `--kube-subnet-mgr` (or `--store kubernetes://`) ignored with a warning."
@@ -155,8 +165,12 @@ FLAGS: Final[tuple[FlanneldFlag, ...]] = (
     ),
     FlanneldFlag("set-node-network-unavailable", _WITH_KUBERNETES, boolean=True),
     FlanneldFlag("v", "Works as there: 1 or more is `--log-level debug`, any less is none.", number=_never_negative),
-    FlanneldFlag("vmodule", "Ignored with a warning: there are no levels by file. What flanneld refuses is refused."),
-    FlanneldFlag("log_backtrace_at", "Ignored with a warning. What flanneld refuses is refused."),
+    FlanneldFlag(
+        "vmodule",
+        "Ignored with a warning: there are no levels by file. What flanneld refuses is refused.",
+        ignored=NO_LEVELS,
+    ),
+    FlanneldFlag("log_backtrace_at", "Ignored with a warning. What flanneld refuses is refused.", ignored=NO_LEVELS),
 )
 """In the order of flanneld's main.go."""
 
@@ -181,11 +195,13 @@ def meaning(name: str, texts: Sequence[str], variable: bool) -> Meaning:
         return Meaning(tuple(texts))
     if any(not text for text in texts) and (variable or not (flag.boolean or flag.number)):
         texts = [text or flag.empty for text in texts if text or flag.empty is not None]  # type: ignore[misc]
+    if variable and flag.ignored and texts:  # flanneld passes over what is wrong in it
+        return Meaning((), f"ignored: {flag.ignored}")
     if variable and flag.boolean and texts and texts[-1] not in _BOOLEANS:
         return Meaning((), f"{texts[-1]!r} is neither true nor false; it is ignored, as flanneld does")
     if flag.number is None or not texts:
         return Meaning(tuple(texts))
-    number = go_integer(texts[-1])
+    number = (_klog_integer if name == "v" else go_integer)(texts[-1])
     if number is not None:
         return flag.number(number)
     if variable and name != "subnet-lease-renew-margin":  # of which flanneld makes 0, and ends

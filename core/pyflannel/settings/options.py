@@ -163,6 +163,8 @@ def _of_version(read: Callable[[str], Any], kind: type, rule: str) -> Callable[[
             value = read(text)
         except ValueError:
             value = None
+        if kind is IPv4Address and isinstance(value, IPv6Address):
+            value = value.ipv4_mapped
         if isinstance(value, kind):
             return value
         raise ValueError(rule)
@@ -187,7 +189,8 @@ def _listening(text: str) -> IPAddress:
 def _modules(text: str) -> str:
     """klog's ``file=N,file=N``; nothing is done with it."""
     for part in text.split(","):
-        if part and not re.fullmatch(r"[^=]+=\+?[0-9]{1,9}", part):
+        number = re.fullmatch(r"[^=]+=(\+?[0-9]{1,32}|-0{1,32})", part)
+        if part and (number is None or int(number[1]) >= 2**31):
             raise ValueError("must be file=N, separated by commas")
     return text
 
@@ -468,7 +471,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
         section=LOG,
         scope="any",
     ),
-    Option("v", _whole(0), "As in flannel: 1 or more is --log-level debug.", 0, section=LOG, scope="any"),
+    Option("v", _whole(0, 2**31 - 1), "As in flannel: 1 or more is --log-level debug.", 0, section=LOG, scope="any"),
     Option("vmodule", MODULES, "A flag of flannel's; ignored.", section=LOG, in_file=False),
     Option("log_backtrace_at", SOURCE_LINE, "A flag of flannel's; ignored.", section=LOG, in_file=False),
     Option(

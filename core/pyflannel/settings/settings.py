@@ -225,6 +225,8 @@ def _from_flags_or_environment(
             warnings.append(f"{origin}: {meant.warning}")
         if meant.texts:
             return _read(option, meant.texts, level, origin)
+        if level is Level.FLAG:  # an empty one: flanneld looks at no variable then
+            return None
     return None
 
 
@@ -310,7 +312,7 @@ def _ignored(given: GivenValues, in_kubernetes: bool) -> list[str]:
         names, reason = flanneld.IN_KUBERNETES, "has a meaning in Kubernetes only (--kube-subnet-mgr)"
     warnings = [f"{given[name].origin}: ignored: it {reason}" for name in names if name in given]
     return warnings + [
-        f"{given[name].origin}: ignored: log lines are chosen by --log-level alone"
+        f"{given[name].origin}: ignored: {flanneld.NO_LEVELS}"
         for name in ("vmodule", "log_backtrace_at")
         if name in given and given[name].value
     ]

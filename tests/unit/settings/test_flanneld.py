@@ -160,6 +160,55 @@ def test_what_flanneld_ignores_is_ignored_and_named(given: dict[str, str]) -> No
     assert resolve(given, {}).warnings == ()  # other commands have nothing to say about it
 
 
+@pytest.mark.parametrize("text", ["etcd=4", "no level", "main.go:60"])
+@pytest.mark.parametrize("variable", ["FLANNELD_VMODULE", "FLANNELD_LOG_BACKTRACE_AT"])
+def test_a_variable_that_nothing_is_done_with_may_say_anything(variable: str, text: str) -> None:
+    """flanneld logs what is wrong in it, and goes on."""
+    assert warning(**{variable: text}).startswith(f"environment variable {variable}: ignored: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "attribute"),
+    [
+        ("public-ip", "192.0.2.7", "public_ip"),
+        ("iface", "eth7", "iface"),
+        ("iface-regex", "^eth", "iface_regex"),
+        ("iface-can-reach", "192.0.2.7", "iface_can_reach"),
+        ("etcd-username", "u", "store"),
+    ],
+)
+def test_an_empty_flag_keeps_its_variable_from_being_used(name: str, text: str, attribute: str) -> None:
+    """Go's flags that are given, with whatever, are not looked for in the environment."""
+    variable = f"FLANNELD_{name.upper().replace('-', '_')}"
+    login = {"FLANNELD_ETCD_PASSWORD": "p"}
+    assert getattr(daemon(**{variable: text}, **login).settings, attribute) != getattr(
+        daemon(**login).settings, attribute
+    )
+    empty = daemon({name: ""}, **{variable: text}, **login)
+    assert getattr(empty.settings, attribute) == getattr(daemon(**login).settings, attribute)
+    in_file = resolve({"public-ip": ""}, {}, {"public-ip": "192.0.2.9"}, daemon=True)
+    assert in_file.settings.public_ip == ip_address("192.0.2.9")
+
+
+def test_a_mapped_public_address_is_the_ipv4_one() -> None:
+    assert daemon({"public-ip": "::ffff:192.0.2.1"}).settings.public_ip == ip_address("192.0.2.1")
+
+
+@pytest.mark.parametrize("text", ["a=2147483647", "a=00000000001", "a=-0", ",a=1,,b=+2,"])
+def test_klogs_numbers_have_32_bits(text: str) -> None:
+    assert warning({"vmodule": text}).startswith("flag --vmodule: ignored")
+    assert daemon({"v": "2147483647"}).settings.log_level == "debug"
+
+
+@pytest.mark.parametrize("text", ["0x1", "1_0", "2147483648", "-2147483649"])
+def test_klogs_level_is_decimal(text: str) -> None:
+    with pytest.raises(ConfigError, match="flag -v"):
+        daemon({"v": text})
+    loaded = daemon(FLANNELD_V=text)
+    assert loaded.settings.log_level == "info"
+    assert loaded.warnings[0].startswith("environment variable FLANNELD_V: ")
+
+
 @pytest.mark.parametrize("name", ["etcd-endpoints", "etcd-prefix", "etcd-username", "etcd-cafile"])
 def test_kubernetes_looks_at_no_flag_of_etcd(name: str) -> None:
     value = "http://192.0.2.1:2379" if name == "etcd-endpoints" else "/x"
@@ -169,7 +218,8 @@ def test_kubernetes_looks_at_no_flag_of_etcd(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("vmodule", "etcd"), ("vmodule", "a=-1"), ("log_backtrace_at", "main:1"), ("v", "x")]
+    ("name", "text"),
+    [("vmodule", "etcd"), ("vmodule", "a=-1"), ("vmodule", "a=2147483648"), ("log_backtrace_at", "main:1"), ("v", "x")],
 )
 def test_what_flanneld_refuses_is_refused(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=f"--?{name}"):
