@@ -42,10 +42,15 @@ MOST_OTHERS: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class UnderlayRoute:
-    """A route by which the underlay interface reaches ``destination``; on-link if it has no ``gateway``."""
+    """A route by which the underlay interface reaches ``destination``; on-link if it has no ``gateway``.
+
+    ``connected``: an address of the interface lies in it. Of such a network alone the first and the last address are
+    nobody's; somebody's route to a part of the link says nothing about them.
+    """
 
     destination: IPNetwork
     gateway: IPAddress | None = None
+    connected: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +58,9 @@ class Underlay:
     """An interface and the addresses by which other nodes reach this one through it.
 
     ``ipv4`` and ``ipv6`` are addresses of the interface, the source of encapsulated packets; the public ones are what
-    the lease says, and differ from them behind a 1:1 NAT. ``mtu`` in bytes. ``why`` says what chose it, for people, and
-    ``others`` what would have been chosen without it.
+    the lease says, and differ from them behind a 1:1 NAT. ``mtu`` in bytes. ``also_own`` are this node's addresses
+    besides, on all interfaces but its containers'. ``why`` says what chose it, for people, and ``others`` what would
+    have been chosen without it.
     """
 
     interface: str
@@ -64,6 +70,7 @@ class Underlay:
     public_ipv4: IPv4Address | None = None
     public_ipv6: IPv6Address | None = None
     routes: tuple[UnderlayRoute, ...] = ()
+    also_own: frozenset[IPAddress] = frozenset()
     why: str = field(default="", compare=False)
     others: tuple[str, ...] = field(default=(), compare=False)
 
@@ -317,7 +324,14 @@ def _made(inventory: Inventory, selection: Selection, choice: _Choice, used: Seq
         ipv6=ipv6,
         public_ipv4=selection.public_ip or ipv4,
         public_ipv6=selection.public_ipv6 or ipv6,
-        routes=_relevant(route for route in inventory.routes if route.interface == interface.name),
+        routes=_relevant((route for route in inventory.routes if route.interface == interface.name), there),
+        also_own=frozenset(
+            address
+            for each in inventory.interfaces
+            if each.up
+            for address in (*each.addresses, *each.fading)
+            if address not in (ipv4, ipv6)
+        ),
         why=choice.why,
     )
     return replace(made, others=tuple(islice(_others(inventory, selection, made), MOST_OTHERS)))
@@ -336,10 +350,21 @@ def _mtu(inventory: Inventory, interface: Interface) -> int:
     return min([interface.mtu, *others])
 
 
-def _relevant(routes: Iterable[InterfaceRoute]) -> tuple[UnderlayRoute, ...]:
+def _relevant(routes: Iterable[InterfaceRoute], addresses: Iterable[IPAddress]) -> tuple[UnderlayRoute, ...]:
     """What decides who is on the link: the networks on it, and the exceptions within them. Other routes come and go
-    without a meaning for us."""
-    found = tuple(UnderlayRoute(route.destination, route.gateway) for route in routes)
+    without a meaning for us.
+
+    :param addresses: the interface's.
+    """
+    own = tuple(addresses)
+    found = tuple(
+        UnderlayRoute(
+            route.destination,
+            route.gateway,
+            any(each.version == route.destination.version and each in route.destination for each in own),
+        )
+        for route in routes
+    )
     onlink = [route.destination for route in found if route.gateway is None]
     return tuple(
         route

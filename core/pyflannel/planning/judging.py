@@ -65,7 +65,8 @@ def own_problem(node: Node, lease: Lease) -> str:
         leased = lease.subnets.of(version) is not None
         if not leased or public is None:
             continue
-        if public == node.underlay.public(version) or public == node.underlay.local(version):
+        own = (node.underlay.public(version), node.underlay.local(version))
+        if public in own or public in node.underlay.also_own:
             return f"{_public_name(version)} {public} is this node's own"
         no_host = _no_host(node, public)
         if no_host:
@@ -173,7 +174,7 @@ def no_hosts(node: Node, version: int) -> Iterator[tuple[IPAddress, str]]:
 def _no_hosts(underlay: Underlay, version: int) -> Iterator[tuple[IPAddress, str]]:
     for route in underlay.routes:
         network = route.destination
-        if route.gateway is not None or network.version != version or network.num_addresses <= 2:
+        if route.gateway is not None or not route.connected or network.version != version or network.num_addresses <= 2:
             continue
         yield network.network_address, f"the network address of {network}"
         if version == 4:

@@ -76,7 +76,8 @@ class _Family:
         self.shift = self.bits - min(self.length, subnet.prefixlen) if subnet is not None else self.bits
         self.own = int(subnet.network_address) >> self.shift if subnet is not None else -1
         public, local = underlay.public(version), underlay.local(version)
-        taken = [public, local, *(address for address, _ in no_hosts(node, version))]
+        besides = (address for address in underlay.also_own if address.version == version)
+        taken = [public, local, *besides, *(address for address, _ in no_hosts(node, version))]
         self.nobodies = frozenset(int(address) for address in taken if address is not None)
         self.nowhere = nowhere(version)
         self.said = dict(usual.said)

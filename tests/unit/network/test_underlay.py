@@ -95,6 +95,18 @@ def test_a_route_that_says_nothing_about_the_link_changes_nothing() -> None:
     assert UnderlayRoute(ip_network("192.0.2.0/24")) in before.routes
 
 
+def test_which_networks_of_the_link_have_addresses_of_nobody_s_and_what_else_is_this_node_s() -> None:
+    """A route to a part of the link, as somebody may have for a range of addresses, says nothing of its first one."""
+    part = InterfaceRoute(ip_network("192.0.2.64/26"), "eth0")
+    found = choose(Inventory((ETH0, ETH1, DOWN), (*ROUTES, part)), Selection())
+    assert {str(route.destination): route.connected for route in found.routes if route.gateway is None} == {
+        "192.0.2.0/24": True,
+        "192.0.2.64/26": False,
+        "2001:db8::/64": True,
+    }
+    assert found.also_own == {ip_address("192.0.2.7"), ip_address("198.51.100.1")}
+
+
 # What must not cut a working overlay --------------------------------------------------------------------------------
 
 
@@ -142,7 +154,8 @@ def test_a_virtual_address_never_takes_the_place_of_a_node_s_own(own: str, vip: 
     routes = (InterfaceRoute(ip_network("0.0.0.0/0"), "eth0"),)
     assert choose(Inventory((both,), routes), Selection()).local(address.version) == address
     current = choose(Inventory((alone,), routes), Selection())
-    assert keep_or_choose(Inventory((both,), routes), Selection(), current) == current
+    kept = keep_or_choose(Inventory((both,), routes), Selection(), current)
+    assert kept == replace(current, also_own=frozenset({extra}))
     without = keep_or_choose(Inventory((virtual,), routes), Selection(), current)
     assert without.local(address.version) == extra
     assert keep_or_choose(Inventory((both,), routes), Selection(), without).local(address.version) == address

@@ -29,15 +29,26 @@ def lease(ipv4: str = "192.0.2.2", ipv6: str = "2001:db8::2", key: str = "10.5.2
 
 
 def node() -> Node:
-    onlink = (UnderlayRoute(ip_network("192.0.2.0/24")), UnderlayRoute(ip_network("2001:db8::/64")))
+    onlink = (
+        UnderlayRoute(ip_network("192.0.2.0/24")),
+        UnderlayRoute(ip_network("192.0.2.64/26"), connected=False),
+        UnderlayRoute(ip_network("2001:db8::/64")),
+    )
+    besides = frozenset({IPv4Address("198.51.100.5"), IPv6Address("2001:db8:7::5")})
     own4, own6 = IPv4Address("192.0.2.1"), IPv6Address("2001:db8::1")
     outside = IPv4Address("203.0.113.1")  # a 1:1 NAT's
-    underlay = Underlay("eth0", 1500, own4, own6, public_ipv4=outside, public_ipv6=own6, routes=onlink)
+    underlay = Underlay(
+        "eth0", 1500, own4, own6, public_ipv4=outside, public_ipv6=own6, routes=onlink, also_own=besides
+    )
     return Node("me", BOTH, underlay, Subnets.from_key("10.5.1.0-24&fd00:5:0:1::-64"), Path("/nowhere"))
 
 
 def test_a_lease_like_any_other_has_no_problem() -> None:
     assert placement_problem(BOTH, lease()) == own_problem(node(), lease()) == ""
+    for first_or_last in ("192.0.2.64", "192.0.2.127"):
+        assert own_problem(node(), lease(first_or_last)) == "", (
+            "no address of the interface is in that part of the link"
+        )
 
 
 @pytest.mark.parametrize(
@@ -68,6 +79,8 @@ def test_an_address_that_leads_nowhere_is_refused_with_the_reason(address: dict[
         ({"ipv4": "192.0.2.1"}, "this node's own"),
         ({"ipv4": "203.0.113.1"}, "this node's own"),
         ({"ipv6": "2001:db8::1"}, "this node's own"),
+        ({"ipv4": "198.51.100.5"}, "this node's own"),
+        ({"ipv6": "2001:db8:7::5"}, "this node's own"),
     ],
 )
 def test_an_address_that_no_other_node_here_can_have_is_refused(address: dict[str, str], why: str) -> None:
