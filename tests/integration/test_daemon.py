@@ -271,6 +271,7 @@ HOSTILE: dict[str, Any] = {
     "10.99.0.0-24": claim("02:00:00:00:00:44"),
     "10.244.242.0-24": claim("02:00:00:00:00:45", backend="host-gw"),
     "10.244.243.0-24": ["not", "an", "object"],
+    "10.244.244.0-24": claim("02:00:00:00:00:46", "198.51.100.9"),
     "nonsense": {},
 }
 
@@ -280,15 +281,20 @@ def test_hostile_leases_are_skipped_with_a_reason_and_nothing_is_programmed(lab:
     before = kernel(node)
     directory = lab.outside(node.directory).parent / "store" / "subnets"
     files = [directory / f"{key}.json" for key in HOSTILE]
+    spare = "link add spare0 type veth peer name spare1", "address add 198.51.100.9/24 dev spare0", "link set spare0 up"
     try:
+        for command in spare:
+            node.run(["ip", *command.split()])
         for file, value in zip(files, HOSTILE.values(), strict=True):
             file.write_text(json.dumps(value))
         until(lambda: len(node.daemon.status()["peers"]) == 2 + len(HOSTILE))
+        until(lambda: sum(peer["state"] == "skipped" for peer in node.daemon.status()["peers"]) == len(HOSTILE))
         peers = {peer["key"]: peer for peer in node.daemon.status()["peers"]}
         assert all(peers[key]["state"] == "skipped" and peers[key]["reason"] for key in HOSTILE)
+        until(lambda: kernel(node) == before, "an address of this node is known as one when it has been looked at")
         assert node.daemon.status()["state"] == "ready"
-        assert kernel(node) == before
     finally:
+        node.run(["ip", "link", "delete", "spare0"])
         for file in files:
             file.unlink()
     until(lambda: len(node.daemon.status()["peers"]) == 2)
