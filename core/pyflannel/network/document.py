@@ -231,7 +231,7 @@ _ASSUMED = f"the network config names no backend; {DEFAULT_BACKEND} is assumed (
 
 def with_backend(text: str, backend: str) -> str:
     """The valid document ``text`` with a backend, if it names none."""
-    document = json.loads(text)
+    document = json_object(text, "network config")
     if any(name.lower() == "backend" for name in document):
         return text
     return json.dumps({**document, "Backend": {"Type": backend}})

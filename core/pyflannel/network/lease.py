@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias
 
 from pyflannel.errors import MalformedError
 from pyflannel.network.marks import NO_MARKS, Marks
-from pyflannel.network.parsing import deeper
+from pyflannel.network.parsing import DECODER, deeper
 from pyflannel.small.text import cut
 
 __all__ = [
@@ -279,7 +279,7 @@ def _known(document: dict[str, JSON], extra: dict[str, JSON]) -> dict[str, JSON]
     return known
 
 
-_decode = json.JSONDecoder().raw_decode
+_decode = DECODER.raw_decode
 
 
 def _decoded(text: str) -> JSON:
@@ -291,7 +291,7 @@ def _decoded(text: str) -> JSON:
     except (ValueError, RecursionError):
         pass  # blanks around it, or no JSON, which is said below
     try:
-        return json.loads(text)
+        return DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise MalformedError(f"lease value is not JSON: {error}") from None
 

@@ -1,4 +1,5 @@
-"""The text of a network document as JSON: bounded, and an object. What its keys say is for others to judge.
+"""JSON that others wrote: what is read can be written again, and is JSON then. Of a network document also bounded, and
+an object. What its keys say is for others to judge.
 
 A document is taken apart in two places, for its settings and for the change that is under way; both begin here.
 """
@@ -6,11 +7,13 @@ A document is taken apart in two places, for its settings and for the change tha
 from __future__ import annotations
 
 import json
+import math
+import sys
 from typing import Any, Final, NoReturn
 
 from pyflannel.errors import ConfigError
 
-__all__ = ["MAX_DOCUMENT", "deeper", "json_object", "overridden"]
+__all__ = ["DECODER", "MAX_DOCUMENT", "deeper", "json_object", "overridden"]
 
 MAX_DOCUMENT: Final = 1 << 18
 """Characters of a document at most."""
@@ -36,7 +39,11 @@ def json_object(text: str, source: str) -> dict[str, Any]:
         raise ConfigError(f"{source}: it begins with a byte order mark, which JSON has not; save it without one")
     try:
         document = json.loads(
-            text, parse_constant=_no_constant, parse_int=_whole_number, object_pairs_hook=_last_of_each
+            text,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_whole_number,
+            object_pairs_hook=_last_of_each,
         )
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: not valid JSON: {error}") from None
@@ -80,3 +87,13 @@ def _whole_number(digits: str) -> int:
 def _no_constant(name: str) -> NoReturn:
     """Python's parser takes NaN and Infinity, which are no JSON."""
     raise ValueError(f"{name} is no JSON value")
+
+
+def _finite(text: str) -> float:
+    """A number beyond what a float can be would become infinite, and then be written as what is no JSON."""
+    value = float(text)
+    return value if math.isfinite(value) else math.copysign(sys.float_info.max, value)
+
+
+DECODER: Final = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
+"""Reads a lease's text."""

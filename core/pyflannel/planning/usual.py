@@ -11,7 +11,6 @@ spelling, is left to be read, judged and planned in full. So this answers with j
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
@@ -25,6 +24,7 @@ from pyflannel.backend import Node, UsualData
 from pyflannel.kernel.packed import FDB4, FDB6, ROUTE4, ROUTE6, Plan, part_index, parts
 from pyflannel.network.document import FamilyConfig
 from pyflannel.network.lease import MAX_NODE_ID, IPNetwork, Lease, LeaseAttributes, Subnets
+from pyflannel.network.parsing import DECODER
 from pyflannel.planning.desired import Keys
 from pyflannel.planning.judging import no_hosts, nowhere
 from pyflannel.planning.spread import metric_at
@@ -41,7 +41,7 @@ _MAC: Final = re.compile("[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}")
 _ZERO_MAC: Final = bytes(6)
 _METRIC: Final = Struct("=I")
 _ADDRESS_FAMILIES: Final = {4: AF_INET, 6: AF_INET6}
-_decode = json.JSONDecoder().raw_decode
+_decode = DECODER.raw_decode
 
 _REMOTES: Final[dict[int, tuple[Any, Any]]] = {
     4: (IPv4Address("203.0.113.77"), IPv4Address("198.51.100.78")),

@@ -14,7 +14,7 @@ from tests.recordings import BETTER_DOCUMENTS, GOLDEN
 
 from pyflannel.backend import parse_options
 from pyflannel.errors import ConfigError, ExitCode, PluginError
-from pyflannel.network.document import FamilyConfig, NetworkConfig
+from pyflannel.network.document import FamilyConfig, NetworkConfig, with_backend
 from pyflannel.network.lease import Subnets
 from pyflannel.plugins import load_backend
 from pyflannel_backends.vxlan import VxlanBackend
@@ -197,6 +197,11 @@ def test_what_an_editor_leaves_is_named(text: str, says: str) -> None:
 def test_a_number_of_thousands_of_digits_is_refused_in_words_of_ours() -> None:
     with pytest.raises(ConfigError, match="not valid JSON: a number of 5000 digits"):
         NetworkConfig.from_json(f'{{"Network": "10.1.0.0/16", "X": {"9" * 5000}}}')
+
+
+def test_a_document_that_gets_a_backend_stays_json() -> None:
+    text = with_backend('{"Network": "10.1.0.0/16", "X": 1e400}', "udp")
+    assert json.loads(text, parse_constant=pytest.fail)["Backend"] == {"Type": "udp"}
 
 
 CASES = st.sampled_from([str.upper, str.lower, str.swapcase, str])

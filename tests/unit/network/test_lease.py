@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
@@ -307,3 +308,18 @@ def test_long_names_are_refused_and_cut(name: str) -> None:
     with pytest.raises(MalformedError) as caught:
         LeaseAttributes.from_json(json.dumps({name: "x" * 20_000}))
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("constant", ["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("name", ["X", "BackendData", "Machine"])
+def test_what_is_no_json_is_refused_as_flanneld_refuses_it(name: str, constant: str) -> None:
+    with pytest.raises(MalformedError, match=f"not JSON: {constant}"):
+        LeaseAttributes.from_json(f'{{"PublicIP":"192.0.2.9","{name}":{constant}}}')
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e999"])
+def test_a_number_that_is_too_large_is_written_back_as_json(number: str) -> None:
+    """flanneld passes over a key that it does not know, whatever its number, but reads nothing that is no JSON."""
+    attributes = LeaseAttributes.from_json(f'{{"PublicIP":"192.0.2.9","BackendData":[{number}],"X":{number}}}')
+    written = json.loads(attributes.to_json(), parse_constant=pytest.fail)
+    assert abs(written["X"]) == abs(written["BackendData"][0]) == sys.float_info.max

@@ -192,7 +192,7 @@ ODD: Mapping[str, list[Any]] = {
     ],
     "NodeID": [None, "", 7, "x" * 257, "node-7"],
     "TwinOf": [None, 7, "x" * 257, "node-7"],
-    "Machine": [None, 7, {"Cards": 7}],
+    "Machine": [None, 7, {"Cards": 7}, float("nan"), {"Cards": [float("inf")]}],
     "publicip": ["192.0.2.9"],
     "Change": [
         *({"Id": "change-1", "Step": step} for step in ("switched", "done")),
