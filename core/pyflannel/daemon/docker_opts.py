@@ -8,9 +8,10 @@ command line.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Interface
 
+from pyflannel.daemon.subnet_env import assignments
 from pyflannel.errors import ConfigError
 
 __all__ = ["PREFIX", "docker_options", "render"]
@@ -25,7 +26,7 @@ def docker_options(subnet_env: str, source: str, ip_masq: bool = True) -> dict[s
     :param ip_masq: leave ``--ip-masq`` out if false, for a Docker that has no such option.
     :raises ConfigError: a value is not what it should be, or none is there.
     """
-    values = dict(_assignments(subnet_env))
+    values = dict(assignments(subnet_env))
     options = {}
     if subnet := values.get("FLANNEL_SUBNET"):
         options["BIP"] = f"--bip={_checked(subnet, 'FLANNEL_SUBNET', source, _is_interface, 'an address/length')}"
@@ -59,13 +60,6 @@ def render(options: Mapping[str, str], environ: Mapping[str, str], individual: b
 def _quoted(value: str) -> str:
     """In double quotes, as shells and systemd's EnvironmentFile read it (``systemd.exec(5)``)."""
     return '"' + re.sub(r'(["\\$`])', r"\\\1", value) + '"'
-
-
-def _assignments(text: str) -> Iterator[tuple[str, str]]:
-    for line in text.splitlines():
-        key, equals, value = line.strip().partition("=")
-        if equals and not key.startswith("#"):
-            yield key.strip().removeprefix("export ").lstrip(), value.strip().strip("\"'")
 
 
 def _checked(value: str, key: str, source: str, valid: Callable[[str], bool], rule: str) -> str:

@@ -6,7 +6,8 @@ one, and it is our memory too: the subnet it names is the one we ask for when th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
@@ -16,7 +17,7 @@ from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import IPNetwork, Subnets
 from pyflannel.small import files
 
-__all__ = ["DEFAULT_PATH", "Previous", "read_previous", "render", "write"]
+__all__ = ["DEFAULT_PATH", "Previous", "assignments", "read_previous", "render", "write"]
 
 DEFAULT_PATH: Final = Path("/run/flannel/subnet.env")
 
@@ -78,10 +79,7 @@ def read_previous(path: Path) -> Previous:
 
 
 def _parse(text: str, source: str) -> Previous:
-    values: dict[str, str] = {}
-    for line in text.splitlines():
-        key, _, value = line.partition("=")
-        values[key.strip().removeprefix("export ").lstrip()] = value.strip().strip("\"'")
+    values = dict(assignments(text))
     try:
         ipv4 = _subnet(IPv4Network, values, "FLANNEL_SUBNET")
         ipv6 = _subnet(IPv6Network, values, "FLANNEL_IPV6_SUBNET")
@@ -90,6 +88,23 @@ def _parse(text: str, source: str) -> Previous:
     if ipv4 is None and ipv6 is None:
         return Previous(None, f"{source}: names no FLANNEL_SUBNET or FLANNEL_IPV6_SUBNET")
     return Previous(Subnets(ipv4, ipv6))
+
+
+_ASSIGNMENT: Final = re.compile(r"\s*(?:export\s+)?(?P<key>\w+)\s*[=:]\s*(?P<value>.*)", re.ASCII)
+
+
+def assignments(text: str) -> Iterator[tuple[str, str]]:
+    """The variables of a file that a shell could source, as flanneld reads them: exported or not, with or without
+    quotes, with comments; other lines say nothing."""
+    for line in text.splitlines():
+        match = _ASSIGNMENT.fullmatch(line)
+        if match is not None:
+            yield match["key"], _unquoted(match["value"])
+
+
+def _unquoted(value: str) -> str:
+    end = value.find(value[0], 1) if value[:1] in ("'", '"') else -1
+    return value[1:end] if end > 0 else re.split(r"\s#", value, maxsplit=1)[0].strip()
 
 
 def _subnet(kind: type[N], values: Mapping[str, str], key: str) -> N | None:

@@ -160,7 +160,20 @@ def test_no_content_raises(content: bytes) -> None:
     assert (subnets is None) == bool(reason)
 
 
-def test_a_file_for_a_shell_to_source_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "line",
+    [
+        "export FLANNEL_SUBNET=10.244.7.1/24",
+        "export\tFLANNEL_SUBNET=10.244.7.1/24",
+        "FLANNEL_SUBNET=10.244.7.1/24 # of node 7",
+        'FLANNEL_SUBNET="10.244.7.1/24"\t# of node 7 (FLANNEL_SUBNET=10.244.8.1/24)',
+        "  export  FLANNEL_SUBNET = '10.244.7.1/24'  ",
+        "FLANNEL_SUBNET: 10.244.7.1/24",
+        "#FLANNEL_SUBNET=10.244.8.1/24\nFLANNEL_SUBNET=10.244.7.1/24\r",
+    ],
+)
+def test_a_file_for_a_shell_to_source_is_read(tmp_path: Path, line: str) -> None:
+    """As flanneld reads it."""
     path = tmp_path / "subnet.env"
-    path.write_text("export FLANNEL_SUBNET=10.244.7.1/24\nexport  FLANNEL_MTU=1450\n")
+    path.write_text(f"{line}\nexport  FLANNEL_MTU=1450\n")
     assert str(envfile.read_previous(path).subnets) == "10.244.7.0/24"
