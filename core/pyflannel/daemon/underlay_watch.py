@@ -69,8 +69,7 @@ class UnderlayWatch:
         before, self.found = self.found, found
         if found == before:  # what else there is may differ
             return None
-        # Perhaps only who is on the link differs, or what other addresses there are.
-        same = before is not None and replace(found, routes=before.routes, also_own=before.also_own) == before
+        same = before is not None and replace(found, routes=before.routes) == before  # only who is on the link differs
         log.log(
             logging.INFO if before is None else logging.DEBUG if same else logging.WARNING,
             "underlay: %s %s, MTU %d: %s",
