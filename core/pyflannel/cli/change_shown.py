@@ -157,6 +157,6 @@ def outlook(nodes: Sequence[NodeStanding], away: Mapping[str, float], without: S
             reason = "an older pyflannel seems to run there, which can't take part"
         elif node.key in away:
             reason = f"it seems to be down, for {away[node.key] / 60:.0f} min or longer"
-        if reason and node.key not in without:
+        if reason and not node.named(without):
             found[node.name] = reason
     return found

@@ -127,32 +127,32 @@ def change(
         record, written, present = driving.reading(snapshot, store.location)
         under_way = written.change
         nodes = driving.standings(present, snapshot.leases, under_way.id if under_way else "")
-        keys = _named(without, nodes)
+        behind = _named(without, nodes)
         shown = Shown(as_json)
         if abort:
-            return _abort(store, keys, shown, yes)
+            return _abort(store, behind, shown, yes)
         if under_way is not None:
             _check_same(under_way, written, wanted)
             left = _left(under_way, wanted)
             for plan in left:
-                _refuse(plan, nodes, keys)
+                _refuse(plan, nodes, behind)
                 _confirm(plan, yes, as_json)
-            _drive(driving.Drive(store, under_way.id, _now, keys), shown, under_way.phase is Phase.BACK)
-            return _go_through(store, left, keys, shown)
+            _drive(driving.Drive(store, under_way.id, _now, behind), shown, under_way.phase is Phase.BACK)
+            return _go_through(store, left, behind, shown)
         if not wanted:
             raise click.UsageError("no change is under way: say what is to change, such as --backend wireguard", ctx)
         plans = _planned(written.settings, present, wanted)
         if not plans:
             raise ConfigError("the network is as you want it already; nothing was written")
         margin = settings(ctx).renew_margin
-        unable = outlook(nodes, driving.away(store, snapshot.leases, margin), keys)
-        _show_plans(shown, plans, nodes, keys, unable)
+        unable = outlook(nodes, driving.away(store, snapshot.leases, margin), behind)
+        _show_plans(shown, plans, nodes, behind, unable)
         if dry_run:
             return ExitCode.OK
         for plan in plans:
-            _refuse(plan, nodes, keys)
+            _refuse(plan, nodes, behind)
             _confirm(plan, yes, as_json)
-        return _go_through(store, plans, keys, shown, record)
+        return _go_through(store, plans, behind, shown, record)
 
 
 def _abort(store: Store, without: Sequence[str], shown: Shown, yes: bool) -> int:
@@ -303,7 +303,10 @@ def _typed(key: str, value: str, hint: Any) -> JSON:
 
 
 def _named(names: Sequence[str], nodes: Sequence[NodeStanding]) -> tuple[str, ...]:
-    """The leases of nodes that are named by id, address or subnet.
+    """What the change is to say of nodes that are named by id, address or subnet.
+
+    That is a node's id: its subnet may be another node's before the change is over. A lease that has none, or one that
+    a node has which is not named, is told by its key.
 
     :raises ConfigError: nobody is called that.
     """
@@ -311,7 +314,9 @@ def _named(names: Sequence[str], nodes: Sequence[NodeStanding]) -> tuple[str, ..
         if not any(node.named([name]) for node in nodes):
             known = ", ".join(inert(node.name) for node in nodes)
             raise ConfigError(f"--without {name}: no node has this id, address or lease; there are: {known or 'none'}")
-    return tuple(node.key for node in nodes if node.named(names))
+    others = {node.node_id for node in nodes if not node.named(names)}
+    found = (node.key if node.node_id in {"", *others} else node.node_id for node in nodes if node.named(names))
+    return tuple(dict.fromkeys(found))
 
 
 def _check_same(under_way: NetworkChange, written: Written, wanted: _Wanted) -> None:
@@ -463,7 +468,7 @@ def _tried_out(former: Side, following: Side) -> tuple[str, str]:
 
 def _refusal(plan: _Plan, nodes: Sequence[NodeStanding], without: Sequence[str]) -> str:
     """Why a change is not begun; empty if it may be."""
-    foreign = [node for node in nodes if node.flanneld and node.key not in without]
+    foreign = [node for node in nodes if node.flanneld and not node.named(without)]
     if plan.refusal or not plan.together or not foreign:
         return plan.refusal
     names = ", ".join(node.name for node in foreign)
@@ -509,7 +514,7 @@ def _show_plans(
         "together": together,
         "nodes": [node.name for node in nodes],
         "unable": dict(unable),
-        "without": list(without),
+        "without": [node.key for node in nodes if node.named(without)],
         "refused": refusal or None,
         "uncovers": uncovers or None,
         "untried": untried or None,

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime, timezone
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,14 @@ from tests.sites import install
 from tests.unit.cli.conftest import CommandLine
 
 from pyflannel.cli.change_shown import Shown
-from pyflannel.cli.network import _abort, _go_through, _Plan, _planned, _Wanted
+from pyflannel.cli.network import _abort, _go_through, _named, _Plan, _planned, _Wanted
 from pyflannel.errors import ConfigError, ExitCode, PyflannelError
 from pyflannel.network.change import Ending, NetworkChange, Phase, Written, read
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import LeaseAttributes
 from pyflannel.network.marks import Marks
 from pyflannel.store import Record, Store, StoreLocation
-from pyflannel.storetools.change import NodeStanding, Progress
+from pyflannel.storetools.change import Drive, NodeStanding, Progress, begin, standings
 from pyflannel_stores.file import FileStore
 
 DOCUMENT = json.dumps({"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan"}})
@@ -289,6 +290,33 @@ def test_a_change_that_is_being_given_up_is_not_made_by_asking_for_it_again(pyfl
     assert "is being given up" in told.err
     assert pyflannel("network", "change").code == ExitCode.OK, "without options, whatever is under way comes to its end"
     assert read(pyflannel("config", "get").out).outcome is Ending.BACK
+
+
+@pytest.mark.parametrize("name", ["gone", "192.0.2.2", "10.1.2.0-24"])
+def test_who_comes_new_to_the_subnet_of_one_that_is_left_behind_is_waited_for(tmp_path: Path, name: str) -> None:
+    with FileStore(StoreLocation.parse(f"file://{tmp_path}/store")) as store:
+        record = store.write_config(DOCUMENT, None)
+        add(store, 1, "here", Marks("run"), 3600)
+        add(store, 2, "gone", Marks("run"), 3600)
+        network = NetworkConfig.from_json(DOCUMENT)
+        behind = _named([name], standings(network, store.snapshot().leases, ""))
+        identity = begin(store, record, CHANGING.target, True, behind, "")
+        drive = Drive(store, identity, lambda: datetime.now(timezone.utc))
+        assert drive.look().waiting == ("10.1.1.0-24",)
+        store.delete(next(lease for lease in store.snapshot().leases if lease.key == "10.1.2.0-24"))
+        add(store, 2, "new", Marks("run"), 3600)
+        assert drive.look().waiting == ("10.1.1.0-24", "10.1.2.0-24")
+
+
+def test_a_lease_is_left_behind_by_its_key_where_its_node_id_says_too_little() -> None:
+    """flanneld's has none; and a copy of a machine may have left a lease that names the original."""
+    nodes = [
+        NodeStanding("10.1.1.0-24", "original", "192.0.2.1", True, None, "", False),
+        NodeStanding("10.1.2.0-24", "original", "192.0.2.2", False, None, "", False),
+        NodeStanding("10.1.3.0-24", "", "192.0.2.3", False, None, "", True),
+    ]
+    assert _named(["192.0.2.2", "192.0.2.3"], nodes) == ("10.1.2.0-24", "10.1.3.0-24")
+    assert _named(["original"], nodes) == ("original",)
 
 
 STANDING = [
