@@ -105,14 +105,12 @@ def _noted(text: str, snapshot: Snapshot, forced: bool) -> str:
     written = read(text)
     if written.change is not None:  # whoever writes that knows what nodes are to do
         return text
+    if snapshot.config is not None and written.outcome is None:
+        with suppress(ConfigError):
+            text = written.noting(read(snapshot.config.value)) or text
     if forced:
-        return written.forced(secrets.token_hex(8), f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}")
-    if snapshot.config is None or written.outcome is not None:
-        return text
-    try:
-        return written.noting(read(snapshot.config.value)) or text
-    except ConfigError:
-        return text
+        return read(text).forced(secrets.token_hex(8), f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}")
+    return text
 
 
 def _open_store(ctx: click.Context, existing: bool = False) -> Store:

@@ -174,3 +174,14 @@ def test_what_needs_no_force_leaves_the_note_of_the_last_change(pyflannel: Comma
     assert pyflannel("config", "set", "-", stdin=json.dumps({**json.loads(DOCUMENT), "LastChange": note})).code == 0
     assert pyflannel("config", "set", "-", stdin=json.dumps({**json.loads(DOCUMENT), "EnableNFTables": True})).code == 0
     assert stored(pyflannel)["LastChange"] == note
+
+
+def test_what_is_forced_names_the_changes_before_it(pyflannel: CommandLine) -> None:
+    """By that nodes tell a document that a restored store brings back."""
+    note = {"Id": "00000000000000a1", "Outcome": "done"}
+    assert pyflannel("config", "set", "-", stdin=json.dumps({**json.loads(DOCUMENT), "LastChange": note})).code == 0
+    add_leases(pyflannel, "10.1.5.0-24")
+    other = '{"Network": "10.1.0.0/16", "Backend": {"Type": "host-gw"}}'
+    assert pyflannel("config", "set", "-", "--force", stdin=other).code == 0
+    after = stored(pyflannel)["LastChange"]
+    assert (after["Outcome"], after["Before"]) == ("forced", [note["Id"]])
