@@ -6,19 +6,25 @@ one that parts this node from the others is refused, unless a change has led all
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from pyflannel.backend import Backend
 from pyflannel.errors import ConfigError, UnderlayError
 from pyflannel.network.agreement import options_apart, ranges_apart
-from pyflannel.network.change import Phase, Written
+from pyflannel.network.change import DOCUMENT_KEY, Ending, Phase, Written
 from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import JSON
 from pyflannel.network.underlay import Underlay
 from pyflannel.planning.judging import own_public_problem
 from pyflannel.planning.transition import Side, Transition
+from pyflannel.small.text import cut, inert
 
 __all__ = ["Place", "backends_apart", "check_agreed", "check_underlay"]
+
+_SHOWN: Final = 5
+"""Keys of a document that a message names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +103,17 @@ def check_agreed(place: Place, written: Written, new: Side, store: str) -> None:
     :param place: what is in force. ``written`` and ``new`` are what the document in ``store`` asks for.
     :raises ConfigError: says what differs, and what to do.
     """
-    older = written.precedes(place.written)
-    if written.settings == place.written.settings and not older and not _cut_short(place.written, written):
+    older, amended = written.precedes(place.written), _amended(place.written, written)
+    same = written.settings == place.written.settings and not amended
+    if same and not older and not _cut_short(place.written, written):
         return
     if written.agreed and written.last not in ("", place.written.last) and not older:
         return  # a change has led there: all are to follow
     differs = ranges_apart(place.network, new.network) or backends_apart(place.side, new)
     if not differs and older and written.change is not None:
         differs = f"the change {written.change.id} is under way in it, which has come to its end long ago"
+    elif not differs and amended:
+        differs = f"{amended} is not what it was, and nodes are in the middle of a change that can't take that along"
     elif not differs and place.written.change is not None:
         differs = f"the change {place.written.change.id} that was under way has been taken out of it"
     if differs:
@@ -116,11 +125,31 @@ def check_agreed(place: Place, written: Written, new: Side, store: str) -> None:
         )
 
 
+def _amended(before: Written, written: Written) -> str:
+    """What somebody has changed in the document of a change that goes on; empty if it is as it was begun."""
+    one, other = before.change, written.change
+    if one is None or other is None or one.id != other.id:
+        return ""
+    whole, target = _keys_apart(before.settings, written.settings), _keys_apart(one.target, other.target)
+    return ", ".join([*whole, *(f"{DOCUMENT_KEY}.To.{key}" for key in target)][:_SHOWN])
+
+
+def _keys_apart(one: Mapping[str, JSON], other: Mapping[str, JSON]) -> Iterator[str]:
+    """The keys under which two documents differ; of the backend's options each by itself."""
+    for key in sorted({*one, *other}):
+        mine, theirs = one.get(key), other.get(key)
+        if isinstance(mine, dict) and isinstance(theirs, dict):
+            yield from (f"{key}.{name}" for name in _keys_apart(mine, theirs))
+        elif (key in one, mine) != (key in other, theirs):
+            yield cut(inert(key))
+
+
 def _cut_short(before: Written, written: Written) -> bool:
     """Whether the change that is under way is so no longer, and has not come to its end: with it goes what peers send
     by, unless this one can still be gone back from.
     """
     if before.change is None or (written.change is not None and written.change.id == before.change.id):
         return False
-    ended = written.last not in ("", before.last)
+    ended = before.change.id in (written.last, *written.earlier)
+    ended = ended or (written.outcome is not Ending.FORCED and written.last not in ("", before.last))
     return not ended and (written.change is None or before.change.phase is Phase.RETIRE)

@@ -14,7 +14,7 @@ from pyflannel.membership.calls import Announce, Publish, Renew, Steps, Update
 from pyflannel.membership.place import Place
 from pyflannel.membership.records import readable
 from pyflannel.membership.state import KeeperState
-from pyflannel.network.change import LEASE_KEY, NodeProgress, Phase, Step, read, step_apart
+from pyflannel.network.change import LEASE_KEY, NetworkChange, NodeProgress, Phase, Step, read, step_apart
 from pyflannel.network.lease import DEFAULT_MARGIN, JSON, MARGIN_KEY, LeaseAttributes, Subnets, bounded
 
 __all__ = ["announce", "our_attributes", "publish", "settle_requests"]
@@ -66,7 +66,7 @@ def _progress(state: KeeperState, place: Place, node: Node, before: LeaseAttribu
         # Until this run has planned, the kernel may send as an earlier one has left it.
         left = change.phase is Phase.BACK and known.step is not None and state.ready is None
         return NodeProgress(change.id, known.step if left else step_apart(change.phase), trouble=place.trouble)
-    following = place.following
+    following, known = place.following, replace(known, trouble=_standstill(state, place, change) or known.trouble)
     try:
         theirs: Published = yield Publish(following.backend, following.node(node))
         told = replace(known, backend_type=following.name, data=theirs.data, v6_data=theirs.v6_data)
@@ -81,6 +81,18 @@ def _progress(state: KeeperState, place: Place, node: Node, before: LeaseAttribu
         # On the way back the daemon's loop says when this node sends by the former settings again.
         return NodeProgress(change.id, known.step if change.phase is Phase.BACK else None, trouble=str(error))
     return told
+
+
+def _standstill(state: KeeperState, place: Place, change: NetworkChange) -> str:
+    """Why this node can't follow the change where the document says it is now; empty if it can."""
+    trouble = state.troubles.get("follow")
+    if trouble is None or state.document == place.document:
+        return ""
+    try:
+        now = read(state.document).change
+    except ConfigError:
+        return ""
+    return str(trouble) if now is not None and now.id == change.id else ""
 
 
 def _said_before(before: LeaseAttributes, change_id: str) -> Step | None:

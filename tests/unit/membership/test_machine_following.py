@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from itertools import product
@@ -629,6 +630,63 @@ def test_what_takes_a_change_s_place_whose_former_settings_go_is_not_followed(wr
     assert isinstance(planner, Transition)
     assert planner.change.id == CHANGE_ID
     assert "has been taken out" in node.state.trouble
+
+
+def amended(document: str, **settings: object) -> str:
+    """A document in which somebody has edited the settings that hold."""
+    return json.dumps({**json.loads(document), **settings})
+
+
+LOCAL = {"Type": "vxlan", "MTU": 1400}
+WIDER: dict[str, Any] = {**HOST_GW, "Network": "10.4.0.0/15"}
+
+
+@pytest.mark.parametrize("phase", [Phase.SWITCH, Phase.BACK])
+@pytest.mark.parametrize(
+    ("edited", "named"),
+    [
+        (lambda phase: amended(changing(phase), Backend=LOCAL), "Backend"),  # which was not there
+        (lambda phase: amended(changing(phase), SubnetLen=26), "SubnetLen"),
+        (lambda phase: changing(phase, {**HOST_GW, "Backend": {"Type": "nonsense"}}), "Change.To.Backend.Type"),
+        (lambda phase: changing(phase, {**HOST_GW, "Backend": LOCAL}), "Change.To.Backend.MTU, Change.To.Backend.Type"),
+        (lambda phase: changing(phase, WIDER), "Change.To.Network"),
+    ],
+    ids=["an option", "ranges", "a typo in what is to hold", "another target", "other ranges"],
+)
+def test_what_somebody_edits_in_the_middle_of_a_change_is_named_and_not_followed(
+    edited: Callable[[Phase], str], named: str, phase: Phase
+) -> None:
+    """Also what concerns a node alone: both settings may have to agree in it, and peers send by both."""
+    node = Node().start().run(10)
+    node.store.config_is(changing(Phase.PREPARE))
+    node.run(1)
+    node.machine.reached(NodeProgress(CHANGE_ID, Step.PREPARED), node.now)
+    before = node.run(1).joined.backend
+    node.store.config_is(edited(phase))
+    after = node.run(5).joined.backend
+    assert after is before, "with both ways"
+    assert f": {named} is not what it was, and nodes are in the middle of a change" in node.state.refused
+    told = said(node)
+    assert told is not None
+    assert (told.step, told.backend_type) == (Step.PREPARED, "host-gw"), "peers may send here by it"
+    assert f": {named} is not what it was" in told.trouble, "who waits for this node is told why"
+    node.store.config_is(changing(phase))
+    node.run(5)
+    told = said(node)
+    assert told is not None
+    assert node.state.refused == told.trouble == ""
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_what_is_forced_in_the_middle_of_a_change_takes_no_node_out_of_it(phase: Phase) -> None:
+    """Each would leave it at its own time, and the others send by what it does not receive any more."""
+    node = Node().start().run(10)
+    node.store.config_is(changing(phase))
+    node.run(1)
+    node.store.config_is(read(DOCUMENT).forced("00000000000000b2", ""))
+    assert isinstance(node.run(5).joined.backend, Transition)
+    assert "has been taken out" in node.state.trouble
+    assert restarted(node).joined.backend.name == "vxlan"
 
 
 def test_what_was_forced_is_followed_at_the_next_start_and_not_before() -> None:
