@@ -24,7 +24,7 @@ from pyflannel.planning.judging import backend_types
 from pyflannel.planning.transition import Side
 from pyflannel.store import Record
 
-__all__ = ["follow", "look_again", "place_for"]
+__all__ = ["follow", "hear_of_document", "look_again", "place_for"]
 
 
 def place_for(
@@ -162,6 +162,18 @@ def look_again(state: KeeperState, only_if_needed: bool = False) -> None:
         state.pauses["follow"].at = state.now
     if state.session is None and state.pauses["join"].at is not None:
         state.pauses["join"].at = state.now
+
+
+def hear_of_document(state: KeeperState, record: Record | None) -> None:
+    """The store holds this document now. One that is gone leaves the one in force; only who has one may be told so."""
+    state.document = state.in_force.document if record is None else record.value
+    if record is not None:
+        state.troubles.pop("document", None)
+        return
+    state.troubles["document"] = ConfigError(
+        f"the network config has been deleted from {state.store}: this node keeps the one in force, but no node can "
+        "join or start without it, and no change can go on; put it back with 'pyflannel config set'"
+    )
 
 
 def follow(state: KeeperState) -> Steps[None]:

@@ -24,7 +24,7 @@ from pyflannel.membership import publishing, renewal
 from pyflannel.membership.allocation import Adopt, Existing, Identity, decide
 from pyflannel.membership.assigned import ask_assigned, take_assigned
 from pyflannel.membership.calls import Publish, Reaches, Renew, Steps, TakeSnapshot, WriteConfig
-from pyflannel.membership.following import look_again, place_for
+from pyflannel.membership.following import hear_of_document, look_again, place_for
 from pyflannel.membership.obtaining import obtain
 from pyflannel.membership.place import Place, backends_apart, check_underlay
 from pyflannel.membership.records import concerning
@@ -103,9 +103,9 @@ def _place_instead(state: KeeperState, place: Place, error: OutOfSubnetsError) -
 
 
 def _take_over(state: KeeperState, snapshot: Snapshot) -> dict[str, Record]:
-    """Note which document there is; without one, that is what is in force. Returns the leases by key."""
-    in_force = state.place.document if state.place is not None else ""
-    state.document = snapshot.config.value if snapshot.config is not None else in_force
+    """Note which document there is, if one is there or in force. Returns the leases by key."""
+    if snapshot.config is not None or state.place is not None:
+        hear_of_document(state, snapshot.config)
     return {record.key: record for record in snapshot.leases}
 
 

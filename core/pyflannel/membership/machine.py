@@ -433,12 +433,12 @@ class LeaseMachine:
         """Say how things stand: another's claim first, then what keeps us from the store, then the rest."""
         state = self._state
         hanging = (f"hanging {lane.value}" for lane in Lane)
-        order = (*hanging, "open", "join", "renew", "watch", "follow", "publish", "announce")
+        order = (*hanging, "open", "join", "renew", "watch", "follow", "document", "publish", "announce")
         errors = [state.troubles[name] for name in order if name in state.troubles]
         claims = [error for error in errors if isinstance(error, LeaseError)]
         error = next(iter(claims or errors), None)
         apart = _apart(state)
-        refused = state.troubles.get("follow")
+        refused = state.troubles.get("follow", state.troubles.get("document"))
         state.slot.report(
             replace(
                 state.lease_state,

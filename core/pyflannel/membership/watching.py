@@ -13,7 +13,7 @@ from pyflannel.errors import HistoryGoneError, LeaseError, PyflannelError
 from pyflannel.membership import renewal
 from pyflannel.membership.allocation import ConflictPolicy
 from pyflannel.membership.calls import Lane, OpenWatch, ReadConfig, Renew, Steps, Update
-from pyflannel.membership.following import look_again
+from pyflannel.membership.following import hear_of_document, look_again
 from pyflannel.membership.naming import Myself
 from pyflannel.membership.records import creation, is_anothers, readable
 from pyflannel.membership.session import rejoin
@@ -70,7 +70,10 @@ def take_in(state: KeeperState, session: StoreSession, batch: Batch) -> None:
     peers: list[tuple[str, str | None]] = []
     for change in batch.changes:
         if change.key == CONFIG_KEY:
-            _config_changed(state, change.record)
+            before = state.document
+            hear_of_document(state, change.record)
+            if state.document != before:
+                look_again(state)
         elif change.key == session.key:
             own_changed(state, session, change.record)
         else:
@@ -78,14 +81,6 @@ def take_in(state: KeeperState, session: StoreSession, batch: Batch) -> None:
             peers.append((change.key, None if change.record is None else change.record.value))
     if peers:
         state.slot.change(peers, creation(change.record for change in batch.changes if change.record is not None))
-
-
-def _config_changed(state: KeeperState, record: Record | None) -> None:
-    """A document that is gone leaves the one in force."""
-    document = state.in_force.document if record is None else record.value
-    if document != state.document:
-        state.document = document
-        look_again(state)
 
 
 def _claimed_by_another(state: KeeperState, lease: Lease, mine: Lease) -> bool:

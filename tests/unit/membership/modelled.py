@@ -115,6 +115,10 @@ class StoreModel(Store):
     def config_is(self, document: str) -> None:
         self.write_config(document, self.config)
 
+    def config_is_gone(self) -> None:
+        self.config = None
+        self.history.append(Change("config", None))
+
     # The contract
 
     def read_config(self) -> Record | None:

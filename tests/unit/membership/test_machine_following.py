@@ -237,6 +237,37 @@ def test_what_the_node_insists_on_outlives_another_document(given: dict[str, Any
     assert node.joined.number == 1
 
 
+@pytest.mark.parametrize("again", ["history goes", "lease goes", "nothing more"])
+def test_a_document_that_is_deleted_is_told_of_until_it_is_back(again: str) -> None:
+    node = Node(given={"seed": None}, store=on_store().store).start().run(5)
+    before = node.joined.node.network
+    node.store.config_is_gone()
+    if again == "history goes":
+        node.store.compact()
+    if again == "lease goes" and node.record is not None:
+        node.store.delete(node.record)
+    node.run(100)
+    assert node.joined.node.network == before
+    assert node.state.valid(node.now)
+    assert "has been deleted from model://a/b" in node.state.trouble
+    assert node.state.refused == node.state.trouble
+    assert node.state.connected, "it is nothing that passes by itself"
+    node.store.config_is(DOCUMENT)
+    assert node.run(1).state.trouble == node.state.refused == ""
+
+
+def test_who_starts_while_the_document_is_gone_keeps_its_lease() -> None:
+    first = on_store().start().run(1)
+    key = first.joined.lease.key
+    first.store.config_is_gone()
+    second = Node(store=first.store, given={"seed": None, "followed": first.followed}).start().run(300)
+    assert second.generation is None
+    assert key in second.store.kept
+    assert "no network config" in second.state.trouble
+    second.store.config_is(DOCUMENT)
+    assert second.until(lambda: second.generation).joined.lease.key == key
+
+
 def test_without_a_document_we_wait_and_say_so() -> None:
     node = Node(given={"seed": None}).start().run(60)
     assert "no network config" in node.state.trouble
