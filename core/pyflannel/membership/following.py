@@ -16,7 +16,7 @@ from pyflannel.membership.calls import Load, Publish, Steps, TakeSnapshot
 from pyflannel.membership.place import Place, check_agreed, check_underlay
 from pyflannel.membership.session import begin_generation, rejoin, settle_on
 from pyflannel.membership.state import KeeperState
-from pyflannel.network.change import NetworkChange, read
+from pyflannel.network.change import NetworkChange, Phase, read
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON
 from pyflannel.network.underlay import Underlay
@@ -94,7 +94,10 @@ def _known(state: KeeperState, settings: Mapping[str, JSON]) -> Side | None:
 def _following(
     state: KeeperState, change: NetworkChange | None, present: Side, underlay: Underlay
 ) -> Steps[tuple[Side | None, str]]:
-    """What is to hold after the change that is under way, or why this node can't have it."""
+    """What is to hold after the change that is under way, or why this node can't have it.
+
+    :raises PyflannelError: it can't, and starts when nothing else does any more.
+    """
     if change is None:
         return None, ""
     try:
@@ -107,6 +110,8 @@ def _following(
         if known.network.families != present.network.families:
             raise ConfigError("the change's new network config has other networks; change those by themselves")
     except PyflannelError as error:
+        if change.phase is Phase.RETIRE and state.place is None:
+            raise  # nobody sends by the former settings any more: it would be as cut off as when the change is over
         return None, str(error)
     return known, ""
 

@@ -741,6 +741,29 @@ def test_a_node_that_is_bound_to_a_file_says_so_before_the_change() -> None:
     assert node.joined.backend.name == "vxlan"
 
 
+@pytest.mark.parametrize("phase", list(Phase))
+@pytest.mark.parametrize("first", [True, False], ids=["it is new", "it has a lease"])
+def test_who_starts_bound_to_the_former_settings_does_so_while_others_send_by_them(phase: Phase, first: bool) -> None:
+    """And is named; when they don't any more, it would be ready and cut off."""
+    node = on_store() if first else on_store().start().run(5)
+    key = None if first else node.joined.lease.key
+    node.store.config_is(changing(phase))
+    former = {**json.loads(DOCUMENT), "Backend": {"Type": "vxlan"}}
+    bound = {"seed": NetworkSeed(json.dumps(former), "net-conf.json", True)}
+    again = Node(store=node.store, given=bound).start().run(5)
+    if phase is Phase.RETIRE:
+        assert isinstance(again.state.fatal, ConfigError)
+        assert "--net-config-path" in str(again.state.fatal)
+        assert set(again.store.kept) == {key} - {None}, "an earlier run's data plane is left as it is"
+        return
+    assert again.joined.backend.name == "vxlan"
+    assert "--net-config-path" in again.state.trouble
+    told = said(again)
+    assert told is not None
+    assert "--net-config-path" in told.trouble
+    assert told.step is (Step.REVERTED if phase is Phase.BACK else None)
+
+
 def test_a_restart_in_the_middle_goes_on_from_what_the_lease_says() -> None:
     node = Node().start().run(10)
     node.store.config_is(changing(Phase.SWITCH))
