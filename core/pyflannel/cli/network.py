@@ -14,7 +14,7 @@ import tempfile
 import time
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -35,7 +35,7 @@ from pyflannel.small.text import inert
 
 if TYPE_CHECKING:
     from pyflannel.planning.transition import Side
-    from pyflannel.store import Record, Store
+    from pyflannel.store import Record, Snapshot, Store
     from pyflannel.storetools.change import Drive, NodeStanding, Progress
 
 __all__ = ["network"]
@@ -63,6 +63,10 @@ _RANGES: Final = {
     "ipv6_subnet_max": "IPv6SubnetMax",
 }
 """Option to key of the document."""
+
+
+_NAMED: Final = 5
+"""Nodes that a refusal names."""
 
 
 @click.group(cls=FlagGroup, params=flags("store"), no_args_is_help=False)
@@ -132,16 +136,10 @@ def change(
         if abort:
             return _abort(store, behind, shown, yes)
         if under_way is not None:
-            _check_same(under_way, written, wanted)
-            left = _left(under_way, wanted)
-            for plan in left:
-                _refuse(plan, nodes, behind)
-                _confirm(plan, yes, as_json)
-            _drive(driving.Drive(store, under_way.id, _now, behind), shown, under_way.phase is Phase.BACK)
-            return _go_through(store, left, behind, shown)
+            return _go_on(store, snapshot, under_way, wanted, behind, shown, yes)
         if not wanted:
             raise click.UsageError("no change is under way: say what is to change, such as --backend wireguard", ctx)
-        plans = _planned(written.settings, present, wanted)
+        plans = _with_room(_planned(written.settings, present, wanted), snapshot.leases, nodes, behind)
         if not plans:
             raise ConfigError("the network is as you want it already; nothing was written")
         margin = settings(ctx).renew_margin
@@ -153,6 +151,29 @@ def change(
             _refuse(plan, nodes, behind)
             _confirm(plan, yes, as_json)
         return _go_through(store, plans, behind, shown, record)
+
+
+def _go_on(
+    store: Store,
+    snapshot: Snapshot,
+    under_way: NetworkChange,
+    wanted: _Wanted,
+    without: Sequence[str],
+    shown: Shown,
+    yes: bool,
+) -> int:
+    """Go on with the change that is under way, then with what is left of what is wanted."""
+    from pyflannel.storetools import change as driving
+
+    _, written, present = driving.reading(snapshot, store.location)
+    nodes = driving.standings(present, snapshot.leases, under_way.id)
+    _check_same(under_way, written, wanted)
+    left = _with_room(_left(under_way, wanted), snapshot.leases, nodes, without)
+    for plan in left:
+        _refuse(plan, nodes, without)
+        _confirm(plan, yes, shown.as_json)
+    _drive(driving.Drive(store, under_way.id, _now, without), shown, under_way.phase is Phase.BACK)
+    return _go_through(store, left, without, shown)
 
 
 def _abort(store: Store, without: Sequence[str], shown: Shown, yes: bool) -> int:
@@ -422,6 +443,24 @@ def _judged(
         else "",
         untried,
     )
+
+
+def _with_room(
+    plans: Sequence[_Plan], leases: Sequence[Record], nodes: Sequence[NodeStanding], without: Sequence[str]
+) -> tuple[_Plan, ...]:
+    """The same, refused where a network would cover addresses by which nodes are reached now."""
+    from pyflannel.storetools.change import displaced
+
+    behind = {node.key for node in nodes if node.named(without)}
+
+    def judged(plan: _Plan) -> _Plan:
+        present, new = (NetworkConfig.from_json(json.dumps(each)) for each in (plan.settings, plan.target))
+        if plan.refusal or present.families == new.families:
+            return plan
+        found = [f"{name}: {why}" for key, name, why in displaced(present, new, leases) if key not in behind]
+        return replace(plan, refusal=f"nodes would be cut off. {'; '.join(found[:_NAMED])}") if found else plan
+
+    return tuple(map(judged, plans))
 
 
 def _laid_out(before: FamilyConfig[Any] | None, after: FamilyConfig[Any] | None) -> Iterator[str]:

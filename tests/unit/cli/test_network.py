@@ -164,6 +164,25 @@ def test_a_third_party_s_backend_that_needs_what_ours_needs_is_refused_beforehan
     assert says in done.err
 
 
+def test_a_network_that_would_cover_a_node_s_own_address_is_refused(pyflannel: CommandLine) -> None:
+    """Each node that follows would skip that one, whose lease nobody would wait for either."""
+    document = json.dumps({"Network": "192.0.128.0/17", "Backend": {"Type": "vxlan"}})
+    assert pyflannel("config", "set", "-", stdin=document).code == 0
+    with FileStore(StoreLocation.parse(pyflannel.store)) as store:
+        attributes = LeaseAttributes(IPv4Address("192.0.2.7"), backend_type="vxlan", node_id="n7", marks=Marks("run"))
+        store.create("192.0.130.0-24", attributes.to_json(), 3600)
+    words = ["network", "change", "--network", "192.0.0.0/16"]
+    says = "n7: PublicIP 192.0.2.7 lies inside the overlay 192.0.0.0/16"
+    assert says in json.loads(pyflannel(*words, "--dry-run", "--json").out)["refused"]
+    refused = pyflannel(*words)
+    assert refused.code == ExitCode.CONFIG
+    assert says in refused.err
+    assert json.loads(pyflannel("config", "get").out) == json.loads(document)
+    for possible in (["--subnet-min", "192.0.3.0"], ["--without", "n7"]):
+        told = json.loads(pyflannel(*words, *possible, "--dry-run", "--json").out)
+        assert told["refused"] is None
+
+
 class Overtaken(FileStore):
     """A store in which somebody else is quicker, once."""
 
