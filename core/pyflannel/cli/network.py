@@ -136,7 +136,7 @@ def change(
         if abort:
             return _abort(store, behind, shown, yes)
         if under_way is not None:
-            return _go_on(store, snapshot, under_way, wanted, behind, shown, yes)
+            return _go_on(store, snapshot, under_way, wanted, behind, shown, yes, dry_run)
         if not wanted:
             raise click.UsageError("no change is under way: say what is to change, such as --backend wireguard", ctx)
         plans = _with_room(_planned(written.settings, present, wanted), snapshot.leases, nodes, behind)
@@ -161,6 +161,7 @@ def _go_on(
     without: Sequence[str],
     shown: Shown,
     yes: bool,
+    dry_run: bool,
 ) -> int:
     """Go on with the change that is under way, then with what is left of what is wanted."""
     from pyflannel.storetools import change as driving
@@ -169,6 +170,9 @@ def _go_on(
     nodes = driving.standings(present, snapshot.leases, under_way.id)
     _check_same(under_way, written, wanted)
     left = _with_room(_left(under_way, wanted), snapshot.leases, nodes, without)
+    if dry_run:
+        _show_plans(shown, (_under_way(under_way, written, present), *left), nodes, without, {})
+        return ExitCode.OK
     for plan in left:
         _refuse(plan, nodes, without)
         _confirm(plan, yes, shown.as_json)
@@ -204,6 +208,19 @@ def _left(under_way: NetworkChange, wanted: _Wanted) -> Sequence[_Plan]:
     if len(wanted.parts) < 2:
         return ()
     return _planned(under_way.target, NetworkConfig.from_json(json.dumps(under_way.target)), wanted)
+
+
+def _under_way(change: NetworkChange, written: Written, present: NetworkConfig) -> _Plan:
+    """The change that is under way, or the way back from it, as whoever goes on with it would make it."""
+    ahead = NetworkConfig.from_json(json.dumps(change.target), "the new network config")
+    if change.phase is Phase.BACK:
+        plan = _judged(ahead, present, change.target, written.settings)
+    else:
+        plan = _judged(present, ahead, written.settings, change.target)
+    told = (
+        f"change {change.id} is under way since {change.began} (phase {change.phase.value}), and would be gone on with"
+    )
+    return replace(plan, differs=(told, *plan.differs), refusal="", uncovers="", untried="")
 
 
 def _back(under_way: NetworkChange, written: Written, present: NetworkConfig) -> _Plan:

@@ -183,6 +183,17 @@ def test_a_network_that_would_cover_a_node_s_own_address_is_refused(pyflannel: C
         assert told["refused"] is None
 
 
+@pytest.mark.parametrize("phase", [Phase.PREPARE, Phase.BACK])
+def test_a_dry_run_in_the_middle_of_a_change_does_not_go_on_with_it(pyflannel: CommandLine, phase: Phase) -> None:
+    under_way = read(DOCUMENT).with_change(CHANGING.at(phase))
+    assert pyflannel("config", "set", "-", stdin=under_way).code == 0
+    told = json.loads(pyflannel("network", "change", "--dry-run", "--json").out)
+    way = ["vxlan", "host-gw"] if phase is Phase.PREPARE else ["host-gw", "vxlan"]
+    assert told["changes"][0].startswith(f"change {CHANGING.id} is under way")
+    assert told["changes"][1] == f"backend {' -> '.join(way)}"
+    assert json.loads(pyflannel("config", "get").out) == json.loads(under_way)
+
+
 class Overtaken(FileStore):
     """A store in which somebody else is quicker, once."""
 
