@@ -466,15 +466,16 @@ def _with_room(
     plans: Sequence[_Plan], leases: Sequence[Record], nodes: Sequence[NodeStanding], without: Sequence[str]
 ) -> tuple[_Plan, ...]:
     """The same, refused where a network would cover addresses by which nodes are reached now."""
-    from pyflannel.storetools.change import displaced
+    from pyflannel.planning.judging import displaced
 
     behind = {node.key for node in nodes if node.named(without)}
+    ahead = [(lease.key, lease.value) for lease in leases if lease.key not in behind]
 
     def judged(plan: _Plan) -> _Plan:
         present, new = (NetworkConfig.from_json(json.dumps(each)) for each in (plan.settings, plan.target))
         if plan.refusal or present.families == new.families:
             return plan
-        found = [f"{name}: {why}" for key, name, why in displaced(present, new, leases) if key not in behind]
+        found = [why for _, why in displaced(present, new, ahead)]
         return replace(plan, refusal=f"nodes would be cut off. {'; '.join(found[:_NAMED])}") if found else plan
 
     return tuple(map(judged, plans))

@@ -17,7 +17,7 @@ from pyflannel.network.change import DOCUMENT_KEY, Ending, Phase, Written
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON
 from pyflannel.network.underlay import Underlay
-from pyflannel.planning.judging import own_public_problem
+from pyflannel.planning.judging import displaced, own_public_problem
 from pyflannel.planning.transition import Side, Transition
 from pyflannel.small.text import cut, inert
 
@@ -97,10 +97,11 @@ def check_underlay(network: NetworkConfig, underlay: Underlay, backend: Backend[
             )
 
 
-def check_agreed(place: Place, written: Written, new: Side, store: str) -> None:
+def check_agreed(place: Place, written: Written, new: Side, store: str, leases: Mapping[str, str]) -> None:
     """Refuse what a node must not follow for itself.
 
     :param place: what is in force. ``written`` and ``new`` are what the document in ``store`` asks for.
+    :param leases: of the other nodes, key to text.
     :raises ConfigError: says what differs, and what to do.
     """
     older, amended = written.precedes(place.written), _amended(place.written, written)
@@ -110,6 +111,7 @@ def check_agreed(place: Place, written: Written, new: Side, store: str) -> None:
     if written.agreed and written.last not in ("", place.written.last) and not older:
         return  # a change has led there: all are to follow
     differs = ranges_apart(place.network, new.network) or backends_apart(place.side, new)
+    differs = differs or _covered(place.network, new.network, leases)
     if not differs and older and written.change is not None:
         differs = f"the change {written.change.id} is under way in it, which has come to its end long ago"
     elif not differs and amended:
@@ -123,6 +125,14 @@ def check_agreed(place: Place, written: Written, new: Side, store: str) -> None:
             "change', which loses no packet; or write it with 'pyflannel config set --force', and restart all "
             "daemons"
         )
+
+
+def _covered(old: NetworkConfig, new: NetworkConfig, leases: Mapping[str, str]) -> str:
+    """Which node is reached under ``old`` alone; empty if there is none."""
+    if old.families == new.families:
+        return ""
+    why = next((why for _, why in displaced(old, new, leases.items())), "")
+    return f"by it this node would skip the lease of {why}" if why else ""
 
 
 def _amended(before: Written, written: Written) -> str:

@@ -18,6 +18,7 @@ from pyflannel.network.underlay import Underlay
 
 __all__ = [
     "backend_types",
+    "displaced",
     "no_hosts",
     "nowhere",
     "own_problem",
@@ -56,6 +57,25 @@ def placement_problem(network: NetworkConfig, lease: Lease) -> str:
         if problem:
             return problem
     return "" if used else "has no subnet of a family that this network uses"
+
+
+def displaced(
+    present: NetworkConfig, new: NetworkConfig, leases: Iterable[tuple[str, str]]
+) -> Iterator[tuple[str, str]]:
+    """The keys of leases that can be used in ``present`` and not in ``new``, each with whose it is, and why.
+
+    :param leases: keys and texts.
+    """
+    for key, value in leases:
+        try:
+            lease = Lease.from_record(key, value)
+        except MalformedError:
+            continue
+        problem = placement_problem(new, lease)
+        if problem and not placement_problem(present, lease):
+            attributes = lease.attributes
+            name = attributes.node_id or attributes.public_ip or attributes.public_ipv6
+            yield key, f"{name}: {problem}"
 
 
 def own_problem(node: Node, lease: Lease) -> str:

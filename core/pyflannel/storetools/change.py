@@ -8,7 +8,7 @@ next phase by compare-and-swap. It never talks to a node.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
@@ -29,7 +29,6 @@ __all__ = [
     "abandon",
     "away",
     "begin",
-    "displaced",
     "note",
     "reading",
     "renewal_margin",
@@ -154,17 +153,6 @@ def standings(network: NetworkConfig, records: Sequence[Record], change_id: str)
             )
         )
     return tuple(sorted(found, key=lambda node: node.key))
-
-
-def displaced(present: NetworkConfig, new: NetworkConfig, records: Iterable[Record]) -> Iterator[tuple[str, str, str]]:
-    """The leases that are used in ``present`` and would not be in ``new``: key, what people call its node, and why."""
-    for record in records:
-        with suppress(MalformedError):
-            lease = Lease.from_record(record.key, record.value)
-            problem = placement_problem(new, lease)
-            if problem and not placement_problem(present, lease):
-                attributes = lease.attributes
-                yield record.key, attributes.node_id or str(attributes.public_ip or attributes.public_ipv6), problem
 
 
 def _is_idle(record: Record, lease: Lease) -> bool:

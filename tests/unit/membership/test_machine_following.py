@@ -200,6 +200,26 @@ def test_what_needs_no_agreement_is_followed_at_once(document: str) -> None:
     assert after.node.subnets.ipv4 == before.node.subnets.ipv4, "containers keep their addresses"
 
 
+def test_a_network_that_covers_another_node_s_address_keeps_the_one_in_force() -> None:
+    """Who follows would skip that node's lease; its node itself does not follow."""
+    former, larger = ({"Network": each, "Backend": {"Type": "vxlan"}} for each in ("192.0.128.0/17", "192.0.0.0/16"))
+    one = on_store(json.dumps(former)).start()
+    two = Node(store=one.store, host=2).start()
+    two.machine.move(replace(underlay(2), public_ipv4=IPv4Address("198.51.100.2")), two.now)
+    together([one, two], 5)
+    one.store.config_is(json.dumps(larger))
+    together([one, two], 5)
+    assert "lies in subnets that the overlay 192.0.0.0/16 may lease" in one.state.trouble
+    assert "by it this node would skip the lease of node-1: PublicIP 192.0.2.1 lies inside" in two.state.trouble
+    assert two.joined.node.network == NetworkConfig.from_json(json.dumps(former))
+    beside = json.dumps({**larger, "SubnetMin": "192.0.3.0"})
+    one.store.config_is(beside)
+    together([one, two], 5)
+    for node in (one, two):
+        assert node.state.trouble == ""
+        assert node.joined.node.network == NetworkConfig.from_json(beside)
+
+
 @pytest.mark.parametrize("again", ["history goes", "lease goes", "nothing more"])
 def test_an_invalid_new_document_is_reported_and_the_old_one_kept(again: str) -> None:
     node = Node().start()
