@@ -351,7 +351,7 @@ def _named(names: Sequence[str], nodes: Sequence[NodeStanding]) -> tuple[str, ..
     for name in names:
         if not any(node.named([name]) for node in nodes):
             known = ", ".join(inert(node.name) for node in nodes)
-            raise ConfigError(f"--without {name}: no node has this id, address or lease; there are: {known or 'none'}")
+            raise ConfigError(f"--without {name}: no node has this id, address or subnet; there are: {known or 'none'}")
     others = {node.node_id for node in nodes if not node.named(names)}
     found = (node.key if node.node_id in {"", *others} else node.node_id for node in nodes if node.named(names))
     return tuple(dict.fromkeys(found))

@@ -17,7 +17,7 @@ from typing import Final
 from pyflannel.errors import ConfigError, ConflictError, MalformedError, StoreError
 from pyflannel.network.change import LEASE_KEY, NetworkChange, NodeProgress, Phase, Step, Written, finished, read
 from pyflannel.network.document import NetworkConfig
-from pyflannel.network.lease import DEFAULT_MARGIN, JSON, MARGIN_KEY, Lease
+from pyflannel.network.lease import DEFAULT_MARGIN, JSON, MARGIN_KEY, Lease, Subnets
 from pyflannel.network.marks import NO_MARKS
 from pyflannel.planning.judging import placement_problem
 from pyflannel.store import Record, Snapshot, Store
@@ -66,8 +66,9 @@ class NodeStanding:
         return self.node_id or self.address or self.key
 
     def named(self, names: Iterable[str]) -> bool:
-        """Whether one of ``names`` is this node: its id, its address or its lease's key."""
-        return bool({self.key, self.node_id, self.address} & set(names))
+        """Whether one of ``names`` is this node: its id, its address, its lease's key or a subnet of that."""
+        subnets = (str(subnet) for subnet in Subnets.from_key(self.key).each)
+        return bool({self.key, self.node_id, self.address, *subnets} & set(names))
 
     def to_json(self) -> JSON:
         """For programs."""

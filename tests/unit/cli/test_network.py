@@ -322,7 +322,7 @@ def test_a_change_that_is_being_given_up_is_not_made_by_asking_for_it_again(pyfl
     assert read(pyflannel("config", "get").out).outcome is Ending.BACK
 
 
-@pytest.mark.parametrize("name", ["gone", "192.0.2.2", "10.1.2.0-24"])
+@pytest.mark.parametrize("name", ["gone", "192.0.2.2", "10.1.2.0-24", "10.1.2.0/24"])
 def test_who_comes_new_to_the_subnet_of_one_that_is_left_behind_is_waited_for(tmp_path: Path, name: str) -> None:
     with FileStore(StoreLocation.parse(f"file://{tmp_path}/store")) as store:
         record = store.write_config(DOCUMENT, None)
