@@ -20,6 +20,7 @@ from pyflannel.kernel import wire
 from pyflannel.kernel.links import LinkRow, LinkTable, encode_address_dump, encode_link_query, parse_link
 from pyflannel.kernel.model import DISCARDING, OWNER, ROUTE_PROTOCOL, ROUTE_TYPES
 from pyflannel.kernel.netns import call_in
+from pyflannel.kernel.nexthops import NexthopTable
 from pyflannel.kernel.rtnl import messages
 from pyflannel.kernel.rtsocket import Refused, RequestSocket
 from pyflannel.network.lease import IPAddress
@@ -170,15 +171,14 @@ def _addresses(requests: RequestSocket) -> dict[int, _Addresses]:
 
 def _routes(requests: RequestSocket, family: int, links: LinkTable, advertised: set[str]) -> list[InterfaceRoute]:
     """The routes of one family; notes in ``advertised`` which links have some by a router's advertisement."""
-    found = []
+    found, nexthops = [], NexthopTable(requests)
     for answer in requests.dump(wire.encode_route_dump(family)):
         row = wire.parse_route(answer.datagram, answer.start, answer.end)
         if row.table != wire.RT_TABLE_MAIN or row.kind != wire.RTN_UNICAST or row.protocol == ROUTE_PROTOCOL:
             continue
         if row.flags & wire.RTM_F_CLONED or row.destination.is_link_local or row.destination.is_multicast:
             continue
-        ways = row.nexthops or (wire.Nexthop(row.link, row.gateway, row.onlink),)
-        for way in ways:
+        for way in nexthops.ways(row):
             name = links.name(way.link)
             if name is not None:
                 if row.protocol == _RTPROT_RA:

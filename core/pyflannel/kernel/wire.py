@@ -109,6 +109,7 @@ RTA_TABLE: Final = 15
 _RTA_VIA = 18
 _RTA_ENCAP_TYPE = 21
 _RTA_ENCAP = 22
+_RTA_NH_ID = 30
 
 NLA_F_NESTED = 0x8000
 _ENCAPSULATIONS: Final = {
@@ -255,6 +256,8 @@ class RouteRow(NamedTuple):
     nexthops: tuple[Nexthop, ...]
     metrics: tuple[tuple[str, int], ...] = ()
     encapsulation: Encapsulation | None = None
+    nexthop_id: int = 0
+    """The object that says where it leads, if nothing else does (:mod:`pyflannel.kernel.nexthops`)."""
 
     @property
     def onlink(self) -> bool:
@@ -456,6 +459,7 @@ def parse_route(datagram: bytes, start: int, end: int) -> RouteRow:
         destination = IPv6Network((packed or bytes(16), length))
     link, metric, wide_table = found.get(RTA_OIF), found.get(RTA_PRIORITY), found.get(RTA_TABLE)
     source, paths = found.get(_RTA_PREFSRC), found.get(_RTA_MULTIPATH)
+    named = found.get(_RTA_NH_ID) if link is None and paths is None else None
     return RouteRow(
         destination,
         _U32.unpack(metric)[0] if metric else 0,
@@ -469,6 +473,7 @@ def parse_route(datagram: bytes, start: int, end: int) -> RouteRow:
         tuple(_nexthops(paths)) if paths else (),
         _metrics(found[_RTA_METRICS]) if _RTA_METRICS in found else (),
         _parse_encapsulation(found) if _RTA_ENCAP_TYPE in found else None,
+        _U32.unpack(named)[0] if named else 0,
     )
 
 

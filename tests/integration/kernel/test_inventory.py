@@ -54,6 +54,31 @@ def test_what_can_be_reached_is_asked_of_the_kernel_with_its_rules(netns: Path, 
     assert (found.interface, str(found.ipv4)) == ("eth1", "198.51.100.77")
 
 
+@pytest.mark.parametrize("told", ["0", "1"])
+def test_routes_by_next_hops_that_are_objects_lead_where_these_do(netns: Path, ip: Ip, told: str) -> None:
+    """As FRR makes them; whether the kernel tells of the way besides the object depends on a switch."""
+    switch = f"net.ipv4.nexthop_compat_mode={told}"
+    subprocess.run(["ip", "netns", "exec", netns.name, "sysctl", "-q", "-w", switch], check=True)
+    ip("address", "add", "2001:db8::1/64", "dev", "eth1", "nodad")
+    ip("route", "delete", "default")
+    ip("link", "set", "lo", "up")
+    for way in ("7 via 192.0.2.254 dev eth0", "8 via 198.51.100.254 dev eth1", "9 via 2001:db8::9 dev eth1"):
+        ip("nexthop", "add", "id", *way.split())
+    for other in ("20 group 7/8", "30 blackhole"):
+        ip("nexthop", "add", "id", *other.split())
+    for route in ("default nhid 7", "203.0.113.0/25 nhid 20", "203.0.113.128/25 nhid 30", "2001:db8:7::/48 nhid 9"):
+        ip("route", "add", *route.split())
+    found = {(str(each.destination), each.interface, str(each.gateway)) for each in read_inventory(netns).routes}
+    assert found >= {
+        ("0.0.0.0/0", "eth0", "192.0.2.254"),
+        ("203.0.113.0/25", "eth0", "192.0.2.254"),
+        ("203.0.113.0/25", "eth1", "198.51.100.254"),
+        ("2001:db8:7::/48", "eth1", "2001:db8::9"),
+    }
+    assert "203.0.113.128/25" not in {destination for destination, _, _ in found}
+    assert choose(read_inventory(netns), Selection()).interface == "eth0"
+
+
 @pytest.mark.parametrize("kind", ["unreachable", "prohibit", "blackhole"])
 @pytest.mark.parametrize(
     ("address", "network"), [("203.0.113.9", "203.0.113.0/24"), ("2001:db8:9::9", "2001:db8:9::/48")]
