@@ -168,7 +168,7 @@ def _go_on(
 
     _, written, present = driving.reading(snapshot, store.location)
     nodes = driving.standings(present, snapshot.leases, under_way.id)
-    _check_same(under_way, written, wanted)
+    _check_same(under_way, written, present, wanted)
     left = _with_room(_left(under_way, wanted), snapshot.leases, nodes, without)
     if dry_run:
         _show_plans(shown, (_under_way(under_way, written, present), *left), nodes, without, {})
@@ -357,11 +357,11 @@ def _named(names: Sequence[str], nodes: Sequence[NodeStanding]) -> tuple[str, ..
     return tuple(dict.fromkeys(found))
 
 
-def _check_same(under_way: NetworkChange, written: Written, wanted: _Wanted) -> None:
+def _check_same(under_way: NetworkChange, written: Written, present: NetworkConfig, wanted: _Wanted) -> None:
     """Refuse to begin a change while another one is under way."""
     if not wanted:
         return
-    present, going = NetworkConfig.from_json(written.text), NetworkConfig.from_json(json.dumps(under_way.target))
+    going = NetworkConfig.from_json(json.dumps(under_way.target))
     asked = (part.target(written.settings, present) for part in (wanted, *wanted.parts))
     if not any(NetworkConfig.from_json(json.dumps(each)).means(going) for each in asked):
         raise ConfigError(

@@ -19,7 +19,7 @@ from pyflannel.network.change import LEASE_KEY, NetworkChange, NodeProgress, Pha
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import DEFAULT_MARGIN, JSON, MARGIN_KEY, Lease, Subnets
 from pyflannel.network.marks import NO_MARKS
-from pyflannel.planning.judging import placement_problem
+from pyflannel.planning.judging import backend_types, placement_problem
 from pyflannel.store import Record, Snapshot, Store
 
 __all__ = [
@@ -329,11 +329,12 @@ class Drive:
 
 
 def reading(snapshot: Snapshot, location: object) -> tuple[Record, Written, NetworkConfig]:
-    """The document of a store, with what it says.
+    """The document of a store, with what it says; of one that names no backend, what the nodes run.
 
     :raises StoreError: there is none.
     """
     if snapshot.config is None:
         raise StoreError(f"{location} holds no network config; write one with: pyflannel config set FILE")
     written = read(snapshot.config.value)
-    return snapshot.config, written, NetworkConfig.from_json(written.text)
+    network = NetworkConfig.from_json(written.text).following(backend_types(snapshot.leases))
+    return snapshot.config, written, replace(network, assumption="")

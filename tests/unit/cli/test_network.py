@@ -194,6 +194,21 @@ def test_a_dry_run_in_the_middle_of_a_change_does_not_go_on_with_it(pyflannel: C
     assert json.loads(pyflannel("config", "get").out) == json.loads(under_way)
 
 
+def test_a_document_without_a_backend_is_changed_from_what_the_nodes_run(pyflannel: CommandLine) -> None:
+    """That of flanneld: udp, which its leases do not even name."""
+    bare = '{"Network": "10.1.0.0/16"}'
+    with FileStore(StoreLocation.parse(pyflannel.store)) as store:
+        store.write_config(bare, None)
+        attributes = LeaseAttributes(IPv4Address("192.0.2.1"), node_id="n1", marks=Marks("run"))
+        store.create("10.1.1.0-24", attributes.to_json(), 3600)
+    for backend, option in (("vxlan", "VNI=1"), ("udp", "Port=9000")):
+        words = ["network", "change", "--backend", backend, "--backend-option", option, "--dry-run", "--json"]
+        told = json.loads(pyflannel(*words).out)
+        assert told["together"]
+        assert told["changes"][0] == ("backend udp -> vxlan" if backend == "vxlan" else "udp: another Port")
+    assert "as you want it already" in pyflannel("network", "change", "--backend", "udp").err
+
+
 class Overtaken(FileStore):
     """A store in which somebody else is quicker, once."""
 
