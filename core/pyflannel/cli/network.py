@@ -212,11 +212,11 @@ def _left(under_way: NetworkChange, wanted: _Wanted) -> Sequence[_Plan]:
 
 def _under_way(change: NetworkChange, written: Written, present: NetworkConfig) -> _Plan:
     """The change that is under way, or the way back from it, as whoever goes on with it would make it."""
-    ahead = NetworkConfig.from_json(json.dumps(change.target), "the new network config")
     if change.phase is Phase.BACK:
-        plan = _judged(ahead, present, change.target, written.settings)
+        plan = _back(change, written, present)
     else:
-        plan = _judged(present, ahead, written.settings, change.target)
+        ahead = NetworkConfig.from_json(json.dumps(change.target), "the new network config")
+        plan = _between(present, ahead, written.settings, change.target)
     told = (
         f"change {change.id} is under way since {change.began} (phase {change.phase.value}), and would be gone on with"
     )
@@ -224,9 +224,34 @@ def _under_way(change: NetworkChange, written: Written, present: NetworkConfig) 
 
 
 def _back(under_way: NetworkChange, written: Written, present: NetworkConfig) -> _Plan:
-    """The change that leads back from one whose nodes are taking the former settings away, once it is at its end."""
+    """The change that leads back from one that is under way, once it is at its end."""
     ahead = NetworkConfig.from_json(json.dumps(under_way.target), "the new network config")
-    return _judged(ahead, present, under_way.target, written.settings)
+    return _between(ahead, present, under_way.target, written.settings)
+
+
+def _between(
+    present: NetworkConfig, new: NetworkConfig, settings: Mapping[str, JSON], target: Mapping[str, JSON]
+) -> _Plan:
+    """A change between settings that nodes have side by side. What they take, such as a file, need not be here."""
+    try:
+        return _judged(present, new, settings, target)
+    except PyflannelError:
+        names = (present.backend_type, new.backend_type)
+        uncovers = _uncovering(_encrypts(names[0], True), _encrypts(names[1], False), names[1])
+        return _Plan(settings, target, True, (f"backend {' -> '.join(names)}",), uncovers=uncovers)
+
+
+def _encrypts(backend: str, otherwise: bool) -> bool:
+    """Whether a backend does, as far as that can be told here."""
+    try:
+        return load_backend(backend).capabilities.encrypts
+    except PluginError:
+        return otherwise
+
+
+def _uncovering(was: bool, will: bool, backend: str) -> str:
+    """What to say of an end of encryption."""
+    return f"{backend} does not encrypt: from then on packets can be read on the underlay" if was and not will else ""
 
 
 def _go_through(
@@ -455,9 +480,7 @@ def _judged(
         together,
         (*differs, *ranges, *(_mtu(former, following) if together else ())),
         refusal,
-        f"{following.name} does not encrypt: from then on packets can be read on the underlay"
-        if was and not will
-        else "",
+        _uncovering(was, will, following.name),
         untried,
     )
 

@@ -209,6 +209,21 @@ def test_a_document_without_a_backend_is_changed_from_what_the_nodes_run(pyflann
     assert "as you want it already" in pyflannel("network", "change", "--backend", "udp").err
 
 
+@pytest.mark.parametrize(("phase", "words"), [(Phase.PREPARE, ["--dry-run"]), (Phase.RETIRE, ["--abort", "--yes"])])
+def test_what_nodes_have_already_need_not_be_where_the_command_is(
+    pyflannel: CommandLine, phase: Phase, words: list[str]
+) -> None:
+    """A file that an option names is theirs."""
+    target = {**json.loads(DOCUMENT), "Backend": {"Type": "wireguard", "PSKFile": "/nonexistent/psk"}}
+    under_way = read(DOCUMENT).with_change(replace(CHANGING, phase=phase, target=target))
+    assert pyflannel("config", "set", "-", stdin=under_way).code == 0
+    told = pyflannel("network", "change", *words)
+    assert (told.code, told.err) == (0, "")
+    way = "vxlan -> wireguard" if phase is Phase.PREPARE else "wireguard -> vxlan"
+    assert way in told.out
+    assert ("can be read on the underlay" in told.out) == (phase is Phase.RETIRE)
+
+
 class Overtaken(FileStore):
     """A store in which somebody else is quicker, once."""
 
