@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import random
 import signal
 import tempfile
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from pyflannel.storetools.change import Drive, NodeStanding, Progress
 
 __all__ = ["network"]
+
+log = logging.getLogger(__name__)
 
 _LOOK_INTERVAL: Final = 0.5
 """Seconds between two looks at the store while nodes are on their way."""
@@ -131,7 +134,7 @@ def change(
         record, written, present = driving.reading(snapshot, store.location)
         under_way = written.change
         nodes = driving.standings(present, snapshot.leases, under_way.id if under_way else "")
-        behind = _named(without, nodes)
+        behind = _named(without, nodes, begun=under_way is not None)
         shown = Shown(as_json)
         if abort:
             return _abort(store, behind, shown, yes)
@@ -365,18 +368,22 @@ def _typed(key: str, value: str, hint: Any) -> JSON:
         raise ConfigError(f"--backend-option {key} is {value!r}: must be {wanted}") from None
 
 
-def _named(names: Sequence[str], nodes: Sequence[NodeStanding]) -> tuple[str, ...]:
+def _named(names: Sequence[str], nodes: Sequence[NodeStanding], begun: bool = False) -> tuple[str, ...]:
     """What the change is to say of nodes that are named by id, address or subnet.
 
     That is a node's id: its subnet may be another node's before the change is over. A lease that has none, or one that
     a node has which is not named, is told by its key.
 
+    :param begun: the change is under way, and the same command is perhaps run again: nodes may be gone since.
     :raises ConfigError: nobody is called that.
     """
     for name in names:
         if not any(node.named([name]) for node in nodes):
             known = ", ".join(inert(node.name) for node in nodes)
-            raise ConfigError(f"--without {name}: no node has this id, address or subnet; there are: {known or 'none'}")
+            told = f"--without {name}: no node has this id, address or subnet; there are: {known or 'none'}"
+            if not begun:
+                raise ConfigError(told)
+            log.warning("%s", told)
     others = {node.node_id for node in nodes if not node.named(names)}
     found = (node.key if node.node_id in {"", *others} else node.node_id for node in nodes if node.named(names))
     return tuple(dict.fromkeys(found))

@@ -379,6 +379,17 @@ def test_a_lease_is_left_behind_by_its_key_where_its_node_id_says_too_little() -
     assert _named(["original"], nodes) == ("original",)
 
 
+def test_the_same_command_goes_on_although_the_lease_of_whom_it_leaves_behind_has_ended(pyflannel: CommandLine) -> None:
+    assert pyflannel("config", "set", "-", stdin=read(DOCUMENT).with_change(CHANGING)).code == 0
+    words = ["network", "change", "--backend", "host-gw", "--without", "gone"]
+    told = pyflannel(*words)
+    assert told.code == ExitCode.OK
+    assert "--without gone: no node has this id" in told.err
+    refused = pyflannel("network", "change", "--backend", "udp", "--without", "gone")
+    assert refused.code == ExitCode.CONFIG
+    assert "--without gone: no node has this id" in refused.err
+
+
 STANDING = [
     NodeStanding("10.1.1.0-24", "well", "192.0.2.1", True, None, "", False),
     NodeStanding("10.1.2.0-24", "late\x1b[31m", "192.0.2.2", False, None, "", False),
