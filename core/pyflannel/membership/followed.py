@@ -12,15 +12,20 @@ from typing import Final
 from pyflannel.network.parsing import MAX_DOCUMENT
 from pyflannel.small import files
 
-__all__ = ["keep", "read"]
+__all__ = ["keep", "path", "read"]
 
 _NAME: Final = "network.json"
+
+
+def path(state_dir: Path) -> Path:
+    """Where it is kept."""
+    return state_dir / _NAME
 
 
 def read(state_dir: Path) -> str:
     """The document; empty if there is none that can be read."""
     try:
-        text = files.read_own(state_dir / _NAME).decode()
+        text = files.read_own(path(state_dir)).decode()
     except (OSError, UnicodeDecodeError):
         return ""
     return text if len(text) <= MAX_DOCUMENT else ""
@@ -32,4 +37,4 @@ def keep(state_dir: Path, document: str) -> None:
     :raises OSError: it can't be written there.
     """
     state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    files.replace(state_dir / _NAME, document, 0o600)
+    files.replace(path(state_dir), document, 0o600)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pyflannel.errors import ConfigError, PyflannelError
+from pyflannel.membership import followed
 from pyflannel.membership.calls import Load, Publish, Steps, TakeSnapshot
 from pyflannel.membership.place import Place, check_agreed, check_underlay
 from pyflannel.membership.session import begin_generation, rejoin, settle_on
@@ -177,7 +178,8 @@ def hear_of_document(state: KeeperState, record: Record | None) -> None:
         return
     state.troubles["document"] = ConfigError(
         f"the network config has been deleted from {state.store}: this node keeps the one in force, but no node can "
-        "join or start without it, and no change can go on; put it back with 'pyflannel config set'"
+        f"join or start without it, and no change can go on; put it back: 'pyflannel config set "
+        f"{followed.path(state.options.state_dir)}'"
     )
 
 

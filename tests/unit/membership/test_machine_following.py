@@ -270,6 +270,7 @@ def test_a_document_that_is_deleted_is_told_of_until_it_is_back(again: str) -> N
     assert node.joined.node.network == before
     assert node.state.valid(node.now)
     assert "has been deleted from model://a/b" in node.state.trouble
+    assert "'pyflannel config set /nonexistent/network.json'" in node.state.trouble
     assert node.state.refused == node.state.trouble
     assert node.state.connected, "it is nothing that passes by itself"
     node.store.config_is(DOCUMENT)
