@@ -49,6 +49,7 @@ class NodeStanding:
 
     :param answered: it has said anything of this change; a node that runs flanneld or an older pyflannel never does.
     :param older: its lease lacks what those that know changes have always written.
+    :param ipv6: its other address, if it has two.
     """
 
     key: str
@@ -59,6 +60,7 @@ class NodeStanding:
     trouble: str
     flanneld: bool
     older: bool = False
+    ipv6: str = ""
 
     @property
     def name(self) -> str:
@@ -66,9 +68,9 @@ class NodeStanding:
         return self.node_id or self.address or self.key
 
     def named(self, names: Iterable[str]) -> bool:
-        """Whether one of ``names`` is this node: its id, its address, its lease's key or a subnet of that."""
+        """Whether one of ``names`` is this node: its id, an address, its lease's key or a subnet of that."""
         subnets = (str(subnet) for subnet in Subnets.from_key(self.key).each)
-        return bool({self.key, self.node_id, self.address, *subnets} & set(names))
+        return bool({self.key, self.node_id, self.address, self.ipv6, *subnets} & set(names) - {""})
 
     def to_json(self) -> JSON:
         """For programs."""
@@ -151,6 +153,7 @@ def standings(network: NetworkConfig, records: Sequence[Record], change_id: str)
                 told.trouble if told is not None and mine else "",
                 attributes.node_id is None,
                 attributes.marks == NO_MARKS and not record.permanent,
+                str(attributes.public_ipv6 or ""),
             )
         )
     return tuple(sorted(found, key=lambda node: node.key))

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,8 @@ DOCUMENT = json.dumps({"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan"}})
 
 
 def add(store: Store, number: int, node: str | None, marks: Marks, ttl: float) -> None:
-    attributes = LeaseAttributes(
-        IPv4Address(f"192.0.2.{number}"), backend_type="vxlan", backend_data={"VNI": 1}, node_id=node, marks=marks
-    )
+    four, six = IPv4Address(f"192.0.2.{number}"), IPv6Address(f"2001:db8::{number}")
+    attributes = LeaseAttributes(four, six, "vxlan", {"VNI": 1}, node_id=node, marks=marks)
     store.create(f"10.1.{number}.0-24", attributes.to_json(), ttl)
 
 
@@ -352,7 +351,7 @@ def test_a_change_that_is_being_given_up_is_not_made_by_asking_for_it_again(pyfl
     assert read(pyflannel("config", "get").out).outcome is Ending.BACK
 
 
-@pytest.mark.parametrize("name", ["gone", "192.0.2.2", "10.1.2.0-24", "10.1.2.0/24"])
+@pytest.mark.parametrize("name", ["gone", "192.0.2.2", "2001:db8::2", "10.1.2.0-24", "10.1.2.0/24"])
 def test_who_comes_new_to_the_subnet_of_one_that_is_left_behind_is_waited_for(tmp_path: Path, name: str) -> None:
     with FileStore(StoreLocation.parse(f"file://{tmp_path}/store")) as store:
         record = store.write_config(DOCUMENT, None)
@@ -377,6 +376,8 @@ def test_a_lease_is_left_behind_by_its_key_where_its_node_id_says_too_little() -
     ]
     assert _named(["192.0.2.2", "192.0.2.3"], nodes) == ("10.1.2.0-24", "10.1.3.0-24")
     assert _named(["original"], nodes) == ("original",)
+    with pytest.raises(ConfigError, match="--without : no node"):  # as a variable of a script is that was not set
+        _named([""], nodes)
 
 
 def test_the_same_command_goes_on_although_the_lease_of_whom_it_leaves_behind_has_ended(pyflannel: CommandLine) -> None:
