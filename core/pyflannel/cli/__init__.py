@@ -29,7 +29,7 @@ from pyflannel.small.streams import answers, apart, give_up, keep_apart
 from pyflannel.small.text import inert
 from pyflannel.version import VERSION
 
-__all__ = ["main", "pyflannel"]
+__all__ = ["end_in_time", "main", "pyflannel"]
 
 INTERRUPTED: Final = 130
 """128 + SIGINT, as shells report a command that was interrupted."""
@@ -160,11 +160,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(arguments)
     keep_apart()
     code = _run(None)
-    _end_in_time(code)
+    end_in_time(code)
     return code
 
 
-def _end_in_time(code: int) -> None:
+def end_in_time(code: int) -> None:
     """Have the process end soon, although a plugin's threads, for which the interpreter waits, or its functions for the
     process's end may not."""
 

@@ -120,7 +120,7 @@ def plugin_test(
         with _place(name, url, work) if found == "store" else nullcontext() as place:
             task["url"] = place
             done = subprocess.run(
-                module_command("pytest", *words, suite.origin),
+                module_command("pyflannel.cli.plugin_suite", *words, suite.origin),
                 check=False,
                 cwd=work,
                 stdin=given(),

@@ -106,8 +106,14 @@ def test_a_store_s_server_that_fails_is_told_with_what_it_said(
 
 
 OLD = """\
+import threading
 import warnings
 from pyflannel.backend import Backend
+
+def chatter():
+    while True:
+        print("late")
+        threading.Event().wait(0.001)
 
 class Old(Backend):
     api_version = 1
@@ -117,12 +123,16 @@ class Old(Backend):
         return underlay.mtu
 
     def describe(self, node):
+        threading.Thread(target=chatter, name="chatter", daemon=False).start()
         warnings.warn("old() will be removed; use new()", DeprecationWarning, stacklevel=2)
         return {}
 """
 
 
-def test_what_is_deprecated_fails_the_kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_deprecated_fails_the_kit_whose_report_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that the plugin leaves behind neither writes into the report nor keeps the command from ending."""
     about = tmp_path / "old_backend-1.dist-info"
     about.mkdir()
     (tmp_path / "old_backend.py").write_text(OLD)
@@ -133,6 +143,11 @@ def test_what_is_deprecated_fails_the_kit(tmp_path: Path, monkeypatch: pytest.Mo
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == ExitCode.CHECK_FAILED, done.stdout
     assert "DeprecationWarning: old() will be removed; use new()" in done.stdout
+    report = done.stdout[done.stdout.index("short test summary info") :]
+    assert report.splitlines()[-1] == "FAILED: backend old: 0 passed, 1 failed, 0 skipped, 0 not applicable"
+    assert "late" not in report.splitlines()
+    assert "late" in done.stderr.splitlines()
+    assert "the thread 'chatter' of a plugin did not end and is left behind" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["backend", "store"])
