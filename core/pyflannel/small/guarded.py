@@ -31,6 +31,9 @@ PATIENCE: Final = 5.0
 LONGEST_REASON: Final = 500
 """Characters of an exception's text that are passed on."""
 
+LONGEST_MESSAGE: Final = 4000
+"""Characters of the text of an error that the contract knows: it is meant to be read, and may quote a program."""
+
 _traced: dict[tuple[str, str, str], str] = {}
 """Kind and name of a plugin and the call it failed in, to the failure whose traceback was logged last."""
 
@@ -66,8 +69,9 @@ class PluginCall:
 def guarded(name: str, what: str, call: Callable[[], T], kind: str = "backend") -> T:
     """What a call into the plugin ``name`` answers; ``what`` it is doing is for messages, ``kind`` says what it is.
 
-    Errors of :mod:`pyflannel.errors`, a rejected peer among them, pass as they are. The traceback of anything else is
-    logged at debug level, and not again while the plugin fails for the same reason.
+    Errors of :mod:`pyflannel.errors`, a rejected peer among them, pass as they are; one whose text can't be made, or is
+    endless, as the nearest of them. The traceback of anything else is logged at debug level, and not again while the
+    plugin fails for the same reason.
 
     :raises PluginError: it raised something that its contract does not know, ``SystemExit`` included.
     :raises KernelError: it had too little memory, or too few descriptors or threads, which is not a plugin's fault.
@@ -75,8 +79,11 @@ def guarded(name: str, what: str, call: Callable[[], T], kind: str = "backend") 
     """
     try:
         return call()
-    except PyflannelError:
-        raise
+    except PyflannelError as error:
+        sound = _sound(error)
+        if sound is error:
+            raise
+        raise sound from error
     except BaseException as error:  # a plugin may raise anything
         if is_ctrl_c(error):
             raise
@@ -90,6 +97,25 @@ def guarded(name: str, what: str, call: Callable[[], T], kind: str = "backend") 
         raise failed from error
 
 
+def _sound(error: PyflannelError) -> PyflannelError:
+    """An error that may be told as often as anybody likes; a class of a plugin's own can have a text that raises."""
+    text = _text(error)
+    if text is not None and len(text) <= LONGEST_MESSAGE:
+        return error
+    kind = next(each for each in type(error).__mro__ if each.__module__ == PyflannelError.__module__)
+    nearest: PyflannelError = kind(reason(error) if text is None else f"{text[:LONGEST_MESSAGE]}...")
+    return nearest
+
+
+def _text(error: BaseException) -> str | None:
+    """What it says, or nothing where that can't be made."""
+    try:
+        text = str(error)
+    except BaseException:  # that, too, is a plugin's code
+        return None
+    return text if type(text) is str else None
+
+
 def is_ctrl_c(error: BaseException) -> bool:
     """Whether a person has interrupted us: Python tells the main thread of that, and no other."""
     return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
@@ -97,9 +123,8 @@ def is_ctrl_c(error: BaseException) -> bool:
 
 def reason(error: BaseException) -> str:
     """An exception of a plugin's, in one line or as many as its text has."""
-    try:
-        text = str(error)
-    except BaseException:  # that, too, is a plugin's code
+    text = _text(error)
+    if text is None:
         text = "its text can't be made"
     text = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
     return f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pyflannel.backend import Backend, NetworkConfig, Node, PeerRejected, Published, Subnets, Underlay
-from pyflannel.errors import ConfigError, DaemonError, KernelError, PluginError, PyflannelError
+from pyflannel.errors import ConfigError, ConflictError, DaemonError, KernelError, PluginError, PyflannelError
 from pyflannel.planning import guard
 from pyflannel.planning.guard import Bounded, Publisher, exclusive, guarded
 
@@ -80,6 +80,28 @@ def test_what_the_contract_knows_passes_as_it_is(call: Any, error: PyflannelErro
     with pytest.raises(PyflannelError) as caught:
         call("odd", "publish", raising(error))
     assert caught.value is error
+
+
+class MuteRejection(Mute, PeerRejected):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (MuteRejection("no"), PeerRejected, "MuteRejection: its text can't be made"),
+        (PeerRejected("no" * 99999), PeerRejected, f"{'no' * 2000}..."),
+        (ConflictError(Mute()), ConflictError, "ConflictError: its text can't be made"),
+    ],
+    ids=["its class can't tell its text", "a text without end", "what it was given can't tell its text"],
+)
+def test_what_the_contract_knows_is_told_whatever_its_text(
+    error: PyflannelError, kind: type[PyflannelError], said: str
+) -> None:
+    with pytest.raises(PyflannelError) as caught:
+        guarded("odd", "plan_peer", raising(error))
+    assert type(caught.value) is kind
+    assert str(caught.value) == said
 
 
 def test_an_operators_interrupt_passes() -> None:
