@@ -202,7 +202,9 @@ class _Owner:
                 self._wake.set()
 
         driver: type[Store] = call("its import", lambda: load_store(location.scheme))
-        call("its constructor", lambda: driver(location).close())
+        store: Store = call("its constructor", lambda: driver(location))
+        with suppress(PyflannelError):  # nobody needs it any more
+            call("close", store.close)
         return driver
 
     def _show(self, window: Window) -> None:

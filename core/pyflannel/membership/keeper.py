@@ -409,7 +409,7 @@ class _Watcher:
         number = self._number
         try:
             guarded(self._scheme, "watch", self._iterate, kind="store")
-            error: PyflannelError = StoreUnavailableError("the store ended the watch")
+            error: PyflannelError = StoreUnavailableError(f"store {self._scheme!r} has ended its watch by itself")
         except PyflannelError as raised:  # the machine, which asked for the watch, decides what it means
             error = raised
         except BaseException as raised:
