@@ -31,6 +31,7 @@ from pyflannel.errors import KernelError, PluginError
 from pyflannel.small.entry_points import entry_points
 from pyflannel.small.guarded import guarded, is_ctrl_c, named_if_it_hangs, reason
 from pyflannel.small.scarcity import lacking
+from pyflannel.small.shared_log import undisturbed
 from pyflannel.small.streams import apart
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def open_store(location: StoreLocation, *, existing: bool = False) -> Store:
     :raises PluginError: there is no such driver, it can't be used, or raises what its contract does not know.
     """
     kind = _contained(load_store(location.scheme))
-    with named_if_it_hangs(location.scheme, "its constructor", "store"):
+    with named_if_it_hangs(location.scheme, "its constructor", "store"), undisturbed(f"store {location.scheme!r}"):
         store = guarded(location.scheme, "its constructor", lambda: kind(location), "store")
     if existing:
         store.expect_existing()
@@ -285,7 +286,8 @@ def _import(entry: metadata.EntryPoint, who: str, usable: Sequence[metadata.Entr
 
     def load() -> Any:
         try:
-            return DriverManager(entry.group, entry.name, on_load_failure_callback=failed).driver
+            with undisturbed(who):
+                return DriverManager(entry.group, entry.name, on_load_failure_callback=failed).driver
         except PluginError:
             raise
         except BaseException as error:  # which stevedore lets through

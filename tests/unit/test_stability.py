@@ -61,6 +61,10 @@ SHOWN = {
         "unit/cli/test_noise.py::test_completion_stays_completion",
         "unit/cli/test_noise.py::test_a_daemon_has_no_answer",
     ],
+    "sets up logging for the whole process, when it is imported or made": [
+        "unit/small/test_shared_log.py::test_it_is_undone_and_named",
+        "unit/daemon/test_wiring.py::test_a_store_that_sets_up_logging_silences_no_daemon",
+    ],
     "raises `SystemExit`, `KeyboardInterrupt`, or whatever else": [
         "unit/planning/test_guard.py::test_whatever_a_plugin_raises_is_named_and_goes_no_further",
         "unit/planning/test_guard.py::test_in_another_thread_an_interrupt_is_the_plugins",

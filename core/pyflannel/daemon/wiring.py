@@ -46,13 +46,14 @@ from pyflannel.show.status import Status, StatusServer
 from pyflannel.show.view import PluginName, Window
 from pyflannel.small.guarded import HangingCall, PluginCall
 from pyflannel.small.server import LocalServer
+from pyflannel.small.shared_log import undisturbed
 from pyflannel.small.signals import Bell, heard
 from pyflannel.small.strangers import strangers
 from pyflannel.small.wake import Wake
 
 if TYPE_CHECKING:
     from pyflannel.firewall.sync import Firewall
-    from pyflannel.store import Store
+    from pyflannel.store import Store, StoreLocation
 
 __all__ = ["STOP_PATIENCE", "make_backend", "run"]
 
@@ -149,7 +150,7 @@ class _Owner:
         stack.callback(port.close)
         keeper = LeaseKeeper(
             settings.store,
-            lambda: store_class(settings.store),
+            lambda: _made(store_class, settings.store),
             _keeper_options(settings, node_id, store_class.assigns_subnets),
             make_backend,
             slot,
@@ -202,7 +203,7 @@ class _Owner:
                 self._wake.set()
 
         driver: type[Store] = call("its import", lambda: load_store(location.scheme))
-        store: Store = call("its constructor", lambda: driver(location))
+        store: Store = call("its constructor", lambda: _made(driver, location))
         with suppress(PyflannelError):  # nobody needs it any more
             call("close", store.close)
         return driver
@@ -309,6 +310,11 @@ class _Owner:
         os._exit(code)
 
 
+def _made(driver: type[Store], location: StoreLocation) -> Store:
+    with undisturbed(f"store {driver.scheme!r}"):
+        return driver(location)
+
+
 def _end_loop(loop: Loop, thread: threading.Thread, timeout: float) -> bool:
     loop.stop()
     thread.join(timeout)
@@ -365,4 +371,5 @@ def make_backend(network: NetworkConfig) -> Backend[Any]:
     reason = not_carried(kind, network)
     if reason:
         raise PluginError(reason)
-    return guarded(kind.name, "its constructor", lambda: kind(options))
+    with undisturbed(f"backend {kind.name!r}"):
+        return guarded(kind.name, "its constructor", lambda: kind(options))

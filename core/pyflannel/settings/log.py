@@ -14,8 +14,9 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import Final, TextIO
 
+from pyflannel.small.shared_log import keep
 from pyflannel.small.text import cut, inert
 
 __all__ = ["JournalFormatter", "JsonFormatter", "TextFormatter", "configure"]
@@ -80,28 +81,14 @@ def configure(
     :param form: ``text`` or ``json``. Text takes the journal's form when ``stream`` is connected to the journal.
     """
     target = stream if stream is not None else sys.stderr
-    handler = _Handler(target)
+    handler = logging.StreamHandler(target)
     if form == "json":
         handler.setFormatter(JsonFormatter())
     elif _is_journal(target, environ):
         handler.setFormatter(JournalFormatter())
     else:
         handler.setFormatter(TextFormatter(names=level == "debug"))
-    root = logging.getLogger()
-    for old in [item for item in root.handlers if isinstance(item, _Handler)]:
-        root.removeHandler(old)
-    root.addHandler(handler)
-    root.setLevel(level.upper())
-
-
-if TYPE_CHECKING:
-    _StreamHandler = logging.StreamHandler[TextIO]
-else:
-    _StreamHandler = logging.StreamHandler  # can't be subscripted before Python 3.11
-
-
-class _Handler(_StreamHandler):
-    """Ours among the root logger's handlers."""
+    keep(handler, logging.getLevelName(level.upper()))
 
 
 def _message(formatter: logging.Formatter, record: logging.LogRecord) -> str:
