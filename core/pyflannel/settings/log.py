@@ -14,7 +14,8 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import Final, TextIO
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, TextIO
 
 from pyflannel.small.shared_log import keep
 from pyflannel.small.text import cut, inert
@@ -81,7 +82,7 @@ def configure(
     :param form: ``text`` or ``json``. Text takes the journal's form when ``stream`` is connected to the journal.
     """
     target = stream if stream is not None else sys.stderr
-    handler = logging.StreamHandler(target)
+    handler = _Handler(target)
     if form == "json":
         handler.setFormatter(JsonFormatter())
     elif _is_journal(target, environ):
@@ -89,6 +90,21 @@ def configure(
     else:
         handler.setFormatter(TextFormatter(names=level == "debug"))
     keep(handler, logging.getLevelName(level.upper()))
+
+
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:
+    _StreamHandler = logging.StreamHandler  # can't be subscripted before Python 3.11
+
+
+class _Handler(_StreamHandler):
+    """Costs nobody more than a line that can't be written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Tell standard error, unless somebody has closed that, too."""
+        with suppress(Exception):
+            super().handleError(record)
 
 
 def _message(formatter: logging.Formatter, record: logging.LogRecord) -> str:

@@ -77,3 +77,9 @@ def test_a_message_has_an_end() -> None:
     program = PROGRAM.replace('"x', '100000 * "x')
     command = [sys.executable, "-c", program, "info", "text"]
     assert 8192 < len(subprocess.run(command, capture_output=True, text=True, check=True).stderr) < 80_000
+
+
+def test_a_log_that_somebody_has_closed_ends_nobody() -> None:
+    program = f"{PROGRAM}\nsys.stderr.close()\nspeaker.info('lost')\nprint('alive', flush=True)\n"
+    done = subprocess.run([sys.executable, "-c", program, "info", "text"], capture_output=True, text=True, check=False)
+    assert done.stdout == "alive\n"
