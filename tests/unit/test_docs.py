@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import click
 import pytest
 
 from pyflannel import backend, errors, lab, store
-from pyflannel.backend import DesiredState, Lease, LeaseAttributes, NetworkConfig, Node, Route, Subnets, Underlay
+from pyflannel.backend import DesiredState, Route, forwarding
 from pyflannel.cli import pyflannel
 from pyflannel.cli.lab import lab_command
 from pyflannel.errors import ExitCode
@@ -23,6 +23,7 @@ from pyflannel.show import status
 from pyflannel.storetools.check import Inspection
 from pyflannel.storetools.migration import Done
 from pyflannel.testing import assigned, backends, clauses, stores
+from pyflannel.testing.backends import BackendPlanning
 from pyflannel.version import VERSION
 from pyflannel_stores import _file_directory, _file_format, _file_watch
 
@@ -43,22 +44,20 @@ def test_every_page_is_linked_from_the_index() -> None:
     assert {page for page in pages if f"({page})" not in index} == set()
 
 
-def test_the_backend_in_the_readme_plans_a_route() -> None:
+def test_the_backend_in_the_readme_is_complete(tmp_path: Path) -> None:
     (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(source, "README.md", "exec"), names)
-    backend = names["PlainBackend"](None)
-    node = Node(
-        node_id="n",
-        network=NetworkConfig.from_json('{"Network": "10.0.0.0/16"}'),
-        underlay=Underlay("eth0", 1500),
-        subnets=Subnets(IPv4Network("10.0.1.0/24")),
+    kit = type("Kit", (BackendPlanning,), {"backend": names["PlainBackend"]})()
+    scene = kit.example(tmp_path, (4,), {})
+    peer = scene.leases[1]
+    assert isinstance(peer.subnets.ipv4, IPv4Network)
+    assert scene.backend.plan_peer(scene.nodes[0], peer) == DesiredState(
+        [Route(peer.subnets.ipv4, scene.nodes[0].underlay.interface, gateway=peer.attributes.public_ip)]
     )
-    peer = Lease(Subnets(IPv4Network("10.0.2.0/24")), LeaseAttributes(IPv4Address("192.0.2.2")))
-    assert backend.plan_peer(node, peer) == DesiredState(
-        [Route(IPv4Network("10.0.2.0/24"), "eth0", gateway=IPv4Address("192.0.2.2"))]
-    )
-    assert backend.mtu(node.underlay) == 1500
+    assert scene.backend.plan_node(scene.nodes[0]) == DesiredState([forwarding(4)])
+    assert scene.backend.mtu(scene.nodes[0].underlay) == 1500
+    kit.test_a_peer_behind_a_router_is_planned_or_rejected(tmp_path)
 
 
 def test_changelog_and_debian_package_are_about_the_version_that_is_next() -> None:
