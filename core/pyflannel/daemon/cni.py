@@ -6,12 +6,16 @@ for the plugins that every runtime has: ``bridge``, ``host-local`` and ``portmap
 ``cbr0``: host-local keeps its addresses by that name, and so gives none away twice when a node moves from one to the
 other. Kubernetes' runtimes, nerdctl, Podman and Nomad read the same file.
 
+The file outlives a reboot, and the overlay does not. So a daemon that starts where ``subnet.env`` is gone, which lies
+in memory, takes it away until the node has its subnet again.
+
 A runtime takes the first file of the directory by name. flannel's own, which would come before ours, is put aside.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +25,9 @@ from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import Subnets
 from pyflannel.small import files
 
-__all__ = ["ASIDE", "NETWORK", "SUFFIXES", "is_ours", "remove", "render", "write"]
+__all__ = ["ASIDE", "NETWORK", "SUFFIXES", "is_ours", "remove", "remove_after_reboot", "render", "write"]
+
+log = logging.getLogger(__name__)
 
 NETWORK: Final = "cbr0"
 BRIDGE: Final = "cni0"
@@ -90,6 +96,17 @@ def remove(path: Path) -> bool:
     except OSError as error:
         raise ConfigError(f"CNI network {path}: can't be removed: {error.strerror}") from error
     return True
+
+
+def remove_after_reboot(path: Path, subnet_file: Path) -> None:
+    """Remove a conflist of ours where nothing else of the overlay has been left: no container is to start on it yet."""
+    if subnet_file.exists():
+        return
+    try:
+        if remove(path):
+            log.info("CNI network %s: of before the reboot, removed until the node has its subnet", path)
+    except ConfigError as error:
+        log.warning("%s", error)
 
 
 def _put_aside(path: Path) -> bool:

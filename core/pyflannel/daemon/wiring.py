@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pyflannel.backend import Backend, parse_options
-from pyflannel.daemon import memory, runlock, subnet_env
+from pyflannel.daemon import cni, memory, runlock, subnet_env
 from pyflannel.daemon.control import ControlServer
 from pyflannel.daemon.loop import Loop, first_window
 from pyflannel.daemon.notify import Notifier
@@ -139,6 +139,8 @@ class _Owner:
         from pyflannel.small.ping import Echoes
 
         settings, measures, loop_wake = self._settings, Measures(), Wake()
+        if settings.cni_conf is not None:
+            cni.remove_after_reboot(settings.cni_conf, settings.subnet_file)
         rng = random.Random()  # noqa: S311 - jitter and the choice of a subnet need no secrecy
         node_id = identify(settings.state_dir, settings.node_id)
         slot = Slot(loop_wake.set)

@@ -105,3 +105,21 @@ def test_a_place_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="--cni-conf"):
         cni.write(tmp_path / "file" / "x.conflist", "{}")
+
+
+def test_after_a_reboot_it_is_taken_away_and_after_a_restart_it_stays(tmp_path: Path) -> None:
+    path, rival, subnet_file = (
+        tmp_path / "10-pyflannel.conflist",
+        tmp_path / "20-other.conflist",
+        tmp_path / "subnet.env",
+    )
+    for each, content in ((path, json.dumps(rendered(ONLY_4))), (rival, json.dumps(FLANNELS))):
+        each.write_text(content)
+    subnet_file.write_text("FLANNEL_MTU=1450\n")
+    cni.remove_after_reboot(path, subnet_file)
+    assert path.exists()
+    subnet_file.unlink()
+    cni.remove_after_reboot(path, subnet_file)
+    cni.remove_after_reboot(rival, subnet_file)
+    assert not path.exists()
+    assert rival.exists(), "it is not ours"
