@@ -36,6 +36,10 @@ __all__ = ["Api", "ChunkedLines", "Deadline", "Gone", "NotFound", "Overtaken", "
 CONNECT_TIMEOUT: Final = 2.0
 """Seconds for a TCP connection, and again for TLS."""
 
+LONGEST_PAUSE: Final = 60.0
+"""Seconds for which a server may keep us from asking again. API servers say a few; a load balancer's page that says an
+hour would have this node follow nobody when the server is back."""
+
 _PIECE: Final = 1 << 16
 _MOST_AT_ONCE: Final = 1 << 20
 
@@ -538,12 +542,12 @@ def _message(body: bytes) -> str:
 
 
 def _retry_after(answer: _Answer) -> float | None:
-    """Seconds that a server asks to wait; ``None`` if it does not."""
+    """Seconds that a server asks to wait, as far as it is obeyed; ``None`` if it does not ask."""
     if answer.status != 429 and answer.status < 500:
         return None
     text = answer.headers.get("Retry-After", "")
     if text.isascii() and text.isdigit():
-        return float(text)
+        return min(float(text), LONGEST_PAUSE)
     return 1.0 if answer.status == 429 else None
 
 

@@ -19,7 +19,7 @@ import pytest
 from pyflannel.errors import StoreUnavailableError
 from pyflannel.store import StoreLocation
 from pyflannel_stores._kubernetes_access import Access, ApiServer
-from pyflannel_stores._kubernetes_http import _proxy, connect
+from pyflannel_stores._kubernetes_http import LONGEST_PAUSE, _Answer, _proxy, _retry_after, connect
 from pyflannel_stores.kubernetes import KubernetesStore
 
 RESET = struct.pack("ii", 1, 0)
@@ -98,6 +98,24 @@ def web(status: int, body: bytes) -> Iterator[int]:
 
 def away(store: KubernetesStore) -> object:
     return store.away(())
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "seconds"),
+    [
+        (429, "3", 3.0),
+        (503, "3", 3.0),
+        (429, "", 1.0),
+        (429, "Wed, 21 Oct 2026 07:28:00 GMT", 1.0),
+        (503, "", None),
+        (200, "3", None),
+        (503, "3600", LONGEST_PAUSE),
+        (429, "9" * 4000, LONGEST_PAUSE),
+    ],
+)
+def test_a_server_is_obeyed_that_asks_to_wait_but_not_for_hours(status: int, said: str, seconds: float | None) -> None:
+    headers = {"Retry-After": said} if said else {}
+    assert _retry_after(_Answer(status, headers, b"")) == seconds
 
 
 CALLS = (KubernetesStore.read_config, KubernetesStore.snapshot, away)
