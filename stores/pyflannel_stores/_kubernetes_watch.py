@@ -31,6 +31,9 @@ _PATIENCE: Final = 2.0
 _BREATH: Final = 0.05
 """Seconds of rest after events that were none of ours and came in quick succession: many are read at once then."""
 
+_SHORTEST: Final = 1.0
+"""Seconds within which no API server ends a watch that it means to serve. One that does is not asked again at once."""
+
 _REMEMBERED: Final = 4
 
 
@@ -128,7 +131,7 @@ class KubernetesWatch(Watch):
         before = store.state(revision)
         self._state = before.copy() if before is not None else None
         self._stream: Stream | None = None
-        self._idle_at = self._looked_at = 0.0
+        self._idle_at = self._looked_at = self._silent_since = 0.0
         self._closed = threading.Event()
         self._lock = threading.Lock()
         self._reading = threading.Lock()
@@ -170,6 +173,7 @@ class KubernetesWatch(Watch):
             assert self._stream is not None
             lines = self._stream.lines(_PATIENCE)
             changes = () if lines is None else self._taken_in(state, lines)
+            self._note(lines)
             if not changes:
                 self._rest()
         except http.Gone as error:
@@ -196,6 +200,17 @@ class KubernetesWatch(Watch):
             self._let_go()
         return tuple(changes)
 
+    def _note(self, lines: Iterator[bytes] | None) -> None:
+        """What has come of the stream.
+
+        :raises StoreUnavailableError: its end, and nothing before.
+        """
+        now = time.monotonic()
+        if lines is None and now - self._silent_since < _SHORTEST:
+            raise StoreUnavailableError(f"{self._store.location}: the API server ends a watch as soon as it is open")
+        if lines is not None:
+            self._silent_since = 0.0
+
     def _rest(self) -> None:
         """Nothing of what came was ours: if that happens all the time, let some more come before looking again."""
         now = time.monotonic()
@@ -208,6 +223,7 @@ class KubernetesWatch(Watch):
         stream = self._store.open_stream(state.version)
         with self._lock:
             self._stream = stream
+            self._silent_since = time.monotonic()
             if self._closed.is_set():
                 stream.close()
 
@@ -236,7 +252,9 @@ class KubernetesWatch(Watch):
             event = json.loads(line)
             kind, node = event["type"], event["object"]
             if kind == "ERROR":
-                raise self._store.http.refusal(int(node.get("code", 500)), json.dumps(node).encode(), "")
+                raise self._store.http.refusal(
+                    int(node.get("code", 500)), json.dumps(node).encode(), str(self._store.location)
+                )
             version, name = str(node["metadata"]["resourceVersion"]), node["metadata"].get("name", "")
             if kind == "DELETED":
                 state.sieve.forget(name)

@@ -335,6 +335,18 @@ def test_what_came_before_garbage_is_told(tmp_path: Path) -> None:
             next(watch)
 
 
+def test_a_watch_that_ends_as_soon_as_it_is_open_is_not_opened_again_and_again(tmp_path: Path) -> None:
+    listing = answer(b'{"kind":"NodeList","apiVersion":"v1","metadata":{"resourceVersion":"1"},"items":[]}')
+    ended = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    with (
+        answering([listing, ended, answer(b"{}", "500 Opened Again")]) as address,
+        plain(address, tmp_path) as store,
+        store.watch(store.snapshot().revision) as watch,
+        pytest.raises(StoreUnavailableError, match="ends a watch as soon as it is open"),
+    ):
+        next(watch)
+
+
 def test_a_server_with_too_much_to_do_is_obeyed(tmp_path: Path) -> None:
     busy = answer(b"{}", "429 Too Many Requests", "Retry-After: 1")
     listing = answer(b'{"kind":"NodeList","apiVersion":"v1","metadata":{"resourceVersion":"1"},"items":[]}')
