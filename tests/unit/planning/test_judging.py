@@ -12,7 +12,7 @@ import pytest
 
 from pyflannel.backend import Node
 from pyflannel.network.document import NetworkConfig
-from pyflannel.network.lease import Lease, LeaseAttributes, Subnets
+from pyflannel.network.lease import IPAddress, Lease, LeaseAttributes, Subnets
 from pyflannel.network.underlay import Underlay, UnderlayRoute
 from pyflannel.planning.judging import own_problem, own_public_problem, placement_problem
 
@@ -34,7 +34,7 @@ def node() -> Node:
         UnderlayRoute(ip_network("192.0.2.64/26"), connected=False),
         UnderlayRoute(ip_network("2001:db8::/64")),
     )
-    besides = frozenset({IPv4Address("198.51.100.5"), IPv6Address("2001:db8:7::5")})
+    besides: frozenset[IPAddress] = frozenset({IPv4Address("198.51.100.5"), IPv6Address("2001:db8:7::5")})
     own4, own6 = IPv4Address("192.0.2.1"), IPv6Address("2001:db8::1")
     outside = IPv4Address("203.0.113.1")  # a 1:1 NAT's
     underlay = Underlay(
