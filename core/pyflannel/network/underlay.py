@@ -58,10 +58,10 @@ class Underlay:
     """An interface and the addresses by which other nodes reach this one through it.
 
     ``ipv4`` and ``ipv6`` are addresses of the interface, the source of encapsulated packets; the public ones are what
-    the lease says, and differ from them behind a 1:1 NAT. ``mtu`` in bytes. ``also_own`` are this node's addresses
-    besides, on all interfaces but its containers', as of when this underlay was made: they come and go with bridges,
-    and are no reason to plan anew. ``why`` says what chose it, for people, and ``others`` what would have been chosen
-    without it.
+    the lease says, and differ from them behind a 1:1 NAT. ``mtu`` in bytes. ``why`` says what chose it, for people, and
+    ``others`` what would have been chosen without it. ``also_own`` are this node's addresses besides, on all interfaces
+    but its containers', as of when this underlay was made: they come and go with bridges, and are no reason to plan
+    anew.
     """
 
     interface: str
@@ -71,9 +71,9 @@ class Underlay:
     public_ipv4: IPv4Address | None = None
     public_ipv6: IPv6Address | None = None
     routes: tuple[UnderlayRoute, ...] = ()
-    also_own: frozenset[IPAddress] = field(default=frozenset(), compare=False)
     why: str = field(default="", compare=False)
     others: tuple[str, ...] = field(default=(), compare=False)
+    also_own: frozenset[IPAddress] = field(default=frozenset(), compare=False)
 
     def public(self, version: int) -> IPAddress | None:
         """The public address of IP version 4 or 6."""
