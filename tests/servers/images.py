@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -115,6 +116,9 @@ def _base(directory: Path) -> None:
     unused = shutil.ignore_patterns("test", "tests", "idlelib", "tkinter", "__pycache__", "site-packages", "config-*")
     shutil.copytree(modules, directory / modules.relative_to("/"), ignore=unused)
     (directory / modules.relative_to("/") / "site-packages").mkdir(exist_ok=True)
+    bundled = sysconfig.get_config_var("WHEEL_PKG_DIR")  # where distributions have the pip of virtual environments
+    if bundled:
+        shutil.copytree(bundled, directory / Path(bundled).relative_to("/"))
     _tools(directory)
     _copy(directory, [interpreter, *_libraries([interpreter, *modules.glob("lib-dynload/*.so")])])
     (directory / "bin" / "python3").symlink_to(interpreter)
