@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from tests.changing import HOST_GW, UDP, USERSPACE, VXLAN, Document, go_round, tour
+from tests.waiting import crowd
 
 from pyflannel.lab.servers.etcd import find_etcd
 
@@ -59,7 +60,7 @@ def tests(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280, check=False, cwd=cwd
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280 * crowd(), check=False, cwd=cwd
     )
 
 
