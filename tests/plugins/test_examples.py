@@ -60,7 +60,13 @@ def tests(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def run(*command: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=280 * crowd(), check=False, cwd=cwd
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280 * crowd(),
+        check=False,
+        cwd=cwd,
     )
 
 
