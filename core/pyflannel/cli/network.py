@@ -36,7 +36,7 @@ from pyflannel.small.text import inert
 
 if TYPE_CHECKING:
     from pyflannel.planning.transition import Side
-    from pyflannel.store import Record, Snapshot, Store
+    from pyflannel.store import Record, Store
     from pyflannel.storetools.change import Drive, NodeStanding, Progress
 
 __all__ = ["network"]
@@ -139,7 +139,12 @@ def change(
         if abort:
             return _abort(store, behind, shown, yes)
         if under_way is not None:
-            return _go_on(store, snapshot, under_way, wanted, behind, shown, yes, dry_run)
+            _check_same(under_way, written, present, wanted)
+            left = _with_room(_left(under_way, wanted), snapshot.leases, nodes, behind)
+            if dry_run:
+                _show_plans(shown, (_under_way(under_way, written, present), *left), nodes, behind, {})
+                return ExitCode.OK
+            return _go_on(store, under_way, left, nodes, behind, shown, yes)
         if not wanted:
             raise click.UsageError("no change is under way: say what is to change, such as --backend wireguard", ctx)
         plans = _with_room(_planned(written.settings, present, wanted), snapshot.leases, nodes, behind)
@@ -158,24 +163,16 @@ def change(
 
 def _go_on(
     store: Store,
-    snapshot: Snapshot,
     under_way: NetworkChange,
-    wanted: _Wanted,
+    left: Sequence[_Plan],
+    nodes: Sequence[NodeStanding],
     without: Sequence[str],
     shown: Shown,
     yes: bool,
-    dry_run: bool,
 ) -> int:
     """Go on with the change that is under way, then with what is left of what is wanted."""
     from pyflannel.storetools import change as driving
 
-    _, written, present = driving.reading(snapshot, store.location)
-    nodes = driving.standings(present, snapshot.leases, under_way.id)
-    _check_same(under_way, written, present, wanted)
-    left = _with_room(_left(under_way, wanted), snapshot.leases, nodes, without)
-    if dry_run:
-        _show_plans(shown, (_under_way(under_way, written, present), *left), nodes, without, {})
-        return ExitCode.OK
     for plan in left:
         _refuse(plan, nodes, without)
         _confirm(plan, yes, shown.as_json)
