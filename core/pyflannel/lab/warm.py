@@ -56,9 +56,10 @@ _FIXED: Final = ("GLIBC_", "LANG", "LC_", "LD_", "MALLOC_", "OPENSSL_", "PYTHON"
 
 
 def of_ours(words: Sequence[str]) -> list[str] | None:
-    """The words for pyflannel, if it is pyflannel that a command line runs, with this interpreter."""
-    start = module_command(_MODULE)
-    return [*words[len(start) :]] if list(words[: len(start)]) == start else None
+    """The module and its words, if a command line runs one of pyflannel's with this interpreter."""
+    *start, _ = module_command("")
+    ours = [*words[len(start) :]]
+    return ours if [*words[: len(start)]] == start and ours and ours[0].partition(".")[0] == _MODULE else None
 
 
 class Warm:
@@ -80,8 +81,9 @@ class Warm:
         namespaces: Sequence[str],
         streams: tuple[int | IO[str] | None, int | IO[str] | None, int | IO[str] | None],
     ) -> Forked | None:
-        """Start pyflannel with these words, in a session of its own; ``None`` if another way has to be taken.
+        """Start a module, in a session of its own; ``None`` if another way has to be taken.
 
+        :param words: its name, and what is said to it.
         :param namespaces: the files of those to enter, in that order; the command begins in ``/`` then, without any
             where this process is.
         :param streams: standard input, output and error, as ``subprocess.Popen`` takes them.
@@ -339,7 +341,7 @@ def _modules(within: Sequence[str] = _ROOMS) -> Iterator[str]:
 
 
 def serve(asked: socket.socket) -> None:
-    """Fork for each request until nobody can ask any more. In a fork, returns when pyflannel is to be run."""
+    """Fork for each request until nobody can ask any more. In a fork, returns when its module is to be run."""
     for name in _modules():  # imports a package before it is asked for what is in it
         with suppress(Exception):  # whoever needs it will say why it can't be had
             importlib.import_module(name)
@@ -395,7 +397,7 @@ def _begin(request: Mapping[str, Any], rights: Sequence[int]) -> None:
         own = open(number, mode, buffering, former.encoding, former.errors, closefd=False)  # noqa: SIM115 - to the end
         setattr(sys, name, own)
         setattr(sys, f"__{name}__", own)
-    sys.argv = [_MODULE, *request["words"]]
+    sys.argv = [*request["words"]]
     with suppress(OSError):
         Path("/proc/self/comm").write_text(_MODULE, encoding="ascii")
 
@@ -414,4 +416,4 @@ def _follow(child: int, tells: int) -> None:
 
 if __name__ == "__main__":
     serve(socket.socket(fileno=int(sys.argv[1])))
-    runpy.run_module(_MODULE, run_name="__main__", alter_sys=True)
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from tests.waiting import LONG, until
 from pyflannel.lab import Lab, Node
 from pyflannel.lab.daemon import pyflannel_command
 from pyflannel.lab.warm import Forked, Warm
+from pyflannel.small.interpreter import module_command
 
 pytestmark = [pytest.mark.root]
 
@@ -103,6 +105,17 @@ def test_how_it_ended_is_told(lab: Lab, node: Node) -> None:
     assert node.daemon.process.returncode == -signal.SIGKILL
 
 
+def test_any_module_of_ours_is_run_and_no_other(node: Node) -> None:
+    asked = '{"do": "dump", "sysctls": [], "any_mac": []}\n'
+    for module, forked in (("pyflannel.testing._kernel_console", True), ("json.tool", False)):
+        process = node.start(module_command(module), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert isinstance(process.proxy, Forked) == forked
+        with process.proxy:
+            said, _ = process.proxy.communicate(asked, LONG)
+        assert ("objects" if forked else "sysctls") in json.loads(said)
+        assert process.wait(LONG) == 0
+
+
 def test_what_counts_at_an_interpreters_start_needs_one(node: Node) -> None:
     process = node.start(pyflannel_command("version"), env={"PYTHONHASHSEED": "7"})
     assert not isinstance(process.proxy, Forked)
@@ -118,12 +131,12 @@ def test_whoever_is_interrupted_while_one_starts_gets_no_other_one_s(node: Node)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.15)  # it imports then
         with pytest.raises(KeyboardInterrupt):
-            warm.start(["version"], os.environ, [], pipes)
+            warm.start(["pyflannel", "version"], os.environ, [], pipes)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     try:
-        asking = warm.start(["config", "set", "-"], os.environ, [], (subprocess.PIPE, *pipes[1:]))
+        asking = warm.start(["pyflannel", "config", "set", "-"], os.environ, [], (subprocess.PIPE, *pipes[1:]))
         assert asking is not None
         with asking:
             asking.kill()
