@@ -20,12 +20,15 @@ MOST: Final = 5
 
 _GROUP: Final = re.compile(r"@[^]@]*$")
 
+_PYTEST: Final = str(Path(sys.executable).with_name("pytest"))
+
 _FAILED: Final = 1
 """Pytest's exit code when tests have failed, and nothing else went wrong."""
 
 
 def main(directory: Path, name: str, arguments: list[str]) -> int:
     """Return pytest's exit code: the second run's, if there is one."""
+    _compile(arguments)
     with tempfile.TemporaryDirectory() as cache:
         code = _pytest(directory / f"{name}.xml", cache, *arguments)
         failed = _failed(Path(cache)) if code == _FAILED else []
@@ -38,14 +41,17 @@ def main(directory: Path, name: str, arguments: list[str]) -> int:
         return code
 
 
+def _compile(arguments: list[str]) -> None:
+    """Where nobody ran these tests before, read them once: else each of several workers would compile them all."""
+    if sys.dont_write_bytecode or "-n" not in arguments:
+        return
+    if next(Path(arguments[0]).rglob("*-pytest-*.pyc"), None) is None:
+        words = (_PYTEST, "--collect-only", "-q", "-p", "no:cacheprovider", arguments[0])
+        subprocess.run(words, check=False, stdout=subprocess.DEVNULL)
+
+
 def _pytest(report: Path, cache: str, *arguments: str) -> int:
-    command = (
-        str(Path(sys.executable).with_name("pytest")),
-        f"--junitxml={report}",
-        "-o",
-        f"cache_dir={cache}",
-        *arguments,
-    )
+    command = (_PYTEST, f"--junitxml={report}", "-o", f"cache_dir={cache}", *arguments)
     return subprocess.run(command, check=False).returncode
 
 
