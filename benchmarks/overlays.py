@@ -325,6 +325,7 @@ def versions(names: Sequence[str]) -> str:
     commands = {"iperf3": ("iperf3", "--version"), **{name: WAYS[name].version for name in names if WAYS[name].version}}
     found = [f"Linux {platform.release()}, {os.cpu_count()} CPUs", f"Python {platform.python_version()}"]
     found.append(f"pyflannel {VERSION}")
+    found.append(f"TCP {Path('/proc/sys/net/ipv4/tcp_congestion_control').read_text().strip()}")
     for name, command in commands.items():
         said = subprocess.run(command, capture_output=True, text=True, check=False)
         words = (said.stdout or said.stderr).splitlines()[0].split()
