@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -244,6 +245,21 @@ def test_an_upgrade_is_seen_at_once(site: Site) -> None:
     (site.path / "acme_net_module.py").rename(site.path / "acme_moved.py")
     (site.path / "acme_net-1.2.dist-info" / "entry_points.txt").write_text(f"[{BACKENDS}]\nacme = acme_moved:Plan\n")
     assert load_backend("acme").__module__ == "acme_moved"
+
+
+def test_what_is_loaded_is_looked_for_again_when_something_was_installed_or_removed(site: Site) -> None:
+    site.install("acme-1", "acme", GOOD)
+    acme = load_backend("acme")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr("pyflannel.plugins.entry_points")
+        assert load_backend("acme") is acme
+        site.install("acme-2", "another", GOOD)
+        with pytest.raises(NameError):
+            load_backend("acme")
+    assert load_backend("acme") is acme
+    shutil.rmtree(site.path / "acme_1-1.2.dist-info")
+    with pytest.raises(PluginError, match="no backend 'acme' is installed"):
+        load_backend("acme")
 
 
 def test_of_two_others_with_one_name_none_is_chosen(site: Site) -> None:

@@ -47,7 +47,7 @@ class CommandLine:
         }
         environment = {**_outside(), **({} if bare else own), **(environ or {})}
         pipes = (subprocess.PIPE, subprocess.PIPE, subprocess.PIPE)
-        process: subprocess.Popen[str] | Forked | None = _warm.start(words, environment, [], pipes)
+        process: subprocess.Popen[str] | Forked | None = _warm.start(["pyflannel", *words], environment, [], pipes)
         if process is None:
             line = [sys.executable, "-m", "pyflannel", *words]
             process = subprocess.Popen(line, 0, None, *pipes, env=environment, text=True)
