@@ -189,7 +189,7 @@ def _places() -> list[tuple[str, int]]:
     for place in sys.path:
         try:
             changed = Path(place).stat().st_mtime_ns
-        except OSError:
+        except (OSError, TypeError, ValueError):  # whatever else somebody has put there
             changed = 0
         places.append((place, changed))
     return places
