@@ -249,6 +249,7 @@ def test_an_upgrade_is_seen_at_once(site: Site) -> None:
 
 def test_what_is_loaded_is_looked_for_again_when_something_was_installed_or_removed(site: Site) -> None:
     site.install("acme-1", "acme", GOOD)
+    load_backend("acme")  # to import it makes a __pycache__, which changes the place, too
     acme = load_backend("acme")
     with pytest.MonkeyPatch.context() as patch:
         patch.delattr("pyflannel.plugins.entry_points")
