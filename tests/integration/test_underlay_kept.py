@@ -43,16 +43,18 @@ KINDS = {
 
 
 def additions(draw: random.Random, node: Node) -> Iterator[Addition]:
-    """Without end. Names and numbers differ, so that what is drawn twice is added twice."""
+    """As many as there are addresses. Names, numbers, addresses and metrics differ, whatever is drawn twice."""
     kinds = [kind for kind in KINDS if supported(node, kind)]
-    for number in range(100, 4000):
+    hosts = range(60, 190)
+    insides, outsides = (draw.sample(hosts, len(hosts)) for _ in range(2))
+    for number in range(100, 100 + len(hosts)):
         name = f"x{number}"
         kind = draw.choice(kinds)
         on = "link eth0 " if kind in ("vlan", "macvlan") else ""
         made = f"ip link add {on}name {name} type {KINDS[kind].format(name=name, number=number)}; ip link set {name} up"
         gone = f"ip link delete {name}"
-        metric = draw.choice([1, 50, 500])
-        inside, outside = f"192.0.2.{draw.randrange(60, 190)}", f"198.51.100.{draw.randrange(60, 190)}"
+        metric = draw.choice([1, 500, 5000]) + number
+        inside, outside = f"192.0.2.{insides.pop()}", f"198.51.100.{outsides.pop()}"
         family, default = draw.choice([("", "203.0.113.0/24"), ("-6 ", "2001:db8:9::/64")])
         yield draw.choice(
             [
