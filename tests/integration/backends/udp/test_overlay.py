@@ -119,7 +119,7 @@ def test_packets_go_before_programs_that_they_would_wait_for_where_a_cpu_is_left
         return policy in seen
 
     with competitors():
-        Transfer(overlay, 4 * MEBIBYTE).finish()
+        Transfer(overlay, 40 * MEBIBYTE).finish()
         until(is_shown, "workers with the priority that they may have")
     assert seen <= {policy, os.SCHED_OTHER}
 
