@@ -53,7 +53,7 @@ def additions(draw: random.Random, node: Node) -> Iterator[Addition]:
         on = "link eth0 " if kind in ("vlan", "macvlan") else ""
         made = f"ip link add {on}name {name} type {KINDS[kind].format(name=name, number=number)}; ip link set {name} up"
         gone = f"ip link delete {name}"
-        metric = draw.choice([1, 500, 5000]) + number
+        metric = draw.choice([1, 200, 500]) + number - 100
         inside, outside = f"192.0.2.{insides.pop()}", f"198.51.100.{outsides.pop()}"
         family, default = draw.choice([("", "203.0.113.0/24"), ("-6 ", "2001:db8:9::/64")])
         yield draw.choice(
@@ -134,7 +134,7 @@ def test_a_working_underlay_is_never_cut() -> None:
             assert underlay(node) == before, each.add
         # By another default route one sees that all before it was looked at.
         node.run(["sh", "-ec", "ip link add y1 type veth peer name y2; ip link set y1 up; ip link set y2 up"])
-        node.run(["sh", "-ec", "ip route add default dev y1 metric 7"])
+        node.run(["sh", "-ec", "ip route add default dev y1 metric 150"])
         until(lambda: any("y1: " in text for text in node.daemon.status()["underlay"]["others"]), "it was seen")
         assert underlay(node) == before
         assert node.daemon.status()["state"] == "ready", node.daemon.status()["message"]

@@ -397,7 +397,7 @@ def _begin(request: Mapping[str, Any], rights: Sequence[int]) -> None:
         own = open(number, mode, buffering, former.encoding, former.errors, closefd=False)  # noqa: SIM115 - to the end
         setattr(sys, name, own)
         setattr(sys, f"__{name}__", own)
-    sys.argv = [*request["words"]]
+    sys.argv = request["words"]
     with suppress(OSError):
         Path("/proc/self/comm").write_text(_MODULE, encoding="ascii")
 
