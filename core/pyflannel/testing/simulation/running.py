@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -95,11 +94,8 @@ def standard_backend(network: NetworkConfig, table: Table) -> Backend[Any]:
     for own in (MemoryBackend, SecretBackend):
         if network.backend_type == own.name:
             return own(table)
-    kind = _load(network.backend_type)
+    kind = load_backend(network.backend_type)
     return kind(parse_options(kind.Options, network.backend_options)[0])
-
-
-_load = cache(load_backend)
 
 
 def run(plan: Plan, make_model: MakeModel = standard_model, make_backend: MakeBackend = standard_backend) -> Ending:
