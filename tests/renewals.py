@@ -7,11 +7,11 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from tests.integration.asking import get
 from tests.storing import in_store
 from tests.waiting import until
 
 from pyflannel.lab import Node
-from pyflannel.lab.daemon import pyflannel_command
 
 TTL: Final = 12.0
 """Seconds; Consul takes no fewer than ten."""
@@ -34,10 +34,7 @@ class Renewals:
 
     def calls(self, name: str) -> int:
         """How often the daemon has called its store so."""
-        code = (
-            "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8401/metrics', timeout=10).read().decode())"
-        )
-        text = self.node.run([pyflannel_command()[0], "-c", code]).stdout
+        _, text = get(self.node, "/metrics")
         label = f'pyflannel_store_call_duration_seconds_count{{call="{name}"}}'
         return next(int(float(line.rpartition(" ")[2])) for line in text.splitlines() if line.startswith(label))
 

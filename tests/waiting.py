@@ -24,6 +24,9 @@ PATIENCE: Final = 60.0 * SLOWNESS
 LONG: Final = 10 * PATIENCE
 """Seconds, for what is told beforehand how long it may wait, and so can't be stretched: the end of a command."""
 
+_PAUSES: Final = 0.01, 0.5
+"""Seconds between two looks, at least and at most."""
+
 T = TypeVar("T")
 
 
@@ -35,12 +38,16 @@ def crowd() -> float:
 def until(condition: Callable[[], T], what: object = "", patience: float = PATIENCE) -> T:
     """Wait until ``condition`` returns something true, and return that.
 
+    A third of the time is spent on looking at most: others need the processors to get there.
+
     :param what: said if it does not, or what it returns then.
     """
-    begin = time.monotonic()
+    begin = looked = time.monotonic()
     while not (found := condition()):
-        if time.monotonic() - begin > patience * crowd():
+        now = time.monotonic()
+        if now - begin > patience * crowd():
             said = what() if callable(what) else what
-            pytest.fail(f"not within {time.monotonic() - begin:.0f} s: {said or condition}")
-        time.sleep(0.01)
+            pytest.fail(f"not within {now - begin:.0f} s: {said or condition}")
+        time.sleep(min(_PAUSES[1], max(_PAUSES[0], 2 * (now - looked))))
+        looked = time.monotonic()
     return found

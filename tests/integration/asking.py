@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import http.client
 import os
-import sys
+from contextlib import closing
 from pathlib import Path
 
 from tests.waiting import PATIENCE, until
 
+from pyflannel.kernel.netns import call_in
 from pyflannel.lab import Node
 
 __all__ = ["PATIENCE", "get", "until", "workers"]
 
-_GET = """
-import http.client, sys
-connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=30)
-connection.request("GET", sys.argv[2])
-response = connection.getresponse()
-sys.stdout.write(f"{response.status}\\n{response.read().decode()}")
-"""
-
-
 def get(node: Node, path: str, port: int = 8401) -> tuple[int, str]:
     """Status and body of what the node's health port answers, asked from inside its namespace."""
-    done = node.run([sys.executable, "-c", _GET, str(port), path])
-    status, _, body = done.stdout.partition("\n")
-    return int(status), body
+
+    def ask() -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+        with closing(connection):
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+
+    return call_in(Path(node.sandbox.namespaces(node.name)[-1]), ask)
 
 
 def workers(node: Node, backend: str) -> set[int]:

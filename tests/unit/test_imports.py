@@ -13,9 +13,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.xdist_group("imports")  # every source is read once
 
 ROOT = Path(__file__).parents[2]
 ROOTS = {"pyflannel": "core", "pyflannel_backends": "backends", "pyflannel_stores": "stores"}
@@ -24,22 +27,45 @@ DYNAMIC = {"import_module", "__import__", "run_module", "find_spec"}
 HEAVY = {"_hashlib", "cryptography", "etcd3", "google.protobuf", "grpc", "numpy", "pyroute2", "rich", "stevedore"}
 
 
-def imported(source: str, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
-    """Line and dotted name of everything a module's source imports; ``from a import b`` gives ``a.b``."""
-    package = module if is_package else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(source)):
+@dataclass(frozen=True)
+class Named:
+    """One name in an import: the dots before it, and whether it stands in a function."""
+
+    line: int
+    dots: int
+    name: str
+    within: bool
+
+
+@functools.cache
+def named(source: str) -> tuple[Named, ...]:
+    """All that a source imports; ``from a import b`` is ``a.b``. Read once: no tree stays."""
+    found: list[Named] = []
+    ahead: list[tuple[ast.AST, bool]] = [(ast.parse(source), False)]
+    while ahead:
+        node, within = ahead.pop()
+        within = within or isinstance(node, ast.FunctionDef)
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
+            found.extend(Named(node.lineno, 0, alias.name, within) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            prefix = ".".join([*base, *([node.module] if node.module else [])])
-            yield from ((node.lineno, f"{prefix}.{alias.name}") for alias in node.names)
+            prefix = f"{node.module}." if node.module else ""
+            found.extend(Named(node.lineno, node.level, f"{prefix}{alias.name}", within) for alias in node.names)
         elif isinstance(node, ast.Call) and node.args:
             function = node.func
             name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
             argument = node.args[0]
             if name in DYNAMIC and isinstance(argument, ast.Constant) and isinstance(argument.value, str):
-                yield node.lineno, argument.value
+                found.append(Named(node.lineno, 0, argument.value, within))
+        ahead.extend((child, within) for child in ast.iter_child_nodes(node))
+    return tuple(found)
+
+
+def imported(source: str, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of everything a module's source imports."""
+    package = (module if is_package else module.rpartition(".")[0]).split(".")
+    for each in named(source):
+        base = package[: len(package) - each.dots + 1] if each.dots else []
+        yield each.line, ".".join([*base, each.name])
 
 
 def inside(name: str, package: str) -> bool:
@@ -133,6 +159,7 @@ def room_of(module: str) -> str:
     return module.split(".")[1] if "." in module else ""
 
 
+@functools.cache
 def core_modules() -> dict[str, tuple[Path, bool]]:
     """Name to file, and whether it is a package's."""
     found = {}
@@ -254,9 +281,7 @@ LATE = {
 
 def within_functions(source: str) -> Iterator[str]:
     """What is imported inside functions."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef):
-            yield from (name for _, name in imported(ast.unparse(node), "", False))
+    return (each.name for each in named(source) if each.within)
 
 
 @pytest.mark.parametrize("module", [m for m in core_modules() if room_of(m) not in NOT_RUNNING])
