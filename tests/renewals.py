@@ -51,7 +51,7 @@ class Renewals:
         """See that the lease is renewed, twice and for longer than it lives, not too often, and is still ``record``."""
         first, begin = self.calls("renew"), time.monotonic()
         until(
-            lambda: self.calls("renew") - first >= 2 and time.monotonic() - begin > 1.5 * TTL,
+            lambda: time.monotonic() - begin > 1.5 * TTL and self.calls("renew") - first >= 2,
             "it is not renewed any more",
         )
         renewals = self.calls("renew") - first
