@@ -373,6 +373,7 @@ class Worker:
 
 def _load_offload() -> Any | None:
     """The vectorised path; ``None`` without numpy, which is an extra."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # else numpy starts a thread for each processor, for matrices
     try:
         from . import offload
     except ImportError:
