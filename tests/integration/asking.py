@@ -14,6 +14,7 @@ from pyflannel.lab import Node
 
 __all__ = ["PATIENCE", "get", "until", "workers"]
 
+
 def get(node: Node, path: str, port: int = 8401) -> tuple[int, str]:
     """Status and body of what the node's health port answers, asked from inside its namespace."""
 

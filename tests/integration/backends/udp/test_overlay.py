@@ -101,7 +101,11 @@ def test_packets_go_before_programs_that_they_would_wait_for_where_a_cpu_is_left
     make_overlay: MakeOverlay,
 ) -> None:
     """All beside one crowd: those that may not go first have as much reason to as those that may, and longer."""
-    options = {"default": {}, "off": {"Realtime": False}, "no CPU left": {"Workers": len(os.sched_getaffinity(0))}}
+    options: dict[str, dict[str, Any]] = {
+        "default": {},
+        "off": {"Realtime": False},
+        "no CPU left": {"Workers": len(os.sched_getaffinity(0))},
+    }
     overlays = {name: make_overlay(**each) for name, each in options.items()}
     workers = {name: [pid for node in each.nodes for pid in node.workers()] for name, each in overlays.items()}
     seen: dict[str, set[int]] = {name: set() for name in options}
