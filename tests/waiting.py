@@ -38,7 +38,7 @@ def crowd() -> float:
 def until(condition: Callable[[], T], what: object = "", patience: float = PATIENCE) -> T:
     """Wait until ``condition`` returns something true, and return that.
 
-    A third of the time is spent on looking at most: others need the processors to get there.
+    It sleeps twice as long as a look took, half a second at most: others need the processors to get there.
 
     :param what: said if it does not, or what it returns then.
     """

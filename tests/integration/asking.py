@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import os
 from contextlib import closing
 from pathlib import Path
 
@@ -19,18 +18,18 @@ def get(node: Node, path: str, port: int = 8401) -> tuple[int, str]:
     """Status and body of what the node's health port answers, asked from inside its namespace."""
 
     def ask() -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         with closing(connection):
             connection.request("GET", path)
             response = connection.getresponse()
             return response.status, response.read().decode()
 
-    return call_in(Path(node.sandbox.namespaces(node.name)[-1]), ask)
+    return call_in(_netns(node), ask)
 
 
 def workers(node: Node, backend: str) -> set[int]:
     """The pids of a backend's worker processes in this node's network namespace."""
-    namespace = os.stat(f"/proc/{node.lab.sandbox.pid}/root/run/netns/{node.name}").st_ino
+    namespace = _netns(node).stat().st_ino
     module = f"{backend}.worker".encode()
     found = set()
     for entry in Path("/proc").iterdir():
@@ -41,3 +40,7 @@ def workers(node: Node, backend: str) -> set[int]:
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
+
+
+def _netns(node: Node) -> Path:
+    return Path(node.sandbox.namespaces(node.name)[-1])

@@ -117,8 +117,8 @@ def test_packets_go_before_programs_that_they_would_wait_for_where_a_cpu_is_left
         return os.SCHED_RR in seen["default"]
 
     def transfer() -> None:
-        for transfer in [Transfer(overlay, 4 * MEBIBYTE) for overlay in overlays.values()]:
-            transfer.finish()
+        for each in [Transfer(overlay, 4 * MEBIBYTE) for overlay in overlays.values()]:
+            each.finish()
 
     with competitors():
         transfer()
