@@ -4,6 +4,9 @@ A worker that competes for a processor waits for its turn at every packet, so it
 competitors that has the opposite effect. Linux wakes an ordinary process where its packet was just handled, and one of
 ``SCHED_RR`` where it ran before, on a processor that has gone to sleep; and there it interrupts the very programs whose
 packets it carries.
+
+How long it waits does not tell these from others: four streams that have the machine to themselves wait as long as one
+beside two busy programs. So what it carries with the precedence is compared with what it carried without.
 """
 
 from __future__ import annotations
@@ -18,11 +21,15 @@ __all__ = ["Load", "Precedence", "read_load"]
 _WAITED: Final = 0.6
 """It competes if it waits for so much of the time in which it could run ..."""
 _WORTH: Final = 0.001
-"""... and that is more than this share of all time."""
+"""... and that is more than this share of all time, twice running."""
 _IDLE: Final = 0.5
 """It does not if so many processors are idle, and at the latest ..."""
 _TERM: Final = 60.0
 """... after so many seconds it is found out afresh."""
+_LOST: Final = (0.6, 0.92)
+"""It has lost by the precedence if it carries so much of what it carried before; less has another reason."""
+_REST: Final = 10.0
+"""So many seconds it does not try again then: twice as many each time, up to a term."""
 
 
 class Load(NamedTuple):
@@ -58,23 +65,46 @@ class Precedence:
         self._wanted = wanted
         self._load, self._take = load, take or _schedule
         self._before: Load | None = None
-        self._since = 0.0
+        self._carried = 0
+        self._competed = False
+        self._without: float | None = None
+        """Bytes a second that it carried before it took the precedence, until that is judged."""
+        self._term_ends = self._rest_ends = 0.0
+        self._rest = 0.0
         self.is_held = False
 
-    def look(self) -> bool:
-        """Take it or give it up, by what has been since the last look; whether it is held."""
+    def look(self, carried: int) -> bool:
+        """Take it or give it up, by what has been since the last look; whether it is held.
+
+        :param carried: bytes of packets since some beginning.
+        """
         if not self._wanted:
             return False
         before, self._before = self._before, self._read()
+        fresh, self._carried = carried - self._carried, carried
         if before is None or self._before is None or self._before.now <= before.now:
             return self.is_held
+        time = self._before.now
         now, ran, waited, idle = (after - then for after, then in zip(self._before, before, strict=True))
+        competes = waited >= _WORTH * now and waited >= _WAITED * (ran + waited)
         if self.is_held:
-            if idle >= _IDLE * now or self._before.now - self._since >= _TERM:
+            if self._has_lost(fresh / now, time) or idle >= _IDLE * now or time >= self._term_ends:
                 self.is_held = self._take(False)
-        elif waited >= _WORTH * now and waited >= _WAITED * (ran + waited):
-            self.is_held, self._since = self._take(True), self._before.now
+        elif competes and self._competed and time >= self._rest_ends:
+            self.is_held, self._term_ends, self._without = self._take(True), time + _TERM, fresh / now
+        self._competed = competes
         return self.is_held
+
+    def _has_lost(self, rate: float, time: float) -> bool:
+        """Judge what it has carried since it took the precedence, once."""
+        without, self._without = self._without, None
+        if without is None:
+            return False
+        least, most = (share * without for share in _LOST)
+        has_lost = least <= rate < most
+        self._rest = min(2 * self._rest or _REST, _TERM) if has_lost else 0.0
+        self._rest_ends = time + self._rest
+        return has_lost
 
     def _read(self) -> Load | None:
         try:

@@ -338,9 +338,9 @@ class Worker:
         if self._forwarder is not None and now > self._forget_at:
             self._forwarder.forget_path_mtus()
             self._forget_at = now + _PATH_MTU_LIFETIME
-        self._precedence.look()
-        self._look_for_answers()
         self._count()
+        self._precedence.look(self._counters["sent_bytes"] + self._counters["received_bytes"])
+        self._look_for_answers()
         self._say(
             {
                 **self._underlay.status(),
