@@ -723,9 +723,10 @@ receive(struct arrival *arrival)
     return 1;
 }
 
-/* Take a burst, the first datagrams of which go at once if they come after a pause. */
+/* Take a burst, the first datagrams of which go at once if they come after a pause. The kernel may have answered these
+ * while they were written: a ping, or a segment by its acknowledgement; so the device's turn is next, unless it has one. */
 static int
-from_socket(FastPath *self, struct side *side, PyObject *left)
+from_socket(FastPath *self, struct side *side, PyObject *left, int tun_has_turn)
 {
     size_t at = 0;
     Py_ssize_t before = PyList_Size(left);
@@ -738,9 +739,12 @@ from_socket(FastPath *self, struct side *side, PyObject *left)
             return 0;
         }
         failed = self->transport_type != NULL ? arrive_sealed(self, left, &arrival) : arrive_bare(self, left, &arrival);
-        if (side->rests)
-            write_run(self);
+        int rested = side->rests;
         side->rests = 0;
+        if (rested)
+            write_run(self);
+        if (rested && !tun_has_turn && !failed && PyList_Size(left) == before)
+            failed = from_tun(self, left);
         if (PyList_Size(left) != before)
             break;
         at += aligned(arrival.length);
@@ -755,7 +759,9 @@ from_socket(FastPath *self, struct side *side, PyObject *left)
 static int
 dispatch(FastPath *self, const struct epoll_event *events, int count, PyObject *left)
 {
-    int ready = 0, failed = 0, is_busy = 0;
+    int ready = 0, failed = 0, is_busy = 0, tun_has_turn = 0;
+    for (int number = 0; number < count; number++)
+        tun_has_turn |= events[number].data.fd == self->tun.fd;
     for (int number = 0; number < count && !failed; number++) {
         int fd = events[number].data.fd, place = 0;
         while (place < self->socket_count && self->sockets[place].fd != fd)
@@ -766,7 +772,7 @@ dispatch(FastPath *self, const struct epoll_event *events, int count, PyObject *
         } else if (place < self->socket_count) {
             ready |= 1 << place;
             Py_ssize_t before = PyList_Size(left);
-            failed = is_busy ? 0 : from_socket(self, &self->sockets[place], left);
+            failed = is_busy ? 0 : from_socket(self, &self->sockets[place], left, tun_has_turn);
             is_busy |= PyList_Size(left) != before;
         } else
             failed = hand_over_unread(left, fd);

@@ -40,6 +40,22 @@ def test_after_a_pause_the_first_packet_goes_before_anybody_looks_for_more(bench
         assert len(others) == 1
 
 
+def test_after_a_pause_an_answer_goes_in_the_same_turn(bench: Bench, edges: Edges) -> None:
+    """The kernel answers a ping while the device is written to, when it has been asked already what is ready."""
+    bench.learn_route(THEIRS, PEER, MTU)
+    bench.path.learn_path(PEER, THEIRS + OURS)
+    edges.rest(bench.path)
+    edges.epoll.unregister(edges.tun.fileno())
+    try:
+        edges.send(arriving())
+        edges.give(vnet.PLAIN + leaving())
+        assert bench.path.poll(0.0) == []
+    finally:
+        edges.epoll.register(edges.tun.fileno(), select.EPOLLIN)
+    assert edges.given() == [(vnet.PLAIN, arriving())]
+    assert edges.sent() == [(leaving(ttl=63), PEER)]
+
+
 def test_one_side_that_has_no_end_does_not_keep_the_other_waiting(bench: Bench, edges: Edges) -> None:
     bench.learn_route(THEIRS, PEER, MTU)
     bench.path.learn_path(PEER, THEIRS + OURS)
