@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import logging
 import socket
 import ssl
 import threading
@@ -48,6 +49,9 @@ FIRST_SHARE: Final = 1.0
 
 _PIECE: Final = 1 << 16
 """Bytes of a body that are read at a time."""
+
+# Of headers that end in their middle it logs a traceback, at every attempt; what then lacks is an error of ours.
+logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
 
 _RIGHTS: Final = "the token lacks a right; docs/stores/consul.md lists the rules it needs"
 
