@@ -23,6 +23,7 @@ from pyflannel.kernel.model import (
     FdbEntry,
     GenericInfo,
     KernelObject,
+    Key,
     Kind,
     Link,
     Neighbour,
@@ -210,7 +211,7 @@ def test_what_goes_is_what_was_added_and_not_our_route_beside_it(namespace: Any,
     namespace.write(ours)
     namespace.quiet()
     before = namespace.json("route", "show", "10.2.0.0/24")
-    heard = {}
+    heard: dict[Key, KernelObject | None] = {}
     for line in lines:
         namespace.ip(*line.split())
         heard |= namespace.quiet().changes
@@ -456,6 +457,14 @@ def test_what_is_there_can_be_read_without_a_descriptor_to_spare() -> None:
             assert port.dump(Scope()) == before
     finally:
         port.close()
+
+
+def test_a_lack_of_descriptors_is_not_laid_to_a_filter_of_calls_or_a_name(netns: str) -> None:
+    for where in (None, Path("/run/netns") / netns):
+        with without_descriptors(), pytest.raises(KernelError, match="LimitNOFILE") as refused:
+            NetlinkPort(where)
+        assert "RestrictAddressFamilies" not in str(refused.value)
+        assert "ip netns" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
