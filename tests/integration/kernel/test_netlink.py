@@ -449,12 +449,13 @@ def test_an_old_route_goes_after_the_new_one_to_its_destination_is_there(namespa
 
 
 def test_what_is_there_can_be_read_without_a_descriptor_to_spare() -> None:
-    """All sockets stand, and a file that can't be opened keeps nothing else from being read."""
-    port = NetlinkPort()
+    """All sockets stand, and a file that can't be opened keeps nothing else from being read; it has not gone either."""
+    port, scope = NetlinkPort(), Scope(sysctls=frozenset({"net/ipv4/ip_forward"}))
     try:
-        before = port.dump(Scope())
+        before = port.dump(scope)
+        assert [item for item in before.values() if isinstance(item, Sysctl)]
         with without_descriptors():
-            assert port.dump(Scope()) == before
+            assert port.dump(scope) == before
     finally:
         port.close()
 
