@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import logging
 import socket
 import ssl
 import threading
@@ -48,6 +49,9 @@ FIRST_SHARE: Final = 1.0
 
 _PIECE: Final = 1 << 16
 """Bytes of a body that are read at a time."""
+
+# Of headers that end in their middle it logs a traceback, at every attempt; what then lacks is an error of ours.
+logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
 
 _RIGHTS: Final = "the token lacks a right; docs/stores/consul.md lists the rules it needs"
 
@@ -145,10 +149,14 @@ class _Transport(consul.base.HTTPClient):  # type: ignore[misc]
         return {"X-Consul-Token": token} if token else {}
 
 
+class _NoAnswerFromDNS(urllib3.exceptions.ConnectTimeoutError):
+    """A name was not resolved in time."""
+
+
 def _look_up(connection: HTTPConnection) -> None:
     """Make sure that a name can be resolved in time: the system's resolver may take much longer, and has no timeout.
 
-    :raises urllib3.exceptions.ConnectTimeoutError: it can't.
+    :raises _NoAnswerFromDNS: it can't.
     """
     try:
         ipaddress.ip_address(connection.host.strip("[]"))
@@ -160,7 +168,7 @@ def _look_up(connection: HTTPConnection) -> None:
     asking.start()
     asking.join(CONNECT_TIMEOUT)
     if asking.is_alive():
-        raise urllib3.exceptions.ConnectTimeoutError(connection, f"no answer about {connection.host} from DNS")
+        raise _NoAnswerFromDNS(connection, f"no answer about {connection.host} from DNS")
 
 
 def _resolve(host: str, port: int) -> None:
@@ -352,6 +360,8 @@ def _unanswered(name: str, error: Exception) -> StoreError:
     fault = next((cause for cause in _causes(error) if isinstance(cause, ssl.SSLError)), None)
     if fault is not None and not isinstance(fault, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return StoreDeniedError(f"{name}: TLS: {fault}; check tls, cafile, certfile and keyfile")
+    if any(isinstance(cause, _NoAnswerFromDNS) for cause in _causes(error)):
+        return StoreUnavailableError(f"{name}: no answer about that name from DNS within {CONNECT_TIMEOUT:g} s")
     if isinstance(error, requests.exceptions.ConnectTimeout):
         return StoreUnavailableError(f"{name}: no connection within {CONNECT_TIMEOUT:g} s")
     if isinstance(error, requests.exceptions.Timeout):

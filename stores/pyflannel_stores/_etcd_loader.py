@@ -56,7 +56,8 @@ def load_etcd3() -> Any:
     """The module ``etcd3``, imported at the first call.
 
     gRPC writes its own log to standard error, where a failed connection is nothing new to us: its log is switched off
-    unless ``GRPC_VERBOSITY`` says otherwise.
+    unless ``GRPC_VERBOSITY`` says otherwise. Names are looked up by the system's resolver unless ``GRPC_DNS_RESOLVER``
+    does: gRPC's own also asks a DNS server about what is in ``/etc/hosts``, and waits for one that is down.
 
     :raises ImportError: etcd3 or something it needs is not installed.
     """
@@ -64,6 +65,7 @@ def load_etcd3() -> Any:
         if "etcd3" in sys.modules:
             return sys.modules["etcd3"]
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        os.environ.setdefault("GRPC_DNS_RESOLVER", "native")
         with _put_off(*_PUT_OFF):
             finder = _DescriptionFinder()
             sys.meta_path.insert(0, finder)

@@ -291,3 +291,22 @@ def test_the_whole_cluster_goes_and_comes_back(cluster: Cluster) -> None:
         hears(cluster)
     assert cluster.keys() == before
     assert cluster.lab.reachability().complete
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_a_name_from_etc_hosts_needs_no_dns_and_one_that_is_not_there_is_named(store: str) -> None:
+    with Lab(nodes=1, containers=0) as lab:
+        (node,) = lab.nodes
+        url = lab.start_store(store)
+        address = str(lab.servers[0].ipv4.ip)
+        files = {"/etc/hosts": "127.0.0.1 localhost\n", "/etc/resolv.conf": "nameserver 192.0.2.99\n"}
+        for file, text in files.items():
+            ours = node.directory / file.rpartition("/")[2]
+            lab.outside(ours).write_text(text)
+            lab.sandbox.namespace.run(["mount", "--bind", str(ours), file])
+        daemon = node.start_daemon(url.replace(address, "store.example"), "vxlan", "10.244.0.0/16")
+        status = daemon.wait_status(lambda it: "store.example" in it["message"], "it waits for the name", PATIENCE)
+        assert store != "consul" or "DNS" in status["message"]
+        with lab.outside(node.directory / "hosts").open("a") as hosts:
+            hosts.write(f"{address} store.example\n")
+        daemon.wait_ready(timeout=PATIENCE)

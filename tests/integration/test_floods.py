@@ -19,6 +19,7 @@ from pyflannel.lab import Lab, Node
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 ROUTES = 20_000
+REPAIRS = 200
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +71,21 @@ def test_what_is_taken_away_under_a_burst_of_others_routes_comes_back(lab: Lab, 
         until(lambda: objects(node) == before, lambda: objects(node))
     until(lambda: node.daemon.status()["state"] == "ready", lambda: node.daemon.status()["message"])
     assert lab.reachability().complete
+
+
+def test_what_is_changed_back_again_and_again_is_logged_a_few_times_and_then_counted(lab: Lab) -> None:
+    node = lab.nodes[0]
+    before = node.daemon.status()["repaired"]
+    already = node.daemon.log().count("repaired what")
+    changes = 0
+    while node.daemon.status()["repaired"] < before + REPAIRS:
+        node.run(["sh", "-ec", "for i in $(seq 50); do sysctl -qw net.ipv4.ip_forward=0; done"])
+        changes += 50
+        assert changes < 100 * REPAIRS, "they are put right"
+    until(lambda: "times more in" in node.daemon.log(), "the others are counted")
+    assert node.daemon.log().count("repaired what") - already < REPAIRS / 4
+    until(lambda: node.daemon.status()["state"] == "ready", lambda: node.daemon.status()["message"])
+    assert node.run(["sysctl", "-n", "net.ipv4.ip_forward"]).stdout.strip() == "1"
 
 
 def test_hundreds_of_clients_that_say_and_read_nothing_keep_nobody_from_an_answer(lab: Lab) -> None:

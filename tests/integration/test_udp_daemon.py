@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.asking import until, workers
+from tests.integration.asking import PATIENCE, until, workers
 from tests.integration.backends.udp import traffic
 from tests.integration.overlay import overlay
 
@@ -199,6 +199,26 @@ def test_drops_are_shown_by_reason(lab: Lab, reason: str) -> None:
     until(lambda: counters(node)[reason] == before + 1, lambda: f"{reason} of {counters(node)}")
     shown = node.run([*pyflannel_command(), "status", "--run-dir", str(node.daemon.run_directory)])
     assert reason in shown.stdout
+
+
+def test_a_worker_that_can_not_be_started_is_told_once_and_the_node_is_not_said_to_be_well(lab: Lab) -> None:
+    node = lab.nodes[0]
+    already = len(node.daemon.log().splitlines())
+    (worker,) = workers(node, "udp")
+    place = lab.outside(node.daemon.state_directory / "udp-worker-0.sock")
+    place.unlink()
+    place.mkdir()
+    os.kill(worker, signal.SIGKILL)
+    try:
+        status = node.daemon.wait_status(lambda it: it["state"] == "degraded", "it says so", PATIENCE)
+        assert "the worker can't be started" in status["message"]
+        assert place.name in status["message"]
+    finally:
+        place.rmdir()
+    node.daemon.wait_status(lambda it: it["state"] == "ready", "all is well", PATIENCE)
+    until(lambda: lab.reachability().complete)
+    said = node.daemon.log().splitlines()[already:]
+    assert [line.split()[1] for line in said] == ["warning", "info"], said
 
 
 def test_cleanup_ends_the_worker(lab: Lab) -> None:

@@ -412,6 +412,8 @@ class _Link:
             if not data:
                 raise ConnectionError("it ended at once; its own words are in the daemon's log")
             for message in self._frames.feed(data):
+                if message.get("say") == "failed":
+                    raise ConnectionError(message["why"])
                 if message.get("say") == "hello":
                     connection.settimeout(_ANSWER_TIMEOUT)
                     return message

@@ -396,7 +396,11 @@ def work(config_type: type[Config], make_port: Callable[[Config, Mapping[str, An
         messages = frames.feed(data)
     first = messages[0]
     config = config_type(**first["config"])
-    port = make_port(config, first["secrets"])
-    worker = Worker(connection, config, port, Path(first["path"]), first["peers"])
+    try:
+        port = make_port(config, first["secrets"])
+        worker = Worker(connection, config, port, Path(first["path"]), first["peers"])
+    except OSError as error:  # a port that is taken, say: told there, and not to the log at every attempt
+        connection.sendall(control.encode({"say": "failed", "why": str(error)}))
+        sys.exit(1)
     gc.freeze()  # what was imported stays; no collection, which packets would wait for, needs to look at it
     worker.run()

@@ -160,7 +160,8 @@ class WireguardBackend(Backend[WireguardOptions]):
     def plan_node(self, node: Node) -> DesiredState:
         """The devices with our key, each with the subnet's network address, and the whole network behind them.
 
-        :raises ConfigError: this implementation can't carry the network.
+        :raises ConfigError: this implementation can't carry the network, or there is no key that can be used, which
+            peers' plans need, too: no lease of theirs is at fault then.
         """
         wanted = {"ipv4": 4, "ipv6": 6}.get(self.options.mode)
         if wanted is not None and wanted not in node.network.versions:
@@ -174,11 +175,11 @@ class WireguardBackend(Backend[WireguardOptions]):
         subnet, network = node.subnets.of(version), node.network.family(version)
         if subnet is None or network is None:
             return
-        device, mtu = self.device(version), self.mtu(node.underlay)
+        device, mtu, own = self.device(version), self.mtu(node.underlay), self._identity(node)
         yield forwarding(version)
         if self.implementation == "kernel":
             yield Link(device, GenericInfo("wireguard"), mtu)
-            yield WireguardDevice(device, self._identity(node).private_key, self.port(version))
+            yield WireguardDevice(device, own.private_key, self.port(version))
         else:
             yield Link(device, tun_info(offload=True), mtu)
             # The worker's ICMP errors come from this node's own address, which the kernel takes for a forgery

@@ -7,13 +7,13 @@ read or written stays due.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pyflannel.daemon.diversion_watch import CHECK_INTERVAL, DiversionWatch
 from pyflannel.daemon.underlay_watch import UnderlayWatch
 from pyflannel.errors import KernelError
 from pyflannel.kernel.model import Kind
-from pyflannel.kernel.port import KernelPort, Notice
+from pyflannel.kernel.port import KernelPort, Notice, Write
 from pyflannel.kernel.refusal import changed
 from pyflannel.kernel.tracker import Tracker
 from pyflannel.network.underlay import Inventory
@@ -23,6 +23,12 @@ from pyflannel.show.measures import Measures
 __all__ = ["KernelSide"]
 
 log = logging.getLogger(__name__)
+
+SAID_AT_ONCE = 5
+"""Lines about repairs in :data:`SAID_WITHIN` seconds: whoever changes a thing back as fast as it is repaired does so
+hundreds of times a second."""
+
+SAID_WITHIN = 10.0
 
 
 class KernelSide:
@@ -50,12 +56,14 @@ class KernelSide:
         self.repaired = 0
         """How often something was put right that somebody else had changed."""
         self.resync_due = now + settings.resync_interval
+        self._repairs = _RepairLog()
 
     def hear(self, now: float, joined: bool) -> None:
         """Take in what the kernel has told.
 
         :param joined: there is an overlay, from which somebody's route could take packets away.
         """
+        self._repairs.sum_up(now)
         try:
             notice = self._port.poll()
         except KernelError:
@@ -94,12 +102,7 @@ class KernelSide:
             self._measures.refused += done.refused
         if done.repaired:
             self.repaired += len(done.repaired)
-            first, others = done.repaired[0], len(done.repaired) - 1
-            log.warning(
-                "repaired what something else had changed: %s%s",
-                changed(first),
-                f" and {others} more" if others else "",
-            )
+            self._repairs.say(done.repaired, begin)
 
     @property
     def refusals(self) -> list[str]:
@@ -110,5 +113,44 @@ class KernelSide:
     @property
     def due(self) -> list[float]:
         """When something is to be looked at or written again."""
-        maybe = (self.underlay.due, self.diversions.due, self.tracker.retry_at)
+        maybe = (self.underlay.due, self.diversions.due, self.tracker.retry_at, self._repairs.due)
         return [self.resync_due, *(at for at in maybe if at is not None)]
+
+
+class _RepairLog:
+    """Says what was repaired: the first few times each time, then how often."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+        self._said = 0
+        self._unsaid = 0
+        self._last = ""
+
+    @property
+    def due(self) -> float | None:
+        """When there is something to be summed up."""
+        return self._until if self._unsaid else None
+
+    def say(self, repaired: Sequence[Write], now: float) -> None:
+        """Say it, or count it."""
+        self.sum_up(now)
+        if now >= self._until:
+            self._until, self._said = now + SAID_WITHIN, 0
+        others = len(repaired) - 1
+        text = f"{changed(repaired[0])}{f' and {others} more' if others else ''}"
+        if self._said < SAID_AT_ONCE:
+            self._said += 1
+            log.warning("repaired what something else had changed: %s", text)
+        else:
+            self._unsaid, self._last = self._unsaid + 1, text
+
+    def sum_up(self, now: float) -> None:
+        """Say how often it was, once the time is over."""
+        if self._unsaid and now >= self._until:
+            log.warning(
+                "repaired what something else had changed, %d times more in %g s; the last time: %s",
+                self._unsaid,
+                SAID_WITHIN,
+                self._last,
+            )
+            self._unsaid = 0

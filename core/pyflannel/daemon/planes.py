@@ -65,6 +65,11 @@ class Planes:
         return next((plane.feed.trouble for plane in self._planes if plane.essential and plane.feed.trouble), "")
 
     @property
+    def outage(self) -> str:
+        """Why one that this node can't do without serves nobody, although it is there."""
+        return next((plane.feed.outage for plane in self._planes if plane.essential and plane.feed.outage), "")
+
+    @property
     def settled(self) -> bool:
         """Whether each peer was told what it should be."""
         return all(feed.settled for feed in self.feeds)

@@ -16,6 +16,7 @@ from pyflannel.errors import ConfigError
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import IPNetwork, Subnets
 from pyflannel.small import files
+from pyflannel.small.scarcity import lacking
 
 __all__ = ["DEFAULT_PATH", "Previous", "assignments", "read_previous", "render", "write"]
 
@@ -54,10 +55,8 @@ def write(path: Path, text: str) -> bool:
     try:
         return files.replace(path, text)
     except OSError as error:
-        raise ConfigError(
-            f"subnet file {path}: can't be written: {error.strerror}; name another place with --subnet-file, "
-            "or make this one writable"
-        ) from error
+        mend = f"{error.strerror}; name another place with --subnet-file, or make this one writable"
+        raise ConfigError(f"subnet file {path}: can't be written: {lacking(error) or mend}") from error
 
 
 class Previous(NamedTuple):

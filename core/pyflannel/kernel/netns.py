@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pyflannel.errors import KernelError
+from pyflannel.small.scarcity import lacking
 
 __all__ = ["call_in"]
 
@@ -49,9 +50,8 @@ def _enter(netns: Path) -> None:
     try:
         descriptor = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise KernelError(
-            f"network namespace {netns}: {error.strerror}; 'ip netns list' shows those there are"
-        ) from None
+        unknown = f"{error.strerror}; 'ip netns list' shows those there are"
+        raise KernelError(f"network namespace {netns}: {lacking(error) or unknown}") from None
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.setns(descriptor, CLONE_NEWNET) != 0:

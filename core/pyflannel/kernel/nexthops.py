@@ -44,7 +44,7 @@ class NexthopTable:
 
         :raises KernelError: the objects can't be read.
         """
-        if not row.nexthop_id:
+        if not row.names_its_way:
             return row.nexthops or (wire.Nexthop(row.link, row.gateway, row.onlink),)
         if self._single is None:
             self._single = self._read()

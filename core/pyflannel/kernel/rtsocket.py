@@ -24,6 +24,7 @@ from pyflannel.kernel.wire import (
     attributes,
     messages,
 )
+from pyflannel.small.scarcity import lacking
 
 __all__ = ["NETLINK_GENERIC", "NETLINK_XFRM", "Answer", "NotificationSocket", "Refused", "RequestSocket"]
 
@@ -92,10 +93,8 @@ def _open(protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
     try:
         opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     except OSError as error:
-        raise KernelError(
-            f"can't open a netlink socket: {error.strerror}; a seccomp profile or systemd's RestrictAddressFamilies "
-            "must allow AF_NETLINK"
-        ) from None
+        forbidden = f"{error.strerror}; a seccomp profile or systemd's RestrictAddressFamilies must allow AF_NETLINK"
+        raise KernelError(f"can't open a netlink socket: {lacking(error) or forbidden}") from None
     try:
         opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, BUFFER)
     except PermissionError:

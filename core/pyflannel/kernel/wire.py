@@ -257,7 +257,13 @@ class RouteRow(NamedTuple):
     metrics: tuple[tuple[str, int], ...] = ()
     encapsulation: Encapsulation | None = None
     nexthop_id: int = 0
-    """The object that says where it leads, if nothing else does (:mod:`pyflannel.kernel.nexthops`)."""
+    """The object that says where it leads (:mod:`pyflannel.kernel.nexthops`); the kernel may say the way, too."""
+    tos: int = 0
+
+    @property
+    def names_its_way(self) -> bool:
+        """Whether nothing but an object says where it leads."""
+        return bool(self.nexthop_id) and not self.link and not self.nexthops
 
     @property
     def onlink(self) -> bool:
@@ -303,8 +309,7 @@ def encode_route(kind: int, route: Route, link: int, flags: int = 0, protocol: i
         RTNH_F_ONLINK if route.onlink else 0,
     ) + _address_attribute(RTA_DST, destination.network_address)
     if gateway is not None:
-        same = gateway.version == destination.version
-        body += _address_attribute(RTA_GATEWAY, gateway) if same else via_attribute(gateway)
+        body += _gateway_attribute(gateway, destination.version)
     if link:
         body += _ATTRIBUTE_U32.pack(8, RTA_OIF, link)
     if route.metric is not None:
@@ -316,6 +321,42 @@ def encode_route(kind: int, route: Route, link: int, flags: int = 0, protocol: i
     if kind == RTM_NEWROUTE:  # a deletion needs no more than what tells it from others
         body += _properties(route)
     return message(kind, flags, body)
+
+
+def encode_route_deletion(row: RouteRow) -> bytes:
+    """``RTM_DELROUTE`` of just this route, which was seen: an IPv4 route of metric 0 is told by its way alone from
+    others to its destination, and no way that a request may say is that of a next hop of its own."""
+    version = row.destination.version
+    body = _ROUTE.pack(
+        AF_INET if version == 4 else AF_INET6,
+        row.destination.prefixlen,
+        0,
+        row.tos if version == 4 else 0,
+        row.table if row.table < 256 else 0,
+        row.protocol,
+        _RT_SCOPE_NOWHERE,
+        row.kind,
+        0,
+    ) + _address_attribute(RTA_DST, row.destination.network_address)
+    if row.nexthop_id:
+        body += _ATTRIBUTE_U32.pack(8, _RTA_NH_ID, row.nexthop_id)
+    elif row.nexthops:
+        body += attribute(_RTA_MULTIPATH, b"".join(map(_encode_nexthop, row.nexthops)))
+    elif row.link:
+        body += (_gateway_attribute(row.gateway, version) if row.gateway is not None else b"") + _ATTRIBUTE_U32.pack(
+            8, RTA_OIF, row.link
+        )
+    body += _ATTRIBUTE_U32.pack(8, RTA_PRIORITY, row.metric) + _ATTRIBUTE_U32.pack(8, RTA_TABLE, row.table)
+    return message(RTM_DELROUTE, 0, body)
+
+
+def _encode_nexthop(way: Nexthop) -> bytes:
+    gateway = _gateway_attribute(way.gateway, way.gateway.version) if way.gateway is not None else b""
+    return _NEXTHOP.pack(_NEXTHOP.size + len(gateway), RTNH_F_ONLINK if way.onlink else 0, 0, way.link) + gateway
+
+
+def _gateway_attribute(gateway: IPAddress, version: int) -> bytes:
+    return _address_attribute(RTA_GATEWAY, gateway) if gateway.version == version else via_attribute(gateway)
 
 
 def _encode_plain_route(kind: int, route: Route, gateway: IPv4Address, link: int, flags: int, protocol: int) -> bytes:
@@ -450,7 +491,7 @@ def encode_route_query(address: IPAddress, source: IPAddress | None = None, entr
 
 def parse_route(datagram: bytes, start: int, end: int) -> RouteRow:
     """A route from the payload of ``RTM_NEWROUTE`` or ``RTM_DELROUTE``."""
-    family, length, _, _, table, protocol, _, kind, flags = _ROUTE.unpack_from(datagram, start)
+    family, length, _, tos, table, protocol, _, kind, flags = _ROUTE.unpack_from(datagram, start)
     found = attributes(datagram, start + 12, end)
     packed = found.get(RTA_DST)
     if family == AF_INET:
@@ -458,8 +499,7 @@ def parse_route(datagram: bytes, start: int, end: int) -> RouteRow:
     else:
         destination = IPv6Network((packed or bytes(16), length))
     link, metric, wide_table = found.get(RTA_OIF), found.get(RTA_PRIORITY), found.get(RTA_TABLE)
-    source, paths = found.get(_RTA_PREFSRC), found.get(_RTA_MULTIPATH)
-    named = found.get(_RTA_NH_ID) if link is None and paths is None else None
+    source, paths, named = found.get(_RTA_PREFSRC), found.get(_RTA_MULTIPATH), found.get(_RTA_NH_ID)
     return RouteRow(
         destination,
         _U32.unpack(metric)[0] if metric else 0,
@@ -474,6 +514,7 @@ def parse_route(datagram: bytes, start: int, end: int) -> RouteRow:
         _metrics(found[_RTA_METRICS]) if _RTA_METRICS in found else (),
         _parse_encapsulation(found) if _RTA_ENCAP_TYPE in found else None,
         _U32.unpack(named)[0] if named else 0,
+        tos,
     )
 
 

@@ -32,6 +32,9 @@ T = TypeVar("T")
 CHECK_INTERVAL: Final = 1.0
 """Seconds between two checks of a data plane."""
 
+OUTAGE_AFTER: Final = 5.0
+"""Seconds for which a data plane may serve nobody, as while a process of it starts, before it is said."""
+
 FIRST_RETRY: Final = 1.0
 LAST_RETRY: Final = 15.0
 """The first and the longest pause in seconds until a start, or a peer that was not taken, is tried again."""
@@ -132,6 +135,9 @@ class Feed:
         self._check_due = 0.0
         self._checked = False
         """Whether it was checked since it was told something last."""
+        self._out_since: float | None = None
+        self.outage = ""
+        """Why the data plane has served nobody for a while, if that has one reason for all peers."""
 
     @property
     def trouble(self) -> str:
@@ -214,13 +220,25 @@ class Feed:
         try:
             self._reported = self._by_lease(self._call("check", lambda: _texts(plane.check())))
             self._checked = True
+            self._note_outage(now)
             self._backoff.reset()
         except PyflannelError:  # it is dead, and says so
             self.stop()
             self.plane, self._started, self._complete = None, False, False
             self._reported, self._told, self._owners, self._refused, self._superseded = {}, {}, {}, {}, set()
             self._overlay = None
+            self._note_outage(now)
             self.due = now + self._backoff.next()
+
+    def _note_outage(self, now: float) -> None:
+        reasons = {self._reported.get(key, "") for key in self._told}
+        reason = reasons.pop() if len(reasons) == 1 else ""
+        if not reason:
+            self._out_since = None
+        elif self._out_since is None:
+            self._out_since = now
+        lasts = self._out_since is not None and now - self._out_since >= OUTAGE_AFTER
+        self.outage = reason if lasts else ""
 
     def _by_lease(self, told: Mapping[str, str]) -> Mapping[str, str]:
         """What is told of peers, under their leases' keys: a data plane knows only the subnets in use."""

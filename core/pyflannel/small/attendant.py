@@ -58,3 +58,6 @@ class Attendant:
                 self._leave()
         except BaseException as error:  # told by check()
             self._error = error
+        finally:
+            # Mostly they are methods of whoever has us: a cycle, which would keep descriptors until it is collected.
+            del self._work, self._leave

@@ -23,6 +23,7 @@ from pyflannel.kernel.model import (
     FdbEntry,
     GenericInfo,
     KernelObject,
+    Key,
     Kind,
     Link,
     Neighbour,
@@ -179,6 +180,45 @@ def test_a_route_like_ours_with_another_gateway_or_of_somebody_else_is_not_delet
     for subnet in ("10.2.0.0/24", "10.3.0.0/24"):
         assert namespace.port.apply([Write(Route(ip_network(subnet), "eth0", ip_address("192.0.2.2")), None)]) == {}
     assert namespace.json("route", "show") == before
+
+
+_DUPLICATES = {
+    "a next hop of its own": ["nexthop add id 7 via 192.0.2.2 dev eth0", "route add 10.2.0.0/24 nhid 7 proto 241"],
+    "another next hop of its own": [
+        "nexthop add id 7 via 192.0.2.3 dev eth0",
+        "route add 10.2.0.0/24 nhid 7 proto 241",
+    ],
+    "several ways": ["route add 10.2.0.0/24 proto 241 nexthop via 192.0.2.2 dev eth0 nexthop via 192.0.2.3 dev eth0"],
+    "a kind of service": ["route add 10.2.0.0/24 tos 0x10 via 192.0.2.2 dev eth0 proto 241"],
+    "a next hop and a metric": [
+        "nexthop add id 7 via 192.0.2.2 dev eth0",
+        "route add 10.2.0.0/24 nhid 7 proto 241 metric 3",
+    ],
+    "nothing else": ["route add 10.2.0.0/24 via 192.0.2.2 dev eth0 proto 241"],
+    "nothing else, and gone again": [
+        "route add 10.2.0.0/24 via 192.0.2.2 dev eth0 proto 241",
+        "route delete 10.2.0.0/24 via 192.0.2.2 dev eth0 proto 241 metric 0",
+    ],
+}
+
+
+@pytest.mark.parametrize("lines", _DUPLICATES.values(), ids=_DUPLICATES)
+@pytest.mark.parametrize("told", [0, 1], ids=["by its id alone", "with its way"])
+def test_what_goes_is_what_was_added_and_not_our_route_beside_it(namespace: Any, lines: list[str], told: int) -> None:
+    """Metric 0 in a request stands for any, and one that says a way finds no route with a next hop of its own."""
+    namespace.outside("sysctl", "-qw", f"net.ipv4.nexthop_compat_mode={told}")
+    ours = Route(ip_network("10.2.0.0/24"), "eth0", ip_address("192.0.2.2"), metric=1132)
+    namespace.write(ours)
+    namespace.quiet()
+    before = namespace.json("route", "show", "10.2.0.0/24")
+    heard: dict[Key, KernelObject | None] = {}
+    for line in lines:
+        namespace.ip(*line.split())
+        heard |= namespace.quiet().changes
+    (added,) = {item for item in heard.values() if item is not None} or {replace(ours, metric=None)}
+    assert added.key != ours.key
+    assert namespace.port.apply([Write(added, None)]) == {}
+    assert namespace.json("route", "show", "10.2.0.0/24") == before
 
 
 def test_routes_of_other_tables_are_ours_by_their_mark_alone(namespace: Any) -> None:
@@ -409,14 +449,23 @@ def test_an_old_route_goes_after_the_new_one_to_its_destination_is_there(namespa
 
 
 def test_what_is_there_can_be_read_without_a_descriptor_to_spare() -> None:
-    """All sockets stand, and a file that can't be opened keeps nothing else from being read."""
-    port = NetlinkPort()
+    """All sockets stand, and a file that can't be opened keeps nothing else from being read; it has not gone either."""
+    port, scope = NetlinkPort(), Scope(sysctls=frozenset({"net/ipv4/ip_forward"}))
     try:
-        before = port.dump(Scope())
+        before = port.dump(scope)
+        assert [item for item in before.values() if isinstance(item, Sysctl)]
         with without_descriptors():
-            assert port.dump(Scope()) == before
+            assert port.dump(scope) == before
     finally:
         port.close()
+
+
+def test_a_lack_of_descriptors_is_not_laid_to_a_filter_of_calls_or_a_name(netns: str) -> None:
+    for where in (None, Path("/run/netns") / netns):
+        with without_descriptors(), pytest.raises(KernelError, match="LimitNOFILE") as refused:
+            NetlinkPort(where)
+        assert "RestrictAddressFamilies" not in str(refused.value)
+        assert "ip netns" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -485,6 +485,18 @@ def test_a_server_that_trickles_is_unavailable() -> None:
             ended.set()
 
 
+def test_an_answer_that_ends_in_its_headers_is_an_error_and_nothing_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def cut(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nX-Consul-Index: 7\r\nContent-T")
+        connection.shutdown(socket.SHUT_RDWR)
+
+    with impostor(cut) as host, open_store(host, "p") as store, pytest.raises(StoreUnavailableError):
+        store.snapshot()
+    assert caplog.records == []
+
+
 def test_closing_ends_a_call_that_waits() -> None:
     arrived, ended = threading.Event(), threading.Event()
 

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.starving import without_descriptors
 
-from pyflannel.daemon.runlock import hold
+from pyflannel.daemon.runlock import RunLock, hold
 from pyflannel.errors import DaemonError
 
 PROGRAM = """
@@ -70,6 +71,14 @@ def test_a_directory_that_cant_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DaemonError, match="choose another --run-dir"), hold(tmp_path / "file" / "run"):
         pytest.fail("held")
+
+
+def test_what_is_said_to_mend_it_does(tmp_path: Path) -> None:
+    with without_descriptors(), pytest.raises(DaemonError, match="LimitNOFILE"):
+        RunLock(tmp_path / "run")
+    (tmp_path / "file").touch()
+    with pytest.raises(DaemonError, match="File exists; choose another --run-dir"):
+        RunLock(tmp_path / "file")
 
 
 def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:

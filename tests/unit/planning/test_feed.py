@@ -279,6 +279,25 @@ def test_a_peer_whose_news_were_refused_and_that_goes_leaves_nothing_to_do(heir:
     assert backend.plane.table == ({"10.5.2.0/24": "192.0.2.3"} if heir else {})
 
 
+def test_a_data_plane_that_serves_nobody_for_one_reason_is_an_outage_once_it_lasts() -> None:
+    backend, overlay, feed = fed(lease(2), lease(3))
+
+    def outage(at: float, **report: str) -> str:
+        backend.plane.report = {f"10.5.{number[1:]}.0-24": why for number, why in report.items()}
+        feed.tend(overlay, at)
+        return feed.outage
+
+    assert outage(10.0, _2="it died", _3="it died") == ""
+    assert outage(14.0, _2="it died", _3="it died") == ""
+    assert outage(15.0, _2="it died again", _3="it died again") == "it died again"
+    assert outage(20.0, _3="it died") == ""
+    assert outage(30.0, _2="it died", _3="it died") == ""
+    assert outage(40.0, _2="no answer from 2", _3="no answer from 3") == ""
+    assert outage(50.0, _2="it died", _3="it died") == ""
+    backend.fail("check", RuntimeError("dead"), 1)
+    assert outage(60.0) == ""
+
+
 def test_a_data_plane_that_is_dead_is_started_again_and_told_everything() -> None:
     backend, overlay, feed = fed(lease(2), lease(3))
     first = backend.newest

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import selectors
 import threading
+import weakref
 
 import pytest
 from tests.waiting import until
@@ -55,6 +57,20 @@ def test_what_it_died_of_is_raised_to_whoever_asks(error: BaseException) -> None
         with pytest.raises(type(error)):
             clerk.attendant.check()
     clerk.attendant.stop(60)
+
+
+def test_what_it_held_is_closed_with_its_owner_and_no_collection_is_waited_for() -> None:
+    gc.disable()
+    try:
+        clerk = Clerk()
+        clerk.attendant.start()
+        clerk.attendant.stop(60)
+        clerk.attendant.join()
+        gone = weakref.ref(clerk.attendant.wake)
+        del clerk
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_stop_waits_no_longer_than_it_may() -> None:

@@ -39,7 +39,31 @@ class Entries:
 
     def delete(self, writes: list[Write], failures: dict[Key, KernelError]) -> None:
         """Delete addresses, neighbours, forwarding entries or routes."""
-        self._batches.send(map(self._deletion, writes), failures)
+        unnamed = [write for write in writes if _hits_others(write.old)]
+        surely = [write for write in writes if not _hits_others(write.old)] if unnamed else writes
+
+        def unsettled(write: Write, refused: Refused) -> bool:
+            # Either there is none, or one that leads by a next hop of its own, which the kernel doesn't take ours for.
+            if refused.number != errno.ESRCH or not isinstance(write.old, Route):
+                return False
+            unnamed.append(write)
+            return True
+
+        self._batches.send(map(self._deletion, surely), failures, unsettled)
+        if unnamed:
+            self._delete_seen(unnamed, failures)
+
+    def _delete_seen(self, writes: list[Write], failures: dict[Key, KernelError]) -> None:
+        """Delete routes that are there, each as the kernel has it."""
+        there = self._dumps.routes_like([write.old for write in writes if isinstance(write.old, Route)])
+        steps = []
+        for write in writes:
+            rows = [row for row in there.get(write.key, ()) if self._picture.is_ours(row)]
+            hit = [row for row in rows if self._picture.route(row) == write.old]
+            steps.append(Encoded(write, tuple(map(wire.encode_route_deletion, hit)), GONE))
+            # Others of ours under the key were not told of; and what goes before our request has it hit another one.
+            self._picture.pending.resync |= len(hit) != len(rows) or (bool(hit) and _hits_others(write.old))
+        self._batches.send(steps, failures)
 
     def put(self, writes: list[Write], failures: dict[Key, KernelError]) -> None:
         """Create or change addresses, neighbours or forwarding entries."""
@@ -65,7 +89,8 @@ class Entries:
         if isinstance(item, Route):
             protocol = wire.RTPROT_UNSPEC if self._picture.owns(index) else ROUTE_PROTOCOL
             message = wire.encode_route(wire.RTM_DELROUTE, item, index, protocol=protocol)
-        elif isinstance(item, FdbEntry):
+            return Encoded(write, (message,), GONE - {errno.ESRCH})
+        if isinstance(item, FdbEntry):
             message = wire.encode_fdb(wire.RTM_DELNEIGH, item, index, every_remote=True)
         elif isinstance(item, Neighbour):
             message = wire.encode_neighbour(wire.RTM_DELNEIGH, item, index)
@@ -169,10 +194,7 @@ class Entries:
         fresh = self._new_route(write, failures, wire.NLM_F_EXCL if in_the_way else wire.NLM_F_REPLACE)
         if fresh is None:
             return None
-        surplus = [
-            wire.encode_route(wire.RTM_DELROUTE, self._picture.route(row), row.link, protocol=row.protocol)
-            for row in (rows if in_the_way else rows[1:])
-        ]
+        surplus = map(wire.encode_route_deletion, rows if in_the_way else rows[1:])
         return Encoded(write, (*surplus, *fresh.messages))
 
     def _may_take(self, row: RouteRow, wanted: Route) -> bool:
@@ -201,6 +223,11 @@ def _both_rules(write: Write) -> tuple[Rule | None, Rule | None]:
     assert isinstance(write.old, Rule | None)
     assert isinstance(write.new, Rule | None)
     return write.old, write.new
+
+
+def _hits_others(item: object) -> bool:
+    """Whether a request to delete this route, were it gone, would hit another one: metric 0 stands for any."""
+    return isinstance(item, Route) and item.destination.version == 4 and not item.effective_metric
 
 
 def _is_host(route: Route) -> bool:

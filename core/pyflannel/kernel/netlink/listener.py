@@ -146,7 +146,7 @@ class Listener:
             )
             links = [hop.link for hop in row.nexthops] or [row.link]
             self._picture.pending.interfaces.update(name for name in map(self._picture.table.name, links) if name)
-            if row.nexthop_id:  # by which interface is not told
+            if row.names_its_way:  # by which interface is not told
                 self._picture.pending.interfaces.add("")
         if row.nexthops and flags & wire.NLM_F_APPEND:  # it joined another route, perhaps one of ours
             self._picture.pending.resync = True

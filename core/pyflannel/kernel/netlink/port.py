@@ -276,10 +276,7 @@ class NetlinkPort(KernelPort):
         self._put_labels([*deleted[Kind.MPLS_ROUTE], *put[Kind.MPLS_ROUTE]], failures)
         self._listener.echoes.clear()
         succeeded = following(succeeded, put[Kind.ROUTE], failures)
-        if succeeded:
-            self._entries.delete(succeeded, failures)
-            # metric 0 matches any: had somebody deleted the old one, it was the new one
-            self._picture.pending.resync = True
+        self._entries.delete(succeeded, failures)
         for write in (*put[Kind.QDISC], *deleted[Kind.QDISC]):
             _each(write, self._devices.put_qdisc, failures)
         self._announce()

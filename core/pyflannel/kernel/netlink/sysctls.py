@@ -8,9 +8,10 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, TypeVar
 
 from pyflannel.kernel import mpls
@@ -18,6 +19,7 @@ from pyflannel.kernel.model import KernelObject, Key, Kind, Sysctl
 from pyflannel.kernel.port import Scope, Write
 from pyflannel.kernel.refusal import not_kept, refusal
 from pyflannel.small import files as smallfile
+from pyflannel.small.scarcity import lacking
 
 __all__ = ["Sysctls"]
 
@@ -43,7 +45,7 @@ class Sysctls:
 
     def read(self, scope: Scope) -> list[Sysctl]:
         """Those in scope that are there."""
-        self._values = self._inside(lambda: _read(scope.sysctls, scope.optional))
+        self._values = self._inside(lambda: _read(scope.sysctls, scope.optional, self._values))
         return [Sysctl(path, value) for path, value in self._values.items()]
 
     def silent_changed(self, scope: Scope) -> bool:
@@ -52,12 +54,12 @@ class Sysctls:
         if not silent or time.monotonic() < self._silent_due:
             return False
         self._silent_due = time.monotonic() + _SILENT_PERIOD
-        now = self._inside(lambda: _read(silent, scope.optional))
+        now = self._inside(lambda: _read(silent, scope.optional, self._values))
         return any(now.get(path) != self._values.get(path) for path in silent)
 
     def changes(self, scope: Scope) -> dict[Key, KernelObject | None]:
         """Those that differ from what was read last."""
-        now, before = self._inside(lambda: _read(scope.sysctls, scope.optional)), self._values
+        now, before = self._inside(lambda: _read(scope.sysctls, scope.optional, self._values)), self._values
         self._values = now
         return {
             (Kind.SYSCTL, path, None): Sysctl(path, now[path]) if path in now else None
@@ -88,14 +90,21 @@ def _put(item: Sysctl) -> dict[str, str]:
     return {item.path: item.value, **_read([item.path])}
 
 
-def _read(paths: Iterable[str], settable: Container[str] = ()) -> dict[str, str]:
-    """The readable ones among ``paths``, blanks normalised; of those in ``settable`` the ones that can be set."""
+def _read(
+    paths: Iterable[str], settable: Container[str] = (), before: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, str]:
+    """The readable ones among ``paths``, blanks normalised; of those in ``settable`` the ones that can be set.
+
+    :param before: what was read last, which is what counts of one that can't be opened for want of a descriptor.
+    """
     found = {}
     for path in paths:
         if path in settable and not os.access(f"/proc/sys/{path}", os.W_OK):
             continue
         try:
             found[path] = " ".join(smallfile.read(f"/proc/sys/{path}").decode("ascii", "backslashreplace").split())
-        except OSError:
-            continue  # not there, or not for us: absent from a dump, and refused when it is written
+        except OSError as error:
+            # Not there, or not for us: absent from a dump, and refused when it is written.
+            if lacking(error) is not None and path in before:
+                found[path] = before[path]
     return found

@@ -252,11 +252,12 @@ def test_a_lease_with_an_impossible_address_is_rejected(tmp_path: Path, address:
 # plans
 
 
-def test_planning_makes_no_key(tmp_path: Path) -> None:
-    """So that doctor can plan without leaving a trace."""
+@pytest.mark.parametrize("implementation", ["kernel", "userspace"])
+def test_planning_makes_no_key(tmp_path: Path, implementation: str) -> None:
+    """So that doctor can plan without leaving a trace. And what this node lacks is not laid to its peers' leases."""
     here = replace(node(tmp_path), state_dir=tmp_path / "other")
     with pytest.raises(ConfigError, match="none yet"):
-        backend().plan_node(here)
+        backend(Implementation=implementation).plan_node(here)
     assert not (tmp_path / "other").exists()
 
 
