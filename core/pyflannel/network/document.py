@@ -410,7 +410,27 @@ def _network(document: _Document, key: str, kind: type[N], rules: _Rules) -> N:
         raise document.error(key, str(network), f"too small: must be a /{rules.longest} or larger")
     if network.prefixlen == 0:
         raise document.error(key, str(network), "is every address there is; must be a /1 or smaller")
+    whose = next((whose for block, whose in _UNROUTED[rules.version] if _lies_in(network, block)), None)
+    if whose is not None:
+        raise document.error(
+            key, str(network), f"{whose} addresses, to which nothing is routed; use others, such as {rules.example}"
+        )
     return network
+
+
+_UNROUTED = {
+    4: ((ip_network("127.0.0.0/8"), "loopback"), (ip_network("224.0.0.0/4"), "multicast")),
+    6: (
+        (ip_network("::ffff:0:0/96"), "IPv4's own"),
+        (ip_network("fe80::/10"), "link-local"),
+        (ip_network("ff00::/8"), "multicast"),
+    ),
+}
+"""What the kernel forwards to no container (RFC 6890); it does forward the rest of what is reserved."""
+
+
+def _lies_in(network: IPNetwork, block: IPNetwork) -> bool:
+    return network.prefixlen >= block.prefixlen and network.network_address in block
 
 
 def _network_text(document: _Document, key: str, kind: type[N], rules: _Rules) -> N:
