@@ -84,6 +84,12 @@ class FamilyConfig(Generic[N]):
             high = low + (1 << (bits - subnet.prefixlen)) - 1
             yield range(max(0, low // step), min(size, high // step + 1))
 
+    def bounds(self, subnet: IPNetwork) -> bool:
+        """Whether all of ``subnet``, of any length, lies where subnets may be leased."""
+        first = int(subnet.network_address)
+        last = first + (1 << (subnet.max_prefixlen - subnet.prefixlen)) - 1
+        return int(self.subnet_min.network_address) <= first and last <= int(self.subnet_max.broadcast_address)
+
     def fits(self, subnet: IPNetwork | None) -> bool:
         """Whether ``subnet`` is one of those that may be leased."""
         return (
