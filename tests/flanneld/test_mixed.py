@@ -27,6 +27,14 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "vxlan, direct": {"Backend": {"Type": "vxlan", "DirectRouting": True, "VNI": 7, "Port": 4789}},
     "host-gw": {"Backend": {"Type": "host-gw"}},
     "udp": {"Backend": {"Type": "udp"}},
+    "extension": {
+        "Backend": {
+            "Type": "extension",
+            "PreStartupCommand": "hostname",
+            "SubnetAddCommand": "ip route replace $SUBNET via $PUBLIC_IP",
+            "SubnetRemoveCommand": "ip route del $SUBNET via $PUBLIC_IP",
+        }
+    },
     **({"ipip": {"Backend": {"Type": "ipip"}}} if has_device("ipip") else {}),
     **({"wireguard": {"Backend": {"Type": "wireguard"}}} if has_wireguard() else {}),
     **({"wireguard, both families": {"Backend": {"Type": "wireguard"}, **BOTH}} if has_wireguard() else {}),

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from tests.integration.asking import until
+from tests.servers.flanneld import Etcd
 
 from pyflannel.lab import Lab, Node
-from pyflannel.lab.daemon import pyflannel_command
+from pyflannel.lab.daemon import peers_in, pyflannel_command
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
@@ -100,3 +101,35 @@ def test_a_renewed_lease_keeps_no_more_than_it_should(lab: Lab) -> None:
     written = json.loads(path.read_text())
     assert "Expires" in written
     assert path.stat().st_size < 100_000
+
+
+COVERING = {"Network": "192.0.0.0/8", "SubnetLen": 24, "SubnetMin": "192.10.0.0", "SubnetMax": "192.99.0.0"}
+
+
+@pytest.mark.parametrize("key", ["192.0.2.0-25", "192.0.2.0-24", "192.0.2.2-32", "192.0.2.128-25", "192.0.0.0-16"])
+def test_in_a_network_that_covers_the_nodes_no_lease_takes_their_addresses_nor_the_store_s(key: str) -> None:
+    """A node that lost the store to a lease would never hear that it is gone. The store is at 192.0.2.201."""
+    with Lab(nodes=3) as lab:
+        etcd = Etcd(lab)
+        etcd.put("/covering/config", json.dumps({**COVERING, "Backend": {"Type": "vxlan"}}))
+        for node in lab.nodes:
+            node.start_daemon(etcd.store("/covering"), None)
+        for node in lab.nodes:
+            node.daemon.wait_ready(peers=2)
+            node.attach_containers()
+        until(lambda: lab.reachability().complete, "everybody reaches everybody")
+        one, two = lab.containers[:2]
+        with one.ping(two.address(), interval=0.02) as ping:
+            data = {"VNI": 1, "VtepMAC": "02:00:00:00:00:99"}
+            lease = {"PublicIP": "198.51.100.9", "BackendType": "vxlan", "BackendData": data}
+            etcd.put(f"/covering/subnets/{key}", json.dumps(lease))
+            for node in lab.nodes:
+                status = node.daemon.wait_status(lambda status: len(status["peers"]) == 3, "aware of it")
+                (skipped,) = peers_in(status, "skipped")
+                assert "lies outside SubnetMin to SubnetMax" in skipped["reason"]
+            ping.wait_replies(20, 20)
+            assert ping.stop().lost == 0
+        assert lab.reachability().complete
+        etcd.put("/covering/subnets/192.50.0.0-24", json.dumps(lease))
+        for node in lab.nodes:
+            node.daemon.wait_status(lambda status: len(status["peers"]) == 4, "still hearing of the store")

@@ -150,12 +150,17 @@ class WireguardBackend(Backend[WireguardOptions]):
         return keys.identity(keys.key_path(node.state_dir))
 
     def publish(self, node: Node) -> Published:
-        """Our public key, for each family in use. Makes the private one if there is none.
+        """Our public key and port, for each family in use. Makes the private one if there is none.
 
         :raises ConfigError: the key file can't be made or used.
         """
-        data = {"PublicKey": keys.load_or_create(keys.key_path(node.state_dir)).public_key}
-        return Published(*(data if node.subnets.of(version) is not None else None for version in (4, 6)))
+        key = keys.load_or_create(keys.key_path(node.state_dir)).public_key
+        data = {
+            version: {"PublicKey": key, "Port": self.port(version)}
+            for version in (4, 6)
+            if node.subnets.of(version) is not None
+        }
+        return Published(data.get(4), data.get(6))
 
     def plan_node(self, node: Node) -> DesiredState:
         """The devices with our key, each with the subnet's network address, and the whole network behind them.
@@ -213,14 +218,14 @@ class WireguardBackend(Backend[WireguardOptions]):
         return name if port == usual else f"{stem}{port}"
 
     def port(self, version: int) -> int:
-        """The UDP port of that device, on every node."""
+        """The UDP port of that device, here and on every node whose lease names none."""
         separate = version == 6 and self.options.mode == "separate"
         return self.options.listen_port_v6 if separate else self.options.listen_port
 
     def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
         """The peer, on one device or on two; in userspace nothing, for the worker's table holds the peers.
 
-        :raises PeerRejected: it has no usable key, or no address that it can be reached by.
+        :raises PeerRejected: it has no usable key or port, or no address that it can be reached by.
         """
         reachable = list(self.reach(node, peer))
         return DesiredState(reachable if self.implementation == "kernel" else ())
@@ -242,8 +247,17 @@ class WireguardBackend(Backend[WireguardOptions]):
         if key == self._identity(node).public_key:
             raise PeerRejected(f"PublicKey {key} is this node's own: two nodes must not share a key file")
         subnets = tuple(subnet for subnet in peer.subnets.each if subnet.version in versions)
-        endpoint = Endpoint(address, self.port(versions[-1]))
+        endpoint = Endpoint(address, self._peer_port(peer, versions))
         return WireguardPeer(self.device(versions[-1]), key, subnets, endpoint, self.psk, self.options.keepalive)
+
+    def _peer_port(self, peer: Lease, versions: list[int]) -> int:
+        """Where a peer listens, whose network config may be an earlier or a later one than ours.
+
+        flanneld says ``ListenPort`` of IPv4 and ``ListenPortV6`` of IPv6 in every mode, and where one device serves
+        both families it listens at the former alone.
+        """
+        said = None if self.options.mode != "separate" and versions[0] == 6 else _port(peer, versions[0])
+        return said or self.port(versions[-1])
 
     def _endpoint(self, node: Node, peer: Lease) -> IPAddress:
         """Which address of a peer to use where one device serves both families."""
@@ -316,6 +330,17 @@ def _public_key(peer: Lease, version: int) -> str:
     if not isinstance(key, str) or keys.decode(key) is None:
         raise PeerRejected(f"{name}.PublicKey is {_shortened(key)}, expected 44 characters of base64")
     return key
+
+
+def _port(peer: Lease, version: int) -> int | None:
+    """The port that a lease says; ``None`` or 0 if it does not, as those of flanneld before 0.26.6."""
+    name, data = ("BackendData" if version == 4 else "BackendV6Data"), peer.attributes.data(version)
+    if not isinstance(data, dict):
+        return None
+    port = next((value for field, value in data.items() if str(field).lower() == "port"), None)
+    if port is not None and not (type(port) is int and 0 <= port <= 0xFFFF):
+        raise PeerRejected(f"{name}.Port is {_shortened(port)}, expected a UDP port")
+    return port
 
 
 def _shortened(value: object) -> str:

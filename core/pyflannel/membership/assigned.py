@@ -18,6 +18,7 @@ from pyflannel.membership.records import readable
 from pyflannel.membership.state import KeeperState
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import IPAddress, Lease, LeaseAttributes, Subnets
+from pyflannel.planning.judging import covering_problem, own_addresses
 from pyflannel.store import Record, Unassigned
 
 __all__ = ["ask_assigned", "take_assigned"]
@@ -69,6 +70,12 @@ def take_assigned(state: KeeperState, place: Place, record: Record) -> Steps[boo
         raise StoreError(
             f"{state.store} gives this node {subnets}, which is no part of the network config's networks: "
             f"{', '.join(str(family.network) for family in place.network.families)}. Make both say the same"
+        )
+    problem = covering_problem(place.network, subnets, own_addresses(place.underlay))
+    if problem:
+        raise StoreError(
+            f"what {state.store} gives this node would be skipped by other nodes: {problem}. Let the network config's "
+            "bounds hold what the store gives"
         )
     lease = readable(record) or Lease(subnets, LeaseAttributes())
     theirs = lease.attributes.node_id

@@ -84,6 +84,12 @@ class FamilyConfig(Generic[N]):
             high = low + (1 << (bits - subnet.prefixlen)) - 1
             yield range(max(0, low // step), min(size, high // step + 1))
 
+    def bounds(self, subnet: IPNetwork) -> bool:
+        """Whether all of ``subnet``, of any length, lies where subnets may be leased."""
+        first = int(subnet.network_address)
+        last = first + (1 << (subnet.max_prefixlen - subnet.prefixlen)) - 1
+        return int(self.subnet_min.network_address) <= first and last <= int(self.subnet_max.broadcast_address)
+
     def fits(self, subnet: IPNetwork | None) -> bool:
         """Whether ``subnet`` is one of those that may be leased."""
         return (
@@ -410,7 +416,27 @@ def _network(document: _Document, key: str, kind: type[N], rules: _Rules) -> N:
         raise document.error(key, str(network), f"too small: must be a /{rules.longest} or larger")
     if network.prefixlen == 0:
         raise document.error(key, str(network), "is every address there is; must be a /1 or smaller")
+    whose = next((whose for block, whose in _UNROUTED[rules.version] if _lies_in(network, block)), None)
+    if whose is not None:
+        raise document.error(
+            key, str(network), f"{whose} addresses, to which nothing is routed; use others, such as {rules.example}"
+        )
     return network
+
+
+_UNROUTED = {
+    4: ((ip_network("127.0.0.0/8"), "loopback"), (ip_network("224.0.0.0/4"), "multicast")),
+    6: (
+        (ip_network("::ffff:0:0/96"), "IPv4's own"),
+        (ip_network("fe80::/10"), "link-local"),
+        (ip_network("ff00::/8"), "multicast"),
+    ),
+}
+"""What the kernel forwards to no container (RFC 6890); it does forward the rest of what is reserved."""
+
+
+def _lies_in(network: IPNetwork, block: IPNetwork) -> bool:
+    return network.prefixlen >= block.prefixlen and network.network_address in block
 
 
 def _network_text(document: _Document, key: str, kind: type[N], rules: _Rules) -> N:

@@ -21,6 +21,7 @@ from pyflannel.backend import Backend, DataPlane, Lease, LeaseAttributes, Node, 
 from pyflannel.errors import MalformedError, PluginError, PyflannelError
 from pyflannel.planning.guard import guarded
 from pyflannel.planning.overlay import Overlay, Peer
+from pyflannel.small.guarded import answered
 from pyflannel.small.retry import Backoff
 
 __all__ = ["Feed", "Peers", "Share"]
@@ -213,7 +214,7 @@ class Feed:
     def _started_plane(self) -> DataPlane | None:
         plane: object = self.backend.start(self.node)
         if plane is not None and not isinstance(plane, DataPlane):
-            raise PluginError(f"backend {self.backend.name!r} started {plane!r}, which is no DataPlane")
+            raise PluginError(f"backend {self.backend.name!r} started {answered(plane)}, which is no DataPlane")
         return plane
 
     def _check(self, plane: DataPlane, now: float) -> None:

@@ -40,7 +40,7 @@ from pyflannel.kernel.model import (
 )
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import IPNetwork
-from pyflannel.small.guarded import PluginCall, guarded
+from pyflannel.small.guarded import PluginCall, answered, guarded, reason
 
 __all__ = [
     "PUBLISH_TIMEOUT",
@@ -119,7 +119,7 @@ def examined(
                 raise PluginError(f"{told} the underlay's own link {underlay}")
             own = {*own, item.name}
         elif kind not in _ON_LINKS and kind not in _ANYWHERE:
-            raise PluginError(f"{told} {item!r}, which is no kernel object")
+            raise PluginError(f"{told} {answered(item)}, which is no kernel object")
     for item in objects:  # thousands of peers come by here: what is usual is looked at first
         kind = type(item)
         if kind not in _ON_LINKS:
@@ -178,7 +178,9 @@ def checked_mtu(name: str, mtu: Any) -> int:
     :raises PluginError: it is none. RFC 791 has 68 bytes for the smallest, and a length of 16 bits.
     """
     if type(mtu) is not int or not 68 <= mtu <= 65535:
-        raise PluginError(f"backend {name!r} says that the MTU is {mtu!r}: must be a number between 68 and 65535")
+        raise PluginError(
+            f"backend {name!r} says that the MTU is {answered(mtu)}: must be a number between 68 and 65535"
+        )
     return mtu
 
 
@@ -278,11 +280,11 @@ class _Call(threading.Thread):
 
 def _checked_published(backend: Backend[Any], answer: Any) -> Published:
     if not isinstance(answer, Published):
-        raise PluginError(f"backend {backend.name!r} published {answer!r}, which is no Published")
+        raise PluginError(f"backend {backend.name!r} published {answered(answer)}, which is no Published")
     try:
         size = len(json.dumps([answer.data, answer.v6_data], allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise PluginError(f"backend {backend.name!r} published what is not JSON: {error}") from error
+    except Exception as error:  # what it goes through may be of classes of the plugin's own
+        raise PluginError(f"backend {backend.name!r} published what is not JSON: {reason(error)}") from error
     if size > LARGEST_PUBLISHED:
         raise PluginError(
             f"backend {backend.name!r} published {size} characters of JSON: a lease has room for {LARGEST_PUBLISHED}"

@@ -6,21 +6,24 @@ there is none. What only a backend can say of a lease, and which of two leases h
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Protocol
 
 from pyflannel.backend import Node, Published
 from pyflannel.errors import MalformedError
 from pyflannel.network.document import FamilyConfig, NetworkConfig
-from pyflannel.network.lease import IPAddress, IPNetwork, Lease, LeaseAttributes
+from pyflannel.network.lease import IPAddress, IPNetwork, Lease, LeaseAttributes, Subnets
 from pyflannel.network.underlay import Underlay
 
 __all__ = [
     "backend_types",
+    "covering_problem",
     "displaced",
     "no_hosts",
     "nowhere",
+    "own_addresses",
     "own_problem",
     "own_public_problem",
     "placement_problem",
@@ -56,7 +59,34 @@ def placement_problem(network: NetworkConfig, lease: Lease) -> str:
         problem = _family_problem(family, subnet, lease.attributes.public(version))
         if problem:
             return problem
-    return "" if used else "has no subnet of a family that this network uses"
+    if not used:
+        return "has no subnet of a family that this network uses"
+    return covering_problem(network, lease.subnets, _publics(lease))
+
+
+def covering_problem(network: NetworkConfig, subnets: Subnets, addresses: Collection[IPAddress | None]) -> str:
+    """Why ``subnets`` are not the overlay's where nodes have these addresses; empty if they are.
+
+    A network that covers nodes' addresses covers others of the underlay, too: of routers, of the store. It is the
+    overlay's only where subnets may be leased, or one lease would lead all packets to those into the overlay.
+    """
+    for version in network.versions:
+        family, subnet = network.family(version), subnets.of(version)
+        if family is None or subnet is None or family.bounds(subnet):
+            continue
+        whole, infix = family.network, "" if version == 4 else "IPv6"
+        covered = next((each for each in addresses if each is not None and each in whole), None)
+        if covered is not None:
+            return (
+                f"{subnet} lies outside {infix}SubnetMin to {infix}SubnetMax, and elsewhere in the network {whole} are "
+                f"nodes themselves, such as {covered}"
+            )
+    return ""
+
+
+def own_addresses(underlay: Underlay) -> tuple[IPAddress | None, ...]:
+    """Those by which a node is on its underlay, and by which others reach it."""
+    return underlay.ipv4, underlay.ipv6, underlay.public_ipv4, underlay.public_ipv6
 
 
 def displaced(
@@ -66,16 +96,32 @@ def displaced(
 
     :param leases: keys and texts.
     """
+    read: list[tuple[str, Lease]] = []
     for key, value in leases:
-        try:
-            lease = Lease.from_record(key, value)
-        except MalformedError:
-            continue
-        problem = placement_problem(new, lease)
-        if problem and not placement_problem(present, lease):
+        with suppress(MalformedError):
+            read.append((key, Lease.from_record(key, value)))
+    addresses = [each for _, lease in read for each in _publics(lease)]
+    covered = {id(network): _covered(network, addresses) for network in (present, new)}
+
+    def problem(network: NetworkConfig, lease: Lease) -> str:
+        return placement_problem(network, lease) or covering_problem(network, lease.subnets, covered[id(network)])
+
+    for key, lease in read:
+        why = problem(new, lease)
+        if why and not problem(present, lease):
             attributes = lease.attributes
             name = attributes.node_id or attributes.public_ip or attributes.public_ipv6
-            yield key, f"{name}: {problem}"
+            yield key, f"{name}: {why}"
+
+
+def _publics(lease: Lease) -> tuple[IPAddress | None, ...]:
+    return lease.attributes.public_ip, lease.attributes.public_ipv6
+
+
+def _covered(network: NetworkConfig, addresses: Iterable[IPAddress | None]) -> list[IPAddress]:
+    """Those of the addresses that lie in the network."""
+    wholes = [family.network for family in network.families]
+    return [each for each in addresses if each is not None and any(each in whole for whole in wholes)]
 
 
 def own_problem(node: Node, lease: Lease) -> str:
@@ -93,7 +139,7 @@ def own_problem(node: Node, lease: Lease) -> str:
             return f"{_public_name(version)} {public} is no address that a node can have: {no_host}"
     if lease.subnets.overlaps(node.subnets):
         return f"overlaps this node's own subnet {node.subnets}"
-    return ""
+    return covering_problem(node.network, lease.subnets, own_addresses(node.underlay))
 
 
 def own_public_problem(network: NetworkConfig, underlay: Underlay, version: int) -> str:

@@ -135,7 +135,7 @@ class Overlay:
         self._links: frozenset[str] = frozenset()
         planned = unpack(self._planned("plan_node", lambda: backend.plan_node(node), _networks(node)))
         self._links = frozenset(item.name for item in planned if isinstance(item, Link))
-        tunnelled = bool(guarded(backend.name, "tunnelled", lambda: backend.tunnelled))
+        tunnelled = guarded(backend.name, "tunnelled", lambda: bool(backend.tunnelled))
         self.entrances = self._links if tunnelled else frozenset()
         """The devices by which the overlay's packets come in; empty if they may come in by others, too."""
         self.exits = self._exits(tunnelled)
@@ -143,7 +143,7 @@ class Overlay:
         self.ipsec = any(isinstance(item, Link) and item.name in self.exits and _is_ipsec(item) for item in planned)
         """Whether one of ``exits`` encrypts by IPsec."""
         self._of_two_types = isinstance(backend, Transition)  # which judges them itself
-        self._untyped = bool(guarded(backend.name, "capabilities", lambda: backend.capabilities.untyped_leases))
+        self._untyped = guarded(backend.name, "capabilities", lambda: bool(backend.capabilities.untyped_leases))
         bare = {node.underlay.interface} if not self.entrances and forwarding(4) in planned else ()
         self.own_objects = (*planned, *self._extras, *self._link_switches({*self._links, *bare}, planned))
         """What the node needs for itself: what the backend plans, ``extras``, and that its devices forward."""
@@ -178,8 +178,8 @@ class Overlay:
     def _exits(self, tunnelled: bool) -> frozenset[str]:
         backend = self.backend
         if isinstance(backend, Transition):
-            return backend.exits(self.node)
-        hidden = guarded(backend.name, "capabilities", lambda: backend.capabilities.encrypts)
+            return guarded(backend.name, "tunnelled", lambda: backend.exits(self.node))
+        hidden = guarded(backend.name, "capabilities", lambda: bool(backend.capabilities.encrypts))
         return self._links if tunnelled and hidden else frozenset()
 
     def _link_switches(self, links: Collection[str], planned: Iterable[KernelObject]) -> Iterator[Sysctl]:

@@ -58,7 +58,7 @@ class Side:
 
         :raises PeerRejected: the lease is none of these settings', or the backend can't use it.
         """
-        untyped = bool(guarded(self.name, "capabilities", lambda: self.backend.capabilities.untyped_leases))
+        untyped = guarded(self.name, "capabilities", lambda: bool(self.backend.capabilities.untyped_leases))
         reason = type_problem(peer, self.name, untyped)
         if reason:
             raise PeerRejected(reason)

@@ -26,7 +26,7 @@ from pyflannel.network.document import FamilyConfig
 from pyflannel.network.lease import MAX_NODE_ID, IPNetwork, Lease, LeaseAttributes, Subnets
 from pyflannel.network.parsing import DECODER
 from pyflannel.planning.desired import Keys
-from pyflannel.planning.judging import no_hosts, nowhere
+from pyflannel.planning.judging import no_hosts, nowhere, own_addresses
 from pyflannel.planning.spread import metric_at
 
 __all__ = ["Usual", "UsualPlan", "usual_plans"]
@@ -80,6 +80,9 @@ class _Family:
         taken = [public, local, *besides, *(address for address, _ in no_hosts(node, version))]
         self.nobodies = frozenset(int(address) for address in taken if address is not None)
         self.nowhere = nowhere(version)
+        covers = any(address is not None and address in whole for address in own_addresses(underlay))
+        least, most = (family.subnet_min, family.subnet_max) if covers else (whole, whole)
+        self.first, self.last = int(least.network_address), int(most.broadcast_address)
         self.said = dict(usual.said)
         self.mac = usual.mac
         self.apart = frozenset(map(_packed, usual.apart))
@@ -96,7 +99,7 @@ class _Family:
         number = int.from_bytes(packed, "big")
         usual = (
             inet_ntop(self.af, packed) == name
-            and number >> self.spare == self.leading
+            and self.first <= number <= self.last
             and not number & ((1 << self.host) - 1)
             and number >> self.shift != self.own
         )

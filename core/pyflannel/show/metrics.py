@@ -18,6 +18,7 @@ from pyflannel.show.measures import Histogram
 from pyflannel.show.readiness import readiness, summary
 from pyflannel.show.status import PeerState, State
 from pyflannel.show.view import Details, View, Window
+from pyflannel.small.text import cut, inert
 from pyflannel.version import VERSION
 
 if TYPE_CHECKING:
@@ -76,8 +77,13 @@ def _gauge(name: str, text: str, samples: Iterable[tuple[Mapping[str, str], floa
 
     metric = Metric(f"pyflannel_{name}", text, kind)
     for labels, value in samples:
-        metric.add_sample(f"pyflannel_{name}{'_total' if kind == 'counter' else ''}", dict(labels), value)
+        metric.add_sample(f"pyflannel_{name}{'_total' if kind == 'counter' else ''}", _shown(labels), value)
     return metric
+
+
+def _shown(labels: Mapping[str, str]) -> dict[str, str]:
+    """Some of them a plugin has written, and what is no UTF-8 would keep all metrics from being read."""
+    return {name: inert(cut(text)) for name, text in labels.items()}
 
 
 def _counter(name: str, text: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> Metric:

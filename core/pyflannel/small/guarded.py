@@ -19,7 +19,7 @@ from typing import Final, TypeVar
 from pyflannel.errors import KernelError, PluginError, PyflannelError
 from pyflannel.small.scarcity import lacking
 
-__all__ = ["PATIENCE", "HangingCall", "PluginCall", "guarded", "is_ctrl_c", "named_if_it_hangs", "reason"]
+__all__ = ["PATIENCE", "HangingCall", "PluginCall", "answered", "guarded", "is_ctrl_c", "named_if_it_hangs", "reason"]
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +128,15 @@ def reason(error: BaseException) -> str:
         text = "its text can't be made"
     text = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
     return f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+def answered(value: object) -> str:
+    """What a plugin has answered, in a message: its text is the plugin's code, too, and may be endless."""
+    try:
+        text = repr(value)
+    except BaseException:
+        text = f"a {type(value).__name__} whose text can't be made"
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
 
 
 class HangingCall:

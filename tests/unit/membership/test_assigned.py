@@ -181,6 +181,19 @@ def test_subnets_outside_the_network_are_named() -> None:
     assert "10.5.0.0/24" in node.state.trouble
 
 
+def test_subnets_that_others_would_skip_are_named() -> None:
+    """The network covers the nodes, so it is the overlay's within its bounds alone."""
+    bounds = '"SubnetLen":24,"SubnetMin":"192.10.0.0","SubnetMax":"192.99.0.0"'
+    document = f'{{"Network":"192.0.0.0/8",{bounds},"Backend":{{"Type":"vxlan"}}}}'
+    node, store = on_assigning(document, "192.9.0.0-24")
+    node.start()
+    assert node.generation is None
+    assert "192.9.0.0/24 lies outside SubnetMin to SubnetMax" in node.state.trouble
+    store.assign("192.10.0.0-24")
+    node.until(lambda: node.generation is not None, 60.0)
+    assert node.joined.lease.key == "192.10.0.0-24"
+
+
 def test_what_is_withdrawn_ends_and_what_is_assigned_anew_is_taken() -> None:
     node, store = on_assigning(DOCUMENT, "10.5.1.0-24")
     node.start()

@@ -422,6 +422,40 @@ def test_recorded_documents_and_leases_agree(folder: str) -> None:
     assert all(config.fits(Subnets.from_key(key)) for key in keys)
 
 
+@pytest.mark.parametrize(
+    ("network", "whose"),
+    [
+        ("127.0.0.0/16", "loopback"),
+        ("224.0.0.0/4", "multicast"),
+        ("239.1.0.0/16", "multicast"),
+        ("fe80::/10", "link-local"),
+        ("fe80:0:0:1::/64", "link-local"),
+        ("ff0e::/16", "multicast"),
+        ("::ffff:0:0/96", "IPv4's own"),
+        ("::ffff:10.244.0.0/112", "IPv4's own"),
+    ],
+)
+def test_a_network_to_which_nothing_is_routed_is_refused(network: str, whose: str) -> None:
+    six = ":" in network
+    key = "IPv6Network" if six else "Network"
+    with pytest.raises(
+        ConfigError, match=f"^network config: {key} is .*: {whose} addresses, to which nothing is routed"
+    ):
+        parse(**{"EnableIPv4": not six, "EnableIPv6": six, key: network})
+    unused = parse(
+        **{"EnableIPv4": six, "EnableIPv6": not six, "Network": "10.0.0.0/8", "IPv6Network": "fd00::/48", key: network}
+    )
+    assert unused.versions == ((4,) if six else (6,))
+
+
+@pytest.mark.parametrize("network", ["0.0.0.0/1", "128.0.0.0/1", "169.254.0.0/16", "240.0.0.0/8", "::/64", "fe00::/8"])
+def test_a_network_that_only_holds_such_addresses_among_others_or_is_merely_reserved_is_taken(network: str) -> None:
+    six = ":" in network
+    assert parse(
+        **{"EnableIPv4": not six, "EnableIPv6": six, "IPv6Network" if six else "Network": network}
+    ).versions == ((6,) if six else (4,))
+
+
 @pytest.mark.parametrize("mtu", [-1, 65536, 2**32 + 100, 2**40])
 @pytest.mark.parametrize("key", ["MTU", "mtu"])
 def test_an_mtu_that_no_packet_can_have_is_refused_whatever_the_backend(key: str, mtu: int) -> None:

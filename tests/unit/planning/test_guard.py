@@ -14,7 +14,7 @@ import pytest
 from pyflannel.backend import Backend, NetworkConfig, Node, PeerRejected, Published, Subnets, Underlay
 from pyflannel.errors import ConfigError, ConflictError, DaemonError, KernelError, PluginError, PyflannelError
 from pyflannel.planning import guard
-from pyflannel.planning.guard import Bounded, Publisher, exclusive, guarded
+from pyflannel.planning.guard import Bounded, Publisher, checked_mtu, examined, exclusive, guarded
 
 PATIENCE = 60.0
 NODE = Node(
@@ -215,3 +215,38 @@ def test_a_backend_that_is_gone_leaves_nothing_behind() -> None:
     del backend
     gc.collect()
     assert len(guard._turns) == before
+
+
+class Untold:
+    """What has no text."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+class Undone(dict[str, int]):
+    """An object of JSON to look at, and no more."""
+
+    def items(self) -> Any:
+        raise LookupError("nothing here")
+
+
+@pytest.mark.parametrize(("answer", "said"), [(Untold(), "a Untold whose text can't be made"), ("x" * 9999, "xxx...")])
+def test_an_answer_that_is_none_is_named_whatever_its_text(answer: Any, said: str) -> None:
+    for call in (
+        lambda: checked_mtu("odd", answer),
+        lambda: examined("odd", (answer,), NODE, ()),
+        lambda: Publisher()(Odd(lambda: answer), NODE),
+    ):
+        with pytest.raises(PluginError) as caught:
+            call()
+        assert said in str(caught.value)
+        assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize(
+    ("data", "said"), [(Untold(), "TypeError: Object of type Untold"), (Undone(a=1), "LookupError: nothing here")]
+)
+def test_what_is_published_and_is_no_json_is_named(data: Any, said: str) -> None:
+    with pytest.raises(PluginError, match=f"^backend 'odd' published what is not JSON: {said}"):
+        Publisher()(Odd(lambda: Published(data)), NODE)

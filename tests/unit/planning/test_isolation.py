@@ -118,7 +118,7 @@ NONSENSE: dict[str, tuple[Any, str]] = {
         "Route: metric is 1099511627776",
     ),
     "a file as a sysctl": (lambda: [Sysctl("net/../../../tmp/x", "1")], "Sysctl: path is 'net/../../../tmp/x'"),
-    "what can't even be told": ([Unspeakable()], "SystemExit"),
+    "what can't even be told": ([Unspeakable()], "a Unspeakable whose text can't be made, which is no kernel object"),
     "the underlay's link": ([Link("eth0", TunInfo(), 1500)], "the underlay's own link eth0"),
     "an address on the underlay": ([Address("eth0", ip_interface("10.5.2.1/24"))], "on a link that is not its own"),
     "an fdb entry of somebody's bridge": (

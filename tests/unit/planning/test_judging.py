@@ -14,7 +14,7 @@ from pyflannel.backend import Node
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import IPAddress, Lease, LeaseAttributes, Subnets
 from pyflannel.network.underlay import Underlay, UnderlayRoute
-from pyflannel.planning.judging import own_problem, own_public_problem, placement_problem
+from pyflannel.planning.judging import displaced, own_problem, own_public_problem, placement_problem
 
 
 def network(**document: Any) -> NetworkConfig:
@@ -118,3 +118,55 @@ def test_an_underlay_inside_the_overlay_s_range_works_where_no_subnet_can_be_lea
     assert placement_problem(wide, lease("10.0.1.2", key="10.20.0.0-20")) == ""
     assert "lies inside the overlay" in placement_problem(wide, lease("10.30.1.2", key="10.20.0.0-20"))
     assert "lies inside the overlay" in placement_problem(wide, lease("10.5.0.7", key="10.5.0.0-20"))
+
+
+WIDE = network(
+    Network="192.0.0.0/8",
+    SubnetLen=20,
+    SubnetMin="192.10.0.0",
+    SubnetMax="192.99.0.0",
+    EnableIPv6=True,
+    IPv6Network="2001:db8::/32",
+    IPv6SubnetLen=48,
+    IPv6SubnetMin="2001:db8:10::",
+    IPv6SubnetMax="2001:db8:99::",
+)
+"""A network with bounds that covers the nodes, as flannel's documented example does."""
+
+
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        ("192.10.0.0-20", ""),
+        ("192.99.15.0-24", ""),
+        ("192.50.0.0-16", ""),
+        ("192.0.2.0-25", "192.0.2.0/25 lies outside SubnetMin to SubnetMax"),
+        ("192.0.2.201-32", "such as 192.0.2.1"),
+        ("192.9.240.0-20", "lies outside"),
+        ("192.99.16.0-24", "lies outside"),
+        ("192.96.0.0-11", "lies outside"),
+        ("2001:db8:10::-48", ""),
+        ("2001:db8::-112", "2001:db8::/112 lies outside IPv6SubnetMin to IPv6SubnetMax"),
+        ("192.10.0.0-20&2001:db8:9::-48", "lies outside IPv6"),
+    ],
+)
+def test_a_network_that_covers_the_nodes_is_the_overlay_s_within_its_bounds_alone(key: str, why: str) -> None:
+    """Wherever the lease leads, and whether or not it is this node that lies in the network."""
+    here = replace(node(), network=WIDE, subnets=Subnets.from_key("192.20.0.0-20&2001:db8:20::-48"))
+    problem = own_problem(here, lease("198.51.100.2", "2001:db9::2", key))
+    assert (why in problem) if why else problem == ""
+    elsewhere = Underlay("eth0", 1500, IPv4Address("198.51.100.1"), IPv6Address("2001:db9::1"))
+    assert own_problem(replace(here, underlay=elsewhere), lease("198.51.100.2", "2001:db9::2", key)) == ""
+    assert bool(placement_problem(WIDE, lease("192.0.2.2", "2001:db8::2", key))) == bool(why)
+
+
+def test_new_bounds_displace_leases_in_a_network_that_covers_nodes_and_nowhere_else() -> None:
+    narrower = network(Network="192.0.0.0/8", SubnetLen=20, SubnetMin="192.50.0.0", SubnetMax="192.99.0.0")
+    wider = network(Network="192.0.0.0/8", SubnetLen=20, SubnetMin="192.10.0.0", SubnetMax="192.99.0.0")
+    far = {"192.20.0.0-20": '{"PublicIP":"198.51.100.2"}', "192.60.0.0-20": '{"PublicIP":"198.51.100.3"}'}
+    assert list(displaced(wider, narrower, far.items())) == []
+    near = {**far, "192.61.0.0-20": '{"PublicIP":"192.0.2.4"}'}
+    found = list(displaced(wider, narrower, near.items()))
+    assert [key for key, _ in found] == ["192.20.0.0-20"]
+    assert found[0][1].startswith("198.51.100.2: 192.20.0.0/20 lies outside SubnetMin to SubnetMax")
+    assert list(displaced(narrower, narrower, near.items())) == []

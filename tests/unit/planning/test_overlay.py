@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyflannel.backend import Backend, DesiredState, Lease, Node, NoOptions, Subnets, Underlay, forwarding
+from pyflannel.errors import PluginError
 from pyflannel.kernel.model import Address, GenericInfo, KernelObject, Key, Link, Neighbour, Route, Sysctl
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.underlay import UnderlayRoute
@@ -227,6 +228,23 @@ def test_a_backend_that_raises_costs_one_peer() -> None:
     view.put(*lease(3))
     assert view.peers["10.5.2.0-24"].reason == ""
     assert "backend 'vxlan' failed in plan_peer: RuntimeError: boom" in view.peers["10.5.3.0-24"].reason
+
+
+class Neither:
+    """Neither true nor false."""
+
+    def __bool__(self) -> bool:
+        raise RuntimeError("who knows")
+
+
+@pytest.mark.parametrize("name", ["tunnelled", "capabilities"])
+def test_an_answer_that_is_neither_true_nor_false_is_the_plugin_s_fault(name: str) -> None:
+    neither: Any = Neither()
+    capabilities = replace(VxlanBackend.capabilities, untyped_leases=neither)
+    answer = {"tunnelled": property(lambda self: neither), "capabilities": capabilities}[name]
+    backend = type("Undecided", (VxlanBackend,), {name: answer})(VxlanOptions())
+    with pytest.raises(PluginError, match=f"^backend 'vxlan' failed in {name}: RuntimeError: who knows$"):
+        overlay(backend)
 
 
 class Elsewhere(VxlanBackend):

@@ -125,6 +125,20 @@ def test_an_irregular_subnet_does_not_make_the_others_unusual(node: Node) -> Non
     assert told(view) == told(other)
 
 
+@pytest.mark.parametrize("number", [0, 1, 2, 9, 200, 201, 255])
+def test_in_a_network_that_covers_the_nodes_no_lease_outside_its_bounds_is_usual(number: int) -> None:
+    document = {"Network": "192.0.0.0/16", "SubnetMin": "192.0.10.0", "SubnetMax": "192.0.200.0"}
+    here = Node(
+        "node-1", NetworkConfig.from_json(json.dumps(document)), UNDERLAY, Subnets(IPv4Network("192.0.20.0/24"))
+    )
+    view, other = Overlay(VxlanBackend(VxlanOptions()), here), without(here)
+    _, text = lease(node_in("ipv4"), 7)
+    for each in (view, other):
+        each.put(f"192.0.{number}.0-24", json.dumps({**text, "PublicIP": "198.51.100.7"}), 1)
+    assert bool(view.skipped) == (number != 200)
+    assert told(view) == told(other)
+
+
 ODD: Mapping[str, list[Any]] = {
     "key": [
         *(

@@ -102,6 +102,17 @@ def test_the_page_has_every_metric_with_its_type_and_labels() -> None:
         assert {label for each in families[name].samples for label in each.labels} - {"le"} <= labels, name
 
 
+def test_what_a_plugin_says_is_a_label_s_text_whatever_it_holds() -> None:
+    odd = {"\ud800": "\udcff", "long": "x" * 10_000, "lines": "a\nb\x1b"}
+    details = Details(0.0, describes=odd, counters={"\ud800": 1})
+    view = View(node_id="n", started=0.0, store=PluginName("file"), store_location="x", details=details)
+    window = Window(view, lambda: 1.0, lambda: window.answer(window.wanted, view), LeaseState)
+    families = {each.name: each for each in text_string_to_metric_families(render(window).decode())}
+    labels = {each.labels["detail"]: each.labels["value"] for each in families["pyflannel_backend_info"].samples}
+    assert labels == {"\\ud800": "\\udcff", "long": f"{'x' * 200}... (10000 characters)", "lines": "a\\nb\\x1b"}
+    assert [each.labels for each in families["pyflannel_data_plane"].samples] == [{"counter": "\\ud800"}]
+
+
 def test_the_times_of_the_page_are_those_of_the_code() -> None:
     assert f"with buckets from {BOUNDS[0] * 1000:g} ms to {BOUNDS[-1]:g} s" in PAGE
     assert f"`/livez` fails at {STUCK_AFTER:g}" in PAGE

@@ -153,3 +153,19 @@ def test_a_document_that_gives_up_ipv6_takes_no_packet_away() -> None:
             pong.wait_replies(50, PATIENCE)
             assert (ping.stop().lost, pong.stop().lost) == (0, 0)
         assert lab.reachability().complete
+
+
+def test_nodes_that_listen_at_different_ports_reach_each_other() -> None:
+    """As while a ConfigMap with another port is rolled out: a node reads the network config when it starts."""
+    with Lab(nodes=2) as lab:
+        for node, port in zip(lab.nodes, (51820, 51900), strict=True):
+            document = {"Network": "10.244.0.0/16", "Backend": {**USERSPACE, "ListenPort": port}}
+            directory = lab.outside(node.directory).parent / "store"
+            directory.mkdir(mode=0o700, exist_ok=True)
+            (directory / "config.json").write_text(json.dumps(document))
+            node.start_daemon(lab.file_store, None)
+            node.daemon.wait_ready(timeout=PATIENCE)
+            node.attach_containers()
+        until(lambda: lab.reachability().complete, lambda: [node.daemon.log() for node in lab.nodes])
+        for node, port in zip(lab.nodes, (51820, 51900), strict=True):
+            assert f":{port} " in node.run(["ss", "-Hlnu"]).stdout

@@ -213,8 +213,10 @@ def test_what_is_published_is_what_flanneld_reads(tmp_path: Path) -> None:
     public = keys.load_or_create(tmp_path / keys.FILE_NAME).public_key
     for versions in ((4,), (6,), (4, 6)):
         published = backend().publish(node(tmp_path, versions))
-        assert published.data == ({"PublicKey": public} if 4 in versions else None)
-        assert published.v6_data == ({"PublicKey": public} if 6 in versions else None)
+        assert published.data == ({"PublicKey": public, "Port": 51820} if 4 in versions else None)
+        assert published.v6_data == ({"PublicKey": public, "Port": 51821} if 6 in versions else None)
+    published = backend(Mode="auto", ListenPort=7).publish(node(tmp_path, (4, 6)))
+    assert published.data == published.v6_data == {"PublicKey": public, "Port": 7}
 
 
 @pytest.mark.parametrize(
@@ -234,6 +236,38 @@ def test_what_is_published_is_what_flanneld_reads(tmp_path: Path) -> None:
 def test_a_lease_without_a_usable_key_is_rejected(tmp_path: Path, data: JSON) -> None:
     with pytest.raises(PeerRejected, match="BackendData"):
         backend().plan_peer(node(tmp_path), lease(BackendData=data))
+
+
+@pytest.mark.parametrize("port", ["51820", -1, 65536, 51820.0, True, [], {}])
+def test_a_lease_with_an_impossible_port_is_rejected(tmp_path: Path, port: JSON) -> None:
+    with pytest.raises(PeerRejected, match=r"BackendData\.Port is .*, expected a UDP port"):
+        backend().plan_peer(node(tmp_path), lease(BackendData={"PublicKey": KEY, "Port": port}))
+
+
+@pytest.mark.parametrize("data", [{}, {"Port": None}, {"Port": 0}])
+def test_a_peer_that_says_no_port_has_ours(tmp_path: Path, data: dict[str, JSON]) -> None:
+    found = peers(backend(ListenPort=7).plan_peer(node(tmp_path), lease(BackendData={"PublicKey": KEY, **data})))
+    assert [peer.endpoint for peer in found.values()] == [Endpoint(IPv4Address("192.0.2.2"), 7)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "versions", "ports"),
+    [
+        ("separate", (4, 6), {"flannel-wg": 7, "flannel-wg-v6": 8}),
+        ("separate", (6,), {"flannel-wg-v6": 8}),
+        ("auto", (4, 6), {"flannel-wg": 7}),
+        ("ipv6", (4, 6), {"flannel-wg": 7}),
+        ("ipv6", (6,), {"flannel-wg": 51820}),
+    ],
+)
+def test_a_peer_is_sent_to_at_the_port_of_its_lease(
+    tmp_path: Path, mode: str, versions: tuple[int, ...], ports: dict[str, int]
+) -> None:
+    """flanneld says the port of IPv6's own device also where it has none."""
+    said = {"BackendData": {"PublicKey": KEY, "Port": 7}} if 4 in versions else {}
+    theirs = lease(2, versions, **said, BackendV6Data={"PublicKey": KEY, "port": 8})
+    found = peers(backend(Mode=mode).plan_peer(node(tmp_path, versions), theirs))
+    assert {link: peer.endpoint.port for link, peer in found.items() if peer.endpoint is not None} == ports
 
 
 def test_a_lease_with_our_own_key_is_rejected(tmp_path: Path) -> None:
