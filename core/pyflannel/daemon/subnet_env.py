@@ -45,9 +45,10 @@ def _first_usable(subnet: IPNetwork) -> str:
     return f"{subnet.network_address + 1}/{subnet.prefixlen}"
 
 
-def write(path: Path, text: str) -> bool:
+def write(path: Path, text: str, what: str = "subnet file", option: str = "--subnet-file") -> bool:
     """Make ``path`` hold ``text``; see :func:`pyflannel.small.files.replace`.
 
+    :param what: what the file is, and which ``option`` names it, for the message.
     :returns: whether it was written.
     :raises ConfigError: it can't be written there.
     """
@@ -55,8 +56,8 @@ def write(path: Path, text: str) -> bool:
         return files.replace(path, text)
     except OSError as error:
         raise ConfigError(
-            f"subnet file {path}: can't be written: {error.strerror}; name another place with --subnet-file, "
-            "or make this one writable"
+            f"{what} {path}: can't be written: {error.strerror}; name another place with {option}, or make this one "
+            "writable"
         ) from error
 
 

@@ -76,6 +76,8 @@ def replace(path: Path, text: str, mode: int = _FILE_MODE) -> bool:
     :returns: whether it was written.
     :raises OSError: it can't be written there.
     """
+    if not path.name:  # "/" or "."
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if _is_right(path, text, mode):
         return False
     _make_directories(path.parent)

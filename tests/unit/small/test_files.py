@@ -33,6 +33,12 @@ def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path) -> None:
         smallfile.read(tmp_path)
 
 
+@pytest.mark.parametrize("path", ["/", "."])
+def test_what_can_only_be_a_directory_is_not_replaced(path: str) -> None:
+    with pytest.raises(IsADirectoryError, match=f"'{path}'"):
+        smallfile.replace(Path(path), "ours")
+
+
 def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
     victim, path = tmp_path / "victim", tmp_path / "fresh"
     path.symlink_to(victim)
