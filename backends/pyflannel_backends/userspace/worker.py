@@ -397,6 +397,10 @@ def work(config_type: type[Config], make_port: Callable[[Config, Mapping[str, An
     first = messages[0]
     config = config_type(**first["config"])
     port = make_port(config, first["secrets"])
-    worker = Worker(connection, config, port, Path(first["path"]), first["peers"])
+    try:
+        worker = Worker(connection, config, port, Path(first["path"]), first["peers"])
+    except OSError as error:
+        connection.sendall(control.encode({"say": "failed", "why": str(error)}))
+        return
     gc.freeze()  # what was imported stays; no collection, which packets would wait for, needs to look at it
     worker.run()
