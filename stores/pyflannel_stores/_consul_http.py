@@ -50,6 +50,10 @@ _PIECE: Final = 1 << 16
 """Bytes of a body that are read at a time."""
 
 _RIGHTS: Final = "the token lacks a right; docs/stores/consul.md lists the rules it needs"
+_THERE: Final = "check that a Consul agent runs there, and can be reached"
+
+_NO_JSON: Final = "Failed to decode JSON: "
+"""What py-consul says of it has only this to tell it by, and then the body."""
 
 
 class RolledBack(Exception):  # noqa: N818 - an answer, not a failure
@@ -328,6 +332,8 @@ def _answered(name: str, error: Exception) -> Exception:
         return StoreDeniedError(f"{name}: {_short(body)}{hint}")
     if isinstance(error, consul.exceptions.ClientError) and status != "429":
         return StoreDeniedError(f"{name}: answered {_short(text)}")
+    if text.startswith(_NO_JSON):
+        return StoreUnavailableError(f"{name}: what answers there is not Consul: {_short(text.removeprefix(_NO_JSON))}")
     if "Missing node registration" in body:
         return NoSuchNode(text)
     return StoreUnavailableError(f"{name}: answered {_short(text)}")
@@ -353,11 +359,11 @@ def _unanswered(name: str, error: Exception) -> StoreError:
     if fault is not None and not isinstance(fault, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return StoreDeniedError(f"{name}: TLS: {fault}; check tls, cafile, certfile and keyfile")
     if isinstance(error, requests.exceptions.ConnectTimeout):
-        return StoreUnavailableError(f"{name}: no connection within {CONNECT_TIMEOUT:g} s")
+        return StoreUnavailableError(f"{name}: no connection within {CONNECT_TIMEOUT:g} s; {_THERE}")
     if isinstance(error, requests.exceptions.Timeout):
-        return StoreUnavailableError(f"{name}: no answer in time")
+        return StoreUnavailableError(f"{name}: no answer in time; {_THERE}")
     refused = next((cause for cause in _causes(error) if isinstance(cause, OSError) and cause.errno), None)
-    return StoreUnavailableError(f"{name}: {refused.strerror if refused else 'the connection broke'}")
+    return StoreUnavailableError(f"{name}: {refused.strerror if refused else 'the connection broke'}; {_THERE}")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
