@@ -50,13 +50,17 @@ def test_every_command_has_help(name: str) -> None:
     [
         (["--no-such-flag"], 2, "No such option"),
         (["no-such-command"], 2, "No such command"),
-        (["config"], 2, "Missing command"),
+        (["config"], 2, "Missing command (see: pyflannel config --help)"),
+        (["plugin"], 2, "Missing command (see: pyflannel plugin --help)"),
+        (["wireguard"], 2, "Missing command (see: pyflannel wireguard --help)"),
         (["--firewall", "pf"], 3, "flag --firewall: 'pf' must be one of auto, nftables, iptables, none"),
         (["--public-ip", "x"], 3, "flag --public-ip: 'x' must be an IPv4 address"),
         (["leases", "--config", "/no/such/file"], 3, "flag --config: /no/such/file does not exist"),
         (["leases", "-kube-subnet-mgr"], 3, "where is the API server?"),
         (["config", "get"], 4, "does not exist; correct --store"),
         (["leases", "--store", "nosuch://x"], 7, "no store 'nosuch' is installed"),
+        (["plugin-test", "file", "--store", "x"], 3, "store 'x': expected a URL such as"),
+        (["plugin-test", "file", "--store", "etcd://h"], 3, "--store etcd://h: that is a place of store 'etcd'"),
         (["status"], 8, "no daemon answers"),
     ],
 )
