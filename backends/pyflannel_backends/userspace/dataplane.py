@@ -14,6 +14,7 @@ it lasts, the worker is ended and started anew, since its queue of the device wo
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import random
@@ -301,6 +302,8 @@ def _check_place(directory: Path) -> None:
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):  # not the directory's fault
+            raise
         raise ConfigError(
             f"a worker's socket can't be made in {directory}: {error.strerror}; make it writable, or choose another "
             "--state-dir"

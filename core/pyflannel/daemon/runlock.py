@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pyflannel.errors import DaemonError
+from pyflannel.small.scarcity import lacking
 
 __all__ = ["HeldByAnotherError", "RunLock", "hold", "path"]
 
@@ -86,7 +87,8 @@ def _locked(run_dir: Path) -> int:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise DaemonError(f"{file} is a link, and nothing is written through it; remove it: rm {file}") from None
-        raise DaemonError(f"{file}: {error.strerror}; run as root, or choose another --run-dir") from None
+        reason = lacking(error) or f"{error.strerror}; run as root, or choose another --run-dir"
+        raise DaemonError(f"{file}: {reason}") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(descriptor, 0)

@@ -12,10 +12,11 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-from pyflannel.errors import ConfigError
+from pyflannel.errors import ConfigError, KernelError
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import IPNetwork, Subnets
 from pyflannel.small import files
+from pyflannel.small.scarcity import lacking
 
 __all__ = ["DEFAULT_PATH", "Previous", "assignments", "read_previous", "render", "write"]
 
@@ -51,10 +52,14 @@ def write(path: Path, text: str, what: str = "subnet file", option: str = "--sub
     :param what: what the file is, and which ``option`` names it, for the message.
     :returns: whether it was written.
     :raises ConfigError: it can't be written there.
+    :raises KernelError: it could not be written now, for want of descriptors or memory.
     """
     try:
         return files.replace(path, text)
     except OSError as error:
+        scarce = lacking(error)
+        if scarce:
+            raise KernelError(f"{what} {path}: can't be written: {scarce}") from error
         raise ConfigError(
             f"{what} {path}: can't be written: {error.strerror}; name another place with {option}, or make this one "
             "writable"
