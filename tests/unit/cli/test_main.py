@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -71,6 +72,18 @@ def test_an_error_is_one_line_and_a_code(pyflannel: CommandLine, words: list[str
     (line,) = result.err.splitlines()
     assert line.startswith("pyflannel: error: ")
     assert message in line
+
+
+def test_an_error_has_an_end(pyflannel: CommandLine, tmp_path: Path) -> None:
+    """Whoever wrote the network config may have written anything."""
+    path = tmp_path / "net-conf.json"
+    path.write_text(
+        json.dumps({"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "MTU": {"x": ["y" * 300] * 300}}})
+    )
+    result = pyflannel("config", "validate", str(path))
+    assert result.code == 3
+    assert "Backend.MTU is {" in result.err
+    assert len(result.err) < 1_000
 
 
 def test_debug_shows_where_an_error_came_from(pyflannel: CommandLine) -> None:
