@@ -81,6 +81,7 @@ from pyflannel.small.digest import sha256
 from pyflannel.small.interpreter import module_command
 from pyflannel.small.retry import Backoff
 from pyflannel.small.secret import Secret
+from pyflannel.small.text import cut
 from pyflannel.small.wake import Wake
 
 __all__ = [
@@ -476,10 +477,10 @@ def parse_options(
         accepted = _accepted_type(hints[item.name])
         if type(value) is not accepted:
             expected = _TYPE_NAMES.get(accepted, accepted.__name__)
-            shown = "hidden" if item.metadata["secret"] else json.dumps(value)
+            shown = "hidden" if item.metadata["secret"] else cut(json.dumps(value))
             raise ConfigError(f"{source}: Backend.{key} is {shown}: must be {expected}")
         if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
-            raise ConfigError(f"{source}: Backend.{key} is {value}: must be {_bounds(minimum, maximum)}")
+            raise ConfigError(f"{source}: Backend.{key} is {cut(str(value))}: must be {_bounds(minimum, maximum)}")
         arguments[item.name] = value
     return kind(**arguments), tuple(unknown)
 

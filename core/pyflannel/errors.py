@@ -136,7 +136,7 @@ class PluginError(PyflannelError):
 
 
 class DaemonError(PyflannelError):
-    """Another daemon holds this node's run directory, or no daemon answers there."""
+    """Another daemon holds this node's run directory, it can't be used, or no daemon answers there."""
 
     exit_code = ExitCode.DAEMON
 

@@ -54,6 +54,10 @@ _PIECE: Final = 1 << 16
 logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
 
 _RIGHTS: Final = "the token lacks a right; docs/stores/consul.md lists the rules it needs"
+_THERE: Final = "check that a Consul agent runs there, and can be reached"
+
+_NO_JSON: Final = "Failed to decode JSON: "
+"""What py-consul says of it has only this to tell it by, and then the body."""
 
 
 class RolledBack(Exception):  # noqa: N818 - an answer, not a failure
@@ -336,6 +340,8 @@ def _answered(name: str, error: Exception) -> Exception:
         return StoreDeniedError(f"{name}: {_short(body)}{hint}")
     if isinstance(error, consul.exceptions.ClientError) and status != "429":
         return StoreDeniedError(f"{name}: answered {_short(text)}")
+    if text.startswith(_NO_JSON):
+        return StoreUnavailableError(f"{name}: what answers there is not Consul: {_short(text.removeprefix(_NO_JSON))}")
     if "Missing node registration" in body:
         return NoSuchNode(text)
     return StoreUnavailableError(f"{name}: answered {_short(text)}")
@@ -363,11 +369,11 @@ def _unanswered(name: str, error: Exception) -> StoreError:
     if any(isinstance(cause, _NoAnswerFromDNS) for cause in _causes(error)):
         return StoreUnavailableError(f"{name}: no answer about that name from DNS within {CONNECT_TIMEOUT:g} s")
     if isinstance(error, requests.exceptions.ConnectTimeout):
-        return StoreUnavailableError(f"{name}: no connection within {CONNECT_TIMEOUT:g} s")
+        return StoreUnavailableError(f"{name}: no connection within {CONNECT_TIMEOUT:g} s; {_THERE}")
     if isinstance(error, requests.exceptions.Timeout):
-        return StoreUnavailableError(f"{name}: no answer in time")
+        return StoreUnavailableError(f"{name}: no answer in time; {_THERE}")
     refused = next((cause for cause in _causes(error) if isinstance(cause, OSError) and cause.errno), None)
-    return StoreUnavailableError(f"{name}: {refused.strerror if refused else 'the connection broke'}")
+    return StoreUnavailableError(f"{name}: {refused.strerror if refused else 'the connection broke'}; {_THERE}")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

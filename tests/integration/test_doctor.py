@@ -271,6 +271,22 @@ def test_an_ordinary_user_gets_what_can_be_had(lab: Lab) -> None:
     assert found["rights"]["verdict"] == "warn"
     assert found["kernel objects"]["verdict"] == "pass"
     assert found["own rules"]["verdict"] in ("skip", "pass")
+    assert found["daemon"]["verdict"] == "pass"
+
+
+def test_a_daemon_that_may_not_be_asked_is_not_called_dead(lab: Lab) -> None:
+    """It is another user's; doctor said that nobody renews the lease, and to start a daemon."""
+    node = lab.nodes[0]
+    flags = node.daemon.command[len(pyflannel_command()) :]
+    drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+    where = node.daemon.run_directory / "status.sock"
+    node.run(["chmod", "0", str(where)])
+    try:
+        done = node.run([*drop, *pyflannel_command("doctor", "--no-probes", "--json", *flags)], check=False, timeout=90)
+    finally:
+        node.run(["chmod", "600", str(where)])
+    found = {finding["check"]: finding for finding in json.loads(done.stdout)["findings"]}
+    assert (found["daemon"]["verdict"], "permission denied" in found["daemon"]["message"]) == ("skip", True)
 
 
 @pytest.mark.parametrize(

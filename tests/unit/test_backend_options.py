@@ -49,6 +49,8 @@ def test_bounds_are_inclusive(vni: int) -> None:
         ({"MTU": "1400"}, 'Backend.MTU is "1400": must be a whole number'),
         ({"Learning": 1}, "Backend.Learning is 1: must be true or false"),
         ({"Mode": ["x"]}, 'Backend.Mode is ["x"]: must be a string'),
+        ({"VNI": "1" * 999}, f'Backend.VNI is "{"1" * 199}... (1001 characters): must be a whole number'),
+        ({"MTU": -(10**999)}, f"Backend.MTU is -1{'0' * 198}... (1001 characters): must be 576 or more"),
     ],
 )
 def test_violations(values: dict[str, Any], message: str) -> None:

@@ -1,8 +1,9 @@
 """What the daemon and a worker say to each other: JSON documents, each behind its length, over a Unix stream socket.
 
 The daemon speaks: ``configure`` (once, to a worker it has just started), ``put``, ``remove``, ``replace`` (the whole
-table at once) and ``stop``. The worker speaks: ``hello`` (who it is and how it is configured, to whoever connects) and
-``status`` (every second). Both run the same release or recognise that they don't by :data:`PROTOCOL`.
+table at once) and ``stop``. The worker speaks: ``hello`` (who it is and how it is configured, to whoever connects),
+``status`` (every second) and ``failed`` (why it ends before it has begun). Both run the same release or recognise that
+they don't by :data:`PROTOCOL`.
 
 A row of the table is a list: the subnet (CIDR), the peer that holds it, and the details that the data plane's port
 wants to know of that peer.
@@ -111,7 +112,10 @@ class Frames:
 
 
 def listen(path: Path) -> socket.socket:
-    """Listen at ``path``, taking it from whoever listened there before; only this user may connect."""
+    """Listen at ``path``, taking it from whoever listened there before; only this user may connect.
+
+    :raises OSError: the socket can't be made there; it names the path.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     fresh = f"{path.name}.{os.getpid()}"
@@ -121,9 +125,9 @@ def listen(path: Path) -> socket.socket:
         listener.bind(_short(directory, fresh))
         listener.listen(_QUEUE)
         os.replace(fresh, path.name, src_dir_fd=directory, dst_dir_fd=directory)
-    except BaseException:
+    except OSError as error:
         listener.close()
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         os.close(directory)
     return listener

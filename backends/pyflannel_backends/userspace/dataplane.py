@@ -14,6 +14,7 @@ it lasts, the worker is ended and started anew, since its queue of the device wo
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import random
@@ -21,6 +22,7 @@ import selectors
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pyflannel.backend import Attendant, Backoff, DataPlane, Lease, Subnets, module_command
+from pyflannel.errors import ConfigError
 
 from . import control
 from .control import Frames, Message, Row, WorkerConfig
@@ -76,6 +79,7 @@ class UserspaceDataPlane(DataPlane):
 
     :param directory: where the workers' sockets are.
     :param workers: how many of them.
+    :raises ConfigError: no worker could be started: its socket can't be made there.
     """
 
     def __init__(self, kind: WorkerKind, directory: Path, workers: int) -> None:
@@ -85,6 +89,8 @@ class UserspaceDataPlane(DataPlane):
         self._complete = False
         self._links = [_Link(kind, directory / f"{kind.name}-worker-{number}.sock") for number in range(workers)]
         self._directory = directory
+        if not any(link.path.exists() for link in self._links):  # one that runs needs no place for a socket any more
+            _check_place(directory)
         self._attendant = Attendant(f"{kind.name} data plane", self._work, self._leave)
         self._attendant.start()
 
@@ -285,6 +291,20 @@ class UserspaceDataPlane(DataPlane):
 
     def _socket_paths(self) -> Iterable[Path]:
         return self._directory.glob(f"{self._kind.name}-worker-*.sock")
+
+
+def _check_place(directory: Path) -> None:
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):  # not the directory's fault
+            raise
+        raise ConfigError(
+            f"a worker's socket can't be made in {directory}: {error.strerror}; make it writable, or choose another "
+            "--state-dir"
+        ) from None
 
 
 def _to_tune(hello: Message, wanted: Message) -> Message | None:

@@ -23,10 +23,11 @@ import click
 
 from pyflannel.cli.flags import FlagGroup, flags, settings
 from pyflannel.errors import ExitCode, PyflannelError
+from pyflannel.settings.log import LONGEST
 from pyflannel.small.scarcity import lacking
 from pyflannel.small.strangers import strangers
 from pyflannel.small.streams import answers, apart, give_up, keep_apart
-from pyflannel.small.text import inert
+from pyflannel.small.text import cut, inert
 from pyflannel.version import VERSION
 
 __all__ = ["end_in_time", "main", "pyflannel"]
@@ -241,7 +242,7 @@ def _print_traceback() -> None:
 
 
 def _fail(message: str, code: ExitCode) -> int:
-    _say(f"pyflannel: error: {inert(' '.join(message.split()))}")
+    _say(f"pyflannel: error: {cut(inert(' '.join(message.split())), LONGEST)}")
     return code
 
 

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 _STDIN: Final = "-"
 
 
-@click.group(cls=FlagGroup, params=flags("store"), no_args_is_help=False)
+@click.group(cls=FlagGroup, params=flags("store"))
 def config() -> None:
     """Read, write or check the network config in the store.
 

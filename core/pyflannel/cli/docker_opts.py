@@ -48,4 +48,5 @@ def docker_opts(subnet_file: Path, target: Path, individual: bool, combined: boo
         raise ConfigError(f"{subnet_file}: {reason}; the daemon writes it when this node has its subnet") from None
     options = docker_options(text, str(subnet_file), ip_masq=not no_ip_masq)
     both = not individual and not combined
-    envfile.write(target, render(options, os.environ, individual or both, key if combined or both else None))
+    text = render(options, os.environ, individual or both, key if combined or both else None)
+    envfile.write(target, text, "Docker's options", "-d")

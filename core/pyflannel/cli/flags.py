@@ -111,6 +111,10 @@ class FlagGroup(FlagCommand, click.Group):
 
     command_class = FlagCommand
 
+    def __init__(self, *arguments: Any, **given: Any) -> None:
+        super().__init__(*arguments, **given)
+        self.no_args_is_help = False  # click's error would be all of the help, and an error is one line
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Commands first: there are many options."""
         self.format_commands(ctx, formatter)

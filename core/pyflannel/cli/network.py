@@ -72,7 +72,7 @@ _NAMED: Final = 5
 """Nodes that a refusal names."""
 
 
-@click.group(cls=FlagGroup, params=flags("store"), no_args_is_help=False)
+@click.group(cls=FlagGroup, params=flags("store"))
 def network() -> None:
     """Change the network while its nodes run and packets flow."""
 

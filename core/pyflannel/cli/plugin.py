@@ -25,6 +25,7 @@ from pyflannel.network.lease import JSON
 from pyflannel.small.entry_points import entry_points
 from pyflannel.small.interpreter import module_command
 from pyflannel.small.streams import answers, given
+from pyflannel.store import StoreLocation
 
 __all__ = ["plugin", "plugin_test"]
 
@@ -164,6 +165,9 @@ def _kind_of(name: str, kind: str | None) -> str:
 def _place(name: str, url: str | None, work: str) -> Iterator[str]:
     """The URL of places for single tests, with ``{}`` for what differs; on the store's own server if any."""
     if url is not None:
+        scheme = StoreLocation.parse(url).scheme
+        if scheme != name:
+            raise ConfigError(f"--store {url}: that is a place of store {scheme!r}: must be one of {name!r}")
         yield _with_mark(url)
     elif has_server(name):
         with _serving(name, Path(work)) as served:

@@ -27,7 +27,7 @@ _SHOWN = 10
 """Keys that are named for people; ``--json`` has all."""
 
 
-@click.group(cls=FlagGroup, params=flags(), no_args_is_help=False)
+@click.group(cls=FlagGroup, params=flags())
 def store() -> None:
     """Move an overlay to another store, or check one."""
 

@@ -20,10 +20,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from pyflannel.errors import ConfigError
+from pyflannel.errors import ConfigError, KernelError
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import Subnets
 from pyflannel.small import files
+from pyflannel.small.scarcity import lacking
 
 __all__ = ["ASIDE", "NETWORK", "SUFFIXES", "is_ours", "remove", "remove_after_reboot", "render", "write"]
 
@@ -68,11 +69,15 @@ def write(path: Path, text: str) -> bool:
 
     :returns: whether anything was done.
     :raises ConfigError: it can't be written there.
+    :raises KernelError: it could not be written now, for want of descriptors or memory.
     """
     try:
         written = files.replace(path, text)
         return _put_aside(path) or written
     except OSError as error:
+        scarce = lacking(error)
+        if scarce:
+            raise KernelError(f"CNI network {path}: can't be written: {scarce}") from error
         raise ConfigError(
             f"CNI network {path}: can't be written: {error.strerror}; name another place with --cni-conf, or make this "
             "one writable"

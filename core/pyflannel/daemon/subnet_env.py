@@ -12,7 +12,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-from pyflannel.errors import ConfigError
+from pyflannel.errors import ConfigError, KernelError
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import IPNetwork, Subnets
 from pyflannel.small import files
@@ -46,17 +46,24 @@ def _first_usable(subnet: IPNetwork) -> str:
     return f"{subnet.network_address + 1}/{subnet.prefixlen}"
 
 
-def write(path: Path, text: str) -> bool:
+def write(path: Path, text: str, what: str = "subnet file", option: str = "--subnet-file") -> bool:
     """Make ``path`` hold ``text``; see :func:`pyflannel.small.files.replace`.
 
+    :param what: what the file is, and which ``option`` names it, for the message.
     :returns: whether it was written.
     :raises ConfigError: it can't be written there.
+    :raises KernelError: it could not be written now, for want of descriptors or memory.
     """
     try:
         return files.replace(path, text)
     except OSError as error:
-        mend = f"{error.strerror}; name another place with --subnet-file, or make this one writable"
-        raise ConfigError(f"subnet file {path}: can't be written: {lacking(error) or mend}") from error
+        scarce = lacking(error)
+        if scarce:
+            raise KernelError(f"{what} {path}: can't be written: {scarce}") from error
+        raise ConfigError(
+            f"{what} {path}: can't be written: {error.strerror}; name another place with {option}, or make this one "
+            "writable"
+        ) from error
 
 
 class Previous(NamedTuple):

@@ -24,6 +24,7 @@ from pyflannel.settings.settings import Settings
 from pyflannel.show.readiness import is_rule, leads_nowhere, removal
 from pyflannel.show.status import State
 from pyflannel.small import files
+from pyflannel.small.server import NotAdmittedError
 from pyflannel.store import Record
 from pyflannel.version import VERSION
 
@@ -47,6 +48,9 @@ def daemon(facts: Facts) -> Iterator[Finding]:
     """Whether a daemon answers, and what it says of itself."""
     status = facts.status
     if status is None:
+        if isinstance(facts.problems["status"], NotAdmittedError):
+            yield skipped("daemon", str(facts.problems["status"]))
+            return
         meaning = "what is in the kernel keeps working, but nobody renews the lease, follows peers or repairs anything"
         text, fix, lock = (
             str(facts.problems["status"]),

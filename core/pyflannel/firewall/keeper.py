@@ -49,6 +49,9 @@ SLOW: Final = 5.0
 
 HANGING: Final = f"nft or iptables has hung for more than {SLOW:g} s; no rules can be checked or written meanwhile"
 
+LONGEST: Final = 86400.0
+"""Seconds to sleep at most: epoll takes milliseconds, of which an int holds less than 25 days."""
+
 JOIN: Final = 0.5
 """Seconds that a program may go on when the daemon stops."""
 
@@ -166,7 +169,7 @@ class FirewallKeeper:
             due: float | None = None
             period = time.monotonic() + self._resync
             while not self._stopping:
-                selector.select(max(0.0, min(due or period, period) - time.monotonic()))
+                selector.select(max(0.0, min(due or period, period, time.monotonic() + LONGEST) - time.monotonic()))
                 now = time.monotonic()
                 period = min(period, now + self._resync)
                 dirty = self._hear(monitor)

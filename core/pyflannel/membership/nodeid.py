@@ -19,6 +19,7 @@ from pyflannel.errors import ConfigError
 from pyflannel.network.marks import MOST_CARDS, Marks
 from pyflannel.small import files
 from pyflannel.small.digest import hmac_sha256
+from pyflannel.small.scarcity import lacking
 
 __all__ = ["APPLICATION_ID", "identify", "known_id", "machine_specific", "read_marks"]
 
@@ -109,6 +110,8 @@ def _kept(path: Path, machine_id: Path) -> str:
             _keep(path)
         text = _content(path)
     except OSError as error:
+        if lacking(error):  # not the directory's fault
+            raise
         raise ConfigError(
             f"{machine_id} holds no machine id, and {path} can't keep a random one ({error.strerror}); "
             "use --node-id or --state-dir"

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Final, TextIO
 from pyflannel.small.shared_log import keep
 from pyflannel.small.text import cut, inert
 
-__all__ = ["JournalFormatter", "JsonFormatter", "TextFormatter", "configure"]
+__all__ = ["LONGEST", "JournalFormatter", "JsonFormatter", "TextFormatter", "configure"]
 
 _PRIORITIES: Final = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
 """Least level to syslog priority (``sd-daemon(3)``); what is below all is 7, debug."""
 
 
-_LONGEST: Final = 1 << 13
+LONGEST: Final = 1 << 13
 """Characters of a message at most."""
 
 
@@ -63,7 +63,7 @@ class JsonFormatter(logging.Formatter):
             "time": f"{seconds}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": cut(record.getMessage(), _LONGEST),
+            "message": cut(record.getMessage(), LONGEST),
         }
         if record.exc_info:
             document["traceback"] = self.formatException(record.exc_info)
@@ -109,7 +109,7 @@ class _Handler(_StreamHandler):
 
 def _message(formatter: logging.Formatter, record: logging.LogRecord) -> str:
     """The message on one line, whatever the texts in it hold, and a traceback's lines below it."""
-    lines = [cut(record.getMessage(), _LONGEST)]
+    lines = [cut(record.getMessage(), LONGEST)]
     if record.exc_info:
         lines += formatter.formatException(record.exc_info).splitlines()
     return "\n".join(map(inert, lines))

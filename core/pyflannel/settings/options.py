@@ -128,15 +128,19 @@ def _whole(minimum: int, maximum: int | None = None) -> ValueType:
     return ValueType("N", parse, (int,))
 
 
+_LONGEST: Final = 9_000_000_000
+"""Seconds: 285 years, the longest lease of etcd's (lease.MaxLeaseTTL); a lock's timeout can't be much longer."""
+
+
 def _seconds(minimum: float) -> ValueType:
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if math.isfinite(value) and value >= minimum:
+        if minimum <= value <= _LONGEST:
             return value
-        raise ValueError(f"must be a number of seconds, {minimum:g} or more")
+        raise ValueError(f"must be a number of seconds between {minimum:g} and {_LONGEST}")
 
     return ValueType("SECONDS", parse, (int, float))
 

@@ -29,8 +29,8 @@ from urllib.parse import urlencode
 from pyflannel.errors import ConfigError
 from pyflannel.firewall.model import Mode
 from pyflannel.membership.allocation import ConflictPolicy
+from pyflannel.network.document import DEFAULT_BACKEND, NetworkConfig, NetworkSeed, with_backend
 from pyflannel.network.document import KEYS as NETWORK_KEYS
-from pyflannel.network.document import NetworkConfig, NetworkSeed, with_backend
 from pyflannel.network.lease import DEFAULT_MARGIN, JSON, IPAddress
 from pyflannel.settings import flanneld
 from pyflannel.settings.given import Given, GivenValues, Level, nearest
@@ -475,6 +475,8 @@ def _network_document(given: GivenValues) -> tuple[str | None, str]:
     if "backend" in given:
         _set_backend_key(document, "Type", given["backend"].value)
         parts.append(given["backend"])
+    elif "backend-option" in given and "Backend" not in document:
+        _set_backend_key(document, "Type", DEFAULT_BACKEND)
     for key, value in given["backend-option"].value if "backend-option" in given else ():
         _set_backend_key(document, key, value)
     return json.dumps(document), "network config from " + " and ".join(dict.fromkeys(part.origin for part in parts))

@@ -76,8 +76,12 @@ def replace(path: Path, text: str, mode: int = _FILE_MODE) -> bool:
     :returns: whether it was written.
     :raises OSError: it can't be written there.
     """
+    if not path.name:  # "/" or "."
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if _is_right(path, text, mode):
         return False
+    if _is_everybodys(path):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     _make_directories(path.parent)
     _put(path, text, mode)
     return True
@@ -90,6 +94,16 @@ def _is_right(path: Path, text: str, mode: int) -> bool:
         looks = stat.S_ISREG(status.st_mode), stat.S_IMODE(status.st_mode), status.st_size
         return looks == (True, mode, len(content)) and read(path) == content
     except FileNotFoundError:
+        return False
+
+
+def _is_everybodys(path: Path) -> bool:
+    """Whether it is a device, or a link into a process as /dev/stdout is, which all others would miss."""
+    try:
+        mode = path.stat().st_mode
+        device = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
+        return device or (path.is_symlink() and path.readlink().is_relative_to("/proc"))
+    except OSError:  # whoever writes there says what is wrong
         return False
 
 

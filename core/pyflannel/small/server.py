@@ -28,7 +28,7 @@ from typing import Final
 from pyflannel.errors import DaemonError
 from pyflannel.small.wake import Wake
 
-__all__ = ["MAX_CONNECTIONS", "MAX_SECONDS", "LocalServer", "SocketServer", "ask", "listen_in"]
+__all__ = ["MAX_CONNECTIONS", "MAX_SECONDS", "LocalServer", "NotAdmittedError", "SocketServer", "ask", "listen_in"]
 
 log = logging.getLogger(__name__)
 
@@ -300,10 +300,15 @@ def listen_in(path: Path) -> socket.socket:
     return listener
 
 
+class NotAdmittedError(DaemonError):
+    """There may be a daemon, but this user may not ask it."""
+
+
 def ask(path: Path, request: bytes, timeout: float) -> bytes:
     """Send a request to a daemon's unix socket and return its answer, up to the end of the stream.
 
     :param timeout: seconds to wait for each part of the answer.
+    :raises NotAdmittedError: the socket is another user's.
     :raises DaemonError: none answers.
     """
     chunks = []
@@ -319,6 +324,10 @@ def ask(path: Path, request: bytes, timeout: float) -> bytes:
             while chunk := channel.recv(_CHUNK):
                 chunks.append(chunk)
         except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM):
+                raise NotAdmittedError(
+                    f"{path}: permission denied; ask as the user the daemon runs as (usually root)"
+                ) from None
             raise DaemonError(_unanswered(path, error)) from None
     return b"".join(chunks)
 
@@ -326,8 +335,6 @@ def ask(path: Path, request: bytes, timeout: float) -> bytes:
 def _unanswered(path: Path, error: OSError) -> str:
     if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
         return f"no daemon answers at {path}; is pyflannel running, with this --run-dir?"
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return f"{path}: permission denied; ask as the user the daemon runs as (usually root)"
     reason = "too many others are asking" if isinstance(error, BlockingIOError) else error.strerror or error
     return f"the daemon at {path} does not answer: {reason}"
 

@@ -43,6 +43,18 @@ def keeper(host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[FirewallKeep
     made.stop(10)
 
 
+def test_the_longest_period_is_waited_for(host: Host) -> None:
+    """It is longer than what epoll can wait at a time: nothing was written, not even at first."""
+    made = FirewallKeeper(lambda: Firewall(find_tools(), Mode.AUTO), 9e9, lambda: None)
+    host.do(made.start)
+    try:
+        made.want(RULES)
+        until(lambda: made.state.in_place or made.state.errors, "the rules are written")
+        assert not made.state.errors
+    finally:
+        made.stop(10)
+
+
 class Poor(Firewall):
     """One that gets no descriptor, two times."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import uuid
@@ -446,24 +447,27 @@ def _send(text: bytes) -> Callable[[socket.socket], None]:
     return answer
 
 
+NOT_CONSUL = "what answers there is not Consul: "
+
+
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "says"),
     [
-        b"HTTP/1.0 200 OK\r\n\r\n<html>welcome</html>",
-        b'HTTP/1.0 200 OK\r\nX-Consul-Index: 7\r\n\r\n{"not": "a list"}',
-        b'HTTP/1.0 200 OK\r\nX-Consul-Index: x\r\n\r\n[{"Key": 1, "Value": "%"}]',
-        b"HTTP/1.0 200 OK\r\nX-Consul-Index: 7\r\n\r\n\xff\xfe",
-        b"HTTP/1.0 409 Conflict\r\n\r\n<html>",
-        b"HTTP/1.0 301 Moved\r\nLocation: http://192.0.2.1/\r\n\r\n",
-        b"HTTP/1.0 500 Oops\r\n\r\nNo cluster leader",
-        b"HTTP/1.0 429 Too Many Requests\r\n\r\n",
-        b"SSH-2.0-OpenSSH\r\n",
-        b"",
+        (b"HTTP/1.0 200 OK\r\n\r\n<html>welcome</html>", NOT_CONSUL + "<html>welcome"),
+        (b'HTTP/1.0 200 OK\r\nX-Consul-Index: 7\r\n\r\n{"not": "a list"}', NOT_CONSUL),
+        (b'HTTP/1.0 200 OK\r\nX-Consul-Index: x\r\n\r\n[{"Key": 1, "Value": "%"}]', NOT_CONSUL),
+        (b"HTTP/1.0 200 OK\r\nX-Consul-Index: 7\r\n\r\n\xff\xfe", NOT_CONSUL),
+        (b"HTTP/1.0 409 Conflict\r\n\r\n<html>", NOT_CONSUL),
+        (b"HTTP/1.0 301 Moved\r\nLocation: http://192.0.2.1/\r\n\r\n", NOT_CONSUL),
+        (b"HTTP/1.0 500 Oops\r\n\r\nNo cluster leader", "answered 500 No cluster leader"),
+        (b"HTTP/1.0 429 Too Many Requests\r\n\r\n", "answered 429"),
+        (b"SSH-2.0-OpenSSH\r\n", "; check that a Consul agent runs there"),
+        (b"", "; check that a Consul agent runs there"),
     ],
 )
-def test_what_is_not_consul_is_unavailable(answer: bytes) -> None:
+def test_what_is_not_consul_is_unavailable(answer: bytes, says: str) -> None:
     with impostor(_send(answer)) as host, open_store(host, "p") as store:
-        with pytest.raises(StoreUnavailableError, match=host):
+        with pytest.raises(StoreUnavailableError, match=f"{host}: .*{re.escape(says)}"):
             store.snapshot()
         with pytest.raises(StoreUnavailableError, match=host):
             store.create(KEY, VALUE, 60.0)

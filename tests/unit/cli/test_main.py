@@ -11,6 +11,7 @@ import subprocess
 import sys
 import termios
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -50,13 +51,17 @@ def test_every_command_has_help(name: str) -> None:
     [
         (["--no-such-flag"], 2, "No such option"),
         (["no-such-command"], 2, "No such command"),
-        (["config"], 2, "Missing command"),
+        (["config"], 2, "Missing command (see: pyflannel config --help)"),
+        (["plugin"], 2, "Missing command (see: pyflannel plugin --help)"),
+        (["wireguard"], 2, "Missing command (see: pyflannel wireguard --help)"),
         (["--firewall", "pf"], 3, "flag --firewall: 'pf' must be one of auto, nftables, iptables, none"),
         (["--public-ip", "x"], 3, "flag --public-ip: 'x' must be an IPv4 address"),
         (["leases", "--config", "/no/such/file"], 3, "flag --config: /no/such/file does not exist"),
         (["leases", "-kube-subnet-mgr"], 3, "where is the API server?"),
         (["config", "get"], 4, "does not exist; correct --store"),
         (["leases", "--store", "nosuch://x"], 7, "no store 'nosuch' is installed"),
+        (["plugin-test", "file", "--store", "x"], 3, "store 'x': expected a URL such as"),
+        (["plugin-test", "file", "--store", "etcd://h"], 3, "--store etcd://h: that is a place of store 'etcd'"),
         (["status"], 8, "no daemon answers"),
     ],
 )
@@ -67,6 +72,18 @@ def test_an_error_is_one_line_and_a_code(pyflannel: CommandLine, words: list[str
     (line,) = result.err.splitlines()
     assert line.startswith("pyflannel: error: ")
     assert message in line
+
+
+def test_an_error_has_an_end(pyflannel: CommandLine, tmp_path: Path) -> None:
+    """Whoever wrote the network config may have written anything."""
+    path = tmp_path / "net-conf.json"
+    path.write_text(
+        json.dumps({"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "MTU": {"x": ["y" * 300] * 300}}})
+    )
+    result = pyflannel("config", "validate", str(path))
+    assert result.code == 3
+    assert "Backend.MTU is {" in result.err
+    assert len(result.err) < 1_000
 
 
 def test_debug_shows_where_an_error_came_from(pyflannel: CommandLine) -> None:

@@ -114,6 +114,16 @@ def test_a_missing_subnet_env_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "docker.env").exists()
 
 
+def test_a_place_that_can_t_be_written_is_named_with_its_own_option(tmp_path: Path) -> None:
+    (tmp_path / "subnet.env").write_text(SUBNET_ENV)
+    (tmp_path / "file").touch()
+    target = tmp_path / "file" / "docker.env"
+    result = CliRunner().invoke(docker_opts, ["-f", str(tmp_path / "subnet.env"), "-d", str(target)])
+    assert isinstance(result.exception, ConfigError)
+    assert str(result.exception).startswith(f"Docker's options {target}: can't be written: Not a directory; ")
+    assert "another place with -d," in str(result.exception)
+
+
 def test_a_key_that_is_no_variable_is_refused() -> None:
     assert "must be a variable's name" in CliRunner().invoke(docker_opts, ["-k", "A=1;B"]).output
 

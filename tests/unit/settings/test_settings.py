@@ -128,8 +128,10 @@ def test_booleans_are_written_as_in_go(text: str) -> None:
         ("ip-masq", "yes", "must be true or false"),
         ("healthz-port", "65536", "must be a whole number between 0 and 65535"),
         ("healthz-port", "1__0", "must be a whole number"),
-        ("resync-interval", "0", "must be a number of seconds, 1 or more"),
+        ("resync-interval", "0", "must be a number of seconds between 1 and 9000000000"),
         ("resync-interval", "nan", "must be a number of seconds"),
+        ("lease-ttl", "9000000001", "must be a number of seconds between 1 and 9000000000"),
+        ("iptables-resync", "inf", "must be a number of seconds between 1 and 9000000000"),
         ("conflict-policy", "steal", "must be one of refuse, take-over"),
         ("iface-regex", "(", "must be a regular expression"),
         ("network", "10.1.0.0", "must be an IPv4 network"),
@@ -438,6 +440,15 @@ def test_flags_win_over_the_keys_of_the_network_table() -> None:
 def test_an_unknown_key_of_the_network_table_names_the_nearest() -> None:
     message = refused(network={"Network": "10.1.0.0/16", "SubnetLenght": 24})
     assert message == f"config file {FILE}: table [network]: unknown key 'SubnetLenght'; did you mean 'SubnetLen'?"
+
+
+def test_backend_options_without_a_backend_are_those_of_the_default_one() -> None:
+    document = settings({"network": "10.1.0.0/16", "backend-option": ["VNI=5"]}).network_document
+    assert document is not None
+    assert json.loads(document)["Backend"] == {"Type": "vxlan", "VNI": 5}
+    named = settings({"backend-option": ["Port=9"]}, network={"Network": "10.1.0.0/16", "Backend": {"Type": "udp"}})
+    assert named.network_document is not None
+    assert json.loads(named.network_document)["Backend"] == {"Type": "udp", "Port": 9}
 
 
 def test_backend_options_alone_are_no_network() -> None:

@@ -33,6 +33,23 @@ def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path) -> None:
         smallfile.read(tmp_path)
 
 
+@pytest.mark.parametrize("path", ["/", "."])
+def test_what_can_only_be_a_directory_is_not_replaced(path: str) -> None:
+    with pytest.raises(IsADirectoryError, match=f"'{path}'"):
+        smallfile.replace(Path(path), "ours")
+
+
+@pytest.mark.parametrize("target", ["/dev/null", "/proc/self/fd/1"])
+def test_what_is_everybodys_is_not_replaced(tmp_path: Path, target: str) -> None:
+    """A daemon of root's made a file of /dev/null, and docker-opts one of /dev/stdout."""
+    path = tmp_path / "place"
+    path.symlink_to(target)
+    with pytest.raises(OSError, match="not a regular file"):
+        smallfile.replace(path, "ours")
+    assert path.readlink() == Path(target)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["place"]
+
+
 def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
     victim, path = tmp_path / "victim", tmp_path / "fresh"
     path.symlink_to(victim)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import signal
@@ -18,6 +19,7 @@ import pytest
 from tests.waiting import until
 
 from pyflannel.backend import Lease, LeaseAttributes, Subnets
+from pyflannel.errors import ConfigError
 from pyflannel_backends.udp.worker import UdpConfig
 from pyflannel_backends.userspace import dataplane
 from pyflannel_backends.userspace.control import WorkerConfig
@@ -70,6 +72,27 @@ def test_a_worker_that_answers_too_late_is_ended_before_another_one_is_started(
     finally:
         plane.end()
     until(lambda: workers() == 0, "no worker is left")
+
+
+def test_a_worker_that_can_t_listen_says_why(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What is in its socket's place is found by it alone; with a traceback, before."""
+    place = tmp_path / "udp-worker-0.sock"
+    place.mkdir()
+    plane = UserspaceDataPlane(udp_kind(), tmp_path, 1)
+    try:
+        plane.put(Lease(PEER, LeaseAttributes(public_ip=IPv4Address("192.0.2.2"))))
+        wanted = f"udp data plane: the worker can't be started: [Errno {errno.EISDIR}] Is a directory: '{place}'"
+        until(lambda: plane.check().get(PEER.key) == wanted, "the worker's own words")
+    finally:
+        plane.end()
+    assert capfd.readouterr().err == ""
+
+
+def test_no_data_plane_where_no_worker_could_listen(tmp_path: Path) -> None:
+    """A node without peers would be ready for ever, and carry nothing to the first that comes."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=rf"can't be made in {tmp_path}/file/x: Not a directory; .* --state-dir"):
+        UserspaceDataPlane(udp_kind(), tmp_path / "file" / "x", 1)
 
 
 @contextmanager
