@@ -22,6 +22,7 @@ from ipaddress import ip_interface
 from typing import ClassVar, Final
 
 from pyflannel.backend import (
+    JSON,
     Address,
     Backend,
     Capabilities,
@@ -323,10 +324,10 @@ def _psk(options: WireguardOptions) -> Secret | None:
 
 
 def _public_key(peer: Lease, version: int) -> str:
-    name, data = ("BackendData" if version == 4 else "BackendV6Data"), peer.attributes.data(version)
+    name, data = _data(peer, version)
     if not isinstance(data, dict):
         raise PeerRejected(f"{name} is {_shortened(data)}, expected an object with PublicKey")
-    key = next((value for field, value in data.items() if str(field).lower() == "publickey"), None)
+    key = _field(data, "publickey")
     if not isinstance(key, str) or keys.decode(key) is None:
         raise PeerRejected(f"{name}.PublicKey is {_shortened(key)}, expected 44 characters of base64")
     return key
@@ -334,13 +335,23 @@ def _public_key(peer: Lease, version: int) -> str:
 
 def _port(peer: Lease, version: int) -> int | None:
     """The port that a lease says; ``None`` or 0 if it does not, as those of flanneld before 0.26.6."""
-    name, data = ("BackendData" if version == 4 else "BackendV6Data"), peer.attributes.data(version)
+    name, data = _data(peer, version)
     if not isinstance(data, dict):
         return None
-    port = next((value for field, value in data.items() if str(field).lower() == "port"), None)
+    port = _field(data, "port")
     if port is not None and not (type(port) is int and 0 <= port <= 0xFFFF):
         raise PeerRejected(f"{name}.Port is {_shortened(port)}, expected a UDP port")
     return port
+
+
+def _data(peer: Lease, version: int) -> tuple[str, JSON]:
+    """What a lease has of a family, and its name there."""
+    return "BackendData" if version == 4 else "BackendV6Data", peer.attributes.data(version)
+
+
+def _field(data: Mapping[str, JSON], name: str) -> JSON:
+    """As Go reads it, for which the case of a name does not count."""
+    return next((value for field, value in data.items() if str(field).lower() == name), None)
 
 
 def _shortened(value: object) -> str:
