@@ -130,8 +130,12 @@ class FastPath:
     def forget(self) -> None:
         """Forget all that was learned."""
 
-    def look_for_answers(self, whether: bool, /) -> None:
-        """Whether to look for the answer for a moment, and not sleep, after a packet that came alone was sent on."""
+    def let_linger(self, after: float, yields: bool, /) -> None:
+        """Wait for what follows without sleeping, for a moment, when a packet of the device was sent on that came
+        alone, after so many seconds without any. Until told, there is no such wait.
+
+        :param yields: let other programs go first meanwhile.
+        """
 
     def take_counters(self) -> dict[str, int]:
         """What was counted since the last call."""

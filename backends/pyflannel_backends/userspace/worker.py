@@ -128,10 +128,10 @@ class Worker:
         self._dissolve()
         self._listener.close()
 
-    def _look_for_answers(self) -> None:
-        """Have the fast path do so while others compete: see :mod:`precedence <.precedence>`."""
+    def _let_linger(self) -> None:
+        """Have the fast path do so where it may: see :mod:`precedence <.precedence>`."""
         if self._fast_path is not None:
-            self._fast_path.look_for_answers(self._precedence.is_held)
+            self._fast_path.let_linger(*self._precedence.lingering)
 
     def _wait(self, deadline: float) -> Sequence[tuple[int, Any]]:
         """What is ready before ``deadline``, as :meth:`FastPath.poll` has it; nothing has been read."""
@@ -177,7 +177,7 @@ class Worker:
         self._fast_path = self._underlay.fast_path(forwarder.device_side(self._epoll.fileno(), tun.fileno()))
         forwarder.attach(self._fast_path)
         self._poll = self._wait if self._fast_path is None else self._fast_path.poll
-        self._look_for_answers()
+        self._let_linger()
 
     def _tune(self) -> None:
         """Take other values of the configuration, between two packets: what waits goes on waiting where it is."""
@@ -340,7 +340,7 @@ class Worker:
             self._forget_at = now + _PATH_MTU_LIFETIME
         self._count()
         self._precedence.look(self._counters["sent_bytes"] + self._counters["received_bytes"])
-        self._look_for_answers()
+        self._let_linger()
         self._say(
             {
                 **self._underlay.status(),

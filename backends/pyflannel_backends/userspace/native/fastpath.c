@@ -20,7 +20,9 @@
 #include "packets.h"
 
 #include <errno.h>
+#include <math.h>
 #include <netdb.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <time.h>
@@ -44,8 +46,7 @@ enum {
     TRICKLE = 8,     /* wake-ups in quick succession that were for fewer */
     CLOSE = 200,     /* microseconds between such */
     MOMENT = 100,    /* microseconds that packets may take to gather then */
-    PAUSE = 1000,    /* microseconds without a packet, after which one comes alone */
-    ANSWER = 150,    /* microseconds in which the answer to such a one may be there */
+    LINGER = 150,    /* microseconds in which what follows a packet that came alone may be there */
 };
 
 /* Where packets to ``destination`` go, unless they are larger than ``mtu``, which is 0 in a slot that is not used. */
@@ -119,11 +120,12 @@ typedef struct {
     size_t mtu; /* no padding goes beyond it */
     struct counters counters;
     unsigned long long seen_packets;
-    double woken;
+    double woken, slept;
     int trickle;
     unsigned long long sent_before; /* it last woke up */
-    int looks;  /* for an answer, without sleeping, after a packet that came alone */
-    int awaits; /* such an answer */
+    double lingers_after; /* so many seconds without a packet */
+    int yields;           /* to other programs meanwhile */
+    int is_sender;        /* what last woke it was the device alone */
     Transport *noted; /* those that have something to tell */
     struct batch batch;
     struct run run;
@@ -180,20 +182,27 @@ is_same(const struct address *one, const struct address *two)
     return memcmp(one, two, sizeof *one) == 0;
 }
 
-/* What is left to Python: a list of descriptors, and of what was read from each. All return 0, or -1 and an error. */
+/* What is left to Python: descriptors, and what was read from each. */
+struct left {
+    PyObject *items; /* a list */
+    size_t count;
+};
+
+/* All that leave something return 0, or -1 and an error. */
 
 /* Steals ``read``. */
 static int
-hand_over(PyObject *left, int fd, PyObject *read)
+hand_over(struct left *left, int fd, PyObject *read)
 {
     PyObject *item = read != NULL ? Py_BuildValue("(iN)", fd, read) : NULL;
-    int failed = item == NULL ? -1 : PyList_Append(left, item);
+    int failed = item == NULL ? -1 : PyList_Append(left->items, item);
     Py_XDECREF(item);
+    left->count++;
     return failed;
 }
 
 static int
-hand_over_unread(PyObject *left, int fd)
+hand_over_unread(struct left *left, int fd)
 {
     return hand_over(left, fd, Py_NewRef(Py_None));
 }
@@ -233,7 +242,7 @@ copy_piece(const struct piece *piece, unsigned char *to)
 
 /* Give the packets of the batch from ``first`` on to Python, which tries again, and says what is wrong. */
 static int
-hand_batch_over(FastPath *self, PyObject *left, size_t first)
+hand_batch_over(FastPath *self, struct left *left, size_t first)
 {
     struct batch *batch = &self->batch;
     size_t size = (batch->rows - first - 1) * batch->wire + batch->tail;
@@ -324,7 +333,7 @@ send_batch(FastPath *self, const struct endpoint *endpoint, size_t wire, size_t 
 }
 
 static int
-flush(FastPath *self, PyObject *left)
+flush(FastPath *self, struct left *left)
 {
     struct batch *batch = &self->batch;
     if (batch->rows == 0)
@@ -352,7 +361,7 @@ flush(FastPath *self, PyObject *left)
 
 /* See that a packet of ``size`` bytes can be added; what doesn't go with it is sent. */
 static int
-make_room(FastPath *self, PyObject *left, const struct route *route, size_t size)
+make_room(FastPath *self, struct left *left, const struct route *route, size_t size)
 {
     struct batch *batch = &self->batch;
     if (batch->rows > 0 && batch->rows < batch->limit && size <= batch->wire && batch->tail == batch->wire &&
@@ -378,7 +387,7 @@ add_piece(FastPath *self, struct piece piece)
 }
 
 static int
-leave_cut(FastPath *self, PyObject *left, const struct route *route, const struct cut *cut)
+leave_cut(FastPath *self, struct left *left, const struct route *route, const struct cut *cut)
 {
     for (size_t number = 0; number < cut->count; number++) {
         size_t rest = cut->payload_size - number * cut->step, size;
@@ -393,7 +402,7 @@ leave_cut(FastPath *self, PyObject *left, const struct route *route, const struc
 
 /* Add what was read from the device to what is sent. Returns 1, 0 if it is Python's and as it was, -1 and an error. */
 static int
-leave(FastPath *self, PyObject *left, unsigned char *vnet, size_t length)
+leave(FastPath *self, struct left *left, unsigned char *vnet, size_t length)
 {
     unsigned char *packet = vnet + VNET;
     struct header header;
@@ -419,7 +428,7 @@ leave(FastPath *self, PyObject *left, unsigned char *vnet, size_t length)
 }
 
 static int
-hand_packet_over(FastPath *self, PyObject *left, const unsigned char *read, size_t length)
+hand_packet_over(FastPath *self, struct left *left, const unsigned char *read, size_t length)
 {
     if (flush(self, left) < 0)
         return -1;
@@ -435,12 +444,12 @@ aligned(size_t size)
 
 /* Take a burst, the first packet of which goes at once if it comes after a pause. */
 static int
-from_tun(FastPath *self, PyObject *left)
+from_tun(FastPath *self, struct left *left)
 {
     struct side *tun = &self->tun;
     size_t at = 0;
-    Py_ssize_t before = PyList_Size(left);
-    for (int reads = 0; reads < READS && at + PACKET <= BURST && PyList_Size(left) == before; reads++) {
+    size_t before = left->count;
+    for (int reads = 0; reads < READS && at + PACKET <= BURST && left->count == before; reads++) {
         unsigned char *buffer = self->outgoing + at;
         ssize_t length = read(tun->fd, buffer, PACKET);
         if (length <= 0) {
@@ -455,9 +464,10 @@ from_tun(FastPath *self, PyObject *left)
             tun->rests = 0;
             return taken < 0 ? -1 : hand_packet_over(self, left, buffer, (size_t)length);
         }
-        if (tun->rests && flush(self, left) < 0)
-            return -1;
-        tun->rests = 0;
+        if (tun->rests) {
+            tun->rests = 0;
+            break;
+        }
         at += aligned((size_t)length);
     }
     return flush(self, left);
@@ -535,7 +545,7 @@ struct arrival {
 
 /* Let Python judge datagrams from byte ``skipped`` on. Returns 0, or -1 and an error. */
 static int
-hand_datagrams_over(FastPath *self, PyObject *left, const struct arrival *arrival, size_t skipped)
+hand_datagrams_over(FastPath *self, struct left *left, const struct arrival *arrival, size_t skipped)
 {
     char host[NI_MAXHOST] = "";
     size_t length = arrival->length - skipped;
@@ -550,7 +560,7 @@ hand_datagrams_over(FastPath *self, PyObject *left, const struct arrival *arriva
 }
 
 static int
-arrive_bare(FastPath *self, PyObject *left, const struct arrival *arrival)
+arrive_bare(FastPath *self, struct left *left, const struct arrival *arrival)
 {
     size_t count = arrival->size ? (arrival->length + arrival->size - 1) / arrival->size : 0;
     struct train train = {
@@ -659,7 +669,7 @@ packet_of(const struct train *train, size_t number, size_t *size)
 /* Give packets of a train from number ``first`` on to Python, as far apart as the first one is long, or, if others are
  * longer, as all are with their padding. Returns 0, or -1 and an error. */
 static int
-hand_train_over(FastPath *self, PyObject *left, int fd, const struct train *train, size_t first)
+hand_train_over(FastPath *self, struct left *left, int fd, const struct train *train, size_t first)
 {
     size_t count = train->count - first, stride, size;
     packet_of(train, first, &stride);
@@ -680,7 +690,7 @@ hand_train_over(FastPath *self, PyObject *left, int fd, const struct train *trai
 }
 
 static int
-arrive_sealed(FastPath *self, PyObject *left, const struct arrival *arrival)
+arrive_sealed(FastPath *self, struct left *left, const struct arrival *arrival)
 {
     double time = now();
     Transport *session = session_of(self, arrival, time);
@@ -726,10 +736,10 @@ receive(struct arrival *arrival)
 /* Take a burst, the first datagrams of which go at once if they come after a pause. The kernel may have answered these
  * while they were written: a ping, or a segment by its acknowledgement; so the device's turn is next, unless it has one. */
 static int
-from_socket(FastPath *self, struct side *side, PyObject *left, int tun_has_turn)
+from_socket(FastPath *self, struct side *side, struct left *left, int tun_has_turn)
 {
     size_t at = 0;
-    Py_ssize_t before = PyList_Size(left);
+    size_t before = left->count;
     int failed = 0;
     for (int calls = 0; calls < RECEIVES && at + LARGEST <= BURST && !failed; calls++) {
         struct arrival arrival = {.fd = side->fd, .data = self->incoming + at};
@@ -743,9 +753,9 @@ from_socket(FastPath *self, struct side *side, PyObject *left, int tun_has_turn)
         side->rests = 0;
         if (rested)
             write_run(self);
-        if (rested && !tun_has_turn && !failed && PyList_Size(left) == before)
+        if (rested && !tun_has_turn && !failed && left->count == before)
             failed = from_tun(self, left);
-        if (PyList_Size(left) != before)
+        if (rested || left->count != before)
             break;
         at += aligned(arrival.length);
     }
@@ -757,7 +767,7 @@ from_socket(FastPath *self, struct side *side, PyObject *left, int tun_has_turn)
 
 /* Of two sockets, one may leave something to Python at a time: it goes to the same place. */
 static int
-dispatch(FastPath *self, const struct epoll_event *events, int count, PyObject *left)
+dispatch(FastPath *self, const struct epoll_event *events, int count, struct left *left)
 {
     int ready = 0, failed = 0, is_busy = 0, tun_has_turn = 0;
     for (int number = 0; number < count; number++)
@@ -771,9 +781,9 @@ dispatch(FastPath *self, const struct epoll_event *events, int count, PyObject *
             failed = from_tun(self, left);
         } else if (place < self->socket_count) {
             ready |= 1 << place;
-            Py_ssize_t before = PyList_Size(left);
+            size_t before = left->count;
             failed = is_busy ? 0 : from_socket(self, &self->sockets[place], left, tun_has_turn);
-            is_busy |= PyList_Size(left) != before;
+            is_busy |= left->count != before;
         } else
             failed = hand_over_unread(left, fd);
     }
@@ -783,16 +793,27 @@ dispatch(FastPath *self, const struct epoll_event *events, int count, PyObject *
     return failed;
 }
 
-/* On a busy machine who sleeps waits for a processor afterwards. So there, after a packet that came alone and was sent
- * on, the answer is looked for a while: as long as it takes over a fast network, and no longer. */
+/* Whether what was done since it last woke up was to send on a packet that had come alone. */
 static int
-look_for_answer(FastPath *self, struct epoll_event *events)
+may_linger(const FastPath *self)
 {
-    double end = now() + ANSWER * 1e-6;
+    return self->is_sender && self->counters.sent_packets != self->sent_before &&
+           self->woken - self->slept > self->lingers_after;
+}
+
+/* Who sleeps must be woken up, and where a processor sleeps, that must be first. A packet that came alone is rarely the
+ * last: its answer follows, and what answers that. So these are waited for without sleeping, for a moment. */
+static int
+linger(FastPath *self, struct epoll_event *events)
+{
+    double end = now() + LINGER * 1e-6;
     int count = 0;
-    while (count == 0 && now() < end)
+    while (count == 0 && now() < end) {
+        if (self->yields)
+            sched_yield();
         count = epoll_wait(self->epoll, events, EVENTS, 0);
-    self->awaits = 0;
+    }
+    self->is_sender = 0;
     return count;
 }
 
@@ -802,13 +823,13 @@ static int
 wait_for_events(FastPath *self, double deadline, struct epoll_event *events)
 {
     int count = epoll_wait(self->epoll, events, EVENTS, 0);
-    if (count == 0 && self->awaits && self->counters.sent_packets != self->sent_before)
-        count = look_for_answer(self, events);
+    if (count == 0 && may_linger(self))
+        count = linger(self, events);
     if (count == 0) {
-        double slept = now();
+        self->slept = now();
         self->tun.rests = self->sockets[0].rests = self->sockets[1].rests = 1;
         count = epoll_wait(self->epoll, events, EVENTS, until(deadline));
-        self->awaits = self->looks && now() - slept > PAUSE * 1e-6;
+        self->is_sender = count == 1 && events[0].data.fd == self->tun.fd;
         self->sent_before = self->counters.sent_packets;
     }
     if (count < 0 && errno == EINTR)
@@ -842,17 +863,17 @@ static PyObject *
 poll(FastPath *self, PyObject *argument)
 {
     double deadline = PyFloat_AsDouble(argument);
-    PyObject *left = PyErr_Occurred() ? NULL : PyList_New(0);
-    while (left != NULL && PyList_Size(left) == 0) {
+    struct left left = {.items = PyErr_Occurred() ? NULL : PyList_New(0)};
+    while (left.items != NULL && left.count == 0) {
         struct epoll_event events[EVENTS];
         gather(self);
         int count = wait_for_events(self, deadline, events);
-        if (count < 0 || dispatch(self, events, count, left) < 0)
-            Py_CLEAR(left);
+        if (count < 0 || dispatch(self, events, count, &left) < 0)
+            Py_CLEAR(left.items);
         else if (count == 0 || until(deadline) == 0)
             break;
     }
-    return left;
+    return left.items;
 }
 
 /* Learning */
@@ -1041,10 +1062,9 @@ forget(FastPath *self, PyObject *Py_UNUSED(ignored))
 }
 
 static PyObject *
-look_for_answers(FastPath *self, PyObject *whether)
+let_linger(FastPath *self, PyObject *arguments)
 {
-    self->looks = whether == Py_True;
-    Py_RETURN_NONE;
+    return PyArg_ParseTuple(arguments, "dp", &self->lingers_after, &self->yields) ? Py_NewRef(Py_None) : NULL;
 }
 
 /* Telling */
@@ -1179,6 +1199,7 @@ make(PyTypeObject *type, PyObject *arguments, PyObject *names)
     self->port = (uint16_t)port;
     self->any_port = any_port;
     self->mtu = (size_t)mtu;
+    self->lingers_after = HUGE_VAL;
     self->segments = segments;
     self->cuts = cuts;
     self->joins = (struct joining){joins_tcp, joins_udp};
@@ -1229,7 +1250,7 @@ static PyMethodDef methods[] = {
     {"learn_path", (PyCFunction)learn_path, METH_VARARGS, NULL},
     {"learn_session", (PyCFunction)learn_session, METH_VARARGS, NULL},
     {"forget", (PyCFunction)forget, METH_NOARGS, NULL},
-    {"look_for_answers", (PyCFunction)look_for_answers, METH_O, NULL},
+    {"let_linger", (PyCFunction)let_linger, METH_VARARGS, NULL},
     {"take_counters", (PyCFunction)take_counters, METH_NOARGS, NULL},
     {"take_notes", (PyCFunction)take_notes, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},

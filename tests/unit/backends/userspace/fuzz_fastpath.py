@@ -63,7 +63,7 @@ class Fuzz:
             joins_tcp=chance.random() < 0.9,
             joins_udp=chance.random() < 0.9,
         )
-        self.path.look_for_answers(chance.random() < 0.5)
+        self.path.let_linger(chance.choice([0.0, 0.001, math.inf]), chance.random() < 0.5)
         self.ours = self.theirs = None
         if self.sealed:
             one, other = chance.randbytes(32), chance.randbytes(32)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 import pytest
 
-from pyflannel_backends.userspace.precedence import Load, Precedence, read_load
+from pyflannel_backends.userspace.precedence import Lingering, Load, Precedence, read_load
 
 
 class Machine:
@@ -30,7 +31,7 @@ class Machine:
         return self.load
 
     def made(self, wanted: bool = True) -> Precedence:
-        held = Precedence(wanted, self.read, self.take)
+        held = Precedence(wanted, self.read, self.take, processors=2)
         held.look(self.carried)
         return held
 
@@ -163,6 +164,38 @@ def test_who_does_not_want_it_never_asks() -> None:
     held = machine.made(wanted=False)
     assert not machine.competing(held)
     assert machine.asked == []
+
+
+QUIETLY, NOWHERE = Lingering(0.005, True), Lingering(math.inf, True)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_it_lingers_on_a_quiet_machine(wanted: bool) -> None:
+    machine = Machine()
+    held = machine.made(wanted)
+    seen = [held.lingering]
+    for idle in (2.0, 1.5, 1.4, 0.0, 1.9):
+        machine.second(0.01, 0.0, idle)
+        held.look(machine.carried)
+        seen.append(held.lingering)
+    assert seen == [NOWHERE, QUIETLY, QUIETLY, NOWHERE, NOWHERE, QUIETLY]
+
+
+def test_with_the_precedence_it_lingers_and_yields_to_nobody() -> None:
+    machine = Machine()
+    held = machine.made()
+    assert machine.competing(held)
+    assert held.lingering == Lingering(0.001, False)
+
+
+def test_where_the_load_can_not_be_read_it_does_not_linger() -> None:
+    machine = Machine()
+    held = machine.made()
+    machine.second(0.0, 0.0, 2.0)
+    held.look(machine.carried)
+    machine.is_readable = False
+    held.look(machine.carried)
+    assert held.lingering == NOWHERE
 
 
 def test_without_the_right_it_is_not_held() -> None:

@@ -52,7 +52,7 @@ class Bench:
             **changes,
         }
         path = FastPath(**arguments)
-        path.look_for_answers(True)
+        path.let_linger(0.001, True)
         return path
 
     def learn_route(self, destination: bytes, peer: str, mtu: int) -> None:

@@ -10,10 +10,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from tests.unit.backends.userspace.bursts import OURS, THEIRS
-from tests.unit.backends.userspace.edges import PEER, STRANGER, Edges
+from tests.unit.backends.userspace.edges import NODE, PEER, STRANGER, Edges
 from tests.unit.backends.userspace.fastpath.bench import MTU, ROOM, Bench, arriving, leaving
 
 from pyflannel_backends.userspace import vnet
@@ -21,7 +22,7 @@ from pyflannel_backends.userspace.ports import Received
 
 
 def test_after_a_pause_the_first_packet_goes_before_anybody_looks_for_more(bench: Bench, edges: Edges) -> None:
-    """Those that follow go together."""
+    """Those that follow go together, at the next turn."""
     bench.learn_route(THEIRS, PEER, MTU)
     bench.path.learn_path(PEER, THEIRS + OURS)
     for _ in range(2):
@@ -29,15 +30,62 @@ def test_after_a_pause_the_first_packet_goes_before_anybody_looks_for_more(bench
         for number in range(5):
             edges.give(vnet.PLAIN + leaving(identification=number))
         assert bench.path.poll(0.0) == []
-        assert edges.sent() == [(leaving(identification=number, ttl=63), PEER) for number in range(5)]
+        assert edges.sent() == [(leaving(identification=0, ttl=63), PEER)]
+        assert bench.path.poll(0.0) == []
+        assert edges.sent() == [(leaving(identification=number, ttl=63), PEER) for number in range(1, 5)]
         assert bench.path.take_counters()["sent_calls"] == 2
         edges.rest(bench.path)
         for number in range(5):
             edges.send(arriving(identification=number))
         assert bench.path.poll(0.0) == []
-        first, *others = edges.given()
-        assert first == (vnet.PLAIN, arriving(identification=0))
-        assert len(others) == 1
+        assert edges.given() == [(vnet.PLAIN, arriving(identification=0))]
+        assert bench.path.poll(0.0) == []
+        assert len(edges.given()) == 1
+
+
+@pytest.mark.parametrize("yields", [True, False])
+@pytest.mark.parametrize("after", [0.0, math.inf])
+def test_what_follows_a_packet_that_came_alone_is_carried_whether_anybody_lingers_for_it(
+    bench: Bench, edges: Edges, after: float, yields: bool
+) -> None:
+    """Twice: an answer comes at once, what comes later wakes it up."""
+    bench.learn_route(THEIRS, PEER, MTU)
+    bench.path.learn_path(PEER, THEIRS + OURS)
+    bench.path.let_linger(after, yields)
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:  # the path keeps the interpreter to itself
+        signal.alarm(50)
+        try:
+            for number in range(2):
+                time.sleep(0.01)
+                edges.give(vnet.PLAIN + leaving(identification=number))
+                os.write(writer, repr(until(edges.sent)).encode())
+                edges.peers[PEER].sendto(arriving(identification=number), (NODE, edges.number))
+                os.write(writer, repr(until(edges.given)).encode())
+            edges.give(vnet.PLAIN + b"nonsense")
+        finally:
+            os._exit(0)
+    try:
+        assert bench.path.poll(time.monotonic() + 50) == [(edges.tun.fileno(), 18)]
+        assert os.read(reader, 10_000).decode() == "".join(
+            repr(seen)
+            for number in range(2)
+            for seen in (
+                [(leaving(identification=number, ttl=63), PEER)],
+                [(vnet.PLAIN, arriving(identification=number))],
+            )
+        )
+    finally:
+        os.waitpid(child, 0)
+        os.close(reader)
+        os.close(writer)
+
+
+def until(look: Callable[[], list[Any]]) -> list[Any]:
+    """What is there when something is."""
+    while not (seen := look()):
+        pass
+    return seen
 
 
 def test_after_a_pause_an_answer_goes_in_the_same_turn(bench: Bench, edges: Edges) -> None:
