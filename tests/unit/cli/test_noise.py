@@ -113,7 +113,7 @@ JSON = {
 """Every command with ``--json`` that calls plugins, and how it is run."""
 
 WITHOUT_PLUGINS = {"lab", "status"}
-"""Those whose plugins run elsewhere: in the lab's own processes, in the daemon."""
+"""Those whose plugins do their work elsewhere: in the lab's own processes, in the daemon."""
 
 TEXTS = {
     "cleanup --dry-run --lease": "",
