@@ -442,7 +442,7 @@ aligned(size_t size)
     return (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
 
-/* Take a burst, the first packet of which goes at once if it comes after a pause. */
+/* Take a burst, or the one packet that comes after a pause. */
 static int
 from_tun(FastPath *self, struct left *left)
 {
@@ -733,8 +733,8 @@ receive(struct arrival *arrival)
     return 1;
 }
 
-/* Take a burst, the first datagrams of which go at once if they come after a pause. The kernel may have answered these
- * while they were written: a ping, or a segment by its acknowledgement; so the device's turn is next, unless it has one. */
+/* Take a burst, or what one call brings after a pause. The kernel may have answered that while it was written: a ping, or a
+ * segment by its acknowledgement; so the device's turn is next, unless it has one. */
 static int
 from_socket(FastPath *self, struct side *side, struct left *left, int tun_has_turn)
 {
