@@ -97,6 +97,7 @@ def lab_command(
         options=dict(map(_backend_option, options)),
         change_to=change_to,
     )
+    _check(overlay)
     told = sys.stderr if as_json else answers()
     width = (os.get_terminal_size(told.fileno()).columns if told.isatty() else 0) or _PLAIN_WIDTH
     console = Console(file=told, highlight=False, emoji=False, width=width)
@@ -105,6 +106,19 @@ def lab_command(
             return _run(console, overlay, (nodes, containers, routed, mtu), keep, as_json, not no_throughput)
     except _Ended as ended:
         return 128 + ended.number
+
+
+def _check(overlay: TrialNetwork) -> None:
+    """Before anything is built: a network that no node would take, or a backend that is not installed here."""
+    from pyflannel.backend import parse_options
+    from pyflannel.network.document import NetworkConfig
+    from pyflannel.plugins import load_backend
+
+    source = "the lab's network"
+    network = NetworkConfig.from_json(json.dumps(overlay.document), source)
+    parse_options(load_backend(network.backend_type).Options, network.backend_options, source)
+    if overlay.change_to is not None:
+        load_backend(overlay.change_to)
 
 
 def _run(

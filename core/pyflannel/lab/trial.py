@@ -16,16 +16,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from pyflannel.backend import parse_options
 from pyflannel.errors import ConfigError, LeaseError, PyflannelError
 from pyflannel.lab.daemon import peers_in, pyflannel_command
 from pyflannel.lab.lab import Lab, Node
 from pyflannel.lab.measure import Matrix, Throughput
 from pyflannel.lab.serve import has_server, schemes
 from pyflannel.lab.servers import GROUP
-from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON
-from pyflannel.plugins import load_backend
 from pyflannel.small.entry_points import entry_points
 
 __all__ = ["ChangedNetwork", "NodeReport", "Report", "Shortfall", "TrialNetwork", "try_out"]
@@ -52,8 +49,7 @@ class TrialNetwork:
     :param options: keys of the network document's ``Backend`` dictionary.
     :param arguments: more words for every daemon's command line.
     :param change_to: a backend that the network is changed to while it runs.
-    :raises ConfigError: a store the lab can't offer, no network at all, or one that no node would take.
-    :raises PluginError: a backend that is not installed here.
+    :raises ConfigError: a store the lab can't offer, or no network at all.
     """
 
     backend: str = "vxlan"
@@ -73,10 +69,6 @@ class TrialNetwork:
             raise ConfigError(f"{self.store_members} store members: 1 to 7 of {' or '.join(served)}, 1 of a file store")
         if self.network is None and self.ipv6_network is None:
             raise ConfigError("an overlay needs an IPv4 or an IPv6 network")
-        network = NetworkConfig.from_json(json.dumps(self.document), "the lab's network")
-        parse_options(load_backend(self.backend).Options, network.backend_options, "the lab's network")
-        if self.change_to is not None:
-            load_backend(self.change_to)
 
     @property
     def document(self) -> dict[str, JSON]:

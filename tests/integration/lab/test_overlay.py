@@ -185,10 +185,10 @@ def test_the_command_shows_a_network_that_changes_its_backend() -> None:
 
 
 def test_the_command_fails_when_a_check_fails() -> None:
-    done = command("--nodes", "2", "--backend", "no-such-backend")
+    done = command("--nodes", "2", "--backend", "wireguard", "--backend-option", "PSKFile=/no/such/file")
     assert done.returncode == ExitCode.CHECK_FAILED
     assert "the end of n1's log:" in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("FAILED: 2 nodes on no-such-backend")
+    assert done.stdout.splitlines()[-1].startswith("FAILED: 2 nodes on wireguard")
 
 
 @pytest.mark.parametrize(
@@ -198,6 +198,11 @@ def test_the_command_fails_when_a_check_fails() -> None:
         (["--backend-option", "VNI"], ExitCode.CONFIG),
         (["--store", "etcd://192.0.2.9"], ExitCode.CONFIG),
         (["--nodes", "1", "--routed", "2"], ExitCode.CONFIG),
+        (["--network", "nope"], ExitCode.CONFIG),
+        (["--ipv6-network", "10.0.0.0/8"], ExitCode.CONFIG),
+        (["--backend-option", "VNI=many"], ExitCode.CONFIG),
+        (["--backend", "nope"], ExitCode.PLUGIN),
+        (["--change-to", "nope"], ExitCode.PLUGIN),
     ],
 )
 def test_the_command_refuses_what_makes_no_lab(words: list[str], code: ExitCode) -> None:
