@@ -31,7 +31,7 @@ from pyflannel.small.streams import answers, given
 from pyflannel.small.text import inert
 from pyflannel.store import Record, Snapshot, Store
 
-__all__ = ["config"]
+__all__ = ["checked", "config"]
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def set_(ctx: click.Context, file: str, force: bool) -> None:
     """Check the document in FILE ("-" for standard input) and write it to the store."""
     with _open_store(ctx) as store:
         text = _read(file)
-        network = _check(text, file)
+        network = checked(text, _source(file))
         snapshot = store.snapshot()
         if network.assumption:
             network = network.following(_running(snapshot))
@@ -90,7 +90,7 @@ def set_(ctx: click.Context, file: str, force: bool) -> None:
 def validate(ctx: click.Context, file: str) -> None:
     """Check the document in FILE ("-" for standard input), without a store."""
     settings(ctx)
-    network = _check(_read(file), file)
+    network = checked(_read(file), _source(file))
     for family in network.families:
         say(f"{family.network}: {family.size} subnets of /{family.subnet_len}, from {family.subnet_min}")
     say(f"backend {network.backend_type}")
@@ -128,9 +128,16 @@ def _read(file: str) -> str:
         raise ConfigError(f"{file}: is not UTF-8 text") from None
 
 
-def _check(text: str, file: str) -> NetworkConfig:
-    """Validate the document and, if its backend is installed here, the backend's options; warn of unknown keys."""
-    source = "standard input" if file == _STDIN else file
+def _source(file: str) -> str:
+    return "standard input" if file == _STDIN else file
+
+
+def checked(text: str, source: str) -> NetworkConfig:
+    """Validate the document and, if its backend is installed here, the backend's options; warn of unknown keys.
+
+    :param source: where it comes from, for messages.
+    :raises ConfigError: no node would take it.
+    """
     network = NetworkConfig.from_json(text, source)
     unknown = list(network.unknown_keys)
     try:

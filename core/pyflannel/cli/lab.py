@@ -109,16 +109,13 @@ def lab_command(
 
 
 def _check(overlay: TrialNetwork) -> None:
-    """Before anything is built: a network that no node would take, or a backend that is not installed here."""
-    from pyflannel.backend import parse_options
-    from pyflannel.network.document import NetworkConfig
+    """Before anything is built: a backend that is not installed here, or a network that no node would take."""
+    from pyflannel.cli.config import checked
     from pyflannel.plugins import load_backend
 
-    source = "the lab's network"
-    network = NetworkConfig.from_json(json.dumps(overlay.document), source)
-    parse_options(load_backend(network.backend_type).Options, network.backend_options, source)
-    if overlay.change_to is not None:
-        load_backend(overlay.change_to)
+    for name in filter(None, (overlay.backend, overlay.change_to)):
+        load_backend(name)
+    checked(json.dumps(overlay.document), "the lab's network")
 
 
 def _run(

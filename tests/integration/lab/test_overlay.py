@@ -201,6 +201,7 @@ def test_the_command_fails_when_a_check_fails() -> None:
         (["--network", "nope"], ExitCode.CONFIG),
         (["--ipv6-network", "10.0.0.0/8"], ExitCode.CONFIG),
         (["--backend-option", "VNI=many"], ExitCode.CONFIG),
+        (["--backend", "udp", "--ipv6-network", "fd00:5::/48"], ExitCode.CONFIG),
         (["--backend", "nope"], ExitCode.PLUGIN),
         (["--change-to", "nope"], ExitCode.PLUGIN),
     ],

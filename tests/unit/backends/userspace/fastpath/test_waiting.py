@@ -59,9 +59,9 @@ def test_what_follows_a_packet_that_came_alone_is_carried_whether_anybody_linger
             for number in range(2):
                 time.sleep(0.01)
                 edges.give(vnet.PLAIN + leaving(identification=number))
-                os.write(writer, repr(until(edges.sent)).encode())
+                os.write(writer, repr(found(edges.sent)).encode())
                 edges.peers[PEER].sendto(arriving(identification=number), (NODE, edges.number))
-                os.write(writer, repr(until(edges.given)).encode())
+                os.write(writer, repr(found(edges.given)).encode())
             edges.give(vnet.PLAIN + b"nonsense")
         finally:
             os._exit(0)
@@ -81,8 +81,8 @@ def test_what_follows_a_packet_that_came_alone_is_carried_whether_anybody_linger
         os.close(writer)
 
 
-def until(look: Callable[[], list[Any]]) -> list[Any]:
-    """What is there when something is."""
+def found(look: Callable[[], list[Any]]) -> list[Any]:
+    """What is there when something is: with no pause between two looks, so that the answer to it finds who lingers."""
     while not (seen := look()):
         pass
     return seen
