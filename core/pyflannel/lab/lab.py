@@ -263,7 +263,7 @@ class Lab:
         script = [
             *_ip("", (*topology.create_namespaces(names), *topology.connect_hosts(hosts))),
             *_ip(self.switch.name, (*topology.configure_switch(), *topology.plug_in(hosts))),
-            *_sysctl(self.switch.name, topology.FORWARDING),
+            *_inside(self.switch.name, topology.configure_forwarding()),
         ]
         for node in self.nodes:
             script += _set_up(node.host, (*topology.FORWARDING, *topology.PROMOTE_SECONDARIES))
@@ -385,13 +385,13 @@ def _ip(name: str, lines: Iterable[str]) -> Iterator[str]:
     yield "END"
 
 
-def _sysctl(name: str, names: Iterable[str]) -> Iterator[str]:
-    """Shell lines that set sysctls of the namespace ``name`` to 1."""
+def _inside(name: str, lines: Iterable[str]) -> Iterator[str]:
+    """Shell lines that run ``lines`` in the namespace ``name``."""
     yield f"nsenter --net=/run/netns/{name} sh -es <<'END'"
-    yield from topology.enable_sysctls(names)
+    yield from lines
     yield "END"
 
 
 def _set_up(host: Host, sysctls: Sequence[str]) -> Iterator[str]:
-    yield from _sysctl(host.name, sysctls)
+    yield from _inside(host.name, topology.enable_sysctls(sysctls))
     yield from _ip(host.name, topology.configure_host(host))

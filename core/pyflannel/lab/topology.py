@@ -177,6 +177,14 @@ def enable_sysctls(names: Iterable[str]) -> Iterator[str]:
     return (f"echo 1 >/proc/sys/{name}" for name in names)
 
 
+def configure_forwarding() -> Iterator[str]:
+    """Shell lines that make the current network namespace a router between its bridges, which filter no frames."""
+    yield from enable_sysctls(FORWARDING)
+    for tables in ("iptables", "ip6tables", "arptables"):
+        sysctl = f"/proc/sys/net/bridge/bridge-nf-call-{tables}"
+        yield f"[ ! -e {sysctl} ] || echo 0 >{sysctl}"
+
+
 @dataclass(frozen=True, slots=True)
 class ContainerNetwork:
     """What the containers of a node are given: the node's own address in each leased subnet, and the MTU in bytes."""

@@ -67,6 +67,15 @@ def test_the_default_route_names_the_underlay_interface(lab: Lab) -> None:
         assert (route["dev"], route["gateway"]) == ("eth0", str(node.host.router_ipv4))
 
 
+def test_the_switch_filters_what_it_routes_and_no_frame(lab: Lab) -> None:
+    wall = "table inet wall { chain c { type filter hook forward priority 0; policy drop; }; }"
+    lab.switch.run(["nft", "-f", "-"], input=wall)
+    one, neighbour, behind_the_router = lab.nodes
+    for address in (neighbour.ipv4, neighbour.ipv6):
+        one.run(["ping", "-c1", "-W5", str(address.ip)])
+    assert one.run(["ping", "-c1", "-W1", str(behind_the_router.ipv4.ip)], check=False).returncode == 1
+
+
 def test_there_is_no_way_out(lab: Lab, untouched: None) -> None:
     assert json.loads(lab.switch.run(["ip", "-j", "route", "show", "default"]).stdout) == []
     for machine in (*lab.nodes, lab.switch):
