@@ -28,7 +28,7 @@ from pyflannel.planning.judging import backend_types
 from pyflannel.plugins import load_backend, open_store
 from pyflannel.small.guarded import named_if_it_hangs
 from pyflannel.small.streams import answers, given
-from pyflannel.small.text import inert
+from pyflannel.small.text import counted, inert
 from pyflannel.store import Record, Snapshot, Store
 
 __all__ = ["checked", "config"]
@@ -92,7 +92,7 @@ def validate(ctx: click.Context, file: str) -> None:
     settings(ctx)
     network = checked(_read(file), _source(file))
     for family in network.families:
-        say(f"{family.network}: {family.size} subnets of /{family.subnet_len}, from {family.subnet_min}")
+        say(f"{family.network}: {counted(family.size, 'subnet')} of /{family.subnet_len}, from {family.subnet_min}")
     say(f"backend {network.backend_type}")
 
 
@@ -204,15 +204,16 @@ def _consequences(snapshot: Snapshot, new: NetworkConfig) -> list[str]:
             f"a change of the network is under way since {under_way.began}, and nodes are on their way: let 'pyflannel "
             "network change' end it, or give it up with --abort"
         )
+    leases = counted(total, "lease")
     misfits = sum(not _fits(record, new) for record in snapshot.leases)
     if (_networks(old), misfits) != (_networks(new), 0):
         consequences.append(
-            f"the network changes under {total} leases, of which {misfits} don't fit the new one; 'pyflannel network "
+            f"the network changes under {leases}, of which {misfits} don't fit the new one; 'pyflannel network "
             "change' says what can be changed while containers keep their addresses"
         )
     if _backend(old) != _backend(new):
         consequences.append(
-            f"the backend changes under {total} leases: nodes keep the old one ({old.backend_type}) until they are "
+            f"the backend changes under {leases}: nodes keep the old one ({old.backend_type}) until they are "
             f"restarted, and don't reach those that run the new one ({new.backend_type}) then; 'pyflannel network "
             "change' goes over without that"
         )

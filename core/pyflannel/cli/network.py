@@ -32,7 +32,7 @@ from pyflannel.plugins import load_backend, open_store
 from pyflannel.small.guarded import named_if_it_hangs
 from pyflannel.small.retry import Backoff
 from pyflannel.small.streams import asking, given
-from pyflannel.small.text import inert
+from pyflannel.small.text import counted, inert
 
 if TYPE_CHECKING:
     from pyflannel.planning.transition import Side
@@ -608,7 +608,7 @@ def _show_plans(
         lines += ["then:"] if number else []
         lines += plan.differs
         lines += [] if plan.together else ["each node follows by itself, at once"]
-    lines.append(f"{len(nodes)} nodes: {', '.join(inert(node.name) for node in nodes) or 'none'}")
+    lines.append(f"{counted(len(nodes), 'node')}: {', '.join(inert(node.name) for node in nodes) or 'none'}")
     lines += [f"  {inert(name)}: {reason}" for name, reason in unable.items()]
     if untried:
         lines.append(f"whether a node can have both at a time shows when they prepare, not here: {inert(untried)}")

@@ -14,7 +14,7 @@ from pyflannel.cli.flags import FlagGroup, flags, settings
 from pyflannel.cli.output import duration, say, show_json
 from pyflannel.errors import ConfigError, ExitCode
 from pyflannel.plugins import open_store
-from pyflannel.small.text import cut, inert
+from pyflannel.small.text import counted, cut, inert
 from pyflannel.store import StoreLocation
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def _show(report: Inspection) -> None:
         low, middle, high = (f"{1000 * seconds:.1f}" for seconds in latency)
         say(f"  {name}: {low} / {middle} / {high} ms (min, median, max)")
     if report.latencies:  # else nothing could be read
-        say(f"  {report.leases} leases, {report.reservations} reservations")
+        say(f"  {counted(report.leases, 'lease')}, {counted(report.reservations, 'reservation')}")
     if report.ends_first is not None:
         say(f"  the first lease ends in {duration(report.ends_first)}")
     for finding in report.findings:

@@ -25,6 +25,7 @@ from pyflannel.show.readiness import is_rule, leads_nowhere, removal
 from pyflannel.show.status import State
 from pyflannel.small import files
 from pyflannel.small.server import NotAdmittedError
+from pyflannel.small.text import counted
 from pyflannel.store import Record
 from pyflannel.version import VERSION
 
@@ -96,7 +97,8 @@ def store(facts: Facts) -> Iterator[Finding]:
             fix = "kubectl auth can-i list nodes --as ACCOUNT; kubectl apply -k contrib/kubernetes/base   # its rights"
         yield failed("store", str(problem), meaning, fix)
         return
-    took = f"{facts.settings.store}: {len(facts.store.snapshot.leases)} leases in {facts.store.seconds * 1000:.0f} ms"
+    leases = counted(len(facts.store.snapshot.leases), "lease")
+    took = f"{facts.settings.store}: {leases} in {facts.store.seconds * 1000:.0f} ms"
     if facts.store.seconds > SLOW_STORE:
         yield warned("store", took, "it is slow: changes arrive late, renewals may time out", "pyflannel leases")
     else:

@@ -15,6 +15,7 @@ from pyflannel.lab.topology import UPLINK, ContainerNetwork
 from pyflannel.network.lease import JSON
 from pyflannel.show.status import query
 from pyflannel.small.interpreter import module_command
+from pyflannel.small.text import counted
 
 if TYPE_CHECKING:
     from pyflannel.lab.sandbox import Process, Sandbox
@@ -201,7 +202,7 @@ class Daemon:
         """
         return self.wait_status(
             lambda status: bool(status["ready"]) and len(peers_in(status, "ok")) >= peers,
-            f"ready with {peers} peers",
+            f"ready with {counted(peers, 'peer')}",
             timeout,
         )
 

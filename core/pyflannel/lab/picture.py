@@ -12,6 +12,7 @@ from rich.tree import Tree
 
 from pyflannel.lab.topology import SEGMENTS, SWITCH
 from pyflannel.lab.trial import NodeReport, Report
+from pyflannel.small.text import counted
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -61,7 +62,7 @@ def _network(report: Report) -> Tree:
             for node in nodes:
                 _node(branch, node)
     if len(shown) < len(report.nodes):
-        tree.add(f"and {len(report.nodes) - len(shown)} nodes more")
+        tree.add(f"and {counted(len(report.nodes) - len(shown), 'node')} more")
     return tree
 
 

@@ -24,6 +24,7 @@ from pyflannel.lab.serve import has_server, schemes
 from pyflannel.lab.servers import GROUP
 from pyflannel.network.lease import JSON
 from pyflannel.small.entry_points import entry_points
+from pyflannel.small.text import counted
 
 __all__ = ["ChangedNetwork", "NodeReport", "Report", "Shortfall", "TrialNetwork", "try_out"]
 
@@ -139,7 +140,7 @@ class Report:
         """One line for people."""
         pairs = len(self.reachability.pairs)
         reached = pairs - len(self.reachability.failed)
-        nodes = "1 node" if len(self.nodes) == 1 else f"{len(self.nodes)} nodes"
+        nodes = counted(len(self.nodes), "node")
         summary = f"{nodes} on {self.overlay.backend}, {reached} of {pairs} container pairs reached"
         return f"PASSED: {summary}" if self.ok else f"FAILED: {summary}; {self.failures[0].what}"
 

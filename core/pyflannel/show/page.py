@@ -15,7 +15,7 @@ from typing import Final
 
 from pyflannel.show.reachability import RoundTrips
 from pyflannel.show.status import ObjectStatus, PeerState, PeerStatus, State, Status
-from pyflannel.small.text import inert
+from pyflannel.small.text import counted, inert
 
 __all__ = ["RELOAD_SECONDS", "render"]
 
@@ -213,7 +213,7 @@ def _facts(status: Status, now: float) -> Iterator[tuple[str, str]]:
         yield "Public address", " ".join(addresses)
     if status.store is not None:
         yield "Store", status.store.location
-    yield "Repaired", f"{status.repaired} objects" if status.repaired else ""
+    yield "Repaired", counted(status.repaired, "object") if status.repaired else ""
     if status.last_error is not None:
         yield f"Last trouble, {_since(status.last_error.when, now)} ago", status.last_error.what
 
@@ -230,7 +230,7 @@ def _peers(status: Status, answers: Mapping[str, RoundTrips]) -> Iterator[str]:
     order = [*((state.value, _TONES[state]) for state in _ORDER[:-1]), _SILENT, (_OK.value, _TONES[_OK])]
     tags = " ".join(_tag(f"{counts[stand]} {stand[0]}", stand[1]) for stand in order if counts[stand])
     peers = sorted(status.peers, key=lambda peer: order.index(stands[peer.key]))
-    yield f"<section><h2>{len(peers) + 1} nodes {tags}</h2>"
+    yield f"<section><h2>{counted(len(peers) + 1, 'node')} {tags}</h2>"
     if len(peers) > 8:
         yield _map(status.peers, stands)
     yield "<table><thead><tr><th>Subnet</th><th>Node</th><th>Reached by</th><th>State</th><th></th></tr></thead><tbody>"

@@ -11,6 +11,7 @@ from typing import Final
 from pyflannel.show.status import State
 from pyflannel.show.view import View
 from pyflannel.small.guarded import PATIENCE
+from pyflannel.small.text import counted
 
 __all__ = ["diverted", "hanging", "is_rule", "leads_nowhere", "readiness", "removal", "summary", "trouble"]
 
@@ -53,8 +54,8 @@ def _running(view: View, now: float) -> tuple[State, str]:
     if view.encrypts and not view.unguarded and not view.guarded:
         return State.STARTING, "writing the rules that let nothing past the encryption"
     backend = view.backend.name if view.backend is not None else ""
-    text = f"{view.subnets} on {backend}, {view.peers - view.skipped} peers"
-    return State.READY, text + (f", {view.skipped} leases skipped" if view.skipped else "") + _changing(view)
+    text = f"{view.subnets} on {backend}, {counted(view.peers - view.skipped, 'peer')}"
+    return State.READY, text + (f", {counted(view.skipped, 'lease')} skipped" if view.skipped else "") + _changing(view)
 
 
 def _changing(view: View) -> str:

@@ -94,7 +94,7 @@ def test_waiting_for_peers_that_never_come_ends() -> None:
     with Lab(nodes=1, containers=0) as lab:
         daemon = lab.nodes[0].start_daemon(lab.file_store, "vxlan", NETWORK)
         daemon.wait_ready()
-        with pytest.raises(DaemonError, match="not ready with 1 peers"):
+        with pytest.raises(DaemonError, match="not ready with 1 peer after"):
             daemon.wait_ready(peers=1, timeout=0.2)
 
 

@@ -27,10 +27,10 @@ def test_what_comes_and_goes_is_said_twice(said: Callable[[], list[str]]) -> Non
     announcements = Announcements(Notifier({}), lambda ready: None, now)
     for _ in range(100):
         announcements.say(State.DEGRADED, BROKEN, now := now + 1)
-        announcements.say(State.READY, "1 peers", now := now + STEADY_AFTER / 2)
+        announcements.say(State.READY, "1 peer", now := now + STEADY_AFTER / 2)
     assert said() == [
         f"degraded: {BROKEN}",
-        "ready: 1 peers",
+        "ready: 1 peer",
         f"degraded: {BROKEN} (it comes and goes; not said again until it has been gone for a while)",
     ]
     assert announcements.due == now + STEADY_AFTER / 2
@@ -44,8 +44,8 @@ def test_what_comes_back_after_a_while_or_is_another_thing_is_said(said: Callabl
     expected = []
     for now, trouble in ((1.0, BROKEN), (2.0 + STEADY_AFTER, BROKEN), (3.0 + STEADY_AFTER, "another")):
         announcements.say(State.DEGRADED, trouble, now)
-        announcements.say(State.READY, "1 peers", now)
-        expected += [f"degraded: {trouble}", "ready: 1 peers"]
+        announcements.say(State.READY, "1 peer", now)
+        expected += [f"degraded: {trouble}", "ready: 1 peer"]
     assert said() == expected
 
 

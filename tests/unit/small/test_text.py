@@ -1,9 +1,11 @@
-"""What is shown of others' texts is the same on a machine that has no descriptor left, where no codec can be loaded."""
+"""Texts that are shown, also on a machine that has no descriptor left, where no codec can be loaded."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+
+from pyflannel.small.text import counted
 
 PROGRAM = """
 import resource
@@ -16,3 +18,7 @@ print(inert("socket:\\x00\\u202e\\U000e0001 too many"))
 def test_a_text_is_made_inert_without_a_descriptor() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("socket:\\x00\\u202e\\U000e0001 too many\n", "")
+
+
+def test_one_thing_is_named_in_the_singular() -> None:
+    assert [counted(number, "peer") for number in (0, 1, 2, 11)] == ["0 peers", "1 peer", "2 peers", "11 peers"]
