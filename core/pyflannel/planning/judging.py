@@ -205,7 +205,7 @@ _NOWHERE = {
     6: (
         (ip_network("::/128"), "the unspecified address"),
         (ip_network("::1/128"), "a loopback address"),
-        (ip_network("::ffff:0:0/96"), "an IPv4 address in IPv6's clothes"),
+        (ip_network("::ffff:0:0/96"), "an IPv4-mapped address"),
         (ip_network("fe80::/10"), "a link-local address"),
         (ip_network("ff00::/8"), "a multicast address"),
     ),
