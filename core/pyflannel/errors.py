@@ -26,7 +26,6 @@ code meaning
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import ClassVar
 
 __all__ = [
     "ConfigError",
@@ -67,7 +66,7 @@ class ExitCode(IntEnum):
 class PyflannelError(Exception):
     """Base of every error pyflannel raises on purpose."""
 
-    exit_code: ClassVar[ExitCode] = ExitCode.INTERNAL
+    exit_code: ExitCode = ExitCode.INTERNAL
     """What a command ends with when the error reaches it."""
 
 

@@ -33,7 +33,7 @@ class ActionFailed(PyflannelError):  # noqa: N818 - it reads as what happened
 
     def __init__(self, message: str, exit_code: ExitCode) -> None:
         super().__init__(message)
-        self.exit_code = exit_code  # type: ignore[misc]
+        self.exit_code = exit_code
 
 
 class ControlServer(LocalServer):
