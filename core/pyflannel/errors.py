@@ -97,7 +97,7 @@ class StoreUnavailableError(StoreError):
 
 
 class StoreAbsentError(StoreUnavailableError):
-    """There is no store in this place, and whoever asks must not make one (:meth:`Store.expect_existing`)."""
+    """There is no store in this place, and the caller must not create one (:meth:`Store.expect_existing`)."""
 
 
 class StoreDeniedError(StoreError):
