@@ -129,5 +129,5 @@ def _read_token(path: str) -> str:
 def _checked_token(text: str, source: str) -> str:
     token = text.strip()
     if not (token and token.isascii() and token.isprintable() and " " not in token):
-        raise ConfigError(f"{source}: this is no ACL token: it has to be one word of printable ASCII")
+        raise ConfigError(f"{source}: this is not an ACL token: it has to be one word of printable ASCII")
     return token

@@ -37,7 +37,7 @@ def find_access(location: StoreLocation) -> Access:
         found = access.Access(_endpoint(location), where)
     else:
         raise ConfigError(
-            f"store {location}: where is the API server? This is no pod (no KUBERNETES_SERVICE_HOST): give a "
+            f"store {location}: where is the API server? This is not a pod (no KUBERNETES_SERVICE_HOST): give a "
             "kubeconfig (--kubeconfig-file, or the option kubeconfig), or its address (kubernetes://192.0.2.1:6443)"
         )
     if location.hosts:

@@ -318,7 +318,7 @@ class KubernetesStore(Store):
         raise self._garbage()
 
     def _garbage(self) -> StoreUnavailableError:
-        return StoreUnavailableError(f"{self.location}: {self._access.endpoint} answers something else than Kubernetes")
+        return StoreUnavailableError(f"{self.location}: {self._access.endpoint} does not answer as Kubernetes does")
 
     def _find_own(self, deadline: Deadline) -> str | None:
         """Our Node's name, ``None`` where nothing tells: a command on some other machine."""

@@ -217,9 +217,7 @@ def _under_way(change: NetworkChange, written: Written, present: NetworkConfig) 
     else:
         ahead = NetworkConfig.from_json(json.dumps(change.target), "the new network config")
         plan = _between(present, ahead, written.settings, change.target)
-    told = (
-        f"change {change.id} is under way since {change.began} (phase {change.phase.value}), and would be gone on with"
-    )
+    told = f"change {change.id} is under way since {change.began} (phase {change.phase.value}), and would be continued"
     return replace(plan, differs=(told, *plan.differs), refusal="", uncovers="", untried="")
 
 
@@ -400,7 +398,7 @@ def _check_same(under_way: NetworkChange, written: Written, present: NetworkConf
     if under_way.phase is Phase.BACK:
         raise ConfigError(
             "this change is being given up (--abort): go on with that by 'pyflannel network change' without options, "
-            "then begin anew"
+            "then begin again"
         )
 
 
@@ -533,10 +531,10 @@ def _mtu(former: Side, following: Side) -> Iterator[str]:
     if after < before:
         yield (
             f"containers that exist keep theirs: TCP and what else discovers the path's MTU learns {after} at the "
-            "first packet that is too large; what sends larger UDP packets with DF set fails until it is started anew"
+            "first packet that is too large; what sends larger UDP packets with DF set fails until it is restarted"
         )
     else:
-        yield "containers that exist keep theirs, which is smaller than need be, until they are started anew"
+        yield "containers that exist keep theirs, which is smaller than need be, until they are restarted"
 
 
 def _tried_out(former: Side, following: Side) -> tuple[str, str]:

@@ -57,7 +57,7 @@ class ControlServer(LocalServer):
             asked = json.loads(line)
             backend, action = asked["backend"], asked["action"]
         except (ValueError, TypeError, KeyError, RecursionError):
-            return {"failed": "that is no request", "exit_code": ExitCode.USAGE}
+            return {"failed": "that is not a request", "exit_code": ExitCode.USAGE}
         try:
             return {"done": self._act(str(backend), str(action))}
         except PyflannelError as error:

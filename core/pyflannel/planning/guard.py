@@ -119,7 +119,7 @@ def examined(
                 raise PluginError(f"{told} the underlay's own link {underlay}")
             own = {*own, item.name}
         elif kind not in _ON_LINKS and kind not in _ANYWHERE:
-            raise PluginError(f"{told} {answered(item)}, which is no kernel object")
+            raise PluginError(f"{told} {answered(item)}, which is not a kernel object")
     for item in objects:  # thousands of peers come by here: what is usual is looked at first
         kind = type(item)
         if kind not in _ON_LINKS:

@@ -234,7 +234,7 @@ class BackendPlanning(Subject):
         for plan in plans:
             assert isinstance(plan, DesiredState), f"a plan is a DesiredState, not {type(plan).__name__}"
             for item in plan:
-                assert isinstance(item, typing.get_args(KernelObject)), f"{item!r} is no kernel object"
+                assert isinstance(item, typing.get_args(KernelObject)), f"{item!r} is not a kernel object"
 
     # good and hostile peers
 
