@@ -122,7 +122,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """Put off a lease's end."""
+    """Extend a lease."""
 
     lane: ClassVar[Lane] = Lane.STORE
     name: ClassVar[str] = "renew"
