@@ -12,7 +12,7 @@ demo: ## an overlay of three nodes on this machine, from the first packet to the
 	@tools/bootstrap demo
 	@$(VENV)/pyflannel lab --nodes 3 --backend vxlan --store file
 
-test: ## every check there is: lint, types, unit and integration tests, the package (what tox.ini runs by default)
+test: ## lint, types, documentation, unit and integration tests, the package: what tox.ini runs by default
 	@tools/bootstrap test
 	@rm -rf .tox/junit; mkdir -p .tox; chmod 755 .tox  # tests run it as another user too
 	@status=0; \

@@ -20,7 +20,7 @@ EXTRAS = {
     "wireguard": ["cryptography>=47", "numpy>=1.24"],
     "metrics": ["prometheus-client>=0.20"],
 }
-# pytest 9.2 changed what pytest-xdist 3.8 marks groups of tests in, which then run anywhere.
+# With pytest 9.2, pytest-xdist 3.8 no longer keeps the tests of a group (xdist_group) on one worker.
 TEST = [
     "hypothesis>=6.100",
     "pytest>=8.3,<9.2",
@@ -37,14 +37,14 @@ DEVELOPMENT = {
     "dev": [*TEST, *EXAMPLES, "mypy==2.4.*", "ruff==0.17.*", "tox>=4.30", "tox-uv>=1.28"],
 }
 
-# Optional: without a compiler, Python does the same, and without OpenSSL's headers it does what is encrypted. Of the
-# stable ABI, so that one wheel is for all versions.
+# Optional: without a compiler Python code does the same work; without OpenSSL's headers it does the encrypted part.
+# Built for the stable ABI, so that one wheel serves all versions of Python.
 NATIVE = "backends/pyflannel_backends/userspace/native"
 
 
 def sources_digest() -> str:
-    """As in pyflannel_backends/userspace/fastpath.py, which tells by it an extension that is out of date."""
-    files = sorted(each for each in (HERE / NATIVE).glob("*.[ch]"))
+    """As in pyflannel_backends/userspace/fastpath.py, which recognises an outdated extension by it."""
+    files = sorted((HERE / NATIVE).glob("*.[ch]"))
     return hashlib.sha256(b"".join(each.name.encode() + b"\0" + each.read_bytes() for each in files)).hexdigest()[:16]
 
 
@@ -59,7 +59,7 @@ FAST_PATH = Extension(
     optional=True,
 )
 
-# A wheel without it is for every machine.
+# A wheel without the extension runs on every architecture.
 PURE = os.environ.get("PYFLANNEL_PURE", "") == "1"
 
 setup(

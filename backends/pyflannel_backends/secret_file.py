@@ -1,7 +1,7 @@
 """A file with a key that nobody else may have: how wireguard and ipsec read theirs.
 
 It is looked at through the descriptor that it is read from, so that nobody can put another one in its place between the
-two. What is no regular file is refused unread: a named pipe would keep the daemon waiting for whoever writes to it.
+two. What is not a regular file is refused unread: a named pipe would keep the daemon waiting for whoever writes to it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def read_secret(path: Path, what: str, longest: int) -> bytes | None:
 
 def _check(file: str, path: Path, about: os.stat_result) -> None:
     if not stat.S_ISREG(about.st_mode):
-        raise ConfigError(f"{file}: is no regular file")
+        raise ConfigError(f"{file}: is not a regular file")
     if about.st_uid not in (0, os.geteuid()):
         raise ConfigError(f"{file}: belongs to user {about.st_uid}, who must not have the key")
     if about.st_mode & 0o077:

@@ -10,10 +10,10 @@ gives what the node needs for itself, :meth:`Backend.plan_peer` what it needs fo
 arguments, same result, no clock, no socket, no state. Two peers whose plans claim one kernel key are settled by the
 core (a lease that has the network's layout wins, then the older one; the other is shown as skipped).
 
-Whatever a backend raises, ``SystemExit`` included, ends that call alone and is named as its fault. Calls come from the
-core's loop, but for these: ``describe`` may come from any thread, and the constructor and :meth:`Backend.publish` have
-threads of their own, for they may take long; ``publish`` never runs at the same time as :meth:`Backend.act`, which may
-change what it reads.
+Whatever a backend raises, ``SystemExit`` included, ends that call alone and is reported as its fault. Calls come from
+the core's loop, with these exceptions: ``describe`` may be called from any thread, and the constructor and
+:meth:`Backend.publish` run in threads of their own, because they may take long. ``publish`` never runs at the same time
+as :meth:`Backend.act`, which may change what it reads.
 
 A backend whose packets are moved by a process of its own returns a :class:`DataPlane` from :meth:`Backend.start`.
 
@@ -162,8 +162,8 @@ API_VERSION: Final = 1
 """The version of this contract. A plugin states the one it was built for as ``api_version``."""
 
 LARGEST_PUBLISHED: Final = 6 << 10
-"""Characters of JSON that a backend may publish. While the network changes to another backend, a lease has room for as
-many of that one's, too; nodes leave a larger lease alone."""
+"""Characters of JSON that a backend may publish at most. During a change to another backend a lease contains the data
+of both, and nodes skip a lease that is larger than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +200,9 @@ class Node:
     """This node's place in the network: all that a planner may know of it.
 
     ``state_dir`` is for what must outlive reboots (private keys). ``node_id`` is stable over reboots and
-    reinstallation of pyflannel. ``said`` is what our lease says already, if it is of this backend's type, whoever wrote
-    it: an earlier run, or flanneld. Peers go by it: to publish the same costs no packet. It comes from the store, so
-    it may be anything.
+    reinstallation of pyflannel. ``said`` is what this node's lease contains already, if it is of this backend's type;
+    an earlier run or flanneld wrote it. Peers use it, so publishing the same again loses no packet. It comes from the
+    store and must not be trusted.
     """
 
     node_id: str
@@ -215,11 +215,11 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class UsualData:
-    """What the data of thousands of leases says, but for one MAC address (:meth:`Backend.usual`).
+    """Backend data that thousands of leases share, except for one MAC address (:meth:`Backend.usual`).
 
-    :param said: all else that it says.
-    :param mac: the name under which it says the address.
-    :param apart: addresses with which a lease is not a usual one.
+    :param said: all keys but that of the address, with their values.
+    :param mac: the key of the MAC address.
+    :param apart: MAC addresses with which a lease is not a usual one.
     """
 
     said: Mapping[str, JSON]
@@ -234,10 +234,10 @@ class NoOptions:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What an action has done (:meth:`Backend.act`), and how to take it back.
+    """What an action has done (:meth:`Backend.act`), and how to undo it.
 
-    :param done: one sentence for whoever asked.
-    :param undo: makes ``publish`` and ``plan_node`` say again what they said before.
+    :param done: one sentence for the operator.
+    :param undo: makes ``publish`` and ``plan_node`` return again what they returned before.
     """
 
     done: str
@@ -260,7 +260,7 @@ class DataPlane(ABC):
 
     @abstractmethod
     def put(self, peer: Lease) -> None:
-        """Reach ``peer`` from now on, or in another way than before. Who had just these subnets has them no more."""
+        """Reach ``peer`` from now on, replacing what was known of it and of any peer with the same subnets."""
 
     @abstractmethod
     def remove(self, subnets: Subnets) -> None:
@@ -270,40 +270,41 @@ class DataPlane(ABC):
     def check(self) -> Mapping[str, str]:
         """Lease key to reason for every peer that can't be served now; restarts what has died.
 
-        Called every second, and after each turn in which peers were put.
+        Called every second, and after each turn of the loop in which peers were put.
 
-        Raising says that all of it is dead: it is stopped, and after a pause started again and told all peers anew.
+        Raise if the whole data plane is dead: the core stops it, starts it again after a pause, and puts all peers
+        anew.
 
-        The first call comes after every peer of the first complete snapshot was put: what an earlier daemon's data
-        plane knew besides may then be forgotten.
+        The first call comes after every peer of the first complete snapshot was put. Peers that only an earlier
+        daemon's data plane knew may then be forgotten.
         """
 
     def renew(self) -> None:  # noqa: B027 - most data planes have nothing to do
-        """An action has changed what the backend says of this node (:class:`Outcome`), or taken that back."""
+        """An action has changed what the backend publishes or plans for this node, or was undone (:class:`Outcome`)."""
 
     def counters(self) -> Mapping[str, int]:
         """Named totals since the start, for ``status`` and metrics."""
         return {}
 
     def describe(self) -> Mapping[str, str]:
-        """Lease key to what ``status`` should say of a peer besides its state: a few words, and nothing secret.
+        """Lease key to what ``status`` should say about a peer besides its state: a few words, and nothing secret.
 
-        Called from any thread; returns at once. May leave peers out.
+        Called from any thread; must return at once. Peers may be left out.
         """
         return {}
 
     @abstractmethod
     def stop(self) -> None:
-        """The daemon is going away: leave packets flowing if that is possible, else end cleanly.
+        """The daemon is stopping: leave packets flowing if that is possible, else end cleanly.
 
-        Returns at once, whatever a process or thread is doing. Idempotent.
+        Must return at once, whatever a process or thread is doing. Idempotent.
         """
 
     def end(self) -> None:
-        """The network has gone over to another backend: nothing flows here any more, so leave nothing behind.
+        """The network has changed to another backend: no packet comes here any more, so leave nothing behind.
 
-        What was agreed with peers is void, too: should the network come back, they will have forgotten it. As
-        :meth:`stop` otherwise, and the same by default.
+        What was agreed with peers is void, too: if the network changes back, they will have forgotten it. Otherwise as
+        :meth:`stop`, which it calls by default.
         """
         self.stop()
 
@@ -331,16 +332,17 @@ class Backend(ABC, Generic[O]):
         self.options = options
 
     def publish(self, node: Node) -> Published:
-        """What our own lease should carry for peers to reach us.
+        """What this node's lease must contain for peers to reach it.
 
-        Called before anything is planned for this node with these options; so plans may follow from what it makes.
+        Called before anything is planned for this node with these options, so plans may depend on what it creates
+        (keys).
         """
         return Published()
 
     def describe(self, node: Node) -> Mapping[str, str]:
         """What ``status`` should say about this backend on this node: names to short texts, and nothing secret.
 
-        Called from any thread, often; returns at once.
+        Called often, and from any thread; must return at once.
         """
         return {}
 
@@ -350,15 +352,15 @@ class Backend(ABC, Generic[O]):
 
     @property
     def tunnelled(self) -> bool:
-        """Whether packets of peers' containers come in by the devices of :meth:`plan_node` and in no other way.
+        """Whether packets of peers' containers arrive through the devices of :meth:`plan_node` and in no other way.
 
-        Then the core drops what comes in elsewhere and claims to be from the overlay: also while the network changes to
-        another backend with tunnels. False where :meth:`plan_peer` plans a device for each peer.
+        If so, the core drops packets with overlay addresses as their source that arrive elsewhere, also during a change
+        to another backend with tunnels. Must be false where :meth:`plan_peer` plans a device for each peer.
         """
         return False
 
     def plan_node(self, node: Node) -> DesiredState:
-        """The kernel objects this node needs whoever its peers are."""
+        """The kernel objects this node needs whatever its peers are."""
         return DesiredState()
 
     def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
@@ -369,20 +371,20 @@ class Backend(ABC, Generic[O]):
         return DesiredState()
 
     def usual(self, node: Node) -> Mapping[int, UsualData]:
-        """By IP version: leases whose plans differ in nothing but their addresses, for the core to plan by itself.
+        """By IP version: the data of leases whose plans differ only in addresses, so that the core plans them itself.
 
-        Those with this data, or both of these where a network has both versions. Wherever the plan of one has its
-        subnet's first address, its public address or its (unicast) MAC address, that of any other must have its own,
-        and all else must be the same. No more than a shortcut through :meth:`plan_peer`, which answers for all others;
-        a class that overrides that says this anew, or its base's word does not count.
+        A lease is usual if it has this data, in a dual-stack network for both versions. Where the plan of one contains
+        its subnet's first address, its public address or its (unicast) MAC address, that of any other must contain its
+        own; all else must be equal. This is only a shortcut for :meth:`plan_peer`, which is called for all other
+        leases. A class that overrides ``plan_peer`` must override this, too; otherwise that of its base is ignored.
         """
         return {}
 
     def act(self, action: str, node: Node) -> Outcome:
-        """Do one of ``actions``: change what ``publish`` and ``plan_node`` say of this node from now on.
+        """Do one of ``actions``: change what ``publish`` and ``plan_node`` return for this node from now on.
 
-        The core then brings the kernel and the data plane there, and last the lease. If the store does not take the
-        lease, the core calls :attr:`Outcome.undo` and goes back. What was changed must be kept where a start after a
+        The core then updates the kernel and the data plane, and the lease last. If the store does not accept the lease,
+        the core calls :attr:`Outcome.undo` and returns to the former state. Keep the change where a start after a
         crash finds it: that start goes on with it.
 
         :raises PyflannelError: it can't be done; nothing is changed.
@@ -390,15 +392,15 @@ class Backend(ABC, Generic[O]):
         raise NotImplementedError(f"backend {self.name} has no action {action}")
 
     def start(self, node: Node) -> DataPlane | None:
-        """Start or take over the backend's own data plane; ``None`` where the kernel moves the packets."""
+        """Start or take over the backend's own data plane; ``None`` if the kernel moves the packets."""
         return None
 
 
 def stable_mac(seed: str) -> str:
-    """A MAC address made from a text: the same for the same text, locally administered and unicast (IEEE 802).
+    """A MAC address derived from a text: always the same for it, locally administered and unicast (IEEE 802).
 
     Put into ``seed`` what no two nodes share (``node.subnets``) and what the device is; the address then survives
-    restarts and reboots without being kept anywhere.
+    restarts and reboots without being stored anywhere.
     """
     digest = bytearray(sha256(seed.encode())[:6])
     digest[0] = digest[0] & 0xFC | 0x02
@@ -411,7 +413,7 @@ def forwarding(version: int) -> Sysctl:
 
 
 def mpls_input(link: str) -> Sysctl:
-    """The kernel parameter that lets packets with MPLS labels come in by a link (see :class:`MplsRoute`)."""
+    """The kernel parameter that accepts packets with MPLS labels on a link (see :class:`MplsRoute`)."""
     return Sysctl(f"net/mpls/conf/{link}/input", "1")
 
 
@@ -421,9 +423,9 @@ def route_via_underlay(node: Node, subnet: IPNetwork, gateway: IPAddress) -> Rou
 
 
 def has_generic_netlink(family: str) -> bool:
-    """Whether this kernel has a family of generic netlink such as ``wireguard``, or a module for it, which it loads.
+    """Whether this kernel has a generic netlink family such as ``wireguard``; a module for it is loaded.
 
-    Not for planning: ask once, when the backend is made.
+    Not for planning: ask once, in the backend's constructor.
 
     :raises KernelError: the kernel can't be asked.
     """
@@ -444,9 +446,10 @@ def option(
 ) -> Any:
     """A field of a backend's ``Options``: its key in the ``Backend`` dictionary, default, meaning and bounds.
 
-    :param secret: keeps the value out of texts, such as errors.
-    :param local: concerns a node alone: two nodes with different values reach each other all the same, so that a
-        running node takes a new value at once.
+    :param minimum: the smallest allowed value; ``maximum`` the largest.
+    :param secret: keeps the value out of errors and ``repr``.
+    :param local: concerns one node only: nodes with different values reach each other, so a running node adopts a new
+        value at once.
     """
     metadata = {"key": key, "doc": doc, "minimum": minimum, "maximum": maximum, "secret": secret, "local": local}
     return field(default=default, repr=not secret, metadata=metadata)

@@ -26,7 +26,6 @@ code meaning
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import ClassVar
 
 __all__ = [
     "ConfigError",
@@ -67,7 +66,7 @@ class ExitCode(IntEnum):
 class PyflannelError(Exception):
     """Base of every error pyflannel raises on purpose."""
 
-    exit_code: ClassVar[ExitCode] = ExitCode.INTERNAL
+    exit_code: ExitCode = ExitCode.INTERNAL
     """What a command ends with when the error reaches it."""
 
 
@@ -98,7 +97,7 @@ class StoreUnavailableError(StoreError):
 
 
 class StoreAbsentError(StoreUnavailableError):
-    """There is no store in this place, and whoever asks must not make one (:meth:`Store.expect_existing`)."""
+    """There is no store in this place, and the caller must not create one (:meth:`Store.expect_existing`)."""
 
 
 class StoreDeniedError(StoreError):

@@ -8,21 +8,21 @@ adapter to its server:
 * it changes a record only if nobody else has (compare-and-swap on ``Record.version``);
 * it says exactly which of "refused", "unreachable" and "somebody else was first" happened.
 
-What it answers with are frozen values, which refuse fields of another type when they are made (``TypeError``): a
-mistake shows in the driver, and not behind it.
+It returns frozen values, whose constructors refuse fields of another type (``TypeError``), so that a mistake shows in
+the driver and not later.
 
-Some systems decide themselves which subnet a node has, such as Kubernetes. A driver for one says so with
-``assigns_subnets``, and answers :meth:`Store.assigned`: the core then takes what it is given. Records are permanent
-there, and ``create`` and ``delete`` refuse (``StoreDeniedError``); so does ``write_config`` of any driver with a
-document that is read only.
+Some systems, such as Kubernetes, decide themselves which subnet a node has. A driver for one says so with
+``assigns_subnets`` and implements :meth:`Store.assigned`; the core then uses the subnets it is given. Records are
+permanent there, and ``create`` and ``delete`` raise ``StoreDeniedError``, as does ``write_config`` of any driver whose
+document is read-only.
 
 Threads: the core calls every method from one thread at a time, except that an open :class:`Watch` is iterated in a
 thread of its own, and that ``close()`` of a store or a watch may come from any thread and must end a blocked iteration.
-Every call must come back within :data:`CALL_TIMEOUT` seconds or raise
+Every call must return within :data:`CALL_TIMEOUT` seconds or raise
 :class:`~pyflannel.errors.StoreUnavailableError`; the core does all waiting and retrying. A driver whose call does not
-come back is named in ``status``, and after three times that long the daemon gives it up: it calls ``close()`` from
-another thread, forgets the call, and makes a new driver for the same location. Anything else that is raised, even
-``SystemExit``, is taken for a failure of that call alone.
+return is named in ``status``, and after three times that long the daemon gives it up: it calls ``close()`` from
+another thread, abandons the call, and creates a new driver for the same location. Any other exception, even
+``SystemExit``, counts as a failure of that call alone.
 
 To write one: subclass :class:`Store`, register it in the entry point group ``pyflannel.stores`` under its URL scheme,
 and run the conformance kit in :mod:`pyflannel.testing`.
@@ -105,11 +105,11 @@ class Record:
     :param value: the text, exactly as stored.
     :param version: an opaque token that differs after every change of the value; compared, never ordered.
     :param permanent: the record has no expiry: the network document, or a reservation.
-    :param ttl: seconds the record still lives, where the driver knows without asking for each record; else ``None``.
+    :param ttl: seconds until it expires, if the driver knows them without asking for each record; else ``None``.
     :param handle: the driver's own name for the expiry (an etcd lease, a Consul session); opaque to the core.
-    :param created: its place among all records in the order in which they came into being: the older one has the
-        smaller number, whoever asks, and keeps it while it is changed and renewed; 0 where the store can't say. Of two
-        leases that claim one thing, the older has it, so that nobody who comes later takes a living node's subnet.
+    :param created: its place in the order in which all records were created: an older record has a smaller number, the
+        same for every client, and keeps it through changes and renewals; 0 if the store can't say. Of two leases that
+        claim the same thing the older one wins, so that no newcomer takes a living node's subnet.
     """
 
     key: str
@@ -121,7 +121,7 @@ class Record:
     created: int = 0
 
     def __post_init__(self) -> None:
-        # There may be ten thousands of them: one look at all that is right.
+        # There may be tens of thousands: one comparison for a record that is right.
         texts = type(self.key), type(self.value), type(self.version), type(self.handle)
         if (*texts, type(self.permanent), type(self.created)) != _USUAL or type(self.ttl) not in _TIMES:
             for name, kinds in _FIELDS.items():
@@ -168,8 +168,8 @@ class Change:
 class Batch:
     """Changes in the order they happened. May be empty, when only the revision moved on.
 
-    Several changes of one key may be folded into its last; a driver that compares two states can't know when among
-    the other changes a key was deleted. A renewal (:meth:`Store.renew`) is no change.
+    Several changes of one key may be folded into the last one. A driver that compares two states can't know at which
+    point among the other changes a key was deleted. A renewal (:meth:`Store.renew`) is not a change.
     """
 
     revision: str
@@ -183,9 +183,9 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class StoreTime:
-    """What a store's wall clock said when it was asked: between ``earliest`` and ``latest``, in seconds since 1970.
+    """A store's wall clock when it was asked: between ``earliest`` and ``latest``, in seconds since 1970 (UTC).
 
-    ``latest`` is ``None`` where the store can only tell that it is not earlier. ``source`` says what told it.
+    ``latest`` is ``None`` if the store only provides a lower bound. ``source`` says where the time comes from.
     """
 
     earliest: float
@@ -203,8 +203,8 @@ class Watch(ABC):
     def __next__(self) -> Batch:
         """Wait for the next batch.
 
-        Silence may last for days where nothing changes, and the core can't tell that from a server that is gone, stuck
-        or cut off: the driver has to notice, within a minute or two, and raise or go on elsewhere.
+        If nothing changes there may be no batch for days, and the core can't tell that from a server that is gone,
+        stuck or cut off. The driver must notice that within a minute or two, and raise or continue with another server.
 
         :raises StopIteration: the watch was closed.
         :raises HistoryGoneError: changes were missed; take a new snapshot.
@@ -253,11 +253,11 @@ class Store(ABC):
         self.location = location
 
     def expect_existing(self) -> None:  # noqa: B027 - most stores are there, or do not answer
-        """Make no store where there is none: whoever only looks has a wrong address then. Said before the first call.
+        """Don't create the store if it does not exist: for clients that only read, its absence means a wrong address.
 
-        Calls for a place without a store raise :class:`~pyflannel.errors.StoreAbsentError` from then on, and reading
-        leaves no trace in one that is there. Only a driver that makes its place by itself (a directory, a database)
-        needs a method of its own.
+        Called before any other method. From then on, calls for a place without a store raise
+        :class:`~pyflannel.errors.StoreAbsentError`, and reading leaves no trace in an existing one. Only a driver that
+        creates its place by itself (a directory, a database) needs to override this.
         """
 
     @abstractmethod
@@ -273,17 +273,17 @@ class Store(ABC):
 
     @abstractmethod
     def snapshot(self) -> Snapshot:
-        """Everything, in one round trip where the server can: never a call per lease.
+        """Everything, in one round trip if the server allows that, and never with a call per lease.
 
-        What was written before the call, by anybody, is in it: a daemon that starts takes away what leads to nodes that
-        are not.
+        It contains everything that any client wrote before the call: a daemon that starts removes what leads to nodes
+        that are missing from it.
         """
 
     @abstractmethod
     def create(self, key: str, value: str, ttl: float | None) -> Record:
-        """Create a lease's record if the key is absent; it expires in ``ttl`` seconds, never if ``None``.
+        """Create a lease's record if the key is absent; it expires in ``ttl`` seconds, or never if ``None``.
 
-        An answer that got lost is settled here by reading back: if the key holds what we wrote, we wrote it.
+        If the server's answer is lost, the driver reads the key back: if it holds what was written, the call succeeded.
 
         :raises ConflictError: the key exists.
         """
@@ -297,17 +297,17 @@ class Store(ABC):
 
     @abstractmethod
     def renew(self, record: Record, ttl: float) -> Record:
-        """Put off ``record``'s expiry to ``ttl`` seconds from now, leaving value and version alone.
+        """Extend ``record``'s expiry to ``ttl`` seconds from now, leaving value and version unchanged.
 
-        No watch tells of it: all nodes would be woken by each one's. Only where ``ttl`` is another one than the record
-        was given before may the version differ, and a watch say so. A permanent record is returned as it is.
+        Watches don't report it: every node would be woken by every renewal. Only if ``ttl`` differs from the record's
+        previous one may the version change, and watches report that. A permanent record is returned as it is.
 
-        :raises ConflictError: it was deleted, has expired, or belongs to somebody else now.
+        :raises ConflictError: it was deleted, has expired, or belongs to another node now.
         """
 
     @abstractmethod
     def delete(self, record: Record) -> None:
-        """Delete ``record`` if it is unchanged; it is no error if it is already gone.
+        """Delete ``record`` if it is unchanged; if it is already gone, that is not an error.
 
         :raises ConflictError: it was changed.
         """
@@ -318,59 +318,60 @@ class Store(ABC):
         the server keeps history, of another one. Errors come from iterating."""
 
     def time_to_live(self, records: Iterable[Record]) -> Mapping[str, float | None]:
-        """Key to remaining seconds (``None``: permanent or unknown). May cost a call each: display and migration."""
+        """Key to remaining seconds (``None``: permanent or unknown). May cost calls; for display and migration."""
         return {record.key: record.ttl for record in records}
 
     def away(self, records: Iterable[Record]) -> Mapping[str, float]:
-        """Key to the seconds for which a record's node has been gone, where the store knows that otherwise than by the
-        record's expiry. May cost calls: for display.
+        """Key to the seconds for which a record's node has been gone, if the store knows that from something other than
+        the record's expiry. May cost calls; for display only.
 
-        :raises StoreUnavailableError: it can't be had now.
+        :raises StoreUnavailableError: it can't be found out now.
         """
         return {}
 
     def assigned(self, families: Sequence[int]) -> Record | Unassigned:
-        """This node's own record, where the store ``assigns_subnets``: asked for before the node joins.
+        """This node's own record, if the store ``assigns_subnets``; called before the node joins.
 
-        Any subnets will do, of any length, the first of the network too. The value may lack all that peers need; the
-        core then writes it by :meth:`update`. Which node this is the driver knows, or is told by an option of its own.
+        The subnets may be of any length, and may include the network's first one. The value may lack everything that
+        peers need; the core then writes it with :meth:`update`. The driver knows which node this is, or has an option
+        for it.
 
         :param families: the IP versions in which the network needs a subnet.
         """
         raise NotImplementedError(f"store {self.scheme!r} assigns no subnets")
 
     def chosen_addresses(self) -> Sequence[str]:
-        """The addresses by which an operator wants this node reached, said in the store; at most one per IP version.
+        """The public addresses that an operator has chosen for this node in the store; at most one per IP version.
 
-        Where the store ``assigns_subnets`` this is asked before the node joins. The addresses act as ``--public-ip``
-        and ``--public-ipv6`` do, and come before those: the interface that has them becomes the underlay.
+        Called before the node joins if the store ``assigns_subnets``. The addresses act as ``--public-ip`` and
+        ``--public-ipv6`` do, and take precedence over them: the interface that has them becomes the underlay.
         """
         return ()
 
     def announce(self, ready: bool) -> None:  # noqa: B027 - most stores tell nobody
-        """Tell whoever schedules work whether this node's overlay carries packets. Called whenever that changes.
+        """Tell schedulers whether this node's overlay carries packets. Called whenever that changes.
 
-        What was announced last is to hold until it changes; :meth:`renew` and :meth:`update` may see to that, too.
+        The last announcement must stay in force until the next; :meth:`renew` and :meth:`update` may restore it.
 
-        :raises StoreUnavailableError: it is not told yet; the core tries again.
+        :raises StoreUnavailableError: it was not announced; the core tries again.
         """
 
     def announced(self) -> bool | None:
-        """What is told of this node at present, by whomever, where :meth:`announce` tells it; ``None``: nothing.
+        """What the place where :meth:`announce` writes says about this node now, whoever wrote it; ``None``: nothing.
 
         For diagnosis only.
         """
         return None
 
     def clock(self) -> StoreTime | None:
-        """The wall clock of the store, asked without leaving a trace; ``None`` if it has none. For diagnosis only.
+        """The store's wall clock, read without leaving a trace; ``None`` if it has none. For diagnosis only.
 
-        :raises StoreUnavailableError: it can't be had now, or not this way; the message says why.
+        :raises StoreUnavailableError: it can't be read now, or not this way; the message says why.
         """
         return None
 
     def close(self) -> None:  # noqa: B027 - a driver that holds nothing has nothing to do
-        """Let go of connections and files; ends all watches. Idempotent."""
+        """Close connections and files, and end all watches. Idempotent."""
 
     def __enter__(self) -> Store:
         return self
@@ -382,7 +383,7 @@ class Store(ABC):
 
 
 def hide_credentials(url: str) -> str:
-    """A URL, well-formed or not, without what may be a password: what stands before its last ``@``, and its options."""
+    """A URL, well-formed or not, without what may be a password: everything before its last ``@``, and its options."""
     before, _, options = url.partition("?")
     scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/*|", url)
     assert scheme is not None

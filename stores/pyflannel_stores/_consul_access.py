@@ -14,6 +14,7 @@ from typing import Final
 
 from pyflannel.errors import ConfigError, StoreDeniedError
 from pyflannel.store import StoreLocation
+from pyflannel_stores._options import flag
 
 __all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "TOKEN_VARIABLES", "Access", "parse_access", "parse_host", "parse_prefix"]
 
@@ -75,7 +76,7 @@ def parse_prefix(location: StoreLocation) -> str:
 def parse_access(location: StoreLocation) -> Access:
     """What every request needs, from the URL's options and the environment.
 
-    :raises ConfigError: an option is none, a file is missing, or they don't go together.
+    :raises ConfigError: an option is wrong, a file is missing, or they don't go together.
     """
     options = location.options
     files = {name: options.get(name) for name in ("token_file", "cafile", "certfile", "keyfile")}
@@ -85,7 +86,7 @@ def parse_access(location: StoreLocation) -> Access:
     if (files["certfile"] is None) != (files["keyfile"] is None):
         raise ConfigError(f"store {location}: certfile and keyfile go together")
     secured = any(files[name] for name in ("cafile", "certfile"))
-    tls = _parse_flag(location, "tls", secured)
+    tls = flag(location, "tls", secured)
     if secured and not tls:
         raise ConfigError(f"store {location}: tls=false, but cafile or certfile is given; leave one of them out")
     names = {"dc": options.get("datacenter"), "ns": options.get("namespace")}
@@ -98,15 +99,6 @@ def parse_access(location: StoreLocation) -> Access:
         certificate=(files["certfile"], files["keyfile"]) if files["certfile"] and files["keyfile"] else None,
         parameters={name: value for name, value in names.items() if value},
     )
-
-
-def _parse_flag(location: StoreLocation, name: str, default: bool) -> bool:
-    text = location.options.get(name)
-    if text is None:
-        return default
-    if text.lower() not in ("true", "false"):
-        raise ConfigError(f"store {location}: {name}={text}: expected true or false")
-    return text.lower() == "true"
 
 
 def _token_from_environment() -> str | None:
@@ -137,5 +129,5 @@ def _read_token(path: str) -> str:
 def _checked_token(text: str, source: str) -> str:
     token = text.strip()
     if not (token and token.isascii() and token.isprintable() and " " not in token):
-        raise ConfigError(f"{source}: this is no ACL token: it has to be one word of printable ASCII")
+        raise ConfigError(f"{source}: this is not an ACL token: it has to be one word of printable ASCII")
     return token

@@ -16,6 +16,7 @@ from typing import Final
 
 from pyflannel.errors import ConfigError, StoreDeniedError
 from pyflannel.store import StoreLocation
+from pyflannel_stores._options import flag
 
 __all__ = ["OPTIONS", "Access", "MemberAddress"]
 
@@ -103,7 +104,7 @@ class Access:
             endpoints=tuple(MemberAddress.parse(host) for host in location.hosts)
             or (MemberAddress(DEFAULT_HOST, DEFAULT_PORT),),
             prefix=_prefix(location),
-            cafile=_cafile(options),
+            cafile=_cafile(location),
             certfile=options.get("certfile"),
             keyfile=options.get("keyfile"),
             username=username,
@@ -182,22 +183,13 @@ def _prefix(location: StoreLocation) -> str:
     return "/" + prefix.strip("/") if prefix.startswith("/") and prefix.strip("/") else prefix.strip("/")
 
 
-def _cafile(options: Mapping[str, str]) -> str | None:
-    cafile = options.get("cafile")
-    tls = _boolean("tls", options["tls"]) if "tls" in options else cafile is not None
-    if not tls:
+def _cafile(location: StoreLocation) -> str | None:
+    cafile = location.options.get("cafile")
+    if not flag(location, "tls", cafile is not None):
         if cafile is not None:
             raise ConfigError("store etcd: option cafile with tls=false; drop one of them")
         return None
     return cafile if cafile is not None else _system_cafile()
-
-
-def _boolean(name: str, text: str) -> bool:
-    if text.lower() in {"true", "1", "yes", "on"}:
-        return True
-    if text.lower() in {"false", "0", "no", "off"}:
-        return False
-    raise ConfigError(f"store etcd: option {name} is {text!r}, expected true or false")
 
 
 def _system_cafile() -> str:

@@ -84,7 +84,7 @@ def _alerted(access: Access, reason: str) -> str:
     if "CERTIFICATE" not in reason and "UNKNOWN_CA" not in reason:
         return f"it ended the TLS handshake: {said}"
     if access.certfile is None:
-        return "it wants a certificate of ours; add certfile and keyfile"
+        return "it wants a client certificate; add certfile and keyfile"
     return f"it does not accept our certificate {access.certfile} ({said}); is it of a CA that etcd trusts?"
 
 

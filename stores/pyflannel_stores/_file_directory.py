@@ -160,7 +160,7 @@ class Directory:
         return found.st_dev, found.st_ino
 
     def _absent(self) -> StoreError:
-        what = "is no store: nothing named 'subnets' is in it" if os.path.isdir(self.root) else "does not exist"
+        what = "is not a store: nothing named 'subnets' is in it" if os.path.isdir(self.root) else "does not exist"
         return StoreAbsentError(
             f"file store: the directory {self.root} {what}; correct --store, or let 'pyflannel config set' or a first "
             "daemon make a store there"
@@ -298,7 +298,7 @@ class Directory:
             return target
         if path not in self._strange:
             self._strange.add(path)
-            log.warning("file store: %s is no file, nor leads to one; ignored", path)
+            log.warning("file store: %s is not a file and does not lead to one; ignored", path)
         return None
 
     def load_leases(self) -> Iterator[StoredFile]:

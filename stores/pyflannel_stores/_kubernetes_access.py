@@ -200,7 +200,7 @@ def _read(path: Path | None, where: str) -> str:
 def _word(text: str, source: str) -> str:
     token = text.strip()
     if not (token and token.isascii() and token.isprintable() and " " not in token):
-        raise StoreDeniedError(f"{source}: this is no token: it has to be one word of printable ASCII")
+        raise StoreDeniedError(f"{source}: this is not a token: it has to be one word of printable ASCII")
     return token
 
 
@@ -251,7 +251,7 @@ def _granted(output: bytes, plugin: ExecPlugin, name: str) -> _Granted:
         until = datetime.fromisoformat(expires.replace("Z", "+00:00")).timestamp() if expires else float("inf")
         token, cert, key = (status.get(part) for part in ("token", "clientCertificateData", "clientKeyData"))
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise StoreDeniedError(f"{name} answered something else than an ExecCredential with a status") from None
+        raise StoreDeniedError(f"{name} answered something other than an ExecCredential with a status") from None
     if version != plugin.api_version:
         raise StoreDeniedError(f"{name} answered as {version}, asked for was {plugin.api_version}")
     if not token and not (cert and key):
@@ -339,7 +339,7 @@ class _Kubeconfig:
             raise self._error(str(error.strerror) if isinstance(error, OSError) else "not a text file") from None
         document = _parse_yaml(text, f"kubeconfig {path}")
         if not isinstance(document, dict):
-            raise self._error("it is no kubeconfig: expected a mapping")
+            raise self._error("it is not a kubeconfig: expected a mapping")
         return document
 
     def _named(self, listing: str, part: str, name: Any) -> _Section:

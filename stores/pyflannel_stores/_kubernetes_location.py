@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from pyflannel.errors import ConfigError
 from pyflannel.store import StoreLocation
+from pyflannel_stores._options import flag
 
 if TYPE_CHECKING:
     from pyflannel_stores._kubernetes_access import Access
 
-__all__ = ["find_access", "flag"]
+__all__ = ["find_access"]
 
 
 def find_access(location: StoreLocation) -> Access:
@@ -36,7 +37,7 @@ def find_access(location: StoreLocation) -> Access:
         found = access.Access(_endpoint(location), where)
     else:
         raise ConfigError(
-            f"store {location}: where is the API server? This is no pod (no KUBERNETES_SERVICE_HOST): give a "
+            f"store {location}: where is the API server? This is not a pod (no KUBERNETES_SERVICE_HOST): give a "
             "kubeconfig (--kubeconfig-file, or the option kubeconfig), or its address (kubernetes://192.0.2.1:6443)"
         )
     if location.hosts:
@@ -63,12 +64,3 @@ def _endpoint(location: StoreLocation) -> Any:
     if not re.search(r":[0-9]+$", host):
         host += ":6443"
     return parse_endpoint(f"{scheme}://{host}{location.path}", f"store {location}")
-
-
-def flag(location: StoreLocation, name: str, default: bool) -> bool:
-    text = location.options.get(name)
-    if text is None:
-        return default
-    if text.lower() not in ("true", "false"):
-        raise ConfigError(f"store {location}: {name}={text}: expected true or false")
-    return text.lower() == "true"

@@ -264,7 +264,7 @@ class KubernetesWatch(Watch):
             state.version = version
         except (ValueError, KeyError, TypeError, AttributeError):
             raise StoreUnavailableError(
-                f"{self._store.location}: the API server sends something else than events of Nodes"
+                f"{self._store.location}: the API server sends something other than events of Nodes"
             ) from None
 
     def _document_changes(self, state: State) -> tuple[Change, ...]:

@@ -46,8 +46,9 @@ from pyflannel.store import (
 from pyflannel_stores import _kubernetes_document as documents
 from pyflannel_stores._deadline import Deadline
 from pyflannel_stores._kubernetes_listing import Listing, split_list
-from pyflannel_stores._kubernetes_location import find_access, flag
+from pyflannel_stores._kubernetes_location import find_access
 from pyflannel_stores._kubernetes_watch import History, KubernetesWatch, State
+from pyflannel_stores._options import flag
 
 if TYPE_CHECKING:
     from pyflannel_stores._kubernetes_http import Stream
@@ -317,7 +318,7 @@ class KubernetesStore(Store):
         raise self._garbage()
 
     def _garbage(self) -> StoreUnavailableError:
-        return StoreUnavailableError(f"{self.location}: {self._access.endpoint} answers something else than Kubernetes")
+        return StoreUnavailableError(f"{self.location}: {self._access.endpoint} does not answer as Kubernetes does")
 
     def _find_own(self, deadline: Deadline) -> str | None:
         """Our Node's name, ``None`` where nothing tells: a command on some other machine."""

@@ -97,7 +97,7 @@ ROWS = {
         TUN + "; ip route add default dev tun7 metric 50",
         "ip link delete tun7",
     ),
-    "policy rules of somebody else": Row(
+    "foreign policy rules": Row(
         f"{TUN}; ip route add default dev tun7 table 100; ip rule add to 203.0.113.0/24 lookup 100",
         "ip rule delete to 203.0.113.0/24 lookup 100; ip link delete tun7",
     ),
@@ -116,19 +116,19 @@ ROWS = {
         mend=True,
     ),
     "our own device does not forward": Row("sysctl -qw net.ipv4.conf.flannel/1.forwarding=0", ":"),
-    "our own device in somebody's bridge": Row(
+    "our own device in a foreign bridge": Row(
         "ip link add br9 type bridge; ip link set br9 up; ip link set flannel.1 master br9", "ip link delete br9"
     ),
     "our own device's carrier is switched off": Row("ip link set flannel.1 protodown on", ":"),
     "IPv6 is switched off on our own device": Row("sysctl -qw net.ipv6.conf.flannel-v6/1.disable_ipv6=1", ":"),
-    "a queue of somebody's on our own device": Row(
+    "a foreign queue on our own device": Row(
         "tc qdisc replace dev flannel.1 root pfifo limit 5",
         "tc qdisc delete dev flannel.1 root",
         "device filters",
-        "flannel.1 has a queueing discipline of somebody's (pfifo)",
+        "flannel.1 has a foreign queueing discipline (pfifo)",
         "tc qdisc show dev flannel.1",
     ),
-    "a filter of somebody's on our own device": Row(
+    "a foreign filter on our own device": Row(
         "nft 'add table netdev x; add chain netdev x y {{ type filter hook ingress device flannel.1 priority 0; }}'",
         "nft delete table netdev x",
         "device filters",
@@ -282,12 +282,12 @@ class Planted:
 
 LEASES = {
     "a lease with the link's broadcast address": Planted(
-        FREE, {"PublicIP": "192.0.2.255"}, "no address that a node can have"
+        FREE, {"PublicIP": "192.0.2.255"}, "not an address that a node can have"
     ),
     "a lease with the link's network address": Planted(
-        FREE, {"PublicIP": "192.0.2.0"}, "no address that a node can have: the network address of 192.0.2.0/24"
+        FREE, {"PublicIP": "192.0.2.0"}, "not an address that a node can have: the network address of 192.0.2.0/24"
     ),
-    "a lease with an address of nowhere": Planted(FREE, {"PublicIP": "0.1.2.3"}, "no address that a node can have"),
+    "a lease with an address of nowhere": Planted(FREE, {"PublicIP": "0.1.2.3"}, "not an address that a node can have"),
     "a lease with a reserved address": Planted(FREE, {"PublicIP": "240.0.0.1"}, "240.0.0.0/4 is reserved"),
     "a lease with a loopback address": Planted(FREE, {"PublicIP": "127.0.0.1"}, "a loopback address"),
     "a lease with an IPv6 address in place of an IPv4 one": Planted(
@@ -650,7 +650,7 @@ STARTS = {
         ":",
         ":",
         ("--public-ip", "224.0.0.5"),
-        "PublicIP 224.0.0.5 is no address that a node can have: a multicast address",
+        "PublicIP 224.0.0.5 is not an address that a node can have: a multicast address",
         fix="systemctl edit pyflannel",
     ),
     "no interface matches but the containers' bridge": Start(

@@ -211,7 +211,7 @@ def test_no_way_to_a_server_is_said_at_once(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "YAML"),
-        ("[]", "no kubeconfig"),
+        ("[]", "not a kubeconfig"),
         ("{}", "current-context"),
         ('{"current-context":"x"}', "no context 'x'"),
         ('{"current-context":"x","contexts":[{"name":"x","context":{"cluster":"c"}}]}', "no cluster 'c'"),

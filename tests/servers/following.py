@@ -38,13 +38,6 @@ class Follower:
         assert met, f"not seen within {timeout:g} s; seen: {[change.key for change in self.changes]}"
         return self.changes
 
-    def until_failed(self, timeout: float = 30.0) -> BaseException:
-        """Wait for what ends the following."""
-        with self._news:
-            assert self._news.wait_for(lambda: self.failure is not None, timeout), "it goes on"
-        assert self.failure is not None
-        return self.failure
-
     def close(self) -> None:
         self._closed.set()
         self._watch.close()

@@ -10,7 +10,6 @@ import http.client
 import json
 import os
 import random
-import shutil
 import socket
 import ssl
 import subprocess
@@ -333,8 +332,3 @@ def _free_port(host: str) -> int:
             except OSError:
                 continue
             return port
-
-
-def have_tool(name: str) -> bool:
-    """Whether a program is here."""
-    return shutil.which(name) is not None

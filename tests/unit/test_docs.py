@@ -44,6 +44,24 @@ def test_every_page_is_linked_from_the_index() -> None:
     assert {page for page in pages if f"({page})" not in index} == set()
 
 
+def test_every_decision_has_its_number_a_status_and_its_title_in_the_index() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for page in ROOT.glob("docs/decisions/*.md"):
+        title, blank, status, *_ = page.read_text(encoding="utf-8").splitlines()
+        assert re.match(rf"# {int(page.name[:4])}\. \w", title), page.name
+        assert not blank, page.name
+        assert re.match(r"Status: (accepted|superseded)\b", status), page.name
+        assert f"- [{title[2:]}](decisions/{page.name})\n" in index
+
+
+def test_the_changelog_has_the_sections_of_keep_a_changelog() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    for version in re.split(r"^## ", changelog, flags=re.MULTILINE)[1:]:
+        sections = re.findall(r"^### (.+)$", version, flags=re.MULTILINE)
+        order = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
+        assert sections == sorted(set(sections), key=order.index)
+
+
 def test_the_backend_in_the_readme_is_complete(tmp_path: Path) -> None:
     (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     names: dict[str, Any] = {}

@@ -218,7 +218,7 @@ def test_a_distribution_that_can_not_be_read_keeps_nobody_from_being_found(
         assert found["acme"] == ("unknown", True)
     else:
         assert "acme" not in found
-        told = f"the entry points of acme-net in {site.path} can't be read; install it anew, or remove it"
+        told = f"the entry points of acme-net in {site.path} can't be read; reinstall it, or remove it"
         assert caplog.text.count(told) == 1
 
 

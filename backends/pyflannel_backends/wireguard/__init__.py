@@ -319,7 +319,7 @@ def _psk(options: WireguardOptions) -> Secret | None:
         return None
     key = keys.decode(options.psk)
     if key is None:
-        raise ConfigError("network config: Backend.PSK is no key: must be 44 characters as 'wg genpsk' prints them")
+        raise ConfigError("network config: Backend.PSK is not a key: must be 44 characters as 'wg genpsk' prints them")
     return Secret(key)
 
 

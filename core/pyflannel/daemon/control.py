@@ -33,7 +33,7 @@ class ActionFailed(PyflannelError):  # noqa: N818 - it reads as what happened
 
     def __init__(self, message: str, exit_code: ExitCode) -> None:
         super().__init__(message)
-        self.exit_code = exit_code  # type: ignore[misc]
+        self.exit_code = exit_code
 
 
 class ControlServer(LocalServer):
@@ -57,7 +57,7 @@ class ControlServer(LocalServer):
             asked = json.loads(line)
             backend, action = asked["backend"], asked["action"]
         except (ValueError, TypeError, KeyError, RecursionError):
-            return {"failed": "that is no request", "exit_code": ExitCode.USAGE}
+            return {"failed": "that is not a request", "exit_code": ExitCode.USAGE}
         try:
             return {"done": self._act(str(backend), str(action))}
         except PyflannelError as error:

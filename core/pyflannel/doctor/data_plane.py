@@ -12,7 +12,7 @@ from pyflannel.show.status import PeerState
 __all__ = ["served"]
 
 _CHECK: Final = "data plane"
-_MEANING: Final = "packets to its containers go nowhere until that is mended; other peers are not concerned"
+_MEANING: Final = "packets to its containers go nowhere until that is fixed; other peers are not concerned"
 _SHOWN: Final = 5
 
 

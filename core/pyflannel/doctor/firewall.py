@@ -95,7 +95,7 @@ def exits(facts: Facts) -> Iterator[Finding]:
         return
     told = unguarded(facts.overlay, facts.settings)
     if not told:
-        hidden = "whatever somebody else's route says" if facts.overlay.exits else "nothing is encrypted"
+        hidden = "whatever a foreign route says" if facts.overlay.exits else "nothing is encrypted"
         yield passed("exits", f"checked: {hidden}")
         return
     yield warned(
@@ -122,7 +122,7 @@ def foreign_drops(facts: Facts) -> Iterator[Finding]:
         return
     for drop in drops:
         if drop.passed:
-            yield passed("foreign drops", f"{drop} drops, and our accept stands before it")
+            yield passed("foreign drops", f"{drop} drops, and our accept rule comes before it")
         elif facts.status is None:
             text = f"{drop} drops the overlay's packets, and no daemon is there to accept them before"
             yield failed("foreign drops", text, "containers on different nodes can't talk", "systemctl start pyflannel")

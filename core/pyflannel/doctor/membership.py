@@ -477,7 +477,7 @@ def bridges(facts: Facts) -> Iterator[Finding]:
 def _mend(bridge: str) -> str:
     """How a bridge gets an address of the present subnet."""
     if bridge == "cni0":
-        return "ip link delete cni0   # the next pod makes it anew; then start the others on this node again"
+        return "ip link delete cni0   # the next pod creates it again; then start the others on this node again"
     return "pyflannel docker-opts && systemctl restart docker   # see docs/operations.md"
 
 

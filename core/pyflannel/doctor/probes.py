@@ -189,7 +189,7 @@ def _underlay(target: Target, reach: Reach) -> Finding:
         return failed(
             "peer underlay",
             f"{target.name}: this node sends packets to {target.underlay} {reach.no_way}",
-            "a route or a policy rule of somebody else's on this node stops them, or there is no route to that node",
+            "a foreign route or policy rule on this node stops them, or there is no route to that node",
             f"ip route get {target.underlay}; ip route; ip rule   # shows it",
         )
     return failed(
@@ -206,7 +206,7 @@ def _unreachable(target: Target, reach: Reach, interface: str, port: int | None)
         return failed(
             "peer overlay",
             f"{target.name}: this node sends packets to {target.gateway} {reach.astray}",
-            "a route or a policy rule of somebody else's on this node takes them away from the overlay",
+            "a foreign route or policy rule on this node takes them away from the overlay",
             f"ip route get {target.gateway}; ip rule   # shows it; see also 'routes of others'",
         )
     if target.device is None:

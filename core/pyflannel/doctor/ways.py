@@ -50,8 +50,7 @@ def of_containers(facts: Facts, found: Sequence[Target], ours: Collection[str]) 
         yield failed(
             "container packets",
             f"what containers on {bridge} send to {address} goes {where}{others}",
-            "a policy rule or a route of somebody else's on this node takes it away from the overlay, or this node "
-            "does not forward",
+            "a foreign policy rule or route on this node takes it away from the overlay, or this node does not forward",
             f"ip rule; ip route get {address} from {source} iif {bridge}   # shows it",
         )
 

@@ -328,7 +328,7 @@ class Firewall:
         if self.rules.any_forward and port != "none":
             drops = find_drops(self._ruleset, self._legacy, self._networks)
             errors += [
-                f"{drop} drops packets of the overlay, and no accept of ours stands before it"
+                f"{drop} drops packets of the overlay, and none of our accept rules comes before it"
                 for drop in drops
                 if not drop.passed and not errors
             ]

@@ -63,7 +63,7 @@ def _by_tc(requests: RequestSocket) -> Iterator[tuple[int, str]]:
         if parent == _CLSACT:
             places += [(link, _INGRESS)] if kind == "ingress" else [(link, _INGRESS), (link, _EGRESS)]
         elif parent == _ROOT and handle not in (0, QDISC_HANDLE):
-            yield link, f"a queueing discipline of somebody's ({kind})"
+            yield link, f"a foreign queueing discipline ({kind})"
     for link, place in places:
         request = message(_RTM_GETTFILTER, NLM_F_DUMP, _TCMSG.pack(0, link, 0, place, 0))
         filters = requests.dump(request, _NOTHING)

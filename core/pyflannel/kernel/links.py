@@ -375,11 +375,11 @@ def _why_not(kind: str, name: str) -> str:
     """What is wrong with an attribute that was left out."""
     known = [str(row[0]) for row in getattr(messages().link.ifinfo.data_map.get(kind), "nla_map", ())]
     if name in known:
-        return f"is no value that a {kind} device can have"
+        return f"is not a value that a {kind} device can have"
     near = difflib.get_close_matches(name, known, 1)
     if near:
-        return f"is no attribute of a {kind} device: did you mean {near[0]!r}?"
-    return f"is no attribute of a {kind} device; one that pyroute2 has no name for is named by its number"
+        return f"is not an attribute of a {kind} device: did you mean {near[0]!r}?"
+    return f"is not an attribute of a {kind} device; one that pyroute2 has no name for is named by its number"
 
 
 def _is_encoded(link: Link, kind: str, item: tuple[str | int, AttributeValue]) -> bool:

@@ -122,13 +122,12 @@ def pack(objects: Iterable[KernelObject], metric_of: Callable[[IPNetwork], int] 
     objects = tuple(objects)
     packed = []
     for item in objects:
-        kind = type(item)
-        if kind is Neighbour:
-            part = _packed_neighbour(item)  # type: ignore[arg-type]
-        elif kind is FdbEntry:
-            part = _packed_fdb(item)  # type: ignore[arg-type]
+        if type(item) is Neighbour:
+            part = _packed_neighbour(item)
+        elif type(item) is FdbEntry:
+            part = _packed_fdb(item)
         else:
-            part = _packed_route(item, metric_of) if kind is Route else None  # type: ignore[arg-type]
+            part = _packed_route(item, metric_of) if type(item) is Route else None
         if part is None:
             return objects
         packed.append(part)

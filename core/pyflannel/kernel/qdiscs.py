@@ -60,7 +60,7 @@ class QdiscRow(NamedTuple):
         return int(_U32.unpack(raw)[0]) if len(raw) == 4 else 0
 
 
-FOREIGN = "somebody's"
+FOREIGN = "foreign"
 """Stands for a kind where it is not ours: it differs from every one that can be wanted."""
 
 

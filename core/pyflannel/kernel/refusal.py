@@ -240,7 +240,7 @@ def foreign_route(write: Write, theirs: Route, protocol: int) -> KernelError:
     return refusal(
         write,
         errno.EEXIST,
-        f"somebody else's {words} is in the way",
+        f"a foreign {words} is in the way",
         f"if nobody needs it: 'ip {family}{words.replace('route', 'route delete', 1)}'",
     )
 
@@ -251,6 +251,6 @@ def foreign_label(write: Write, protocol: int) -> KernelError:
     return refusal(
         write,
         errno.EEXIST,
-        f"somebody else's mpls route {label} proto {protocol} is in the way",
+        f"a foreign mpls route {label} proto {protocol} is in the way",
         f"choose another label, or, if nobody needs it: 'ip -f mpls route delete {label}'",
     )

@@ -44,7 +44,6 @@ _NLMSGERR_ATTR_MSG = 1
 
 _ERROR = Struct("=i")
 _LENGTH = Struct("=I")
-_FLAGS_AND_SEQUENCE = Struct("=HI")
 _TIMEVAL = Struct("@ll")
 _INSTRUCTION = Struct("=HBBI")
 """``struct sock_filter`` (linux/filter.h): code, where to jump to if true and if false, operand."""

@@ -120,7 +120,7 @@ class Warm:
             return Forked(words, pid, told, near)
 
     def end(self) -> None:
-        """End it, not what was forked from it. It is started anew when it is needed."""
+        """End it, not what was forked from it. It is restarted when it is needed."""
         with self._lock:
             if self._owner == os.getpid():
                 self._drop()

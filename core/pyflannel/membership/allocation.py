@@ -19,7 +19,7 @@ from typing import Generic, TypeAlias, TypeVar
 
 from pyflannel.errors import OutOfSubnetsError
 from pyflannel.network.document import FamilyConfig, NetworkConfig
-from pyflannel.network.lease import IPNetwork, Lease, LeaseAttributes, Subnets
+from pyflannel.network.lease import IPNetwork, Lease, LeaseAttributes, Subnets, lies_in
 
 __all__ = [
     "Adopt",
@@ -74,7 +74,7 @@ def allocate(
 def _kept(network: NetworkConfig, kept: Subnets | None, version: int) -> bool:
     """Whether a node can go on with the subnet that it has."""
     family, subnet = network.family(version), kept.of(version) if kept is not None else None
-    return family is not None and subnet is not None and subnet.subnet_of(family.network)  # type: ignore[arg-type]
+    return family is not None and subnet is not None and lies_in(subnet, family.network)
 
 
 class _Pool(Generic[N]):

@@ -68,7 +68,7 @@ def take_assigned(state: KeeperState, place: Place, record: Record) -> Steps[boo
         )
     if not place.network.contains(place.network.used(subnets)):
         raise StoreError(
-            f"{state.store} gives this node {subnets}, which is no part of the network config's networks: "
+            f"{state.store} gives this node {subnets}, which is not part of the network config's networks: "
             f"{', '.join(str(family.network) for family in place.network.families)}. Make both say the same"
         )
     problem = covering_problem(place.network, subnets, own_addresses(place.underlay))
@@ -82,7 +82,7 @@ def take_assigned(state: KeeperState, place: Place, record: Record) -> Steps[boo
     if theirs is not None and theirs == state.yielded_to:
         raise LeaseError(
             f"another daemon (node id {theirs!r}) has taken over what {state.store} assigned to this node: stop "
-            "one of the two, and start the other anew"
+            "one of the two, and restart the other"
         )
     if state.held is not None and state.held.key == record.key and state.generation:
         state.held = record

@@ -1,8 +1,8 @@
 """What the lease keeper's machine asks of the world, as frozen values, and what the world may answer.
 
 A :class:`Do` carries a call to the store or the backend, and its result comes back under the same number; the other
-orders have none. What comes back is judged here, once for all calls: a driver that answers with another thing than its
-contract says, or that raises what is no error of ours, has met an error that names it.
+orders have none. What comes back is judged here, once for all calls: if a driver returns what its contract does not
+allow, or raises an error that is not one of :mod:`pyflannel.errors`, the result is an error that names the driver.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """Put off a lease's end."""
+    """Extend a lease."""
 
     lane: ClassVar[Lane] = Lane.STORE
     name: ClassVar[str] = "renew"
@@ -302,7 +302,7 @@ def judged(call: Call, result: Any, scheme: str) -> Any:
         key = _key_written(call)
         if isinstance(result, call.answer) and (key is None or (isinstance(result, Record) and result.key == key)):
             return result
-        result = PluginError(f"{who} answered {call.name} with another thing, of type {type(result).__name__}")
+        result = PluginError(f"{who} answered {call.name} with a value of type {type(result).__name__}")
     scarce = lacking(result)
     if scarce is not None:
         return KernelError(f"{who} could not finish {call.name}: {scarce}")

@@ -134,7 +134,7 @@ def _network(state: KeeperState, network: NetworkConfig, leases: Iterable[Record
     seed = state.options.seed
     if seed is not None and seed.binding and not network.means(NetworkConfig.from_json(seed.document, seed.source)):
         raise ConfigError(
-            f"the network config in {state.store} means something else than {seed.source}; make them "
+            f"the network config in {state.store} means something other than {seed.source}; make them "
             "agree with 'pyflannel config set', or start without that file (--net-config-path), with which a node "
             "takes part in no change"
         )

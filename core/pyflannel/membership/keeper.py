@@ -91,7 +91,7 @@ def perform(store: Store, call: Call) -> Any:
             return store.delete(record)
         case AskAssigned() | AskChosen() | Announce():
             return _perform_assigning(store, call)
-    raise TypeError(f"{call!r} is no call to a store")
+    raise TypeError(f"{call!r} is not a call to a store")
 
 
 def _perform_assigning(store: Store, call: AskAssigned | AskChosen | Announce) -> Any:
@@ -286,9 +286,7 @@ class LeaseKeeper:
         watch: Any = store.watch(revision)
         if not isinstance(watch, Watch):
             kind = type(watch).__name__
-            raise PluginError(
-                f"store {self._scheme!r} answered watch with another thing, of type {kind}: must be a Watch"
-            )
+            raise PluginError(f"store {self._scheme!r} answered watch with a value of type {kind}: must be a Watch")
         if thread.closed:  # it took so long that nobody waits for it any more
             watch.close()
             return

@@ -119,7 +119,7 @@ def _kept(path: Path, machine_id: Path) -> str:
     if not text:
         raise ConfigError(f"{path} is empty; delete it, or use --node-id")
     if not (text.isascii() and text.isprintable()):
-        raise ConfigError(f"{path} holds something else than a node id; delete it, or use --node-id")
+        raise ConfigError(f"{path} holds something other than a node id; delete it, or use --node-id")
     return text
 
 

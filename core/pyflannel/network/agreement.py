@@ -12,6 +12,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import lies_in
 
 __all__ = ["options_apart", "ranges_apart"]
 
@@ -24,7 +25,7 @@ def ranges_apart(old: NetworkConfig, new: NetworkConfig) -> str:
             continue
         if after is None:
             return f"it switches IPv{version} off, which takes containers' IPv{version} addresses away"
-        if not before.network.subnet_of(after.network):  # type: ignore[arg-type]
+        if not lies_in(before.network, after.network):
             return f"its network {after.network} does not contain the present one, {before.network}"
     added = [version for version in new.versions if version not in old.versions]
     relaid = [family for family in old.families if new.family(family.network.version) not in (None, family)]

@@ -34,6 +34,8 @@ __all__ = [
     "LeaseAttributes",
     "Subnets",
     "bounded",
+    "lies_in",
+    "meets",
 ]
 
 IPAddress: TypeAlias = IPv4Address | IPv6Address
@@ -138,6 +140,19 @@ def _overlap(one: IPNetwork | None, other: IPNetwork | None) -> bool:
         return False
     shift = one.max_prefixlen - min(one.prefixlen, other.prefixlen)
     return int(one.network_address) >> shift == int(other.network_address) >> shift
+
+
+def lies_in(network: IPNetwork, space: IPNetwork) -> bool:
+    """Whether ``network`` is a part of ``space``, or all of it; never if they are of two families."""
+    if network.version != space.version or network.prefixlen < space.prefixlen:
+        return False
+    shift = space.max_prefixlen - space.prefixlen
+    return int(network.network_address) >> shift == int(space.network_address) >> shift
+
+
+def meets(one: IPNetwork, other: IPNetwork) -> bool:
+    """Whether two networks have addresses in common; never if they are of two families."""
+    return one.version == other.version and _overlap(one, other)
 
 
 def _split_key(part: str) -> tuple[str, int]:

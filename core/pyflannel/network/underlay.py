@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Final, NamedTuple, TypeVar
 
 from pyflannel.errors import UnderlayError
-from pyflannel.network.lease import IPAddress, IPNetwork
+from pyflannel.network.lease import IPAddress, IPNetwork, lies_in
 
 __all__ = [
     "Interface",
@@ -370,11 +370,7 @@ def _relevant(routes: Iterable[InterfaceRoute], addresses: Iterable[IPAddress]) 
     return tuple(
         route
         for route in found
-        if route.gateway is None
-        or any(
-            route.destination.version == network.version and route.destination.subnet_of(network)  # type: ignore[arg-type]
-            for network in onlink
-        )
+        if route.gateway is None or any(lies_in(route.destination, network) for network in onlink)
     )
 
 

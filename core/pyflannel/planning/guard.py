@@ -39,7 +39,7 @@ from pyflannel.kernel.model import (
     XfrmPolicy,
 )
 from pyflannel.network.document import NetworkConfig
-from pyflannel.network.lease import IPNetwork
+from pyflannel.network.lease import IPNetwork, lies_in
 from pyflannel.small.guarded import PluginCall, answered, guarded, reason
 
 __all__ = [
@@ -119,7 +119,7 @@ def examined(
                 raise PluginError(f"{told} the underlay's own link {underlay}")
             own = {*own, item.name}
         elif kind not in _ON_LINKS and kind not in _ANYWHERE:
-            raise PluginError(f"{told} {answered(item)}, which is no kernel object")
+            raise PluginError(f"{told} {answered(item)}, which is not a kernel object")
     for item in objects:  # thousands of peers come by here: what is usual is looked at first
         kind = type(item)
         if kind not in _ON_LINKS:
@@ -162,14 +162,7 @@ def about_the_overlay(rule: Rule, subnets: Collection[IPNetwork], links: Collect
 
 
 def _within(destination: IPNetwork, subnets: Collection[IPNetwork]) -> bool:
-    for subnet in subnets:
-        if destination is subnet:
-            return True
-        if destination.version == subnet.version and destination.prefixlen >= subnet.prefixlen:
-            spare = subnet.max_prefixlen - subnet.prefixlen
-            if int(destination.network_address) >> spare == int(subnet.network_address) >> spare:
-                return True
-    return False
+    return any(destination is subnet or lies_in(destination, subnet) for subnet in subnets)
 
 
 def checked_mtu(name: str, mtu: Any) -> int:

@@ -136,7 +136,7 @@ def own_problem(node: Node, lease: Lease) -> str:
             return f"{_public_name(version)} {public} is this node's own"
         no_host = _no_host(node, public)
         if no_host:
-            return f"{_public_name(version)} {public} is no address that a node can have: {no_host}"
+            return f"{_public_name(version)} {public} is not an address that a node can have: {no_host}"
     if lease.subnets.overlaps(node.subnets):
         return f"overlaps this node's own subnet {node.subnets}"
     return covering_problem(node.network, lease.subnets, own_addresses(node.underlay))
@@ -151,7 +151,7 @@ def own_public_problem(network: NetworkConfig, underlay: Underlay, version: int)
     edges = _no_hosts(underlay, version) if public != underlay.local(version) else ()
     unusable = _unusable(public) or next((why for each, why in edges if each == public), "")
     if unusable:
-        return f"{_public_name(version)} {public} is no address that a node can have: {unusable}"
+        return f"{_public_name(version)} {public} is not an address that a node can have: {unusable}"
     if public in family.network and family.index_range(ip_network(public)):
         return f"{_public_name(version)} {public} lies in subnets that the overlay {family.network} may lease"
     return ""
@@ -187,7 +187,7 @@ def _family_problem(
     unusable = _unusable(public)
     if unusable:
         name = _public_name(whole.version)
-        return f"{name} {public} is no address that a node can have: {unusable}"
+        return f"{name} {public} is not an address that a node can have: {unusable}"
     inside = int(public) >> spare == leading
     if inside and (public in subnet or family.index_range(ip_network(public))):
         return f"{_public_name(whole.version)} {public} lies inside the overlay {whole}, which it should carry"
@@ -205,7 +205,7 @@ _NOWHERE = {
     6: (
         (ip_network("::/128"), "the unspecified address"),
         (ip_network("::1/128"), "a loopback address"),
-        (ip_network("::ffff:0:0/96"), "an IPv4 address in IPv6's clothes"),
+        (ip_network("::ffff:0:0/96"), "an IPv4-mapped address"),
         (ip_network("fe80::/10"), "a link-local address"),
         (ip_network("ff00::/8"), "a multicast address"),
     ),

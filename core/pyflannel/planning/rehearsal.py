@@ -7,20 +7,23 @@ can't both have is found for those of third parties as well.
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
+from typing import TypeVar
 
 from pyflannel.backend import Node, Published
 from pyflannel.errors import ConfigError, PluginError, PyflannelError
 from pyflannel.kernel.model import KernelObject
-from pyflannel.network.document import NetworkConfig
-from pyflannel.network.lease import IPNetwork, Lease, LeaseAttributes, Subnets
+from pyflannel.network.document import FamilyConfig, NetworkConfig
+from pyflannel.network.lease import Lease, LeaseAttributes, Subnets
 from pyflannel.network.underlay import Underlay, UnderlayRoute
 from pyflannel.planning.clashes import clash, clashing
 from pyflannel.planning.guard import guarded
 from pyflannel.planning.transition import Side, leads_to, unroutable
 
 __all__ = ["obstacle", "sample_underlay"]
+
+N = TypeVar("N", IPv4Network, IPv6Network)
 
 
 def sample_underlay(host: int = 1) -> Underlay:
@@ -99,9 +102,7 @@ def _node(name: str, network: NetworkConfig, host: int, directory: Path) -> Node
     state = directory / name
     state.mkdir(exist_ok=True)
 
-    def subnet(version: int) -> IPNetwork | None:
-        family = network.family(version)
+    def subnet(family: FamilyConfig[N] | None) -> N | None:
         return None if family is None else family.subnet_min if host == 1 else family.subnet_max
 
-    subnets = Subnets(subnet(4), subnet(6))  # type: ignore[arg-type]
-    return Node(name, network, sample_underlay(host), subnets, state)
+    return Node(name, network, sample_underlay(host), Subnets(subnet(network.ipv4), subnet(network.ipv6)), state)

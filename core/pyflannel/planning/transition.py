@@ -22,7 +22,7 @@ from pyflannel.errors import PeerRejected, PluginError, PyflannelError
 from pyflannel.kernel.model import KernelObject, Key, Link, Route
 from pyflannel.network.change import NetworkChange, Phase, Sides, Step, receives, sends_new, sides
 from pyflannel.network.document import NetworkConfig
-from pyflannel.network.lease import IPAddress, IPNetwork, Lease, Subnets
+from pyflannel.network.lease import IPAddress, IPNetwork, Lease, Subnets, lies_in
 from pyflannel.network.underlay import Underlay
 from pyflannel.planning.clashes import clash, clashing, softened
 from pyflannel.planning.guard import checked_mtu, guarded
@@ -421,10 +421,7 @@ def _covering(around: Iterable[KernelObject], subnet: IPNetwork) -> Route | None
     routes = [
         item
         for item in around
-        if isinstance(item, Route)
-        and item.link is not None
-        and item.destination.version == subnet.version
-        and subnet.subnet_of(item.destination)  # type: ignore[arg-type]
+        if isinstance(item, Route) and item.link is not None and lies_in(subnet, item.destination)
     ]
     return min(routes, key=lambda route: (-route.destination.prefixlen, route.effective_metric), default=None)
 

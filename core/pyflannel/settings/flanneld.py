@@ -205,7 +205,7 @@ def meaning(name: str, texts: Sequence[str], variable: bool) -> Meaning:
     if number is not None:
         return flag.number(number)
     if variable and name != "subnet-lease-renew-margin":  # of which flanneld makes 0, and ends
-        return Meaning((), f"{texts[-1]!r} is no whole number; it is ignored, as flanneld does")
+        return Meaning((), f"{texts[-1]!r} is not a whole number; it is ignored, as flanneld does")
     return Meaning(tuple(texts))
 
 

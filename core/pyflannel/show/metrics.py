@@ -158,7 +158,7 @@ def _work(view: View, details: Details) -> Iterator[Metric]:
     yield _gauge("exits_guarded", text, [({}, view.guarded)] if view.encrypts else [])
     firewall = view.firewall
     yield _gauge("firewall_in_place", "Whether our firewall rules are as they should be.", [({}, firewall.in_place)])
-    text = "How often firewall rules were written anew after others had changed the firewall."
+    text = "How often firewall rules were rewritten after others had changed the firewall."
     yield _counter("firewall_repaired", text, [({}, firewall.repaired)])
     yield _counter("reloads", "Reloads of the settings (SIGHUP).", [({}, measures.reloads)])
 

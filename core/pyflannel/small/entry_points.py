@@ -53,7 +53,7 @@ def _one_by_one(group: str) -> Iterator[metadata.EntryPoint]:
 def _whose(distribution: metadata.Distribution) -> str:
     place = distribution.locate_file("")
     try:
-        return f"the entry points of {distribution.name} in {place} can't be read; install it anew, or remove it"
+        return f"the entry points of {distribution.name} in {place} can't be read; reinstall it, or remove it"
     except Exception:  # that, too, is read from its files
         return f"one in {place} has no readable METADATA or entry_points.txt; remove it"
 

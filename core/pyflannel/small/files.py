@@ -42,7 +42,7 @@ def read_own(path: str | os.PathLike[str], limit: int = OWN_LIMIT) -> bytes:
 
     A named pipe in its place would keep whoever reads it waiting, and a device may have no end.
 
-    :raises OSError: it can't be opened or read, or it is no regular file.
+    :raises OSError: it can't be opened or read, or it is not a regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:

@@ -168,7 +168,7 @@ def _watched(answer: Future[Any], began: float, longest: float) -> tuple[float, 
     return ends[0] - began - starved.look(), True
 
 
-def checked_answer(who: str, call: str, answer: Any, kinds: tuple[type, ...], contract: str) -> Any:
+def checked_answer(who: str, call: str, answer: T, kinds: tuple[type, ...], contract: str) -> T:
     """What a call has answered, if it is what its contract says."""
     if inspect.iscoroutine(answer):
         answer.close()  # or Python warns of it in some test to come

@@ -26,6 +26,7 @@ from pyflannel.kernel.model import (
     WireguardPeer,
     XfrmPolicy,
 )
+from pyflannel.network.lease import lies_in
 from pyflannel.planning.guard import about_the_overlay
 
 __all__ = ["check_object"]
@@ -96,7 +97,7 @@ def _check_wireguard_peer(item: WireguardPeer, peer: Lease | None) -> None:
     for network in item.allowed_ips:
         subnet = peer.subnets.of(network.version)
         assert subnet is not None, f"{item}: the peer has no {network}"
-        assert network.subnet_of(subnet), f"{item}: the peer may speak for {subnet} only"  # type: ignore[arg-type]
+        assert lies_in(network, subnet), f"{item}: the peer may speak for {subnet} only"
     if item.endpoint is not None:
         public = (peer.attributes.public_ip, peer.attributes.public_ipv6)
         assert item.endpoint.address in public, f"{item}: not the peer"
@@ -107,7 +108,7 @@ def _check_policy(item: XfrmPolicy, node: Node, peer: Lease | None) -> None:
     assert peer is not None, f"{item}: whose is it?"
     subnet = peer.subnets.of(item.far_end.version)
     assert subnet is not None, f"{item}: the peer has no {item.far_end}"
-    assert item.far_end.subnet_of(subnet), f"{item}: the peer may speak for {subnet} only"  # type: ignore[arg-type]
+    assert lies_in(item.far_end, subnet), f"{item}: the peer may speak for {subnet} only"
     ends = (item.tunnel_source, item.tunnel_destination)
     there, here = reversed(ends) if item.direction == "out" else ends
     assert there in (peer.attributes.public_ip, peer.attributes.public_ipv6), f"{item}: not the peer"
@@ -143,9 +144,9 @@ def _check_route(route: Route, node: Node, peer: Lease | None, links: Collection
     if peer is not None:
         subnet = peer.subnets.of(version)
         assert subnet is not None, f"{route}: the peer has no IPv{version}"
-        assert route.destination.subnet_of(subnet), f"{route}: reaches beyond the peer's {subnet}"  # type: ignore[arg-type]
+        assert lies_in(route.destination, subnet), f"{route}: reaches beyond the peer's {subnet}"
     else:
-        assert route.destination.subnet_of(network.network), f"{route}: reaches beyond the network"  # type: ignore[arg-type]
+        assert lies_in(route.destination, network.network), f"{route}: reaches beyond the network"
     if isinstance(route.encapsulation, IpEncapsulation):
         public = () if peer is None else (peer.attributes.public_ip, peer.attributes.public_ipv6)
         assert route.encapsulation.destination in public, f"{route}: not the peer"

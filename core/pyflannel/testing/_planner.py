@@ -34,11 +34,10 @@ _overdue: dict[tuple[type[Backend[Any]], str], str] = {}
 _begun: dict[tuple[type[Backend[Any]], str], tuple[float, float]] = {}
 _largest: dict[type[Backend[Any]], int] = {}
 
-
 _CONTRACT: Final = "pyflannel.backend.Backend"
 
 
-def _checked(kind: type[Backend[Any]], call: str, answer: Any, *kinds: type) -> Any:
+def _checked(kind: type[Backend[Any]], call: str, answer: T, *kinds: type) -> T:
     checked = checked_answer(kind.__name__, call, answer, kinds, _CONTRACT)
     if isinstance(checked, DesiredState):
         _largest[kind] = max(_largest.get(kind, 0), len(checked))
@@ -107,7 +106,7 @@ class Planner:
     def tunnelled(self) -> bool:
         """See :attr:`Backend.tunnelled`."""
         answer = _ask(self.kind, "tunnelled", lambda: self._backend.tunnelled)
-        return _checked(self.kind, "tunnelled", answer, bool)  # type: ignore[no-any-return]
+        return _checked(self.kind, "tunnelled", answer, bool)
 
     def again(self) -> Planner:
         """Another one with the same options, as after a restart."""
@@ -116,17 +115,17 @@ class Planner:
     def plan_node(self, node: Node) -> DesiredState:
         """See :meth:`Backend.plan_node`."""
         answer = _ask(self.kind, "plan_node", lambda: self._backend.plan_node(node))
-        return _checked(self.kind, "plan_node", answer, DesiredState)  # type: ignore[no-any-return]
+        return _checked(self.kind, "plan_node", answer, DesiredState)
 
     def plan_peer(self, node: Node, peer: Lease) -> DesiredState:
         """See :meth:`Backend.plan_peer`."""
         answer = _ask(self.kind, "plan_peer", lambda: self._backend.plan_peer(node, peer))
-        return _checked(self.kind, "plan_peer", answer, DesiredState)  # type: ignore[no-any-return]
+        return _checked(self.kind, "plan_peer", answer, DesiredState)
 
     def usual(self, node: Node) -> Mapping[int, UsualData]:
         """See :meth:`Backend.usual`."""
         answer = _ask(self.kind, "usual", lambda: self._backend.usual(node))
-        return _checked(self.kind, "usual", answer, Mapping)  # type: ignore[no-any-return]
+        return _checked(self.kind, "usual", answer, Mapping)
 
     def judge(self, node: Node, peer: Lease) -> DesiredState | str:
         """The plan for a peer, or the reason why there is none; any other exception is the test's failure."""
@@ -138,22 +137,22 @@ class Planner:
     def mtu(self, underlay: Underlay) -> int:
         """See :meth:`Backend.mtu`."""
         answer = _ask(self.kind, "mtu", lambda: self._backend.mtu(underlay))
-        return _checked(self.kind, "mtu", answer, int)  # type: ignore[no-any-return]
+        return _checked(self.kind, "mtu", answer, int)
 
     def publish(self, node: Node) -> Published:
         """See :meth:`Backend.publish`."""
         answer = _ask(self.kind, "publish", lambda: self._backend.publish(node))
-        return _checked(self.kind, "publish", answer, Published)  # type: ignore[no-any-return]
+        return _checked(self.kind, "publish", answer, Published)
 
     def describe(self, node: Node) -> Mapping[str, str]:
         """See :meth:`Backend.describe`."""
         answer = _ask(self.kind, "describe", lambda: self._backend.describe(node))
-        return _checked(self.kind, "describe", answer, Mapping)  # type: ignore[no-any-return]
+        return _checked(self.kind, "describe", answer, Mapping)
 
     def act(self, action: str, node: Node) -> Outcome:
         """See :meth:`Backend.act`."""
         answer = _ask(self.kind, f"act({action!r})", lambda: self._backend.act(action, node))
-        return _checked(self.kind, "act", answer, Outcome)  # type: ignore[no-any-return]
+        return _checked(self.kind, "act", answer, Outcome)
 
     def watch(self, node: Node, peers: tuple[Lease, ...]) -> tuple[tuple[Any, ...], list[str]]:
         """All that it plans, and what it did to the world meanwhile."""

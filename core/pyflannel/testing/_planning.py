@@ -21,7 +21,7 @@ from pyflannel.backend import API_VERSION, Backend, Capabilities, DesiredState, 
 from pyflannel.errors import ConfigError
 from pyflannel.kernel.model import KernelObject, Link, Route
 from pyflannel.kernel.packed import unpack
-from pyflannel.network.lease import JSON
+from pyflannel.network.lease import JSON, lies_in
 from pyflannel.planning.spread import kept
 from pyflannel.planning.usual import usual_plans
 from pyflannel.plugins import unlike
@@ -234,7 +234,7 @@ class BackendPlanning(Subject):
         for plan in plans:
             assert isinstance(plan, DesiredState), f"a plan is a DesiredState, not {type(plan).__name__}"
             for item in plan:
-                assert isinstance(item, typing.get_args(KernelObject)), f"{item!r} is no kernel object"
+                assert isinstance(item, typing.get_args(KernelObject)), f"{item!r} is not a kernel object"
 
     # good and hostile peers
 
@@ -372,8 +372,7 @@ class BackendPlanning(Subject):
                 plan = [*scene.backend.plan_node(node), *scene.backend.plan_peer(node, peer)]
                 routes = [item.destination for item in plan if isinstance(item, Route)]
                 for subnet in peer.subnets.each:
-                    covered = [route for route in routes if route.version == subnet.version]
-                    assert any(subnet.subnet_of(route) for route in covered), (  # type: ignore[arg-type]
+                    assert any(lies_in(subnet, route) for route in routes), (
                         f"{options}: no route leads to the peer's subnet {subnet}"
                     )
                 wrong = [route for route in routes if route.version not in versions]

@@ -62,7 +62,7 @@ def test_filters(device: NamespaceWorld, queue: str, place: tuple[str, ...], wor
 
 def test_a_queueing_discipline_of_somebody_s(device: NamespaceWorld) -> None:
     device.tc("qdisc", "add", "dev", NAME, "root", "pfifo", "limit", "1")
-    assert seen(device) == {NAME: ("a queueing discipline of somebody's (pfifo)",)}
+    assert seen(device) == {NAME: ("a foreign queueing discipline (pfifo)",)}
 
 
 def test_an_xdp_program(device: NamespaceWorld) -> None:

@@ -82,7 +82,7 @@ def test_somebody_s_label_is_neither_seen_nor_touched(labels: Any) -> None:
     labels.until(lambda notice: notice.changes.get(ours.key, ours) is None)
     assert found(labels) == {}
     (error,) = labels.write(ours).values()
-    assert "somebody else's mpls route 16" in str(error)
+    assert "a foreign mpls route 16" in str(error)
     assert labels.port.apply([Write(ours, None)]) == {}, "what is gone is gone"
     assert labels.write(ours) != {}, "theirs is still there"
     labels.remove(theirs)

@@ -104,7 +104,7 @@ def test_what_lacks_altogether_is_made_from_its_plans(world: Any, family: Family
     world.put(in_the_way)
     refused = world.port.fill([Write(None, family.address)], wanted.plans()[1:])
     assert refused.keys() == {in_the_way.key}
-    assert "somebody else's" in str(refused[in_the_way.key])
+    assert "a foreign route" in str(refused[in_the_way.key])
     world.remove(in_the_way)
     assert differing() == ({in_the_way.key: None}, [])
     world.become(wanted.values())

@@ -109,7 +109,7 @@ def _refusals(secure: Secure, directory: Path) -> dict[str, tuple[dict[str, obje
     ours = secure.options
     return {
         "no TLS": ({}, "it speaks TLS and we don't; add cafile"),
-        "no certificate of ours": ({"cafile": ours["cafile"]}, "wants a certificate of ours; add certfile and keyfile"),
+        "no client certificate": ({"cafile": ours["cafile"]}, "wants a client certificate; add certfile and keyfile"),
         "another CA": ({**ours, "cafile": other.cafile}, "its certificate is not good"),
         "certificate of another CA": (
             {**ours, "certfile": foreign.certfile, "keyfile": foreign.keyfile},
@@ -124,7 +124,7 @@ def _refusals(secure: Secure, directory: Path) -> dict[str, tuple[dict[str, obje
     "case",
     [
         "no TLS",
-        "no certificate of ours",
+        "no client certificate",
         "another CA",
         "certificate of another CA",
         "garbage",

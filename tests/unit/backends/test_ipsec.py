@@ -170,7 +170,7 @@ def test_a_psk_in_a_file_is_nobody_else_s_to_read(tmp_path: Path, mode: int, wor
 def test_a_psk_in_a_pipe_keeps_nobody_waiting(tmp_path: Path) -> None:
     path = tmp_path / "psk"
     os.mkfifo(path, 0o600)
-    with pytest.raises(ConfigError, match="is no regular file"):
+    with pytest.raises(ConfigError, match="is not a regular file"):
         backend(PSK="", PSKFile=str(path))
 
 

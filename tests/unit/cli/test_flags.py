@@ -30,9 +30,9 @@ def leases(ctx: click.Context, words: tuple[str, ...], as_json: bool) -> None:
 
 
 @pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen.clear()
-    monkeypatch.setattr("pyflannel.settings.settings.DEFAULT_CONFIG", Path("/nonexistent"))
+    monkeypatch.setattr("pyflannel.settings.settings.DEFAULT_CONFIG", tmp_path / "none.toml")
     monkeypatch.setattr("pyflannel.settings.log.configure", lambda *_: None)
 
 

@@ -19,8 +19,9 @@ import pytest
 from tests.sites import install
 from tests.unit.cli.conftest import CommandLine
 
+from pyflannel.cli.change_planned import Plan, Wanted, planned
 from pyflannel.cli.change_shown import Shown
-from pyflannel.cli.network import _abort, _go_through, _named, _Plan, _planned, _Wanted
+from pyflannel.cli.network import _abort, _go_through, _named
 from pyflannel.errors import ConfigError, ExitCode, PyflannelError
 from pyflannel.network.change import Ending, NetworkChange, Phase, Written, read
 from pyflannel.network.document import NetworkConfig
@@ -254,7 +255,7 @@ def test_of_two_changes_that_begin_at_once_the_second_is_refused(tmp_path: Path)
     with store:
         written = store.write_config(DOCUMENT, None)
         store.quicker = read(DOCUMENT).with_change(CHANGING)
-        plan = _Plan(json.loads(DOCUMENT), {"Network": "10.1.0.0/16", "Backend": {"Type": "udp"}}, True, ())
+        plan = Plan(json.loads(DOCUMENT), {"Network": "10.1.0.0/16", "Backend": {"Type": "udp"}}, True, ())
         with pytest.raises(ConfigError, match="somebody else has changed the network config meanwhile"):
             _go_through(store, (plan,), (), Shown(as_json=True), written)
         record = store.read_config()
@@ -312,7 +313,7 @@ def test_the_second_of_two_changes_begins_only_where_the_first_has_led(
     """Else nodes would be led to the backend of the second without phases, or out of another change."""
     ranges = {"EnableIPv6": True, "IPv6Network": "fd00::/48"}
     document = {"Network": "10.1.0.0/16", "Backend": {"Type": "udp"}}
-    plans = _planned(document, NetworkConfig.from_json(json.dumps(document)), _Wanted("vxlan", (), ranges))
+    plans = planned(document, NetworkConfig.from_json(json.dumps(document)), Wanted("vxlan", (), ranges))
     assert [plan.together for plan in plans] == [True, False]
     store = Meddled(StoreLocation.parse(f"file://{tmp_path}/store"))
     with store:

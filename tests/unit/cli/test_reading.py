@@ -54,7 +54,7 @@ def test_a_directory_of_something_else_is_no_store(pyflannel: CommandLine) -> No
     (pyflannel.directory / "store").mkdir()
     result = pyflannel("leases")
     assert result.code == 4
-    assert f"the directory {pyflannel.directory}/store is no store: nothing named 'subnets' is in it" in result.err
+    assert f"the directory {pyflannel.directory}/store is not a store: nothing named 'subnets' is in it" in result.err
     assert not list((pyflannel.directory / "store").iterdir())
 
 

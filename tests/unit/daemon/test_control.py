@@ -20,7 +20,7 @@ def test_what_is_no_request_is_told_so(tmp_path: Path, sent: bytes) -> None:
     server = ControlServer(tmp_path, lambda backend, action: f"{backend} {action}")
     try:
         answer = json.loads(ask(tmp_path / "control.sock", sent + b"\n", 30))
-        assert answer == {"failed": "that is no request", "exit_code": 2}
+        assert answer == {"failed": "that is not a request", "exit_code": 2}
         assert request(tmp_path, "vxlan", "turn") == "vxlan turn"
     finally:
         server.close()

@@ -19,14 +19,14 @@ GOOD = ("IFLA_GRE_LOCAL", "192.0.2.1")
         (("IFLA_GRE_TTL", "many"), "IFLA_GRE_TTL = 'many': a gre device can't have that value"),
         (("IFLA_GRE_TTL", 500), "IFLA_GRE_TTL = 500: a gre device can't have that value"),
         (("IFLA_GRE_REMOTE", "nowhere"), "IFLA_GRE_REMOTE = 'nowhere': a gre device can't have that value"),
-        (("IFLA_GRE_COLOUR", 1), "IFLA_GRE_COLOUR = 1 is no attribute of a gre device"),
+        (("IFLA_GRE_COLOUR", 1), "IFLA_GRE_COLOUR = 1 is not an attribute of a gre device"),
         (
             ("IFLA_GRE_LOCALE", "x"),
-            "IFLA_GRE_LOCALE = 'x' is no attribute of a gre device: did you mean 'IFLA_GRE_LOCAL'?",
+            "IFLA_GRE_LOCALE = 'x' is not an attribute of a gre device: did you mean 'IFLA_GRE_LOCAL'?",
         ),
         (
             ("COLOUR", 1),
-            "COLOUR = 1 is no attribute of a gre device; one that pyroute2 has no name for is named by its",
+            "COLOUR = 1 is not an attribute of a gre device; one that pyroute2 has no name for is named by its",
         ),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",

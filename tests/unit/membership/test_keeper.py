@@ -319,7 +319,7 @@ def test_what_is_no_watch_is_named_and_costs_no_lease(
     with keeping(tmp_path, kind=Watchless, ttl=1.5, margin=1.0) as keeper:
         keeper.joined()
         kind = type(answer).__name__
-        keeper.until(lambda: f"answered watch with another thing, of type {kind}: must be" in keeper.state.trouble)
+        keeper.until(lambda: f"answered watch with a value of type {kind}: must be" in keeper.state.trouble)
         for _ in range(2):
             keeper.renewed()
 

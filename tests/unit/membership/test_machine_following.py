@@ -245,7 +245,7 @@ def test_an_invalid_new_document_is_reported_and_the_old_one_kept(again: str) ->
     ("given", "document", "named"),
     [
         ({"backend": "vxlan"}, '{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}', "its backend is host-gw"),
-        ({"seed": NetworkSeed(DOCUMENT, "f", True)}, '{"Network": "10.7.0.0/16"}', "something else than f"),
+        ({"seed": NetworkSeed(DOCUMENT, "f", True)}, '{"Network": "10.7.0.0/16"}', "something other than f"),
     ],
 )
 def test_what_the_node_insists_on_outlives_another_document(given: dict[str, Any], document: str, named: str) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pyflannel.errors import MalformedError
 from pyflannel.network import lease as leases
-from pyflannel.network.lease import Lease, LeaseAttributes, Subnets
+from pyflannel.network.lease import IPNetwork, Lease, LeaseAttributes, Subnets, lies_in, meets
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 PREFIX = "/coreos.com/network/subnets/"
@@ -139,6 +139,24 @@ def test_overlap_is_symmetric_and_by_family(one: Subnets, other: Subnets) -> Non
     assert one.overlaps(other) is expected
     assert other.overlaps(one) is expected
     assert one.overlaps(one)
+
+
+@given(
+    IPV4_SUBNETS | IPV6_SUBNETS,
+    st.integers(0, 8),
+    IPV4_SUBNETS | IPV6_SUBNETS,
+)
+def test_a_network_lies_in_each_one_around_it_and_meets_what_ipaddress_says(
+    network: IPNetwork, shorter: int, other: IPNetwork
+) -> None:
+    around = network.supernet(prefixlen_diff=min(shorter, network.prefixlen))
+    assert lies_in(network, around)
+    assert lies_in(around, network) is (around == network)
+    assert meets(around, network)
+    assert meets(network, around)
+    for one, two in ((network, other), (around, other), (other, around)):
+        assert meets(one, two) is one.overlaps(two)
+        assert lies_in(one, two) is (one.overlaps(two) and one.prefixlen >= two.prefixlen)
 
 
 JSON_VALUES = st.recursive(

@@ -95,8 +95,8 @@ class Unspeakable:
 NONSENSE: dict[str, tuple[Any, str]] = {
     "nothing": (None, "TypeError"),
     "a number": (7, "TypeError"),
-    "texts": (["route"], "is no kernel object"),
-    "a class": ([Route], "is no kernel object"),
+    "texts": (["route"], "is not a kernel object"),
+    "a class": ([Route], "is not a kernel object"),
     "no end": (
         lambda: repeat(Route(ip_network("10.5.2.0/24"), "eth0", GATEWAY)),
         "come to an end?",
@@ -118,7 +118,7 @@ NONSENSE: dict[str, tuple[Any, str]] = {
         "Route: metric is 1099511627776",
     ),
     "a file as a sysctl": (lambda: [Sysctl("net/../../../tmp/x", "1")], "Sysctl: path is 'net/../../../tmp/x'"),
-    "what can't even be told": ([Unspeakable()], "a Unspeakable whose text can't be made, which is no kernel object"),
+    "what can't even be told": ([Unspeakable()], "a Unspeakable whose text can't be made, which is not a kernel"),
     "the underlay's link": ([Link("eth0", TunInfo(), 1500)], "the underlay's own link eth0"),
     "an address on the underlay": ([Address("eth0", ip_interface("10.5.2.1/24"))], "on a link that is not its own"),
     "an fdb entry of somebody's bridge": (

@@ -61,7 +61,7 @@ def test_a_lease_like_any_other_has_no_problem() -> None:
         ({"ipv4": "224.0.0.1"}, "multicast"),
         ({"ipv4": "169.254.1.1"}, "link-local"),
         ({"ipv6": "fe80::1"}, "link-local"),
-        ({"ipv6": "::ffff:127.0.0.1"}, "IPv4 address"),
+        ({"ipv6": "::ffff:127.0.0.1"}, "IPv4-mapped"),
         ({"ipv6": "::1"}, "loopback"),
         ({"ipv6": "ff02::1"}, "multicast"),
     ],

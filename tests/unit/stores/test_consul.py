@@ -60,7 +60,7 @@ def test_a_location(url: str, hosts: list[tuple[str, int]], prefix: str) -> None
         ("consul://h1/a//b", "empty parts"),
         ("consul://h1/a/../b", "empty parts"),
         ("consul://h1/./b", "empty parts"),
-        ("consul://h1?tls=yes", "true or false"),
+        ("consul://h1?tls=maybe", "true or false"),
         ("consul://h1?token=secret", "unknown option 'token'"),
         ("consul://h1?token_file=/no/such/file", "/no/such/file"),
         ("consul://h1?cafile=/no/such/file", "/no/such/file"),

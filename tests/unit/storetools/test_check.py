@@ -60,7 +60,7 @@ def test_the_document(document: Any, level: Severity, what: str) -> None:
         ({"10.5.1.0-24": []}, Severity.WARNING, "10.5.1.0-24: lease value is not a JSON object"),
         ({"10.9.1.0-24": lease()}, Severity.ERROR, "10.9.1.0/24 lies outside the network 10.5.0.0/16"),
         ({"10.5.1.0-24": lease(PublicIP=None)}, Severity.ERROR, "has no PublicIP"),
-        ({"10.5.1.0-24": lease(PublicIP="0.0.0.0")}, Severity.ERROR, "no address that a node can have"),
+        ({"10.5.1.0-24": lease(PublicIP="0.0.0.0")}, Severity.ERROR, "not an address that a node can have"),
         ({"10.5.1.0-24": lease(PublicIP="10.5.7.7")}, Severity.ERROR, "lies inside the overlay"),
         ({"fd00::-64": lease(PublicIPv6="2001:db8::1")}, Severity.ERROR, "no subnet of a family"),
         ({"10.5.1.0-25": lease()}, Severity.WARNING, "not a subnet that this network config leases"),

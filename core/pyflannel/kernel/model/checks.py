@@ -70,7 +70,7 @@ def is_address(value: object) -> bool:
 
 
 def check_number(item: object, name: str, most: int, least: int = 0) -> None:
-    """Refuse a field that is no whole number, or out of bounds."""
+    """Refuse a field that is not a whole number, or out of bounds."""
     value = getattr(item, name)
     if type(value) is not int or not least <= value <= most:
         raise refuse(item, name, f"must be a whole number between {least} and {most}")

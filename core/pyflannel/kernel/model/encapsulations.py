@@ -145,7 +145,7 @@ class ForeignEncapsulation:
     kind: str
 
     def __str__(self) -> str:
-        return f"{self.kind} of somebody's"
+        return f"foreign {self.kind}"
 
 
 Encapsulation: TypeAlias = IpEncapsulation | Seg6Encapsulation | MplsEncapsulation | ForeignEncapsulation

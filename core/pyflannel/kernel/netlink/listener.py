@@ -14,9 +14,10 @@ from typing import Final
 from pyflannel.kernel import mpls, qdiscs, rules, wire
 from pyflannel.kernel.links import address_index, decode_address, parse_link
 from pyflannel.kernel.model import ROUTE_PROTOCOL, Kind, route_key
-from pyflannel.kernel.netlink.picture import Picture, fdb_entry, lies_in, meets, neighbour
+from pyflannel.kernel.netlink.picture import Picture, fdb_entry, neighbour
 from pyflannel.kernel.rtsocket import NotificationSocket
 from pyflannel.kernel.xfrm import Xfrm
+from pyflannel.network.lease import lies_in, meets
 
 __all__ = ["GROUPS", "Listener"]
 

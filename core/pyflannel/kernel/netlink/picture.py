@@ -28,9 +28,8 @@ from pyflannel.kernel.port import SEVERAL, Notice, Scope, Write
 from pyflannel.kernel.qdiscs import QdiscRow
 from pyflannel.kernel.refusal import foreign_link, refusal
 from pyflannel.kernel.wire import FdbRow, NeighbourRow, RouteRow
-from pyflannel.network.lease import IPNetwork
 
-__all__ = ["KERNEL_MADE", "Picture", "fdb_entry", "lies_in", "meets", "neighbour"]
+__all__ = ["KERNEL_MADE", "Picture", "fdb_entry", "neighbour"]
 
 KERNEL_MADE: Final = frozenset({wire.RTPROT_REDIRECT, wire.RTPROT_KERNEL, wire.RTPROT_RA})
 """Who makes routes that nobody has asked for."""
@@ -169,16 +168,3 @@ def neighbour(link: str, row: NeighbourRow) -> Neighbour:
 def fdb_entry(link: str, row: FdbRow) -> FdbEntry:
     """A row as a value; it equals no wanted one where the row says more than that can."""
     return FdbEntry(link, row.mac, row.remote, row.port, row.vni) if row.plain else FdbEntry(link, row.mac, SEVERAL)
-
-
-def meets(one: IPNetwork, other: IPNetwork) -> bool:
-    """Whether two networks have addresses in common."""
-    return lies_in(one, other) or lies_in(other, one)
-
-
-def lies_in(destination: IPNetwork, space: IPNetwork) -> bool:
-    """Whether a network is part of a space, or all of it."""
-    if destination.version != space.version or destination.prefixlen < space.prefixlen:
-        return False
-    shift = space.max_prefixlen - space.prefixlen
-    return int(destination.network_address) >> shift == int(space.network_address) >> shift

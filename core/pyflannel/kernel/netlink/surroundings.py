@@ -11,12 +11,12 @@ from pyflannel.kernel import rules, wire
 from pyflannel.kernel.links import address_index, decode_address, encode_address_dump
 from pyflannel.kernel.model import ROUTE_PROTOCOL
 from pyflannel.kernel.netlink.dumps import UNKNOWN
-from pyflannel.kernel.netlink.picture import Picture, lies_in, meets
+from pyflannel.kernel.netlink.picture import Picture
 from pyflannel.kernel.port import ForeignLink, ForeignPolicy, ForeignRoute, ForeignRule, Surroundings
 from pyflannel.kernel.rtsocket import RequestSocket
 from pyflannel.kernel.wire import RouteRow
 from pyflannel.kernel.xfrm import PolicyRow
-from pyflannel.network.lease import IPNetwork
+from pyflannel.network.lease import IPNetwork, lies_in, meets
 
 __all__ = ["look_around"]
 

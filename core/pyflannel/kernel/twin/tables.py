@@ -40,6 +40,7 @@ from pyflannel.kernel.port import (
     Scope,
 )
 from pyflannel.kernel.qdiscs import FOREIGN
+from pyflannel.network.lease import lies_in
 from pyflannel.small.wake import Wake
 
 __all__ = ["FOREIGN_PROTOCOL", "RouteEntry", "Tables", "other_end", "unowned"]
@@ -169,11 +170,7 @@ class Tables:
         return any(entry.route.link == name and self._is_ours(entry) for entry in self.routes.values())
 
     def _in_a_space(self, route: Route) -> bool:
-        destination = route.destination
-        if route.table != MAIN_TABLE:
-            return False
-        spaces = [space for space in self._scope.spaces if space.version == destination.version]
-        return any(destination.subnet_of(space) for space in spaces)  # type: ignore[arg-type]
+        return route.table == MAIN_TABLE and any(lies_in(route.destination, space) for space in self._scope.spaces)
 
     def _put_wireguard(self, item: WireguardDevice | WireguardPeer, old: KernelObject | None = None) -> None:
         if isinstance(item, WireguardPeer):

@@ -55,7 +55,7 @@ class ConsulTLS:
 def find_consul() -> Path | None:
     """The Consul binary: ``$PYFLANNEL_CONSUL``, else what ``tools/fetch-consul`` fetched, else the one on ``PATH``.
 
-    :raises ConfigError: ``PYFLANNEL_CONSUL`` names something else than a program.
+    :raises ConfigError: ``PYFLANNEL_CONSUL`` names something other than a program.
     """
     if given := os.environ.get("PYFLANNEL_CONSUL"):
         if not os.access(given, os.X_OK):

@@ -240,7 +240,7 @@ class SimulatedCluster:
         return clone
 
     def dismiss(self, clone: SimulatedNode) -> None:
-        """The copy is switched off; the original is started anew, as its operator is told to."""
+        """The copy is switched off; the original is restarted, as its operator is told to."""
         clone.crash()
         clone.gone = True
         self.clones.remove(clone)

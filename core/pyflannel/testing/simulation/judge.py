@@ -30,7 +30,7 @@ from pyflannel.kernel.model import (
     WireguardPeer,
 )
 from pyflannel.network.document import NetworkConfig
-from pyflannel.network.lease import IPAddress, Subnets
+from pyflannel.network.lease import IPAddress, Subnets, lies_in
 from pyflannel.planning.overlay import Overlay
 from pyflannel.store import CONFIG_KEY, Record
 from pyflannel.testing.simulation.agenda import Agenda
@@ -357,7 +357,7 @@ class Judge:
         if route.gateway is not None and route.link == "eth0" and _wrong_address(route.gateway):
             return _wrong_address(route.gateway)
         family = self._cluster.network.family(route.destination.version)
-        if family is None or not route.destination.subnet_of(family.network):  # type: ignore[arg-type]
+        if family is None or not lies_in(route.destination, family.network):
             return "outside the network"
         if route.destination.prefixlen <= family.network.prefixlen:
             return "the whole network"

@@ -580,7 +580,7 @@ class KubernetesModel(StoreModel):
         return 0.0
 
     def restart(self, rng: random.Random) -> float:
-        """The API server is started anew."""
+        """The API server is restarted."""
         return rng.random() * 20
 
 

@@ -114,7 +114,7 @@ class PostgresqlStore(Store):
             return self._sql.write(cursor, record.key, value, None if record.permanent else ttl)
 
     def renew(self, record: Record, ttl: float) -> Record:
-        """Put off a row's expiry; no change that a watch would tell."""
+        """Extend a row's expiry; watches report no change."""
         with self._link.transaction(self._sql) as cursor:
             self._check(cursor, record)
             if not record.permanent:

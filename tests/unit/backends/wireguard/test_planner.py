@@ -139,7 +139,7 @@ def test_the_psk_may_be_in_a_file_of_the_node_s_own(tmp_path: Path) -> None:
 def test_a_psk_in_a_pipe_keeps_nobody_waiting(tmp_path: Path) -> None:
     path = tmp_path / "psk"
     os.mkfifo(path, 0o600)
-    with pytest.raises(ConfigError, match="is no regular file"):
+    with pytest.raises(ConfigError, match="is not a regular file"):
         backend(PSKFile=str(path))
 
 
