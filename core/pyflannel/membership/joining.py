@@ -119,8 +119,13 @@ def _create_config(state: KeeperState, found: Snapshot) -> Steps[Snapshot]:
     network = NetworkConfig.from_json(seed.document, seed.source)
     if network.assumption:
         network = network.following(backend_types(found.leases, state.node_id))
+    document = with_backend(seed.document, network.backend_type)
+    if state.place is None:  # what this node can't use itself would keep it, and others, from every later start
+        underlay = state.underlay
+        assert underlay is not None
+        state.candidate = yield from place_for(state, document, underlay, found.leases)
     with suppress(ConflictError):  # another node was first; its document counts
-        yield WriteConfig(with_backend(seed.document, network.backend_type))
+        yield WriteConfig(document)
     snapshot: Snapshot = yield TakeSnapshot()
     if snapshot.config is None:
         raise StoreError(f"{state.store}: the network config vanished right after it was written")

@@ -314,6 +314,26 @@ def test_what_can_never_work_is_fatal_at_the_start(document: str, given: dict[st
     assert node.machine.due is None
 
 
+@pytest.mark.parametrize(
+    ("document", "error"),
+    [
+        ('{"Network": "10.5.0.0/16", "Backend": {"Type": "nonsense"}}', PluginError),
+        ('{"Network": "10.5.0.0/16", "Backend": {"Type": "vxlan", "VNI": "x"}}', ConfigError),
+    ],
+)
+def test_a_document_that_its_own_node_cannot_use_is_not_written(document: str, error: type) -> None:
+    """It would keep that node from every later start, and others from joining."""
+    node = Node(given={"seed": NetworkSeed(document, "--network", False)}).start()
+    assert isinstance(node.state.fatal, error)
+    assert node.store.read_config() is None
+
+
+def test_a_network_that_covers_its_own_node_is_not_written() -> None:
+    node = Node(given={"seed": NetworkSeed('{"Network": "192.0.0.0/16"}', "--network", False)}).start().run(60)
+    assert "--public-ip" in node.state.trouble
+    assert node.store.read_config() is None
+
+
 # A change of the network ----------------------------------------------------------------------------------------------
 
 CHANGE_ID = "00000000000000a1"
