@@ -14,6 +14,7 @@ from typing import Final
 
 from pyflannel.errors import ConfigError, StoreDeniedError
 from pyflannel.store import StoreLocation
+from pyflannel_stores._names import check_host
 from pyflannel_stores._options import flag
 
 __all__ = ["DEFAULT_HOST", "DEFAULT_PORT", "TOKEN_VARIABLES", "Access", "parse_access", "parse_host", "parse_prefix"]
@@ -58,6 +59,7 @@ def parse_host(location: StoreLocation, text: str) -> tuple[str, int]:
         or (":" in host and text[0] != "[")
     ):
         raise ConfigError(f"store {location}: {text!r} is not host, host:port or [IPv6]:port")
+    check_host(host, f"store {location}")
     return host, int(port)
 
 

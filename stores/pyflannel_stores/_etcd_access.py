@@ -16,6 +16,7 @@ from typing import Final
 
 from pyflannel.errors import ConfigError, StoreDeniedError
 from pyflannel.store import StoreLocation
+from pyflannel_stores._names import check_host
 from pyflannel_stores._options import flag
 
 __all__ = ["OPTIONS", "Access", "MemberAddress"]
@@ -63,7 +64,9 @@ class MemberAddress:
             raise ConfigError(
                 f"store etcd: {text!r} is not an address such as 192.0.2.1:2379 or [2001:db8::1]:2379{hint}"
             )
-        return cls(match["v6"] or match["host"], port)
+        host = match["v6"] or match["host"]
+        check_host(host, "store etcd")
+        return cls(host, port)
 
     @property
     def bracketed(self) -> str:

@@ -26,6 +26,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from pyflannel.errors import ConfigError, StoreDeniedError, StoreUnavailableError
 from pyflannel.store import hide_credentials
+from pyflannel_stores._names import check_host
 
 __all__ = ["Access", "ApiServer", "ExecPlugin", "from_kubeconfig", "in_cluster", "parse_endpoint"]
 
@@ -60,6 +61,7 @@ def parse_endpoint(url: str, source: str) -> ApiServer:
     parts = _split(url if "://" in url else f"https://{url}", source)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
         raise ConfigError(f"{source}: {url!r} is not a URL such as https://192.0.2.1:6443")
+    check_host(parts.hostname, source)
     tls = parts.scheme == "https"
     return ApiServer(parts.hostname, parts.port or (443 if tls else 80), tls, parts.path.rstrip("/"))
 

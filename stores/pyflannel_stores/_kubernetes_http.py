@@ -29,6 +29,7 @@ from pyflannel.store import hide_credentials
 from pyflannel_stores._bounds import LARGEST_ANSWER, whole
 from pyflannel_stores._deadline import Deadline
 from pyflannel_stores._kubernetes_access import Access, ApiServer
+from pyflannel_stores._names import is_host
 from pyflannel_stores._tls import wrapped
 
 __all__ = ["Api", "ChunkedLines", "Deadline", "Gone", "NotFound", "Overtaken", "Stream", "refusal"]
@@ -453,7 +454,7 @@ def _proxy(access: Access) -> ApiServer | None:
     if not url:
         return None
     parts = urlsplit(url if "://" in url else f"http://{url}")
-    if parts.scheme != "http" or not parts.hostname:
+    if parts.scheme != "http" or not parts.hostname or not is_host(parts.hostname):
         raise StoreDeniedError(
             f"{access.where}: proxy {hide_credentials(url)!r}: only proxies of the form http://host:port are known"
         )

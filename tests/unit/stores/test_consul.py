@@ -57,6 +57,8 @@ def test_a_location(url: str, hosts: list[tuple[str, int]], prefix: str) -> None
         ("consul://h1:", "h1:"),
         ("consul://:8500", ":8500"),
         ("consul://[2001:db8::1]x", "2001"),
+        ("consul://h1..example", "can't be a host's name"),
+        (f"consul://h1,{'x' * 64}.example", "can't be a host's name"),
         ("consul://h1/a//b", "empty parts"),
         ("consul://h1/a/../b", "empty parts"),
         ("consul://h1/./b", "empty parts"),

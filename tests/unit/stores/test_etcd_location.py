@@ -51,6 +51,12 @@ def test_what_is_no_endpoint(host: str) -> None:
         Access.of(StoreLocation("etcd", (host,)), {})
 
 
+@pytest.mark.parametrize("host", ["h1..example:2379", ".example", f"{'x' * 64}.example"])
+def test_what_is_no_name_of_a_host(host: str) -> None:
+    with pytest.raises(ConfigError, match="can't be a host's name"):
+        Access.of(StoreLocation("etcd", (host,)), {})
+
+
 @pytest.mark.parametrize(
     ("path", "prefix"),
     [

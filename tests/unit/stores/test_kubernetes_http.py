@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pyflannel.errors import StoreUnavailableError
+from pyflannel.errors import StoreDeniedError, StoreUnavailableError
 from pyflannel.store import StoreLocation
 from pyflannel_stores._kubernetes_access import Access, ApiServer
 from pyflannel_stores._kubernetes_http import LONGEST_PAUSE, _Answer, _proxy, _retry_after, connect
@@ -70,6 +70,12 @@ def test_no_proxy_names_hosts_addresses_and_networks(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("NO_PROXY", "10.96.0.0/12, fd00:10::/32,192.0.2.7,.example.com")
     way = _proxy(Access(ApiServer(host, 6443), "kubernetes"))
     assert way == (None if spared else ApiServer("192.0.2.99", 3128, False))
+
+
+@pytest.mark.parametrize("host", ["proxy..example", f"{'x' * 64}.example"])
+def test_a_proxy_whose_name_nobody_can_look_up_is_refused(host: str) -> None:
+    with pytest.raises(StoreDeniedError, match="only proxies of the form"):
+        _proxy(Access(ApiServer("192.0.2.1", 6443), "kubernetes", proxy=f"http://{host}:3128"))
 
 
 @contextmanager

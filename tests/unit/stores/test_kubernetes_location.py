@@ -60,3 +60,13 @@ def test_a_kubeconfig_that_is_named_is_the_only_one(files: Path) -> None:
         access(kubeconfig=str(files / "one" / "config"))
     with pytest.raises(ConfigError, match="none: No such file"):
         access(kubeconfig=str(files / "none"))
+
+
+@pytest.mark.parametrize("host", ["api..example", f"{'x' * 64}.example"])
+def test_a_host_that_nobody_can_look_up_is_refused(files: Path, host: str) -> None:
+    with pytest.raises(ConfigError, match="can't be a host's name"):
+        find_access(StoreLocation("kubernetes", (host,)))
+    path = files / "two" / "config"
+    path.write_text(path.read_text().replace("192.0.2.2", host))
+    with pytest.raises(ConfigError, match="can't be a host's name"):
+        access(kubeconfig=str(path))
