@@ -89,6 +89,15 @@ class IpsecOptions:
     )
     psk_file: str = option("PSKFile", "", "the same, from a file of every node's own: the store never has it")
 
+    def __post_init__(self) -> None:
+        if not _is_proposal(self.esp_proposal):
+            raise ConfigError(
+                f"network config: Backend.ESPProposal is {self.esp_proposal!r}: must be algorithms in strongSwan's "
+                f"words with hyphens between them, as in {DEFAULT_PROPOSAL}"
+            )
+        if pre_shared_key_path(self.psk, self.psk_file) is None and self.psk:
+            _checked(self.psk.encode(), "network config: Backend.PSK")
+
 
 class IpsecBackend(Backend[IpsecOptions]):
     """Containers' packets in IPsec, as flannel's backend of this name sends them."""
@@ -99,11 +108,6 @@ class IpsecBackend(Backend[IpsecOptions]):
 
     def __init__(self, options: IpsecOptions) -> None:
         super().__init__(options)
-        if not _is_proposal(options.esp_proposal):
-            raise ConfigError(
-                f"network config: Backend.ESPProposal is {options.esp_proposal!r}: must be algorithms in strongSwan's "
-                f"words with hyphens between them, as in {DEFAULT_PROPOSAL}"
-            )
         self.psk = _psk(options)
 
     def describe(self, node: Node) -> Mapping[str, str]:
@@ -210,7 +214,7 @@ def _psk(options: IpsecOptions) -> Secret:
             f"network config: Backend has no PSK and no PSKFile: all nodes share a key of at least {SHORTEST_PSK} "
             "characters, as 'openssl rand -hex 48' makes one"
         )
-    return _checked(options.psk.encode(), "network config: Backend.PSK")
+    return Secret(options.psk.encode())
 
 
 def _checked(key: bytes, what: str) -> Secret:

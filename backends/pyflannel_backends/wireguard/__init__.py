@@ -113,6 +113,12 @@ class WireguardOptions:
         "Implementation", "auto", "kernel: WireGuard of the kernel; userspace: our own; auto: the kernel's if it has it"
     )
 
+    def __post_init__(self) -> None:
+        _check_choice("Mode", self.mode, MODES)
+        _check_choice("Implementation", self.implementation, IMPLEMENTATIONS)
+        if pre_shared_key_path(self.psk, self.psk_file) is None and self.psk and keys.decode(self.psk) is None:
+            raise ConfigError("network config: Backend.PSK is no key: must be 44 characters as 'wg genpsk' prints them")
+
 
 class WireguardBackend(Backend[WireguardOptions]):
     """Containers' packets in WireGuard, as flannel's backend of this name sends them."""
@@ -126,8 +132,6 @@ class WireguardBackend(Backend[WireguardOptions]):
 
     def __init__(self, options: WireguardOptions) -> None:
         super().__init__(options)
-        _check_choice("Mode", options.mode, MODES)
-        _check_choice("Implementation", options.implementation, IMPLEMENTATIONS)
         self.psk = _psk(options)
         self.implementation = _choose(options.implementation)
 
@@ -315,12 +319,8 @@ def _psk(options: WireguardOptions) -> Secret | None:
     path = pre_shared_key_path(options.psk, options.psk_file)
     if path is not None:
         return keys.load_psk(path)
-    if not options.psk:
-        return None
     key = keys.decode(options.psk)
-    if key is None:
-        raise ConfigError("network config: Backend.PSK is not a key: must be 44 characters as 'wg genpsk' prints them")
-    return Secret(key)
+    return None if key is None else Secret(key)
 
 
 def _public_key(peer: Lease, version: int) -> str:
