@@ -58,7 +58,7 @@ def test_flags_may_stand_at_every_level(pyflannel: CommandLine) -> None:
         ),
         (
             '{"Network": "10.1.0.0/16", "Backend": {"Type": "wireguard", "PSK": "short"}}',
-            "network config: Backend.PSK is no key",
+            "network config: Backend.PSK is not a key",
         ),
         (
             '{"Network": "10.1.0.0/16", "Backend": {"Type": "wireguard", "Mode": "none"}}',
