@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from pyflannel.errors import ConfigError
+from pyflannel.network.lease import MAX_NODE_ID
 from pyflannel.network.marks import MOST_CARDS, Marks
 from pyflannel.small import files
 from pyflannel.small.digest import hmac_sha256
@@ -118,7 +119,7 @@ def _kept(path: Path, machine_id: Path) -> str:
         ) from None
     if not text:
         raise ConfigError(f"{path} is empty; delete it, or use --node-id")
-    if not (text.isascii() and text.isprintable()):
+    if not (text.isascii() and text.isprintable()) or len(text) > MAX_NODE_ID:
         raise ConfigError(f"{path} holds something other than a node id; delete it, or use --node-id")
     return text
 

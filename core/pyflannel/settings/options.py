@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from pathlib import Path
 from typing import Any, Final
 
-from pyflannel.network.lease import JSON, IPAddress
+from pyflannel.network.lease import JSON, MAX_NODE_ID, IPAddress
 from pyflannel.settings.gopattern import compile_pattern
 
 __all__ = ["BY_NAME", "OPTIONS", "Option", "ValueType"]
@@ -108,6 +108,14 @@ def _boolean(text: str) -> bool:
 def _text(text: str) -> str:
     if not text:
         raise ValueError("must not be empty")
+    return text
+
+
+def _node_id(text: str) -> str:
+    if len(_text(text)) > MAX_NODE_ID:
+        raise ValueError(f"must have at most {MAX_NODE_ID} characters")
+    if any("\ud800" <= character <= "\udfff" for character in text):  # bytes of the command line that are none
+        raise ValueError("must be UTF-8")
     return text
 
 
@@ -231,6 +239,7 @@ def _endpoints(text: str) -> tuple[str, ...]:
 
 BOOLEAN: Final = ValueType("BOOL", _boolean, (bool,))
 TEXT: Final = ValueType("TEXT", _text)
+NODE_ID: Final = ValueType("TEXT", _node_id)
 PATH: Final = ValueType("PATH", _path)
 ADDRESS: Final = ValueType("ADDRESS", _address)
 PATTERN: Final = ValueType("REGEX", _pattern)
@@ -453,7 +462,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     ),
     Option(
         "node-id",
-        TEXT,
+        NODE_ID,
         "What identifies this node. Default: derived from /etc/machine-id, else random and kept in --state-dir.",
         section=FILES,
         scope="node",

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pyflannel.errors import ConfigError
 from pyflannel.network.document import NetworkConfig
+from pyflannel.network.lease import MAX_NODE_ID
 from pyflannel.settings.options import BOOLEAN, BY_NAME, OPTIONS, Option
 from pyflannel.settings.settings import ConflictPolicy, Settings, load, resolve
 from pyflannel.store import StoreLocation
@@ -138,11 +139,18 @@ def test_booleans_are_written_as_in_go(text: str) -> None:
         ("network", "10.1.0.1/16", "must be an IPv4 network"),
         ("etcd-endpoints", "ftp://a", "must be addresses such as"),
         ("subnet-file", "", "must not be empty"),
+        ("node-id", "", "must not be empty"),
+        ("node-id", "n\udcff", "must be UTF-8"),
     ],
 )
 def test_a_bad_value_names_its_flag(name: str, text: str, rule: str) -> None:
     message = refused({name: text})
     assert message.startswith(f"flag --{name}: {text!r} {rule}")
+
+
+def test_a_node_id_is_one_that_other_nodes_take() -> None:
+    assert "flag --node-id" in refused({"node-id": "x" * (MAX_NODE_ID + 1)})
+    assert resolve({"node-id": "x" * MAX_NODE_ID}, {}).settings.node_id == "x" * MAX_NODE_ID
 
 
 def test_a_bad_value_names_its_variable() -> None:
