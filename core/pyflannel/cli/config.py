@@ -123,9 +123,9 @@ def _read(file: str) -> str:
             return given().buffer.read().decode("utf-8")
         return Path(file).read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}") from None
+        raise ConfigError(f"{_source(file)}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{file}: is not UTF-8 text") from None
+        raise ConfigError(f"{_source(file)}: is not UTF-8 text") from None
 
 
 def _source(file: str) -> str:

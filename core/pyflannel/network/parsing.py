@@ -12,6 +12,7 @@ import sys
 from typing import Any, Final, NoReturn
 
 from pyflannel.errors import ConfigError
+from pyflannel.small.text import cut
 
 __all__ = ["DECODER", "MAX_DOCUMENT", "deeper", "json_object", "overridden"]
 
@@ -20,6 +21,8 @@ MAX_DOCUMENT: Final = 1 << 18
 
 MAX_NESTING: Final = 100
 """How deep a document may go: Python can read one that it can't write again, if only just."""
+
+_TOO_DEEP: Final = f"it is nested more than {MAX_NESTING} deep, which no network config needs"
 
 MAX_DIGITS: Final = 1000
 """Digits of a whole number at most; none that means something has more than 20."""
@@ -45,12 +48,14 @@ def json_object(text: str, source: str) -> dict[str, Any]:
             parse_int=_whole_number,
             object_pairs_hook=_last_of_each,
         )
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise ConfigError(f"{source}: {_TOO_DEEP}") from None
+    except ValueError as error:
         raise ConfigError(f"{source}: not valid JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise ConfigError(f"{source}: expected a JSON object, found {type(document).__name__}")
     if deeper(document, MAX_NESTING):
-        raise ConfigError(f"{source}: it is nested more than {MAX_NESTING} deep, which no network config needs")
+        raise ConfigError(f"{source}: {_TOO_DEEP}")
+    if not isinstance(document, dict):
+        raise ConfigError(f"{source}: expected a JSON object, found {cut(json.dumps(document))}")
     return document
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,9 @@ def test_flags_may_stand_at_every_level(pyflannel: CommandLine) -> None:
             '{"Network": "10.1.0.0/16", "Backend": {"Type": "wireguard", "Mode": "none"}}',
             "network config: Backend.Mode is 'none'",
         ),
+        ("null", "standard input: expected a JSON object, found null"),
+        ('["vxlan"]', 'standard input: expected a JSON object, found ["vxlan"]'),
+        ("[" * 100_000, "standard input: it is nested more than 100 deep"),
         (
             '{"Network": "10.1.0.0/16", "Backend": {"Type": "ipsec", "PSK": "short"}}',
             "network config: Backend.PSK has 5 bytes",
@@ -75,6 +80,12 @@ def test_an_invalid_document_is_refused(pyflannel: CommandLine, command: str, do
     assert result.code == 3
     assert result.err.startswith(f"pyflannel: error: {fault}")
     assert pyflannel("config", "get").code == 4
+
+
+def test_bytes_that_are_no_text_are_of_standard_input() -> None:
+    words = [sys.executable, "-m", "pyflannel", "config", "validate", "-"]
+    result = subprocess.run(words, input=b"\xff", capture_output=True, check=False)
+    assert (result.returncode, result.stderr) == (3, b"pyflannel: error: standard input: is not UTF-8 text\n")
 
 
 def test_unknown_keys_are_kept_and_told(pyflannel: CommandLine) -> None:
