@@ -103,6 +103,9 @@ class UdpPort(UnderlayPort):
     def send(self, data: memoryview, size: int, peer: PeerId) -> int:
         return self._socket.send(data, size, (peer, self._config.port))
 
+    def send_in_fragments(self, data: memoryview, size: int, peer: PeerId) -> int:
+        return self._socket.send_in_fragments(data, size, (peer, self._config.port))
+
     def rows(self, size: int) -> int:
         return self._socket.rows(size)
 

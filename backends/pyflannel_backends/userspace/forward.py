@@ -349,8 +349,8 @@ class Forwarder:
             self.counters["drop_malformed"] += 1
         elif plan.wire <= self._mtu(peer):
             self._split(plan, peer)
-        elif header.fragment & ip.DONT_FRAGMENT:
-            self._refuse(packet, header, IcmpError.TOO_BIG, "drop_too_big", self._mtu(peer))
+        elif header.fragment & ip.DONT_FRAGMENT and plan.wire > self._whole(header, peer):
+            self._refuse(packet, header, IcmpError.TOO_BIG, "drop_too_big", self._whole(header, peer))
         else:
             self._split_and_fragment(plan, peer)
 
@@ -387,11 +387,15 @@ class Forwarder:
     def _mtu(self, peer: PeerId) -> int:
         return self._path_mtus.get(peer, self._limits.mtu) if self._path_mtus else self._limits.mtu
 
+    def _whole(self, header: Header, peer: PeerId) -> int:
+        """The largest packet that is sent to ``peer`` as it is: in fragments on the underlay, if IPv6 demands that."""
+        return self._mtu(peer) if header.version == 4 else max(self._mtu(peer), ipv6.SMALLEST_MTU)
+
     def _fitting(self, packet: bytes | memoryview, peer: PeerId) -> Iterable[bytes | memoryview]:
         """What to send for a packet that is ready but for its size: itself, fragments, or nothing but an ICMP error."""
         header = _parse(packet)
         assert header is not None
-        mtu = self._mtu(peer)
+        mtu = self._whole(header, peer)
         if header.length <= mtu:
             return (packet,)
         if header.fragment & ip.DONT_FRAGMENT:
@@ -428,7 +432,8 @@ class Forwarder:
             self._send(data[start : start + step], wire, peer)
 
     def _send(self, data: memoryview, wire: int, peer: PeerId) -> None:
-        error = self.underlay.send(data, wire, peer)
+        is_cut = self._mtu(peer) < wire <= ipv6.SMALLEST_MTU and data[0] >> 4 == 6
+        error = (self.underlay.send_in_fragments if is_cut else self.underlay.send)(data, wire, peer)
         counters = self.counters
         packets = -(-len(data) // wire)
         if error == 0:
@@ -437,15 +442,16 @@ class Forwarder:
             counters["sent_bytes"] += len(data)
             if self.failures:
                 self.failures.pop(peer, None)
-        elif error not in _TOO_BIG or not self._path_shrank(data, wire, peer):
+        elif is_cut or error not in _TOO_BIG or not self._path_shrank(data, wire, peer):
             counters["drop_send_failed"] += packets
             self._unlearn()
             self.failures[peer] = f"can't send to {peer}: {os.strerror(error)}"
 
     def _path_shrank(self, data: memoryview, wire: int, peer: PeerId) -> bool:
-        """If the path's MTU is smaller than we knew: learn it, and send again what it allows."""
-        mtu = max(_SMALLEST_MTU, self.underlay.path_mtu(peer))
-        if mtu >= self._mtu(peer):
+        """If the path's MTU is smaller than these packets' senders knew: learn it, and send again what it allows."""
+        known = self._mtu(peer)
+        mtu = min(max(_SMALLEST_MTU, self.underlay.path_mtu(peer)), known)
+        if mtu == known >= wire:
             return False
         self._path_mtus[peer] = mtu
         self._unlearn()

@@ -13,12 +13,13 @@ from typing import Final
 
 from .packet import DONT_FRAGMENT, Bytes, Header, IcmpError, checksum
 
-__all__ = ["IPV6_HEADER", "decrement_hop_limit", "icmp_error", "is_routable", "parse"]
+__all__ = ["IPV6_HEADER", "SMALLEST_MTU", "decrement_hop_limit", "icmp_error", "is_routable", "parse"]
 
 IPV6_HEADER: Final = 40
 ICMPV6: Final = 58
-_SMALLEST_MTU: Final = 1280
-"""An error quotes as much as fits into this; RFC 4443 3.1."""
+SMALLEST_MTU: Final = 1280
+"""Packets of so many bytes get everywhere (RFC 8200 section 5), and senders take no word of less. An error quotes as
+much as fits into one; RFC 4443 3.1."""
 _FRAGMENT: Final = 44
 _EXTENSIONS: Final = frozenset({0, 43, 60})
 """Headers that say their own length: hop-by-hop options, routing, destination options."""
@@ -65,7 +66,7 @@ def icmp_error(packet: Bytes, header: Header, error: IcmpError, source: bytes, m
     """
     if not is_routable(header.source) or not is_routable(header.destination) or _is_error(packet, header):
         return None
-    quoted = bytes(packet[: min(header.length, _SMALLEST_MTU - IPV6_HEADER - 8)])
+    quoted = bytes(packet[: min(header.length, SMALLEST_MTU - IPV6_HEADER - 8)])
     message = bytearray(struct.pack("!BBHI", *error.ipv6, 0, mtu) + quoted)
     pseudo = source + header.source + struct.pack("!II", len(message), ICMPV6)
     struct.pack_into("!H", message, 2, checksum(pseudo + message))

@@ -58,6 +58,7 @@ _UDP_SEGMENT: Final = 103
 _UDP_GRO: Final = 104
 _IP_MTU_DISCOVER: Final = 10
 _IPV6_MTU_DISCOVER: Final = 23
+_PMTUDISC_WANT: Final = 1
 _PMTUDISC_DO: Final = 2
 _IP_MTU: Final = 14
 _IPV6_MTU: Final = 24
@@ -129,6 +130,14 @@ class UnderlayPort(ABC):
 
         :returns: 0 or the error number.
         """
+
+    def send_in_fragments(self, data: memoryview, size: int, peer: PeerId) -> int:
+        """The same of packets that are larger than :meth:`path_mtu`, and may not be smaller: IPv6 of up to 1280 bytes.
+
+        Their datagrams are fragmented on the underlay (RFC 2473 section 7.1). A port that has no way to do that leaves
+        them where they are.
+        """
+        return errno.EMSGSIZE
 
     @abstractmethod
     def rows(self, size: int) -> int:
@@ -294,14 +303,19 @@ class UdpSocket:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
         if self._ipv6:
             self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            self._socket.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DO)
-        else:
-            self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DO)
+        self._discover(_PMTUDISC_DO)
         for forced, plain in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
             self._enlarge(forced, plain)
         self.segments = offload and self._switch_on(_UDP_SEGMENT, 0)
         if offload:
             self._switch_on(_UDP_GRO, 1)
+
+    def _discover(self, how: int) -> None:
+        """Fragment nothing, or what is larger than the path's MTU is known to be."""
+        if self._ipv6:
+            self._socket.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, how)
+        else:
+            self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, how)
 
     def _enlarge(self, forced: int, plain: int) -> None:
         try:
@@ -360,6 +374,18 @@ class UdpSocket:
                     self._socket.sendto(data[start : start + size], endpoint)
         except OSError as error:
             return error.errno or errno.EIO
+        return 0
+
+    def send_in_fragments(self, data: memoryview, size: int, endpoint: Endpoint) -> int:
+        """The same for datagrams that are larger than the path's MTU. One by one: no device cuts into fragments."""
+        self._discover(_PMTUDISC_WANT)
+        try:
+            for start in range(0, len(data), size):
+                self._socket.sendto(data[start : start + size], endpoint)
+        except OSError as error:
+            return error.errno or errno.EIO
+        finally:
+            self._discover(_PMTUDISC_DO)
         return 0
 
     def path_mtu(self, endpoint: Endpoint) -> int:

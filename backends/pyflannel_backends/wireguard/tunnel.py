@@ -161,14 +161,21 @@ class Tunnel(UnderlayPort):
         self._flush()
 
     def _flush(self) -> None:
-        """Send what the machine wants to be sent; what fails is lost, as anything on the underlay may be."""
+        """Send what the machine wants to be sent; what fails is lost, as anything on the underlay may be.
+
+        A packet that has waited for its session, and is sealed, can't be made smaller any more.
+        """
         outgoing, self.machine.outgoing = self.machine.outgoing, []
         for endpoint, data in outgoing:
-            self._transmit(memoryview(data), len(data), endpoint)
+            message = memoryview(data)
+            if self._transmit(message, len(message), endpoint) == errno.EMSGSIZE:
+                self._transmit(message, len(message), endpoint, in_fragments=True)
 
-    def _transmit(self, data: memoryview, size: int, endpoint: Endpoint) -> int:
+    def _transmit(self, data: memoryview, size: int, endpoint: Endpoint, *, in_fragments: bool = False) -> int:
         socket = self._sockets.get(":" in endpoint[0])
-        return errno.EAFNOSUPPORT if socket is None else socket.send(data, size, endpoint)
+        if socket is None:
+            return errno.EAFNOSUPPORT
+        return (socket.send_in_fragments if in_fragments else socket.send)(data, size, endpoint)
 
     def tune(self, config: WorkerConfig) -> None:
         self._hear()
@@ -325,6 +332,12 @@ class Tunnel(UnderlayPort):
 
     def send(self, data: memoryview, size: int, peer: PeerId) -> int:
         """See :class:`UnderlayPort`. Without a session packets wait for one."""
+        return self._send(data, size, peer, in_fragments=False)
+
+    def send_in_fragments(self, data: memoryview, size: int, peer: PeerId) -> int:
+        return self._send(data, size, peer, in_fragments=True)
+
+    def _send(self, data: memoryview, size: int, peer: PeerId, *, in_fragments: bool) -> int:
         self._hear()
         known = self._peer(peer)
         if known is None:
@@ -335,7 +348,7 @@ class Tunnel(UnderlayPort):
         if session is None or first is None or known.endpoint is None:
             return self._wait(known, data, size, now)
         wire, total = self._encrypt(session, first, rows, data, size)
-        error = self._transmit(self._out[:total], wire, known.endpoint)
+        error = self._transmit(self._out[:total], wire, known.endpoint, in_fragments=in_fragments)
         self.machine.sent(session, rows, total, now)
         if self.machine.outgoing:
             self._flush()

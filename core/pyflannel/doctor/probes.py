@@ -234,13 +234,15 @@ def _sizes(target: Target, reach: Reach) -> Iterator[Finding]:
     if reach.largest is None:
         return
     if reach.largest < target.mtu:
-        lost = target.mtu - reach.largest
-        yield failed(
-            "peer packet size",
-            f"{target.name}: {reach.largest} bytes get through, {target.mtu} should",
-            "connections are made, and hang as soon as full packets flow; something on the way has a smaller MTU",
-            f"pyflannel config set   # with Backend.MTU {target.underlay_mtu - lost}, or raise the path's MTU",
-        )
+        meaning = "connections are made, and hang as soon as full packets flow; something on the way has a smaller MTU"
+        if reach.largest:
+            found = f"{reach.largest} bytes get through, {target.mtu} should"
+            smaller = target.underlay_mtu - target.mtu + reach.largest
+            fix = f"pyflannel config set   # with Backend.MTU {smaller}, or raise the path's MTU"
+        else:
+            found = f"not even {SMALLEST[target.underlay.version]} bytes get through whole, {target.mtu} should"
+            fix = f"tracepath -n {target.underlay}   # raise the path's MTU where it ends; nothing smaller would do"
+        yield failed("peer packet size", f"{target.name}: {found}", meaning, fix)
     elif reach.underlay_largest is not None and 0 < reach.underlay_largest < target.underlay_mtu:
         yield warned(
             "peer packet size",

@@ -67,6 +67,12 @@ def test_a_dead_node_and_a_blocked_overlay_are_two_things() -> None:
     assert "udp port 8472" in finding(blocked, "peer overlay").fix
 
 
+def test_a_path_that_carries_less_than_any_must_is_no_reason_for_an_mtu_of_next_to_nothing() -> None:
+    size = finding(replace(WELL, largest=0), "peer packet size")
+    assert "not even 576 bytes get through whole, 1450 should" in size.message
+    assert "Backend.MTU" not in size.fix
+
+
 def test_a_device_that_leaves_checksums_unfinished_is_named() -> None:
     assert finding(replace(WELL, checksummed=False), "peer UDP checksum").fix.startswith("ethtool -K flannel.1 ")
     below = Reach("ping", checksummed=False, unchecked=True)

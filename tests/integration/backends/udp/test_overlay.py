@@ -101,6 +101,18 @@ def test_ipv6_inside(make_overlay: MakeOverlay, offload: bool) -> None:
     )
 
 
+def test_ipv6_inside_over_a_path_that_carries_less_than_ipv6_needs(make_overlay: MakeOverlay) -> None:
+    """No sender takes word of less than 1280, so nothing else would end a stream's stalling."""
+    overlay = make_overlay(dual_stack=True)
+    first, _ = overlay.nodes
+    first.ip("route", "add", "192.0.2.2/32", "dev", "under", "mtu", "1200")
+    Transfer(overlay, MEBIBYTE, "fd00:5:2::1").finish()
+    until(lambda: first.counters()["sent_bytes"] > MEBIBYTE, "the counters of the whole stream")
+    counters = first.counters()
+    assert counters["drop_too_big"] > 0
+    assert counters["drop_send_failed"] == 0
+
+
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
 def test_packets_go_before_programs_that_they_would_wait_for_where_a_cpu_is_left_to_these(
     make_overlay: MakeOverlay,

@@ -44,6 +44,8 @@ class MemoryUnderlay(UnderlayPort):
         self.incoming: deque[tuple[bytes, int, PeerId | None]] = deque()
         self.outgoing: list[tuple[bytes, PeerId]] = []
         self.calls: list[tuple[int, int]] = []
+        self.fragmented: list[int] = []
+        """Sizes of what was to be fragmented on the underlay, in the order of sending."""
         self.mtu = mtu
         self.port = 0
         """Where peers are on loopback, for a fast path, which sends by itself."""
@@ -85,6 +87,12 @@ class MemoryUnderlay(UnderlayPort):
         self.calls.append((size, len(packets)))
         self.outgoing += [(packet, peer) for packet in packets]
         return 0
+
+    def send_in_fragments(self, data: memoryview, size: int, peer: PeerId) -> int:
+        packets = [bytes(data[start : start + size]) for start in range(0, len(data), size)]
+        self.fragmented += map(len, packets)
+        self.outgoing += [(packet, peer) for packet in packets]
+        return self.errors.popleft() if self.errors else 0
 
     def way(self, peer: PeerId) -> Endpoint | None:
         return (peer, self.port) if self.port else None

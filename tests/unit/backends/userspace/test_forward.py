@@ -265,6 +265,43 @@ def test_an_ipv6_super_packet_that_is_too_big_is_answered() -> None:
     assert answer[44:48] == (1300).to_bytes(4, "big")
 
 
+@pytest.mark.parametrize("offload", [True, False])
+def test_what_ipv6_need_not_make_smaller_goes_over_every_path(offload: bool) -> None:
+    """Senders take no word of an MTU below 1280: RFC 8200 section 5, RFC 2473 section 7.1."""
+    bench = Bench(offload=offload, mtu=1200)
+    whole, small, large = (Packet(b"x" * size, **OUT6) for size in (1220, 1140, 1221))  # type: ignore[arg-type]
+    for _ in range(2):
+        assert list(map(len, bench.from_tun(whole.build(), small.build(), whole.build()))) == [1280, 1200, 1280]
+        assert bench.from_tun(large.build()) == []
+        answer = bench.tun.outgoing[-1][1]
+        assert answer[40:42] + answer[44:48] == bytes([2, 0]) + (1280).to_bytes(4, "big")
+    assert bench.underlay.fragmented.count(1280) == 4
+    if offload:
+        header, data = super_packet(Packet(b"x" * 3000, **OUT6), 1220)  # type: ignore[arg-type]
+        sent = bench.from_tun(data, header=header)
+        assert list(map(len, sent)) == [1280, 1280, 620]
+        assert all(map(reference.is_valid, sent))
+    assert bench.drops == {"drop_too_big": 2}
+    bench.underlay.errors.append(errno.EMSGSIZE)
+    bench.from_tun(whole.build())
+    assert bench.drops == {"drop_too_big": 2, "drop_send_failed": 1}
+
+
+def test_what_was_under_way_when_its_path_shrank_is_cut_or_answered() -> None:
+    """A fast path may have read more for the same peer before it can be told."""
+    bench = Bench(mtu=1272, faults=True)
+    bench.from_tun(Packet(b"x" * 1400, **OUT).build())  # type: ignore[arg-type]
+    bench.tun.outgoing.clear()
+    for fragment, sent in (0, 2), (0x4000, 0):
+        packet = Packet(b"x" * 1400, fragment=fragment, **OUT).build()  # type: ignore[arg-type]
+        bench.forwarder.from_tun((packet, len(packet), PEER))
+        assert len(bench.underlay.outgoing) == sent
+        bench.underlay.outgoing.clear()
+    assert [answer[20:22] for _, answer in bench.tun.outgoing] == [bytes([3, 4])]
+    assert bench.drops == {"drop_too_big": 2}
+    assert bench.forwarder.failures == {}
+
+
 @pytest.mark.parametrize("fragment", [0, 0x4000])
 @pytest.mark.parametrize("size", [None, 1400])
 def test_a_path_that_shrank_is_learnt(fragment: int, size: int | None) -> None:

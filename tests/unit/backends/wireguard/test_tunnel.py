@@ -37,12 +37,18 @@ class MemorySocket:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.sent: list[tuple[Endpoint, bytes]] = []
+        self.largest = 65507
         self.incoming: deque[tuple[list[bytes], Endpoint]] = deque()
         self.is_open = True
 
     def send(self, data: memoryview, size: int, endpoint: Endpoint) -> int:
         assert len(data) <= 65507
         assert -(-len(data) // size) <= 64
+        if size > self.largest:
+            return errno.EMSGSIZE
+        return self.send_in_fragments(data, size, endpoint)
+
+    def send_in_fragments(self, data: memoryview, size: int, endpoint: Endpoint) -> int:
         self.sent += [(endpoint, bytes(data[at : at + size])) for at in range(0, len(data), size)]
         return 0
 
@@ -149,6 +155,19 @@ def test_a_first_packet_waits_for_the_handshake(ipv6: bool) -> None:
     pair.one.send([packet(100, 1), packet(100, 2)], pair.two)
     assert pair.settle() == [packet(100, 1), packet(100, 2)]
     assert pair.one.socket.sent == []
+
+
+def test_packets_that_are_too_big_for_the_path_go_in_fragments_if_they_must_or_have_waited() -> None:
+    pair = Pair()
+    pair.one.socket.largest = 1000
+    plain = memoryview(packet(1280, 1) + packet(1280, 2))
+    assert pair.one.tunnel.send(plain, 1280, pair.two.id) == errno.EMSGSIZE
+    assert pair.settle() == []
+    assert pair.one.tunnel.send_in_fragments(plain, 1280, pair.two.id) == 0
+    assert pair.settle() == [packet(1280, 1), packet(1280, 2)]
+    pair.clock[0] += 200
+    pair.one.send([packet(1280, 3)], pair.two)
+    assert pair.settle() == [packet(1280, 3)]
 
 
 @given(st.integers(20, MTU), st.integers(1, 64), st.integers(20, MTU))
