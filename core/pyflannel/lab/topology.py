@@ -30,6 +30,8 @@ UPLINK: Final = "eth0"
 BRIDGE: Final = "cni0"
 """The bridge of a node that its containers hang on."""
 
+_IPV6_MINIMUM_MTU: Final = 1280
+
 MAX_PER_SEGMENT: Final = 200
 
 _ROUTER = 254
@@ -110,8 +112,8 @@ def plan_hosts(nodes: int, routed: int = 0, mtu: int = 1500) -> tuple[Host, ...]
         raise ConfigError(f"a lab of {nodes} nodes: must be 1 to {MAX_PER_SEGMENT * len(SEGMENTS)}")
     if not 0 <= routed <= min(nodes, MAX_PER_SEGMENT):
         raise ConfigError(f"{routed} of {nodes} nodes behind the router: must be 0 to {min(nodes, MAX_PER_SEGMENT)}")
-    if not 1280 <= mtu <= 65535:
-        raise ConfigError(f"underlay MTU {mtu}: must be 1280 (IPv6's minimum) to 65535")
+    if not _IPV6_MINIMUM_MTU <= mtu <= 65535:
+        raise ConfigError(f"underlay MTU {mtu}: must be {_IPV6_MINIMUM_MTU} (IPv6's minimum) to 65535")
     first = nodes - max(routed, nodes - MAX_PER_SEGMENT)
     return tuple(
         Host(f"n{number}", SEGMENTS[number > first], (number - 1) % MAX_PER_SEGMENT + 1, mtu)
@@ -216,7 +218,7 @@ class ContainerNetwork:
 def configure_bridge(network: ContainerNetwork, ports: Iterable[str]) -> Iterator[str]:
     """Lines for ``ip -batch`` inside a node: the containers' bridge, with the cables named ``ports`` on it."""
     yield f"link add {BRIDGE} mtu {network.mtu} type bridge forward_delay 0 mcast_snooping 0"
-    yield from _link_up(BRIDGE, 1)
+    yield from _link_up(BRIDGE, 1, network.mtu)
     for gateway in network.gateways:
         yield f"address add {gateway} dev {BRIDGE}{_nodad(gateway)}"
     for port in ports:
@@ -226,18 +228,21 @@ def configure_bridge(network: ContainerNetwork, ports: Iterable[str]) -> Iterato
 def configure_container(network: ContainerNetwork, index: int) -> Iterator[str]:
     """Lines for ``ip -batch`` inside container ``index``: addresses, and the way out through the node."""
     yield "link set lo up"
-    yield from _link_up(UPLINK, index + 2)
+    yield from _link_up(UPLINK, index + 2, network.mtu)
     for address, gateway in zip(network.container(index), network.gateways, strict=True):
         yield f"address add {address} dev {UPLINK}{_nodad(address)}"
         yield f"route add default via {gateway.ip} dev {UPLINK}"
 
 
-def _link_up(interface: str, number: int) -> Iterator[str]:
+def _link_up(interface: str, number: int, mtu: int = _IPV6_MINIMUM_MTU) -> Iterator[str]:
     """Bring ``interface`` up with a link-local address that can be used at once.
 
     The kernel's own choice would be tentative for a second or two (RFC 4862, 5.4), and until then the interface can't
-    resolve neighbours for packets that it forwards.
+    resolve neighbours for packets that it forwards. Below IPv6's smallest ``mtu`` an interface has no IPv6 at all.
     """
+    if mtu < _IPV6_MINIMUM_MTU:
+        yield f"link set {interface} up"
+        return
     yield f"link set {interface} addrgenmode none up"
     yield f"address add fe80::{number:x}/64 dev {interface} nodad"
 

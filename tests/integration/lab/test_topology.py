@@ -119,6 +119,13 @@ def test_containers_have_the_mtu_of_their_network(lab: Lab) -> None:
         assert json.loads(machine.run(["ip", "-j", "link", "show", interface]).stdout)[0]["mtu"] == 1412
 
 
+def test_containers_of_an_ipv4_network_may_have_less_than_ipv6_needs(lab: Lab) -> None:
+    """As with most backends on the smallest underlay that a lab takes."""
+    for number, node in enumerate(lab.nodes, 1):
+        node.attach_containers(ContainerNetwork(1230, IPv4Interface(f"10.244.{number}.1/24")))
+    assert lab.reachability(lab.nodes[0].containers).complete
+
+
 def test_containers_can_move_to_another_subnet(lab: Lab) -> None:
     node = lab.nodes[0]
     give_subnet(node, 1)
