@@ -432,7 +432,8 @@ class Forwarder:
             self._send(data[start : start + step], wire, peer)
 
     def _send(self, data: memoryview, wire: int, peer: PeerId) -> None:
-        is_cut = self._mtu(peer) < wire <= ipv6.SMALLEST_MTU and data[0] >> 4 == 6
+        mtu = self._mtu(peer)
+        is_cut = mtu < wire <= ipv6.SMALLEST_MTU and data[0] >> 4 == 6
         error = (self.underlay.send_in_fragments if is_cut else self.underlay.send)(data, wire, peer)
         counters = self.counters
         packets = -(-len(data) // wire)
@@ -440,6 +441,8 @@ class Forwarder:
             counters["sent_calls"] += 1
             counters["sent_packets"] += packets
             counters["sent_bytes"] += len(data)
+            if is_cut:
+                counters["fragmented"] += len(data) // wire + (len(data) % wire > mtu)
             if self.failures:
                 self.failures.pop(peer, None)
         elif is_cut or error not in _TOO_BIG or not self._path_shrank(data, wire, peer):
