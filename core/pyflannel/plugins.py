@@ -56,6 +56,9 @@ IMPORT_TIMEOUT = 30.0
 _is_reference: Final = re.compile(r"[\w.]+\s*:\s*[\w.]+\s*(\[.*\])?").fullmatch
 """Of an entry point that can name a class (PyPA's specification of entry points)."""
 
+_is_scheme: Final = re.compile(r"[a-z][a-z0-9+.-]*").fullmatch
+"""As a URL has it when it was read (RFC 3986, section 3.1)."""
+
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -199,7 +202,8 @@ def _look_for(group: str, name: str) -> Any:
     entries = _entries(group, name)
     named = [entry for entry in entries if entry.name == name]
     if not named:
-        raise PluginError(_unknown(_KINDS[group], name, [entry.name for entry in entries]))
+        able = [entry.name for entry in entries if group == BACKENDS or _is_scheme(entry.name)]
+        raise PluginError(_unknown(_KINDS[group], name, able))
     shadowed = {entry.value: problem for entry in named if (problem := _shadowed(entry, entries))}
     usable = [entry for entry in named if entry.value not in shadowed]
     if not usable:
@@ -385,6 +389,11 @@ def _keeps_contract(plugin: Any, base: type[T], attribute: str, api: int, name: 
     own = getattr(plugin, attribute, None)
     if own != name:
         raise PluginError(f"{who} calls itself {own!r} ({attribute}), its entry point {name!r}; they must be equal")
+    if attribute == "scheme" and not _is_scheme(name):
+        raise PluginError(
+            f"{who} can't be used: no URL has its scheme, which must be lower-case letters, digits, '+', '-' and '.', "
+            "beginning with a letter"
+        )
     missing = ", ".join(sorted(getattr(plugin, "__abstractmethods__", ())))
     if missing:
         raise PluginError(f"{who} is incomplete: it lacks {missing}")

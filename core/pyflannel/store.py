@@ -230,7 +230,7 @@ class Store(ABC):
     Class attributes a driver sets:
 
     * ``api_version``: the :data:`API_VERSION` it was built for;
-    * ``scheme``: the URL scheme it answers to, equal to its entry point's name;
+    * ``scheme``: the URL scheme it answers to, in lower case, equal to its entry point's name;
     * ``options``: option name to one line of help, for ``?name=value`` in the URL and keys of the ``[store]`` table;
     * ``secret_options``: those that must never be shown;
     * ``exact_ttl``: whether :meth:`time_to_live` tells the remaining time, rather than a limit to it;

@@ -42,6 +42,19 @@ class Plan(Backend):
 """
 
 
+WHOLE_STORE = """\
+from pyflannel.store import Store
+
+def unused(self, *arguments):
+    raise NotImplementedError
+
+class Plan(Store):
+    scheme = "{name}"
+    read_config = write_config = snapshot = create = update = renew = delete = watch = unused
+
+"""
+
+
 class Site:
     """A directory on the import path into which distributions are installed."""
 
@@ -275,6 +288,15 @@ def test_of_two_others_with_one_name_none_is_chosen(site: Site) -> None:
 def test_a_stores_scheme_must_be_its_entry_points_name(site: Site) -> None:
     site.install("acme-net", "acme", "from pyflannel.store import Store\nclass Plan(Store):\n    scheme = 'x'", STORES)
     with pytest.raises(PluginError, match=r"store 'acme' .* calls itself 'x' \(scheme\)"):
+        load_store("acme")
+
+
+@pytest.mark.parametrize("name", ["Acme", "acme_sql", "7acme"])
+def test_a_scheme_that_no_url_has_is_told_and_not_offered(site: Site, name: str) -> None:
+    """Python's URLs are in lower case when they were read, and have no underscore."""
+    site.install("acme-net", name, WHOLE_STORE.replace("{name}", name), STORES)
+    assert "no URL has its scheme, which must be lower-case letters" in problem(name, STORES)
+    with pytest.raises(PluginError, match="no store 'acme' is installed; installed: consul, etcd, file, kubernetes "):
         load_store("acme")
 
 
