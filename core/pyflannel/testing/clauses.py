@@ -11,7 +11,7 @@ to be told: ``addopts = "-p pyflannel.testing.clauses"``.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -25,7 +25,14 @@ _NAME: Final = "pyflannel-clauses"
 _CLAUSE: Final = "pyflannel-clause"
 _TOLD: Final = "pyflannel-told"
 _NOT_APPLICABLE: Final = "not applicable: "
+_STRAY: Final = "pyflannel-stray"
+_STRAYED: Final = pytest.StashKey[str]()
 _LEFT_OUT: Final = "left out of this run"
+
+_NOT_ITS_OWN: Final = """\
+This is about no clause of this test. It was noticed while the test ran, and an earlier one may have left it behind:
+close() has to close what was opened, and no thread may end with an error."""
+_NOTICED: Final = (pytest.PytestUnraisableExceptionWarning, pytest.PytestUnhandledThreadExceptionWarning)
 
 SHOWN, FAILED, LEFT, UNTRIED = "shown", "failed", "not applicable", "not tried"
 
@@ -84,15 +91,22 @@ class Judged:
     @staticmethod
     def _clauses(request: pytest.FixtureRequest) -> None:
         """Before any other fixture, whose failure is one of the tests that need it."""
-        plugins = request.config.pluginmanager
-        if not plugins.has_plugin(_NAME):
-            plugins.register(Clauses(), _NAME)
+        pytest_configure(request.config)
 
 
 def _entry(item: Any) -> str:
     """Who is judged, by which kits, and by which test: what a report takes to the process that sums up."""
     kits = [f"{kit.__module__}:{kit.__qualname__}" for kit in item.cls.__mro__ if _own(kit)]
     return "|".join([item.cls.__qualname__, ",".join(kits), item.originalname])
+
+
+class _Strays:
+    """Tells :class:`Clauses`, before it judges a test, whether that failed of what pytest noticed meanwhile."""
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
+        item.stash[_STRAYED] = _stray(call.excinfo.value) if call.excinfo is not None else ""
+        return (yield)
 
 
 class Clauses:
@@ -105,13 +119,18 @@ class Clauses:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, Any, Any]:
-        """Say whose report it is; a failure repeats the clause."""
+        """Say whose report it is; a failure repeats the clause, unless it is about something else."""
         report = yield
         found = _clause_of(item)
         if found is not None:
             report.user_properties.append((_CLAUSE, _entry(item)))
         if found is not None and report.failed:
-            report.sections.append(("what the contract asks", f"{found.text}.\nWritten in {found.where}"))
+            stray = item.stash.get(_STRAYED, "")
+            if stray:
+                report.user_properties.append((_STRAY, stray))
+                report.sections.append(("what happened meanwhile", f"{stray}.\n{_NOT_ITS_OWN}"))
+            else:
+                report.sections.append(("what the contract asks", f"{found.text}.\nWritten in {found.where}"))
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -160,11 +179,25 @@ class Clauses:
         return found
 
 
+def _stray(error: BaseException) -> str:
+    """What pytest has noticed while a test ran, if that alone is what it failed of: a socket that nobody has closed, an
+    error in a thread. Empty otherwise.
+    """
+    parts: Sequence[BaseException] = getattr(error, "exceptions", (error,))  # an ExceptionGroup, from Python 3.11 on
+    if not all(isinstance(part, _NOTICED) for part in parts):
+        return ""
+    causes = [part.__cause__ for part in parts]
+    first = causes[0] if causes[0] is not None else parts[0]
+    more = f", and {len(parts) - 1} more" if len(parts) > 1 else ""
+    return f"{type(first).__name__}: {first}{more}"
+
+
 def _outcome(report: pytest.TestReport) -> tuple[str, str]:
     if report.passed:
         return SHOWN, ""
     if report.failed:
-        return FAILED, ""
+        stray = dict(report.user_properties).get(_STRAY)
+        return FAILED, f"not for what it tries: {stray}" if stray else ""
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     reason = reason.removeprefix("Skipped: ")
     if reason.startswith(_NOT_APPLICABLE):
@@ -185,3 +218,4 @@ def pytest_configure(config: pytest.Config) -> None:
     """For ``-p pyflannel.testing.clauses``."""
     if not config.pluginmanager.has_plugin(_NAME):
         config.pluginmanager.register(Clauses(), _NAME)
+        config.pluginmanager.register(_Strays())

@@ -53,3 +53,35 @@ def test_what_can_t_be_set_up_has_failed_and_was_not_left_out(tmp_path: Path) ->
         "not applicable: There: it flies (it has no wings)",
         "not tried: 1 clause whose tests were left out of this run",
     ], done.stdout
+
+
+LEAVING = """
+import socket
+from pyflannel.testing.clauses import Judged, clause
+
+class Kit(Judged):
+    @clause("There", "it answers")
+    def test_answers(self):
+        socket.socket(socket.AF_UNIX)
+
+    @clause("There", "it ends")
+    def test_ends(self):
+        assert 1 > 2
+
+class TestIt(Kit):
+    pass
+"""
+
+
+def test_what_python_tells_of_is_not_laid_to_the_clause_that_is_tried_just_then(tmp_path: Path) -> None:
+    """A socket that nobody has closed is told of in whatever test runs when it is collected."""
+    (tmp_path / "test_suite.py").write_text(LEAVING)
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "error", str(tmp_path)]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, cwd=tmp_path)
+    told = done.stdout.partition("the contract, as TestIt shows it ")[2].splitlines()[1:]
+    assert told[0] == "0 shown, 2 failed, 0 not applicable, 0 not tried", done.stdout
+    assert told[1].startswith("failed: There: it answers (not for what it tries: ResourceWarning: unclosed <socket")
+    assert told[2] == "failed: There: it ends"
+    assert "it answers.\nWritten in There" not in done.stdout
+    assert "close() has to close what was opened" in done.stdout
+    assert "it ends.\nWritten in There" in done.stdout
