@@ -140,6 +140,20 @@ class ClosesOnce(MemoryStore):
         self.closed = True
 
 
+@breaks("a_closed_store_leaves_nothing_behind")
+class LeavesAFile(MemoryStore):
+    def __init__(self, location: StoreLocation) -> None:
+        super().__init__(location)
+        os.open(os.devnull, os.O_RDONLY)
+
+
+@breaks("a_closed_store_leaves_nothing_behind")
+class LeavesAThreadOfEachRenewal(MemoryStore):
+    def renew(self, record: Record, ttl: float) -> Record:
+        threading.Thread(target=threading.Event().wait, name="of a renewal", daemon=True).start()
+        return super().renew(record, ttl)
+
+
 # the network document
 
 
@@ -173,7 +187,7 @@ class HidesFromWhoLooks(MemoryStore):
         return replace(found, leases=()) if hasattr(self, "forgetful") else found
 
 
-@breaks("the_config_is_written_only_over_what_is_expected")
+@breaks("the_config_is_written_only_over_what_is_expected", "no_write_of_the_config_is_lost")
 class OverwritesTheConfig(MemoryStore):
     def write_config(self, value: str, expected: Record | None) -> Record:
         with self.reached():
@@ -210,6 +224,21 @@ class CountsTheConfigAmongLeases(MemoryStore):
 class HidesTheConfigFromWatches(MemoryStore):
     def since(self, revision: int) -> list[tuple[int, Change]]:
         return [entry for entry in super().since(revision) if entry[1].key != CONFIG_KEY]
+
+
+@breaks("a_config_change_is_seen_by_a_watch", "no_write_of_the_config_is_lost", "an_outage_is_said_and_survived")
+class RemembersTheConfig(MemoryStore):
+    """What somebody else writes it never reads."""
+
+    known: Record | None = None
+
+    def read_config(self) -> Record | None:
+        self.known = self.known or super().read_config()
+        return self.known
+
+    def write_config(self, value: str, expected: Record | None) -> Record:
+        self.known = super().write_config(value, expected)
+        return self.known
 
 
 # records
@@ -260,7 +289,7 @@ class ComparesValues(MemoryStore):
         return value
 
 
-@breaks("update_of_a_deleted_record_is_a_conflict", "a_record_expires")
+@breaks("update_of_a_deleted_record_is_a_conflict", "a_record_expires", "who_deletes_or_renews_undoes_no_update")
 class UpdatesWhatIsGone(MemoryStore):
     def update(self, record: Record, value: str, ttl: float | None) -> Record:
         with self.reached():
@@ -293,7 +322,22 @@ class MakesYoungByUpdate(MemoryStore):
         return self.server.revision + 1
 
 
-@breaks("delete_is_a_compare_and_swap_and_repeatable", "a_record_created_anew_is_another_one")
+@breaks("an_older_record_stays_older")
+class MakesYoungInAWatch(MemoryStore):
+    """Where a record was changed last is told in place of where it came into being."""
+
+    def since(self, revision: int) -> list[tuple[int, Change]]:
+        return [
+            (number, Change(change.key, change.record and replace(change.record, created=number)))
+            for number, change in super().since(revision)
+        ]
+
+
+@breaks(
+    "delete_is_a_compare_and_swap_and_repeatable",
+    "a_record_created_anew_is_another_one",
+    "who_deletes_or_renews_undoes_no_update",
+)
 class DeletesAnyVersion(MemoryStore):
     def delete(self, record: Record) -> None:
         with self.reached():
@@ -353,7 +397,7 @@ class LooksThenLeaps(MemoryStore):
             return self.put(key, value, ttl)
 
 
-@breaks("no_update_is_lost")
+@breaks("no_update_is_lost", "no_write_of_the_config_is_lost", "who_deletes_or_renews_undoes_no_update")
 class ComparesThenSwaps(MemoryStore):
     def update(self, record: Record, value: str, ttl: float | None) -> Record:
         with self.reached():
@@ -365,6 +409,45 @@ class ComparesThenSwaps(MemoryStore):
             return self.put(record.key, value, None if record.permanent else ttl)
 
 
+@breaks("no_write_of_the_config_is_lost")
+class ComparesTheConfigThenSwaps(MemoryStore):
+    def write_config(self, value: str, expected: Record | None) -> Record:
+        with self.reached():
+            row = self.server.rows.get(CONFIG_KEY)
+            if (row and row.record.version) != (expected and expected.version):
+                raise ConflictError("the config was changed")
+        time.sleep(0.003)
+        with self.reached():
+            return self.put(CONFIG_KEY, value, None)
+
+
+@breaks("who_deletes_or_renews_undoes_no_update")
+class ComparesThenDeletes(MemoryStore):
+    def delete(self, record: Record) -> None:
+        with self.reached():
+            if record.key not in self.server.rows:
+                return
+            self.check(record)
+        time.sleep(0.01)
+        with self.reached():
+            if record.key in self.server.rows:
+                self.drop(record.key)
+
+
+@breaks("who_deletes_or_renews_undoes_no_update")
+class RenewsByWritingBack(MemoryStore):
+    """What it has read before, over what is there by then."""
+
+    def renew(self, record: Record, ttl: float) -> Record:
+        with self.reached():
+            self.check(record)
+            row = self.server.rows[record.key]
+        time.sleep(0.01)
+        with self.reached():
+            self.server.rows[record.key] = Row(row.record, None if record.permanent else self.end(ttl))
+        return record
+
+
 # expiry
 
 
@@ -372,6 +455,7 @@ class ComparesThenSwaps(MemoryStore):
     "a_record_expires",
     "an_update_sets_the_expiry_anew",
     "what_is_renewed_or_reserved_stays_and_nobody_notices",
+    "a_renewal_sets_the_expiry_anew",
     *CLAIMS,
 )
 class NeverExpires(MemoryStore):
@@ -383,6 +467,28 @@ class NeverExpires(MemoryStore):
 class ExpiresEarly(MemoryStore):
     def end(self, ttl: float | None) -> float | None:
         return None if ttl is None else time.monotonic() + ttl * (0.5 if ttl < 1 else 1)
+
+
+@breaks("a_record_expires")
+class ForgetsWhatExpires(MemoryStore):
+    """Those who watch at that moment hear of it, and nobody who comes later."""
+
+    class Stream(MemoryWatch):
+        def __next__(self) -> Batch:
+            known = {entry[0] for entry in self.store.server.log}
+            batch = super().__next__()
+            for entry in list(self.store.server.log):
+                if entry[0] not in known and (id(self.store.server), entry[1].key) in EXPIRED:
+                    self.store.server.log.remove(entry)
+            return batch
+
+    stream = Stream
+
+    def expire(self) -> None:
+        rows = self.server.rows
+        before = set(rows)
+        super().expire()
+        EXPIRED.update((id(self.server), key) for key in before - set(rows))
 
 
 @breaks("exactly_one_gets_an_expired_key")
@@ -404,11 +510,21 @@ class LeapsForWhatHasExpired(MemoryStore):
             return self.put(key, value, ttl)
 
 
-@breaks("what_is_renewed_or_reserved_stays_and_nobody_notices")
+@breaks("what_is_renewed_or_reserved_stays_and_nobody_notices", "a_renewal_sets_the_expiry_anew")
 class RenewsInVain(MemoryStore):
     def renew(self, record: Record, ttl: float) -> Record:
         with self.reached():
             self.check(record)
+            return record
+
+
+@breaks("a_renewal_sets_the_expiry_anew")
+class RenewsForAsLongAsBefore(MemoryStore):
+    def renew(self, record: Record, ttl: float) -> Record:
+        with self.reached():
+            self.check(record)
+            row = self.server.rows[record.key]
+            row.ends = self.end(row.record.ttl)
             return record
 
 
@@ -420,6 +536,9 @@ class RenewsInVain(MemoryStore):
     "odd_keys_come_back",
     "odd_values_come_back",
     "an_older_record_stays_older",
+    "a_closed_store_leaves_nothing_behind",
+    "a_renewal_sets_the_expiry_anew",
+    "who_deletes_or_renews_undoes_no_update",
 )
 class TakesItsTimeToRenew(MemoryStore):
     """It answers, and rightly, but later than the contract allows."""
@@ -436,7 +555,7 @@ class ExitsInsteadOfRenewing(MemoryStore):
         sys.exit(3)
 
 
-@breaks("what_is_renewed_or_reserved_stays_and_nobody_notices")
+@breaks("what_is_renewed_or_reserved_stays_and_nobody_notices", "who_deletes_or_renews_undoes_no_update")
 class RenewsAloud(MemoryStore):
     def renew(self, record: Record, ttl: float) -> Record:
         with self.reached():
@@ -467,6 +586,15 @@ class UpdatesTheValueAlone(MemoryStore):
 class HasLivedForLong(MemoryStore):
     def show(self, row: Row) -> Record:
         return row.record if row.ends is None else replace(row.record, ttl=-5.0)
+
+
+@breaks("time_to_live_of_records")
+class TellsWhatItWasGiven(MemoryStore):
+    """And nothing of it has passed."""
+
+    def time_to_live(self, records: Iterable[Record]) -> Mapping[str, float | None]:
+        with self.reached():
+            return {record.key: self.server.rows[record.key].record.ttl for record in records}
 
 
 @breaks("time_to_live_of_records")
@@ -548,6 +676,7 @@ class BeginsAtTheBeginning(MemoryStore):
     "lost_history_is_said_when_iterating",
     "no_gap_between_snapshot_and_watch_while_others_write",
     "each_batch_says_where_to_go_on",
+    "a_record_expires",
 )
 class ResumesFromNow(MemoryStore):
     def watch(self, revision: str) -> Watch:
@@ -670,6 +799,25 @@ class LeavesAPipe(MemoryStore):
         return super().watch(revision)
 
 
+@breaks("a_watch_leaves_nothing_behind")
+class ClosesWhenIterated(MemoryStore):
+    """A watch that is closed between two batches keeps its file."""
+
+    class Stream(MemoryWatch):
+        def __init__(self, store: MemoryStore, revision: int) -> None:
+            super().__init__(store, revision)
+            self.file = os.open(os.devnull, os.O_RDONLY)
+
+        def __next__(self) -> Batch:
+            try:
+                return super().__next__()
+            except BaseException:
+                os.close(self.file)
+                raise
+
+    stream = Stream
+
+
 @breaks("close_ends_a_waiting_watch", "a_closed_watch_has_ended")
 class ClosesAWatchOnce(MemoryStore):
     class Stream(MemoryWatch):
@@ -700,7 +848,7 @@ class ForgetsItsWatches(MemoryStore):
         pass
 
 
-@breaks("many_watches_of_one_store", "no_gap_between_snapshot_and_watch_while_others_write")
+@breaks("many_watches_of_one_store", "no_gap_between_snapshot_and_watch_while_others_write", "a_record_expires")
 class OneWatchAtATime(MemoryStore):
     def watch(self, revision: str) -> Watch:
         self.close()

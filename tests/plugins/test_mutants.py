@@ -114,7 +114,7 @@ def test_the_end_of_a_run_counts_the_clauses_and_a_failure_repeats_its_own(
 ) -> None:
     said = stores[1]
     sound = re.findall(r"the contract, as TestSound shows it =+\n(.*)\n(.*)", said)[-1]
-    assert sound[0] == "46 shown, 0 failed, 0 not applicable, 0 not tried"
+    assert sound[0] == "50 shown, 0 failed, 0 not applicable, 0 not tried"
     assert re.match(r"(warning: .*)?watch latency: median \d+ ms, worst \d+ ms", sound[1])
     late = re.findall(r"the contract, as TestTellsLate shows it =+\n(.*)\n(.*)", said)[-1]
     assert late[0] == sound[0]

@@ -17,14 +17,14 @@ import pytest
 
 from pyflannel.errors import ConfigError, ConflictError, StoreAbsentError, StoreError
 from pyflannel.plugins import unlike
-from pyflannel.store import API_VERSION, CONFIG_KEY, Store, StoreLocation, StoreTime
+from pyflannel.store import API_VERSION, CONFIG_KEY, Record, Store, StoreLocation, StoreTime
 from pyflannel.testing import _store_workers as workers
 from pyflannel.testing import _waiting as waiting
 from pyflannel.testing._following import Follower, contents, facts, same_value
 from pyflannel.testing._purity import connections
 from pyflannel.testing._store_subject import CONFIG, KEY, OTHER, VALUE, StoreSubject
 from pyflannel.testing._store_workers import Opening
-from pyflannel.testing._waiting import eventually
+from pyflannel.testing._waiting import check_what_is_left, eventually
 from pyflannel.testing.clauses import clause, not_applicable
 
 __all__ = ["StoreRecords", "ask_clock"]
@@ -75,6 +75,20 @@ class StoreRecords(StoreSubject):
         store.snapshot()
         store.close()
         store.close()
+
+    @clause("pyflannel.store.Store.close", "lets go of connections and files")
+    def test_a_closed_store_leaves_nothing_behind(self, opening: Opening) -> None:
+        """No thread either: a daemon makes a new driver whenever a call does not come back."""
+        self._use_once(opening, 0)  # what is made once for all
+        check_what_is_left(lambda: [self._use_once(opening, number) for number in range(1, 7)], "six closed stores")
+
+    @staticmethod
+    def _use_once(opening: Opening, number: int) -> None:
+        with opening.open() as store:
+            record = store.create(f"10.5.{number}.0-24", VALUE, 3600.0)
+            store.delete(store.update(store.renew(record, 3600.0), OTHER, 3600.0))
+            store.read_config()
+            store.snapshot()
 
     # the network document
 
@@ -138,8 +152,16 @@ class StoreRecords(StoreSubject):
         with Follower(store, store.snapshot()) as follower, opening.open() as other:
             first = other.write_config(CONFIG, None)
             follower.until(lambda: CONFIG_KEY in follower.state, "the config")
+            self._check_config(store, first)
             second = other.write_config(CONFIG.replace("vxlan", "udp"), first)
             follower.until(lambda: follower.state[CONFIG_KEY] == facts(second), "the changed config")
+            self._check_config(store, second)
+
+    @staticmethod
+    def _check_config(store: Store, written: Record) -> None:
+        found = store.read_config()
+        assert found is not None
+        assert facts(found) == facts(written), "read_config() tells what somebody else has written"
 
     # records: create, update, delete
 
@@ -208,13 +230,16 @@ class StoreRecords(StoreSubject):
         first = store.create(KEY, VALUE, 3600.0)
         if not first.created:
             not_applicable("the driver does not tell which of two records is older")
-        second = store.create("10.5.35.0-24", VALUE, 3600.0)
-        assert first.created < second.created
-        with opening.open() as other:
+        with Follower(store, store.snapshot()) as follower, opening.open() as other:
+            second = store.create("10.5.35.0-24", VALUE, 3600.0)
+            assert first.created < second.created
             changed = store.renew(store.update(first, OTHER, 3600.0), 3600.0)
             assert changed.created == first.created
             shown = {record.key: record.created for record in other.snapshot().leases}
             assert shown == {KEY: first.created, second.key: second.created}
+            follower.until(lambda: follower.state == contents(store.snapshot()), "the second record and the update")
+            told = {change.key: change.record.created for change in follower.changes if change.record is not None}
+            assert told == shown, "a watch tells the same of each record as a snapshot"
             store.delete(changed)
             assert other.create(KEY, VALUE, 3600.0).created > second.created
 
@@ -257,6 +282,40 @@ class StoreRecords(StoreSubject):
         workers.results(pool, jobs, workers.TIMEOUT, "all have counted")
         assert json.loads(store.snapshot().leases[0].value) == dict.fromkeys("abcdef", 10)
 
+    @clause("pyflannel.store.Store.write_config", "of all that write over one version one succeeds")
+    def test_no_write_of_the_config_is_lost(self, store: Store, opening: Opening, pool: ProcessPoolExecutor) -> None:
+        store.write_config("{}", None)
+        jobs = [pool.submit(workers.count_up, opening, CONFIG_KEY, 10, name) for name in "abcdef"]
+        workers.results(pool, jobs, workers.TIMEOUT, "all have counted")
+        config = store.read_config()
+        assert config is not None
+        assert json.loads(config.value) == dict.fromkeys("abcdef", 10)
+
+    @clause("pyflannel.store", "a record is changed only if nobody else has: deleting and renewing undo no update")
+    def test_who_deletes_or_renews_undoes_no_update(
+        self, store: Store, opening: Opening, pool: ProcessPoolExecutor
+    ) -> None:
+        """Nor does who renews undo a deletion. All of them have one version, and go by it at the same moment."""
+        records = [store.create(f"10.5.{number}.0-24", VALUE, workers.CHANGED_TTL) for number in range(30)]
+        jobs = [pool.submit(workers.change_each, opening, records, number) for number in range(self.racers)]
+        outcomes = workers.results(pool, jobs, workers.TIMEOUT, "all records are changed")
+        final = contents(store.snapshot())
+        for record, made in zip(records, zip(*outcomes, strict=True), strict=True):
+            if any(isinstance(outcome, StoreError) for outcome in made):
+                continue  # nobody knows who was first
+            updated = [facts(outcome) for outcome in made if isinstance(outcome, Record)]
+            found = final.get(record.key)
+            if updated:
+                assert [found] == updated, (
+                    f"{record.key}: an update succeeded, and the store does not hold what it has written: delete() and "
+                    "renew() must compare the version and change the record in one step, as update() must"
+                )
+            else:
+                assert found is None, (
+                    f"{record.key}: it was deleted, as no update succeeded, and the store holds it: renew() must not "
+                    "write a record that is gone, nor may its version differ with the ttl that it had before"
+                )
+
     @clause("pyflannel.store.Store", "nodes that start at once get a subnet each")
     def test_nodes_that_start_at_once_get_a_subnet_each(
         self, store: Store, opening: Opening, pool: ProcessPoolExecutor
@@ -281,13 +340,16 @@ class StoreRecords(StoreSubject):
         began = time.monotonic()
         record = store.create(KEY, VALUE, self.minimum_ttl)
         kept = store.create("10.5.1.0-24", VALUE, 3600.0)
-        with Follower(store, store.snapshot()) as follower, opening.open() as other:
+        before = store.snapshot()
+        with Follower(store, before) as follower, opening.open() as other:
             follower.until(
                 lambda: KEY not in follower.state, "the expiry", waiting.PATIENCE + self.minimum_ttl + self.expiry_slack
             )
             assert time.monotonic() - began >= self.minimum_ttl, "expired too early"
             for looking in (store, other):
                 assert contents(looking.snapshot()) == {kept.key: facts(kept)}
+            with Follower(store, before) as resumed:
+                resumed.until(lambda: KEY not in resumed.state, "the expiry, which came before this watch was opened")
             with pytest.raises(ConflictError):
                 store.update(record, OTHER, 3600.0)
             with pytest.raises(ConflictError):
@@ -347,6 +409,14 @@ class StoreRecords(StoreSubject):
         eventually(lambda: shorter.key not in contents(store.snapshot()), "the shortened life ends", patience)
         assert contents(store.snapshot()) == {KEY: facts(longer)}
 
+    @clause("pyflannel.store.Store.renew", "to ttl seconds from now, also where the record was given fewer before")
+    def test_a_renewal_sets_the_expiry_anew(self, store: Store) -> None:
+        longer = store.renew(store.create(KEY, VALUE, self.minimum_ttl), 3600.0)
+        short = store.create("10.5.1.0-24", VALUE, self.minimum_ttl)
+        patience = waiting.PATIENCE + self.minimum_ttl + self.expiry_slack
+        eventually(lambda: short.key not in contents(store.snapshot()), "a record that nobody renews expires", patience)
+        assert contents(store.snapshot()) == {KEY: facts(longer)}
+
     @clause("pyflannel.store.Store.time_to_live", "remaining seconds, None where there is no end or none is known")
     def test_time_to_live_of_records(self, store: Store) -> None:
         leased = store.create(KEY, VALUE, 3600.0)
@@ -357,6 +427,11 @@ class StoreRecords(StoreSubject):
         assert seconds is None or 0 < seconds <= 3600
         for record in (leased, reserved, *store.snapshot().leases):
             assert record.ttl is None or 0 < record.ttl <= 3600, f"ttl of {record.key}, which has at most an hour"
+        if seconds is not None and store.exact_ttl:
+            eventually(
+                lambda: (store.time_to_live(store.snapshot().leases)[KEY] or seconds) < seconds,
+                "the remaining time gets less; a driver that knows only a limit to it says exact_ttl = False",
+            )
 
     # the clock
 

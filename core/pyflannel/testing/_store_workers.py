@@ -18,17 +18,19 @@ from multiprocessing.synchronize import Barrier
 from threading import BrokenBarrierError
 from typing import TypeVar
 
-from pyflannel.errors import ConflictError, StoreUnavailableError
+from pyflannel.errors import ConflictError, StoreError, StoreUnavailableError
 from pyflannel.membership.allocation import allocate
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import Subnets
-from pyflannel.store import CALL_TIMEOUT, Record, Snapshot, Store, StoreLocation
+from pyflannel.store import CALL_TIMEOUT, CONFIG_KEY, Record, Snapshot, Store, StoreLocation
 from pyflannel.testing._calls import supervised
 
 __all__ = [
+    "CHANGED_TTL",
     "Opening",
     "Tally",
     "allocate_nodes",
+    "change_each",
     "count_up",
     "create_all",
     "dismiss",
@@ -44,6 +46,9 @@ T = TypeVar("T")
 
 TIMEOUT = 600.0
 """Seconds until a worker gives up what never comes. A busy machine takes its time to start 32 of them."""
+
+CHANGED_TTL = 3600.0
+"""Of the records that :func:`change_each` changes: with another one, renewing might change the version."""
 
 _barrier: Barrier | None = None
 
@@ -192,20 +197,49 @@ def count_up(opening: Opening, key: str, times: int, name: str) -> None:
     deadline, taken = time.monotonic() + TIMEOUT / 10, 0
     with opening.open() as store:
         while True:
-            record = next(record for record in _snapshot(store, deadline).leases if record.key == key)
+            snapshot = _snapshot(store, deadline)
+            records = snapshot.leases if snapshot.config is None else (snapshot.config, *snapshot.leases)
+            record = next(record for record in records if record.key == key)
             counts: dict[str, int] = json.loads(record.value)
             count = counts.get(name, 0)
             assert count >= taken, f"the store has taken {taken} updates of one process, and holds {count} of them"
             if count == times:
                 return
+            value = json.dumps({**counts, name: count + 1})
             try:
-                store.update(record, json.dumps({**counts, name: count + 1}), None)
+                store.write_config(value, record) if key == CONFIG_KEY else store.update(record, value, None)
                 taken = count + 1
             except ConflictError:
                 continue
             except StoreUnavailableError:  # it may have taken effect: read back
                 if time.monotonic() > deadline:
                     raise
+
+
+@_one_of_many()
+def change_each(opening: Opening, records: Sequence[Record], number: int) -> list[Record | StoreError | None]:
+    """Change each of ``records`` at the same moment as every other worker: one in three updates it, one deletes it, one
+    renews it, in turns. Returns what an update has made, or why nobody can know what was done.
+    """
+    outcomes: list[Record | StoreError | None] = []
+    with opening.open() as store:
+        _snapshot(store, time.monotonic() + TIMEOUT / 10)
+        for turn, record in enumerate(records, number):
+            outcome: Record | StoreError | None = None
+            _line_up()
+            try:
+                if turn % 3 == 0:
+                    outcome = store.update(record, json.dumps({"worker": number}), CHANGED_TTL)
+                elif turn % 3 == 1:
+                    store.delete(record)
+                else:
+                    store.renew(record, CHANGED_TTL)
+            except ConflictError:
+                pass
+            except StoreUnavailableError as error:
+                outcome = error
+            outcomes.append(outcome)
+    return outcomes
 
 
 def create_all(opening: Opening, items: Sequence[tuple[str, str]]) -> None:
