@@ -222,6 +222,9 @@ def test_a_cluster_gets_its_network(cluster: Cluster, install: Callable[[Cluster
     all_reach_all([*one, *other])
     status = kube.kubectl("-n", "pyflannel", "exec", "daemonset/pyflannel", "--", "pyflannel", "status")
     assert "vxlan" in status
+    ask = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8081/metrics').read().decode())"
+    metrics = kube.kubectl("-n", "pyflannel", "exec", "daemonset/pyflannel", "--", "python", "-c", ask)
+    assert "\npyflannel_ready 1.0\n" in metrics
     doctor = ("pyflannel", "doctor", "--kube-subnet-mgr", "--json", "--all")
     found = json.loads(kube.kubectl("-n", "pyflannel", "exec", "daemonset/pyflannel", "--", *doctor))
     assert not [each for each in found["findings"] if each["verdict"] == "fail"]

@@ -111,6 +111,13 @@ def test_the_daemon_knows_the_flags_in_the_manifests() -> None:
         assert resolve(given, {}, daemon=True).settings.store.scheme == "kubernetes"
 
 
+def test_the_charts_health_port_listens_where_it_is_told_to() -> None:
+    text = rendered("healthzIP=0.0.0.0", "healthzPort=8402")
+    (container,) = objects(text)["DaemonSet"]["spec"]["template"]["spec"]["containers"]
+    assert {"--healthz-ip=0.0.0.0", "--healthz-port=8402"} <= set(container["args"])
+    assert container["readinessProbe"]["httpGet"] == {"host": "127.0.0.1", "port": 8402, "path": "/readyz"}
+
+
 @pytest.mark.usefixtures("namespace")
 def test_a_nodes_token_changes_that_node_alone(kube: Kubernetes, tmp_path: Path) -> None:
     kube.kubectl("apply", "-k", str(MANIFESTS / "base"))
