@@ -161,15 +161,41 @@ class Access:
     def files_stamp(self) -> tuple[tuple[int, int, int], ...]:
         """Differs when a certificate or key was replaced.
 
-        :raises StoreDeniedError: one is gone or can't be reached.
+        :raises StoreDeniedError: one is gone, is empty or can't be reached.
+        """
+        stamps = []
+        for path in (self.cafile, self.certfile, self.keyfile):
+            if path is not None:
+                try:
+                    found = Path(path).stat()
+                except OSError as error:
+                    raise _unreadable(error) from None
+                if not found.st_size:
+                    raise _empty(path)
+                stamps.append((found.st_ino, found.st_size, found.st_mtime_ns))
+        return tuple(stamps)
+
+    @staticmethod
+    def content(path: str) -> bytes:
+        """What is in a certificate's or key's file.
+
+        :raises StoreDeniedError: nothing, or it can't be read.
         """
         try:
-            return tuple(
-                (found.st_ino, found.st_size, found.st_mtime_ns)
-                for found in (Path(path).stat() for path in (self.cafile, self.certfile, self.keyfile) if path)
-            )
+            content = Path(path).read_bytes()
         except OSError as error:
-            raise StoreDeniedError(f"store etcd: can't read {error.filename}: {error.strerror}") from None
+            raise _unreadable(error) from None
+        if not content:
+            raise _empty(path)
+        return content
+
+
+def _unreadable(error: OSError) -> StoreDeniedError:
+    return StoreDeniedError(f"store etcd: can't read {error.filename}: {error.strerror}")
+
+
+def _empty(path: str) -> StoreDeniedError:
+    return StoreDeniedError(f"store etcd: {path} is empty: must be a certificate or its key (PEM)")
 
 
 def _prefix(location: StoreLocation) -> str:

@@ -15,7 +15,7 @@ import random
 import re
 from collections.abc import Callable
 from enum import Enum, auto
-from functools import partial
+from functools import cache, partial
 from typing import Any, Final, TypeVar
 
 from pyflannel.errors import ConfigError, StoreDeniedError, StoreError, StoreUnavailableError
@@ -65,6 +65,22 @@ class ErrorMeaning(Enum):
     LEASE_GONE = auto()
 
 
+@cache
+def _client_class() -> Any:
+    """etcd3's client, with files read by us: of a certificate without a key, or a key alone, gRPC aborts the process.
+
+    An empty file is the same to it as none.
+    """
+    grpc = load_grpc()
+
+    class Client(load_etcd3().Etcd3Client):  # type: ignore[misc]
+        def _get_secure_creds(self, *paths: str | None) -> Any:
+            """:param paths: of the CA, our key and our certificate, which is gRPC's order, too."""
+            return grpc.ssl_channel_credentials(*(None if path is None else Access.content(path) for path in paths))
+
+    return Client
+
+
 class Member:
     """A connection to one member."""
 
@@ -72,26 +88,22 @@ class Member:
         self.endpoint = endpoint
         self._access = access
         self._stamp = access.files_stamp()
-        etcd3 = load_etcd3()
-        self.rpc = etcd3.etcdrpc
-        try:
-            self.client = etcd3.client(
-                host=endpoint.bracketed,
-                port=endpoint.port,
-                ca_cert=access.cafile,
-                cert_cert=access.certfile,
-                cert_key=access.keyfile,
-                grpc_options=_CHANNEL,
-            )
-        except OSError as error:
-            raise StoreDeniedError(f"store etcd: can't read {error.filename}: {error.strerror}") from None
+        self.rpc = load_etcd3().etcdrpc
+        self.client = _client_class()(
+            host=endpoint.bracketed,
+            port=endpoint.port,
+            ca_cert=access.cafile,
+            cert_cert=access.certfile,
+            cert_key=access.keyfile,
+            grpc_options=_CHANNEL,
+        )
 
     def is_stale(self) -> bool:
         """Whether a certificate or key was replaced since we connected."""
         try:
             return self._stamp != self._access.files_stamp()
         except StoreDeniedError:
-            return False  # being replaced just now; this connection still serves
+            return False  # one is being replaced just now; this connection still serves
 
     def close(self) -> None:
         """Drop the connection; calls under way fail."""

@@ -85,7 +85,10 @@ def _alerted(access: Access, reason: str) -> str:
         return f"it ended the TLS handshake: {said}"
     if access.certfile is None:
         return "it wants a client certificate; add certfile and keyfile"
-    return f"it does not accept our certificate {access.certfile} ({said}); is it of a CA that etcd trusts?"
+    return (
+        f"it does not accept our certificate {access.certfile} ({said}); has it expired, or is it of a CA that etcd "
+        "doesn't trust?"
+    )
 
 
 def _speaks_plain_http2(endpoint: MemberAddress, timeout: float | None) -> bool:

@@ -113,7 +113,7 @@ def _refusals(secure: Secure, directory: Path) -> dict[str, tuple[dict[str, obje
         "another CA": ({**ours, "cafile": other.cafile}, "its certificate is not good"),
         "certificate of another CA": (
             {**ours, "certfile": foreign.certfile, "keyfile": foreign.keyfile},
-            "does not accept our certificate",
+            r"does not accept our certificate .*; has it expired, or is it of a CA that etcd doesn't trust\?",
         ),
         "garbage": ({**ours, "certfile": garbage}, "can't use the certificates"),
         "key of another certificate": ({**ours, "keyfile": foreign.keyfile}, "can't use the certificates"),
@@ -235,6 +235,24 @@ def test_replaced_certificates_are_used_without_a_restart(secure: Secure, prefix
         keyfile.unlink()
         with pytest.raises(StoreDeniedError, match=str(keyfile)):
             store.snapshot()
+
+
+@pytest.mark.parametrize("name", ["cafile", "certfile", "keyfile"])
+def test_empty_file_while_one_is_replaced(secure: Secure, prefix: str, tmp_path: Path, name: str) -> None:
+    """As ``cp`` leaves it for a moment, and a full disk for good. gRPC aborts the process for a key without a text."""
+    options = {key: Path(shutil.copy(path, tmp_path / key)) for key, path in secure.options.items()}
+    text = options[name].read_bytes()
+    with closing(open_store(secure.cluster, prefix, **options)) as store:
+        store.snapshot()
+        options[name].write_bytes(b"")
+        store.snapshot()  # by the connection that there is
+        with (
+            closing(open_store(secure.cluster, prefix, **options)) as another,
+            pytest.raises(StoreDeniedError, match=f"{options[name]} is empty"),
+        ):
+            another.snapshot()
+        options[name].write_bytes(text)
+        works(store)
 
 
 # --- users ----------------------------------------------------------------------------------------------------------
