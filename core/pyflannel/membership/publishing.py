@@ -40,7 +40,7 @@ def our_attributes(
         extra[MARGIN_KEY] = round(state.options.margin, 1)
     extra.update((name, value) for name, value in before.extra.items() if name not in (LEASE_KEY, MARGIN_KEY))
     uses = place.network.family
-    return LeaseAttributes(
+    told = LeaseAttributes(
         public_ip=place.underlay.public_ipv4 if uses(4) else None,
         public_ipv6=place.underlay.public_ipv6 if uses(6) else None,
         backend_type=None if place.backend.capabilities.untyped_leases else place.backend.name,
@@ -51,6 +51,8 @@ def our_attributes(
         twin_of=state.options.node_id if state.node_id != state.options.node_id else None,
         extra=extra,
     )
+    state.told = subnets, told
+    return told
 
 
 def _progress(state: KeeperState, place: Place, node: Node, before: LeaseAttributes) -> Steps[NodeProgress | None]:

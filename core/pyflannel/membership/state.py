@@ -184,6 +184,8 @@ class KeeperState:
     """Leases that we may have created without having looked whether another crosses them."""
     generation: int = 0
     lease_state: LeaseState = field(default_factory=LeaseState)
+    told: tuple[Subnets, LeaseAttributes] | None = None
+    """What our lease should say, as our backend had it last, and of which subnets."""
     asked: int = 0
     """The newest request to publish."""
     reached: NodeProgress = field(default_factory=lambda: NodeProgress(""))
@@ -222,8 +224,13 @@ class KeeperState:
     def node(self, place: Place, subnets: Subnets, ours: LeaseAttributes) -> Node:
         """Our place as a backend sees it.
 
+        Once the daemon plans by what we have told others, that holds as long as the subnets do: what somebody else
+        writes over our lease, or that it is made anew, changes no device.
+
         :param ours: of our lease, as it was when we came to it, or as we have written it.
         """
+        if self.generation and self.told is not None and self.told[0] == subnets:
+            ours = self.told[1]
         used = place.network.used(subnets)
         state_dir = state_directory(self.options.state_dir, self.options.node_id, self.node_id)
         return Node(self.node_id, place.network, place.underlay, used, state_dir, said(ours, place.backend.name))

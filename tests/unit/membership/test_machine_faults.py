@@ -361,7 +361,35 @@ def test_a_renewal_that_knows_more_than_the_watch_hides_nothing(words: str) -> N
         assert node.state.trouble == ""
     else:
         assert node.state.conflict
-        assert "is leased to node 'node-9'" in node.state.trouble
+        assert "is leased to node 'node-9' at " in node.state.trouble
+
+
+@pytest.mark.parametrize("words", [foreign(9), foreign(1)], ids=["another address", "our address"])
+def test_a_lease_without_an_id_that_is_written_over_ours_is_not_taken_for_what_we_said(words: str) -> None:
+    """By what we said the daemon plans, such as a MAC address: saying the other's, it would be reached by nobody."""
+    node = Node().start().run(10)
+    ours = node.record
+    assert ours is not None
+    node.store.put(ours.key, words, 60.0)
+    node.run(45)
+    assert node.record is not None
+    assert json.loads(node.record.value) == json.loads(ours.value)
+    assert node.state.trouble == ""
+
+
+def test_what_a_lease_said_when_we_took_it_over_outlives_it() -> None:
+    """Peers send to the MAC address that a flanneld gave its device, and still do once the lease is made anew."""
+    node = Node()
+    node.store.put("10.5.7.0-24", foreign(1), 60.0)
+    node.start().run(10)
+    taken = node.record
+    assert taken is not None
+    assert json.loads(taken.value)["BackendData"] == json.loads(foreign(1))["BackendData"]
+    node.store.delete(taken)
+    node.run(45)
+    assert node.record is not None
+    assert node.record.key == "10.5.7.0-24"
+    assert json.loads(node.record.value)["BackendData"] == json.loads(foreign(1))["BackendData"]
 
 
 def test_a_node_that_moved_while_rubbish_was_written_over_its_lease_says_where_it_is() -> None:
