@@ -484,6 +484,36 @@ def test_a_record_of_ours_that_somebody_has_filled_is_written_anew(lab: Lab, doc
     assert len(path.read_text()) < 8000
 
 
+def test_a_lease_in_the_place_of_this_node_s_is_not_taken_for_it(lab: Lab, doctor: Doctor) -> None:
+    node = lab.nodes[0]
+    path = store(lab) / "subnets" / f"{leased(node)}.json"
+    path.write_text(json.dumps({**VTEP, "PublicIP": "192.0.2.9", "NodeID": "n9"}))
+    try:
+        until(lambda: node.state() == "conflict", "it has seen that")
+        told = doctor.trouble()
+        assert "node 'n9' at 192.0.2.9" in told["daemon"][0]["message"]
+        assert "no lease of this node" in told["lease"][0]["message"]
+        assert told.keys() <= {"daemon", "lease"}, "and nothing is compared with the other's"
+    finally:
+        path.unlink()
+    healthy(doctor)
+
+
+def test_a_restart_is_no_advice_where_the_daemon_says_what_is_in_its_way(lab: Lab, doctor: Doctor) -> None:
+    node = lab.nodes[0]
+    node.run(["mount", "--bind", str(node.subnet_file), str(node.subnet_file)])  # so that nothing can be renamed to it
+    try:
+        node.set_mtu(1400)
+        until(lambda: node.state() == "degraded", "it can't be written")
+        (finding,) = doctor.trouble()["subnet.env"]
+        assert "lacks FLANNEL_MTU=" in finding["message"]
+        assert finding["fix"].startswith("pyflannel status")
+    finally:
+        node.run(["umount", str(node.subnet_file)])
+        node.set_mtu(1500)
+    healthy(doctor)
+
+
 # Where doctor itself looks --------------------------------------------------------------------------------------------
 
 ENDLESS = """

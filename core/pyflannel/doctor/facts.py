@@ -30,7 +30,7 @@ from pyflannel.planning.judging import backend_types, said
 from pyflannel.planning.overlay import Overlay
 from pyflannel.plugins import load_backend, open_store
 from pyflannel.settings.settings import Settings
-from pyflannel.show.status import query
+from pyflannel.show.status import State, query
 from pyflannel.small.guarded import named_if_it_hangs
 from pyflannel.store import Record, Snapshot, Store, StoreTime, Unassigned
 
@@ -219,11 +219,18 @@ def _ask(settings: Settings, status: Mapping[str, JSON] | None) -> StoreFacts:
         begin = time.monotonic()
         snapshot = store.snapshot()
         seconds = time.monotonic() - begin
-        key = status["lease"]["key"] if status is not None and status["lease"] is not None else None
+        key = _held_key(status)
         own = [record for record in snapshot.leases if record.key == key]
         assigned = _assigned(store, snapshot)
         announced = store.announced() if isinstance(assigned, Record) else None
         return StoreFacts(snapshot, seconds, store.time_to_live(own), assigned, announced)
+
+
+def _held_key(status: Mapping[str, JSON] | None) -> str | None:
+    """The key of the lease that the daemon holds: not of one that it has lost to another node."""
+    if status is None or status["lease"] is None or status["state"] == State.CONFLICT.value:
+        return None
+    return str(status["lease"]["key"])
 
 
 def _assigned(store: Store, snapshot: Snapshot) -> Record | Unassigned | None:
@@ -300,7 +307,7 @@ def _own_record(
     asked: StoreFacts,
     underlay: Underlay | None,
 ) -> Record:
-    key = status["lease"]["key"] if status is not None and status["lease"] is not None else None
+    key = _held_key(status)
     publics = {underlay.public_ipv4, underlay.public_ipv6} - {None} if underlay is not None else set()
     found = []
     for record in asked.snapshot.leases:

@@ -291,7 +291,7 @@ def device(facts: Facts) -> Iterator[Finding]:
                 "device and lease",
                 f"the lease says {name} {theirs}, this node is {ours}",
                 "peers send their packets to an address that is not this node's",
-                _RESTART,
+                _rewriting(facts),
             )
             return
     for wanted in facts.links:
@@ -303,6 +303,17 @@ def device(facts: Facts) -> Iterator[Finding]:
             yield failed("device and lease", text, meaning, f"ip link set {wanted.name} address {wanted.mac}")
             return
     yield passed("device and lease", "peers are told this node's addresses, and its devices are as planned")
+
+
+def _rewriting(facts: Facts, then: str = "") -> str:
+    """How to have the daemon write again what follows from its lease, and what to run afterwards.
+
+    One that is in trouble may be kept from it by just that, and a restart is no cure: a node that was only degraded
+    would not get ready any more.
+    """
+    if facts.status is not None and facts.status["state"] != State.READY.value:
+        return "pyflannel status   # what it names comes first"
+    return f"{_RESTART}{then}"
 
 
 def objects(facts: Facts) -> Iterator[Finding]:
@@ -425,7 +436,7 @@ def subnet_file(facts: Facts) -> Iterator[Finding]:
     if wrong - masquerade:
         lines = ", ".join(sorted(wrong - masquerade))
         meaning = "new containers get addresses or an MTU that the overlay does not carry"
-        yield failed("subnet.env", f"{path} lacks {lines}", meaning, f"{_RESTART} && systemctl restart docker")
+        yield failed("subnet.env", f"{path} lacks {lines}", meaning, _rewriting(facts, " && systemctl restart docker"))
     elif masquerade:
         meaning = "the settings of this command and of the daemon differ, or the daemon was not restarted"
         yield warned("subnet.env", f"{path} lacks {masquerade.pop()}", meaning, _RESTART)
