@@ -110,10 +110,9 @@ def _refuse_to_lose(
     for key, claim in claims.items():
         if claim.overlaps(held.subnets):
             lease = readable(records[key])
-            holder = lease.attributes if lease is not None else LeaseAttributes()
+            whose = lease.attributes.holder if lease is not None else "a node that can't be told"
             raise LeaseError(
-                f"our subnet {held.subnets} was lost and is leased to node {holder.node_id!r} "
-                f"({holder.public_ip or holder.public_ipv6}) now. Delete that lease, "
+                f"our subnet {held.subnets} was lost and is leased to {whose} now. Delete that lease, "
                 "or restart this daemon and its containers to get another subnet"
             )
 

@@ -121,9 +121,8 @@ def own_changed(state: KeeperState, session: StoreSession, record: Record | None
         rejoin(
             state,
             LeaseError(
-                f"our lease {record.key} was overwritten by node {theirs.node_id!r} at "
-                f"{theirs.public_ip or theirs.public_ipv6}; two nodes must not share a node id (is one a clone of "
-                "the other?), an address or a subnet"
+                f"our lease {record.key} was overwritten by {theirs.holder}; two nodes must not share a node id (is "
+                "one a clone of the other?), an address or a subnet"
             ),
         )
         return

@@ -224,6 +224,12 @@ class LeaseAttributes:
         """The public address of IP version 4 or 6."""
         return self.public_ip if version == 4 else self.public_ipv6
 
+    @property
+    def holder(self) -> str:
+        """Whose lease it is, for people."""
+        address = self.public_ip or self.public_ipv6
+        return f"node {self.node_id!r} at {address}" if self.node_id else f"the node at {address}"
+
     def data(self, version: int) -> JSON:
         """What the backend published for IP version 4 or 6."""
         return self.backend_data if version == 4 else self.backend_v6_data

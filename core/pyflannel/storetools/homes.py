@@ -221,11 +221,7 @@ def contradictions(source: Snapshot, target: Snapshot) -> tuple[list[str], list[
 def owner(record: Record) -> str:
     """Whose a record is, for people."""
     lease = readable(record)
-    if lease is None:
-        return "no lease"
-    attributes = lease.attributes
-    address = attributes.public_ip or attributes.public_ipv6
-    return f"node {attributes.node_id!r} at {address}" if attributes.node_id else f"the node at {address}"
+    return lease.attributes.holder if lease is not None else "no lease"
 
 
 def readable(record: Record) -> Lease | None:
