@@ -399,7 +399,10 @@ class Directory:
                 return None
             _sync_directory(os.path.dirname(path))
         except OSError as error:
-            raise failure("write", path, error) from None
+            if replace:
+                raise failure("write", path, error) from None
+            # Who tries again may do so with another key: that is the same trouble, and is not to be told as a new one.
+            raise failure("write to", os.path.dirname(path), error) from None
         finally:
             with contextlib.suppress(OSError):  # it is in its place; or the next writer removes it
                 os.unlink(temporary)
