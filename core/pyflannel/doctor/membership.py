@@ -18,6 +18,7 @@ from pyflannel.doctor.facts import Facts
 from pyflannel.doctor.finding import Finding, failed, passed, skipped, warned
 from pyflannel.errors import MalformedError, PluginError, PyflannelError, StoreDeniedError
 from pyflannel.kernel.model import KernelObject, Key, Link, Sysctl, WireguardPeer
+from pyflannel.membership import followed
 from pyflannel.network.change import read
 from pyflannel.network.lease import Lease
 from pyflannel.settings.settings import Settings
@@ -180,7 +181,12 @@ def _unusable(facts: Facts, error: PyflannelError) -> Finding:
         fix = "pyflannel config set -   # or give this node the others' --store or --etcd-prefix"
     elif status is not None and status["lease"] is not None:
         meaning = "nodes keep the one in force; nodes that start from now on would not reach them"
-        fix = "pyflannel config set -   # the earlier one again; then: pyflannel network change"
+        earlier = "-"
+        with suppress(PyflannelError):
+            kept = followed.read(facts.settings.state_dir)
+            if kept and read(kept).change is None:  # to config set, it is the earlier one that is new to the nodes
+                earlier = f"--force {shlex.quote(str(followed.path(facts.settings.state_dir)))}"
+        fix = f"pyflannel config set {earlier}   # the earlier one again; then: pyflannel network change"
     else:
         meaning = "no node can join with it, or none with what is installed here"
     return failed("network config", str(error), meaning, fix)

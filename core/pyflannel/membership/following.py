@@ -49,7 +49,8 @@ def place_for(
         known = Side((yield Load(network)), network)
     check_underlay(known.network, underlay, known.backend)
     if state.place is not None:
-        check_agreed(state.place, written, known, state.store, state.slot.records())
+        kept = followed.path(state.options.state_dir)
+        check_agreed(state.place, written, known, state.store, state.slot.records(), kept)
     following, trouble = yield from _following(state, written.change, known, underlay)
     overruled = _overruled(state, known.network, following)
     place = Place(document, known.network, known.backend, underlay, written, following, trouble, overruled)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from pyflannel.backend import Backend
@@ -97,11 +98,12 @@ def check_underlay(network: NetworkConfig, underlay: Underlay, backend: Backend[
             )
 
 
-def check_agreed(place: Place, written: Written, new: Side, store: str, leases: Mapping[str, str]) -> None:
+def check_agreed(place: Place, written: Written, new: Side, store: str, leases: Mapping[str, str], kept: Path) -> None:
     """Refuse what a node must not follow for itself.
 
     :param place: what is in force. ``written`` and ``new`` are what the document in ``store`` asks for.
     :param leases: of the other nodes, key to text.
+    :param kept: where the document in force is.
     :raises ConfigError: says what differs, and what to do.
     """
     older, amended = written.precedes(place.written), _amended(place.written, written)
@@ -119,11 +121,13 @@ def check_agreed(place: Place, written: Written, new: Side, store: str, leases: 
     elif not differs and place.written.change is not None:
         differs = f"the change {place.written.change.id} that was under way has been taken out of it"
     if differs:
+        # One with a change under way is no document to be forced on those who are in it.
+        by = f", by 'pyflannel config set --force {kept}'," if place.written.change is None else ","
         raise ConfigError(
             f"the network config in {store} was changed behind the nodes' back: {differs}. This node keeps "
-            "the one in force, with which the other nodes reach it; put that back, and use 'pyflannel network "
-            "change', which loses no packet; or write it with 'pyflannel config set --force', and restart all "
-            "daemons"
+            f"the one in force, with which the other nodes reach it; put that back{by} and use 'pyflannel network "
+            "change', which loses no packet; or write the other one with 'pyflannel config set --force', and restart "
+            "all daemons"
         )
 
 
