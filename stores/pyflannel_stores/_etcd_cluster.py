@@ -342,16 +342,21 @@ def _details(error: Exception) -> str:
 
 def _by_etcd(error: Exception) -> bool:
     """Whether etcd itself said so: then the connection works. A deadline that passed tells nothing about TLS either."""
+    return "etcdserver:" in _details(error) or _too_late(error)
+
+
+def _too_late(error: Exception) -> bool:
+    """Whether time was up: of a call, or of the start of a watch, whose stream we end ourselves then."""
     grpc = load_grpc()
 
-    return "etcdserver:" in _details(error) or _code(error) == grpc.StatusCode.DEADLINE_EXCEEDED
+    return _code(error) == grpc.StatusCode.DEADLINE_EXCEEDED or "Locally cancelled" in _details(error)
 
 
 def plain(error: Exception) -> str:
     """The end of gRPC's message, which is where it says something."""
     grpc = load_grpc()
 
-    if _code(error) == grpc.StatusCode.DEADLINE_EXCEEDED:
+    if _too_late(error):
         return "no answer in time"
     if _code(error) == grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in _details(error):
         return f"{TOO_LARGE}; delete what is no lease below the prefix"

@@ -261,10 +261,12 @@ def test_compaction_while_the_watch_was_cut_off(cluster: EtcdCluster, store: Etc
 def test_a_silent_server_is_given_up_in_time(tmp_path: Path) -> None:
     with etcd() as alone, closing(open_store(alone.hosts, "/silent")) as store:
         record = store.create(KEY, "x", 60)
-        before = leases(alone)
+        before, revision = leases(alone), store.snapshot().revision
         alone.members[0].pause()
         with pytest.raises(StoreUnavailableError, match="no answer in time"):
             store.create("10.0.0.0-24", "x", 60)
+        with closing(store.watch(revision)) as watch, pytest.raises(StoreUnavailableError, match="no answer in time"):
+            next(watch)
         alone.members[0].resume()
         store.create("10.0.0.0-24", "x", 60)
         assert store.renew(record, 60) == record
