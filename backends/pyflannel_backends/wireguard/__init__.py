@@ -117,7 +117,9 @@ class WireguardOptions:
         _check_choice("Mode", self.mode, MODES)
         _check_choice("Implementation", self.implementation, IMPLEMENTATIONS)
         if pre_shared_key_path(self.psk, self.psk_file) is None and self.psk and keys.decode(self.psk) is None:
-            raise ConfigError("network config: Backend.PSK is not a key: must be 44 characters as 'wg genpsk' prints them")
+            raise ConfigError(
+                "network config: Backend.PSK is not a key: must be 44 characters as 'wg genpsk' prints them"
+            )
 
 
 class WireguardBackend(Backend[WireguardOptions]):
