@@ -1,9 +1,9 @@
 """What the daemon and a worker say to each other: JSON documents, each behind its length, over a Unix stream socket.
 
-The daemon speaks: ``configure`` (once, to a worker it has just started), ``put``, ``remove``, ``replace`` (the whole
-table at once) and ``stop``. The worker speaks: ``hello`` (who it is and how it is configured, to whoever connects),
-``status`` (every second) and ``failed`` (why it ends before it has begun). Both run the same release or recognise that
-they don't by :data:`PROTOCOL`.
+The daemon speaks: ``configure`` (once, to a worker it has just started), ``log`` (to one that was there before, with
+the descriptor to write errors to), ``put``, ``remove``, ``replace`` (the whole table at once) and ``stop``. The worker
+speaks: ``hello`` (who it is and how it is configured, to whoever connects), ``status`` (every second) and ``failed``
+(why it ends before it has begun). Both run the same release or recognise that they don't by :data:`PROTOCOL`.
 
 A row of the table is a list: the subnet (CIDR), the peer that holds it, and the details that the data plane's port
 wants to know of that peer.

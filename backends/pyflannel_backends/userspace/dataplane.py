@@ -22,6 +22,7 @@ import selectors
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -370,6 +371,7 @@ class _Link:
             if tuned is not None:
                 if tuned:
                     found.sendall(control.encode({"do": "tune", "config": tuned}))
+                _share_errors(found)
                 self.connection, self.pid = found, control.other_side(found)
                 return True
             self._predecessor = found
@@ -501,6 +503,13 @@ def _kill(pid: int) -> None:
     if pid > 0:
         with contextlib.suppress(OSError):  # it has ended by itself
             os.kill(pid, signal.SIGKILL)
+
+
+def _share_errors(connection: socket.socket) -> None:
+    """Have a worker that was there before write its errors where this process does."""
+    if sys.stderr is not None:  # else descriptor 2 is none, or something else
+        with contextlib.suppress(OSError):  # it ended already
+            socket.send_fds(connection, [control.encode({"do": "log"})], [2])
 
 
 def _say_stop(connection: socket.socket) -> None:

@@ -9,6 +9,9 @@ that one comes, peers may have forgotten what was agreed with them. Without a da
 has its socket's place: no daemon will find it again, and it would get a share of the packets and forward them with a
 table that nobody renews.
 
+Its standard error is that of its daemon, and nothing's without one: whoever reads what a daemon wrote, through a pipe
+say, sees the end of it when the daemon ends.
+
 One loop, one thread: whatever is ready is handled in turn.
 """
 
@@ -254,6 +257,12 @@ class Worker:
             self._unwatch(self._control)
             self._control.close()
             self._control = None
+            self._write_errors_to(os.open(os.devnull, os.O_WRONLY))
+
+    def _write_errors_to(self, descriptor: int) -> None:
+        with contextlib.suppress(OSError):
+            os.dup2(descriptor, 2)
+        os.close(descriptor)
 
     def _say(self, message: Message) -> None:
         """Never wait for the daemon: one that doesn't read has to connect again."""
@@ -270,7 +279,9 @@ class Worker:
     def _listen(self) -> None:
         assert self._control is not None
         try:
-            data = self._control.recv(1 << 20)
+            data, descriptors, _, _ = socket.recv_fds(self._control, 1 << 20, 1)
+            for descriptor in descriptors:
+                self._write_errors_to(descriptor)
             messages = self._frames.feed(data)
         except BlockingIOError:
             return

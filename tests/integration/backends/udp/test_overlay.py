@@ -186,6 +186,25 @@ def test_peers_that_left_while_no_daemon_ran_are_forgotten_with_the_first_check_
     until(lambda: not first.ping(), "the peer to be forgotten")
 
 
+def test_a_worker_writes_its_errors_where_its_daemon_does_and_keeps_nobodys_pipe(overlay: Overlay) -> None:
+    """``pyflannel ... 2>&1 | tee`` ended with the worker, and not with the daemon."""
+    first, _ = overlay.nodes
+    (worker,) = first.workers()
+
+    def errors(pid: int) -> str:
+        return os.readlink(f"/proc/{pid}/fd/2")
+
+    first.kill_driver()
+    until(lambda: errors(worker) == os.devnull, "the worker to let go of it")
+    first.start_driver()
+    first.put_peer()
+    assert first.driver is not None
+    theirs = errors(first.driver.pid)
+    until(lambda: errors(worker) == theirs != os.devnull, "the worker to write where the next one does")
+    assert list(first.workers()) == [worker]
+    assert first.ping(count=3)
+
+
 def test_a_worker_that_no_daemon_will_find_again_leaves_the_packets_to_the_next(overlay: Overlay) -> None:
     """As when a daemon is killed after it started a worker, and before that one listens."""
     first, _ = overlay.nodes
