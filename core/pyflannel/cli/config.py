@@ -26,6 +26,7 @@ from pyflannel.network.document import NetworkConfig, with_backend
 from pyflannel.network.lease import JSON, Lease, Subnets
 from pyflannel.planning.judging import backend_types
 from pyflannel.plugins import load_backend, open_store
+from pyflannel.small import files
 from pyflannel.small.guarded import named_if_it_hangs
 from pyflannel.small.streams import answers, given
 from pyflannel.small.text import counted, inert
@@ -120,8 +121,8 @@ def _open_store(ctx: click.Context, existing: bool = False) -> Store:
 def _read(file: str) -> str:
     try:
         if file == _STDIN:
-            return given().buffer.read().decode("utf-8")
-        return Path(file).read_text(encoding="utf-8")
+            return files.take_text(given().buffer)
+        return files.read_text(Path(file))
     except OSError as error:
         raise ConfigError(f"{_source(file)}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -16,6 +16,7 @@ from pyflannel.cli.flags import Command
 from pyflannel.daemon import subnet_env as envfile
 from pyflannel.daemon.docker_opts import docker_options, render
 from pyflannel.errors import ConfigError
+from pyflannel.small import files
 
 __all__ = ["docker_opts"]
 
@@ -42,7 +43,7 @@ def docker_opts(subnet_file: Path, target: Path, individual: bool, combined: boo
     error: Docker would start on a subnet of its own choice.
     """
     try:
-        text = subnet_file.read_text(encoding="utf-8")
+        text = files.read_text(subnet_file)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         raise ConfigError(f"{subnet_file}: {reason}; the daemon writes it when this node has its subnet") from None

@@ -36,6 +36,7 @@ from pyflannel.settings import flanneld
 from pyflannel.settings.given import Given, GivenValues, Level, nearest
 from pyflannel.settings.options import BY_NAME, OPTIONS, Option
 from pyflannel.settings.store_location import store_location
+from pyflannel.small import files
 from pyflannel.small.text import cut
 from pyflannel.store import StoreLocation, hide_credentials
 
@@ -112,7 +113,7 @@ class Settings:
         if self.net_config_path is not None:
             source = str(self.net_config_path)
             try:
-                text = self.net_config_path.read_text(encoding="utf-8")
+                text = files.read_text(self.net_config_path)
             except (OSError, UnicodeDecodeError) as error:
                 if isinstance(error, FileNotFoundError) and self.net_config_path == FLANNELS_NET_CONFIG:
                     log.warning("--net-config-path %s: does not exist; ignored, as flanneld does", source)
@@ -152,7 +153,7 @@ def load(
     config = _from_flags_or_environment(BY_NAME["config"], flags, environ, [])
     path = config.value if config is not None else DEFAULT_CONFIG
     try:
-        text = path.read_text(encoding="utf-8")
+        text = files.read_text(path)
         mode = path.stat().st_mode
     except FileNotFoundError:
         if config is not None:

@@ -11,11 +11,15 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["create", "read", "read_own", "replace"]
+__all__ = ["create", "read", "read_own", "read_text", "replace", "take_text"]
 
 OWN_LIMIT = 1 << 20
 """Bytes that are read of a file at most."""
+
+LARGEST = 16 << 20
+"""Bytes of a file that somebody names to us; a device may have no end."""
 
 _PIECE = 4096
 _FILE_MODE = 0o644
@@ -54,6 +58,24 @@ def read_own(path: str | os.PathLike[str], limit: int = OWN_LIMIT) -> bytes:
         return os.read(descriptor, limit)
     finally:
         os.close(descriptor)
+
+
+def read_text(path: Path) -> str:
+    """The whole of a text file that somebody names to us, which may also be a pipe or a device.
+
+    :raises OSError: it can't be opened or read, or has more than :data:`LARGEST` bytes.
+    :raises UnicodeDecodeError: it is not UTF-8.
+    """
+    with path.open("rb") as stream:
+        return take_text(stream).replace("\r\n", "\n")
+
+
+def take_text(stream: BinaryIO) -> str:
+    """The same of what is open already, as it is."""
+    content = stream.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    return content.decode("utf-8")
 
 
 def create(path: Path, text: str) -> None:

@@ -26,6 +26,14 @@ def test_all_of_it_is_read(tmp_path: Path, size: int) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
+def test_a_text_has_an_end(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"one\r\n" + "zw\u00f6lf".encode())
+    assert smallfile.read_text(file) == "one\nzw\u00f6lf"
+    with pytest.raises(OSError, match="File too large"):
+        smallfile.read_text(Path("/dev/zero"))
+
+
 def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         smallfile.read(tmp_path / "none")
