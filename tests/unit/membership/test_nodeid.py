@@ -72,7 +72,7 @@ def test_nowhere_to_keep_it_is_an_error(tmp_path: Path) -> None:
         identify(tmp_path, machine_id=tmp_path / "none")
     for wrong in (b"\0" * 36, b"x" * 257):  # a file system may leave the first of one after a crash
         (tmp_path / "node-id").write_bytes(wrong)
-        with pytest.raises(ConfigError, match="something else"):
+        with pytest.raises(ConfigError, match="something other"):
             identify(tmp_path, machine_id=tmp_path / "none")
 
 
