@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from pyflannel.small.text import counted
+from pyflannel.small.text import counted, inert
 
 PROGRAM = """
 import resource
@@ -22,3 +22,9 @@ def test_a_text_is_made_inert_without_a_descriptor() -> None:
 
 def test_one_thing_is_named_in_the_singular() -> None:
     assert [counted(number, "peer") for number in (0, 1, 2, 11)] == ["0 peers", "1 peer", "2 peers", "11 peers"]
+
+
+def test_a_name_reads_as_another_one_only_if_it_is_that_one() -> None:
+    for char in "\u034f\u115f\u3164\ufe0f\uffa0\U000e0100\u200b\u00ad\u2060":
+        assert inert(f"node{char}1") == f"node{ascii(char)[1:-1]}1"
+    assert inert("Zürich \u6771\u4eac \u0645") == "Zürich \u6771\u4eac \u0645"
