@@ -60,7 +60,7 @@ def parse_endpoint(url: str, source: str) -> ApiServer:
     """
     parts = _split(url if "://" in url else f"https://{url}", source)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
-        raise ConfigError(f"{source}: {url!r} is not a URL such as https://192.0.2.1:6443")
+        raise ConfigError(f"{source}: {hide_credentials(url)!r} is not a URL such as https://192.0.2.1:6443")
     check_host(parts.hostname, source)
     tls = parts.scheme == "https"
     return ApiServer(parts.hostname, parts.port or (443 if tls else 80), tls, parts.path.rstrip("/"))
@@ -258,7 +258,7 @@ def _granted(output: bytes, plugin: ExecPlugin, name: str) -> _Granted:
         raise StoreDeniedError(f"{name} answered as {version}, asked for was {plugin.api_version}")
     if not token and not (cert and key):
         raise StoreDeniedError(f"{name} gave neither a token nor a client certificate with its key")
-    return _Granted(token, cert, key, until)
+    return _Granted(_word(str(token), name) if token else None, cert, key, until)
 
 
 # A pod's service account ----------------------------------------------------------------------------------------------
@@ -409,5 +409,11 @@ def _parse_yaml(text: str, source: str) -> Any:
         ) from None
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{source}: not valid YAML{_place(error)}") from None
+
+
+def _place(error: Exception) -> str:
+    """Where a text is not YAML. PyYAML's own message quotes the line, which may be a token's."""
+    mark = getattr(error, "problem_mark", None)
+    return "" if mark is None else f" (line {mark.line + 1}, column {mark.column + 1})"

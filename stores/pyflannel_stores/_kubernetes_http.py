@@ -26,7 +26,7 @@ from urllib.request import getproxies_environment, proxy_bypass
 
 from pyflannel.errors import StoreDeniedError, StoreError, StoreUnavailableError
 from pyflannel.store import hide_credentials
-from pyflannel_stores._bounds import LARGEST_ANSWER, whole
+from pyflannel_stores._bounds import LARGEST_ANSWER, parsed, short, whole
 from pyflannel_stores._deadline import Deadline
 from pyflannel_stores._kubernetes_access import Access, ApiServer
 from pyflannel_stores._names import is_host
@@ -453,12 +453,15 @@ def _proxy(access: Access) -> ApiServer | None:
         url = proxies.get(scheme)
     if not url:
         return None
-    parts = urlsplit(url if "://" in url else f"http://{url}")
-    if parts.scheme != "http" or not parts.hostname or not is_host(parts.hostname):
-        raise StoreDeniedError(
-            f"{access.where}: proxy {hide_credentials(url)!r}: only proxies of the form http://host:port are known"
-        )
-    return ApiServer(parts.hostname, parts.port or 80, False)
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        if parts.scheme == "http" and parts.hostname and is_host(parts.hostname):
+            return ApiServer(parts.hostname, parts.port or 80, False)
+    except ValueError:  # its text quotes what was taken for the port, which may be a part of the password
+        pass
+    raise StoreDeniedError(
+        f"{access.where}: proxy {hide_credentials(url)!r}: only proxies of the form http://host:port are known"
+    )
 
 
 def _in_networks(host: str, texts: str) -> bool:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pyflannel.errors import ConfigError
+from pyflannel.errors import ConfigError, StoreDeniedError
 from pyflannel.store import StoreLocation
-from pyflannel_stores._kubernetes_access import Access
+from pyflannel_stores._kubernetes_access import Access, ApiServer, ExecPlugin
 from pyflannel_stores._kubernetes_location import find_access
 
 
@@ -70,3 +70,45 @@ def test_a_host_that_nobody_can_look_up_is_refused(files: Path, host: str) -> No
     path.write_text(path.read_text().replace("192.0.2.2", host))
     with pytest.raises(ConfigError, match="can't be a host's name"):
         access(kubeconfig=str(path))
+
+
+TOKEN = "a-token-that-is-hidden"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"token: {TOKEN}: x",
+        f"token: *{TOKEN}",
+        f"token: !{TOKEN} x",
+        f"token: '{TOKEN}",
+        f"{TOKEN}: [",
+        "a: 2026-02-31",
+    ],
+)
+def test_what_is_no_yaml_is_told_without_its_text(files: Path, text: str) -> None:
+    (files / "bad").write_text(f"kind: Config\n{text}\n")
+    with pytest.raises(ConfigError, match="not valid YAML") as refused:
+        access(kubeconfig=str(files / "bad"))
+    assert TOKEN not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", [f"https://me:{TOKEN}@192.0.2.2", f"https://192.0.2.2?token={TOKEN}"])
+def test_a_servers_url_is_told_without_its_password(files: Path, url: str) -> None:
+    path = files / "two" / "config"
+    path.write_text(path.read_text().replace("https://192.0.2.2:6443", url))
+    with pytest.raises(ConfigError, match="is not a URL such as") as refused:
+        access(kubeconfig=str(path))
+    assert TOKEN not in str(refused.value)
+
+
+def test_what_an_exec_plugin_gives_is_a_token_or_is_not_shown(tmp_path: Path) -> None:
+    program = tmp_path / "plugin"
+    answer = {"apiVersion": "client.authentication.k8s.io/v1", "status": {"token": f"{TOKEN}\n{TOKEN}"}}
+    (tmp_path / "answer").write_text(json.dumps(answer))
+    program.write_text(f"#!/bin/sh\ncat {tmp_path}/answer\n")
+    program.chmod(0o755)
+    found = Access(ApiServer("192.0.2.1", 6443), "kubernetes", plugin=ExecPlugin(str(program)))
+    with pytest.raises(StoreDeniedError, match="not a token") as refused:
+        found.token()
+    assert TOKEN not in str(refused.value)
