@@ -356,8 +356,7 @@ class ChunkedLines:
     def __init__(self) -> None:
         self._raw = b""
         self._left = 0
-        self._line: list[bytes] = []
-        self._length = 0
+        self._line = bytearray()  # a list of pieces would take many times their length where they are small
         self.ended = False
 
     def feed(self, data: bytes) -> list[bytes]:
@@ -396,15 +395,11 @@ class ChunkedLines:
     def _take(self, piece: bytes, lines: list[bytes]) -> None:
         *whole, rest = piece.split(b"\n")
         for part in whole:
-            self._line.append(part)
-            lines.append(b"".join(self._line))
+            lines.append(bytes(self._line + part) if self._line else part)
             self._line.clear()
-            self._length = 0
-        if rest:
-            self._line.append(rest)
-            self._length += len(rest)
-            if self._length > _LARGEST_LINE:
-                raise ValueError("a line without an end")
+        self._line += rest
+        if len(self._line) > _LARGEST_LINE:
+            raise ValueError("a line without an end")
 
 
 # Connecting -----------------------------------------------------------------------------------------------------------

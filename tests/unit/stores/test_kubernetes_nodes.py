@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from bisect import bisect_left
 from typing import Any
 
@@ -193,6 +194,18 @@ def test_chunks_of_any_size_give_the_lines(lines: list[bytes], chunk: int, piece
         found += reader.feed(raw[at : at + piece])
     assert found == lines
     assert reader.ended
+
+
+def test_a_line_in_small_chunks_takes_no_more_memory_than_its_length() -> None:
+    reader = ChunkedLines()
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            assert reader.feed(b"2\r\nab\r\n" * 1000) == []
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 2 * 200_000
 
 
 @pytest.mark.parametrize("raw", [b"zz\r\n", b"\r\n\r\n", b"x" * 5000, b"-1\r\n", b"-6\r\n"])
