@@ -13,7 +13,6 @@ is replaced where it falls short of the contract for stores:
 from __future__ import annotations
 
 import ipaddress
-import json
 import logging
 import socket
 import ssl
@@ -32,7 +31,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util.ssl_ import create_urllib3_context
 
 from pyflannel.errors import StoreDeniedError, StoreError, StoreUnavailableError
-from pyflannel_stores._bounds import whole
+from pyflannel_stores._bounds import parsed, short, whole
 from pyflannel_stores._consul_access import Access
 from pyflannel_stores._deadline import Deadline
 
@@ -64,7 +63,7 @@ class RolledBack(Exception):  # noqa: N818 - an answer, not a failure
     """A transaction was not applied, for these reasons."""
 
     def __init__(self, reasons: Sequence[str]) -> None:
-        super().__init__("; ".join(reasons))
+        super().__init__(short("; ".join(reasons)))
 
 
 class NoSuchSession(Exception):  # noqa: N818 - an answer, not a failure
@@ -304,8 +303,8 @@ class Addresses:
             if self._closed:
                 raise StoreUnavailableError(f"{self._where}: closed") from None
             raise _unanswered(name, error) from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise StoreUnavailableError(f"{name}: what answers there is not Consul: {error}") from error
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise StoreUnavailableError(f"{name}: what answers there is not Consul: {short(str(error))}") from error
         except OSError as error:  # requests raises it for files that are not there
             raise StoreDeniedError(f"{name}: {error}; check cafile, certfile and keyfile") from error
 
@@ -330,35 +329,31 @@ def _answered(name: str, error: Exception) -> Exception:
     text = str(error).strip()
     status, _, body = text.partition(" ")
     if isinstance(error, consul.exceptions.ACLPermissionDenied):
-        return StoreDeniedError(f"{name}: {_short(text)}; {_RIGHTS}")
+        return StoreDeniedError(f"{name}: {short(text)}; {_RIGHTS}")
     if isinstance(error, consul.exceptions.ACLDisabled):
-        return StoreDeniedError(f"{name}: {_short(text)}")
+        return StoreDeniedError(f"{name}: {short(text)}")
     if status == "409":
         return _rolled_back(name, body)
     if isinstance(error, consul.exceptions.BadRequest):
         hint = "; use tls=true" if "HTTPS server" in body else ""
-        return StoreDeniedError(f"{name}: {_short(body)}{hint}")
+        return StoreDeniedError(f"{name}: {short(body)}{hint}")
     if isinstance(error, consul.exceptions.ClientError) and status != "429":
-        return StoreDeniedError(f"{name}: answered {_short(text)}")
+        return StoreDeniedError(f"{name}: answered {short(text)}")
     if text.startswith(_NO_JSON):
-        return StoreUnavailableError(f"{name}: what answers there is not Consul: {_short(text.removeprefix(_NO_JSON))}")
+        return StoreUnavailableError(f"{name}: what answers there is not Consul: {short(text.removeprefix(_NO_JSON))}")
     if "Missing node registration" in body:
-        return NoSuchNode(text)
-    return StoreUnavailableError(f"{name}: answered {_short(text)}")
+        return NoSuchNode(short(text))
+    return StoreUnavailableError(f"{name}: answered {short(text)}")
 
 
 def _rolled_back(name: str, body: str) -> Exception:
     try:
-        reasons = [str(each["What"]) for each in json.loads(body)["Errors"]]
+        reasons = [str(each["What"]) for each in parsed(body)["Errors"]]
     except (ValueError, TypeError, KeyError):
-        return StoreUnavailableError(f"{name}: what answers there is not Consul: {_short(body)}")
+        return StoreUnavailableError(f"{name}: what answers there is not Consul: {short(body)}")
     if any("permission denied" in reason.lower() for reason in reasons):
-        return StoreDeniedError(f"{name}: {'; '.join(reasons)}; {_RIGHTS}")
+        return StoreDeniedError(f"{name}: {short('; '.join(reasons))}; {_RIGHTS}")
     return RolledBack(reasons)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _unanswered(name: str, error: Exception) -> StoreError:

@@ -6,7 +6,6 @@ to write it, from anywhere, goes to the ConfigMap. Both are a :class:`Document`.
 
 from __future__ import annotations
 
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from pyflannel.errors import ConfigError, ConflictError, StoreDeniedError, StoreUnavailableError
 from pyflannel.store import CONFIG_KEY, Record
+from pyflannel_stores._bounds import parsed
 
 if TYPE_CHECKING:
     from pyflannel_stores._deadline import Deadline
@@ -174,7 +174,7 @@ class ConfigMap(Document):
                 f"the resource 'configmaps' in namespace {self._namespace}, resourceNames [{self._own}]"
             ) from None
         try:
-            return json.loads(body)
+            return parsed(body)
         except ValueError:
             self._garbage()
 

@@ -536,8 +536,8 @@ def _message(body: bytes) -> str:
     """The message of a Status object (v1), or the beginning of whatever came instead."""
     text = body.decode(errors="replace").strip()
     with suppress(ValueError, TypeError, AttributeError):
-        text = str(json.loads(body).get("message") or text)
-    return text if len(text) <= 300 else f"{text[:300]}..."
+        text = str(parsed(body).get("message") or text)
+    return short(text)
 
 
 def _retry_after(answer: _Answer) -> float | None:
@@ -561,4 +561,4 @@ def unanswered(name: str, error: Exception) -> StoreError:
     if isinstance(error, OSError):
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         return StoreUnavailableError(f"{name}: {reason}")
-    return StoreUnavailableError(f"{name}: what answers there is not a Kubernetes API server: {error}")
+    return StoreUnavailableError(f"{name}: what answers there is not a Kubernetes API server: {short(str(error))}")

@@ -6,7 +6,6 @@ lost.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from pyflannel.store import Record
+from pyflannel_stores._bounds import parsed
 
 if TYPE_CHECKING:
     from pyflannel_stores._kubernetes_nodes import ClusterNodes, Sieve
@@ -51,13 +51,13 @@ def split_list(text: bytes, sieve: Sieve) -> tuple[Mapping[str, Any], Iterator[A
     """Metadata and items of a list. One item after the other: read at once they would take ten times the memory."""
     head = _LIST_HEAD.match(text)
     if head is None:
-        answer = json.loads(text)
+        answer = parsed(text)
         return answer["metadata"], iter(answer["items"] or ())
-    return json.loads(head[1]), _items(text, head.end(), sieve)
+    return parsed(head[1]), _items(text, head.end(), sieve)
 
 
 def _items(text: bytes, at: int, sieve: Sieve) -> Iterator[Any]:
     while (cut := sieve.cut_out(text, at)) is not None:
         part, at = cut
-        yield json.loads(part.decode())
-    yield from json.loads(b'{"items":[' + text[at:])["items"]  # the last one; all, of a server that writes otherwise
+        yield parsed(part.decode())
+    yield from parsed(b'{"items":[' + text[at:])["items"]  # the last one; all, of a server that writes otherwise

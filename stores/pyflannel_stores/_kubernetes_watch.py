@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pyflannel.errors import HistoryGoneError, StoreError, StoreUnavailableError
 from pyflannel.store import CONFIG_KEY, Batch, Change, Record, StoreLocation, Watch
+from pyflannel_stores._bounds import parsed
 
 if TYPE_CHECKING:
     from pyflannel_stores._kubernetes_http import Stream
@@ -249,7 +250,7 @@ class KubernetesWatch(Watch):
 
     def _event(self, state: State, line: bytes) -> Iterator[Change]:
         try:
-            event = json.loads(line)
+            event = parsed(line)
             kind, node = event["type"], event["object"]
             if kind == "ERROR":
                 raise self._store.http.refusal(
@@ -262,7 +263,7 @@ class KubernetesWatch(Watch):
             elif kind in ("ADDED", "MODIFIED") and not self._store.outdated(name, version):
                 yield from state.cluster.put(*self._store.take_in(node))
             state.version = version
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise StoreUnavailableError(
                 f"{self._store.location}: the API server sends something other than events of Nodes"
             ) from None

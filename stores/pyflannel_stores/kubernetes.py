@@ -44,6 +44,7 @@ from pyflannel.store import (
     Watch,
 )
 from pyflannel_stores import _kubernetes_document as documents
+from pyflannel_stores._bounds import parsed
 from pyflannel_stores._deadline import Deadline
 from pyflannel_stores._kubernetes_listing import Listing, split_list
 from pyflannel_stores._kubernetes_location import find_access
@@ -173,7 +174,7 @@ class KubernetesStore(Store):
         now = datetime.now(timezone.utc)
         while True:
             try:
-                page = json.loads(self._page(rest, deadline))
+                page = parsed(self._page(rest, deadline))
                 for node in page.get("items") or ():
                     name, since = node["metadata"]["name"], self._nodes.not_ready_since(node)
                     if name in keys and since is not None:
@@ -310,7 +311,7 @@ class KubernetesStore(Store):
         """A JSON object of the API server's."""
         body = self._api.call(method, path, deadline, **keywords)
         try:
-            answer = json.loads(body)
+            answer = parsed(body)
             if isinstance(answer, dict):
                 return answer
         except ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.servers.web import web
 
-from pyflannel.errors import ConfigError, HistoryGoneError, StoreUnavailableError
+from pyflannel.errors import ConfigError, HistoryGoneError, StoreDeniedError, StoreUnavailableError
 from pyflannel.store import Record, StoreLocation
 from pyflannel_stores import consul as driver
 from pyflannel_stores._consul_access import TOKEN_VARIABLES
@@ -132,6 +134,24 @@ def test_a_closed_store_answers_nothing() -> None:
     assert list(watch) == []
     with pytest.raises(StoreUnavailableError, match="closed"):
         store.snapshot()
+
+
+REASONS = json.dumps({"Errors": [{"What": f"permission denied {'x' * 100_000}"}]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error"),
+    [
+        (200, b"[" * 100_000, StoreUnavailableError),
+        (409, b"[" * 100_000, StoreUnavailableError),
+        (409, REASONS, StoreDeniedError),
+    ],
+    ids=["too deep", "too deep a refusal", "too long"],
+)
+def test_what_no_consul_says_is_told_in_short(status: int, body: bytes, error: type[Exception]) -> None:
+    with web(status, body) as port, open_store(f"consul://127.0.0.1:{port}") as store, pytest.raises(error) as told:
+        store.snapshot()
+    assert len(str(told.value)) < 500
 
 
 def test_a_revision_from_elsewhere_is_not_known() -> None:

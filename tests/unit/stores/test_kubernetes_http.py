@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import gc
+import http.client
 import socket
 import ssl
 import struct
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.servers.web import web
 
 from pyflannel.errors import StoreDeniedError, StoreUnavailableError
 from pyflannel.store import StoreLocation
 from pyflannel_stores._kubernetes_access import Access, ApiServer
-from pyflannel_stores._kubernetes_http import LONGEST_PAUSE, _Answer, _proxy, _retry_after, connect
+from pyflannel_stores._kubernetes_http import LONGEST_PAUSE, _Answer, _proxy, _retry_after, connect, unanswered
 from pyflannel_stores.kubernetes import KubernetesStore
 
 RESET = struct.pack("ii", 1, 0)
@@ -78,28 +78,18 @@ def test_a_proxy_whose_name_nobody_can_look_up_is_refused(host: str) -> None:
         _proxy(Access(ApiServer("192.0.2.1", 6443), "kubernetes", proxy=f"http://{host}:3128"))
 
 
-@contextmanager
-def web(status: int, body: bytes) -> Iterator[int]:
-    """A server on loopback that answers everything with this; gives its port."""
+@pytest.mark.parametrize(
+    "end", ["/x@192.0.2.99:3128", "#x@192.0.2.99", "?x@192.0.2.99", "@192.0.2.99:99999", "@[192.0.2.99"]
+)
+def test_what_is_wrong_about_a_proxy_is_said_without_its_password(end: str) -> None:
+    with pytest.raises(StoreDeniedError, match="only proxies of the form") as refused:
+        _proxy(Access(ApiServer("192.0.2.1", 6443), "kubernetes", proxy=f"http://me:hidden{end}"))
+    assert "hidden" not in str(refused.value)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield server.server_address[1]
-        finally:
-            server.shutdown()
-            thread.join()
+def test_what_a_server_says_instead_of_http_is_told_in_short() -> None:
+    told = unanswered("kubernetes", http.client.BadStatusLine("x" * 60_000))
+    assert len(str(told)) < 500
 
 
 def away(store: KubernetesStore) -> object:
@@ -131,10 +121,18 @@ CALLS = (KubernetesStore.read_config, KubernetesStore.snapshot, away)
     ("status", "body", "call"),
     [
         (status, body, call)
-        for status, body in ((404, b"<html>nothing here"), (200, b"<html>"), (200, b"[]"))
+        for status, body in (
+            (404, b"<html>nothing here"),
+            (200, b"<html>"),
+            (200, b"[]"),
+            (200, b"[" * 100_000),
+            (500, b"[" * 100_000),
+            (200, b'{"items":' + b"[" * 100_000),
+        )
         for call in CALLS
     ]
     + [(200, b'{"items":[{}]}', away), (410, b"{}", away)],
+    ids=lambda value: value[:20].decode() if isinstance(value, bytes) else None,
 )
 def test_what_is_no_kubernetes_is_a_store_that_is_not_there(
     tmp_path: Path, status: int, body: bytes, call: Callable[[Any], object]
