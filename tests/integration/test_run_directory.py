@@ -123,6 +123,24 @@ def test_it_gives_way_to_another_one_that_has_begun_where_it_was(daemon: Daemon)
     assert second.stop() == 0
 
 
+def test_nobody_else_may_write_to_what_it_creates_whatever_the_umask(lab: Lab) -> None:
+    node = lab.nodes[0]
+    above = node.directory / "above"
+    wrapper = ("sh", "-c", 'umask 0; exec "$0" "$@"')
+    daemon = node.start_daemon(
+        lab.file_store, "vxlan", arguments=["--state-dir", str(above / "middle" / "state")], wrapper=wrapper
+    )
+    try:
+        daemon.wait_ready()
+        top = node.sandbox.outside(above)
+        modes = {path: path.stat().st_mode for path in (top, *top.rglob("*"))}
+        assert top / "middle" / "state" / "network.json" in modes
+        assert [path for path, mode in modes.items() if mode & 0o022] == []
+    finally:
+        daemon.kill()
+        clear(directory(daemon))
+
+
 def test_many_that_ask_for_nothing_keep_nobody_out(daemon: Daemon) -> None:
     path = directory(daemon)
     with ExitStack() as stack:

@@ -65,6 +65,9 @@ STOP_PATIENCE: Final = 4.0
 LOOK_INTERVAL: Final = 5.0
 """Seconds between two looks at whether the lock and the sockets are where others look for them."""
 
+_FOR_OTHERS: Final = 0o022
+"""What no file or directory of ours, or of what we start, grants to others, whoever started us: to write there."""
+
 _LOOP: Final = "the loop"
 
 
@@ -76,6 +79,7 @@ def run(settings: Settings, read_settings: Callable[[], Settings]) -> int:
     :raises PyflannelError: it can't start with these settings, on this node, or with this network config.
     """
     _require_net_admin()
+    os.umask(os.umask(_FOR_OTHERS) | _FOR_OTHERS)
     owner = _Owner(settings, read_settings)
     with (
         memory.or_end(),
