@@ -79,7 +79,7 @@ class _Answer:
 
 
 class Api:
-    """One connection for calls, kept open. For one thread, but for :meth:`close`."""
+    """One connection for calls, kept open: one call after the other, from any thread."""
 
     def __init__(self, access: Access) -> None:
         self._access = access

@@ -110,6 +110,8 @@ class KubernetesStore(Store):
         """The addresses that our lease is to say, and what was written for them: an operator's overwrite, or they."""
         self._put: dict[str, str | None] = {}
         self._written = 0
+        self._listed = ""
+        """The resource version of a snapshot that no watch has begun at yet: the server has come as far as that."""
         self._watches: WeakSet[KubernetesWatch] = WeakSet()
 
     def _place_of_document(self, location: StoreLocation) -> documents.Document:
@@ -157,6 +159,7 @@ class KubernetesStore(Store):
             except self.http.Gone:  # pages took too long: the list they belong to is not kept any more
                 listing = self._listing = self._new_listing(own)
         self._listing = None
+        self._listed = listing.version
         state = State(listing.version, listing.cluster, config, listing.sieve)
         return Snapshot(self._history.add(state), config, tuple(listing.cluster.records()))
 
@@ -256,7 +259,14 @@ class KubernetesStore(Store):
     # For watches
 
     def open_stream(self, version: str) -> Stream:
-        """Follow all Nodes from a resource version on."""
+        """Follow all Nodes from a resource version on.
+
+        :raises Gone: the server has not come that far. It would wait until it has, and never tell what happened before.
+        """
+        deadline = Deadline(_BUDGET)
+        if version != self._listed:
+            self._compare(version, deadline)
+        self._listed = ""
         longest = random.randint(_WATCH_LONGEST // 2, _WATCH_LONGEST)  # noqa: S311 - load, not secrets
         query = {
             "watch": "1",
@@ -264,7 +274,20 @@ class KubernetesStore(Store):
             "resourceVersion": version,
             "timeoutSeconds": str(longest),
         }
-        return self.http.Stream(self._access, _NODES, query, _WATCH_IDLE, Deadline(_BUDGET))
+        return self.http.Stream(self._access, _NODES, query, _WATCH_IDLE, deadline)
+
+    def _compare(self, version: str, deadline: Deadline) -> None:
+        """See that the server's present is not before ``version``: its etcd may be a new one, or one from a backup."""
+        try:
+            present = str(self._answer(deadline, "GET", _NODES, query={"limit": "1"})["metadata"]["resourceVersion"])
+        except (self.http.NotFound, KeyError, TypeError):
+            raise self._garbage() from None
+        if present.isdigit() and version.isdigit() and int(present) < int(version):
+            self._written = 0
+            raise self.http.Gone(
+                f"{self.location}: the API server has not come as far as resource version {version}: its etcd was "
+                "begun anew, or restored from a backup"
+            )
 
     def state(self, revision: str) -> State | None:
         """What was known at a revision."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
@@ -14,7 +15,7 @@ from tests.kubernetes.opening import VALUE, location, opened
 from tests.servers.kubernetes import PREFIX, Kubernetes
 
 from pyflannel.errors import ConfigError, ConflictError, StoreDeniedError, StoreUnavailableError
-from pyflannel.store import Record, Unassigned
+from pyflannel.store import CONFIG_KEY, Record, Unassigned
 from pyflannel.testing.stores import Follower, contents, eventually
 from pyflannel_stores import kubernetes as driver
 from pyflannel_stores.kubernetes import KubernetesStore
@@ -277,6 +278,31 @@ def test_what_lies_too_far_back_is_gone(kube: Kubernetes, store: KubernetesStore
         follower.until(lambda: "10.244.1.0-24" in follower.state, "the lease of the new snapshot")
         assert [type(error).__name__ for error in follower.interruptions].count("HistoryGoneError") == 1
         assert follower.state == contents(store.snapshot())
+
+
+def test_an_etcd_that_knows_less_than_before_is_noticed(kube: Kubernetes, tmp_path: Path) -> None:
+    """Restored from a backup: a watch at a resource version to come would wait for that, and then tell what follows."""
+    kube.add_node("a", "10.244.0.0/24")
+    kube.server.kill()
+    kube.etcd.stop()
+    data = kube.etcd.members[0].data
+    shutil.copytree(data, tmp_path / "backup")
+    kube.start()
+    kube.add_node("lost", "10.244.1.0/24", annotations=FLANNELD)
+    for _ in range(20):
+        kube.heartbeat("a")
+    with opened(kube, tmp_path, "a") as store:
+        store.update(own(store), VALUE, None)
+        with Follower(store, store.snapshot()) as follower:
+            kube.server.kill()
+            kube.etcd.stop()
+            shutil.rmtree(data)
+            shutil.copytree(tmp_path / "backup", data)
+            kube.start()
+            kube.add_node("b", "10.244.2.0/24", annotations=FLANNELD)
+            follower.until(lambda: set(follower.state) == {CONFIG_KEY, "10.244.2.0-24"}, "what the backup has, and b")
+            kube.annotate("a", kube_subnet_manager="true", node_id="of somebody else")
+            follower.until(lambda: "10.244.0.0-24" in follower.state, "our own Node, which is not older than our write")
 
 
 def _compact(kube: Kubernetes) -> None:
