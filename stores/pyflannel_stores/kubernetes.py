@@ -226,7 +226,10 @@ class KubernetesStore(Store):
         return self._settle(record, value)
 
     def renew(self, record: Record, ttl: float) -> Record:
-        """See :class:`~pyflannel.store.Store`. Nothing ends; but overwrites and the condition are seen to."""
+        """See :class:`~pyflannel.store.Store`. Nothing ends; but the mark of a member, overwrites and the condition are
+        seen to, also where an earlier run has written the lease."""
+        if not self._asked:
+            self._note_addresses(record.value)
         return self._settle(record, None)
 
     def announce(self, ready: bool) -> None:
@@ -428,8 +431,7 @@ class KubernetesStore(Store):
         """Make our Node say ``value`` (``None``: what it says) and what was announced, if it is still ``record``."""
         deadline = Deadline(_BUDGET)
         if value is not None:
-            document = json.loads(value)
-            self._asked = {key: document[key] for key in self._names.addresses if document.get(key)}
+            self._note_addresses(value)
         while True:
             node = self._read_own_or_conflict(deadline)
             member = self._member(node)
@@ -447,6 +449,10 @@ class KubernetesStore(Store):
             written = self._patch(node, patch, deadline) if patch else node
             if written is not None:
                 return self._own_record(self._member(written))
+
+    def _note_addresses(self, value: str) -> None:
+        document = json.loads(value)
+        self._asked = {key: document[key] for key in self._names.addresses if document.get(key)}
 
     def _unchanged(self, member: Member, record: Record, value: str | None, deadline: Deadline) -> bool:
         """Whether the Node is still ``record``, or says what is wanted: our own write, whose answer got lost."""

@@ -99,6 +99,24 @@ def test_odd_backend_data_stays_one_peers_trouble(kube: Kubernetes, store: Kuber
     assert isinstance(json.loads(lease.value), dict)
 
 
+def test_a_lease_that_an_earlier_run_has_written_is_seen_to(kube: Kubernetes, tmp_path: Path) -> None:
+    """The run that follows finds in it what it would write, and so only renews it."""
+    kube.add_node("a", "10.244.0.0/24")
+    with opened(kube, tmp_path, "a") as store:
+        store.update(own(store), VALUE, None)
+    with opened(kube, tmp_path, "a") as store:
+        store.renew(own(store), 60.0)
+        kube.annotate("a", kube_subnet_manager=None)
+        store.renew(own(store), 60.0)
+        assert kube.annotations("a")["kube-subnet-manager"] == "true"
+        kube.annotate("a", public_ip_overwrite="198.51.100.9")
+        store.renew(own(store), 60.0)
+        assert kube.annotations("a")["public-ip"] == "198.51.100.9"
+        kube.annotate("a", public_ip_overwrite=None)
+        assert "192.0.2.1" in store.renew(own(store), 60.0).value
+        assert kube.annotations("a")["public-ip"] == "192.0.2.1"
+
+
 @pytest.mark.parametrize("form", ["{}-overwrite", "node-{}"])
 @pytest.mark.parametrize("family", [4, 6])
 def test_an_overwrite_is_written_in_place_of_the_address_and_followed(
