@@ -180,6 +180,8 @@ class KeeperState:
     watches: int = 0
     """How many watches were opened; each has a number of its own."""
     held: Record | None = None
+    changed_at: float = float("-inf")
+    """When somebody else last changed our record."""
     unchecked: set[str] = field(default_factory=set)
     """Leases that we may have created without having looked whether another crosses them."""
     generation: int = 0

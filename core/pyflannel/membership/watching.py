@@ -26,7 +26,8 @@ from pyflannel.store import CONFIG_KEY, Batch, Record
 __all__ = ["failed", "own_changed", "take_in", "watch"]
 
 REWRITE_PAUSE: Final = 1.0
-"""Seconds before we write anew what another machine at our own address has written, so that two don't race."""
+"""Seconds before we write anew what another machine at our own address has written, so that two don't race; and what
+somebody changes who has changed our record just before."""
 
 STEADY_AFTER: Final = 30.0
 """Seconds that a watch must have lasted for its end not to count as a failure in a row."""
@@ -130,4 +131,6 @@ def own_changed(state: KeeperState, session: StoreSession, record: Record | None
     if lease is not None:
         state.lease_state = replace(state.lease_state, lease=lease)
     other = lease is not None and lease.attributes.marks not in (NO_MARKS, state.marks)
-    state.pauses["publish"].at = state.now + (REWRITE_PAUSE if other else 0.0)
+    again = state.now - state.changed_at < REWRITE_PAUSE
+    state.changed_at = state.now
+    state.pauses["publish"].at = state.now + (REWRITE_PAUSE if other or again else 0.0)

@@ -23,7 +23,7 @@ from tests.unit.membership.modelled import (
 
 from pyflannel.errors import PyflannelError, StoreDeniedError, StoreUnavailableError
 from pyflannel.membership.allocation import ConflictPolicy
-from pyflannel.membership.calls import Announce, AskAssigned, Create, Delete, Renew, TakeSnapshot
+from pyflannel.membership.calls import Announce, AskAssigned, Create, Delete, Renew, TakeSnapshot, Update
 from pyflannel.network.lease import LeaseAttributes
 from pyflannel.store import Change, Record, Unassigned
 
@@ -224,6 +224,25 @@ def test_a_change_that_leaves_our_attributes_alone_is_seen_to_by_a_renewal() -> 
     store.put("10.5.1.0-24", store.kept["10.5.1.0-24"].record.value)
     node.run(1.0)
     assert node.count(Renew) == before + 1
+
+
+@pytest.mark.parametrize("value", ["", '{"PublicIP":"192.0.2.99","BackendType":"vxlan"}'], ids=["version", "content"])
+def test_whoever_changes_our_record_as_often_as_we_do_is_not_raced(value: str) -> None:
+    """Two who correct each other would ask the store as fast as it answers, and every watch in the cluster be told."""
+    node, store = on_assigning(DOCUMENT, "10.5.1.0-24")
+    node.start()
+
+    def change_back(call: object) -> None:
+        if isinstance(call, Renew | Update):
+            assert node.count(Renew) + node.count(Update) < 100, "as fast as it can"
+            store.put("10.5.1.0-24", value or store.kept["10.5.1.0-24"].record.value)
+
+    node.after = change_back
+    store.put("10.5.1.0-24", value or store.kept["10.5.1.0-24"].record.value)
+    node.run(20.0)
+    node.after = None
+    node.run(5.0)
+    assert json.loads(store.kept["10.5.1.0-24"].record.value)["PublicIP"] == "192.0.2.1"
 
 
 def test_an_underlay_that_moves_is_written_into_the_same_record() -> None:
