@@ -232,6 +232,20 @@ def test_a_node_deleted_and_made_again_gets_its_new_range(kube: Kubernetes, lab:
     assert kube.annotations("n1")["public-ip"] == str(node.ipv4.ip)
 
 
+def test_cleanup_says_that_the_lease_stays(kube: Kubernetes, lab: Lab) -> None:
+    node = lab.nodes[0]
+    kube.add_node("n1", "10.244.0.0/24")
+    start(kube, node)
+    node.daemon.wait_ready()
+    node.daemon.stop()
+    flags = dict(zip(node.daemon.command, node.daemon.command[1:], strict=False))
+    given = [word for flag in ("--store", "--node-id", "--state-dir", "--run-dir") for word in (flag, flags[flag])]
+    done = node.run([*pyflannel_command("cleanup", "--lease"), *given], timeout=60)
+    assert "kept lease 10.244.0.0-24: it ends when kubernetes:// no longer assigns it" in done.stdout
+    assert "reservation" not in done.stdout
+    assert kube.annotations("n1")["kube-subnet-manager"] == "true"
+
+
 @pytest.mark.parametrize("fault", ["killed", "frozen"])
 def test_forwarding_goes_on_without_the_api_server(kube: Kubernetes, lab: Lab, fault: str) -> None:
     for node in lab.nodes:

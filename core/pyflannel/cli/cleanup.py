@@ -99,14 +99,16 @@ def _sweep_cni(wanted: Settings, dry_run: bool) -> list[str]:
 
 
 def _release(wanted: Settings, dry_run: bool) -> Iterator[str]:
-    """Delete the leases that are this machine's and give their keys; reservations belong to who made them."""
+    """Delete the leases that are this machine's and give their keys; reservations belong to who made them, and what a
+    store has assigned to that."""
     from pyflannel.kernel.inventory import read_cards
 
     me = Myself(known_id(wanted.state_dir, wanted.node_id), read_marks(read_cards()))
     with open_store(wanted.store, existing=True) as store:
         for record in _own(store, me):
             if record.permanent:
-                say(f"kept lease {inert(record.key)}: it is a reservation")
+                ends = f"it ends when {store.location} no longer assigns it"
+                say(f"kept lease {inert(record.key)}: {ends if store.assigns_subnets else 'it is a reservation'}")
                 continue
             if not dry_run:
                 store.delete(record)
