@@ -105,7 +105,10 @@ def _release(wanted: Settings, dry_run: bool) -> Iterator[str]:
 
     me = Myself(known_id(wanted.state_dir, wanted.node_id), read_marks(read_cards()))
     with open_store(wanted.store, existing=True) as store:
-        for record in _own(store, me):
+        records = list(_own(store, me))
+        if not records:
+            say(f"no lease of node {inert(me.node_id)} is in {store.location}")
+        for record in records:
             if record.permanent:
                 ends = f"it ends when {store.location} no longer assigns it"
                 say(f"kept lease {inert(record.key)}: {ends if store.assigns_subnets else 'it is a reservation'}")

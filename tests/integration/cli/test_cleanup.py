@@ -87,6 +87,8 @@ def test_a_dry_run_changes_nothing_and_the_real_one_removes_what_it_said(started
     assert "198.51.100.128/25 dev foreign0" in after
     assert leases(started) == []
     assert pyflannel(started, "cleanup").stdout == "nothing of ours is here\n"
+    none = f"no lease of node {started.name} is in {started.lab.file_store}\n"
+    assert pyflannel(started, "cleanup", "--lease").stdout == f"{none}nothing of ours is here\n"
 
 
 def test_the_lease_stays_unless_it_is_asked_for(started: Node) -> None:
