@@ -13,6 +13,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from pyflannel.small.streams import STDIN, given
+
 __all__ = ["create", "read", "read_own", "read_text", "replace", "take_text"]
 
 OWN_LIMIT = 1 << 20
@@ -66,8 +68,12 @@ def read_text(path: Path) -> str:
     :raises OSError: it can't be opened or read, or has more than :data:`LARGEST` bytes.
     :raises UnicodeDecodeError: it is not UTF-8.
     """
-    with path.open("rb") as stream:
-        return take_text(stream).replace("\r\n", "\n")
+    if str(path) in STDIN:
+        text = take_text(given().buffer)
+    else:
+        with path.open("rb") as stream:
+            text = take_text(stream)
+    return text.replace("\r\n", "\n")
 
 
 def take_text(stream: BinaryIO) -> str:

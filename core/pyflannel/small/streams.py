@@ -17,7 +17,10 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Final, TextIO
 
-__all__ = ["answers", "apart", "asking", "give_up", "given", "keep_apart"]
+__all__ = ["STDIN", "answers", "apart", "asking", "give_up", "given", "keep_apart"]
+
+STDIN: Final = frozenset({"/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"})
+"""Names of standard input as a file; whoever opens one within :func:`apart` finds it empty."""
 
 _STDIN: Final = 0
 _STDOUT: Final = 1

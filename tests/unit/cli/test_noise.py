@@ -236,3 +236,12 @@ def test_what_a_plugin_leaves_behind_keeps_no_command_from_its_end(
     assert result.code == 0
     assert "noisy" in [item["name"] for item in json.loads(result.out)["stores"]]
     assert f"pyflannel: {left} of a plugin did not end and is left behind" in result.err
+
+
+@pytest.mark.parametrize("name", ["/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"])
+def test_standard_input_may_be_named_as_a_file(pyflannel: CommandLine, name: str) -> None:
+    result = pyflannel("config", "set", name, stdin=DOCUMENT)
+    assert (result.out, result.code) == (f"written to {pyflannel.store}\n", 0), result.err
+    settings = f'store = "{pyflannel.store}"'
+    result = pyflannel("config", "get", "--config", name, stdin=settings, bare=True)
+    assert json.loads(result.out) == json.loads(DOCUMENT), result.err
