@@ -113,7 +113,9 @@ def mixed(network: dict[str, Any]) -> Iterator[Mixed]:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_all_reach_each_other_and_a_node_goes_over_and_back(name: str) -> None:
-    """With udp every packet passes a daemon: there only a node that has none meanwhile may lose some."""
+    """With udp every packet passes a program: there only a node that has none meanwhile may lose some. Ours would keep
+    flanneld from the port, so that it goes in between.
+    """
     with mixed(NETWORKS[name]) as made:
         flanneld = made.flannelds[0]
         node = flanneld.node
@@ -125,10 +127,33 @@ def test_all_reach_each_other_and_a_node_goes_over_and_back(name: str) -> None:
             assert made.lab.outside(node.subnet_file).read_bytes() == before, "the same subnet, and the same file"
         with made.pinging(node if not keeps else None, "and back"):
             node.daemon.stop()
+            if not keeps:
+                node.run(pyflannel_command("cleanup"))
             flanneld.start()
             flanneld.wait_ready()
             assert flanneld.environment() == before
         made.meet()
+        assert all(each.running for each in made.flannelds)
+
+
+def test_nothing_of_ours_is_left_where_a_cleanup_lies_between() -> None:
+    """Else the checks of sources drop what flannelds send by their next backend."""
+    with mixed(NETWORKS["vxlan"]) as made:
+        flanneld = made.flannelds[0]
+        node, before = flanneld.node, flanneld.environment()
+        flanneld.stop()
+        made.start_ours(node)
+        node.daemon.stop()
+        node.run(pyflannel_command("cleanup"))
+        flanneld.start()
+        flanneld.wait_ready()
+        assert flanneld.environment() == before
+        made.meet()
+        left = node.run(["sh", "-c", "iptables-save && ip6tables-save && ip route && ip -6 route"]).stdout
+        assert "FLANNEL-FWD" in left
+        assert "FLANNEL-SOURCES" not in left
+        assert "proto 241" not in left
+        assert flanneld.running
 
 
 def test_both_answer_probes_alike() -> None:

@@ -80,6 +80,7 @@ class Flanneld:
         self.node = node
         self.subnet_file = node.subnet_file
         self._log = node.lab.outside(node.lab.new_file(f"flanneld-{node.name}"))
+        self._begin = 0
         self._process: Process | None = None
         self.command: Sequence[str] = (
             str(BINARY),
@@ -93,6 +94,7 @@ class Flanneld:
     def start(self) -> None:
         """Start it."""
         with self._log.open("a", encoding="utf-8") as log:
+            self._begin = log.tell()
             self._process = self._start(log)
 
     def _start(self, log: IO[str]) -> Process:
@@ -110,11 +112,14 @@ class Flanneld:
 
     def log(self) -> str:
         """All that it has said."""
-        return self._log.read_text(encoding="utf-8", errors="replace")
+        return self._said(0)
+
+    def _said(self, since: int) -> str:
+        return self._log.read_bytes()[since:].decode("utf-8", "replace")
 
     def ready(self) -> bool:
         """Whether it says so, in its present life."""
-        return "flannel is ready" in self.log().rpartition("CLI flags config")[2]
+        return "flannel is ready" in self._said(self._begin)
 
     def wait_ready(self) -> None:
         """Wait until it says that it is."""
