@@ -143,3 +143,24 @@ def test_nodes_on_both_sides_see_each_other_whatever_happens_meanwhile(lab: Lab)
     until(lambda: "one by one" in migration.log.read_text(), migration.log.read_text)
     migration.process.stop(PATIENCE)
     assert migration.end()["verified"]
+
+
+def test_nodes_on_both_sides_go_through_a_change_of_the_network(lab: Lab) -> None:
+    """It is begun in the old store, and the next one in the new one."""
+    new = lab.start_store("etcd")
+    migration = Migration(lab.nodes[0], lab.file_store, new, "--follow")
+    migration.follows()
+    move(lab.nodes[1], new)
+    with pings(lab):
+        for store, backend in ((lab.file_store, "host-gw"), (new, "vxlan")):
+            words = pyflannel_command("network", "change", "--backend", backend, "--store", store)
+            lab.nodes[0].run(words, timeout=PATIENCE)
+            for node in lab.nodes:
+                node.daemon.wait_status(
+                    lambda it, backend=backend: it["backend"]["name"] == backend and it["change"] is None,  # type: ignore[misc]
+                    f"{backend} alone",
+                    PATIENCE,
+                )
+            assert all_see_all(lab)
+    migration.process.stop(PATIENCE)
+    assert migration.end()["verified"]

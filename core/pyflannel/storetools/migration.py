@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from pyflannel.errors import ConfigError, ConflictError, PyflannelError, StoreAbsentError, StoreUnavailableError
+from pyflannel.network.change import Written, read
 from pyflannel.network.document import NetworkConfig
 from pyflannel.network.lease import JSON
 from pyflannel.small.retry import Backoff
@@ -140,8 +141,9 @@ class Migration:
         done = Done(left_behind=[record.key for record in source.leases if readable(record) is None])
         if source.config is None:
             raise ConfigError(f"{self.stores[SOURCE].location} holds no network config, so there is nothing to move")
-        wanted = NetworkConfig.from_json(source.config.value, f"network config in {self.stores[SOURCE].location}")
-        self._check_document(wanted, target, force)
+        told = f"network config in {self.stores[SOURCE].location}"
+        wanted = NetworkConfig.from_json(source.config.value, told)
+        self._check_document(wanted, read(source.config.value, told), target, force)
         reasons, in_the_way = contradictions(source, target)
         if reasons and not force:
             shown = "; ".join(reasons[:5]) + (f"; and {len(reasons) - 5} more" if len(reasons) > 5 else "")
@@ -165,17 +167,23 @@ class Migration:
                 raise
             return source, Snapshot("", None, ())
 
-    def _check_document(self, wanted: NetworkConfig, target: Snapshot, force: bool) -> None:
-        where = self.stores[TARGET].location
+    def _check_document(self, wanted: NetworkConfig, written: Written, target: Snapshot, force: bool) -> None:
+        old, where = (each.location for each in self.stores)
         if target.config is None:
             return
         try:
-            found = NetworkConfig.from_json(target.config.value)
+            found, there = NetworkConfig.from_json(target.config.value), read(target.config.value)
         except ConfigError as error:
             if not force:
                 raise ConflictError(f"{where} holds an invalid network config ({error}); --force replaces it") from None
             return
         if found == wanted:
+            if _is_ahead(there, written) and not force:
+                raise ConflictError(
+                    f"{where} holds a change of the network that {old} does not know of; bring it there with "
+                    f"'pyflannel config get --store {where} | pyflannel config set - --store {old}', or undo it with "
+                    "--force"
+                )
             return
         if found.families != wanted.families:
             raise ConflictError(
@@ -324,9 +332,14 @@ class Migration:
             home = SOURCE if texts[SOURCE] != before[SOURCE] else TARGET
         text, away = texts[home], 1 - home
         if text is not None and away in sides and not _same_document(text, texts[away]):
-            done.document = "copied" if texts[away] is None else "updated"
             if not dry:
-                self.stores[away].write_config(text, snapshots[away].config)
+                try:
+                    self.stores[away].write_config(text, snapshots[away].config)
+                except ConflictError:
+                    if wins is not None:
+                        raise
+                    return  # somebody was quicker; the next look sees what they did
+            done.document = "copied" if texts[away] is None else "updated"
             texts[away] = text
         if (source := texts[SOURCE]) is not None and (target := texts[TARGET]) is not None:
             self._documents = (source, target)
@@ -453,12 +466,24 @@ class _Bell:
 
 
 def _same_document(one: str | None, other: str | None) -> bool:
+    """Whether nodes take both for the same: one network, and one change of it under way or over."""
     if one is None or other is None or one == other:
         return one == other
     try:
-        return NetworkConfig.from_json(one) == NetworkConfig.from_json(other)
+        same = NetworkConfig.from_json(one) == NetworkConfig.from_json(other)
+        return same and _history(read(one)) == _history(read(other))
     except ConfigError:
         return False
+
+
+def _history(written: Written) -> tuple[object, ...]:
+    return written.change, written.last, written.outcome, written.earlier
+
+
+def _is_ahead(written: Written, other: Written) -> bool:
+    """Whether the network is in a change, or has been through one, of which ``other`` does not know."""
+    mine, theirs = (each.change.id if each.change is not None else "" for each in (written, other))
+    return other.precedes(written) or mine not in ("", theirs, other.last, *other.earlier)
 
 
 def _networks(network: NetworkConfig) -> str:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.waiting import until
 
 from pyflannel.errors import ConfigError, ConflictError, PluginError, StoreUnavailableError
+from pyflannel.network.change import NetworkChange, Phase, read
 from pyflannel.plugins import load_store
 from pyflannel.store import Batch, Record, Snapshot, Store, StoreLocation, Watch
 from pyflannel.storetools.homes import (
@@ -370,6 +371,107 @@ def test_both_stores_hear_of_changes_in_the_other(stores: tuple[Store, Store]) -
         until(lambda: "10.5.4.0-24" not in held(new))
         new.write_config('{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}', new.read_config())
         until(lambda: "host-gw" in old.read_config().value)  # type: ignore[union-attr]
+
+
+def changing(identity: str, phase: Phase) -> str:
+    """The document in the middle of a change."""
+    change = NetworkChange(identity, phase, {"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}})
+    return read(DOCUMENT).with_change(change)
+
+
+def document(store: Store) -> Any:
+    config = store.read_config()
+    assert config is not None
+    return json.loads(config.value)
+
+
+FIRST, SECOND = "0" * 16, "1" * 16
+FORMER = read(DOCUMENT).ended(NetworkChange(FIRST, Phase.BACK, {}), "")
+BOTH = read(FORMER).ended(NetworkChange(SECOND, Phase.BACK, {}), "")
+"""The document after a change that led back, and after two."""
+
+
+@pytest.mark.parametrize("at", [SOURCE, TARGET])
+def test_nodes_of_both_stores_go_through_a_change_of_the_network(stores: tuple[Store, Store], at: int) -> None:
+    """Whichever of them it is made in; the settings that hold until its end stay the same."""
+    with Following(*stores), again(stores[at]) as here, again(stores[1 - at]) as there:
+        for text in (*(changing(FIRST, phase) for phase in (Phase.PREPARE, Phase.BACK)), FORMER):
+            here.write_config(text, here.read_config())
+            until(lambda text=text: document(there) == json.loads(text))  # type: ignore[misc]
+
+
+def test_a_change_that_the_target_lacks_is_named_and_copied(stores: tuple[Store, Store]) -> None:
+    old, new = stores
+    migration = Migration(old, new, time.monotonic)
+    migration.copy()
+    old.write_config(changing(FIRST, Phase.PREPARE), old.read_config())
+    assert migration.verify() == ["the network config is not the same"]
+    assert Migration(old, new, time.monotonic).copy().document == "updated"
+    assert migration.verify() == []
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        (DOCUMENT, changing(FIRST, Phase.SWITCH)),
+        (changing(SECOND, Phase.PREPARE), changing(FIRST, Phase.PREPARE)),
+        (changing(FIRST, Phase.PREPARE), FORMER),
+        (FORMER, BOTH),
+    ],
+)
+def test_a_change_that_the_source_lacks_is_undone_only_with_force(
+    stores: tuple[Store, Store], source: str, target: str
+) -> None:
+    old, new = stores
+    old.write_config(source, old.read_config())
+    new.write_config(target, None)
+    with pytest.raises(ConflictError, match=r"a change of the network that .* does not know of"):
+        Migration(old, new, time.monotonic).copy()
+    assert document(new) == json.loads(target)
+    assert Migration(old, new, time.monotonic).copy(force=True).document == "updated"
+    assert document(new) == json.loads(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        (changing(FIRST, Phase.SWITCH), changing(FIRST, Phase.PREPARE)),
+        (FORMER, changing(FIRST, Phase.BACK)),
+        (BOTH, changing(FIRST, Phase.BACK)),
+        (BOTH, FORMER),
+        (FORMER, DOCUMENT),
+    ],
+)
+def test_a_change_goes_on_in_the_target_as_in_the_source(stores: tuple[Store, Store], source: str, target: str) -> None:
+    old, new = stores
+    old.write_config(source, old.read_config())
+    new.write_config(target, None)
+    assert Migration(old, new, time.monotonic).copy().document == "updated"
+    assert document(new) == json.loads(source)
+
+
+def test_somebody_who_writes_the_config_first_does_not_end_it(stores: tuple[Store, Store]) -> None:
+    """Such as a second migration beside it."""
+    fill(stores[0])
+    changed = '{"Network": "10.5.0.0/16", "Backend": {"Type": "host-gw"}}'
+    late: list[str] = []
+
+    class Slower(FileStore):
+        def write_config(self, text: str, replacing: Record | None) -> Record:
+            if not late:
+                late.append(text)
+                with again(self) as other:
+                    other.write_config(text, replacing)
+            return super().write_config(text, replacing)
+
+    with again(stores[0]) as node:
+        Migration(*stores, time.monotonic).copy()
+        with Slower(stores[1].location) as new, Following(stores[0], new) as following:
+            node.write_config(changed, node.read_config())
+            until(lambda: late)
+            node.create("10.5.4.0-24", text("late"), DAY)
+            until(lambda: "10.5.4.0-24" in held(stores[1]) or not following.thread.is_alive())
+            assert following.thread.is_alive()
 
 
 class Broken(Watch):
