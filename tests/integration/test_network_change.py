@@ -124,6 +124,23 @@ def test_a_node_that_can_not_have_the_new_backend_keeps_nobody_from_going_back(t
             made.run_on("vxlan")
 
 
+def test_a_node_whose_port_is_taken_says_so_and_prepares_once_it_is_free(tmp_path: Path) -> None:
+    """It is the node's own trouble, and not one on the way."""
+    with overlay(network(VXLAN), nodes=2) as made, pinging(made.lab):
+        taking = "import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 8285)); time.sleep(1e6)"
+        taken = made.nodes[1].start([pyflannel_command()[0], "-c", taking])
+        until(lambda: ":8285 " in made.nodes[1].run(["ss", "-uln"]).stdout, "the port is taken", PATIENCE)
+        log = tmp_path / "told"
+        with log.open("w") as output:
+            process = made.nodes[0].start(made.command("--backend", "udp"), stdout=output)
+        until(lambda: "in use" in log.read_text(), log.read_text, PATIENCE)
+        assert made.phase() == "prepare"
+        taken.kill()
+        until(lambda: not process.running, "it is over", PATIENCE)
+        assert process.returncode == ExitCode.OK
+        made.run_on("udp")
+
+
 def test_a_node_that_can_not_follow_is_named_and_keeps_nobody_from_going_back() -> None:
     """It has no address of the family that the network gets, and goes on as it was until it has one."""
     with overlay(network(VXLAN), nodes=2) as made, pinging(made.lab):

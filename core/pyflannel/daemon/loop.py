@@ -415,7 +415,7 @@ class Loop:
         if not crossing.complete:
             return
         own = own_progress(self.slot.state, transition.change.id)
-        trouble = transition.trouble(node) or self._change_trouble(joined)
+        trouble = transition.trouble(node) or self._change_trouble(joined, transition.following.backend)
         said = crossing.progress(own.step, lambda: self._all_in_place(joined), trouble, now)
         if said != self._said:
             self._said = said
@@ -439,11 +439,10 @@ class Loop:
         staying = (key for key, item in desired.items() if not _goes_with(item, leaving))
         return joined.planes.essential_settled and self.tracker.in_place(staying)
 
-    def _change_trouble(self, joined: Joined) -> str:
+    def _change_trouble(self, joined: Joined, following: Backend[Any]) -> str:
         """What goes wrong in this node besides."""
-        return next(
-            filter(None, (*joined.planes.troubles, *self.kernel_side.refusals, self.firewall.state.trouble)), ""
-        )
+        planes = (*joined.planes.troubles, joined.planes.outage_of(following))
+        return next(filter(None, (*planes, *self.kernel_side.refusals, self.firewall.state.trouble)), "")
 
     # What we say about ourselves
 

@@ -22,8 +22,9 @@ __all__ = ["Planes"]
 
 @dataclass(frozen=True, slots=True)
 class _Plane:
-    """What is fed, from what. ``essential``: this node can't do without it."""
+    """What is fed, from what, for which backend. ``essential``: this node can't do without it."""
 
+    backend: Backend[Any]
     feed: Feed
     share: Share
     essential: bool
@@ -46,7 +47,7 @@ class Planes:
         for part in parts:
             known = next((feed for feed in running if feed.serves(part.backend, part.node)), None)
             feed = known or Feed(part.backend, part.node, rng)
-            planes.append(_Plane(feed, Share(overlay, part.lease), part.essential))
+            planes.append(_Plane(part.backend, feed, Share(overlay, part.lease), part.essential))
         self._planes = tuple(planes)
 
     @property
@@ -68,6 +69,10 @@ class Planes:
     def outage(self) -> str:
         """Why one that this node can't do without serves nobody, although it is there."""
         return next((plane.feed.outage for plane in self._planes if plane.essential and plane.feed.outage), "")
+
+    def outage_of(self, backend: Backend[Any]) -> str:
+        """Why that of ``backend`` serves nobody, whether this node needs it or not; empty if all is well."""
+        return next((plane.feed.outage for plane in self._planes if plane.backend is backend), "")
 
     @property
     def settled(self) -> bool:
