@@ -280,7 +280,7 @@ class Worker:
         assert self._control is not None
         try:
             data, descriptors, _, _ = socket.recv_fds(self._control, 1 << 20, 1)
-            for descriptor in descriptors:
+            for descriptor in descriptors:  # they come with "log", which says no more
                 self._write_errors_to(descriptor)
             messages = self._frames.feed(data)
         except BlockingIOError:

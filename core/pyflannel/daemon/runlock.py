@@ -88,7 +88,7 @@ def _locked(run_dir: Path) -> int:
         if error.errno == errno.ELOOP:
             raise DaemonError(f"{file} is a link, and nothing is written through it; remove it: rm {file}") from None
         if isinstance(error, FileExistsError):
-            raise DaemonError(f"{run_dir} is no directory; choose another --run-dir") from None
+            raise DaemonError(f"{run_dir} is not a directory; choose another --run-dir") from None
         mend = f"{'run as root, or ' * isinstance(error, PermissionError)}choose another --run-dir"
         raise DaemonError(f"{file}: {lacking(error) or f'{error.strerror}; {mend}'}") from None
     try:

@@ -29,7 +29,10 @@ def settle_requests(state: KeeperState, number: int, error: PyflannelError | Non
 def our_attributes(
     state: KeeperState, place: Place, subnets: Subnets, before: LeaseAttributes
 ) -> Steps[LeaseAttributes]:
-    """What our lease of ``subnets`` should say; unknown fields of an earlier one are kept."""
+    """What our lease of ``subnets`` should say; unknown fields of an earlier one are kept.
+
+    The state remembers it: what a backend has said is what it goes by next (:meth:`KeeperState.node`).
+    """
     node = state.node(place, subnets, before)
     ours: Published = yield Publish(place.backend, node)
     progress = yield from _progress(state, place, node, before)

@@ -77,7 +77,7 @@ def test_what_is_said_to_mend_it_does(tmp_path: Path) -> None:
     with without_descriptors(), pytest.raises(DaemonError, match="LimitNOFILE"):
         RunLock(tmp_path / "run")
     (tmp_path / "file").touch()
-    with pytest.raises(DaemonError, match="file is no directory; choose another --run-dir"):
+    with pytest.raises(DaemonError, match="file is not a directory; choose another --run-dir"):
         RunLock(tmp_path / "file")
 
 

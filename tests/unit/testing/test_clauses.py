@@ -41,18 +41,23 @@ class TestIt(Kit):
 """
 
 
+def run(directory: Path, suite: str, *words: str) -> tuple[list[str], str]:
+    """What pytest says of the contract of a suite's ``TestIt``, line by line, and all that it says."""
+    (directory / "test_suite.py").write_text(suite)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *words, str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=directory)
+    return done.stdout.partition("the contract, as TestIt shows it ")[2].splitlines()[1:], done.stdout
+
+
 def test_what_can_t_be_set_up_has_failed_and_was_not_left_out(tmp_path: Path) -> None:
-    (tmp_path / "test_suite.py").write_text(SUITE)
-    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", "not ends", str(tmp_path)]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, cwd=tmp_path)
-    told = done.stdout.partition("the contract, as TestIt shows it ")[2].splitlines()[1:]
+    told, output = run(tmp_path, SUITE, "-k", "not ends")
     assert told[:5] == [
         "1 shown, 2 failed, 1 not applicable, 1 not tried",
         "failed: There: it answers",
         "failed: There: it answers twice",
         "not applicable: There: it flies (it has no wings)",
         "not tried: 1 clause whose tests were left out of this run",
-    ], done.stdout
+    ], output
 
 
 LEAVING = """
@@ -75,13 +80,10 @@ class TestIt(Kit):
 
 def test_what_python_tells_of_is_not_laid_to_the_clause_that_is_tried_just_then(tmp_path: Path) -> None:
     """A socket that nobody has closed is told of in whatever test runs when it is collected."""
-    (tmp_path / "test_suite.py").write_text(LEAVING)
-    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "error", str(tmp_path)]
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, cwd=tmp_path)
-    told = done.stdout.partition("the contract, as TestIt shows it ")[2].splitlines()[1:]
-    assert told[0] == "0 shown, 2 failed, 0 not applicable, 0 not tried", done.stdout
+    told, output = run(tmp_path, LEAVING, "-W", "error")
+    assert told[0] == "0 shown, 2 failed, 0 not applicable, 0 not tried", output
     assert told[1].startswith("failed: There: it answers (not for what it tries: ResourceWarning: unclosed <socket")
     assert told[2] == "failed: There: it ends"
-    assert "it answers.\nWritten in There" not in done.stdout
-    assert "close() has to close what was opened" in done.stdout
-    assert "it ends.\nWritten in There" in done.stdout
+    assert "it answers.\nWritten in There" not in output
+    assert "close() has to close what was opened" in output
+    assert "it ends.\nWritten in There" in output
