@@ -50,8 +50,8 @@ def sources_digest() -> str:
 
 FAST_PATH = Extension(
     "pyflannel_backends.userspace._fastpath",
-    sources=[f"{NATIVE}/{name}.c" for name in ("fastpath", "packets", "transport")],
-    depends=[f"{NATIVE}/{name}.h" for name in ("packets", "transport")],
+    sources=[f"{NATIVE}/{name}.c" for name in ("fastpath", "lone", "packets", "transport")],
+    depends=[f"{NATIVE}/{name}.h" for name in ("lone", "lone_code", "lone_maps", "packets", "transport")],
     define_macros=[("SOURCES", f'"{sources_digest()}"')],
     extra_compile_args=["-O3", "-Wall", "-Wextra"],
     libraries=["dl"],

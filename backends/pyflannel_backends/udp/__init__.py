@@ -39,6 +39,7 @@ from pyflannel_backends.userspace import leaves_a_cpu, tun_info
 
 if TYPE_CHECKING:
     from pyflannel_backends.userspace.control import Row
+    from pyflannel_backends.userspace.dataplane import UserspaceDataPlane
 
     from .worker import UdpConfig
 
@@ -73,6 +74,12 @@ class UdpOptions:
         "packets go before programs that they would wait for; needs CAP_SYS_NICE, and a CPU that no worker has",
         local=True,
     )
+    kernel_path: bool = option(
+        "KernelPath",
+        True,
+        "lone packets pass the workers by, within the kernel; needs Linux 6.6, the extension and CAP_BPF",
+        local=True,
+    )
     any_source_port: bool = option(
         "AnySourcePort", False, "accept peers whose packets don't come from Port, as behind some NAT"
     )
@@ -84,10 +91,23 @@ class UdpBackend(Backend[UdpOptions]):
     name = "udp"
     Options = UdpOptions
     capabilities = Capabilities(ipv4=True, ipv6=False, untyped_leases=True)
+    _plane: UserspaceDataPlane | None = None
 
     def describe(self, node: Node) -> Mapping[str, str]:
         """What the workers have to be fast with."""
-        return _means(self.options.offload)
+        return {**_means(self.options.offload), "kernel_path": self._kernel_path()}
+
+    def _kernel_path(self) -> str:
+        """Whether lone packets pass the workers by, for people; and if not, why."""
+        if not self.options.kernel_path:
+            return "no: switched off by KernelPath"
+        if self.options.any_source_port:
+            return "no: not with AnySourcePort"
+        told = [] if self._plane is None else [status for status in self._plane.statuses() if status]
+        if not told:
+            return "not known yet"
+        troubles = [status.get("kernel_path", "the workers have no fast path") for status in told]
+        return next((f"no: {trouble}" for trouble in troubles if trouble), "yes")
 
     @property
     def tunnelled(self) -> bool:
@@ -136,7 +156,8 @@ class UdpBackend(Backend[UdpOptions]):
 
         name = self.name if self.device == DEVICE else f"{self.name}{self.options.port}"
         kind = WorkerKind(name, f"{__name__}.worker", self.worker_config(node), _rows)
-        return UserspaceDataPlane(kind, node.state_dir, self._workers)
+        self._plane = UserspaceDataPlane(kind, node.state_dir, self._workers)
+        return self._plane
 
     @property
     def _workers(self) -> int:
@@ -158,6 +179,8 @@ class UdpBackend(Backend[UdpOptions]):
             port=self.options.port,
             mtu=self.mtu(node.underlay),
             own=[str(node.subnets.ipv4)],
+            interface=node.underlay.interface,
+            kernel_path=self.options.kernel_path,
             offload=self.options.offload,
             realtime=self.options.realtime and leaves_a_cpu(self._workers),
             any_source_port=self.options.any_source_port,

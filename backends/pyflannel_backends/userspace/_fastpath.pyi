@@ -130,6 +130,20 @@ class FastPath:
     def forget(self) -> None:
         """Forget all that was learned."""
 
+    def carry_lone(self, device: int, underlay: int, address: str, /) -> None:
+        """Have the kernel carry packets that come alone, like those that were carried here, without waking anybody.
+
+        See native/lone.bpf.c. Only where packets are not sealed, and come from one port. It ends with this object.
+
+        :param device: :param underlay: indices of the TUN device, and of the one that datagrams come in by.
+        :param address: ours, on that.
+        :raises OSError: the kernel can't, or we may not; ``strerror`` says what.
+        :raises ValueError: something isn't of that form.
+        """
+
+    def carry_all(self) -> None:
+        """Carry all packets here again."""
+
     def let_linger(self, after: float, yields: bool, /) -> None:
         """Wait for what follows without sleeping, for a moment, when a packet of the device was sent on that came
         alone, after so many seconds without any. Until told, there is no such wait.

@@ -17,6 +17,7 @@
 
 #include "transport.h"
 
+#include "lone.h"
 #include "packets.h"
 
 #include <errno.h>
@@ -57,6 +58,7 @@ struct route {
     PyObject *peer;       /* its name */
     Transport *transport; /* that seals what goes there, and knows where that is; else it is: */
     struct endpoint endpoint;
+    struct lone_written written;
 };
 
 /* ``peer`` may send packets from ``source`` to ``destination``; ``address`` is where from, if there is no Transport. */
@@ -65,6 +67,7 @@ struct path {
     uint8_t version;
     PyObject *peer; /* NULL in a slot that is not used */
     uint32_t address;
+    struct lone_written written;
 };
 
 struct side {
@@ -103,7 +106,7 @@ struct train {
 
 struct counters {
     unsigned long long sent_packets, sent_bytes, sent_calls, received_packets, received_bytes, received_calls,
-        joined_packets, drop_tun_failed, drop_unauthentic, drop_replayed;
+        joined_packets, drop_tun_failed, drop_unauthentic, drop_replayed, lone_sent_packets, lone_received_packets;
 };
 
 typedef struct {
@@ -133,6 +136,8 @@ typedef struct {
     struct route routes[SLOTS];
     struct path paths[SLOTS];
     Transport *sessions[SLOTS];
+    struct lone lone;
+    struct lone_counts lone_told[WAYS];
 } FastPath;
 
 /* Time */
@@ -409,7 +414,7 @@ leave(FastPath *self, struct left *left, unsigned char *vnet, size_t length)
     if (length < VNET || vnet[0] & ~3 || !read_header(packet, length - VNET, &header) ||
         header.total != length - VNET || !has_hops(packet, &header))
         return 0;
-    const struct route *route = route_slot(self, &header.destination);
+    struct route *route = route_slot(self, &header.destination);
     if (route->mtu == 0 || route->version != header.version || !is_same(&route->destination, &header.destination))
         return 0;
     if (vnet[1]) {
@@ -424,6 +429,10 @@ leave(FastPath *self, struct left *left, unsigned char *vnet, size_t length)
     if (make_room(self, left, route, header.total) < 0)
         return -1;
     add_piece(self, (struct piece){packet, packet, 0, header.total});
+    if (route->transport == NULL)
+        lone_learn_route(
+            &self->lone, &route->written, route->destination.words[3], route->endpoint.to.ipv4.sin_addr.s_addr,
+            route->mtu);
     return 1;
 }
 
@@ -504,11 +513,14 @@ accept_packet(FastPath *self, const struct train *train, const unsigned char *pa
     struct header header;
     if (!read_header(packet, size, &header) || !header_holds(packet, &header))
         return 0;
-    const struct path *path = path_slot(self, &header.source, &header.destination);
+    struct path *path = path_slot(self, &header.source, &header.destination);
     if (path->peer == NULL || path->version != header.version || !is_same(&path->source, &header.source) ||
         !is_same(&path->destination, &header.destination) ||
         (train->peer != NULL ? !is_peer(path->peer, train->peer) : path->address != train->address))
         return 0;
+    if (train->peer == NULL && train->count == 1)
+        lone_learn_path(
+            &self->lone, &path->written, path->address, path->source.words[3], path->destination.words[3]);
     /* What is sealed is padded; any other packet with something behind it is looked at alone. */
     int is_whole = size - header.total < (train->peer != NULL ? PADDING : 1);
     if (self->run.count > 0 && is_whole && extend_run(&self->run, packet, header.total))
@@ -1046,6 +1058,7 @@ learn_session(FastPath *self, PyObject *arguments)
 static void
 forget_all(FastPath *self)
 {
+    lone_forget(&self->lone);
     for (int slot = 0; slot < SLOTS; slot++) {
         clear_route(&self->routes[slot]);
         Py_CLEAR(self->paths[slot].peer);
@@ -1067,18 +1080,74 @@ let_linger(FastPath *self, PyObject *arguments)
     return PyArg_ParseTuple(arguments, "dp", &self->lingers_after, &self->yields) ? Py_NewRef(Py_None) : NULL;
 }
 
+/* Count what was carried without the worker since this was last done. */
+static void
+count_lone(FastPath *self)
+{
+    struct lone_counts all[WAYS];
+    struct lone_counts *told = self->lone_told;
+    struct counters *counters = &self->counters;
+    if (!lone_counts(&self->lone, all))
+        return;
+    counters->lone_sent_packets += all[LEAVING].packets - told[LEAVING].packets;
+    counters->sent_packets += all[LEAVING].packets - told[LEAVING].packets;
+    counters->sent_bytes += all[LEAVING].bytes - told[LEAVING].bytes;
+    counters->lone_received_packets += all[ARRIVING].packets - told[ARRIVING].packets;
+    counters->received_packets += all[ARRIVING].packets - told[ARRIVING].packets;
+    counters->received_bytes += all[ARRIVING].bytes - told[ARRIVING].bytes;
+    memcpy(told, all, sizeof all);
+}
+
+static void
+end_lone(FastPath *self)
+{
+    count_lone(self);
+    lone_close(&self->lone);
+    memset(self->lone_told, 0, sizeof self->lone_told);
+}
+
+static PyObject *
+carry_lone(FastPath *self, PyObject *arguments)
+{
+    unsigned long device, underlay;
+    const char *address;
+    struct in_addr own;
+    if (!PyArg_ParseTuple(arguments, "kks", &device, &underlay, &address))
+        return NULL;
+    if (inet_pton(AF_INET, address, &own) != 1 || self->transport_type != NULL || self->any_port)
+        return PyErr_Format(PyExc_ValueError, "only bare datagrams over IPv4, from one port, go without the worker");
+    end_lone(self);
+    const char *failed =
+        lone_open(&self->lone, (uint32_t)device, (uint32_t)underlay, own.s_addr, htons(self->port));
+    if (failed == NULL)
+        Py_RETURN_NONE;
+    PyObject *told = Py_BuildValue("(iN)", errno, PyUnicode_FromFormat("can't %s: %s", failed, strerror(errno)));
+    PyErr_SetObject(PyExc_OSError, told);
+    Py_XDECREF(told);
+    return NULL;
+}
+
+static PyObject *
+carry_all(FastPath *self, PyObject *Py_UNUSED(ignored))
+{
+    end_lone(self);
+    Py_RETURN_NONE;
+}
+
 /* Telling */
 
 static PyObject *
 take_counters(FastPath *self, PyObject *Py_UNUSED(ignored))
 {
+    count_lone(self);
     const struct counters *counters = &self->counters;
     PyObject *told = Py_BuildValue(
-        "{sKsKsKsKsKsKsKsKsKsK}", "sent_packets", counters->sent_packets, "sent_bytes", counters->sent_bytes,
+        "{sKsKsKsKsKsKsKsKsKsKsKsK}", "sent_packets", counters->sent_packets, "sent_bytes", counters->sent_bytes,
         "sent_calls", counters->sent_calls, "received_packets", counters->received_packets, "received_bytes",
         counters->received_bytes, "received_calls", counters->received_calls, "joined_packets",
         counters->joined_packets, "drop_tun_failed", counters->drop_tun_failed, "drop_unauthentic",
-        counters->drop_unauthentic, "drop_replayed", counters->drop_replayed);
+        counters->drop_unauthentic, "drop_replayed", counters->drop_replayed, "lone_sent_packets",
+        counters->lone_sent_packets, "lone_received_packets", counters->lone_received_packets);
     if (told == NULL)
         return NULL;
     self->seen_packets = 0;
@@ -1204,6 +1273,7 @@ make(PyTypeObject *type, PyObject *arguments, PyObject *names)
     self->cuts = cuts;
     self->joins = (struct joining){joins_tcp, joins_udp};
     self->judge = Py_NewRef(judge);
+    lone_init(&self->lone);
     if (take_memory(self) < 0 || (sealed && take_type(self, type) < 0) || take_sockets(self, sockets) < 0 ||
         share(&self->packet, packet, PACKET) < 0 || share(&self->received, received, LARGEST) < 0 ||
         share(&self->opened, opened, LARGEST) < 0)
@@ -1229,6 +1299,7 @@ dealloc(FastPath *self)
     PyTypeObject *type = Py_TYPE(self);
     Transport *transport;
     PyObject_GC_UnTrack(self);
+    lone_close(&self->lone);
     forget_all(self);
     while ((transport = unnote(self)) != NULL)
         Py_DECREF((PyObject *)transport);
@@ -1250,6 +1321,8 @@ static PyMethodDef methods[] = {
     {"learn_path", (PyCFunction)learn_path, METH_VARARGS, NULL},
     {"learn_session", (PyCFunction)learn_session, METH_VARARGS, NULL},
     {"forget", (PyCFunction)forget, METH_NOARGS, NULL},
+    {"carry_lone", (PyCFunction)carry_lone, METH_VARARGS, NULL},
+    {"carry_all", (PyCFunction)carry_all, METH_NOARGS, NULL},
     {"let_linger", (PyCFunction)let_linger, METH_VARARGS, NULL},
     {"take_counters", (PyCFunction)take_counters, METH_NOARGS, NULL},
     {"take_notes", (PyCFunction)take_notes, METH_NOARGS, NULL},

@@ -229,7 +229,7 @@ def overlay(make_overlay: MakeOverlay) -> Overlay:
     return make_overlay()
 
 
-@pytest.fixture(params=[True, False], ids=["fast-path", "python"])
+@pytest.fixture(params=["kernel", "fast-path", "python"])
 def either_overlay(make_overlay: MakeOverlay, request: pytest.FixtureRequest) -> Overlay:
-    """With the fast path, and without."""
-    return make_overlay(extensions=request.param)
+    """With lone packets that pass the worker by, with those that the fast path carries, and with neither."""
+    return make_overlay(extensions=request.param != "python", KernelPath=request.param == "kernel")

@@ -58,6 +58,10 @@ def received(port: UdpPort, sender: tuple[str, int], data: bytes) -> tuple[int, 
     return answer
 
 
+def refused(port: UdpPort) -> dict[str, int]:
+    return {name: count for name, count in port.counters.items() if name.startswith("drop_")}
+
+
 def test_a_peer_is_its_address_and_sends_from_the_network_s_port(port: UdpPort) -> None:
     assert received(port, (PEER, number_of(port)), b"data") == (4, 4, PEER)
     assert port.receive(memoryview(bytearray(1 << 16))) is None
@@ -67,9 +71,9 @@ def test_a_peer_is_its_address_and_sends_from_the_network_s_port(port: UdpPort) 
 
 def test_strangers_and_other_ports_are_refused_and_counted(port: UdpPort) -> None:
     assert received(port, (STRANGER, number_of(port)), b"data")[2] is None
-    assert port.counters == {"drop_unknown_sender": 1, "drop_source_port": 0}
+    assert refused(port) == {"drop_unknown_sender": 1, "drop_source_port": 0}
     assert received(port, (PEER, 0), b"data")[2] is None
-    assert port.counters == {"drop_unknown_sender": 1, "drop_source_port": 1}
+    assert refused(port) == {"drop_unknown_sender": 1, "drop_source_port": 1}
     port.remove(PEER)
     assert received(port, (PEER, number_of(port)), b"data")[2] is None
     assert port.counters["drop_unknown_sender"] == 2

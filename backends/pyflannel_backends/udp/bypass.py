@@ -1,0 +1,158 @@
+"""Whether lone packets may pass the worker by, in the kernel.
+
+There they also pass by what this node does with datagrams and packets on their way to and from the worker. Rules of a
+firewall are heeded all the same, with some delay: every few seconds one packet of each kind takes the usual way
+(``native/lone.bpf.c``). Of what else could be there, this module sees that it isn't, once a second:
+
+- IPsec policies, by which datagrams may have to be encrypted, or to have been;
+- somebody's queueing discipline on the TUN device, or filters where the underlay's packets come in (``tc``);
+- somebody who captures what the TUN device gives, say by tcpdump, and wants to see all of it.
+
+Sources: linux/rtnetlink.h, linux/pkt_sched.h, linux/xfrm.h, packet(7).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pyflannel_backends.userspace._fastpath import FastPath
+
+__all__ = ["Bypass"]
+
+_NETLINK_XFRM: Final = 6
+_NLM_F_REQUEST, _NLM_F_DUMP = 0x001, 0x300
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_RTM_GETTFILTER, _RTM_GETQDISC = 46, 38
+_XFRM_MSG_GETSPDINFO: Final = 0x25
+_HEADER: Final = struct.Struct("=IHHII")
+_TRAFFIC: Final = struct.Struct("=BxxxiIII")
+"""``tcmsg``: family, index of the device, handle, parent, info."""
+_TC_H_ROOT, _TC_H_CLSACT = 0xFFFFFFFF, 0xFFFFFFF1
+_TC_H_MIN_INGRESS: Final = 0xFFF2
+_COUNTS: Final = struct.Struct("=IHH3I")
+"""Flags, an attribute's header, and of ``xfrmu_spdinfo`` how many policies there are: in, out, to be forwarded."""
+_SIOCGIFHWADDR: Final = 0x8927
+_IFREQ: Final = struct.Struct("16sH22x")
+_ETHERNET: Final = 1
+_EVERYTHING: Final = "0003"
+"""``ETH_P_ALL`` in ``/proc/net/packet``."""
+
+
+class Bypass:
+    """Has a fast path do so while it may.
+
+    :param device: the TUN device's name, :param underlay: that of the device by which datagrams come.
+    :param address: ours there.
+    """
+
+    def __init__(self, fast_path: FastPath, device: str, underlay: str, address: str) -> None:
+        self._fast_path = fast_path
+        self._device, self._underlay, self._address = device, underlay, address
+        self._between: tuple[int, int] | None = None
+        """The devices' indices, if the kernel was asked to carry packets between them."""
+        self.trouble = ""
+        """Why not; empty while it does."""
+
+    def look(self) -> None:
+        """Begin or end it, as things are now."""
+        try:
+            device, underlay = (socket.if_nametoindex(name) for name in (self._device, self._underlay))
+            obstacle = self._obstacle(device, underlay)
+        except OSError as error:
+            obstacle = f"can't look at {self._device} and {self._underlay}: {error.strerror or error}"
+        if obstacle:
+            self.end()
+            self.trouble = obstacle
+        elif self._between != (device, underlay):
+            self._begin(device, underlay)
+
+    def _begin(self, device: int, underlay: int) -> None:
+        self._between, self.trouble = (device, underlay), ""
+        try:
+            self._fast_path.carry_lone(device, underlay, self._address)
+        except OSError as error:  # it stays that way
+            self.trouble = str(error.strerror)
+
+    def end(self) -> None:
+        """Leave all packets to the worker again."""
+        self._between = None
+        self._fast_path.carry_all()
+
+    def _obstacle(self, device: int, underlay: int) -> str:
+        """What packets must not pass by, if there is such a thing."""
+        if _link_type(self._underlay) != _ETHERNET:
+            return f"{self._underlay} is not an Ethernet device"
+        if _has_policies():
+            return "there are IPsec policies"
+        for index, handle, parent in _queueing_disciplines():
+            if index == device and handle and parent in (_TC_H_ROOT, _TC_H_CLSACT):
+                return f"{self._device} has a queueing discipline that it was given"
+            if index == underlay and parent == _TC_H_CLSACT and _has_filters(underlay, handle):
+                return f"{self._underlay} has filters for what comes in"
+        if _is_watched(device):
+            return f"packets of {self._device} are being captured"
+        return ""
+
+
+def _link_type(device: str) -> int:
+    """``ARPHRD_*`` of linux/if_arp.h."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        answer = fcntl.ioctl(any_socket, _SIOCGIFHWADDR, _IFREQ.pack(device.encode(), 0))
+    return int(_IFREQ.unpack(answer)[1])
+
+
+def _ask(protocol: int, kind: int, flags: int, body: bytes) -> Iterator[bytes]:
+    """The bodies of what the kernel answers; none where it knows nothing of the matter."""
+    with contextlib.ExitStack() as stack:
+        try:
+            asked = stack.enter_context(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol))
+        except OSError:
+            return
+        asked.send(_HEADER.pack(_HEADER.size + len(body), kind, _NLM_F_REQUEST | flags, 1, 0) + body)
+        while True:
+            answer = memoryview(asked.recv(1 << 16))
+            while len(answer) >= _HEADER.size:
+                length, kind, *_ = _HEADER.unpack_from(answer)
+                if kind in (_NLMSG_ERROR, _NLMSG_DONE):
+                    return
+                yield bytes(answer[_HEADER.size : length])
+                answer = answer[(length + 3) & ~3 :]
+            if not flags:
+                return
+
+
+def _has_policies() -> bool:
+    return any(
+        any(_COUNTS.unpack_from(body)[3:])
+        for body in _ask(_NETLINK_XFRM, _XFRM_MSG_GETSPDINFO, 0, bytes(4))
+        if len(body) >= _COUNTS.size
+    )
+
+
+def _queueing_disciplines() -> Iterator[tuple[int, int, int]]:
+    """Index of the device, handle (0 of those that a device has by itself) and parent."""
+    for body in _ask(socket.NETLINK_ROUTE, _RTM_GETQDISC, _NLM_F_DUMP, _TRAFFIC.pack(0, 0, 0, 0, 0)):
+        _, index, handle, parent, _ = _TRAFFIC.unpack_from(body)
+        yield index, handle, parent
+
+
+def _has_filters(device: int, handle: int) -> bool:
+    request = _TRAFFIC.pack(0, device, 0, handle & 0xFFFF0000 | _TC_H_MIN_INGRESS, 0)
+    return any(True for _ in _ask(socket.NETLINK_ROUTE, _RTM_GETTFILTER, _NLM_F_DUMP, request))
+
+
+def _is_watched(device: int) -> bool:
+    """Whether a packet socket gets all that a device gives."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/net/packet").read_text().splitlines()[1:]:
+            _, _, _, protocol, index, *_ = line.split()
+            if protocol == _EVERYTHING and int(index) in (0, device):
+                return True
+    return False

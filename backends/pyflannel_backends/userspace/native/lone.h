@@ -1,0 +1,44 @@
+/* Lone packets that never come to the worker: see bpf/lone.bpf.c. No Python in here, and nothing that raises. */
+
+#ifndef PYFLANNEL_LONE_H
+#define PYFLANNEL_LONE_H
+
+#include "lone_maps.h"
+
+#include <stdint.h>
+
+struct lone {
+    struct lone_control *control; /* NULL where packets all come to the worker */
+    int maps[MAPS], links[WAYS];
+};
+
+/* When an entry was last written, and whether it is to be again: now and then, or never. */
+struct lone_written {
+    uint64_t until;
+    uint32_t generation;
+};
+
+struct lone_counts {
+    unsigned long long packets, bytes;
+};
+
+/* To be called first. */
+void lone_init(struct lone *lone);
+
+/* Load the programs and attach them to a TUN device and to what datagrams come in by, both by their indices. Returns NULL,
+ * or what can't be done, and errno. */
+const char *lone_open(struct lone *lone, uint32_t device, uint32_t underlay, uint32_t address, uint16_t port);
+void lone_close(struct lone *lone);
+
+/* A packet like this was carried by the worker; the next ones need not be. */
+void lone_learn_route(
+    struct lone *lone, struct lone_written *written, uint32_t destination, uint32_t peer, uint32_t mtu);
+void lone_learn_path(
+    struct lone *lone, struct lone_written *written, uint32_t peer, uint32_t source, uint32_t destination);
+
+void lone_forget(struct lone *lone);
+
+/* What was carried so far; false if nothing can be. */
+int lone_counts(const struct lone *lone, struct lone_counts counts[WAYS]);
+
+#endif
