@@ -1,7 +1,7 @@
 """Compile ``native/bpf/lone.bpf.c`` into ``native/lone_code.h``, which is kept beside it: ``tools/compile_bpf.py``.
 
-So nobody who builds the extension needs a compiler for BPF. Needs Debian's clang, llvm and linux-libc-dev. What comes out
-depends on clang's release, but loads into the same kernels; the header says of which source it was made, and
+So nobody who builds the extension needs a compiler for BPF. Needs Debian's clang, llvm and linux-libc-dev. What comes
+out depends on clang's release, but loads into the same kernels; the header says of which source it was made, and
 ``tests/unit/backends/userspace/test_lone_code.py`` sees that it is today's.
 """
 
@@ -27,7 +27,8 @@ def sections(folder: Path) -> dict[str, bytes]:
     headers = f"/usr/include/{platform.machine()}-linux-gnu"
     warnings = ["-Wall", "-Wextra", "-Werror"]
     subprocess.run(
-        ["clang", "-O2", "-target", "bpfel", "-mcpu=v3", *warnings, "-I", headers, "-c", SOURCE, "-o", compiled], check=True
+        ["clang", "-O2", "-target", "bpfel", "-mcpu=v3", *warnings, "-I", headers, "-c", SOURCE, "-o", compiled],
+        check=True,
     )
     found = {}
     for name in PROGRAMS:
@@ -38,6 +39,7 @@ def sections(folder: Path) -> dict[str, bytes]:
 
 
 def table(name: str, code: bytes) -> str:
+    """A program as C has it."""
     lines = []
     for operation, registers, offset, value in INSTRUCTION.iter_unpack(code):
         lines.append(f"    {{{operation:#04x}, {registers & 15}, {registers >> 4}, {offset}, {value}}},")
@@ -45,12 +47,13 @@ def table(name: str, code: bytes) -> str:
 
 
 def main() -> None:
+    """Write the header anew."""
     with tempfile.TemporaryDirectory() as folder:
         found = sections(Path(folder))
     sources = hashlib.sha256(SOURCE.read_bytes() + (NATIVE / "lone_maps.h").read_bytes()).hexdigest()
     longest = max(len(code) // INSTRUCTION.size for code in found.values())
     HEADER.write_text(
-        "/* Made of bpf/lone.bpf.c and lone_maps.h by tools/compile_bpf.py, for little-endian machines; not to be edited.\n"
+        "/* Made of bpf/lone.bpf.c and lone_maps.h by tools/compile_bpf.py, for little-endian machines: don't edit.\n"
         f" * sha256 of both: {sources}\n */\n\n"
         "#include <linux/bpf.h>\n\n"
         f"enum {{ LONE_LONGEST = {longest} }};\n\n" + "\n".join(table(name, found[name]) for name in PROGRAMS)

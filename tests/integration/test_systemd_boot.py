@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
 CONTRIB = Path(__file__).parents[2] / "contrib"
 SYSTEMD = next((path for path in (Path("/lib/systemd/systemd"), Path("/usr/lib/systemd/systemd")) if path.exists()), "")
-NET_ADMIN, NET_RAW, SYS_NICE = 1 << 12, 1 << 13, 1 << 23
+NET_ADMIN, NET_RAW, SYS_NICE, BPF = 1 << 12, 1 << 13, 1 << 23, 1 << 39
 
 BOOT = r"""
 mount --make-rprivate /
@@ -317,9 +317,15 @@ def scheduling(machine: Machine) -> set[str]:
     return {line.split()[0] for line in processes if "udp.worker" in line}
 
 
+def kernel_path(machine: Machine) -> str:
+    """Whether udp's lone packets pass the workers by."""
+    return str(machine.status["backend"]["details"]["kernel_path"])
+
+
 LEGACY = "for p in iptables ip6tables; do $p-legacy -P FORWARD DROP; done"
 DROP_IN = drop_in_for(Path(LEGACY_DROP_IN).name)
 REALTIME = drop_in_for("realtime.conf")
+KERNEL_PATH = drop_in_for("kernel-path.conf")
 
 
 @pytest.mark.parametrize(
@@ -329,8 +335,15 @@ REALTIME = drop_in_for("realtime.conf")
         ("vxlan", LEGACY, DROP_IN, "iptables-legacy", NET_ADMIN | NET_RAW),
         ("udp", "true", "", "nftables", NET_ADMIN),
         ("udp", "true", REALTIME, "nftables", NET_ADMIN | SYS_NICE),
+        ("udp", "true", KERNEL_PATH, "nftables", NET_ADMIN | BPF),
     ],
-    ids=["iptables-nft", "iptables-legacy with the drop-in", "udp", "udp with the drop-in"],
+    ids=[
+        "iptables-nft",
+        "iptables-legacy with the drop-in",
+        "udp",
+        "udp with realtime.conf",
+        "udp with kernel-path.conf",
+    ],
 )
 def test_each_way_works_with_what_the_unit_gives(
     backend: str, rules: str, drop_in: str, port: str, rights: int
@@ -345,6 +358,8 @@ def test_each_way_works_with_what_the_unit_gives(
         effective = one.run("grep CapEff /proc/$(systemctl show --property=MainPID --value pyflannel)/status")
         assert int(effective.split()[1], 16) == rights
         if backend == "udp":
+            until(lambda: (kernel_path(one) == "yes") == bool(rights & BPF), lambda: one.status["backend"])
+            assert rights & BPF or "Operation not permitted" in kernel_path(one)
             with competitors():
                 if rights & SYS_NICE:
                     until(lambda: one.pings(two) and scheduling(one) == {"RR"}, lambda: one.log)

@@ -14,6 +14,7 @@ Sources: linux/rtnetlink.h, linux/pkt_sched.h, linux/xfrm.h, packet(7).
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import socket
 import struct
@@ -43,6 +44,12 @@ _IFREQ: Final = struct.Struct("16sH22x")
 _ETHERNET: Final = 1
 _EVERYTHING: Final = "0003"
 """``ETH_P_ALL`` in ``/proc/net/packet``."""
+_TAKES: Final = {
+    errno.EPERM: "; it takes CAP_BPF",
+    errno.EINVAL: "; it takes Linux 6.6",
+    errno.ENOSYS: "; it takes BPF",
+}
+"""What may be missing where the kernel says so."""
 
 
 class Bypass:
@@ -78,7 +85,7 @@ class Bypass:
         try:
             self._fast_path.carry_lone(device, underlay, self._address)
         except OSError as error:  # it stays that way
-            self.trouble = str(error.strerror)
+            self.trouble = f"{error.strerror}{_TAKES.get(error.errno or 0, '')}"
 
     def end(self) -> None:
         """Leave all packets to the worker again."""

@@ -1109,13 +1109,15 @@ end_lone(FastPath *self)
 static PyObject *
 carry_lone(FastPath *self, PyObject *arguments)
 {
-    unsigned long device, underlay;
+    int device, underlay;
     const char *address;
     struct in_addr own;
-    if (!PyArg_ParseTuple(arguments, "kks", &device, &underlay, &address))
+    if (!PyArg_ParseTuple(arguments, "iis", &device, &underlay, &address))
         return NULL;
+    if (device <= 0 || underlay <= 0)
+        return PyErr_Format(PyExc_ValueError, "no index of a device: %d", device <= 0 ? device : underlay);
     if (inet_pton(AF_INET, address, &own) != 1 || self->transport_type != NULL || self->any_port)
-        return PyErr_Format(PyExc_ValueError, "only bare datagrams over IPv4, from one port, go without the worker");
+        return PyErr_Format(PyExc_ValueError, "only bare datagrams over IPv4, from one port, pass the worker by");
     end_lone(self);
     const char *failed =
         lone_open(&self->lone, (uint32_t)device, (uint32_t)underlay, own.s_addr, htons(self->port));

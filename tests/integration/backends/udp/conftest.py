@@ -69,8 +69,9 @@ class Node:
             run(*self.command("sysctl", "-qw", "net.ipv6.conf.all.forwarding=1"))
 
     def start_driver(self) -> None:
-        options = {name: value for name, value in self._options.items() if name != "extensions"}
+        options = {name: value for name, value in self._options.items() if name not in ("extensions", "under")}
         self.driver = self.start(
+            *self._options.get("under", ()),
             sys.executable,
             str(HERE / "driver.py"),
             str(self.state_dir),
@@ -194,9 +195,10 @@ MakeOverlay = Callable[..., Overlay]
 
 @pytest.fixture
 def make_overlay(tmp_path: Path) -> Iterator[MakeOverlay]:
-    """Build an overlay; keyword arguments are options of the backend, or of :mod:`.driver`, or ``extensions``.
+    """Build an overlay; keyword arguments are options of the backend, or of :mod:`.driver`, or these.
 
-    That says whether the workers have these; if it isn't given, that is as everywhere.
+    ``extensions`` says whether the workers have them; if it isn't given, that is as everywhere. ``under`` are the words
+    of a command that runs the drivers.
     """
     if os.geteuid() != 0:
         pytest.skip("needs root, for network namespaces")

@@ -63,6 +63,8 @@ def obey(plane: UserspaceDataPlane, words: list[str]) -> Any:
             plane.remove(Subnets.from_key(key))
         case ["check"]:
             return dict(plane.check())
+        case ["kernel_path"]:
+            return [status["kernel_path"] for status in plane.statuses() if "kernel_path" in status]
         case ["counters"]:
             return dict(plane.counters())
         case ["stop"]:

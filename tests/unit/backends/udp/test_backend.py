@@ -86,7 +86,7 @@ def test_without_ipv4_there_is_no_data_plane() -> None:
         backend.worker_config(replace(node, subnets=Subnets.from_key("fd00::-64")))
 
 
-@pytest.mark.parametrize("options", [{"Port": 0}, {"Port": 65536}, {"Workers": 0}, {"Offload": 1}, {"Realtime": 1}])
+@pytest.mark.parametrize("options", [{"Port": 0}, {"Port": 65536}, {"Workers": 0}, {"Offload": 1}, {"KernelPath": 1}])
 def test_options_out_of_bounds_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         parse_options(UdpOptions, options)

@@ -27,7 +27,7 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pytest.importorskip(
         "pyflannel_backends.userspace._fastpath", reason="the extension was not compiled", exc_type=ImportError
     )
-    for each in NATIVE.iterdir():
+    for each in NATIVE.glob("*.[ch]"):
         (tmp_path / each.name).write_bytes(each.read_bytes())
     monkeypatch.setattr(fastpath, "NATIVE", tmp_path)
     return tmp_path

@@ -189,16 +189,15 @@ wrap(struct __sk_buff *skb)
         !is_good(&known->state, shared))
         return pass(&known->state);
     __u32 length = skb->len, peer = known->peer;
-    struct bpf_fib_lookup fib = {
-        .family = INET,
-        .l4_protocol = IPPROTO_UDP,
-        .sport = (__u16)shared->port,
-        .dport = (__u16)shared->port,
-        .tot_len = (__u16)(length + sizeof(struct iphdr) + sizeof(struct udphdr)),
-        .ifindex = shared->device,
-        .ipv4_src = shared->address,
-        .ipv4_dst = peer,
-    };
+    struct bpf_fib_lookup fib;
+    __builtin_memset(&fib, 0, sizeof fib); /* a union's rest, too, without which nobody may who lacks CAP_PERFMON */
+    fib.family = INET;
+    fib.l4_protocol = IPPROTO_UDP;
+    fib.sport = fib.dport = (__u16)shared->port;
+    fib.tot_len = (__u16)(length + sizeof(struct iphdr) + sizeof(struct udphdr));
+    fib.ifindex = shared->device;
+    fib.ipv4_src = shared->address;
+    fib.ipv4_dst = peer;
     if (route_to(skb, &fib, sizeof fib, SKIP_NEIGHBOUR) != BPF_FIB_LKUP_RET_SUCCESS ||
         fib.ifindex != shared->underlay || fib.family != INET)
         return pass(&known->state);
@@ -232,7 +231,10 @@ wrap(struct __sk_buff *skb)
     if (store(skb, 0, &outer, sizeof outer, 0))
         return DROP;
     count(shared, LEAVING, length);
-    struct bpf_redir_neigh next = {.nh_family = INET, .ipv4_nh = fib.ipv4_dst};
+    struct bpf_redir_neigh next;
+    __builtin_memset(&next, 0, sizeof next);
+    next.nh_family = INET;
+    next.ipv4_nh = fib.ipv4_dst;
     return (int)redirect_to_neighbour(shared->underlay, &next, sizeof next, 0);
 }
 

@@ -56,6 +56,13 @@ def test_there_is_no_half_a_fast_path() -> None:
 @pytest.mark.parametrize(
     ("method", "arguments"),
     [
+        ("carry_lone", (0, 1, "192.0.2.1")),
+        ("carry_lone", (1, -1, "192.0.2.1")),
+        ("carry_lone", (1, 1 << 40, "192.0.2.1")),
+        ("carry_lone", (1, 1, "2001:db8::1")),
+        ("carry_lone", (1, 1, "a name")),
+        ("carry_lone", (1, 1, b"\xc0\0\2\1")),
+        ("carry_lone", (1, 1)),
         ("learn_route", (b"abc", PEER, 1, (PEER, 1))),
         ("learn_route", (b"abcde", PEER, 1, (PEER, 1))),
         ("learn_route", (b"", PEER, 1, (PEER, 1))),
