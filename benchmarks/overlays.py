@@ -56,6 +56,9 @@ COLUMNS = {
 
 Results = dict[str, dict[str, list[float]]]
 
+LACKING: set[str] = set()
+"""What a backend of ours had to do without, and why: for whoever wonders at its numbers."""
+
 
 @dataclass(frozen=True)
 class Way:
@@ -122,6 +125,12 @@ def routes_by_hand(lab: Lab) -> str:
 # Ours
 
 
+def note_what_is_lacking(backend: str, status: Any) -> None:
+    for name, said in status["backend"]["details"].items():
+        if name.endswith("_path") and said.startswith("no:"):
+            LACKING.add(f"{backend} without {name}: {said.removeprefix('no: ')}")
+
+
 def daemon(backend: str, *options: str) -> Callable[[Lab], str]:
     def build(lab: Lab) -> str:
         words = [word for option in options for word in ("--backend-option", option)]
@@ -129,7 +138,7 @@ def daemon(backend: str, *options: str) -> Callable[[Lab], str]:
             node.start_daemon(lab.file_store, backend, NETWORK, words)
         target = ""
         for node in lab.nodes:
-            node.daemon.wait_ready(peers=1)
+            note_what_is_lacking(backend, node.daemon.wait_ready(peers=1))
             gateway = node.daemon.container_network().ipv4
             assert gateway is not None
             target = str(gateway.ip)
@@ -405,6 +414,7 @@ def main() -> None:
     title += (
         f"; {arguments.rounds} rounds of {arguments.seconds} s, UDP at {arguments.rate}bit/s, {time.strftime('%F')}"
     )
+    title = "; ".join([title, *sorted(LACKING)])
     print(table(results), differences(results), title, sep="\n")
     arguments.results.mkdir(parents=True, exist_ok=True)
     (arguments.results / "overlays.json").write_text(json.dumps({"title": title, "results": results}, indent=1))
