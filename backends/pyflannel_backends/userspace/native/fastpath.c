@@ -106,7 +106,8 @@ struct train {
 
 struct counters {
     unsigned long long sent_packets, sent_bytes, sent_calls, received_packets, received_bytes, received_calls,
-        joined_packets, drop_tun_failed, drop_unauthentic, drop_replayed, lone_sent_packets, lone_received_packets;
+        joined_packets, drop_tun_failed, drop_unauthentic, drop_replayed, drop_send_failed, lone_sent_packets,
+        lone_received_packets;
 };
 
 typedef struct {
@@ -137,7 +138,7 @@ typedef struct {
     struct path paths[SLOTS];
     Transport *sessions[SLOTS];
     struct lone lone;
-    struct lone_counts lone_told[WAYS];
+    struct lone_counts lone_told;
 } FastPath;
 
 /* Time */
@@ -1084,18 +1085,18 @@ let_linger(FastPath *self, PyObject *arguments)
 static void
 count_lone(FastPath *self)
 {
-    struct lone_counts all[WAYS];
-    struct lone_counts *told = self->lone_told;
+    struct lone_counts all, *told = &self->lone_told;
     struct counters *counters = &self->counters;
-    if (!lone_counts(&self->lone, all))
+    if (!lone_counts(&self->lone, &all))
         return;
-    counters->lone_sent_packets += all[LEAVING].packets - told[LEAVING].packets;
-    counters->sent_packets += all[LEAVING].packets - told[LEAVING].packets;
-    counters->sent_bytes += all[LEAVING].bytes - told[LEAVING].bytes;
-    counters->lone_received_packets += all[ARRIVING].packets - told[ARRIVING].packets;
-    counters->received_packets += all[ARRIVING].packets - told[ARRIVING].packets;
-    counters->received_bytes += all[ARRIVING].bytes - told[ARRIVING].bytes;
-    memcpy(told, all, sizeof all);
+    counters->lone_sent_packets += all.packets[LEAVING] - told->packets[LEAVING];
+    counters->sent_packets += all.packets[LEAVING] - told->packets[LEAVING];
+    counters->sent_bytes += all.bytes[LEAVING] - told->bytes[LEAVING];
+    counters->lone_received_packets += all.packets[ARRIVING] - told->packets[ARRIVING];
+    counters->received_packets += all.packets[ARRIVING] - told->packets[ARRIVING];
+    counters->received_bytes += all.bytes[ARRIVING] - told->bytes[ARRIVING];
+    counters->drop_send_failed += all.lost - told->lost;
+    *told = all;
 }
 
 static void
@@ -1103,7 +1104,7 @@ end_lone(FastPath *self)
 {
     count_lone(self);
     lone_close(&self->lone);
-    memset(self->lone_told, 0, sizeof self->lone_told);
+    memset(&self->lone_told, 0, sizeof self->lone_told);
 }
 
 static PyObject *
@@ -1144,12 +1145,13 @@ take_counters(FastPath *self, PyObject *Py_UNUSED(ignored))
     count_lone(self);
     const struct counters *counters = &self->counters;
     PyObject *told = Py_BuildValue(
-        "{sKsKsKsKsKsKsKsKsKsKsKsK}", "sent_packets", counters->sent_packets, "sent_bytes", counters->sent_bytes,
+        "{sKsKsKsKsKsKsKsKsKsKsKsKsK}", "sent_packets", counters->sent_packets, "sent_bytes", counters->sent_bytes,
         "sent_calls", counters->sent_calls, "received_packets", counters->received_packets, "received_bytes",
         counters->received_bytes, "received_calls", counters->received_calls, "joined_packets",
         counters->joined_packets, "drop_tun_failed", counters->drop_tun_failed, "drop_unauthentic",
-        counters->drop_unauthentic, "drop_replayed", counters->drop_replayed, "lone_sent_packets",
-        counters->lone_sent_packets, "lone_received_packets", counters->lone_received_packets);
+        counters->drop_unauthentic, "drop_replayed", counters->drop_replayed, "drop_send_failed",
+        counters->drop_send_failed, "lone_sent_packets", counters->lone_sent_packets, "lone_received_packets",
+        counters->lone_received_packets);
     if (told == NULL)
         return NULL;
     self->seen_packets = 0;

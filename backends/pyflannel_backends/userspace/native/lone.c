@@ -144,6 +144,10 @@ const char *
 lone_open(struct lone *lone, uint32_t device, uint32_t underlay, uint32_t address, uint16_t port)
 {
     struct lone_control control = {.device = device, .underlay = underlay, .address = address, .port = port};
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+    errno = ENOEXEC;
+    return "use the BPF programs, which were compiled for little-endian machines";
+#endif
     const char *failed = open_all(lone, &control);
     if (failed != NULL) {
         int error = errno;
@@ -224,12 +228,15 @@ lone_forget(struct lone *lone)
 }
 
 int
-lone_counts(const struct lone *lone, struct lone_counts counts[WAYS])
+lone_counts(const struct lone *lone, struct lone_counts *counts)
 {
     const struct lone_control *control = lone->control;
-    for (int way = 0; control != NULL && way < WAYS; way++) {
-        counts[way].packets = __atomic_load_n(&control->packets[way], __ATOMIC_RELAXED);
-        counts[way].bytes = __atomic_load_n(&control->bytes[way], __ATOMIC_RELAXED);
+    if (control == NULL)
+        return 0;
+    for (int way = 0; way < WAYS; way++) {
+        counts->packets[way] = __atomic_load_n(&control->packets[way], __ATOMIC_RELAXED);
+        counts->bytes[way] = __atomic_load_n(&control->bytes[way], __ATOMIC_RELAXED);
     }
-    return control != NULL;
+    counts->lost = __atomic_load_n(&control->lost, __ATOMIC_RELAXED);
+    return 1;
 }

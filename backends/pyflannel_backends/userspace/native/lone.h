@@ -19,7 +19,7 @@ struct lone_written {
 };
 
 struct lone_counts {
-    unsigned long long packets, bytes;
+    unsigned long long packets[WAYS], bytes[WAYS], lost;
 };
 
 /* To be called first. */
@@ -39,6 +39,6 @@ void lone_learn_path(
 void lone_forget(struct lone *lone);
 
 /* What was carried so far; false if nothing can be. */
-int lone_counts(const struct lone *lone, struct lone_counts counts[WAYS]);
+int lone_counts(const struct lone *lone, struct lone_counts *counts);
 
 #endif

@@ -36,6 +36,7 @@ struct lone_control {
     __u32 port;
     __u32 generation;
     __u64 packets[WAYS], bytes[WAYS]; /* so far */
+    __u64 lost;                       /* packets, for want of memory */
 };
 
 #endif

@@ -46,7 +46,8 @@ enum {
     DONT_FRAGMENT = 0x4000,
     HERE = 0, /* PACKET_HOST: not for another machine that shares our wire */
     TTL = 64,
-    INVALIDATED = 4,        /* at least so many bytes of what follows the header have to go with it */
+    TAKEN_OFF = 24,          /* a header, and some of what follows it */
+    SMALLEST = TAKEN_OFF + 20, /* packets of which so much can be taken off */
     CHUNK = 128,            /* bytes that are summed at a time */
     LARGEST = 16 * CHUNK,   /* packets that are summed */
     SKIP_NEIGHBOUR = 1 << 2, /* BPF_FIB_LOOKUP_SKIP_NEIGH, which older headers lack */
@@ -58,6 +59,7 @@ static __u64 (*const now)(void) = (void *)BPF_FUNC_ktime_get_ns;
 static long (*const load)(void *, __u32, void *, __u32) = (void *)BPF_FUNC_skb_load_bytes;
 static long (*const store)(void *, __u32, const void *, __u32, __u64) = (void *)BPF_FUNC_skb_store_bytes;
 static long (*const grow_head)(void *, __u32, __u64) = (void *)BPF_FUNC_skb_change_head;
+static long (*const resize)(void *, __u32, __u64) = (void *)BPF_FUNC_skb_change_tail;
 static long (*const adjust_room)(void *, __s32, __u32, __u64) = (void *)BPF_FUNC_skb_adjust_room;
 static __s64 (*const sum)(const void *, __u32, const void *, __u32, __u32) = (void *)BPF_FUNC_csum_diff;
 static long (*const checked)(void *, __u64) = (void *)BPF_FUNC_csum_level;
@@ -122,12 +124,49 @@ count(struct lone_control *control, int way, __u32 bytes)
     __sync_fetch_and_add(&control->bytes[way], bytes);
 }
 
+/* Zero has two forms. */
+static always_inline int
+is_same_sum(__u16 one, __u16 two)
+{
+    return one == two || ((one == 0 || two == 0) && (one ^ two) == 0xffff);
+}
+
+/* Add up ``size`` bytes from ``at`` on, at most CHUNK. Returns 0, or 1 if they are not there. */
+static always_inline int
+add_chunk(struct __sk_buff *skb, __u32 at, __u32 size, __u32 *total)
+{
+    __u32 chunk[CHUNK / 4] = {0};
+    opaque(size);
+    if (size > CHUNK)
+        size = CHUNK;
+    if (size < 1 || load(skb, at, chunk, size))
+        return 1;
+    *total = (__u32)sum(0, 0, chunk, CHUNK, *total);
+    return 0;
+}
+
+/* Write a checksum, and have the kernel know that it is whole: to take off what comes before the place where it was to begin
+ * does that (skb_postpull_rcsum); then it is put back. Returns 0, or -1 if the packet is lost. */
+static always_inline int
+write_checksum(struct __sk_buff *skb, __u32 at, __u32 total)
+{
+    __u16 value = (__u16)~folded(total);
+    __u8 head[TAKEN_OFF];
+    if (value == 0)
+        value = 0xffff;
+    return store(skb, at, &value, sizeof value, 0) || load(skb, 0, head, sizeof head) ||
+                   adjust_room(skb, -(__s32)sizeof head, BPF_ADJ_ROOM_MAC, 0) ||
+                   adjust_room(skb, sizeof head, BPF_ADJ_ROOM_MAC, 0) || store(skb, 0, head, sizeof head, 0)
+               ? -1
+               : 0;
+}
+
 /* Finish a checksum that the kernel left to the device, and see that nobody does so again. Returns 0, or 1 if this is not
  * possible and the packet is as it was, -1 if it is lost. */
 static always_inline int
 finish_checksum(struct __sk_buff *skb, const struct iphdr *ip)
 {
-    __u32 length = skb->len, at;
+    __u32 length = skb->len, total = 0, at;
     if (ip->protocol == IPPROTO_ICMP)
         return 0; /* always whole */
     if (ip->protocol == IPPROTO_TCP)
@@ -141,38 +180,30 @@ finish_checksum(struct __sk_buff *skb, const struct iphdr *ip)
         return 1;
     if (value == 0 && ip->protocol == IPPROTO_UDP)
         return 0;
-    __u64 addresses = (__u64)ip->saddr + ip->daddr + htons(ip->protocol) + htons((__u16)(length - sizeof *ip));
-    __u16 unfinished = folded(addresses);
-    if (value != unfinished && (value | unfinished) != 0xffff)
+    __u64 pseudo = (__u64)ip->saddr + ip->daddr + htons(ip->protocol) + htons((__u16)(length - sizeof *ip));
+    if (!is_same_sum(value, folded(pseudo)))
         return 0; /* whole */
-    if (value != unfinished && value != 0 && unfinished != 0)
-        return 0;
-    if (length > LARGEST || length < 2 * sizeof *ip + INVALIDATED)
+    if (length > LARGEST)
         return 1;
-    __u32 total = 0, done = sizeof *ip;
-    for (int round = 0; round < LARGEST / CHUNK && done < length; round++) {
-        __u32 chunk[CHUNK / 4] = {0};
-        __u32 size = length - done;
-        opaque(size);
-        if (size > CHUNK)
-            size = CHUNK;
-        if (size < 1 || load(skb, done, chunk, size))
+    if (length < SMALLEST) { /* an acknowledgement, say, of which not enough would be left for a moment */
+        if (add_chunk(skb, sizeof *ip, length - sizeof *ip, &total))
             return 1;
-        total = (__u32)sum(0, 0, chunk, CHUNK, total);
-        done += size;
+        return resize(skb, SMALLEST, 0) || write_checksum(skb, at, total) || resize(skb, length, 0) ? -1 : 0;
     }
-    value = (__u16)~folded(total);
-    if (value == 0)
-        value = 0xffff;
-    if (store(skb, at, &value, sizeof value, 0))
-        return 1;
-    /* Taking off what comes before the place where the sum was to begin is how the kernel learns that it is not to be
-     * made (skb_postpull_rcsum); then it is put back. */
-    __u8 head[sizeof *ip + INVALIDATED];
-    if (load(skb, 0, head, sizeof head) || adjust_room(skb, -(__s32)sizeof head, BPF_ADJ_ROOM_MAC, 0) ||
-        adjust_room(skb, sizeof head, BPF_ADJ_ROOM_MAC, 0) || store(skb, 0, head, sizeof head, 0))
-        return -1;
-    return 0;
+    __u32 done = sizeof *ip;
+    for (int round = 0; round < LARGEST / CHUNK && done < length; round++) {
+        if (add_chunk(skb, done, length - done, &total))
+            return 1;
+        done += CHUNK;
+    }
+    return write_checksum(skb, at, total);
+}
+
+static always_inline int
+lose(struct lone_control *control)
+{
+    __sync_fetch_and_add(&control->lost, 1);
+    return DROP;
 }
 
 section("tcx/wrap") int
@@ -203,12 +234,12 @@ wrap(struct __sk_buff *skb)
         return pass(&known->state);
     int failed = finish_checksum(skb, &ip);
     if (failed)
-        return failed > 0 ? pass(&known->state) : DROP;
+        return failed > 0 ? pass(&known->state) : lose(shared);
     ip.ttl--;
     __u32 check = ip.check + htons(0x0100);
     ip.check = (__u16)(check + (check >= 0xffff));
     if (store(skb, 0, &ip, sizeof ip, 0) || grow_head(skb, sizeof(struct outer), 0))
-        return DROP;
+        return lose(shared);
     struct outer outer = {
         .frame[ETH_HLEN / 2 - 1] = htons(ETH_P_IP),
         .ip = {
@@ -229,7 +260,7 @@ wrap(struct __sk_buff *skb)
     struct iphdr own = outer.ip;
     outer.ip.check = (__u16)~header_sum(&own);
     if (store(skb, 0, &outer, sizeof outer, 0))
-        return DROP;
+        return lose(shared);
     count(shared, LEAVING, length);
     struct bpf_redir_neigh next;
     __builtin_memset(&next, 0, sizeof next);
@@ -247,7 +278,8 @@ unwrap(struct __sk_buff *skb)
         struct udphdr udp;
         struct iphdr inner;
     } read;
-    if (skb->protocol != htons(ETH_P_IP) || load(skb, ETH_HLEN, &read, sizeof read.ip + sizeof read.udp))
+    if (skb->protocol != htons(ETH_P_IP) || skb->vlan_present ||
+        load(skb, ETH_HLEN, &read, sizeof read.ip + sizeof read.udp))
         return NEXT;
     if (read.ip.daddr != shared->address || read.ip.protocol != IPPROTO_UDP || read.udp.dest != (__u16)shared->port)
         return NEXT;
