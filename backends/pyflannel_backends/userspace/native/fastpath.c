@@ -102,6 +102,7 @@ struct train {
     size_t count, size, gap, last;
     PyObject *peer; /* NULL if it is known by its address */
     uint32_t address;
+    int device; /* by which it came, if that is asked for */
 };
 
 struct counters {
@@ -521,7 +522,8 @@ accept_packet(FastPath *self, const struct train *train, const unsigned char *pa
         return 0;
     if (train->peer == NULL && train->count == 1)
         lone_learn_path(
-            &self->lone, &path->written, path->address, path->source.words[3], path->destination.words[3]);
+            &self->lone, &path->written, (uint32_t)train->device, path->address, path->source.words[3],
+            path->destination.words[3]);
     /* What is sealed is padded; any other packet with something behind it is looked at alone. */
     int is_whole = size - header.total < (train->peer != NULL ? PADDING : 1);
     if (self->run.count > 0 && is_whole && extend_run(&self->run, packet, header.total))
@@ -554,6 +556,7 @@ struct arrival {
     unsigned char *data;
     size_t length, size;
     struct endpoint from;
+    int device; /* its index, 0 if it wasn't told */
 };
 
 /* Let Python judge datagrams from byte ``skipped`` on. Returns 0, or -1 and an error. */
@@ -582,6 +585,7 @@ arrive_bare(FastPath *self, struct left *left, const struct arrival *arrival)
         .size = arrival->size,
         .last = count ? arrival->length - (count - 1) * arrival->size : 0,
         .address = arrival->from.to.ipv4.sin_addr.s_addr,
+        .device = arrival->device,
     };
     int is_right_port = self->any_port || ntohs(arrival->from.to.ipv4.sin_port) == self->port;
     size_t taken = is_right_port && count > 0 ? accept_train(self, &train) : 0;
@@ -721,7 +725,7 @@ receive(struct arrival *arrival)
     struct iovec part = {arrival->data, LARGEST};
     union {
         struct cmsghdr header;
-        char space[CMSG_SPACE(sizeof(int))];
+        char space[CMSG_SPACE(sizeof(int)) + CMSG_SPACE(sizeof(struct in_pktinfo))];
     } control;
     struct msghdr message = {
         .msg_name = &arrival->from.to,
@@ -736,12 +740,18 @@ receive(struct arrival *arrival)
         return 0; /* nothing there, or an ICMP error that is about a datagram of the past */
     arrival->from.length = message.msg_namelen;
     arrival->length = arrival->size = (size_t)length;
-    const struct cmsghdr *note = CMSG_FIRSTHDR(&message);
-    if (note != NULL && note->cmsg_level == IPPROTO_UDP && note->cmsg_type == GRO) {
-        int size;
-        memcpy(&size, CMSG_DATA(note), sizeof size);
-        if (size > 0 && size < length)
-            arrival->size = (size_t)size;
+    arrival->device = 0;
+    for (struct cmsghdr *note = CMSG_FIRSTHDR(&message); note != NULL; note = CMSG_NXTHDR(&message, note)) {
+        if (note->cmsg_level == IPPROTO_UDP && note->cmsg_type == GRO) {
+            int size;
+            memcpy(&size, CMSG_DATA(note), sizeof size);
+            if (size > 0 && size < length)
+                arrival->size = (size_t)size;
+        } else if (note->cmsg_level == IPPROTO_IP && note->cmsg_type == IP_PKTINFO) {
+            struct in_pktinfo info;
+            memcpy(&info, CMSG_DATA(note), sizeof info);
+            arrival->device = info.ipi_ifindex;
+        }
     }
     return 1;
 }
@@ -1099,9 +1109,21 @@ count_lone(FastPath *self)
     *told = all;
 }
 
+/* Have the kernel say by which device each datagram came. */
+static int
+ask_for_devices(const FastPath *self, int asked)
+{
+    int failed = 0;
+    for (int place = 0; place < self->socket_count; place++)
+        failed |= setsockopt(self->sockets[place].fd, IPPROTO_IP, IP_PKTINFO, &asked, sizeof asked);
+    return failed;
+}
+
 static void
 end_lone(FastPath *self)
 {
+    if (self->lone.control != NULL)
+        ask_for_devices(self, 0);
     count_lone(self);
     lone_close(&self->lone);
     memset(&self->lone_told, 0, sizeof self->lone_told);
@@ -1122,8 +1144,14 @@ carry_lone(FastPath *self, PyObject *arguments)
     end_lone(self);
     const char *failed =
         lone_open(&self->lone, (uint32_t)device, (uint32_t)underlay, own.s_addr, htons(self->port));
-    if (failed == NULL)
+    if (failed == NULL && ask_for_devices(self, 1) == 0)
         Py_RETURN_NONE;
+    if (failed == NULL) {
+        int error = errno;
+        end_lone(self);
+        errno = error;
+        failed = "learn by which device datagrams come";
+    }
     PyObject *told = Py_BuildValue("(iN)", errno, PyUnicode_FromFormat("can't %s: %s", failed, strerror(errno)));
     PyErr_SetObject(PyExc_OSError, told);
     Py_XDECREF(told);

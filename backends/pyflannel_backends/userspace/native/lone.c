@@ -210,11 +210,13 @@ lone_learn_route(struct lone *lone, struct lone_written *written, uint32_t desti
 }
 
 void
-lone_learn_path(struct lone *lone, struct lone_written *written, uint32_t peer, uint32_t source, uint32_t destination)
+lone_learn_path(
+    struct lone *lone, struct lone_written *written, uint32_t device, uint32_t peer, uint32_t source,
+    uint32_t destination)
 {
     struct lone_path path = {peer, source, destination};
     struct lone_state state;
-    if (!is_due(lone, written, &state))
+    if (lone->control == NULL || device != lone->control->underlay || !is_due(lone, written, &state))
         return;
     put(lone, PEERS, &peer, &state);
     put(lone, PATHS, &path, &state);

@@ -30,11 +30,13 @@ void lone_init(struct lone *lone);
 const char *lone_open(struct lone *lone, uint32_t device, uint32_t underlay, uint32_t address, uint16_t port);
 void lone_close(struct lone *lone);
 
-/* A packet like this was carried by the worker; the next ones need not be. */
+/* A packet like this was carried by the worker; the next ones need not be. One that came by another ``device`` than the
+ * underlay's says nothing of those that come by that, which this node's rp_filter may drop. */
 void lone_learn_route(
     struct lone *lone, struct lone_written *written, uint32_t destination, uint32_t peer, uint32_t mtu);
 void lone_learn_path(
-    struct lone *lone, struct lone_written *written, uint32_t peer, uint32_t source, uint32_t destination);
+    struct lone *lone, struct lone_written *written, uint32_t device, uint32_t peer, uint32_t source,
+    uint32_t destination);
 
 void lone_forget(struct lone *lone);
 
