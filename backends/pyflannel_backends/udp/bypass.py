@@ -77,7 +77,7 @@ class Bypass:
         if obstacle:
             self.end()
             self.trouble = obstacle
-        elif self._between != (device, underlay):
+        elif self._between != (device, underlay) or not (self.trouble or self._fast_path.carries_lone()):
             self._begin(device, underlay)
 
     def _begin(self, device: int, underlay: int) -> None:

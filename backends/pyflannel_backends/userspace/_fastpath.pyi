@@ -141,6 +141,9 @@ class FastPath:
         :raises ValueError: something isn't of that form.
         """
 
+    def carries_lone(self) -> bool:
+        """Whether it still does so: a device that is deleted ends it."""
+
     def carry_all(self) -> None:
         """Carry all packets here again."""
 

@@ -1159,6 +1159,12 @@ carry_lone(FastPath *self, PyObject *arguments)
 }
 
 static PyObject *
+carries_lone(FastPath *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyBool_FromLong(lone_is_attached(&self->lone));
+}
+
+static PyObject *
 carry_all(FastPath *self, PyObject *Py_UNUSED(ignored))
 {
     end_lone(self);
@@ -1354,6 +1360,7 @@ static PyMethodDef methods[] = {
     {"learn_session", (PyCFunction)learn_session, METH_VARARGS, NULL},
     {"forget", (PyCFunction)forget, METH_NOARGS, NULL},
     {"carry_lone", (PyCFunction)carry_lone, METH_VARARGS, NULL},
+    {"carries_lone", (PyCFunction)carries_lone, METH_NOARGS, NULL},
     {"carry_all", (PyCFunction)carry_all, METH_NOARGS, NULL},
     {"let_linger", (PyCFunction)let_linger, METH_VARARGS, NULL},
     {"take_counters", (PyCFunction)take_counters, METH_NOARGS, NULL},

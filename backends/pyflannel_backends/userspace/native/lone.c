@@ -18,6 +18,7 @@ enum {
     LIFETIME = 10, /* seconds that an entry is good for */
     LINK_CREATE = 28, /* this and the next of linux/bpf.h, which older headers lack */
     MMAPABLE = 1 << 10,
+    DEVICE_OF_LINK = 4, /* where bpf_link_info has that of a TCX link, in words */
     TCX_INGRESS = 46,
     TCX_EGRESS = 47,
     MAP_WORD = 0x6c6f6e65, /* what bpf/lone.bpf.c has as the upper half of a map */
@@ -173,6 +174,23 @@ lone_close(struct lone *lone)
         munmap(lone->control, sizeof *lone->control);
     close_all(lone->maps, MAPS);
     lone_init(lone);
+}
+
+int
+lone_is_attached(const struct lone *lone)
+{
+    for (int way = 0; way < WAYS; way++) {
+        uint32_t info[32] = {0};
+        union bpf_attr attributes;
+        memset(&attributes, 0, sizeof attributes);
+        attributes.info.bpf_fd = (uint32_t)lone->links[way];
+        attributes.info.info_len = sizeof info;
+        attributes.info.info = (uintptr_t)info;
+        if (lone->links[way] < 0 || bpf(BPF_OBJ_GET_INFO_BY_FD, &attributes, sizeof attributes) < 0 ||
+            info[DEVICE_OF_LINK] == 0)
+            return 0;
+    }
+    return 1;
 }
 
 static void

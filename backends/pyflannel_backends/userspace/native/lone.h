@@ -30,6 +30,9 @@ void lone_init(struct lone *lone);
 const char *lone_open(struct lone *lone, uint32_t device, uint32_t underlay, uint32_t address, uint16_t port);
 void lone_close(struct lone *lone);
 
+/* Whether the programs are where they were attached: a device that is deleted takes them along. */
+int lone_is_attached(const struct lone *lone);
+
 /* A packet like this was carried by the worker; the next ones need not be. One that came by another ``device`` than the
  * underlay's says nothing of those that come by that, which this node's rp_filter may drop. */
 void lone_learn_route(

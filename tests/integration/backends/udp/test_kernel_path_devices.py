@@ -65,3 +65,21 @@ def test_what_came_by_another_device_lets_nobody_in_by_the_underlays(kernel_over
         return _dropped_by_rp_filter(first) - before == COUNT
 
     until(are_all_dropped, "rp_filter to see what is forged, once it is forgotten that the peer came by the underlay")
+
+
+def test_a_device_that_is_replaced_by_one_of_the_same_index_is_noticed(kernel_overlay: Overlay) -> None:
+    """As one may be that is moved to another network namespace and back."""
+    first, second = kernel_overlay.nodes
+    index, _ = _link(first, "under")
+    first.ip("link", "del", "under")
+    words = ("under", "index", str(index), "type", "veth", "peer", "name", "under", "netns", second.namespace)
+    first.ip("link", "add", *words)
+    for node in kernel_overlay.nodes:
+        node.ip("addr", "add", f"192.0.2.{node.number}/24", "dev", "under")
+        node.ip("link", "set", "under", "up")
+
+    def receives() -> bool:
+        before = first.counters()["lone_received_packets"]
+        return first.ping(count=COUNT) and first.counters()["lone_received_packets"] > before
+
+    until(receives, "replies that pass the worker by")
