@@ -50,6 +50,8 @@ _TAKES: Final = {
     errno.ENOSYS: "; it takes BPF",
 }
 """What may be missing where the kernel says so."""
+_PASSING: Final = frozenset({errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""What the kernel says that does not stay that way."""
 
 
 class Bypass:
@@ -84,7 +86,9 @@ class Bypass:
         self._between, self.trouble = (device, underlay), ""
         try:
             self._fast_path.carry_lone(device, underlay, self._address)
-        except OSError as error:  # it stays that way
+        except OSError as error:
+            if error.errno in _PASSING:
+                self._between = None
             self.trouble = f"{error.strerror}{_TAKES.get(error.errno or 0, '')}"
 
     def end(self) -> None:

@@ -314,7 +314,8 @@ def _to_tune(hello: Message, wanted: Message) -> Message | None:
     How a worker is scheduled is no reason to lose its sessions.
     """
     config: Message = {**hello["config"], "realtime": wanted["realtime"]}
-    tuned = {name: wanted[name] for name in hello.get("tuned", ()) if config.get(name) != wanted.get(name)}
+    tunable = set(wanted).intersection(hello.get("tuned", ()))  # a worker of a later release may know more
+    tuned = {name: wanted[name] for name in tunable if config.get(name) != wanted[name]}
     return tuned if {**config, **tuned} == wanted else None
 
 

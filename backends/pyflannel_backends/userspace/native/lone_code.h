@@ -1,10 +1,10 @@
 /* Made of bpf/lone.bpf.c and lone_maps.h by tools/compile_bpf.py, for little-endian machines: don't edit.
- * sha256 of both: 7f8ad9d2ce1ae30e238e5ef4e64c8977f33def59003454235234cc2e4221cd6b
+ * sha256 of both: 37a77d24d344aed7294d4261f0dfab187a846770edfdccaedbf719ea454e1477
  */
 
 #include <linux/bpf.h>
 
-enum { LONE_LONGEST = 509 };
+enum { LONE_LONGEST = 513 };
 
 static const struct bpf_insn lone_wrap[] = {
     {0xbf, 6, 1, 0, 0},
@@ -497,6 +497,10 @@ static const struct bpf_insn lone_wrap[] = {
     {0x85, 0, 0, 0, 9},
     {0x15, 0, 0, 1, 0},
     {0x05, 0, 0, -179, 0},
+    {0x63, 6, 7, 32, 0},
+    {0x63, 6, 7, 8, 0},
+    {0xbf, 1, 6, 0, 0},
+    {0x85, 0, 0, 0, 41},
     {0xb7, 1, 0, 0, 1},
     {0xdb, 9, 1, 24, 0},
     {0x79, 1, 10, -248, 0},
@@ -515,7 +519,7 @@ static const struct bpf_insn lone_wrap[] = {
     {0xb7, 4, 0, 0, 0},
     {0x85, 0, 0, 0, 152},
     {0xbf, 8, 0, 0, 0},
-    {0x05, 0, 0, -463, 0},
+    {0x05, 0, 0, -467, 0},
 };
 
 static const struct bpf_insn lone_unwrap[] = {
@@ -702,6 +706,9 @@ static const struct bpf_insn lone_unwrap[] = {
     {0x85, 0, 0, 0, 50},
     {0x15, 0, 0, 1, 0},
     {0x05, 0, 0, -11, 0},
+    {0xb4, 1, 0, 0, 0},
+    {0x63, 6, 1, 32, 0},
+    {0x63, 6, 1, 8, 0},
     {0xbf, 1, 6, 0, 0},
     {0x85, 0, 0, 0, 41},
     {0xb7, 1, 0, 0, 1},
@@ -712,5 +719,5 @@ static const struct bpf_insn lone_unwrap[] = {
     {0xb7, 2, 0, 0, 1},
     {0x85, 0, 0, 0, 23},
     {0xbf, 7, 0, 0, 0},
-    {0x05, 0, 0, -132, 0},
+    {0x05, 0, 0, -135, 0},
 };

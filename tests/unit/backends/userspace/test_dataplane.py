@@ -206,3 +206,7 @@ def test_a_worker_is_told_what_it_can_take_and_replaced_otherwise(
     assert _to_tune({"config": there.to_message(), "tuned": ["mtu"]}, wanted) == told
     if told:
         assert _to_tune({"config": there.to_message()}, wanted) is None, "an older one takes nothing"
+        later = {**there.to_message(), "more": 1}
+        assert _to_tune({"config": later, "tuned": ["more", "mtu"]}, wanted) is None, (
+            "one of a later release is replaced"
+        )

@@ -199,6 +199,15 @@ finish_checksum(struct __sk_buff *skb, const struct iphdr *ip)
     return write_checksum(skb, at, total);
 }
 
+/* Take away what was noted of the packet before, which says nothing of what it is now. */
+static always_inline void
+forget_notes(struct __sk_buff *skb)
+{
+    skb->mark = 0;
+    skb->priority = 0;
+    forget_hash(skb);
+}
+
 static always_inline int
 lose(struct lone_control *control)
 {
@@ -261,6 +270,7 @@ wrap(struct __sk_buff *skb)
     outer.ip.check = (__u16)~header_sum(&own);
     if (store(skb, 0, &outer, sizeof outer, 0))
         return lose(shared);
+    forget_notes(skb);
     count(shared, LEAVING, length);
     struct bpf_redir_neigh next;
     __builtin_memset(&next, 0, sizeof next);
@@ -303,7 +313,7 @@ unwrap(struct __sk_buff *skb)
         return pass(peer);
     if (adjust_room(skb, -(__s32)(sizeof outer + sizeof read.udp), BPF_ADJ_ROOM_MAC, 0))
         return pass(peer);
-    forget_hash(skb);
+    forget_notes(skb);
     count(shared, ARRIVING, length);
     return (int)redirect(shared->device, BPF_F_INGRESS);
 }
