@@ -6,9 +6,11 @@ firewall are heeded all the same, with some delay: every few seconds one packet 
 
 - IPsec policies, by which datagrams may have to be encrypted, or to have been;
 - somebody's queueing discipline on the TUN device, or filters where the underlay's packets come in (``tc``);
+- chains of nftables where packets leave a device (family netdev, hook egress), which the kernel spares what the TUN
+  device's programs send elsewhere;
 - somebody who captures what the TUN device gives, say by tcpdump, and wants to see all of it.
 
-Sources: linux/rtnetlink.h, linux/pkt_sched.h, linux/xfrm.h, packet(7).
+Sources: linux/rtnetlink.h, linux/pkt_sched.h, linux/xfrm.h, linux/netfilter/nf_tables.h, packet(7).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import socket
 import struct
 from collections.abc import Iterator
@@ -27,11 +30,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Bypass"]
 
-_NETLINK_XFRM: Final = 6
+_NETLINK_XFRM, _NETLINK_NETFILTER = 6, 12
 _NLM_F_REQUEST, _NLM_F_DUMP = 0x001, 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _RTM_GETTFILTER, _RTM_GETQDISC = 46, 38
 _XFRM_MSG_GETSPDINFO: Final = 0x25
+_NFT_MSG_GETCHAIN, _NFT_MSG_GETGEN = 0x0A04, 0x0A10
+_NFPROTO_NETDEV: Final = bytes((5, 0, 0, 0))
+"""``nfgenmsg``"""
+_NFTA_CHAIN_HOOK, _NFTA_HOOK_HOOKNUM = 4, 1
+_NF_NETDEV_EGRESS: Final = struct.pack("!I", 1)
+_ATTRIBUTE: Final = struct.Struct("=HH")
 _HEADER: Final = struct.Struct("=IHHII")
 _TRAFFIC: Final = struct.Struct("=BxxxiIII")
 """``tcmsg``: family, index of the device, handle, parent, info."""
@@ -107,6 +116,8 @@ class Bypass:
                 return f"{self._device} has a queueing discipline that it was given"
             if index == underlay and parent == _TC_H_CLSACT and _has_filters(underlay, handle):
                 return f"{self._underlay} has filters for what comes in"
+        if _has_egress_chains():
+            return "nftables has chains where packets leave a device"
         if _is_watched(device):
             return f"packets of {self._device} are being captured"
         return ""
@@ -157,6 +168,33 @@ def _queueing_disciplines() -> Iterator[tuple[int, int, int]]:
 def _has_filters(device: int, handle: int) -> bool:
     request = _TRAFFIC.pack(0, device, 0, handle & 0xFFFF0000 | _TC_H_MIN_INGRESS, 0)
     return any(True for _ in _ask(socket.NETLINK_ROUTE, _RTM_GETTFILTER, _NLM_F_DUMP, request))
+
+
+@functools.cache
+def _has_nftables() -> bool:
+    """Whether the kernel has them; to ask is to have it look for the module, so that is done once."""
+    return any(True for _ in _ask(_NETLINK_NETFILTER, _NFT_MSG_GETGEN, 0, _NFPROTO_NETDEV))
+
+
+def _has_egress_chains() -> bool:
+    if not _has_nftables():
+        return False
+    for body in _ask(_NETLINK_NETFILTER, _NFT_MSG_GETCHAIN, _NLM_F_DUMP, _NFPROTO_NETDEV):
+        chain = dict(_attributes(body[len(_NFPROTO_NETDEV) :]))
+        hook = dict(_attributes(chain.get(_NFTA_CHAIN_HOOK, b"")))
+        if hook.get(_NFTA_HOOK_HOOKNUM) == _NF_NETDEV_EGRESS:
+            return True
+    return False
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Kinds and values."""
+    while len(data) >= _ATTRIBUTE.size:
+        length, kind = _ATTRIBUTE.unpack_from(data)
+        if length < _ATTRIBUTE.size:
+            return
+        yield kind & 0x3FFF, data[_ATTRIBUTE.size : length]
+        data = data[(length + 3) & ~3 :]
 
 
 def _is_watched(device: int) -> bool:

@@ -434,7 +434,7 @@ leave(FastPath *self, struct left *left, unsigned char *vnet, size_t length)
     if (route->transport == NULL)
         lone_learn_route(
             &self->lone, &route->written, route->destination.words[3], route->endpoint.to.ipv4.sin_addr.s_addr,
-            route->mtu);
+            (uint32_t)header.total);
     return 1;
 }
 
@@ -840,12 +840,26 @@ linger(FastPath *self, struct epoll_event *events)
     return count;
 }
 
+/* See what is ready, without waiting. Where nothing is, all that had come was sent on. */
+static int
+look_for_events(FastPath *self, struct epoll_event *events)
+{
+    uint64_t time = lone_time(&self->lone);
+    int count = epoll_wait(self->epoll, events, EVENTS, 0), is_ready[WAYS] = {0};
+    for (int number = 0; number < count; number++)
+        is_ready[events[number].data.fd == self->tun.fd ? LEAVING : ARRIVING] = 1;
+    for (int way = 0; way < WAYS && count >= 0; way++)
+        if (!is_ready[way])
+            lone_rest(&self->lone, way, time);
+    return count;
+}
+
 /* What is ready; nothing at the deadline, or after a signal. Returns the number of events, or -1 and an error. The lock
  * of the interpreter is kept: a worker is one thread, and taking the lock again would be the first thing to wait for. */
 static int
 wait_for_events(FastPath *self, double deadline, struct epoll_event *events)
 {
-    int count = epoll_wait(self->epoll, events, EVENTS, 0);
+    int count = look_for_events(self, events);
     if (count == 0 && may_linger(self))
         count = linger(self, events);
     if (count == 0) {

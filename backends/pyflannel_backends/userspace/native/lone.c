@@ -16,6 +16,7 @@
 enum {
     ENTRIES = 4096,
     LIFETIME = 10, /* seconds that an entry is good for */
+    SMALL = 512,   /* bytes, which fit into each path's MTU (net.ipv4.route.min_pmtu) with what is put before them */
     LINK_CREATE = 28, /* this and the next of linux/bpf.h, which older headers lack */
     MMAPABLE = 1 << 10,
     DEVICE_OF_LINK = 4, /* where bpf_link_info has that of a TCX link, in words */
@@ -204,26 +205,29 @@ put(const struct lone *lone, int map, const void *key, const void *value)
     bpf(BPF_MAP_UPDATE_ELEM, &attributes, sizeof attributes); /* what is not there goes through the worker */
 }
 
-/* Whether an entry is to be written, with ``state``: half of its time is over, or it was never written. */
+/* Whether an entry is to be written, with ``state``: half of its time is over, it was never written, or not for packets of
+ * ``size`` bytes. */
 static int
-is_due(const struct lone *lone, struct lone_written *written, struct lone_state *state)
+is_due(const struct lone *lone, struct lone_written *written, uint32_t size, struct lone_state *state)
 {
     if (lone->control == NULL)
         return 0;
     uint64_t time = now();
     uint32_t generation = lone->control->generation;
-    if (written->generation == generation && written->until > time + (uint64_t)LIFETIME * SECOND / 2)
+    if (written->generation == generation && written->until > time + (uint64_t)LIFETIME * SECOND / 2 &&
+        size <= written->size)
         return 0;
-    *written = (struct lone_written){time + (uint64_t)LIFETIME * SECOND, generation};
+    *written = (struct lone_written){time + (uint64_t)LIFETIME * SECOND, generation, size};
     *state = (struct lone_state){written->until, time, generation};
     return 1;
 }
 
 void
-lone_learn_route(struct lone *lone, struct lone_written *written, uint32_t destination, uint32_t peer, uint32_t mtu)
+lone_learn_route(
+    struct lone *lone, struct lone_written *written, uint32_t destination, uint32_t peer, uint32_t size)
 {
-    struct lone_route route = {.peer = peer, .mtu = mtu};
-    if (is_due(lone, written, &route.state))
+    struct lone_route route = {.peer = peer, .size = size > SMALL ? size : SMALL};
+    if (is_due(lone, written, route.size, &route.state))
         put(lone, ROUTES, &destination, &route);
 }
 
@@ -234,7 +238,7 @@ lone_learn_path(
 {
     struct lone_path path = {peer, source, destination};
     struct lone_state state;
-    if (lone->control == NULL || device != lone->control->underlay || !is_due(lone, written, &state))
+    if (lone->control == NULL || device != lone->control->underlay || !is_due(lone, written, 0, &state))
         return;
     put(lone, PEERS, &peer, &state);
     put(lone, PATHS, &path, &state);
@@ -245,6 +249,19 @@ lone_forget(struct lone *lone)
 {
     if (lone->control != NULL)
         __atomic_add_fetch(&lone->control->generation, 1, __ATOMIC_RELEASE);
+}
+
+uint64_t
+lone_time(const struct lone *lone)
+{
+    return lone->control != NULL ? now() : 0;
+}
+
+void
+lone_rest(struct lone *lone, int way, uint64_t time)
+{
+    if (lone->control != NULL)
+        __atomic_store_n(&lone->control->rested[way], time, __ATOMIC_RELEASE);
 }
 
 int

@@ -12,10 +12,10 @@ struct lone {
     int maps[MAPS], links[WAYS];
 };
 
-/* When an entry was last written, and whether it is to be again: now and then, or never. */
+/* When an entry was last written, and for packets of how many bytes. */
 struct lone_written {
     uint64_t until;
-    uint32_t generation;
+    uint32_t generation, size;
 };
 
 struct lone_counts {
@@ -36,12 +36,16 @@ int lone_is_attached(const struct lone *lone);
 /* A packet like this was carried by the worker; the next ones need not be. One that came by another ``device`` than the
  * underlay's says nothing of those that come by that, which this node's rp_filter may drop. */
 void lone_learn_route(
-    struct lone *lone, struct lone_written *written, uint32_t destination, uint32_t peer, uint32_t mtu);
+    struct lone *lone, struct lone_written *written, uint32_t destination, uint32_t peer, uint32_t size);
 void lone_learn_path(
     struct lone *lone, struct lone_written *written, uint32_t device, uint32_t peer, uint32_t source,
     uint32_t destination);
 
 void lone_forget(struct lone *lone);
+
+/* The time, if packets pass the worker by; and what had come one way by then was all sent on. */
+uint64_t lone_time(const struct lone *lone);
+void lone_rest(struct lone *lone, int way, uint64_t time);
 
 /* What was carried so far; false if nothing can be. */
 int lone_counts(const struct lone *lone, struct lone_counts *counts);

@@ -17,10 +17,11 @@ struct lone_state {
     __u32 generation;
 };
 
-/* Where packets to a destination (the key, an IPv4 address) go, unless they are larger than ``mtu`` bytes. */
+/* Where packets to a destination (the key, an IPv4 address) go, unless they are larger than ``size`` bytes, which the
+ * worker has sent there. What a route says of its MTU is for nobody else to ask. */
 struct lone_route {
     struct lone_state state;
-    __u32 peer, mtu;
+    __u32 peer, size;
 };
 
 /* The key of PEERS is a peer's address on the underlay; this one's says who may send packets from ``source`` to
@@ -37,6 +38,7 @@ struct lone_control {
     __u32 generation;
     __u64 packets[WAYS], bytes[WAYS]; /* so far */
     __u64 lost;                       /* packets, for want of memory */
+    __u64 rested[WAYS]; /* what had come to the worker by then, it has sent on */
 };
 
 #endif

@@ -4,7 +4,7 @@
  *
  * What they know is what the worker found out with an earlier packet of the same kind, and for a few seconds only: then a
  * packet goes through the worker again, and so past whatever this node's rules say of its datagram. Everything that is not
- * as plain as can be is left to the worker, and so is what would overtake that, for a moment.
+ * as plain as can be is left to the worker, and so is what would overtake that.
  *
  * The datagrams are those that the worker sends, but that they have no checksum, which UDP over IPv4 doesn't need: the
  * packets inside have theirs.
@@ -46,12 +46,13 @@ enum {
     DONT_FRAGMENT = 0x4000,
     HERE = 0, /* PACKET_HOST: not for another machine that shares our wire */
     TTL = 64,
+    LOOPBACK = 1, /* the index of the device that routes are asked by for what this node itself sends */
     TAKEN_OFF = 24,          /* a header, and some of what follows it */
     SMALLEST = TAKEN_OFF + 20, /* packets of which so much can be taken off */
     CHUNK = 128,            /* bytes that are summed at a time */
     LARGEST = 16 * CHUNK,   /* packets that are summed */
     SKIP_NEIGHBOUR = 1 << 2, /* BPF_FIB_LOOKUP_SKIP_NEIGH, which older headers lack */
-    MOMENT = 1000000,        /* nanoseconds in which the worker has surely sent on what it got before */
+    MOMENT = 1000000,        /* nanoseconds in which a packet has surely come to the worker, or, most of the time, gone on */
 };
 
 static void *(*const lookup)(void *, const void *) = (void *)BPF_FUNC_map_lookup_elem;
@@ -102,7 +103,7 @@ is_plain(const struct iphdr *ip)
     return *(const __u8 *)ip == PLAIN && !(ip->frag_off & htons(MORE_OR_OFFSET));
 }
 
-/* Leave a packet to the worker, and all like it that follow for a moment. */
+/* Leave a packet to the worker, and all like it that follow for a moment, and until the worker has sent this one on. */
 static always_inline int
 pass(struct lone_state *state)
 {
@@ -111,10 +112,11 @@ pass(struct lone_state *state)
 }
 
 static always_inline int
-is_good(const struct lone_state *state, const struct lone_control *control)
+is_good(const struct lone_state *state, const struct lone_control *control, int way)
 {
     __u64 time = now();
-    return state->generation == control->generation && time < state->until && time - state->passed > MOMENT;
+    return state->generation == control->generation && time < state->until && time - state->passed > MOMENT &&
+           control->rested[way] > state->passed;
 }
 
 static always_inline void
@@ -162,7 +164,10 @@ write_checksum(struct __sk_buff *skb, __u32 at, __u32 total)
 }
 
 /* Finish a checksum that the kernel left to the device, and see that nobody does so again. Returns 0, or 1 if this is not
- * possible and the packet is as it was, -1 if it is lost. */
+ * possible and the packet is as it was, -1 if it is lost.
+ *
+ * In UDP there may be a tunnel of the containers' own, and what was left to the device a checksum inside that. It shows:
+ * until that one is finished, UDP's own is wrong, or there is none. */
 static always_inline int
 finish_checksum(struct __sk_buff *skb, const struct iphdr *ip)
 {
@@ -179,23 +184,24 @@ finish_checksum(struct __sk_buff *skb, const struct iphdr *ip)
     if (load(skb, at, &value, sizeof value))
         return 1;
     if (value == 0 && ip->protocol == IPPROTO_UDP)
-        return 0;
+        return 1;
     __u64 pseudo = (__u64)ip->saddr + ip->daddr + htons(ip->protocol) + htons((__u16)(length - sizeof *ip));
-    if (!is_same_sum(value, folded(pseudo)))
-        return 0; /* whole */
+    __u16 unfinished = folded(pseudo);
+    int is_whole = !is_same_sum(value, unfinished);
+    if (is_whole && ip->protocol == IPPROTO_TCP)
+        return 0;
     if (length > LARGEST)
         return 1;
-    if (length < SMALLEST) { /* an acknowledgement, say, of which not enough would be left for a moment */
-        if (add_chunk(skb, sizeof *ip, length - sizeof *ip, &total))
-            return 1;
-        return resize(skb, SMALLEST, 0) || write_checksum(skb, at, total) || resize(skb, length, 0) ? -1 : 0;
-    }
     __u32 done = sizeof *ip;
     for (int round = 0; round < LARGEST / CHUNK && done < length; round++) {
         if (add_chunk(skb, done, length - done, &total))
             return 1;
         done += CHUNK;
     }
+    if (is_whole)
+        return folded((__u64)folded(total) + unfinished) != 0xffff;
+    if (length < SMALLEST) /* an acknowledgement, say, of which not enough would be left for a moment */
+        return resize(skb, SMALLEST, 0) || write_checksum(skb, at, total) || resize(skb, length, 0) ? -1 : 0;
     return write_checksum(skb, at, total);
 }
 
@@ -225,8 +231,8 @@ wrap(struct __sk_buff *skb)
     struct lone_route *known = lookup(routes(), &ip.daddr);
     if (!known)
         return NEXT;
-    if (skb->gso_size || !is_plain(&ip) || ip.ttl < 2 || htons(ip.tot_len) != skb->len || skb->len > known->mtu ||
-        !is_good(&known->state, shared))
+    if (skb->gso_size || !is_plain(&ip) || ip.ttl < 2 || htons(ip.tot_len) != skb->len || skb->len > known->size ||
+        !is_good(&known->state, shared, LEAVING))
         return pass(&known->state);
     __u32 length = skb->len, peer = known->peer;
     struct bpf_fib_lookup fib;
@@ -235,7 +241,7 @@ wrap(struct __sk_buff *skb)
     fib.l4_protocol = IPPROTO_UDP;
     fib.sport = fib.dport = (__u16)shared->port;
     fib.tot_len = (__u16)(length + sizeof(struct iphdr) + sizeof(struct udphdr));
-    fib.ifindex = shared->device;
+    fib.ifindex = LOOPBACK;
     fib.ipv4_src = shared->address;
     fib.ipv4_dst = peer;
     if (route_to(skb, &fib, sizeof fib, SKIP_NEIGHBOUR) != BPF_FIB_LKUP_RET_SUCCESS ||
@@ -297,7 +303,7 @@ unwrap(struct __sk_buff *skb)
     if (!peer)
         return NEXT;
     if (skb->gso_size || skb->pkt_type != HERE || !is_plain(&read.ip) || read.udp.source != (__u16)shared->port ||
-        !is_good(peer, shared) || load(skb, ETH_HLEN, &read, sizeof read))
+        !is_good(peer, shared, ARRIVING) || load(skb, ETH_HLEN, &read, sizeof read))
         return pass(peer);
     struct iphdr outer = read.ip, inner = read.inner;
     __u32 length = htons(inner.tot_len);
@@ -309,7 +315,7 @@ unwrap(struct __sk_buff *skb)
         return pass(peer);
     struct lone_path key = {outer.saddr, inner.saddr, inner.daddr};
     struct lone_state *path = lookup(paths(), &key);
-    if (!path || !is_good(path, shared))
+    if (!path || !is_good(path, shared, ARRIVING))
         return pass(peer);
     if (adjust_room(skb, -(__s32)(sizeof outer + sizeof read.udp), BPF_ADJ_ROOM_MAC, 0))
         return pass(peer);
