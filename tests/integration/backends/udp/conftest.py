@@ -116,6 +116,21 @@ class Node:
         counters: dict[str, int] = until(lambda: self.tell("counters"), "the workers' counters")
         return counters
 
+    def let_lone_packets_pass(self) -> None:
+        """Wait until they pass the worker by, both ways; skip where the kernel, or a right, does not allow that."""
+        told = until(lambda: self.tell("kernel_path"), "what a worker says of lone packets")
+        if "it takes" in told[0]:
+            preface = "" if "CAP_BPF" in told[0] else "not applicable: "
+            pytest.skip(f"{preface}packets can't pass the worker by here: {told[0]}")
+        until(lambda: not any(self.tell("kernel_path")), "workers that packets pass by")
+        until(self._pings_without_worker, "pings that pass the worker by")
+
+    def _pings_without_worker(self) -> bool:
+        before = self.counters()
+        assert self.ping(count=4)
+        after = self.counters()
+        return all(after[name] > before[name] for name in ("lone_sent_packets", "lone_received_packets"))
+
     def kill_driver(self) -> None:
         """As a crash of the daemon."""
         assert self.driver is not None
@@ -229,6 +244,15 @@ def make_overlay(tmp_path: Path) -> Iterator[MakeOverlay]:
 @pytest.fixture
 def overlay(make_overlay: MakeOverlay) -> Overlay:
     return make_overlay()
+
+
+@pytest.fixture
+def kernel_overlay(make_overlay: MakeOverlay) -> Overlay:
+    """One whose nodes' lone packets pass the workers by."""
+    overlay = make_overlay(extensions=True)
+    for node in overlay.nodes:
+        node.let_lone_packets_pass()
+    return overlay
 
 
 @pytest.fixture(params=["kernel", "fast-path", "python"])

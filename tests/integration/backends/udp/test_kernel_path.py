@@ -50,20 +50,6 @@ with socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(int(sys.arg
 IPV4, EVERYTHING = 0x0800, 0x0003
 
 
-@pytest.fixture
-def kernel_overlay(make_overlay: MakeOverlay) -> Overlay:
-    overlay = make_overlay(extensions=True)
-    for node in overlay.nodes:
-        is_used(node)
-    return overlay
-
-
-def is_used(node: Node) -> None:
-    """As soon as the worker has told so, and there was time to find out where packets go."""
-    until(lambda: node.tell("kernel_path") == [""], "a worker that packets pass by")
-    until(lambda: _lone(node, "sent", _pinged), "pings that pass the worker by")
-
-
 def is_not_used(node: Node, why: str) -> None:
     until(lambda: why in " ".join(node.tell("kernel_path")), f"a worker that packets don't pass by: {why}")
     assert _lone(node, "sent", _pinged) == 0
@@ -156,7 +142,7 @@ def test_the_same_becomes_of_every_packet(make_overlay: MakeOverlay) -> None:
     packets = some_packets()
     usual, lone = make_overlay(extensions=True, KernelPath=False), make_overlay(extensions=True)
     for node in lone.nodes:
-        is_used(node)
+        node.let_lone_packets_pass()
     got = arrived(lone, packets)
     assert len(got) == len(packets)
     assert got == arrived(usual, packets)
@@ -227,7 +213,7 @@ def queueing(node: Node, verb: str) -> None:
 def filtering(node: Node, verb: str, kind: str = "clsact", parent: str = "ffff:fff2") -> None:
     run(*node.command("tc", "qdisc", verb, "dev", "under", kind))
     if verb == "add":
-        is_used(node)  # no filter, no matter
+        node.let_lone_packets_pass()  # no filter, no matter
         words = ("tc", "filter", "add", "dev", "under", "parent", parent)
         run(*node.command(*words, "bpf", "direct-action", "bytecode", "1,6 0 0 0"))
 
@@ -252,7 +238,7 @@ def test_what_packets_must_not_pass_by_sends_them_through_the_worker(
     change(first, "add")
     is_not_used(first, why)
     change(first, "del")
-    is_used(first)
+    first.let_lone_packets_pass()
 
 
 @pytest.mark.parametrize("device", ["flannel0", "any"])
@@ -260,7 +246,7 @@ def test_who_captures_sees_all_packets(kernel_overlay: Overlay, device: str) -> 
     first, _ = kernel_overlay.nodes
     with captured(first, device, EVERYTHING):
         is_not_used(first, "packets of flannel0 are being captured")
-    is_used(first)
+    first.let_lone_packets_pass()
 
 
 def test_the_option_switches_it_off(make_overlay: MakeOverlay) -> None:
@@ -276,22 +262,21 @@ def test_without_the_right_to_it_the_worker_carries_everything_and_says_why(make
     overlay = make_overlay(extensions=True, under=("setpriv", "--bounding-set=-bpf,-perfmon,-sys_admin"))
     for node in overlay.nodes:
         until(lambda node=node: node.tell("kernel_path"), "what the worker says")  # type: ignore[misc]
-        (said,) = node.tell("kernel_path")
-        assert said == "can't make a BPF map: Operation not permitted; it takes CAP_BPF"
+        assert node.tell("kernel_path") == ["can't make a BPF map: Operation not permitted; it takes CAP_BPF"]
         assert node.ping(count=3)
 
 
 def test_no_other_right_is_needed_than_those_for_networks_and_programs(make_overlay: MakeOverlay) -> None:
     overlay = make_overlay(extensions=True, under=("setpriv", "--bounding-set=-all,+net_admin,+bpf"))
     for node in overlay.nodes:
-        is_used(node)
+        node.let_lone_packets_pass()
 
 
 def test_several_workers_know_of_their_own_packets(make_overlay: MakeOverlay) -> None:
     overlay = make_overlay(extensions=True, Workers=3)
     first, second = overlay.nodes
-    until(lambda: first.tell("kernel_path") == ["", "", ""], "workers that packets pass by")
-    until(lambda: _lone(first, "sent", _pinged), "pings that pass the workers by")
+    first.let_lone_packets_pass()
+    assert first.tell("kernel_path") == ["", "", ""]
     assert second.ping(count=COUNT)
 
 
@@ -305,7 +290,7 @@ def test_an_underlay_that_is_replaced_is_found_again(kernel_overlay: Overlay) ->
         node.ip("link", "set", "under", "up")
     until(first.ping, "a ping over the new wire")
     for node in kernel_overlay.nodes:
-        is_used(node)
+        node.let_lone_packets_pass()
 
 
 def test_nothing_is_left_when_the_worker_ends(kernel_overlay: Overlay) -> None:

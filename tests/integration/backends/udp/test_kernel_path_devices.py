@@ -6,13 +6,13 @@ import json
 import sys
 
 import pytest
-from tests.integration.backends.udp.conftest import MakeOverlay, Node, Overlay, run
-from tests.integration.backends.udp.test_kernel_path import COUNT, is_used
+from tests.integration.backends.udp.conftest import Node, Overlay, run
 from tests.unit.backends.userspace.reference import UDP, Packet
 from tests.waiting import until
 
 pytestmark = pytest.mark.root
 
+COUNT = 20
 _SEND_FRAMES = """
 import socket, sys
 with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as end:
@@ -20,14 +20,6 @@ with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as end:
     for _ in range(int(sys.argv[2])):
         end.send(bytes.fromhex(sys.argv[1]))
 """
-
-
-@pytest.fixture
-def kernel_overlay(make_overlay: MakeOverlay) -> Overlay:
-    overlay = make_overlay(extensions=True)
-    for node in overlay.nodes:
-        is_used(node)
-    return overlay
 
 
 def _link(node: Node, device: str) -> tuple[int, str]:

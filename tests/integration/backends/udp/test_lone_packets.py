@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.backends.udp.conftest import MakeOverlay, Node, Overlay, run
+from tests.integration.backends.udp.conftest import Overlay, run
 from tests.integration.backends.udp.test_wire import Capture, assert_valid, datagrams
 from tests.waiting import until
 
@@ -41,33 +41,14 @@ sender.send(bytes([{LAST}]) * 100)
 """
 
 
-@pytest.fixture
-def overlay(make_overlay: MakeOverlay) -> Overlay:
-    """One whose nodes send and receive pings without their workers."""
-    overlay = make_overlay(extensions=True, KernelPath=True)
-    until(lambda: is_lone(overlay), "pings that pass the workers by")
-    return overlay
-
-
-def is_lone(overlay: Overlay) -> bool:
-    assert overlay.nodes[0].ping(count=4, options=("-I", "10.5.1.1"))
-    return all(count > 4 for node in overlay.nodes for count in lone(node))
-
-
-def lone(node: Node) -> tuple[int, int]:
-    """Sent and received; the worker tells it once a second."""
-    counters = node.counters()
-    return counters["lone_sent_packets"], counters["lone_received_packets"]
-
-
 @pytest.mark.parametrize("stopped", [1, 2])
-def test_nothing_overtakes_what_waits_for_the_worker(overlay: Overlay, stopped: int) -> None:
-    first, second = overlay.nodes
+def test_nothing_overtakes_what_waits_for_the_worker(kernel_overlay: Overlay, stopped: int) -> None:
+    first, second = kernel_overlay.nodes
     receiver = second.start(sys.executable, "-c", RECEIVER, stdout=subprocess.PIPE)
     assert receiver.stdout is not None
     with receiver:
         assert receiver.stdout.readline() == "bound\n"
-        (worker,) = overlay.nodes[stopped - 1].workers()
+        (worker,) = kernel_overlay.nodes[stopped - 1].workers()
         os.kill(worker, signal.SIGSTOP)
         try:
             run(*first.command(sys.executable, "-c", SENDER))
@@ -77,15 +58,15 @@ def test_nothing_overtakes_what_waits_for_the_worker(overlay: Overlay, stopped: 
 
 
 @pytest.mark.parametrize("checksum", ["udpcsum", "noudpcsum"])
-def test_checksums_inside_a_tunnel_of_the_containers(overlay: Overlay, checksum: str, tmp_path: Path) -> None:
-    first, _ = overlay.nodes
-    for node in overlay.nodes:
+def test_checksums_inside_a_tunnel_of_the_containers(kernel_overlay: Overlay, checksum: str, tmp_path: Path) -> None:
+    first, _ = kernel_overlay.nodes
+    for node in kernel_overlay.nodes:
         ends = ("local", f"10.5.{node.number}.1", "remote", f"10.5.{node.peer}.1")
         node.ip("link", "add", "inside", "type", "vxlan", "id", "7", *ends, "dstport", "4789", checksum)
         node.ip("addr", "add", f"198.51.100.{node.number}/24", "dev", "inside")
         node.ip("link", "set", "inside", "mtu", "1300", "up")
     path = tmp_path / "underlay.pcap"
-    capture = Capture(overlay, path)
+    capture = Capture(kernel_overlay, path)
     connect = "import socket; socket.create_connection(('198.51.100.2', 9), 5)"
     try:
         subprocess.run(first.command(sys.executable, "-c", connect), check=False, capture_output=True)
@@ -101,24 +82,24 @@ def tunnelled(path: Path) -> list[Any]:
     return [packet[VXLAN][scapy.IP] for packet in datagrams(path) if VXLAN in packet and scapy.TCP in packet[VXLAN]]
 
 
-def test_mtu_of_a_route(overlay: Overlay) -> None:
-    first, _ = overlay.nodes
+def test_mtu_of_a_route(kernel_overlay: Overlay) -> None:
+    first, _ = kernel_overlay.nodes
     first.ip("route", "replace", "192.0.2.0/24", "dev", "under", "src", "192.0.2.1", "mtu", "1300")
     assert not first.ping(size=1400, options=("-M", "do"))
     assert first.ping(size=1200, options=("-M", "do"))
 
 
-def test_rule_for_what_the_node_sends(overlay: Overlay) -> None:
+def test_rule_for_what_the_node_sends(kernel_overlay: Overlay) -> None:
     """The datagrams are the node's, whatever the packets in them came by."""
-    first, _ = overlay.nodes
+    first, _ = kernel_overlay.nodes
     assert first.ping()
     first.ip("route", "add", "blackhole", "default", "table", "77")
     first.ip("rule", "add", "iif", "lo", "to", "192.0.2.2", "table", "77")
     assert not first.ping()
 
 
-def test_priority_of_a_packet_is_not_its_datagrams(overlay: Overlay) -> None:
-    first, _ = overlay.nodes
+def test_priority_of_a_packet_is_not_its_datagrams(kernel_overlay: Overlay) -> None:
+    first, _ = kernel_overlay.nodes
     try:
         run(*first.command("tc", "qdisc", "add", "dev", "under", "root", "handle", "1:", "htb", "default", "20"))
     except AssertionError:
@@ -137,10 +118,10 @@ def test_priority_of_a_packet_is_not_its_datagrams(overlay: Overlay) -> None:
     assert packets["1:20"] != "0"
 
 
-def test_firewall_where_datagrams_leave_is_heeded(overlay: Overlay) -> None:
+def test_firewall_where_datagrams_leave_is_heeded(kernel_overlay: Overlay) -> None:
     if shutil.which("nft") is None:
         pytest.skip("needs nft (Debian package nftables)")
-    first, _ = overlay.nodes
+    first, _ = kernel_overlay.nodes
     for rule in (
         "add table netdev guard",
         "add chain netdev guard leaving { type filter hook egress device under priority 0; }",
