@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.integration.backends.udp.captures import Capture, assert_valid, datagrams
 from tests.integration.backends.udp.conftest import Overlay, run
-from tests.integration.backends.udp.test_wire import Capture, assert_valid, datagrams
 from tests.waiting import until
 
 scapy = pytest.importorskip("scapy.all", reason="needs scapy (extra: test)")
