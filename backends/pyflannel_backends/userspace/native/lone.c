@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <linux/bpf.h>
+#include <linux/capability.h>
 #include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -19,6 +20,7 @@ enum {
     SMALL = 512,   /* bytes, which fit into each path's MTU (net.ipv4.route.min_pmtu) with what is put before them */
     LINK_CREATE = 28, /* this and the next of linux/bpf.h, which older headers lack */
     MMAPABLE = 1 << 10,
+    MAY_LOAD = 39, /* CAP_BPF of linux/capability.h */
     DEVICE_OF_LINK = 4, /* where bpf_link_info has that of a TCX link, in words */
     TCX_INGRESS = 46,
     TCX_EGRESS = 47,
@@ -31,6 +33,18 @@ static int
 bpf(int command, void *attributes, size_t size)
 {
     return (int)syscall(SYS_bpf, command, attributes, size);
+}
+
+/* Whether we have one of the rights without which the kernel refuses each of the calls below. Those of whom a filter of
+ * system calls (seccomp) wants no bpf(2) mostly have neither, and some such filters kill who tries. */
+static int
+has_right(void)
+{
+    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct own[_LINUX_CAPABILITY_U32S_3];
+    if (syscall(SYS_capget, &header, own) < 0)
+        return 1; /* it will tell */
+    return (own[MAY_LOAD / 32].effective >> MAY_LOAD % 32 & 1) || (own[0].effective >> CAP_SYS_ADMIN & 1);
 }
 
 static uint64_t
@@ -118,6 +132,10 @@ load_and_attach(struct lone *lone, int way, uint32_t device)
 static const char *
 open_all(struct lone *lone, const struct lone_control *control)
 {
+    if (!has_right()) {
+        errno = EPERM;
+        return "make a BPF map";
+    }
     for (int number = 0; number < MAPS; number++)
         if ((lone->maps[number] = make_map(number)) < 0)
             return "make a BPF map";
