@@ -1,4 +1,4 @@
-/* Loading and teaching the programs of bpf/lone.bpf.c, by bpf(2). They are gone when the worker ends, since their links are. */
+/* Loading and teaching the programs of bpf/lone.bpf.c, by bpf(2). They go when the worker ends, with their links. */
 
 #include "lone.h"
 
@@ -35,8 +35,8 @@ bpf(int command, void *attributes, size_t size)
     return (int)syscall(SYS_bpf, command, attributes, size);
 }
 
-/* Whether we have one of the rights without which the kernel refuses each of the calls below. Those of whom a filter of
- * system calls (seccomp) wants no bpf(2) mostly have neither, and some such filters kill who tries. */
+/* Whether we have one of the two rights without which the kernel refuses the calls below. Where a filter of system
+ * calls (seccomp) forbids bpf(2) we mostly have neither, and some such filters kill whoever tries. */
 static int
 has_right(void)
 {
@@ -223,8 +223,8 @@ put(const struct lone *lone, int map, const void *key, const void *value)
     bpf(BPF_MAP_UPDATE_ELEM, &attributes, sizeof attributes); /* what is not there goes through the worker */
 }
 
-/* Whether an entry is to be written, with ``state``: half of its time is over, it was never written, or not for packets of
- * ``size`` bytes. */
+/* Whether an entry is to be written, with ``state``: half of its time is over, it was never written, or not for packets
+ * of ``size`` bytes. */
 static int
 is_due(const struct lone *lone, struct lone_written *written, uint32_t size, struct lone_state *state)
 {

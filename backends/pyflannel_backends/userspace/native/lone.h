@@ -25,8 +25,8 @@ struct lone_counts {
 /* To be called first. */
 void lone_init(struct lone *lone);
 
-/* Load the programs and attach them to a TUN device and to what datagrams come in by, both by their indices. Returns NULL,
- * or what can't be done, and errno. */
+/* Load the programs and attach them to a TUN device and to what datagrams come in by, both by their indices. Returns
+ * NULL, or what can't be done, and errno. */
 const char *lone_open(struct lone *lone, uint32_t device, uint32_t underlay, uint32_t address, uint16_t port);
 void lone_close(struct lone *lone);
 

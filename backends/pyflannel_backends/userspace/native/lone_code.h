@@ -1,5 +1,5 @@
 /* Made of bpf/lone.bpf.c and lone_maps.h by tools/compile_bpf.py, for little-endian machines: don't edit.
- * sha256 of both: 9b4ff60017b1958e459ef2c655485bc5a37a10bf5ca377ab372f67280c2489ba
+ * sha256 of both: c47d5bfc86e662cd547a83d8e3e1432f18ff21e5e48361b0d5d5c61ba314e002
  */
 
 #include <linux/bpf.h>

@@ -1,5 +1,5 @@
-/* What the two programs of bpf/lone.bpf.c and the worker that loads them share. Addresses and ports are in network order,
- * times are CLOCK_MONOTONIC's nanoseconds.
+/* What the two programs of bpf/lone.bpf.c and the worker that loads them share. Addresses and ports are in network
+ * order, times are CLOCK_MONOTONIC's nanoseconds.
  */
 
 #ifndef PYFLANNEL_LONE_MAPS_H
@@ -10,8 +10,8 @@
 enum { ROUTES, PEERS, PATHS, CONTROL, MAPS }; /* the maps, by what the programs call them */
 enum { LEAVING, ARRIVING, WAYS };
 
-/* An entry of another generation than the control's is void. ``passed`` is when the worker last got something like it, and
- * is written by the programs. */
+/* An entry of another generation than the control's is void. ``passed`` is when the worker last got something like it,
+ * and is written by the programs. */
 struct lone_state {
     __u64 until, passed;
     __u32 generation;

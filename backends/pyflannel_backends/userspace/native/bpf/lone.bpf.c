@@ -2,9 +2,9 @@
 /* Two programs that carry udp's lone packets within the kernel: wrap() where packets leave by the TUN device, unwrap()
  * where datagrams arrive on the underlay. Compiled by tools/compile_bpf.py into lone_code.h; loaded by lone.c.
  *
- * What they know is what the worker found out with an earlier packet of the same kind, and for a few seconds only: then a
- * packet goes through the worker again, and so past whatever this node's rules say of its datagram. Everything that is not
- * as plain as can be is left to the worker, and so is what would overtake that.
+ * What they know is what the worker found out with an earlier packet of the same kind, and for a few seconds only: then
+ * a packet goes through the worker again, and so meets whatever rules this node has for its datagram. Everything that
+ * is not as plain as can be is left to the worker, and so is what would overtake that.
  *
  * The datagrams are those that the worker sends, but that they have no checksum, which UDP over IPv4 doesn't need: the
  * packets inside have theirs.
@@ -23,7 +23,7 @@
 #define section(name) __attribute__((section(name), used))
 #define always_inline __attribute__((always_inline)) inline
 #define htons(value) __builtin_bswap16(value)
-#define opaque(variable) asm volatile("" : "+r"(variable)) /* for the verifier's sake: what is checked is what is used */
+#define opaque(variable) asm volatile("" : "+r"(variable)) /* for the verifier: what is checked is what is used */
 
 /* The loader puts a map's descriptor where such a number is loaded. Of CONTROL it is the address of its only value. */
 #define map(number) \
@@ -52,7 +52,7 @@ enum {
     CHUNK = 128,            /* bytes that are summed at a time */
     LARGEST = 16 * CHUNK,   /* packets that are summed */
     SKIP_NEIGHBOUR = 1 << 2, /* BPF_FIB_LOOKUP_SKIP_NEIGH, which older headers lack */
-    MOMENT = 1000000,        /* nanoseconds in which a packet has surely come to the worker, or, most of the time, gone on */
+    MOMENT = 1000000, /* nanoseconds in which a packet has surely come to the worker, or, most of the time, gone on */
 };
 
 static void *(*const lookup)(void *, const void *) = (void *)BPF_FUNC_map_lookup_elem;
@@ -67,7 +67,8 @@ static long (*const checked)(void *, __u64) = (void *)BPF_FUNC_csum_level;
 static void (*const forget_hash)(void *) = (void *)BPF_FUNC_set_hash_invalid;
 static long (*const route_to)(void *, struct bpf_fib_lookup *, int, __u32) = (void *)BPF_FUNC_fib_lookup;
 static long (*const redirect)(__u32, __u64) = (void *)BPF_FUNC_redirect;
-static long (*const redirect_to_neighbour)(__u32, struct bpf_redir_neigh *, int, __u64) = (void *)BPF_FUNC_redirect_neigh;
+static long (*const redirect_to_neighbour)(__u32, struct bpf_redir_neigh *, int, __u64) =
+    (void *)BPF_FUNC_redirect_neigh;
 
 struct outer {
     __u16 frame[ETH_HLEN / 2];
@@ -147,8 +148,8 @@ add_chunk(struct __sk_buff *skb, __u32 at, __u32 size, __u32 *total)
     return 0;
 }
 
-/* Write a checksum, and have the kernel know that it is whole: to take off what comes before the place where it was to begin
- * does that (skb_postpull_rcsum); then it is put back. Returns 0, or -1 if the packet is lost. */
+/* Write a checksum, and have the kernel know that it is whole: to take off what comes before the place where it was to
+ * begin does that (skb_postpull_rcsum); then it is put back. Returns 0, or -1 if the packet is lost. */
 static always_inline int
 write_checksum(struct __sk_buff *skb, __u32 at, __u32 total)
 {
@@ -163,11 +164,11 @@ write_checksum(struct __sk_buff *skb, __u32 at, __u32 total)
                : 0;
 }
 
-/* Finish a checksum that the kernel left to the device, and see that nobody does so again. Returns 0, or 1 if this is not
- * possible and the packet is as it was, -1 if it is lost.
+/* Finish a checksum that the kernel left to the device, and see that nobody does so again. Returns 0, or 1 if this is
+ * not possible and the packet is as it was, -1 if it is lost.
  *
- * In UDP there may be a tunnel of the containers' own, and what was left to the device a checksum inside that. It shows:
- * until that one is finished, UDP's own is wrong, or there is none. */
+ * In UDP there may be a tunnel of the containers' own, and what was left to the device may be a checksum inside that.
+ * It shows: until that one is finished, UDP's own is wrong, or there is none. */
 static always_inline int
 finish_checksum(struct __sk_buff *skb, const struct iphdr *ip)
 {
