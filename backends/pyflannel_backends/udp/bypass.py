@@ -10,7 +10,9 @@ firewall are heeded all the same, with some delay: every few seconds one packet 
   device's programs send elsewhere;
 - somebody who captures what the TUN device gives, say by tcpdump, and wants to see all of it.
 
-Sources: linux/rtnetlink.h, linux/pkt_sched.h, linux/xfrm.h, linux/netfilter/nf_tables.h, packet(7).
+Nor may it be where the worker's clock is not the kernel's, since entries would be good for another time than they should.
+
+Sources: linux/rtnetlink.h, linux/pkt_sched.h, linux/xfrm.h, linux/netfilter/nf_tables.h, packet(7), time_namespaces(7).
 """
 
 from __future__ import annotations
@@ -109,6 +111,8 @@ class Bypass:
         """What packets must not pass by, if there is such a thing."""
         if _link_type(self._underlay) != _ETHERNET:
             return f"{self._underlay} is not an Ethernet device"
+        if _has_own_clock():
+            return "the worker is in a time namespace with a clock of its own"
         if _has_policies():
             return "there are IPsec policies"
         for index, handle, parent in _queueing_disciplines():
@@ -128,6 +132,16 @@ def _link_type(device: str) -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         answer = fcntl.ioctl(any_socket, _SIOCGIFHWADDR, _IFREQ.pack(device.encode(), 0))
     return int(_IFREQ.unpack(answer)[1])
+
+
+def _has_own_clock() -> bool:
+    """Whether CLOCK_MONOTONIC is another one than what programs in the kernel read."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/timens_offsets").read_text().splitlines():
+            name, *offset = line.split()
+            if name == "monotonic":
+                return any(map(int, offset))
+    return False
 
 
 def _ask(protocol: int, kind: int, flags: int, body: bytes) -> Iterator[bytes]:
