@@ -12,7 +12,8 @@ firewall are heeded all the same, with some delay: every few seconds one packet 
 
 Nor may it be where the worker's clock is not the kernel's, since entries would be good for another time than they should.
 
-Sources: linux/rtnetlink.h, linux/pkt_sched.h, linux/xfrm.h, linux/netfilter/nf_tables.h, packet(7), time_namespaces(7).
+Sources: linux/rtnetlink.h, linux/pkt_sched.h, linux/xfrm.h, linux/netfilter/nf_tables.h, packet(7),
+time_namespaces(7).
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ _XFRM_MSG_GETSPDINFO: Final = 0x25
 _NFT_MSG_GETCHAIN, _NFT_MSG_GETGEN = 0x0A04, 0x0A10
 _NFPROTO_NETDEV: Final = bytes((5, 0, 0, 0))
 """``nfgenmsg``"""
+_NFTABLES: Final = Path("/sys/module/nf_tables")
 _NFTA_CHAIN_HOOK, _NFTA_HOOK_HOOKNUM = 4, 1
 _NF_NETDEV_EGRESS: Final = struct.pack("!I", 1)
 _ATTRIBUTE: Final = struct.Struct("=HH")
@@ -184,9 +186,13 @@ def _has_filters(device: int, handle: int) -> bool:
     return any(True for _ in _ask(socket.NETLINK_ROUTE, _RTM_GETTFILTER, _NLM_F_DUMP, request))
 
 
-@functools.cache
 def _has_nftables() -> bool:
-    """Whether the kernel has them; to ask is to have it look for the module, so that is done once."""
+    return _had_nftables() or _NFTABLES.exists()
+
+
+@functools.cache
+def _had_nftables() -> bool:
+    """Whether the kernel had them at first; to ask is to have it look for the module, so that is done once."""
     return any(True for _ in _ask(_NETLINK_NETFILTER, _NFT_MSG_GETGEN, 0, _NFPROTO_NETDEV))
 
 

@@ -1,5 +1,5 @@
 /* Made of bpf/lone.bpf.c and lone_maps.h by tools/compile_bpf.py, for little-endian machines: don't edit.
- * sha256 of both: c47d5bfc86e662cd547a83d8e3e1432f18ff21e5e48361b0d5d5c61ba314e002
+ * sha256 of both: c2efb6c1dfe9109c6d926e1f98d8994a405de4a46ce521685b2999f1dca3aa1f
  */
 
 #include <linux/bpf.h>

@@ -38,20 +38,20 @@
 #define control() ((struct lone_control *)map(0x6c6f6e6500000003))
 
 enum {
-    INET = 2, /* AF_INET */
+    INET = 2,  /* AF_INET */
     NEXT = -1, /* TCX_NEXT: as if there were no program */
     DROP = 2,  /* TC_ACT_SHOT */
+    HERE = 0,  /* PACKET_HOST: not for another machine that shares our wire */
     PLAIN = 0x45,
     MORE_OR_OFFSET = 0x3fff,
     DONT_FRAGMENT = 0x4000,
-    HERE = 0, /* PACKET_HOST: not for another machine that shares our wire */
     TTL = 64,
-    LOOPBACK = 1, /* the index of the device that routes are asked by for what this node itself sends */
-    TAKEN_OFF = 24,          /* a header, and some of what follows it */
+    LOOPBACK = 1,              /* the index of the device by which routes are asked for what this node itself sends */
+    TAKEN_OFF = 24,            /* a header, and some of what follows it */
     SMALLEST = TAKEN_OFF + 20, /* packets of which so much can be taken off */
-    CHUNK = 128,            /* bytes that are summed at a time */
-    LARGEST = 16 * CHUNK,   /* packets that are summed */
-    SKIP_NEIGHBOUR = 1 << 2, /* BPF_FIB_LOOKUP_SKIP_NEIGH, which older headers lack */
+    CHUNK = 128,               /* bytes that are summed at a time */
+    LARGEST = 16 * CHUNK,      /* packets that are summed */
+    SKIP_NEIGHBOUR = 1 << 2,   /* BPF_FIB_LOOKUP_SKIP_NEIGH, which older headers lack */
     MOMENT = 1000000, /* nanoseconds in which a packet has surely come to the worker, or, most of the time, gone on */
 };
 
