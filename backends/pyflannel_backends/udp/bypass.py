@@ -10,7 +10,7 @@ firewall are heeded all the same, with some delay: every few seconds one packet 
   device's programs send elsewhere;
 - somebody who captures what the TUN device gives, say by tcpdump, and wants to see all of it.
 
-Nor may it be where the worker's clock is not the kernel's, since entries would be good for another time than they should.
+Nor may they where the worker's clock is not the kernel's: entries would be good for another time than they should.
 
 Sources: linux/rtnetlink.h, linux/pkt_sched.h, linux/xfrm.h, linux/netfilter/nf_tables.h, packet(7),
 time_namespaces(7).
