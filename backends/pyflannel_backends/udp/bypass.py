@@ -2,7 +2,7 @@
 
 There they also pass by what this node does with datagrams and packets on their way to and from the worker. Rules of a
 firewall are heeded all the same, with some delay: every few seconds one packet of each kind takes the usual way
-(``native/lone.bpf.c``). Of what else could be there, this module sees that it isn't, once a second:
+(``native/bpf/lone.bpf.c``). Of what else could be there, this module sees that it isn't, once a second:
 
 - IPsec policies, by which datagrams may have to be encrypted, or to have been;
 - somebody's queueing discipline on the TUN device, or filters where the underlay's packets come in (``tc``);

@@ -133,7 +133,7 @@ class FastPath:
     def carry_lone(self, device: int, underlay: int, address: str, /) -> None:
         """Have the kernel carry packets that come alone, like those that were carried here, without waking anybody.
 
-        See native/lone.bpf.c. Only where packets are not sealed, and come from one port. It ends with this object.
+        See native/bpf/lone.bpf.c. Only where packets are not sealed, and come from one port. It ends with this object.
 
         :param device: :param underlay: indices of the TUN device, and of the one that datagrams come in by.
         :param address: ours, on that.

@@ -12,6 +12,8 @@
  * buffer, and a header is looked at when all of it is there. Packets are read into memory of our own, and what is left to
  * Python is copied to where Python expects it.
  *
+ * Bare datagrams that come alone need not come here at all: carry_lone(), and bpf/lone.bpf.c.
+ *
  * Sources: linux/virtio_net.h, linux/udp.h, udp(7) (UDP_SEGMENT, UDP_GRO), epoll_wait(2), WireGuard white paper.
  */
 
@@ -1158,15 +1160,13 @@ carry_lone(FastPath *self, PyObject *arguments)
     end_lone(self);
     const char *failed =
         lone_open(&self->lone, (uint32_t)device, (uint32_t)underlay, own.s_addr, htons(self->port));
-    if (failed == NULL && ask_for_devices(self, 1) == 0)
-        Py_RETURN_NONE;
-    if (failed == NULL) {
-        int error = errno;
-        end_lone(self);
-        errno = error;
+    if (failed == NULL && ask_for_devices(self, 1) < 0)
         failed = "learn by which device datagrams come";
-    }
-    PyObject *told = Py_BuildValue("(iN)", errno, PyUnicode_FromFormat("can't %s: %s", failed, strerror(errno)));
+    if (failed == NULL)
+        Py_RETURN_NONE;
+    int error = errno;
+    end_lone(self);
+    PyObject *told = Py_BuildValue("(iN)", error, PyUnicode_FromFormat("can't %s: %s", failed, strerror(error)));
     PyErr_SetObject(PyExc_OSError, told);
     Py_XDECREF(told);
     return NULL;

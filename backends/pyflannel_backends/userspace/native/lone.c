@@ -155,6 +155,7 @@ void
 lone_init(struct lone *lone)
 {
     lone->control = NULL;
+    lone->generation = 0;
     for (int number = 0; number < MAPS; number++)
         lone->maps[number] = -1;
     lone->links[LEAVING] = lone->links[ARRIVING] = -1;
@@ -163,7 +164,13 @@ lone_init(struct lone *lone)
 const char *
 lone_open(struct lone *lone, uint32_t device, uint32_t underlay, uint32_t address, uint16_t port)
 {
-    struct lone_control control = {.device = device, .underlay = underlay, .address = address, .port = port};
+    struct lone_control control = {
+        .device = device,
+        .underlay = underlay,
+        .address = address,
+        .port = port,
+        .generation = ++lone->generation,
+    };
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
     errno = ENOEXEC;
     return "use the BPF programs, which were compiled for little-endian machines";
@@ -188,11 +195,13 @@ close_all(int *descriptors, int count)
 void
 lone_close(struct lone *lone)
 {
+    uint32_t generation = lone->control != NULL ? lone->control->generation : lone->generation;
     close_all(lone->links, WAYS);
     if (lone->control != NULL)
         munmap(lone->control, sizeof *lone->control);
     close_all(lone->maps, MAPS);
     lone_init(lone);
+    lone->generation = generation;
 }
 
 int

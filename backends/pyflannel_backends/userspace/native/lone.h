@@ -10,6 +10,7 @@
 struct lone {
     struct lone_control *control; /* NULL where packets all come to the worker */
     int maps[MAPS], links[WAYS];
+    uint32_t generation; /* the last one: what was written before these maps were made is not in them */
 };
 
 /* When an entry was last written, and for packets of how many bytes. */

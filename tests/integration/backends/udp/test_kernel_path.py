@@ -253,6 +253,15 @@ def test_what_packets_must_not_pass_by_sends_them_through_the_worker(kernel_over
         first.let_lone_packets_pass()
 
 
+def test_packets_that_the_worker_carried_just_before_pass_it_by_at_once(kernel_overlay: Overlay) -> None:
+    """What was found out for the programs that are gone is told to the next ones."""
+    first, _ = kernel_overlay.nodes
+    with policy(first):
+        is_not_used(first, "there are IPsec policies")
+    until(lambda: not any(first.tell("kernel_path")), "workers that packets pass by")
+    assert _lone(first, "sent", _pinged) > COUNT // 2
+
+
 def test_the_option_switches_it_off(make_overlay: MakeOverlay) -> None:
     overlay = make_overlay(extensions=True, KernelPath=False)
     first, _ = overlay.nodes
