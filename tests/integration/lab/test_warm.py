@@ -86,7 +86,8 @@ def test_a_daemon_is_where_and_what_it_would_be(lab: Lab, node: Node) -> None:
         assert isinstance(process.proxy, Forked) == (wrapper == ())
         assert os.getsid(process.pid) == process.proxy.pid
         both.append(seen(process.pid))
-        assert len(os.listdir(f"/proc/{process.pid}/fd")) < 30, "nothing of others is left open in it"
+        # What others left open would stay; what the daemon itself opens for a moment, a pipe to nft say, does not.
+        until(lambda: len(os.listdir(f"/proc/{process.pid}/fd")) < 30, "only its own descriptors")  # noqa: B023
         node.daemon.stop()
         assert process.returncode == 0
     assert both[0] == both[1]
